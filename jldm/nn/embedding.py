@@ -1,0 +1,42 @@
+"""Numbers and places as vectors."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+def sinusoids(x: Array, width: int, longest: float = 10_000.0) -> Array:
+  """x [...] -> [..., width] in float32: cosines, then sines, at frequencies from 1 down to 1 / longest."""
+  frequencies = jnp.exp(-jnp.log(longest) * jnp.arange(width // 2) / (width // 2))
+  angles = x[..., None].astype(jnp.float32) * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def grid_sinusoids(height: int, width: int, features: int) -> np.ndarray:
+  """Places of a height x width grid as [height * width, features]: half from the row, half from the column.
+
+  Dosovitskiy et al. 2021 as DiT (2212.09748) has it; features must be divisible by 4.
+  """
+  frequencies = 1 / 10_000 ** (np.arange(features // 4) / (features // 4))
+  wave = lambda n: (lambda a: np.concatenate([np.sin(a), np.cos(a)], -1))(np.outer(np.arange(n), frequencies))
+  rows, columns = wave(height), wave(width)
+  both = [np.repeat(rows, width, 0), np.tile(columns, (height, 1))]
+  return np.concatenate(both, -1).astype(np.float32)
+
+
+class LevelEmbedding(nn.Module):
+  """A scalar per sample in [0, 1] as a vector: sinusoids of 1000 x, then two dense layers (DDPM, 2006.11239, appendix B)."""
+
+  width: int
+  frequencies: int = 256
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B] -> [B, width]."""
+    init = nn.initializers.normal(0.02)
+    h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(sinusoids(1000 * x, self.frequencies))
+    return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))

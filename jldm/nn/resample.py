@@ -1,0 +1,81 @@
+"""Halving and doubling of images."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def space_to_depth(x: Array, patch: int) -> Array:
+  """[B, H p, W p, C] -> [B, H, W, p p C]."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: Array, patch: int) -> Array:
+  """[B, H, W, p p C] -> [B, H p, W p, C], the inverse of `space_to_depth`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, patch, patch, c // patch**2)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
+
+
+class Downsample(nn.Module):
+  """A 3x3 convolution of stride 2, padded below and to the right alone, as the published codecs have it."""
+
+  features: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B, H, W, C] -> [B, H / 2, W / 2, features]."""
+    pad = ((0, 1), (0, 1))
+    return nn.Conv(self.features, (3, 3), strides=2, padding=pad, dtype=self.dtype, name="conv")(x)
+
+
+def phase_taps(kernel: Array, axis: int) -> list[Array]:
+  """A 3-tap axis as two of 2 taps: what it does to the even and to the odd places after nearest-neighbour doubling.
+
+  An even place sees sources (i - 1, i, i) and an odd one (i, i, i + 1): taps that meet the same source are added.
+  """
+  a, b, c = jnp.split(kernel, 3, axis)
+  return [jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)]
+
+
+class Upsample(nn.Module):
+  """Nearest-neighbour doubling, then a 3x3 convolution, done as four 2x2 convolutions, one a phase of the output.
+
+  Exact, with 2.25 times fewer multiplications; its parameters are those of the 3x3 convolution.  (One convolution to
+  four times the features is as fast forward, and thirty times slower backward on a CPU.)
+  """
+
+  features: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B, H, W, C] -> [B, 2 H, 2 W, features]."""
+    b, h, w, channels = x.shape
+    kernel, bias = ThreeByThree(self.features, name="conv")(channels)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    phase = lambda taps, i, j: jax.lax.conv_general_dilated(
+      x, taps, (1, 1), ((1 - i, i), (1 - j, j)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    rows = [
+      jnp.stack([phase(taps, i, j) for j, taps in enumerate(phase_taps(half, 1))], 3)  # [B, H, W, 2, F]
+      for i, half in enumerate(phase_taps(kernel, 0))
+    ]
+    return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, self.features) + bias.astype(self.dtype)
+
+
+class ThreeByThree(nn.Module):
+  """The parameters of a 3x3 convolution, for a layer that applies them in its own way."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, channels: int) -> tuple[Array, Array]:
+    """-> kernel [3, 3, channels, features], bias [features]."""
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.features))
+    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))

@@ -1,0 +1,43 @@
+"""Residual blocks of convolutional networks."""
+
+from flax import linen as nn
+import jax
+
+from jldm.nn.attention import SelfAttention
+from jldm.nn.norm import GroupNorm
+
+Array = jax.Array
+
+
+class ResnetBlock(nn.Module):
+  """Norm, SiLU and a 3x3 convolution, twice, beside the identity (a 1x1 convolution where the channels change)."""
+
+  features: int
+  groups: int = 32
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B, H, W, C] -> [B, H, W, features]."""
+    h = x
+    for i in (1, 2):
+      h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name=f"norm{i}")(h))
+      h = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")(h)
+    if x.shape[-1] != self.features:
+      x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
+    return x + h
+
+
+class ImageAttention(nn.Module):
+  """Self-attention over all places of an image, normalised before and added after."""
+
+  heads: int = 1
+  groups: int = 32
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B, H, W, C] -> [B, H, W, C]."""
+    h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+    h = h.reshape(len(x), -1, x.shape[-1])  # [B, H W, C]
+    return x + SelfAttention(self.heads, dtype=self.dtype, name="attention")(h).reshape(x.shape)
