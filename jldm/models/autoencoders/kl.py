@@ -1,0 +1,125 @@
+"""The KL autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: convolutions, one attention in the middle."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from jldm.models.autoencoders.posterior import Gaussian
+from jldm.nn.norm import GroupNorm
+from jldm.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
+from jldm.nn.resnet import ImageAttention, ResnetBlock
+
+Array = jax.Array
+
+
+class Middle(nn.Module):
+  """Resnet block, attention over all places, resnet block, at the coarsest level."""
+
+  groups: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, h: Array) -> Array:
+    width = h.shape[-1]
+    h = ResnetBlock(width, self.groups, self.dtype, name="resnet1")(h)
+    h = ImageAttention(groups=self.groups, dtype=self.dtype, name="attention")(h)
+    return ResnetBlock(width, self.groups, self.dtype, name="resnet2")(h)
+
+
+class Encoder(nn.Module):
+  """Images to features of the posterior, halving between levels."""
+
+  features: int
+  widths: tuple[int, ...]
+  resnets: int
+  groups: int
+  patch: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B, H, W, C] -> [B, h, w, features], h = H / (patch 2^(levels - 1))."""
+    h = nn.Conv(self.widths[0], (3, 3), padding=1, dtype=self.dtype, name="in")(space_to_depth(x, self.patch))
+    for level, width in enumerate(self.widths):
+      if level:
+        h = Downsample(h.shape[-1], self.dtype, name=f"down{level}")(h)
+      for i in range(self.resnets):
+        h = ResnetBlock(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
+    h = Middle(self.groups, self.dtype, name="middle")(h)
+    h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
+    return nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="out")(h)
+
+
+class Decoder(nn.Module):
+  """Latents to images, doubling between levels; one resnet block a level more than the encoder."""
+
+  channels: int
+  widths: tuple[int, ...]
+  resnets: int
+  groups: int
+  patch: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, z: Array) -> Array:
+    """z [B, h, w, C] -> [B, H, W, channels]."""
+    h = nn.Conv(self.widths[-1], (3, 3), padding=1, dtype=self.dtype, name="in")(z)
+    h = Middle(self.groups, self.dtype, name="middle")(h)
+    for level, width in reversed(list(enumerate(self.widths))):
+      for i in range(self.resnets + 1):
+        h = ResnetBlock(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
+      if level:
+        h = Upsample(width, self.dtype, name=f"up{level}")(h)
+    h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
+    features = self.channels * self.patch**2
+    return depth_to_space(nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="out")(h), self.patch)
+
+
+class KLAutoencoder(nn.Module):
+  """Images in [-1, 1] to a diagonal Gaussian over latents, and back.
+
+  Any channels, and any size divisible by `factor` = patch 2^(levels - 1).  `widths` has one entry a level, finest
+  first, each divisible by `groups`; `patch` folds patch x patch pixels into channels at both ends, for speed.
+  """
+
+  channels: int = 3
+  latent_channels: int = 4
+  widths: tuple[int, ...] = (128, 256, 512, 512)
+  resnets: int = 2
+  groups: int = 32
+  patch: int = 1
+  dtype: str = "float32"
+
+  @property
+  def factor(self) -> int:
+    return self.patch * 2 ** (len(self.widths) - 1)
+
+  def setup(self):
+    shared = (tuple(self.widths), self.resnets, self.groups, self.patch, self.dtype)
+    self.encoder = Encoder(2 * self.latent_channels, *shared)
+    self.decoder = Decoder(self.channels, *shared)
+    self.moments = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
+    self.latents = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+
+  def encode(self, x: Array) -> Gaussian:
+    """x [B, H, W, C] in [-1, 1] -> posterior over [B, H / factor, W / factor, latent_channels], in float32.
+
+    Raises:
+      ValueError: H or W is not divisible by `factor`, or C is not `channels`.
+    """
+    if x.shape[1] % self.factor or x.shape[2] % self.factor or x.shape[3] != self.channels:
+      raise ValueError(
+        f"images of {x.shape[1]}x{x.shape[2]}x{x.shape[3]}; expected sides divisible by {self.factor} "
+        f"and {self.channels} channels"
+      )
+    mean, log_variance = jnp.split(self.moments(self.encoder(x)).astype(jnp.float32), 2, -1)
+    return Gaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
+
+  def decode(self, z: Array) -> Array:
+    """z [B, h, w, latent_channels], raw -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
+    return self.decoder(self.latents(z)).astype(jnp.float32)
+
+  def __call__(self, x: Array, keys: Array) -> tuple[Array, Gaussian]:
+    """x [B, H, W, C], keys [B] -> (reconstruction of a sampled latent, posterior)."""
+    posterior = self.encode(x)
+    return self.decode(posterior.sample(keys)), posterior

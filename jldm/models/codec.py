@@ -1,0 +1,62 @@
+"""Between images and the standardised latents that a denoiser lives in.
+
+A codec is a tree {"params", "mean" [C], "std" [C]}: the averaged parameters of a trained autoencoder, and the measured
+statistics of its latents over the training set,
+
+  (1)  std^2 = Var[posterior mean] + E[posterior variance],   a channel
+
+so that standardised latents have zero mean and unit variance, whatever the autoencoder.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.models.autoencoders.posterior import Gaussian
+
+Array = jax.Array
+
+
+class Statistics(NamedTuple):
+  """Mean and standard deviation of raw latents, a channel: [C] each."""
+
+  mean: Array
+  std: Array
+
+
+def pixels(images: Array) -> Array:
+  """uint8 [..., C] in 0..255 -> float32 in [-1, 1]; float images pass."""
+  return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+
+
+def encode(network: Any, codec: dict, images: Array) -> Gaussian:
+  """images [B, H, W, C] -> the raw posterior over [B, h, w, c]."""
+  return network.apply({"params": codec["params"]}, pixels(images), method="encode")
+
+
+def decode(network: Any, codec: dict, latents: Array) -> Array:
+  """Standardised latents [B, h, w, c] -> images [B, H, W, C] in [-1, 1], decoded in float32 whatever the training dtype."""
+  raw = latents * codec["std"] + codec["mean"]
+  images = network.clone(dtype="float32").apply({"params": codec["params"]}, raw, method="decode")
+  return jnp.clip(images, -1, 1)
+
+
+def draw(statistics: Statistics, posterior: Gaussian, keys: Array) -> Array:
+  """A standardised latent [B, h, w, c] from the raw posterior, exactly; keys [B]."""
+  return (posterior.sample(keys) - statistics.mean) / statistics.std
+
+
+def measure(posteriors: Iterable[Gaussian]) -> Statistics:
+  """Equation (1) over batches of numpy posteriors [b, h, w, c], in float64 on the host, stable by merging (Chan 1979)."""
+  count, mean, square, variance = 0, 0.0, 0.0, 0.0
+  for batch in posteriors:
+    flat = np.asarray(batch.mean, np.float64).reshape(-1, batch.mean.shape[-1])
+    new, offset = count + len(flat), flat.mean(0) - mean
+    square = square + ((flat - flat.mean(0)) ** 2).sum(0) + offset**2 * count * len(flat) / new
+    variance = variance + np.exp(np.asarray(batch.log_variance, np.float64)).reshape(flat.shape).sum(0)
+    mean, count = mean + offset * len(flat) / new, new
+  std = np.sqrt((square + variance) / count)
+  return Statistics(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
