@@ -1,0 +1,285 @@
+"""Pictures from anywhere, written as a TFDS data set in array_record, without TensorFlow.
+
+A kind of source is a function in KINDS that lists what there is.  `prepare` then goes over it twice, decoding a few
+pictures at a time: once to check every one and to learn the common size, once to write.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import functools
+import gzip
+import io
+import math
+import os
+from pathlib import Path
+import re
+import shutil
+from typing import Any, NamedTuple
+import zipfile
+import zlib
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from jldm.core.errors import UserError
+from jldm.data import tfds as prepared, transforms
+from jldm.data.staging import staged
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
+IDX_SPLITS = {"train": "train", "test": "t10k"}  # our name of a split, and how the names of its files begin
+VERSION = "1.0.0"
+
+
+class Example(NamedTuple):
+  load: Callable[[], Image.Image]  # decodes anew at every call: "L" or "RGB"
+  label: int                       # -1: unknown
+  origin: str                      # what an error calls it
+
+
+class Contents(NamedTuple):
+  splits: dict[str, list[Example]]
+  classes: list[str]               # names; empty if unlabelled
+
+
+def digits(source: Path | None) -> Contents:
+  """scikit-learn's 1,797 handwritten digits, 8x8 levels 0 ... 16, bicubic to 32x32 in floats."""
+  if source:
+    raise UserError(f"source='{source}' with digits, which come with scikit-learn; leave it out")
+  from sklearn.datasets import load_digits  # a second to import, for this one alone
+  data = load_digits()
+  return Contents({"train": arrays([enlarge(image) for image in data.images], data.target, "digit")},
+                  [str(name) for name in data.target_names])
+
+
+def enlarge(image: np.ndarray) -> np.ndarray:
+  """A digit [8, 8] of levels 0 ... 16 as uint8 [32, 32]."""
+  large = Image.fromarray((image * (255 / 16)).astype(np.float32)).resize((32, 32), Image.Resampling.BICUBIC)
+  return np.clip(np.rint(np.asarray(large)), 0, 255).astype(np.uint8)
+
+
+def arrays(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> list[Example]:
+  """Examples from uint8 images [N, H, W] or [N, H, W, 3]."""
+  return [Example(functools.partial(Image.fromarray, image), int(label), f"{origin} {number}")
+          for number, (image, label) in enumerate(zip(images, labels, strict=True))]
+
+
+def folder(source: Path | None) -> Contents:
+  """Picture files: a sub-folder a class, in the order of their names; or all in one folder, unlabelled."""
+  source = existing(source, "folder", "a folder of pictures, or of one sub-folder a class", Path.is_dir)
+  classes = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+  flat = pictures(source, "*")
+  if flat and classes:
+    raise UserError(f"'{source}' has pictures ('{flat[0].name}') beside sub-folders ('{classes[0]}'); "
+                    "expected pictures alone (unlabelled) or sub-folders alone (one a class); move one of them away")
+  groups = [pictures(source / name, "**/*") for name in classes]
+  for name, group in zip(classes, groups, strict=True):
+    if not group:
+      raise UserError(f"'{source / name}' holds no pictures ({', '.join(EXTENSIONS)}); fill or remove it")
+  if not flat and not classes:
+    raise UserError(f"'{source}' holds no pictures; expected {', '.join(EXTENSIONS)}, in it or in sub-folders")
+  labelled = [(path, -1) for path in flat] + [(path, label) for label, group in enumerate(groups) for path in group]
+  examples = [Example(functools.partial(transforms.read, path), label, str(path)) for path, label in labelled]
+  return Contents({"train": examples}, classes)
+
+
+def pictures(root: Path, pattern: str) -> list[Path]:
+  """Picture files by extension, sorted; hidden ones (such as the ._* of macOS) are none."""
+  return sorted(path for path in root.glob(pattern) if path.suffix[1:].lower() in EXTENSIONS and path.is_file()
+                and not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def idx(source: Path | None) -> Contents:
+  """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..."""
+  source = existing(source, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir)
+  splits, count = {}, 0
+  for split, stem in IDX_SPLITS.items():
+    images, labels = (read_idx(idx_file(source, f"{stem}-{suffix}-ubyte"), rank)
+                      for suffix, rank in (("images-idx3", 3), ("labels-idx1", 1)))
+    if len(images) != len(labels) or not images.size:
+      raise UserError(f"'{source}' has {len(images)} images and {len(labels)} labels in {stem}; expected equally many")
+    splits[split] = arrays(images, labels, f"{stem} image")
+    count = max(count, int(labels.max()) + 1)
+  return Contents(splits, [str(number) for number in range(count)])
+
+
+def idx_file(source: Path, name: str) -> Path:
+  """The file of that name, perhaps with .gz; UserError if there is none."""
+  found = [path for path in (source / name, source / f"{name}.gz") if path.is_file()]
+  if not found:
+    raise UserError(f"'{source}' has no {name} or {name}.gz; expected images and labels of train and t10k")
+  return found[0]
+
+
+def read_idx(path: Path, rank: int) -> np.ndarray:
+  """An IDX file, gzipped or not, as uint8 with `rank` axes; UserError if its header or length is wrong."""
+  try:
+    data = path.read_bytes()
+    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+  except (OSError, EOFError, zlib.error) as error:
+    raise UserError(f"'{path}' cannot be read ({error}); fetch it anew") from error
+  magic, start = bytes([0, 0, 8, rank]), 4 + 4 * rank  # 8: unsigned bytes; then the sizes, big-endian
+  if data[:4] != magic or len(data) < start:
+    raise UserError(f"'{path}' begins with {data[:4].hex() or 'nothing'}; expected {magic.hex()} (IDX, {rank} axes)")
+  shape = [int(n) for n in np.frombuffer(data, ">u4", rank, 4)]
+  came, expected = len(data) - start, math.prod(shape)
+  if came != expected:
+    raise UserError(f"'{path}' has {came} bytes of data; expected {expected} for shape {shape}; fetch it anew")
+  return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def npz(source: Path | None) -> Contents:
+  """An .npz with `images` uint8 [N, H, W] or [N, H, W, C], C 1 or 3, and perhaps `labels` int [N], -1 unknown."""
+  source = existing(source, "npz", "an .npz file with 'images' and perhaps 'labels'", Path.is_file)
+  try:
+    with np.load(source, allow_pickle=False) as file:
+      images, labels = file["images"], file.get("labels")
+  except KeyError as error:
+    raise UserError(f"'{source}' has no 'images'; expected uint8 [N, H, W] or [N, H, W, C]") from error
+  except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    raise UserError(f"'{source}' cannot be read as .npz without pickle; expected arrays of numbers") from error
+  shape = images.shape
+  if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or not images.size:
+    raise UserError(f"'{source}' has images {images.dtype} {list(shape)}; "
+                    "expected uint8 [N, H, W] or [N, H, W, C], C 1 or 3")
+  if labels is None:
+    labels = np.full(len(images), -1)
+  if labels.dtype.kind not in "iu" or labels.shape != shape[:1] or labels.min() < -1:
+    raise UserError(f"'{source}' has labels {labels.dtype} {list(labels.shape)}; "
+                    f"expected integers [{shape[0]}] from -1 (unknown) up")
+  images = images[..., 0] if shape[3:] == (1,) else images
+  return Contents({"train": arrays(images, labels, "image")}, [str(number) for number in range(int(labels.max()) + 1)])
+
+
+def existing(source: Path | None, kind: str, expected: str, legal: Callable[[Path], bool]) -> Path:
+  """`source`; UserError if it is missing or of another sort."""
+  if source is None or not legal(source):
+    wrong = "" if source is None else "is something else" if source.exists() else "does not exist"
+    came = f"source '{source}' {wrong}" if source else "no source"
+    raise UserError(f"{came}; prepare {kind} expects {expected}; give it with --source")
+  return source
+
+
+KINDS = {"digits": digits, "folder": folder, "idx": idx, "npz": npz}
+
+
+def prepare(kind: str, source: str | Path | None, name: str, data_dir: str | Path = "data",
+            size: tuple[int, int] | None = None, pad: int = 0, channels: int | None = None,
+            exist_ok: bool = False) -> Path:
+  """Writes data set `name` from a source of a kind in KINDS and returns its folder, data_dir/name/1.0.0.
+
+  Every picture is cut to `size` (height, width), without which all must be of one size; then `pad` black pixels are
+  added on each side.  `channels` is 1 or 3; by default 1 if every picture is grey.  `exist_ok` leaves a data set that
+  is there as it is.  Features: image, png [H, W, C]; label int64, -1 unknown; the names of the classes are in
+  metadata.json under "classes".  Raises: UserError, after which nothing half-written is left.
+  """
+  check(kind, name, size, pad, channels)
+  target = Path(data_dir).expanduser() / name
+  if os.path.exists(target):
+    if not any(target.glob("*/dataset_info.json")):
+      raise UserError(f"'{target}' is in the way and no data set; choose another --name or --data-dir")
+    if exist_ok:
+      return prepared.find(name, data_dir)
+    raise UserError(f"data set {name!r} is already in '{data_dir}'; choose another --name, delete '{target}', "
+                    "or keep it with --if-missing")
+  check_writable(target.parent)
+  contents = KINDS[kind](Path(source).expanduser() if source else None)
+  (height, width), found = survey([example for split in contents.splits.values() for example in split], size)
+  channels = channels or found
+  record = functools.partial(encode, size=(height, width), pad=pad, mode="L" if channels == 1 else "RGB")
+  try:
+    with staged(target) as temporary:
+      write(temporary, name, contents, (height + 2 * pad, width + 2 * pad, channels), record)
+  except OSError as error:
+    raise UserError(f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})") from error
+  return target / VERSION
+
+
+def check(kind: str, name: str, size: tuple[int, int] | None, pad: int, channels: int | None) -> None:
+  """UserError for a request that makes no sense."""
+  if kind not in KINDS:
+    raise UserError(f"kind={kind!r}; expected one of {list(KINDS)}")
+  if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+    raise UserError(f"name={name!r}; expected letters, digits and underscores after a letter; choose another --name")
+  if size is not None and min(size) < 1:
+    raise UserError(f"size={size[0]}x{size[1]}; expected HEIGHTxWIDTH of at least 1x1")
+  if pad < 0:
+    raise UserError(f"pad={pad}; expected 0 or more pixels")
+  if channels not in (None, 1, 3):
+    raise UserError(f"channels={channels}; expected 1 (grey) or 3 (RGB)")
+
+
+def check_writable(directory: Path) -> None:
+  """UserError if nothing can be made in `directory`, which need not exist: told before all pictures are read."""
+  nearest = next(path for path in (directory.absolute(), *directory.absolute().parents) if os.path.exists(path))
+  if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    raise UserError(f"data_dir='{directory}' cannot be written to; choose another --data-dir")
+
+
+def survey(examples: list[Example], size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
+  """Decodes everything once -> the common (height, width), or `size`; and channels, 1 if all are grey.
+
+  Raises: UserError for a picture that cannot be read, or for two of different size if no `size` is given.
+  """
+  kinds = stream(measure, examples, "checking")
+  first, grey = None, True
+  for example, (height, width, mode) in zip(examples, kinds, strict=True):
+    first = first or (height, width)
+    grey = grey and mode == "L"
+    if size is None and (height, width) != first:
+      raise UserError(f"'{examples[0].origin}' is {first[0]}x{first[1]} and '{example.origin}' {height}x{width} "
+                      f"(height x width); give one size for all, such as --size {first[0]}x{first[1]}")
+  return size or first, 1 if grey else 3
+
+
+def measure(example: Example) -> tuple[int, int, str]:
+  """Height, width and mode of an example."""
+  image = example.load()
+  return image.height, image.width, image.mode
+
+
+def encode(example: Example, size: tuple[int, int], pad: int, mode: str) -> dict[str, Any]:
+  """An example as it is stored: a PNG of `size` and padding in `mode`, and the label."""
+  image = example.load()
+  image = image if (image.height, image.width) == size else transforms.fit(image, size)
+  file = io.BytesIO()
+  transforms.pad(image.convert(mode), pad).save(file, "png")
+  return {"image": file.getvalue(), "label": example.label}
+
+
+def stream(function: Callable[[Example], Any], examples: list[Example], label: str) -> Iterator[Any]:
+  """`function` of every example in order, computed by threads a few ahead, with a progress bar."""
+  import grain  # brings jax along, which printing help can do without
+  threads = os.cpu_count() or 1
+  steps = grain.MapDataset.range(len(examples)).map(lambda number: function(examples[number]))
+  results = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+  return iter(tqdm(results, desc=label, total=len(examples), unit=" images", disable=None))
+
+
+def write(folder: Path, name: str, contents: Contents, shape: tuple[int, int, int],
+          record: Callable[[Example], dict[str, Any]]) -> None:
+  """Makes folder/1.0.0, a TFDS data set called `name` of images of `shape` (height, width, channels)."""
+  import tensorflow_datasets as tfds  # half a second that printing help can do without
+
+  class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version(VERSION)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+      features = {"image": tfds.features.Image(shape=shape, encoding_format="png"),
+                  "label": tfds.features.Scalar(np.int64)}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
+                                   metadata=tfds.core.MetadataDict(classes=contents.classes))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+      return {split: self._generate_examples(split) for split in contents.splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+      return enumerate(stream(record, contents.splits[split], f"writing {split}"))
+
+  Prepared.name = name
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # it announces downloads, of which there are none
+    builder = Prepared(data_dir=folder / "work")
+    builder.download_and_prepare(file_format="array_record")
+  os.rename(builder.data_dir, folder / VERSION)
+  shutil.rmtree(folder / "work")

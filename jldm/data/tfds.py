@@ -1,0 +1,194 @@
+"""Prepared TFDS data sets (array_record) as sources: no TensorFlow, no network.
+
+A data set is found by its folder, data_dir/name/[config/]version/dataset_info.json, whoever prepared it; its features
+must have an `image` and, for conditional training, an integer `label`.  What fits is decoded once into memory.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import io
+import json
+from pathlib import Path
+import re
+import shlex
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from jldm.core.errors import UserError
+from jldm.data import transforms
+from jldm.data.source import Arrays, Batch, Source
+
+IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
+CHUNK = 1024             # records decoded at once on the way there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageData:
+  """A prepared data set of images of one size, and what of it is trained on."""
+  name: str              # "digits", or "name/config"
+  data_dir: str = "data"
+  train: str = "train"   # splits may be sliced: "train[:95%]"
+  held_out: str = "test"
+  height: int = 32
+  width: int = 32
+  channels: int = 1
+  classes: int = 0       # 0: unconditional, every label reads as -1
+
+  def open(self, split: str) -> Source:
+    """The examples of a split: image uint8 [B, H, W, C], label int32 [B].
+
+    Raises: UserError if the data set is missing, not array_record, or not what the fields say it is.  Of a set too
+    large for memory only the first image is looked at here, the others as they are read.
+    """
+    builder = open_builder(find(self.name, self.data_dir))
+    check_image(self, features_of(builder))
+    check_classes(self, builder)
+    source = Records(open_records(builder, split), self)
+    source[np.array([0])]  # where the features leave the size open, the first image tells it
+    size = len(source) * self.height * self.width * self.channels
+    return in_memory(source, f"{self.name} {split}") if size <= IN_MEMORY_BYTES else source
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Examples decoded as they are read."""
+  records: Any  # TFDS data source whose images come as encoded bytes
+  data: ImageData
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, rows: np.ndarray) -> Batch:
+    examples = self.records.__getitems__([int(row) for row in rows])
+    labels = [example["label"] for example in examples] if self.data.classes else [-1] * len(examples)
+    for label in labels:
+      if not -1 <= label < max(self.data.classes, 1):
+        raise UserError(f"label {label} in data set {self.data.name!r} with data.classes={self.data.classes}; "
+                        f"legal are -1 (unknown) to {self.data.classes - 1}")
+    return {"image": np.stack([decode(example["image"], self.data) for example in examples]),
+            "label": np.array(labels, np.int32)}
+
+
+def decode(encoded: bytes, data: ImageData) -> np.ndarray:
+  """An encoded image as uint8 [H, W, C]; UserError unless it has the height and width of `data`."""
+  mode = "L" if data.channels == 1 else "RGB"
+  with Image.open(io.BytesIO(encoded)) as image:
+    pixels = np.asarray(image if image.mode == mode else transforms.recode(image).convert(mode))
+  check_shape(data, (*pixels.shape[:2], data.channels))
+  return pixels.reshape(data.height, data.width, data.channels)
+
+
+def in_memory(source: Source, label: str) -> Arrays:
+  """Everything in `source`, as arrays."""
+  first = source[np.array([0])]
+  arrays = {name: np.empty((len(source), *array.shape[1:]), array.dtype) for name, array in first.items()}
+  with tqdm(desc=f"decoding {label}", total=len(source), unit=" images", delay=1, leave=False, disable=None) as bar:
+    for start in range(0, len(source), CHUNK):
+      rows = np.arange(start, min(start + CHUNK, len(source)))
+      for name, array in source[rows].items():
+        arrays[name][rows] = array
+      bar.update(len(rows))
+  return Arrays(arrays)
+
+
+def find(name: str, data_dir: str | Path) -> Path:
+  """The folder of the newest version of a prepared data set; UserError says how to make a missing one."""
+  root = Path(data_dir).expanduser() / name
+  found = [info.parent for pattern in ("*", "*/*") for info in root.glob(f"{pattern}/dataset_info.json")
+           if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)]
+  if not found:
+    raise UserError(missing(name, data_dir))
+  configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in found})
+  if len(configs) > 1:
+    raise UserError(f"data set {name!r} in '{data_dir}' has several configurations; name one of {configs}")
+  return max(found, key=lambda folder: [int(number) for number in folder.name.split(".")])
+
+
+def missing(name: str, data_dir: str | Path) -> str:
+  """One line: how to make a data set that is not there."""
+  where, it = shlex.quote(str(data_dir)), shlex.quote(name)
+  ways = f"jldm prepare digits --data-dir {where}" if name == "digits" else (
+    f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; or, for a stock TFDS set: "
+    f"pip install 'jldm[tf]' and tfds build {it} --data_dir {where} --file_format array_record")
+  return f"data set {name!r} is not in '{data_dir}'; make it with: {ways}"
+
+
+def open_builder(folder: Path) -> Any:
+  """A TFDS builder that reads the prepared `folder`; UserError unless it is stored as array_record."""
+  info = json.loads((folder / "dataset_info.json").read_text())
+  formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())]
+  if "array_record" not in formats:
+    raise UserError(f"data set '{folder}' is stored as {formats[0]}, jldm reads array_record; build it anew with "
+                    "--file_format array_record and another --data_dir, or convert it: pip install 'jldm[tf]' and tfds "
+                    f"convert_format --dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record")
+  import tensorflow_datasets as tfds  # half a second that a missing data set should not wait for
+  return tfds.builder_from_directory(folder, file_format="array_record")
+
+
+def open_records(builder: Any, split: str) -> Any:
+  """The TFDS data source of a split, images left encoded; UserError for a split that is unknown or empty."""
+  import tensorflow_datasets as tfds
+  try:
+    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  except ValueError as error:  # TFDS has this class for every wrong split, with several lines of text
+    counts = {name: info.num_examples for name, info in builder.info.splits.items()}
+    raise UserError(f"split {split!r} of data set {builder.info.name!r} is unknown or empty; "
+                    f"there are {counts} and slices such as 'train[:95%]'") from error
+
+
+def features_of(builder: Any) -> dict[str, Any]:
+  """The features by name (TFDS has a mapping of its own, without `get`)."""
+  return {name: builder.info.features[name] for name in builder.info.features}
+
+
+def check_image(data: ImageData, features: dict[str, Any]) -> None:
+  """UserError unless there is an 8-bit image, of the size that `data` says as far as the features tell."""
+  import tensorflow_datasets as tfds
+  image = features.get("image")
+  if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+    raise UserError(f"data set {data.name!r} has features {sorted(features)} and no 8-bit image called 'image'")
+  check_shape(data, image.shape)
+
+
+def check_shape(data: ImageData, shape: Iterable[int | None]) -> None:
+  """UserError unless shape (height, width, channels), None where open, is the one that `data` says."""
+  expected = {"height": data.height, "width": data.width, "channels": data.channels}
+  wrong = {name: came for (name, said), came in zip(expected.items(), shape, strict=True) if came not in (None, said)}
+  if wrong:
+    raise UserError(f"data set {data.name!r} has images of {', '.join(f'{k} {v}' for k, v in wrong.items())} where the "
+                    f"experiment says {', '.join(str(expected[k]) for k in wrong)}; set "
+                    + " ".join(f"data.{k}={v}" for k, v in wrong.items())
+                    + f" or prepare it with another --{'channels' if list(wrong) == ['channels'] else 'size'}")
+
+
+def check_classes(data: ImageData, builder: Any) -> None:
+  """UserError if conditional training is asked for and the data set has no labels, or other classes."""
+  if not data.classes:
+    return
+  label = features_of(builder).get("label")
+  if label is None or label.shape or not np.issubdtype(label.np_dtype, np.integer):
+    raise UserError(f"data set {data.name!r} has no integer 'label'; set data.classes=0")
+  names = class_names(builder)
+  if names is not None and len(names) != data.classes:
+    raise UserError(f"data set {data.name!r} has {len(names)} classes where the experiment says {data.classes}; "
+                    f"set data.classes={len(names)}")
+
+
+def class_names(builder: Any) -> list[str] | None:
+  """The names of the classes, [] if unlabelled; None where the data set does not tell."""
+  label = features_of(builder).get("label")
+  names = getattr(label, "names", None) or (builder.info.metadata or {}).get("classes")
+  return names if isinstance(names, list) else None
+
+
+def describe(folder: Path) -> str:
+  """One line about a prepared data set: images in each split, size, classes."""
+  builder = open_builder(folder)
+  splits = ", ".join(f"{name} {info.num_examples} images" for name, info in builder.info.splits.items())
+  height, width, channels = features_of(builder)["image"].shape
+  names = class_names(builder) or []
+  classes = f"{len(names)} classes" if names else "unlabelled"
+  return f"{folder}: {splits}; height {height}, width {width}, channels {channels}; {classes}"

@@ -1,0 +1,82 @@
+"""Pictures of any kind as 8-bit grey or RGB, at one size: PIL in, PIL out."""
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jldm.core.errors import UserError
+
+
+def convert(image: Image.Image) -> Image.Image:
+  """The first frame, upright, in mode "L" or "RGB".
+
+  | what comes                                   | what is made of it                                           |
+  |----------------------------------------------|--------------------------------------------------------------|
+  | animation, several pages                     | the first frame                                              |
+  | EXIF orientation                             | applied                                                      |
+  | 8-bit grey (L), colour (RGB)                 | kept                                                         |
+  | 1-bit                                        | L, 0 and 255                                                 |
+  | 16-bit grey (I;16, I)                        | L, level / 257 rounded: 0 ... 65535 becomes 0 ... 255        |
+  | float grey (F)                               | L, from 0 ... 1, 0 ... 255 or 0 ... 65535, the first it fits |
+  | CMYK, YCbCr, HSV                             | RGB, colour profiles ignored                                 |
+  | palette                                      | RGB, grey ones too                                           |
+  | LA, RGBA, palette or colour with transparency| over white; L from LA, else RGB                              |
+
+  Raises: UserError for float pictures with values that are not finite, ValueError for a mode that PIL cannot convert.
+  """
+  image.seek(0)
+  return recode(ImageOps.exif_transpose(image))
+
+
+def recode(image: Image.Image) -> Image.Image:
+  """The mode part of `convert`: one frame as it lies, in mode "L" or "RGB"."""
+  if image.mode == "F" or image.mode.startswith("I"):
+    return eight_bits(image)
+  if image.has_transparency_data:
+    return over_white(image)
+  if image.mode in ("L", "RGB"):
+    return image
+  return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+  """Grey of 16 bits, 32 bits or floats as "L"; the range of floats is judged by the largest."""
+  levels = np.asarray(image).astype(np.float64)
+  if not np.isfinite(levels).all():
+    raise UserError("float picture with values that are not finite; expected 0 ... 1, 0 ... 255 or 0 ... 65535")
+  largest = levels.max(initial=0) if image.mode == "F" else 65535
+  white = next((white for white in (1, 255) if largest <= white), 65535)
+  return Image.fromarray(np.clip(np.rint(levels * (255 / white)), 0, 255).astype(np.uint8))
+
+
+def over_white(image: Image.Image) -> Image.Image:
+  """Composited over white by its alpha; "L" if it has no colour."""
+  grey = image.mode in ("1", "L", "LA")
+  image = image.convert("RGBA")
+  white = Image.new("RGBA", image.size, "white")
+  return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+  """Resized (bicubic) so that it just covers `size` (height, width), then cut to it around the centre."""
+  height, width = size
+  return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+
+
+def pad(image: Image.Image, n: int) -> Image.Image:
+  """`n` black pixels more on each side."""
+  return ImageOps.expand(image, border=n, fill=0)
+
+
+def read(path: str | os.PathLike) -> Image.Image:
+  """The picture in a file, wholly decoded and converted; UserError names a file that is damaged or no picture."""
+  try:
+    with Image.open(path) as image:
+      image.load()
+      return convert(image)
+  except UnidentifiedImageError:
+    reason = "unknown format"
+  except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    reason = " ".join(str(error).split())
+  raise UserError(f"{path} cannot be read as a picture ({reason}); replace or remove it")
