@@ -1,0 +1,34 @@
+"""What is learned: the contract that autoencoders and diffusion share."""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+
+
+class Aux(NamedTuple):
+  """What a loss tells besides itself.
+
+  metrics: scalars, means over the batch.
+  extra: the non-gradient state, made of float batch means, so that averaging over devices or microbatches is exact.
+  """
+
+  metrics: dict[str, Array]
+  extra: Any
+
+
+class Objective(Protocol):
+  """A frozen dataclass of objects.
+
+  A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and `stratum` = row / its size.
+  `ema` is the averaged parameters of the step itself; `frozen` are arrays passed beside the state, never trained.
+  """
+
+  def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
+    """-> (params, extra)."""
+    ...
+
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: Any, batch: dict, key: Array) -> tuple[Array, Aux]:
+    """-> (loss an example [B], Aux)."""
+    ...
