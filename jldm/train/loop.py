@@ -1,0 +1,30 @@
+"""The training loop: one step after another, and hooks at their intervals."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+
+from jldm.train.state import TrainState
+
+
+class Hook(NamedTuple):
+  """call(step, state, metrics) after every `every_steps` steps, and after the last where `at_end`.
+
+  The state is the hook's until it returns: the next step donates it.
+  """
+
+  every_steps: int
+  call: Callable[[int, TrainState, dict], None]
+  at_end: bool = False
+
+
+def fit(step: Callable, state: TrainState, batches: Iterable, root: jax.Array, frozen, stop: int, hooks: Iterable[Hook]):
+  """Runs from state.step to `stop` on `batches` (device arrays, one a step); the host waits only where a hook does."""
+  hooks = tuple(hooks)
+  for n, batch in zip(range(int(state.step) + 1, stop + 1), batches, strict=True):
+    state, metrics = step(state, batch, root, frozen)
+    for hook in hooks:
+      if n % hook.every_steps == 0 or (hook.at_end and n == stop):
+        hook.call(n, state, metrics)
+  return state
