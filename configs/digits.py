@@ -1,0 +1,48 @@
+"""Handwritten digits: both stages on a laptop, in minutes.
+
+  jldm prepare digits --data-dir data
+  python train.py --config configs/digits.py --workdir runs/digits
+  python sample.py --workdir runs/digits
+"""
+
+from jldm.data.tfds import ImageData
+from jldm.diffusion.process import Cosine
+from jldm.diffusion.target import Predict
+from jldm.experiment import Experiment, Sampling, Stage
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.denoisers.dit import DiT
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.train.optimizer import AdamW, WarmupCosine
+
+
+def experiment() -> Experiment:
+  return Experiment(
+    data=ImageData(name="digits", train="train[:95%]", held_out="train[95%:]", channels=1, classes=10),
+    autoencoder=Stage(
+      objective=Reconstruction(
+        network=KLAutoencoder(channels=1, latent_channels=4, widths=(64, 128), resnets=1, groups=8, patch=4),
+        kl_weight=1e-3,
+      ),
+      optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=50), b2=0.99),
+      steps=800,
+      batch_size=64,
+      ema=0.99,
+      save_every_steps=400,
+      picture_every_steps=400,
+    ),
+    denoiser=Stage(
+      objective=Diffusion(
+        network=DiT(patch=1, width=128, depth=4, heads=4, classes=10),
+        process=Cosine(),
+        parametrization=Predict("v"),
+      ),
+      optimizer=AdamW(schedule=WarmupCosine(peak=1e-3, warmup_steps=100), b2=0.99),
+      steps=1000,
+      batch_size=128,
+      ema=0.998,
+      save_every_steps=500,
+      picture_every_steps=500,
+    ),
+    sampling=Sampling(sampler="ddim", steps=20, guidance_scale=1.5),
+  )

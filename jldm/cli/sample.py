@@ -1,0 +1,82 @@
+"""`jldm sample`: pictures from a workdir, as PNGs or one .npz."""
+
+import argparse
+from pathlib import Path
+import tempfile
+
+import numpy as np
+from tqdm import tqdm
+
+from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm.core.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
+  parser.add_argument("--n", type=int, default=64, help="how many pictures (default: 64)")
+  parser.add_argument("--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional")
+  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(pipeline.SAMPLERS))} (default: the experiment's)")
+  parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
+  parser.add_argument("--eta", type=float, help="noise of ddim: 0 is deterministic, 1 ancestral")
+  parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
+  parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+  parser.add_argument("--out", help="a folder, or a file ending in .npz (default: WORKDIR/samples)")
+
+
+def main(args: argparse.Namespace) -> None:
+  for name in ("n", "batch_size"):
+    if getattr(args, name) < 1:
+      raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected at least 1")
+  if not 0 <= args.seed < 2**32:
+    raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
+  workdir = Path(args.workdir)
+  experiment = workdirs.read(workdir)
+  name = args.sampler or experiment.sampling.sampler
+  sampler = pipeline.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
+  labels = pipeline.check_labels(parse_labels(args.label, args.n, experiment.data.classes), experiment.data.classes)
+  out = Path(args.out) if args.out else workdir / "samples"
+  check_writable(out)
+  sharding.configure(args.devices)
+  model, params = pipeline.load(workdir)
+  steps = args.steps if args.steps is not None else model.sampling.steps
+  scale = args.guidance_scale if args.guidance_scale is not None else model.sampling.guidance_scale
+  images = pipeline.generate(
+    model, params, labels, args.seed, sampler, steps, scale, args.batch_size, args.devices, progress
+  )
+  if out.suffix == ".npz":
+    pictures.write_npz(out, images, labels)
+  else:
+    told = {"sampler": name, "steps": steps, "guidance_scale": scale, "seed": args.seed}
+    pictures.write_samples(out, images, labels, told | ({} if args.eta is None else {"eta": args.eta}))
+  print(f"{len(images)} pictures in {out}")
+
+
+def progress(batches):
+  return tqdm(batches, desc="sample", unit="batch")
+
+
+def parse_labels(text: str, n: int, classes: int) -> np.ndarray:
+  """`--label` for n samples as int [n]: each class in turn gets n / classes, the first ones the remainder.
+
+  Raises:
+    UserError: not a comma list of whole numbers.
+  """
+  try:
+    chosen = list(range(classes)) or [-1] if text == "all" else [int(part) for part in text.split(",")]
+  except ValueError as error:
+    raise UserError(f"--label {text}; expected all, a class, a comma list of classes, or -1") from error
+  share, rest = divmod(n, len(chosen))
+  return np.repeat(chosen, [share + (i < rest) for i in range(len(chosen))]).astype(np.int32)
+
+
+def check_writable(out: Path) -> None:
+  """Before any work: can `out` be made?"""
+  existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+  folder = existing.parent if existing.is_file() and out.suffix == ".npz" else existing
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise UserError(f"cannot write to --out {str(out)!r}: {error.strerror}; choose another") from error

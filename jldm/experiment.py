@@ -1,0 +1,199 @@
+"""An experiment: frozen dataclasses of real objects, what may be changed of them from outside, and their form as data.
+
+As data, an object is {"class": name, **fields}, where the name stands in a closed table: jldm's own classes and what the
+caller put there by `register`.  Nothing that is read is ever executed.
+"""
+
+import ast
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+from flax import linen as nn
+
+from jldm.core.errors import UserError
+from jldm.data.synthetic import Synthetic
+from jldm.data.tfds import ImageData
+from jldm.diffusion.process import Cosine, Flow
+from jldm.diffusion.target import Predict
+from jldm.diffusion.times import LogitNormal, Uniform
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.denoisers.dit import DiT
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.train.optimizer import AdamW, Constant, WarmupCosine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """One training: what is learned, how, and for how long; intervals are in steps."""
+
+  objective: Any
+  optimizer: Any = AdamW()
+  steps: int = 10_000
+  batch_size: int = 128
+  accumulate: int = 1  # microbatches a step
+  ema: float = 0.999
+  log_every_steps: int = 50
+  save_every_steps: int = 1000
+  picture_every_steps: int = 1000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """How pictures are drawn where the caller does not say: a name of `pipeline.SAMPLERS`, evaluations, guidance."""
+
+  sampler: str = "ddim"
+  steps: int = 20
+  guidance_scale: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """Data, the two stages, and the seed of all that is random."""
+
+  data: Any
+  autoencoder: Stage
+  denoiser: Stage
+  sampling: Sampling = Sampling()
+  seed: int = 0
+
+
+CLASSES = {
+  cls.__name__: cls
+  for cls in (
+    *(Experiment, Stage, Sampling, ImageData, Synthetic),
+    *(Reconstruction, KLAutoencoder, Diffusion, DiT),
+    *(Cosine, Flow, Predict, Uniform, LogitNormal),
+    *(AdamW, Constant, WarmupCosine),
+  )
+}
+
+
+def register(cls: type) -> type:
+  """Lets a frozen dataclass or linen Module of the caller's own stand in an experiment; usable as a decorator.
+
+  Raises:
+    UserError: another class of that name is registered.
+  """
+  if CLASSES.setdefault(cls.__name__, cls) is not cls:
+    raise UserError(f"another class named {cls.__name__!r} is registered; give it another name")
+  return cls
+
+
+def fields(config: Any) -> list[str]:
+  """The names of a dataclass's own fields; linen adds two."""
+  hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
+  return [field.name for field in dataclasses.fields(config) if field.name not in hidden]
+
+
+def to_data(value: Any) -> Any:
+  """An experiment, or a part of one, as JSON data.
+
+  Raises:
+    UserError: a class that is not registered, or a value that is not data.
+  """
+  if dataclasses.is_dataclass(value):
+    name = type(value).__name__
+    if CLASSES.get(name) is not type(value):
+      raise UserError(f"class {name!r} of the experiment is not known; register it: jldm.register({name})")
+    return {"class": name} | {field: to_data(getattr(value, field)) for field in fields(value) if is_set(value, field)}
+  if isinstance(value, (tuple, list)):
+    return [to_data(item) for item in value]
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise UserError(f"{value!r} is not data; an experiment holds dataclasses, tuples, numbers, strings and None")
+
+
+def is_set(value: Any, name: str) -> bool:
+  """Whether a field must be written down: a callable that is the class's own default need not be."""
+  default = next(field.default for field in dataclasses.fields(value) if field.name == name)
+  return not (callable(getattr(value, name)) and getattr(value, name) is default)
+
+
+def from_data(data: Any) -> Any:
+  """The inverse of `to_data`.
+
+  Raises:
+    UserError: a class that is not in the table, or fields that it does not have.
+  """
+  if isinstance(data, list):
+    return tuple(from_data(item) for item in data)
+  if not isinstance(data, dict):
+    return data
+  name = data.get("class")
+  if name not in CLASSES:
+    raise UserError(f"class {name!r} of the experiment is not known; register it in Python: jldm.register({name})")
+  try:
+    return CLASSES[name](**{field: from_data(value) for field, value in data.items() if field != "class"})
+  except TypeError as error:
+    raise UserError(f"{name} of the experiment does not fit this version of jldm: {error}") from error
+
+
+def dumps(experiment: Experiment) -> str:
+  return json.dumps(to_data(experiment), indent=2) + "\n"
+
+
+def loads(text: str) -> Experiment:
+  """Reads what `dumps` wrote.
+
+  Raises:
+    UserError: not JSON, or not an experiment.
+  """
+  try:
+    data = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(f"not an experiment: {error}") from error
+  if not isinstance(data, dict) or data.get("class") != "Experiment":
+    raise UserError("not an experiment: its class is not 'Experiment'")
+  return from_data(data)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """Where two experiments as data differ: "denoiser.steps: 1000 -> 2000", in the order of their fields."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    names = list(old) + [name for name in new if name not in old]
+    inner = lambda name: f"{path}.{name}" if path else name
+    return [line for name in names for line in differences(old.get(name), new.get(name), inner(name))]
+  return [] if old == new and type(old) is type(new) else [f"{path}: {old!r} -> {new!r}"]
+
+
+def override(config: Any, path: str, text: str) -> Any:
+  """`override(experiment, "denoiser.steps", "500")`: the same with one leaf replaced, which keeps its exact type.
+
+  Raises:
+    UserError: no such field (with the nearest one), or a value of another type.
+  """
+  return replace_leaf(config, path.split("."), text, path)
+
+
+def replace_leaf(config: Any, names: list[str], text: str, path: str) -> Any:
+  if not dataclasses.is_dataclass(config):
+    raise UserError(f"{path}: {config!r} has no fields; set it whole")
+  head, *rest = names
+  if head not in fields(config):
+    near = difflib.get_close_matches(head, fields(config), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields(config)) or 'none'}"
+    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {hint}")
+  old = getattr(config, head)
+  new = replace_leaf(old, rest, text, path) if rest else parse_like(old, text, path)
+  return dataclasses.replace(config, **{head: new})
+
+
+def parse_like(old: Any, text: str, path: str) -> Any:
+  """`text` as a value of the type of `old`; an int is a legal float."""
+  if isinstance(old, str):
+    return text
+  if dataclasses.is_dataclass(old):
+    raise UserError(f"{path} is a {type(old).__name__}; set one of its fields: {', '.join(fields(old)) or 'it has none'}")
+  try:
+    new = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    new = text
+  kinds = lambda value: tuple(map(type, value)) if isinstance(value, tuple) else ()
+  new = float(new) if isinstance(old, float) and type(new) is int else new
+  alike = type(new) is type(old) and set(kinds(new)) <= set(kinds(old) or kinds(new))
+  if old is not None and not alike:
+    raise UserError(f"{path}: expected {type(old).__name__} such as {old!r}, got {text!r}")
+  return new

@@ -1,0 +1,217 @@
+"""Both stages of an experiment, run in a workdir.
+
+  1. The autoencoder is trained; then the training set is encoded once, its latents measured, and the codec committed
+     with the last step.  A stage whose last step is committed is finished and is not run again.
+  2. The denoiser is trained on latents drawn from the cached moments; it never runs the encoder.
+
+Whatever is interrupted goes on from the newest good checkpoint: data and keys are functions of the step.
+"""
+
+from collections.abc import Iterator
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm.checkpoint import Checkpoints
+from jldm.core.errors import NonFiniteError, UserError
+from jldm.core.keys import stage_keys
+from jldm.data import cached_latents
+from jldm.data.batches import batches, in_order
+from jldm.experiment import Experiment, Stage, to_data
+from jldm.models import codec as codecs
+from jldm.models.autoencoders.posterior import Gaussian
+from jldm.train.evaluate import reconstruction
+from jldm.train.logging import Log
+from jldm.train.loop import Hook, fit
+from jldm.train.state import TrainState, init_state
+from jldm.train.step import make_step
+
+PREVIEW_COLUMNS = 8
+
+
+def train(experiment: Experiment, workdir: str | Path, stages: tuple[str, ...] = workdirs.STAGES, devices: int | None = None):
+  """Runs the stages that are not finished, in order; everything that can be refused is refused before anything is written.
+
+  Raises:
+    UserError: a data set that is missing or does not fit, a batch that the devices do not divide, another experiment in
+      the workdir, a denoiser asked for before the autoencoder is finished.
+    NonFiniteError: ten non-finite updates in a row.
+  """
+  workdir = Path(workdir)
+  workdirs.check(workdir, experiment)
+  train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
+  for name in stages:
+    stage = getattr(experiment, name)
+    sharding.data_mesh(stage.batch_size, devices)
+    if stage.batch_size % stage.accumulate:
+      raise UserError(f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate}")
+  model = pipeline.of(experiment)
+  check_shapes(model, experiment.data)
+  workdirs.claim(workdir, experiment)
+  if "autoencoder" in stages:
+    train_autoencoder(experiment, model, workdir, train_set, held_out, devices)
+  if "denoiser" in stages:
+    train_denoiser(experiment, model, workdir, train_set, devices)
+
+
+def check_shapes(model: pipeline.Model, data: Any) -> None:
+  """Builds both networks as shapes: a size that does not fit is a person's mistake, and costs nothing."""
+  factor = model.autoencoder.factor
+  if data.height % factor or data.width % factor:
+    raise UserError(f"images of {data.height}x{data.width}; expected sides divisible by the autoencoder's factor {factor}")
+  if data.channels != model.autoencoder.channels:
+    raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
+  try:
+    pipeline.codec_shapes(model), pipeline.denoiser_shapes(model)
+  except ValueError as error:
+    raise UserError(" ".join(str(error).split())) from error
+
+
+def run(
+  stage: Stage, name: str, seed: int, source: Any, frozen: Any, saved: Checkpoints, mesh: Any, workdir: Path, hooks: Any
+) -> TrainState:
+  """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
+
+  hooks(log) -> further hooks.
+  """
+  key_init, key_steps, _ = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
+  tx = stage.optimizer.build(stage.steps)
+  init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx)
+  example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
+  start = saved.latest() or 0
+  if start:
+    whole = sharding.replicated(mesh)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key_init, example))
+    state = join(saved.restore(start, divide(like)))
+  else:
+    quick = sharding.quick_compile(mesh)
+    state = jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=quick)(key_init, example)
+  step = make_step(stage.objective.loss, tx, stage.ema, stage.accumulate)
+  rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
+  with Log(workdir, name, start, stage.steps, stage.batch_size) as log:
+    save = lambda n, state, metrics: saved.save(n, divide(state)) if n < stage.steps else None
+    own = (
+      Hook(1, log.collect),
+      Hook(stage.log_every_steps, log.write, at_end=True),
+      Hook(stage.save_every_steps, save),
+      Hook(1, lambda n, state, metrics: saved.commit()),
+    )
+    try:
+      return fit(step, state, rows, key_steps, frozen, stage.steps, own + hooks(log))
+    except NonFiniteError as error:
+      last = saved.latest()
+      where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
+      raise NonFiniteError(f"{error}; {where}; lower {name}.optimizer.schedule.peak") from error
+
+
+def divide(state: TrainState) -> dict:
+  """A state as the items of a checkpoint: the average can be read alone."""
+  return {"state": state.replace(ema=None), "ema": state.ema}
+
+
+def join(items: dict) -> TrainState:
+  return items["state"].replace(ema=items["ema"])
+
+
+def train_autoencoder(experiment: Experiment, model, workdir: Path, train_set, held_out, devices: int | None) -> None:
+  """Stage 1, and the codec."""
+  stage, name = experiment.autoencoder, "autoencoder"
+  mesh = sharding.data_mesh(stage.batch_size, devices)
+  encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
+  unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
+  reconstruct = jax.jit(
+    lambda params, images: codecs.decode(
+      model.autoencoder, {"params": params} | unit._asdict(), codecs.encode(model.autoencoder, {"params": params}, images).mean
+    )
+  )
+
+  def look(log):
+    def call(n, state, metrics):
+      del metrics
+      held = ((codecs.pixels(sharding.place_batch(mesh, b["image"])), count) for b, count in in_order(held_out, stage.batch_size))
+      values, first = reconstruction(lambda images: reconstruct(state.ema, images), held)
+      log.record(n, {f"held_out_{key}": value for key, value in values.items()})
+      log.bar.write(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
+      shown = np.arange(min(len(first), 4 * PREVIEW_COLUMNS))
+      sheet = pictures.beside(held_out[shown]["image"], pictures.to_uint8(first[shown]))
+      write_image(workdir, name, n, sheet, "reconstruction")
+
+    return (Hook(stage.picture_every_steps, call, at_end=True),)
+
+  with Checkpoints(workdirs.checkpoints(workdir, name)) as saved:
+    if saved.latest() == stage.steps:
+      return
+    state = run(stage, name, experiment.seed, train_set, (), saved, mesh, workdir, look)
+    cache = encoded(experiment, workdir, encode, {"params": state.ema}, train_set, mesh)
+    statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
+    print(f"latents: mean {np.round(statistics.mean, 3)}, std {np.round(statistics.std, 3)}")
+    codec = {"params": state.ema} | statistics._asdict()
+    saved.save(stage.steps, divide(state) | {"codec": codec})
+
+
+def train_denoiser(experiment: Experiment, model, workdir: Path, train_set, devices: int | None) -> None:
+  """Stage 2, in the latent space of the committed codec."""
+  stage, name = experiment.denoiser, "denoiser"
+  mesh = sharding.data_mesh(stage.batch_size, devices)
+  codec = sharding.place(mesh, committed_codec(model, workdir, experiment.autoencoder.steps))
+  with Checkpoints(workdirs.checkpoints(workdir, name)) as saved:
+    if saved.latest() == stage.steps:
+      return
+    encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
+    cache = encoded(experiment, workdir, encode, {"params": codec["params"]}, train_set, mesh)
+    labels = np.repeat(np.arange(model.classes) if model.classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
+
+    def call(n, state, metrics):
+      del metrics
+      params = {"denoiser": state.ema, "codec": codec}
+      images = pipeline.generate(model, params, labels, experiment.seed, devices=devices)
+      write_image(workdir, name, n, pictures.class_rows(images, labels, PREVIEW_COLUMNS), "samples")
+
+    statistics = codecs.Statistics(codec["mean"], codec["std"])
+    look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True),)
+    state = run(stage, name, experiment.seed, cache, statistics, saved, mesh, workdir, look)
+    saved.save(stage.steps, divide(state))
+
+
+def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
+  with Checkpoints(workdirs.checkpoints(workdir, "autoencoder"), read_only=True) as saved:
+    if saved.latest() != steps:
+      raise UserError(f"the autoencoder in {str(workdir)!r} is not finished; train it first: --stage autoencoder")
+    return saved.restore(steps, {"codec": pipeline.codec_shapes(model)})["codec"]
+
+
+def encoded(experiment: Experiment, workdir: Path, encode, codec: dict, source, mesh) -> Any:
+  """The training set's cached moments under this codec: as they are on disk, or encoded now."""
+  folder = workdir / "latents" / codec_hash(codec, experiment)
+  cache = cached_latents.open_cache(folder)
+  if cache is None:
+    size = experiment.autoencoder.batch_size
+
+    def arrays() -> Iterator[dict]:
+      for batch, count in in_order(source, size):
+        moments = jax.device_get(encode(codec, sharding.place_batch(mesh, batch["image"])))
+        yield {key: value[:count] for key, value in (moments._asdict() | {"label": batch["label"]}).items()}
+
+    cache = cached_latents.write(folder, arrays(), len(source))
+  return cache
+
+
+def codec_hash(codec: dict, experiment: Experiment) -> str:
+  """What cached moments depend on: the encoder's parameters, the network and the data."""
+  config = [to_data(experiment.autoencoder.objective.network), to_data(experiment.data)]
+  digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
+  for leaf in jax.tree.leaves(jax.device_get(codec)):
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
+
+
+def write_image(workdir: Path, stage: str, step: int, image: np.ndarray, what: str) -> None:
+  folder = workdir / "images"
+  folder.mkdir(exist_ok=True)
+  pictures.write_png(folder / f"{stage}-{step:06d}.png", image, {"what": what, "stage": stage, "step": step})

@@ -1,0 +1,66 @@
+"""A workdir: where a run keeps everything, and who it belongs to.
+
+  experiment.json                 resolved, as data
+  autoencoder/latest/<step>/      checkpoints; the last one holds the codec
+  denoiser/latest/<step>/
+  latents/<codec hash>/           raw moments of the training set
+  metrics.jsonl  tb/  images/  samples/
+"""
+
+import os
+from pathlib import Path
+import tempfile
+
+from jldm.core.errors import UserError
+from jldm.experiment import Experiment, differences, dumps, loads, to_data
+
+STAGES = ("autoencoder", "denoiser")
+
+
+def read(workdir: Path) -> Experiment:
+  """The experiment of a workdir.
+
+  Raises:
+    UserError: no such folder, or not a workdir.
+  """
+  path = workdir / "experiment.json"
+  if not path.is_file():
+    what = "has no experiment.json" if workdir.is_dir() else "does not exist"
+    raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
+  return loads(path.read_text())
+
+
+def check(workdir: Path, experiment: Experiment) -> None:
+  """Whether `workdir` may hold this experiment; writes nothing.
+
+  Raises:
+    UserError: it holds another experiment (with the difference), something else, or cannot be written to.
+  """
+  if (workdir / "experiment.json").is_file():
+    changed = differences(to_data(read(workdir)), to_data(experiment))
+    if changed:
+      more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+      raise UserError(
+        f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
+      )
+  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
+  existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+  try:
+    with tempfile.TemporaryFile(dir=existing):
+      pass
+  except OSError as error:
+    raise UserError(f"cannot write to workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+  """Makes the folder and writes the experiment into it, whole or not at all."""
+  check(workdir, experiment)
+  workdir.mkdir(parents=True, exist_ok=True)
+  partial = workdir / "experiment.json.partial"
+  partial.write_text(dumps(experiment))
+  os.replace(partial, workdir / "experiment.json")
+
+
+def checkpoints(workdir: Path, stage: str) -> Path:
+  return workdir / stage / "latest"
