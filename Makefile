@@ -3,7 +3,6 @@
 # An environment of one's own: make VENV=/path/to/venv test
 PYTHON ?= python3
 VENV ?= .venv
-GUIDANCE ?= 2.0
 
 BIN := $(VENV)/bin
 RUN := runs/digits
@@ -14,7 +13,7 @@ demo: $(VENV)/.installed
 	$(eval START := $(shell date +%s))
 	$(BIN)/jldm prepare digits --data-dir data --if-missing
 	$(BIN)/jldm train --config configs/digits.py --workdir $(RUN)
-	$(BIN)/jldm sample --workdir $(RUN) --n 1000 --steps 20 --guidance-scale $(GUIDANCE) --seed 0 --out $(RUN)/samples
+	$(BIN)/jldm sample --workdir $(RUN) --n 1000 --steps 20 --seed 0
 	$(BIN)/python benchmarks/digits.py $(RUN)
 	@echo "look at $(RUN)/samples/grid.png; $$(( $$(date +%s) - $(START) )) s after installation"
 

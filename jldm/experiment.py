@@ -107,9 +107,10 @@ def to_data(value: Any) -> Any:
 
 
 def is_set(value: Any, name: str) -> bool:
-  """Whether a field must be written down: a callable that is the class's own default need not be."""
+  """Whether a field must be written down: a function that is the class's own default need not be."""
   default = next(field.default for field in dataclasses.fields(value) if field.name == name)
-  return not (callable(getattr(value, name)) and getattr(value, name) is default)
+  field = getattr(value, name)
+  return dataclasses.is_dataclass(field) or not callable(field) or field is not default
 
 
 def from_data(data: Any) -> Any:
@@ -188,12 +189,11 @@ def parse_like(old: Any, text: str, path: str) -> Any:
   if dataclasses.is_dataclass(old):
     raise UserError(f"{path} is a {type(old).__name__}; set one of its fields: {', '.join(fields(old)) or 'it has none'}")
   try:
-    new = ast.literal_eval(text)
+    new = float(text) if isinstance(old, float) else ast.literal_eval(text)
   except (ValueError, SyntaxError):
     new = text
-  kinds = lambda value: tuple(map(type, value)) if isinstance(value, tuple) else ()
-  new = float(new) if isinstance(old, float) and type(new) is int else new
-  alike = type(new) is type(old) and set(kinds(new)) <= set(kinds(old) or kinds(new))
+  kinds = lambda value: set(map(type, value)) if isinstance(value, tuple) else set()
+  alike = type(new) is type(old) and kinds(new) <= (kinds(old) or kinds(new))
   if old is not None and not alike:
     raise UserError(f"{path}: expected {type(old).__name__} such as {old!r}, got {text!r}")
   return new

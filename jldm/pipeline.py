@@ -7,6 +7,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +147,17 @@ def generate(
   pairs = grid.chain(grid.uniform(steps))
   refuse_singular(model.process, model.parametrization, np.asarray(pairs[:, 0]))
   sampler = traced(make_sampler(model.sampling.sampler) if sampler is None else sampler)
-  batch_size = min(batch_size, len(labels))
-  mesh = sharding.data_mesh(batch_size, devices)
-  whole = sharding.place(mesh, (params, sampler, pairs, jnp.float32(scale), jax.random.key(seed)))
-  params, sampler, pairs, scale, key = whole
+  parts = min(len(sharding.choose(devices)), len(labels))
+  batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
+  mesh = sharding.data_mesh(batch_size, parts)
+  whole = (params, sampler, pairs, jnp.float32(scale), jax.random.key(seed))
+  params, sampler, pairs, scale, key = sharding.place(mesh, whole)
   images = []
   for start in progress(range(0, len(labels), batch_size)):
     rows = np.arange(start, start + batch_size)
     batch = sharding.place_batch(mesh, (labels[np.minimum(rows, len(labels) - 1)], rows.astype(np.uint32)))
-    images.append(draw(model, params, sampler, batch[0], pairs, scale, row_keys(key, batch[1])))
-  return np.concatenate([to_uint8(np.asarray(batch)) for batch in images])[: len(labels)]
+    images.append(to_uint8(draw(model, params, sampler, batch[0], pairs, scale, row_keys(key, batch[1]))))
+  return np.concatenate(images)[: len(labels)]
 
 
 def check_labels(labels: np.ndarray, classes: int) -> np.ndarray:

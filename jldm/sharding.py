@@ -31,27 +31,36 @@ def configure(devices: int | None = None) -> None:
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def choose(devices: int | None = None) -> list[jax.Device]:
+  """The first `devices` devices; by default all.
+
+  Raises:
+    UserError: fewer than one, or more than there are.
+  """
+  available = jax.devices()
+  if devices is not None and not 1 <= devices <= len(available):
+    raise UserError(f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices here")
+  return available[:devices]
+
+
 def data_mesh(batch_size: int, devices: int | None = None) -> Mesh:
   """A mesh ("data",) over `devices` devices; by default all, but on a CPU the most that divide the batch.
 
   Raises:
     UserError: more devices than there are, or a batch that they do not divide.
   """
-  available = jax.devices()
-  if devices is None and available[0].platform == "cpu":
-    devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
-  devices = len(available) if devices is None else devices
-  if not 1 <= devices <= len(available):
-    raise UserError(f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices here")
-  if batch_size % devices:
-    lower = batch_size // devices * devices
-    legal = [n for n in (lower, lower + devices) if n > 0]
-    divisors = [n for n in range(1, len(available) + 1) if batch_size % n == 0]
+  chosen = choose(devices)
+  divisors = [n for n in range(1, len(jax.devices()) + 1) if batch_size % n == 0]
+  if devices is None and chosen[0].platform == "cpu":
+    chosen = chosen[: divisors[-1]]
+  if batch_size % len(chosen):
+    below = batch_size // len(chosen) * len(chosen)
+    legal = [str(n) for n in (below, below + len(chosen)) if n]
     raise UserError(
-      f"batch size {batch_size} is not divisible by {devices} devices; "
-      f"use batch size {' or '.join(map(str, legal))}, or {' or '.join(map(str, divisors))} devices"
+      f"batch size {batch_size} is not divisible by {len(chosen)} devices; "
+      f"use batch size {' or '.join(legal)}, or --devices {' or '.join(map(str, divisors))}"
     )
-  return Mesh(np.asarray(available[:devices]), ("data",), axis_types=(AxisType.Auto,))
+  return Mesh(np.asarray(chosen), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -47,17 +47,28 @@ def train(experiment: Experiment, workdir: str | Path, stages: tuple[str, ...] =
   workdirs.check(workdir, experiment)
   train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
   for name in stages:
-    stage = getattr(experiment, name)
-    sharding.data_mesh(stage.batch_size, devices)
-    if stage.batch_size % stage.accumulate:
-      raise UserError(f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate}")
+    check_stage(getattr(experiment, name), name, devices)
   model = pipeline.of(experiment)
   check_shapes(model, experiment.data)
+  if "autoencoder" not in stages:
+    committed_codec(model, workdir, experiment.autoencoder.steps)
   workdirs.claim(workdir, experiment)
   if "autoencoder" in stages:
     train_autoencoder(experiment, model, workdir, train_set, held_out, devices)
   if "denoiser" in stages:
     train_denoiser(experiment, model, workdir, train_set, devices)
+
+
+def check_stage(stage: Stage, name: str, devices: int | None) -> None:
+  """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
+  for field in ("steps", "batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps"):
+    if getattr(stage, field) < 1:
+      raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
+  mesh = sharding.data_mesh(stage.batch_size, devices)
+  if stage.batch_size % (stage.accumulate * mesh.size):
+    raise UserError(
+      f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {mesh.size} devices"
+    )
 
 
 def check_shapes(model: pipeline.Model, data: Any) -> None:
@@ -69,7 +80,7 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
     raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
   try:
     pipeline.codec_shapes(model), pipeline.denoiser_shapes(model)
-  except ValueError as error:
+  except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
 
 
@@ -150,7 +161,8 @@ def train_autoencoder(experiment: Experiment, model, workdir: Path, train_set, h
     state = run(stage, name, experiment.seed, train_set, (), saved, mesh, workdir, look)
     cache = encoded(experiment, workdir, encode, {"params": state.ema}, train_set, mesh)
     statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
-    print(f"latents: mean {np.round(statistics.mean, 3)}, std {np.round(statistics.std, 3)}")
+    told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
+    print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
     codec = {"params": state.ema} | statistics._asdict()
     saved.save(stage.steps, divide(state) | {"codec": codec})
 

@@ -15,6 +15,7 @@ from jldm.core.errors import UserError
 from jldm.experiment import Experiment, differences, dumps, loads, to_data
 
 STAGES = ("autoencoder", "denoiser")
+PARTIAL = "experiment.json.partial"  # all that a kill in `claim` may leave
 
 
 def read(workdir: Path) -> Experiment:
@@ -24,10 +25,13 @@ def read(workdir: Path) -> Experiment:
     UserError: no such folder, or not a workdir.
   """
   path = workdir / "experiment.json"
-  if not path.is_file():
-    what = "has no experiment.json" if workdir.is_dir() else "does not exist"
-    raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
-  return loads(path.read_text())
+  try:
+    if not path.is_file():
+      what = "has no experiment.json" if workdir.is_dir() else "does not exist"
+      raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
+    return loads(path.read_text())
+  except OSError as error:
+    raise UserError(f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
 
 
 def check(workdir: Path, experiment: Experiment) -> None:
@@ -36,17 +40,17 @@ def check(workdir: Path, experiment: Experiment) -> None:
   Raises:
     UserError: it holds another experiment (with the difference), something else, or cannot be written to.
   """
-  if (workdir / "experiment.json").is_file():
-    changed = differences(to_data(read(workdir)), to_data(experiment))
-    if changed:
-      more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-      raise UserError(
-        f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
-      )
-  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
-  existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
   try:
+    if (workdir / "experiment.json").is_file():
+      changed = differences(to_data(read(workdir)), to_data(experiment))
+      if changed:
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise UserError(
+          f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
+        )
+    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {PARTIAL}):
+      raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     with tempfile.TemporaryFile(dir=existing):
       pass
   except OSError as error:
@@ -57,7 +61,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
   """Makes the folder and writes the experiment into it, whole or not at all."""
   check(workdir, experiment)
   workdir.mkdir(parents=True, exist_ok=True)
-  partial = workdir / "experiment.json.partial"
+  partial = workdir / PARTIAL
   partial.write_text(dumps(experiment))
   os.replace(partial, workdir / "experiment.json")
 

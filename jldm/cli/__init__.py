@@ -1,6 +1,6 @@
 """The command line: `jldm COMMAND …`, one module a command.
 
-Exit codes: 0 done; 2 a person's mistake, told in one line; 3 training was not finite.
+Exit codes: 0 done; 2 a person's mistake, told in one line; 3 training was not finite; 130 interrupted.
 """
 
 import argparse
@@ -41,4 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except tuple(EXIT_CODES) as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_CODES[type(error)]
+  except KeyboardInterrupt:
+    print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    return 130
   return 0

@@ -15,8 +15,9 @@ def count(params: Any) -> int:
 
 
 def traced(tree: Any) -> Any:
-  """Numeric leaves as float32 arrays: an int, a float and a numpy scalar would be traced three times."""
-  return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x, jnp.float32), tree)
+  """Numeric leaves as float32 arrays: an int, a float and a numpy scalar would be traced three times.  Keys stay."""
+  is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(lambda x: x if is_key(x) else jnp.asarray(x, jnp.float32), tree)
 
 
 def float32(tree: Any) -> Any:

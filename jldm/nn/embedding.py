@@ -16,19 +16,19 @@ def sinusoids(x: Array, width: int, longest: float = 10_000.0) -> Array:
 
 
 def grid_sinusoids(height: int, width: int, features: int) -> np.ndarray:
-  """Places of a height x width grid as [height * width, features]: half from the row, half from the column.
+  """Places of a height x width grid as [height * width, features]: half from the column, then half from the row.
 
-  Dosovitskiy et al. 2021 as DiT (2212.09748) has it; features must be divisible by 4.
+  In the order of DiT's published weights (2212.09748, where w goes first); features must be divisible by 4.
   """
   frequencies = 1 / 10_000 ** (np.arange(features // 4) / (features // 4))
   wave = lambda n: (lambda a: np.concatenate([np.sin(a), np.cos(a)], -1))(np.outer(np.arange(n), frequencies))
   rows, columns = wave(height), wave(width)
-  both = [np.repeat(rows, width, 0), np.tile(columns, (height, 1))]
+  both = [np.tile(columns, (height, 1)), np.repeat(rows, width, 0)]
   return np.concatenate(both, -1).astype(np.float32)
 
 
 class LevelEmbedding(nn.Module):
-  """A scalar per sample in [0, 1] as a vector: sinusoids of 1000 x, then two dense layers (DDPM, 2006.11239, appendix B)."""
+  """A scalar per sample in [0, 1] as a vector: sinusoids of 1000 x, two dense layers (DDPM, 2006.11239, appendix B)."""
 
   width: int
   frequencies: int = 256

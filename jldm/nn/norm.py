@@ -1,4 +1,4 @@
-"""Normalisation with two-pass variance: one pass loses a mean of 1000, and the activations of published codecs are that large."""
+"""Normalisation with two-pass variance: one pass loses a mean of 1000, and published codecs reach that."""
 
 from flax import linen as nn
 import jax

@@ -1,9 +1,11 @@
 """DDIM, Song et al. 2021 (2010.02502).
 
-  (1)  z_s = alpha_s x0 + sqrt(sigma_s^2 - noise^2) eps + noise eps'                                      (their eq. 12)
-  (2)  noise = eta sigma_s sqrt(1 - (alpha_t sigma_s / (alpha_s sigma_t))^2)                             (their eq. 16)
+With `kept` the share of the noise of z_t that ancestral sampling keeps, their eq. 12 with the noise of their eq. 16 is
 
-eta = 0 is the probability flow, eta = 1 ancestral sampling.  Upward (s > t) the noise is 0.
+  (1)  z_s = alpha_s x0 + sigma_s (sqrt(1 - eta^2 + eta^2 kept^2) eps + eta sqrt(1 - kept^2) eps')
+  (2)  kept = alpha_t sigma_s / (alpha_s sigma_t)
+
+eta = 0 is the probability flow, eta = 1 ancestral sampling.  Upward (s > t) and in place (s = t) kept is 1.
 """
 
 import dataclasses
@@ -19,11 +21,11 @@ from jldm.samplers.sample import Denoise, State
 Array = jax.Array
 
 
-def ddim_noise(process: Process, t: Array, s: Array) -> Array:
-  """Equation (2) at eta = 1, without a division that could be 0 / 0 at an end."""
-  whole = (process.alpha(s) * process.sigma(t)) ** 2
-  fresh = jnp.maximum(whole - (process.alpha(t) * process.sigma(s)) ** 2, 0)
-  return process.sigma(s) * jnp.sqrt(fresh / jnp.maximum(whole, jnp.finfo(whole.dtype).tiny))
+def kept(process: Process, t: Array, s: Array) -> Array:
+  """Equation (2), in [0, 1]; the roots of (1) make 1e-4 of a rounding error at 0 or 1, so both are exact."""
+  below = process.alpha(s) * process.sigma(t)
+  ratio = process.alpha(t) * process.sigma(s) / jnp.maximum(below, jnp.finfo(below.dtype).tiny)
+  return jnp.where(s < t, jnp.minimum(ratio, 1), 1)
 
 
 @pytree
@@ -38,6 +40,7 @@ class DDIM:
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, _ = denoise(state.z, t)
-    noise = self.eta * ddim_noise(process, t, s)
-    ahead = jnp.sqrt(jnp.maximum(process.sigma(s) ** 2 - noise**2, 0))
-    return State(process.alpha(s) * x0 + ahead * eps + noise * normal(keys, eps), x0)
+    share = kept(process, t, s)
+    old = jnp.sqrt((1 - self.eta) * (1 + self.eta) + (self.eta * share) ** 2)
+    new = self.eta * jnp.sqrt((1 - share) * (1 + share))
+    return State(process.alpha(s) * x0 + process.sigma(s) * (old * eps + new * normal(keys, eps)), x0)

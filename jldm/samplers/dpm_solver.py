@@ -41,7 +41,7 @@ class DPMSolverPP2M:
     x0, eps, _ = denoise(state.z, t)
     here = half_log_snr(process, t)
     h, h_last = half_log_snr(process, s) - here, here - half_log_snr(process, state.t)
-    second = jnp.isfinite(h) & jnp.isfinite(h_last) & (h_last != 0)
+    second = jnp.isfinite(h) & jnp.isfinite(h_last) & (h_last != 0) & (state.t != t)
     slope = -jnp.expm1(jnp.where(second, -h, 0)) * h / (2 * jnp.where(second, h_last, 1))
     slope = jnp.where(second, slope, 0) * process.alpha(s)
     z = process.alpha(s) * x0 + process.sigma(s) * eps + slope * (x0 - state.x0)

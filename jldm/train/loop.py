@@ -1,11 +1,14 @@
 """The training loop: one step after another, and hooks at their intervals."""
 
+import collections
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 
 from jldm.train.state import TrainState
+
+IN_FLIGHT = 2  # hides the host; unbounded, several CPU devices of one process starve each other and hang
 
 
 class Hook(NamedTuple):
@@ -20,10 +23,16 @@ class Hook(NamedTuple):
 
 
 def fit(step: Callable, state: TrainState, batches: Iterable, root: jax.Array, frozen, stop: int, hooks: Iterable[Hook]):
-  """Runs from state.step to `stop` on `batches` (device arrays, one a step); the host waits only where a hook does."""
-  hooks = tuple(hooks)
+  """Runs from state.step to `stop` on `batches` (device arrays, one a step).
+
+  The host runs ahead of the devices by IN_FLIGHT steps and otherwise waits only where a hook does.
+  """
+  hooks, in_flight = tuple(hooks), collections.deque()
   for n, batch in zip(range(int(state.step) + 1, stop + 1), batches, strict=True):
     state, metrics = step(state, batch, root, frozen)
+    in_flight.append(metrics)
+    if len(in_flight) > IN_FLIGHT:
+      jax.block_until_ready(in_flight.popleft())
     for hook in hooks:
       if n % hook.every_steps == 0 or (hook.at_end and n == stop):
         hook.call(n, state, metrics)
