@@ -6,8 +6,9 @@
 """
 
 from jldm.data.tfds import ImageData
-from jldm.diffusion.process import Cosine
+from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
+from jldm.diffusion.times import LogitNormal
 from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
@@ -21,28 +22,30 @@ def experiment() -> Experiment:
     data=ImageData(name="digits", train="train[:95%]", held_out="train[95%:]", channels=1, classes=10),
     autoencoder=Stage(
       objective=Reconstruction(
-        network=KLAutoencoder(channels=1, latent_channels=4, widths=(64, 128), resnets=1, groups=8, patch=4),
-        kl_weight=1e-3,
+        network=KLAutoencoder(channels=1, latent_channels=4, widths=(32, 64), resnets=0, groups=8, patch=4),
+        l2=2.0,
+        kl_weight=1e-4,
       ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=50), b2=0.99),
-      steps=800,
+      optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=50), b2=0.99),
+      steps=600,
       batch_size=64,
       ema=0.99,
-      save_every_steps=400,
-      picture_every_steps=400,
+      save_every_steps=300,
+      picture_every_steps=300,
     ),
     denoiser=Stage(
       objective=Diffusion(
-        network=DiT(patch=1, width=128, depth=4, heads=4, classes=10),
-        process=Cosine(),
-        parametrization=Predict("v"),
+        network=DiT(patch=2, width=192, depth=4, heads=4, classes=10),
+        process=Flow(),
+        parametrization=Predict("flow"),
+        times=LogitNormal(),
       ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=1e-3, warmup_steps=100), b2=0.99),
-      steps=1000,
-      batch_size=128,
+      optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
+      steps=1500,
+      batch_size=64,
       ema=0.998,
       save_every_steps=500,
       picture_every_steps=500,
     ),
-    sampling=Sampling(sampler="ddim", steps=20, guidance_scale=1.5),
+    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.0),
   )

@@ -63,8 +63,12 @@ def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -
 def write_samples(folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, provenance: dict) -> None:
   """Writes images uint8 [N, H, W, C] as 00000.png ..., and grid.png, ten to a row.
 
-  Each file's provenance has its own `index` and `label` besides `provenance`.
+  Each file's provenance has its own `index` and `label` besides `provenance`.  Numbered pictures that an earlier, longer
+  draw left in the folder are removed, so that it holds one draw.
   """
+  for path in Path(folder).glob("[0-9]" * 5 + ".png"):
+    if int(path.stem) >= len(images) and read_provenance(path):
+      path.unlink()
   for index, (image, label) in enumerate(zip(images, labels, strict=True)):
     write_png(Path(folder) / f"{index:05d}.png", image, provenance | {"index": index, "label": int(label)})
   scale = max(1, round(CELL / min(images.shape[1:3])))

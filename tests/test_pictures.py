@@ -68,6 +68,13 @@ def test_samples_are_numbered_and_know_their_label(tmp_path):
     assert grid.size == (4 * 66 + 2, 3 * 66 + 2)  # four to a class, enlarged to 64 pixels
 
 
+def test_a_shorter_draw_leaves_no_pictures_of_a_longer_one(tmp_path):
+  pictures.write_samples(tmp_path, noise(3, 4, 4, 1), np.arange(3), {"seed": 1})
+  Image.fromarray(noise(4, 4)).save(tmp_path / "00007.png")  # somebody else's
+  pictures.write_samples(tmp_path, noise(1, 4, 4, 1), np.arange(1), {"seed": 2})
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00007.png", "grid.png"]
+
+
 def test_an_npz_keeps_images_and_labels(tmp_path):
   images, labels = noise(3, 4, 5, 1), [2, -1, 0]
   pictures.write_npz(tmp_path / "a.npz", images, labels)

@@ -9,8 +9,8 @@
 A row whose determinant vanishes says nothing about (x0, eps) there: eps at alpha = 0, x0 at sigma = 0.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax

@@ -7,7 +7,6 @@ strata, which lowers the variance of the loss (VDM, Kingma et al. 2021, 2107.006
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 Array = jax.Array
 

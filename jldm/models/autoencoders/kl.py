@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: convolutions, one attention in the middle."""
+"""The KL autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: convolutions, attention in the middle."""
 
 from flax import linen as nn
 import jax

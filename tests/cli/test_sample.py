@@ -1,0 +1,82 @@
+"""`jldm sample` on a workdir that two shrunk steps made: labels, outputs, provenance and mistakes."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from jldm import pictures, stages
+from jldm.cli import main, sample
+from tests.configs import config, shrunk
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("runs") / "w"
+  stages.train(shrunk(config("digits")), path, devices=1)
+  return str(path)
+
+
+@pytest.mark.parametrize("text, n, counts", [
+  ("all", 23, [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]), ("3,5", 5, [0, 0, 0, 3, 0, 2, 0, 0, 0, 0]), ("7", 2, [0] * 7 + [2, 0, 0]),
+])
+def test_labels_are_split_evenly_the_remainder_to_the_first(text, n, counts):
+  assert np.bincount(sample.parse_labels(text, n, 10), minlength=10).tolist() == counts
+
+
+def test_unconditional_labels():
+  assert sample.parse_labels("-1", 2, 10).tolist() == [-1, -1]
+  assert sample.parse_labels("all", 2, 0).tolist() == [-1, -1]
+
+
+def test_a_folder_of_pictures_with_provenance(workdir, tmp_path):
+  out = tmp_path / "O"
+  options = ["--n", "3", "--label", "3", "--sampler", "ddim", "--steps", "2", "--guidance-scale", "2", "--out", str(out)]
+  assert main(["sample", "--workdir", workdir, *options]) == 0
+  assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
+  with Image.open(out / "00001.png") as picture:
+    assert picture.size == (32, 32) and picture.mode == "L" and picture.info["ai_generated"] == "true"
+  told = pictures.read_provenance(out / "00001.png")
+  assert told["index"] == 1 and told["label"] == 3 and told["sampler"] == "ddim" and told["steps"] == 2
+  assert told["guidance_scale"] == 2 and told["seed"] == 0
+
+
+def test_an_npz_has_the_same_pictures(workdir, tmp_path):
+  common = ["sample", "--workdir", workdir, "--n", "2", "--steps", "2", "--devices", "1"]
+  assert main([*common, "--out", str(tmp_path / "S.npz")]) == 0
+  assert main([*common, "--out", str(tmp_path / "S")]) == 0
+  with np.load(tmp_path / "S.npz") as arrays:
+    images, labels = arrays["images"], arrays["labels"]
+  assert images.shape == (2, 32, 32, 1) and images.dtype == np.uint8 and labels.tolist() == [0, 1]
+  with Image.open(tmp_path / "S" / "00001.png") as picture:
+    np.testing.assert_array_equal(np.asarray(picture), images[1, ..., 0])
+
+
+@pytest.mark.parametrize("options, told", [
+  (["--n", "0"], "--n 0; expected at least 1"),
+  (["--steps", "0"], "steps=0; expected at least 1"),
+  (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
+  (["--sampler", "heun", "--eta", "1"], "has no eta"),
+  (["--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
+  (["--label", "three"], "--label three"),
+  (["--seed", "-1"], "--seed -1"),
+  (["--devices", "99"], "devices=99; expected 1 to 8"),
+])
+def test_mistakes(workdir, tmp_path, capsys, options, told):
+  assert main(["sample", "--workdir", workdir, "--out", str(tmp_path / "O"), *options]) == 2
+  error = capsys.readouterr().err
+  assert told in error and error.count("\n") == 1
+  assert not (tmp_path / "O").exists()
+
+
+def test_missing_and_foreign_workdirs(tmp_path, capsys):
+  assert main(["sample", "--workdir", str(tmp_path / "none")]) == 2
+  assert "does not exist" in capsys.readouterr().err
+  assert main(["sample", "--workdir", str(tmp_path)]) == 2
+  assert "no experiment.json" in capsys.readouterr().err
+
+
+def test_an_unwritable_out(workdir, tmp_path, capsys):
+  (tmp_path / "file").write_text("in the way")
+  assert main(["sample", "--workdir", workdir, "--out", str(tmp_path / "file" / "O")]) == 2
+  error = capsys.readouterr().err
+  assert "cannot write to --out" in error and error.count("\n") == 1

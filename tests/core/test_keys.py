@@ -1,0 +1,72 @@
+"""Randomness is a matter of an example's global row: not of its neighbours, of devices or of the batch's split."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from jldm.core.keys import fold_each, normal, row_keys, split_each, stage_keys
+
+KEY = jax.random.key(3)
+
+
+def same(a, b):
+  np.testing.assert_array_equal(jax.random.key_data(a), jax.random.key_data(jnp.stack(list(b))))
+
+
+def test_splitting_is_folding():
+  same(jax.random.split(KEY, 5), [jax.random.fold_in(KEY, i) for i in range(5)])
+
+
+def test_a_key_a_row():
+  rows = jnp.array([0, 7, 123456])
+  same(row_keys(KEY, rows), [jax.random.fold_in(KEY, row) for row in (0, 7, 123456)])
+  same(row_keys(KEY, jnp.arange(8))[3:6], row_keys(KEY, jnp.arange(3, 6)))
+
+
+def test_each_key_is_folded_or_split_alone():
+  keys = jax.random.split(KEY, 4)
+  same(fold_each(keys, 9), [jax.random.fold_in(key, 9) for key in keys])
+  parts = split_each(keys, 3)
+  assert len(parts) == 3
+  for i, part in enumerate(parts):
+    same(part, [jax.random.split(key, 3)[i] for key in keys])
+
+
+def test_normal_draws_every_row_from_its_own_key():
+  keys = row_keys(KEY, jnp.arange(6))
+  whole = normal(keys, jnp.zeros((6, 3, 2)))
+  np.testing.assert_array_equal(whole, [jax.random.normal(key, (3, 2)) for key in keys])
+  np.testing.assert_array_equal(normal(keys[4:], jnp.zeros((2, 3, 2))), whole[4:])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_normal_is_at_least_float32(dtype):
+  keys = row_keys(KEY, jnp.arange(2))
+  drawn = normal(keys, jax.ShapeDtypeStruct((2, 4), dtype))
+  assert drawn.dtype == jnp.float32
+  np.testing.assert_array_equal(drawn, normal(keys, jnp.zeros((2, 4))))
+
+
+def test_normal_follows_float64():
+  with jax.enable_x64(True):
+    assert normal(row_keys(KEY, jnp.arange(2)), jnp.zeros((2, 4))).dtype == jnp.float64
+
+
+def test_devices_change_nothing():
+  assert jax.device_count() == 8
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  rows = jnp.arange(16, dtype=jnp.uint32)
+  draw = jax.jit(lambda rows: normal(row_keys(KEY, rows), jnp.zeros((16, 5))))
+  spread = draw(jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data"))))
+  assert len(spread.sharding.device_set) == 8
+  np.testing.assert_array_equal(spread, draw(rows))
+
+
+def test_stages_and_seeds_share_no_key():
+  keys = [key for seed, stage in itertools.product((0, 1, 2), (0, 1, 2)) for key in stage_keys(seed, stage)]
+  assert len({jax.random.key_data(key).tobytes() for key in keys}) == 27
+  same(jnp.stack(stage_keys(5, 1)), jax.random.split(jax.random.fold_in(jax.random.key(5), 1), 3))

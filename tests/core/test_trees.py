@@ -1,0 +1,56 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jldm.core.trees import count, float32, pytree, traced
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Example:
+  number: float = 0.5
+  choice: str = dataclasses.field(default="a", metadata={"static": True})
+
+
+def test_numbers_are_leaves_and_choices_are_not():
+  assert jax.tree.leaves(Example()) == [0.5]
+  assert jax.tree.structure(Example(1.0)) == jax.tree.structure(Example(2.0))
+  assert jax.tree.structure(Example(choice="a")) != jax.tree.structure(Example(choice="b"))
+
+
+def test_count_takes_arrays_and_shapes():
+  tree = {"w": jnp.zeros((3, 4)), "b": jax.ShapeDtypeStruct((5,), jnp.float32), "scale": np.float32(1), "none": None}
+  assert count(tree) == 18
+  assert count({}) == 0
+
+
+def test_a_number_is_traced_once_however_it_is_written():
+  traces = []
+
+  @jax.jit
+  def double(example):
+    traces.append(1)
+    return 2 * example.number
+
+  numbers = (1, 1.0, True, np.float64(1), np.int64(1), np.float32(1), jnp.float32(1), jnp.asarray(1.0), jnp.asarray(1))
+  for number in numbers:
+    assert double(traced(Example(number))) == 2
+  assert len(traces) == 1
+
+
+def test_keys_stay_keys():
+  keys = jax.random.split(jax.random.key(0), 2)
+  assert traced({"keys": keys})["keys"] is keys
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_float32_copies_have_buffers_of_their_own(dtype):
+  original = {"w": jnp.arange(4, dtype=dtype)}
+  copy = float32(original)
+  assert copy["w"].dtype == jnp.float32
+  jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(original)
+  assert original["w"].is_deleted()
+  np.testing.assert_array_equal(copy["w"], [0, 1, 2, 3])

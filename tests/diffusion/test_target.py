@@ -1,0 +1,153 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.diffusion.process import Cosine, Flow, rates
+from jldm.diffusion.target import TARGETS, Predict, combine, decode, denoiser, determinant, refuse_singular, reweight
+
+PROCESSES = [Cosine(), Flow()]
+SHAPE = (3, 4, 2, 2)
+TIMES = [0.1, 0.5, 0.9]
+
+both = pytest.mark.parametrize("process", PROCESSES, ids=repr)
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
+
+
+def parts(dtype=np.float64):
+  """x0 and eps [B, ...]."""
+  return jnp.asarray(np.random.default_rng(0).standard_normal((2, *SHAPE)), dtype)
+
+
+@both
+@pytest.mark.parametrize("kind", TARGETS)
+def test_every_target_round_trips(process, kind, x64):
+  x0, eps = parts()
+  r = rates(process, jnp.asarray(TIMES), x0)
+  row = Predict(kind).row(r)
+  back = decode(row, r, r.alpha * x0 + r.sigma * eps, combine(row, x0, eps))
+  np.testing.assert_allclose(back.x0, x0, atol=1e-12)
+  np.testing.assert_allclose(back.eps, eps, atol=1e-12)
+  assert back.log_variance is None
+
+
+@both
+@pytest.mark.parametrize(("kind", "times"), [
+  ("v", (0, 0.5, 1)), ("flow", (0, 0.5, 1)), ("eps", (0, 0.1, 0.5)), ("x0", (0.5, 0.9, 1)),
+])
+def test_round_trips_reach_the_ends_in_float32(process, kind, times):
+  x0, eps = parts(np.float32)
+  r = rates(process, jnp.asarray(times, jnp.float32), x0)
+  row = Predict(kind).row(r)
+  back = decode(row, r, r.alpha * x0 + r.sigma * eps, combine(row, x0, eps))
+  assert back.x0.dtype == back.eps.dtype == jnp.float32
+  np.testing.assert_allclose(back.x0, x0, atol=5e-6)
+  np.testing.assert_allclose(back.eps, eps, atol=5e-6)
+
+
+@both
+@pytest.mark.parametrize(("kind", "other"), itertools.product(TARGETS, TARGETS))
+def test_a_loss_is_converted_to_that_of_any_other_target(process, kind, other, x64):
+  x0, eps = parts()
+  r = rates(process, jnp.asarray(TIMES), x0)
+  row, to = Predict(kind).row(r), Predict(other).row(r)
+  error = 0.1 * jnp.asarray(np.random.default_rng(1).standard_normal(SHAPE))
+  wrong = decode(row, r, r.alpha * x0 + r.sigma * eps, combine(row, x0, eps) + error)
+  in_other = combine(to, wrong.x0, wrong.eps) - combine(to, x0, eps)
+  np.testing.assert_allclose(reweight(row, to, r) * error**2, in_other**2, rtol=1e-9, atol=1e-14)
+
+
+@both
+def test_known_conversions(process, x64):
+  """Salimans & Ho 2022 (2202.00512), section 4: losses in x0 and eps differ by the SNR, and v lies between them."""
+  t = jnp.asarray(TIMES)
+  r = rates(process, t, t)
+  row = {kind: Predict(kind).row(r) for kind in TARGETS}
+  np.testing.assert_allclose(reweight(row["x0"], row["eps"], r), (r.alpha / r.sigma) ** 2)
+  if isinstance(process, Cosine):
+    np.testing.assert_allclose(reweight(row["v"], row["eps"], r), r.alpha**2)
+    np.testing.assert_allclose(reweight(row["v"], row["x0"], r), r.sigma**2)
+  else:
+    np.testing.assert_allclose(reweight(row["flow"], row["x0"], r), t**2)
+
+
+@both
+def test_flow_is_the_velocity_of_z(process, x64):
+  x0, eps = parts()
+  t, h = jnp.asarray(TIMES), 1e-6
+  at = lambda t: (lambda r: r.alpha * x0 + r.sigma * eps)(rates(process, t, x0))
+  velocity = combine(Predict("flow").row(rates(process, t, x0)), x0, eps)
+  np.testing.assert_allclose(velocity, (at(t + h) - at(t - h)) / (2 * h), atol=1e-8)
+  if isinstance(process, Flow):
+    np.testing.assert_allclose(velocity, eps - x0, atol=1e-12)
+
+
+def test_v_is_a_rotation_on_a_variance_preserving_process(x64):
+  x0, eps = parts()
+  r = rates(Cosine(), jnp.asarray(TIMES), x0)
+  z, v = r.alpha * x0 + r.sigma * eps, combine(Predict("v").row(r), x0, eps)
+  np.testing.assert_allclose(v, r.alpha * eps - r.sigma * x0, atol=1e-12)
+  np.testing.assert_allclose(r.alpha * z - r.sigma * v, x0, atol=1e-12)
+
+
+@both
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("times", [np.asarray(TIMES), 0.5], ids=["each", "one"])
+def test_a_perfect_network_is_decoded_into_its_parts(process, kind, times):
+  x0, eps = parts(np.float32)
+  t = jnp.asarray(times, jnp.float32)
+  r = rates(process, t, x0)
+  seen = []
+
+  def apply(z, level, shift, scale):
+    seen.append((z, level))
+    return combine(Predict(kind).row(r), x0, eps) * scale + shift
+
+  z = r.alpha * x0 + r.sigma * eps
+  denoised = denoiser(process, Predict(kind), apply)(z, t, 0.0, 1.0)
+  np.testing.assert_allclose(denoised.x0, x0, atol=1e-5)
+  np.testing.assert_allclose(denoised.eps, eps, atol=1e-5)
+  np.testing.assert_array_equal(seen[0][0], z)
+  np.testing.assert_array_equal(seen[0][1], np.broadcast_to(np.float32(times), (3,)))
+
+
+def test_only_the_network_computes_in_its_own_dtype():
+  z = parts(np.float32)[0]
+  denoised = denoiser(Flow(), Predict("flow"), lambda z, level: z.astype(jnp.bfloat16))(z, jnp.float32(0.3))
+  assert denoised.x0.dtype == denoised.eps.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", ["epps", "", None, "V"])
+def test_an_unknown_target_is_refused(kind):
+  with pytest.raises(UserError) as error:
+    Predict(kind)
+  assert str(error.value) == f"predict={kind!r}; expected one of ['eps', 'flow', 'v', 'x0']"
+
+
+@both
+@pytest.mark.parametrize(("kind", "times", "named"), [("eps", [1.0, 0.5, 0.25], "1"), ("x0", [0.5, 0.0], "0")])
+def test_a_time_at_which_the_target_says_nothing_is_refused(process, kind, times, named):
+  with pytest.raises(UserError) as error:
+    refuse_singular(process, Predict(kind), np.array(times))
+  told = str(error.value)
+  assert f"t = {named} " in told and kind in told and repr(process) in told
+  assert "Predict('v')" in told and "Predict('flow')" in told and "\n" not in told
+
+
+@both
+@pytest.mark.parametrize(("kind", "times"), [
+  ("v", [0, 0.5, 1]), ("flow", [0, 0.5, 1]), ("eps", [0, 0.5, 0.999]), ("x0", [0.001, 0.5, 1]),
+])
+def test_regular_times_pass(process, kind, times):
+  times = np.asarray(times, np.float32)
+  refuse_singular(process, Predict(kind), times)
+  r = rates(process, jnp.asarray(times), jnp.asarray(times))
+  assert (np.abs(determinant(Predict(kind).row(r), r)) > 1e-4).all()

@@ -1,0 +1,79 @@
+"""Networks known in closed form, and the order of a sampler on the first of them.
+
+  (1)  data ~ N(MEAN, STD^2) in every place:   z_t ~ N(alpha MEAN, spread^2),   spread^2 = alpha^2 STD^2 + sigma^2
+  (2)  E[x0 | z] = MEAN + alpha STD^2 / spread^2 (z - alpha MEAN),   E[eps | z] = sigma / spread^2 (z - alpha MEAN)
+  (3)  the probability flow takes quantile to quantile:   z_s = alpha_s MEAN + spread_s / spread_t (z_t - alpha_t MEAN)
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.diffusion.process import Cosine, Flow
+from jldm.diffusion.target import Denoised, Predict, denoiser
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.dpm_solver import DPMSolverPP2M
+from jldm.samplers.grid import chain, log_snr_uniform
+from jldm.samplers.heun import Heun
+from jldm.samplers.sample import sample
+
+MEAN, STD = 0.7, 0.5
+PROCESSES = [Cosine(), Flow()]
+SAMPLERS = [DDIM(0.0), DDIM(1.0), Heun(), DPMSolverPP2M()]
+
+
+def gaussian(process):
+  """The exact posterior mean (2), finite at both ends."""
+
+  def denoise(z, t):
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    off = (z - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+    return Denoised(MEAN + alpha * STD**2 * off, sigma * off)
+
+  return denoise
+
+
+def network(process):
+  """An arbitrary smooth network that predicts v: x0 and eps belong to z and to nothing else."""
+  return denoiser(process, Predict("v"), lambda z, level: jnp.sin(3 * z + level[:, None]))
+
+
+def point(process):
+  """All data is MEAN: the flow is a straight line, and eps at t = 0 is not a number."""
+  return lambda z, t: Denoised(jnp.full_like(z, MEAN), (z - process.alpha(t) * MEAN) / process.sigma(t))
+
+
+def flow(process, z, t, s):
+  """Equation (3)."""
+  spread = lambda u: jnp.sqrt((process.alpha(u) * STD) ** 2 + process.sigma(u) ** 2)
+  return process.alpha(s) * MEAN + spread(s) / spread(t) * (z - process.alpha(t) * MEAN)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def walk(process, make, sampler, z, pairs, keys):
+  """`sample` with the denoiser make(process), compiled once a kind of sampler and shape."""
+  return sample(process, make(process), sampler, z, pairs, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def step(process, make, sampler, state, t, s, keys):
+  """One step from a state."""
+  return sampler.step(process, make(process), state, t, s, keys)
+
+
+def start(process, sampler, z, t):
+  """The state of a sampler at z, before its first step from t."""
+  return sampler.init(process, z, jnp.full((1, 2), t))
+
+
+def measured_order(process, sampler, low=-4.0, high=4.0):
+  """Slope of log error on log steps, from 128 to 512, on a grid inside the ends and uniform in log SNR, in float64."""
+  with jax.enable_x64(True):
+    z, errors, keys = jnp.linspace(-2, 2, 9)[:, None], [], jax.random.split(jax.random.key(0), 9)
+    for steps in (128, 512):
+      times = log_snr_uniform(process, steps, low, high)
+      reached = walk(process, gaussian, sampler, z, chain(times), keys)
+      errors.append(float(jnp.abs(reached - flow(process, z, times[0], times[-1])).max()))
+  return np.log(errors[0] / errors[1]) / np.log(4)

@@ -1,0 +1,148 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from jldm.core.keys import row_keys
+from jldm.core.shapes import expand
+from jldm.diffusion.process import Cosine
+from jldm.diffusion.target import Denoised, Predict, denoiser
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.grid import chain, uniform
+from jldm.samplers.guidance import classifier_free, guided
+from jldm.samplers.sample import draw
+
+PROCESS = Cosine()
+Z = jax.random.normal(jax.random.key(0), (8, 4, 4, 2))
+T = jnp.float32(0.4)
+LABELS = jnp.arange(8)
+NULL = jnp.full(8, -1)
+MOVES = ("all-to-all", "all-gather", "collective-permute", "all-reduce", "reduce-scatter")
+
+
+def apply(z, level, label):
+  """A network whose output depends on everything that it is fed."""
+  return jnp.tanh(z @ jnp.array([[1.0, -0.5], [0.3, 2.0]]) + expand(level + 0.2 * label, z))
+
+
+denoise = denoiser(PROCESS, Predict("v"), apply)
+
+
+def close(a, b, atol=2e-6):
+  np.testing.assert_allclose(a.x0, b.x0, rtol=1e-5, atol=atol)
+  np.testing.assert_allclose(a.eps, b.eps, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0, jnp.linspace(-1, 4, 8)], ids=["0", "0.5", "1", "3", "each"])
+def test_it_is_null_plus_scale_times_the_difference(scale):
+  c, u = denoise(Z, T, LABELS), denoise(Z, T, NULL)
+  w = expand(jnp.asarray(scale), Z)
+  expected = Denoised(u.x0 + w * (c.x0 - u.x0), u.eps + w * (c.eps - u.eps))
+  close(classifier_free(denoise, LABELS, NULL, scale)(Z, T), expected, atol=1e-5)
+
+
+def test_scale_one_is_the_condition_alone_and_zero_the_null():
+  close(classifier_free(denoise, LABELS, NULL, 1.0)(Z, T), denoise(Z, T, LABELS))
+  close(classifier_free(denoise, LABELS, NULL, 0.0)(Z, T), denoise(Z, T, NULL))
+
+
+def test_one_pass_with_conditions_beside_their_sample():
+  calls = []
+
+  def counted(z, t, label):
+    calls.append((z, t, label))
+    return denoise(z, t, label)
+
+  classifier_free(counted, LABELS, NULL, 2.0)(Z, T)
+  (z, t, label), = calls
+  np.testing.assert_array_equal(z, np.repeat(Z, 2, 0))
+  np.testing.assert_array_equal(label, np.stack([LABELS, NULL], 1).ravel())
+  assert t.shape == ()
+
+
+@pytest.mark.parametrize(
+  "weights", [np.array([[2.0], [-1.5], [0.5]], np.float32), np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)],
+  ids=["all", "each"],
+)
+def test_any_number_of_conditions_as_trees(weights):
+  text = jax.random.normal(jax.random.key(2), (3, 8, 5, 2))
+  conditions = {"label": jnp.stack([LABELS, NULL, LABELS[::-1]]), "text": text}
+  described = lambda z, t, condition: denoise(z + condition["text"].mean(1)[:, None, None], t, condition["label"])
+  each = [described(Z, T, {"label": label, "text": words}) for label, words in zip(conditions["label"], text)]
+  mix = lambda field: sum(expand(w, Z) * getattr(e, field) for w, e in zip(jnp.broadcast_to(weights, (3, 8)), each))
+  close(guided(described, conditions, jnp.asarray(weights))(Z, T), Denoised(mix("x0"), mix("eps")), atol=1e-5)
+
+
+def test_the_learned_variance_is_that_of_the_first_condition():
+  learned = lambda z, t, label: denoise(z, t, label)._replace(log_variance=expand(1.0 * label, z) + 0 * z)
+  out = classifier_free(learned, LABELS, NULL, 3.0)(Z, T)
+  np.testing.assert_array_equal(out.log_variance, np.broadcast_to(np.arange(8.0)[:, None, None, None], Z.shape))
+  assert classifier_free(denoise, LABELS, NULL, 3.0)(Z, T).log_variance is None
+
+
+def run(guide, key_data, labels, scale, eta):
+  keys = jax.random.wrap_key_data(key_data)
+  return draw(PROCESS, guide(labels, jnp.full_like(labels, -1), scale), DDIM(eta), Z, chain(uniform(4)), keys)
+
+
+def beside(labels, null, scale):
+  return classifier_free(denoise, labels, null, scale)
+
+
+def behind(labels, null, scale):
+  """The usual way: conditions one after the other along the batch."""
+
+  def combined(z, t):
+    each = denoise(jnp.concatenate([z, z]), t, jnp.concatenate([labels, null]))
+    mix = lambda e: (lambda c, u: u + scale * (c - u))(*jnp.split(e, 2))
+    return Denoised(mix(each.x0), mix(each.eps))
+
+  return combined
+
+
+@pytest.fixture(scope="module")
+def sharded():
+  """The arguments of `run`, the batch over eight devices."""
+  assert jax.device_count() == 8
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+  key_data = jax.random.key_data(row_keys(jax.random.key(5), jnp.arange(8)))
+  return *jax.device_put((key_data, LABELS), spread), *jax.device_put((jnp.float32(3), jnp.float32(0.5)), whole)
+
+
+def compile_for(guide, args):
+  spread = args[0].sharding
+  return jax.jit(functools.partial(run, guide), out_shardings=spread).lower(*args).compile()
+
+
+def test_a_batch_over_eight_devices_is_the_same_and_never_moves(sharded):
+  compiled = compile_for(beside, sharded)
+  assert not [move for move in MOVES if move in compiled.as_text()]
+  spread = compiled(*sharded)
+  assert len(spread.sharding.device_set) == 8
+  alone = jax.jit(functools.partial(run, beside))(*jax.device_put(sharded, jax.devices()[0]))
+  np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_conditions_behind_one_another_would_move_it(sharded):
+  text = compile_for(behind, sharded).as_text()
+  assert [move for move in MOVES if move in text], "or the test above sees nothing"
+
+
+def test_scales_conditions_and_keys_compile_nothing(sharded):
+  traces = []
+
+  @jax.jit
+  def counted(*args):
+    traces.append(1)
+    return run(beside, *args)
+
+  key_data, labels, scale, eta = jax.device_put(sharded, jax.devices()[0])
+  first = counted(key_data, labels, scale, eta)
+  others = [counted(key_data, labels, scale + 1, eta), counted(key_data, labels, scale, eta + 0.5)]
+  others += [counted(key_data, labels[::-1], scale, eta), counted(key_data + 1, labels, scale, eta)]
+  assert len(traces) == 1
+  assert all(float(jnp.abs(other - first).max()) > 1e-3 for other in others)

@@ -1,0 +1,142 @@
+"""The driver, and the laws that every sampler keeps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jldm.core.keys import normal, row_keys
+from jldm.core.trees import traced
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.grid import chain, uniform
+from jldm.samplers.sample import draw, sample
+from tests.samplers.gaussian import MEAN, PROCESSES, SAMPLERS, gaussian, network, point, start, step, walk
+
+KEYS = row_keys(jax.random.key(1), jnp.arange(8))
+Z = jax.random.normal(jax.random.key(0), (8, 3))
+PAIRS = {  # name -> pairs (t, s), of three lengths: each is compiled
+  "one": [(1.0, 0.0)],
+  "two": [(1.0, 0.5), (0.5, 0.0)],
+  "many": np.asarray(chain(uniform(5))),
+  "inside": [(0.999, 0.4), (0.4, 0.01)],
+  "apart": [(1.0, 0.6), (0.4, 0.0)],
+  "up from data": [(0.0, 0.3), (0.3, 1.0)],
+  "up and down": [(1.0, 0.0), (0.0, 0.5), (0.5, 0.0), (0.0, 1.0), (1.0, 0.0)],
+  "in place": [(1.0, 1.0), (1.0, 0.5), (0.5, 0.5), (0.5, 0.0), (0.0, 0.0)],
+}
+
+both = pytest.mark.parametrize("process", PROCESSES, ids=repr)
+every = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+
+
+class Spied(NamedTuple):
+  z: jax.Array
+  x0: jax.Array
+
+
+class Spy:
+  """Adds noise of its keys and of the interval to z, so that what it was handed can be read off."""
+
+  def init(self, process, z, pairs):
+    return Spied(z, z)
+
+  def step(self, process, denoise, state, t, s, keys):
+    return Spied(state.z + (1 + t + 10 * s) * normal(keys, state.z), state.z)
+
+
+def test_step_i_draws_from_each_key_folded_with_i():
+  pairs = jnp.array([[0.9, 0.5], [0.6, 0.2]])
+  expected = Z
+  for i, (t, s) in enumerate(pairs):
+    expected += (1 + t + 10 * s) * jnp.stack([jax.random.normal(jax.random.fold_in(key, i), (3,)) for key in KEYS])
+  np.testing.assert_allclose(sample(PROCESSES[0], None, Spy(), Z, pairs, KEYS), expected, rtol=1e-5)
+
+
+@both
+def test_draw_starts_at_sigma_of_the_first_time(process):
+  class Still(Spy):
+    def step(self, process, denoise, state, t, s, keys):
+      return state
+
+  starts, paths = (jnp.stack(part) for part in zip(*(jax.random.split(key) for key in KEYS)))
+  for t in (1.0, 0.6):
+    eps = jnp.stack([jax.random.normal(key, (3,)) for key in starts])
+    begun = draw(process, None, Still(), Z, jnp.array([[t, 0.0]]), KEYS)
+    np.testing.assert_allclose(begun, process.sigma(jnp.float32(t)) * eps, rtol=1e-6)
+  pairs = jnp.array([[0.6, 0.1]])
+  np.testing.assert_allclose(
+    draw(process, None, Spy(), Z, pairs, KEYS), sample(process, None, Spy(), begun, pairs, paths), rtol=1e-6)
+
+
+@both
+@every
+def test_finite_in_float32_over_any_pairs(process, sampler):
+  for name, pairs in PAIRS.items():
+    for make in (gaussian, network):
+      out = walk(process, make, sampler, Z, jnp.asarray(pairs, jnp.float32), KEYS)
+      assert out.dtype == jnp.float32 and bool(jnp.isfinite(out).all()), (name, make.__name__)
+      assert float(jnp.abs(out).max()) < 100, (name, make.__name__)
+
+
+@both
+@every
+def test_nothing_happens_where_a_step_goes_nowhere(process, sampler):
+  for t in (0.0, 1e-3, 0.1, 0.25, 0.4, 0.5, 0.77, 0.9, 0.999, 1.0):
+    t = jnp.float32(t)
+    after = step(process, network, sampler, start(process, sampler, Z, t), t, t, KEYS).z
+    assert float(jnp.abs(after - Z).max() / jnp.abs(Z).max()) < 1e-6, t
+
+
+@both
+@every
+def test_the_step_to_clean_data_is_the_estimate(process, sampler):
+  for t in (1.0, 0.5, 0.0):
+    after = step(process, network, sampler, start(process, sampler, Z, t), jnp.float32(t), jnp.float32(0), KEYS)
+    np.testing.assert_array_equal(after.z, after.x0)
+
+
+@both
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != DDIM(1.0)], ids=repr)
+def test_steps_are_exact_where_the_flow_is_straight(process, sampler):
+  """All data at one place: x0 and eps stay as they are, whatever the step, from alpha = 0 and to sigma = 0."""
+  for t, s in ((1.0, 0.0), (1.0, 0.5), (0.7, 0.2), (0.3, 0.0), (0.2, 0.9), (0.5, 1.0)):
+    t, s = jnp.float32(t), jnp.float32(s)
+    z = process.alpha(t) * MEAN + process.sigma(t) * Z
+    after = step(process, point, sampler, start(process, sampler, z, t), t, s, KEYS).z
+    np.testing.assert_allclose(after, process.alpha(s) * MEAN + process.sigma(s) * Z, atol=5e-6)
+
+
+@both
+@every
+def test_a_batch_of_eight_is_four_and_four(process, sampler):
+  pairs = jnp.asarray(PAIRS["many"])
+  whole = walk(process, network, sampler, Z, pairs, KEYS)
+  halves = [walk(process, network, sampler, Z[part], pairs, KEYS[part]) for part in (slice(4), slice(4, 8))]
+  np.testing.assert_allclose(whole, jnp.concatenate(halves), rtol=1e-4, atol=1e-4)
+  padded = walk(process, network, sampler, Z.at[5:].set(99.0), pairs, KEYS.at[5:].set(KEYS[0]))
+  np.testing.assert_allclose(padded[:5], whole[:5], rtol=1e-4, atol=1e-4)
+
+
+@both
+@every
+def test_jit_changes_nothing(process, sampler):
+  pairs = jnp.asarray(PAIRS["two"], jnp.float32)
+  plain = sample(process, network(process), sampler, Z, pairs, KEYS)
+  np.testing.assert_allclose(plain, walk(process, network, sampler, Z, pairs, KEYS), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_change_between_calls_compile_nothing():
+  traces = []
+
+  @jax.jit
+  def run(sampler, keys, pairs):
+    traces.append(1)
+    return sample(PROCESSES[0], gaussian(PROCESSES[0]), sampler, Z, pairs, keys)
+
+  pairs = chain(uniform(4))
+  outs = [run(traced(DDIM(eta)), KEYS, pairs) for eta in (0, 0.5, 1.0, np.float64(0.25), jnp.asarray(0.75))]
+  outs += [run(traced(DDIM()), KEYS[::-1], pairs), run(traced(DDIM(1)), KEYS[::-1], chain(uniform(4, 0.9, 0.1)))]
+  assert len(traces) == 1
+  assert len({np.asarray(out).tobytes() for out in outs}) == 6, "eta matters; keys do at eta > 0 alone"

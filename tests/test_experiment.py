@@ -1,0 +1,183 @@
+"""Experiments as data: what goes out comes back, nothing else comes in, and a leaf keeps its type."""
+
+import dataclasses
+import json
+from typing import Any
+
+from flax import linen as nn
+import pytest
+
+from jldm import experiment as experiments
+from jldm.core.errors import UserError
+from jldm.diffusion.process import Flow
+from jldm.diffusion.times import Uniform
+from jldm.experiment import differences, dumps, from_data, loads, override, register, to_data
+from jldm.nn.attention import attend, late_normalised
+from tests.configs import config
+
+NAMES = ("digits", "fashion_mnist", "folder")
+DIGITS = config("digits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  sizes: tuple = (1, 2)
+  rates: tuple = (0.5, 0.25)
+  limit: Any = None
+  inner: Any = None
+
+
+class Network(nn.Module):
+  width: int = 3
+  kernel: Any = attend
+
+
+@pytest.fixture
+def registered(monkeypatch):
+  monkeypatch.setattr(experiments, "CLASSES", dict(experiments.CLASSES))
+  return register(Pair), register(Network)
+
+
+def refused(call, *arguments) -> str:
+  """The one line that is told."""
+  with pytest.raises(UserError) as error:
+    call(*arguments)
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_written_is_read(name):
+  experiment = config(name)
+  back = loads(dumps(experiment))
+  assert back == experiment and hash(back) == hash(experiment)
+  assert dumps(back) == dumps(experiment)
+  assert json.loads(dumps(experiment)) == to_data(experiment), "strict JSON"
+
+
+def test_every_field_is_written_down():
+  """Or a default that changes in a later version would change an old experiment."""
+  def whole(value):
+    assert not dataclasses.is_dataclass(value) or set(to_data(value)) == {"class", *experiments.fields(value)}, value
+    for field in experiments.fields(value) if dataclasses.is_dataclass(value) else ():
+      whole(getattr(value, field))
+
+  whole(DIGITS)
+
+
+def test_equal_experiments_have_equal_data():
+  told = dataclasses.replace(DIGITS.denoiser.objective, times=Uniform())
+  assert told == DIGITS.denoiser.objective and to_data(told) == to_data(DIGITS.denoiser.objective)
+
+
+def test_unregistered_classes_are_refused_both_ways():
+  with_pair = dataclasses.replace(DIGITS, data=Pair())
+  assert refused(dumps, with_pair) == "class 'Pair' of the experiment is not known; register it: jldm.register(Pair)"
+  text = dumps(DIGITS).replace('"ImageData"', '"Pair"')
+  assert "class 'Pair' of the experiment is not known" in refused(loads, text)
+
+
+def test_a_class_of_a_known_name_is_not_that_class():
+  impostor = dataclasses.make_dataclass("Flow", [], frozen=True)
+  assert "class 'Flow' of the experiment is not known" in refused(to_data, impostor())
+
+
+@pytest.mark.parametrize("name", ["os.system", "jldm.experiment.Stage", "__import__", "eval", "", None, 3])
+def test_only_names_of_the_table_are_read(name):
+  data = to_data(DIGITS)
+  data["denoiser"]["objective"]["process"] = {"class": name, "command": "echo"}
+  assert f"class {name!r} of the experiment is not known" in refused(loads, json.dumps(data))
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "[]", "3", "{}", '{"class": "Stage"}', '{"class": ["Experiment"]}'])
+def test_what_is_not_an_experiment_is_refused(text):
+  assert refused(loads, text).startswith("not an experiment: ")
+
+
+def test_fields_of_another_version_are_refused():
+  data = to_data(DIGITS)
+  data["autoencoder"]["momentum"] = 0.9
+  assert "Stage of the experiment does not fit this version of jldm" in refused(loads, json.dumps(data))
+
+
+@pytest.mark.parametrize("value", [len, {"a": 1}, object, 1j])
+def test_what_is_not_data_is_refused(value):
+  assert "is not data" in refused(to_data, dataclasses.replace(DIGITS, data=value))
+
+
+def test_registered_classes_go_out_and_come_back(registered):
+  for value in (Pair((3,), (0.1, 2.0), None, Pair()), Network(width=5), Network()):
+    back = from_data(json.loads(json.dumps(to_data(value))))
+    assert back == value and type(back) is type(value) and hash(back) == hash(value)
+  assert Network().kernel is from_data(to_data(Network())).kernel
+  assert "is not data" in refused(to_data, Network(kernel=late_normalised))
+
+
+def test_registering_twice_is_nothing_and_another_class_of_that_name_is_refused(registered):
+  assert register(Pair) is Pair
+  another = dataclasses.make_dataclass("Pair", [], frozen=True)
+  assert "another class named 'Pair' is registered" in refused(register, another)
+
+
+@pytest.mark.parametrize("path, text, value", [
+  ("seed", "7", 7),
+  ("denoiser.steps", "500", 500),
+  ("denoiser.optimizer.schedule.peak", "3e-4", 3e-4),
+  ("denoiser.ema", "1", 1.0),  # an int is a legal float
+  ("denoiser.objective.network.width", "512", 512),
+  ("denoiser.objective.network.remat", "True", True),
+  ("denoiser.objective.parametrization.kind", "eps", "eps"),
+  ("autoencoder.objective.network.widths", "(8, 16, 32)", (8, 16, 32)),
+  ("autoencoder.objective.network.widths", "8,16", (8, 16)),
+  ("data.name", "3", "3"),  # a string stays one
+  ("data.name", "a=b c", "a=b c"),
+])
+def test_an_override_replaces_one_leaf(path, text, value):
+  changed = override(DIGITS, path, text)
+  leaf = changed
+  for name in path.split("."):
+    leaf = getattr(leaf, name)
+  assert leaf == value and type(leaf) is type(value)
+  assert hash(changed) != hash(DIGITS) or changed == DIGITS
+  assert [line.split(":")[0] for line in differences(to_data(DIGITS), to_data(changed))] == [path]
+
+
+@pytest.mark.parametrize("path, text, told", [
+  ("denoizer.steps", "5", "Experiment has no field 'denoizer'; did you mean 'denoiser'?"),
+  ("denoiser.objective.network.widht", "5", "DiT has no field 'widht'; did you mean 'width'?"),
+  ("denoiser.qqq", "5", "Stage has no field 'qqq'; it has objective, optimizer, steps"),
+  ("denoiser.objective.process.s", "5", "Cosine has no field 's'; it has none"),
+  ("denoiser.objective.network.parent", "5", "DiT has no field 'parent'"),
+  ("denoiser.steps.more", "5", "denoiser.steps.more: 1000 has no fields; set it whole"),
+  ("denoiser.steps", "5.0", "denoiser.steps: expected int such as 1000, got '5.0'"),
+  ("denoiser.steps", "many", "expected int such as 1000, got 'many'"),
+  ("denoiser.steps", "True", "expected int such as 1000, got 'True'"),
+  ("denoiser.steps", "", "expected int such as 1000, got ''"),
+  ("denoiser.steps", "__import__('os').getpid()", "expected int"),
+  ("denoiser.ema", "True", "expected float such as 0.998, got 'True'"),
+  ("denoiser.objective.network.remat", "1", "expected bool such as False, got '1'"),
+  ("autoencoder.objective.network.widths", "8", "expected tuple such as (64, 128), got '8'"),
+  ("autoencoder.objective.network.widths", "(8, 1.5)", "expected tuple such as (64, 128), got '(8, 1.5)'"),
+  ("denoiser.objective.process", "Flow", "denoiser.objective.process is a Cosine; set one of its fields: it has none"),
+  ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
+])
+def test_an_override_that_does_not_fit_is_told(path, text, told):
+  assert told in refused(override, DIGITS, path, text)
+
+
+def test_an_override_where_nothing_stood_is_any_literal():
+  assert override(Pair(), "limit", "0.5").limit == 0.5
+  assert override(Pair(), "limit", "some").limit == "some"
+  assert override(Pair(inner=Pair()), "inner.sizes", "(5,)").inner.sizes == (5,)
+
+
+def test_differences_are_named_in_order():
+  other = override(override(DIGITS, "seed", "1"), "denoiser.steps", "5")
+  process = dataclasses.replace(other.denoiser.objective, process=Flow())
+  other = dataclasses.replace(other, denoiser=dataclasses.replace(other.denoiser, objective=process))
+  assert differences(to_data(DIGITS), to_data(other)) == [
+    "denoiser.objective.process.class: 'Cosine' -> 'Flow'", "denoiser.steps: 1000 -> 5", "seed: 0 -> 1",
+  ]
+  assert differences(to_data(DIGITS), to_data(DIGITS)) == []
+  assert differences({"a": 1}, {"a": 1.0}) == ["a: 1 -> 1.0"], "another type is another experiment"
+  assert differences({"a": 1}, {"b": 2}) == ["a: 1 -> None", "b: None -> 2"]

@@ -1,0 +1,76 @@
+"""What README.md says is so: every path exists, every command parses, every config and option is real."""
+
+import argparse
+import importlib
+from pathlib import Path
+import re
+import shlex
+
+import pytest
+
+from jldm.cli import COMMANDS, Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+LINES = [line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines() if line]
+DOORS = {"train.py": "train", "sample.py": "sample"}
+
+
+def command_of(line: str) -> list[str] | None:
+  """The arguments after `jldm`, where the line is one of ours."""
+  words = shlex.split(line)
+  if words[0] == "jldm":
+    return words[1:]
+  return [DOORS[words[1]], *words[2:]] if words[:1] == ["python"] and words[1] in DOORS else None
+
+
+def test_it_is_short():
+  assert len(README.splitlines()) <= 150
+
+
+def test_every_line_is_a_command_of_ours_or_a_known_one():
+  unknown = [line for line in LINES if not command_of(line) and shlex.split(line)[0] not in ("make", "pip", "apt-get")]
+  assert not unknown and sum(bool(command_of(line)) for line in LINES) >= 7
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if command_of(line)])
+def test_commands_parse(line):
+  name, *options = command_of(line)
+  assert name in COMMANDS
+  parser = Parser()
+  importlib.import_module(f"jldm.cli.{name}").add_arguments(parser)
+  args = parser.parse_args(options)
+  assert isinstance(args, argparse.Namespace)
+  if getattr(args, "config", None):
+    from jldm.cli.train import load_config
+    from jldm.experiment import override
+    experiment = load_config(str(ROOT / args.config))
+    for assignment in args.set:
+      experiment = override(experiment, *assignment.split("=", 1))
+
+
+def test_make_targets_exist():
+  makefile = (ROOT / "Makefile").read_text()
+  targets = [shlex.split(line)[1] for line in LINES if line.startswith("make ")]
+  assert targets and all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+
+
+def test_every_path_exists():
+  braces = lambda text: [text.replace(m[0], part) for part in m[1].split(",")] if (m := re.search(r"\{(.*?)\}", text)) else [text]
+  named = [path for text in re.findall(r"`((?:jldm|configs|tests|docs)/[^`]*)`", README) for path in braces(text)]
+  named += re.findall(r"\]\(([^)]+)\)", README)
+  assert len(named) > 15 and not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(tmp_path, monkeypatch):
+  """On a shrunk workdir in the place that the README names."""
+  from jldm import stages
+  from tests.configs import config, shrunk
+  (code,) = [text for language, text in BLOCKS if language == "python"]
+  monkeypatch.chdir(tmp_path)
+  stages.train(shrunk(config("digits")), "runs/digits", devices=1)
+  names: dict = {}
+  exec(compile(code, "README.md", "exec"), names)
+  assert names["images"].shape == (8, 32, 32, 1)

@@ -1,0 +1,131 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jldm.core.errors import NonFiniteError
+from jldm.train.logging import Log, forget_after
+from jldm.train.step import SKIPS_ALLOWED
+
+
+def lines(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def collect(log, steps, skips=None):
+  for step in steps:
+    skipped = skips[step] if skips else 0
+    loss = jnp.float32(np.nan if skipped else step)
+    log.collect(step, None, {"loss": loss, "grad_norm": jnp.float32(2 * step), "skipped": jnp.int32(skipped)})
+
+
+def test_a_line_is_the_means_since_the_last(tmp_path):
+  with Log(tmp_path, "denoiser", 0, 5, 4) as log:
+    collect(log, (1, 2, 3))
+    log.write(3, None, {})
+    collect(log, (4, 5))
+    log.write(5, None, {})
+  first, second = lines(tmp_path)
+  assert first.pop("images_per_second") > 0 and second.pop("images_per_second") > 0
+  assert first == {"stage": "denoiser", "step": 3, "loss": 2.0, "grad_norm": 4.0, "skipped": 0}
+  assert second == {"stage": "denoiser", "step": 5, "loss": 4.5, "grad_norm": 9.0, "skipped": 0}
+  assert list((tmp_path / "tb" / "denoiser").glob("events*"))
+
+
+def test_images_per_second_are_those_of_the_batch(tmp_path, monkeypatch):
+  clock = iter(np.arange(0, 100, 2.0))
+  monkeypatch.setattr("jldm.train.logging.time.perf_counter", lambda: next(clock))
+  with Log(tmp_path, "denoiser", 0, 5, 4) as log:
+    log.bar.close()  # it reads the clock too
+    log.since = 0.0
+    log.bar.update = lambda: None
+    now = next(clock)
+    log.since = now
+    collect(log, (1, 2, 3))
+    log.write(3, None, {})
+  (row,) = lines(tmp_path)
+  assert row["images_per_second"] == 3 * 4 / 2.0
+
+
+def test_updates_not_made_are_counted_and_kept_out_of_the_means(tmp_path):
+  with Log(tmp_path, "denoiser", 0, 6, 4) as log:
+    collect(log, range(1, 5), {1: 0, 2: 1, 3: 2, 4: 0})
+    log.write(4, None, {})
+    collect(log, (5, 6), {5: 1, 6: 2})
+    log.write(6, None, {})
+  some, none = lines(tmp_path)
+  assert (some["loss"], some["grad_norm"], some["skipped"]) == (2.5, 5.0, 2)
+  assert none["skipped"] == 2 and "loss" not in none, "there is nothing to average"
+  assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("first_bad, logged_at", [(1, (10,)), (1, (12,)), (4, (8, 16)), (21, (20, 40))])
+def test_ten_in_a_row_stop_the_run_naming_the_step(tmp_path, first_bad, logged_at):
+  skips = {step: max(0, step - first_bad + 1) for step in range(1, 50)}
+  start = 0
+  with Log(tmp_path, "denoiser", 0, 50, 4) as log:
+    for stop in logged_at:
+      collect(log, range(start + 1, stop + 1), skips)
+      if stop < first_bad + SKIPS_ALLOWED - 1:
+        log.write(stop, None, {})
+      start = stop
+    last = first_bad + SKIPS_ALLOWED - 1
+    with pytest.raises(NonFiniteError, match=f"denoiser: 10 non-finite updates in a row, up to step {last}$"):
+      log.write(stop, None, {})
+
+
+def test_nine_in_a_row_do_not(tmp_path):
+  with Log(tmp_path, "denoiser", 0, 50, 4) as log:
+    collect(log, range(1, 11), dict(enumerate([*range(1, 10), 0], 1)))
+    log.write(10, None, {})
+  assert lines(tmp_path)[0]["skipped"] == 9
+
+
+def test_other_values_are_recorded_as_they_are(tmp_path):
+  with Log(tmp_path, "autoencoder", 0, 5, 4) as log:
+    log.record(5, {"held_out_psnr": 21.5})
+  assert lines(tmp_path) == [{"stage": "autoencoder", "step": 5, "held_out_psnr": 21.5}]
+
+
+ROWS = [
+  {"stage": "autoencoder", "step": 10, "loss": 1.0},
+  {"stage": "autoencoder", "step": 40, "loss": 0.5},
+  {"stage": "denoiser", "step": 10, "loss": 3.0},
+  {"stage": "denoiser", "step": 20, "loss": 2.0},
+  {"stage": "denoiser", "step": 30, "loss": 1.0},
+]
+
+
+@pytest.mark.parametrize("tail", ["", '{"stage": "denoiser", "st', '{"stage": "autoenc', "{"])
+@pytest.mark.parametrize("stage, step, kept", [
+  ("denoiser", 20, [0, 1, 2, 3]), ("denoiser", 0, [0, 1]), ("denoiser", 25, [0, 1, 2, 3]), ("denoiser", 30, [0, 1, 2, 3, 4]),
+  ("autoencoder", 10, [0, 2, 3, 4]),
+])
+def test_what_will_be_written_again_is_forgotten(tmp_path, tail, stage, step, kept):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + tail)
+  forget_after(path, stage, step)
+  assert path.read_text() == "".join(json.dumps(ROWS[i]) + "\n" for i in kept)
+  assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(json.dumps(ROWS[0]))
+  forget_after(path, "denoiser", 0)
+  assert path.read_text() == json.dumps(ROWS[0]) + "\n"
+
+
+def test_there_may_be_nothing_to_forget(tmp_path):
+  forget_after(tmp_path / "metrics.jsonl", "denoiser", 3)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_stage_continues_its_lines(tmp_path):
+  for start in (0, 2):
+    with Log(tmp_path, "denoiser", start, 4, 1) as log:
+      for step in range(start + 1, 5):
+        collect(log, (step,))
+        log.write(step, None, {})
+  assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4]

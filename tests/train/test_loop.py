@@ -1,0 +1,82 @@
+from typing import NamedTuple
+
+import jax
+import pytest
+
+from jldm.train.loop import IN_FLIGHT, Hook, fit
+
+ROOT = object()
+FROZEN = object()
+
+
+class State(NamedTuple):
+  step: int
+
+
+class Device:
+  """Counts how many results were waited for."""
+
+  def __init__(self):
+    self.waited = []
+
+  def step(self, state, batch, root, frozen):
+    assert root is ROOT and frozen is FROZEN and batch == state.step + 1
+    assert len(self.waited) >= state.step - self.start - IN_FLIGHT, "the host is too far ahead"
+    return State(state.step + 1), Metrics(state.step + 1, self.waited)
+
+  def fit(self, start, stop, hooks=(), batches=None):
+    self.start = start
+    batches = range(start + 1, stop + 1) if batches is None else batches
+    return fit(self.step, State(start), batches, ROOT, FROZEN, stop, hooks)
+
+
+class Metrics:
+  def __init__(self, step, waited):
+    self.number, self.waited = step, waited
+
+  def block_until_ready(self):
+    self.waited.append(self.number)
+    return self
+
+
+@pytest.mark.parametrize("start, stop, every, at_end, expected", [
+  (0, 7, 1, False, [1, 2, 3, 4, 5, 6, 7]),
+  (0, 7, 3, False, [3, 6]),
+  (0, 7, 3, True, [3, 6, 7]),
+  (0, 6, 3, True, [3, 6]),
+  (4, 7, 3, True, [6, 7]),
+  (0, 7, 100, False, []),
+  (0, 7, 100, True, [7]),
+])
+def test_hooks_are_called_at_their_intervals(start, stop, every, at_end, expected):
+  calls = []
+  hook = Hook(every, lambda n, state, metrics: calls.append((n, state.step, metrics.number)), at_end)
+  assert Device().fit(start, stop, (hook for _ in range(1))) == State(stop)
+  assert calls == [(n, n, n) for n in expected]
+
+
+def test_hooks_are_called_in_their_order():
+  calls = []
+  hooks = [Hook(every, lambda n, state, metrics, name=name: calls.append((n, name))) for every, name in ((2, "a"), (1, "b"))]
+  Device().fit(0, 2, hooks)
+  assert calls == [(1, "b"), (2, "a"), (2, "b")]
+
+
+def test_the_host_waits_in_order():
+  device = Device()
+  device.fit(0, 20)
+  assert device.waited == list(range(1, 21 - IN_FLIGHT))
+
+
+def test_nothing_left_to_do():
+  assert Device().fit(7, 7) == State(7)
+
+
+@pytest.mark.parametrize("batches", [[1, 2], [1, 2, 3, 4]])
+def test_a_batch_too_few_or_too_many_is_an_error(batches):
+  with pytest.raises(ValueError, match="zip"):
+    Device().fit(0, 3, batches=batches)
+
+
+def test_metrics_are_waited_for_as_jax_does():
+  assert jax.block_until_ready(Metrics(1, [])).waited == [1]

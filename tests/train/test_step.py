@@ -1,0 +1,233 @@
+"""One step on any devices, in any parts, resumed or not; and the updates that are not made."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jldm import sharding
+from jldm.core.keys import normal, row_keys
+from jldm.diffusion.process import Cosine
+from jldm.diffusion.times import LogitNormal
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.codec import Statistics
+from jldm.models.denoisers.dit import DiT
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.objectives.objective import Aux
+from jldm.train.state import init_state
+from jldm.train.step import SKIPS_ALLOWED, ema_decay, make_step, microbatches, step_fn
+from tests.networks import quick, randomised
+
+DENOISER = Diffusion(
+  network=DiT(patch=2, width=8, depth=1, heads=1, classes=3), process=Cosine(), times=LogitNormal(), label_dropout=0.3
+)
+AUTOENCODER = Reconstruction(
+  network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2), kl_weight=1e-2
+)
+TX = optax.adam(1e-2, eps=1e-3)  # an epsilon that keeps rounding errors of small gradients small
+DECAY = 0.9
+ROOT = jax.random.key(5)
+CODEC = Statistics(np.float32([0.5, -1.0]), np.float32([2.0, 0.5]))
+
+
+def batch_of(step: int) -> dict:
+  """The same for either objective: 8 images and 8 posteriors."""
+  rng = np.random.default_rng(step)
+  return {
+    "image": rng.integers(0, 256, (8, 4, 6, 1), np.uint8),
+    "mean": np.float32(rng.normal(size=(8, 4, 4, 2))),
+    "log_variance": np.float32(rng.normal(size=(8, 4, 4, 2))),
+    "label": rng.integers(-1, 3, 8),
+    "row": np.arange(8),
+    "stratum": np.float32(np.arange(8) / 8),
+  }
+
+
+@functools.cache
+def compiled(objective, accumulate: int = 1):
+  return make_step(objective.loss, TX, DECAY, accumulate)
+
+
+@functools.cache
+def first_state(objective):
+  """As numpy, on the host."""
+  params = randomised(jax.eval_shape(objective.init, ROOT, batch_of(0))[0])
+  return jax.device_get(quick(lambda params: init_state(params, {}, TX))(params))
+
+
+def run(objective, devices: int, start: int, stop: int, state=None, accumulate: int = 1):
+  """Steps start + 1 to stop: (the state, the metrics of each), on the host."""
+  mesh, metrics = sharding.data_mesh(8, devices), []
+  state = sharding.place(mesh, state or first_state(objective))
+  root, frozen = sharding.place(mesh, (ROOT, CODEC))
+  for n in range(start, stop):
+    state, each = compiled(objective, accumulate)(state, sharding.place_batch(mesh, batch_of(n)), root, frozen)
+    metrics.append(jax.device_get(each))
+  return jax.device_get(state), metrics
+
+
+def assert_near(these, those, tolerance=1e-4):
+  """max|difference| / max|reference| of every leaf."""
+  assert jax.tree.structure(these) == jax.tree.structure(those)
+  for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(these), jax.tree.leaves(those)):
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max() + 1e-7, err_msg=jax.tree_util.keystr(path))
+
+
+def assert_same(these, those):
+  jax.tree.map(np.testing.assert_array_equal, these, those)
+
+
+def assert_moved(state, objective):
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, first_state(objective).params)
+  assert min(jax.tree.leaves(moved)) > 1e-4, "every parameter learns"
+
+
+@functools.cache
+def three_steps(objective):
+  return run(objective, 8, 0, 3)
+
+
+@pytest.mark.parametrize("objective", [DENOISER, AUTOENCODER], ids=["denoiser", "autoencoder"])
+def test_one_device_and_eight_agree(objective):
+  one, eight = run(objective, 1, 0, 3), three_steps(objective)
+  assert_moved(eight[0], objective)
+  assert_near(eight, one)
+
+
+def test_jit_and_pmap_agree():
+  step = jax.pmap(step_fn(DENOISER.loss, TX, DECAY, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
+  state = jax.tree.map(lambda x: np.stack([x] * 8), first_state(DENOISER))
+  metrics = []
+  for n in range(3):
+    batch = jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch_of(n))
+    state, each = step(state, batch, ROOT, CODEC)
+    metrics.append(jax.device_get(each))
+  for device in (0, 7):
+    assert_near(jax.tree.map(lambda x, d=device: np.asarray(x)[d], (state, metrics)), three_steps(DENOISER))
+
+
+def test_accumulated_microbatches_agree_with_the_whole():
+  assert_near(run(DENOISER, 1, 0, 3, accumulate=4), three_steps(DENOISER))
+
+
+def test_resumed_is_bit_for_bit_the_same_and_nothing_is_compiled_twice():
+  unbroken, metrics = run(DENOISER, 8, 0, 40)
+  half, first = run(DENOISER, 8, 0, 20)
+  saved = jax.tree.map(np.copy, half)
+  resumed, second = run(DENOISER, 8, 20, 40, saved)
+  assert unbroken.step == 40
+  assert_same((resumed, first + second), (unbroken, metrics))
+  assert np.mean([each["loss"] for each in metrics[-10:]]) < 0.9 * np.mean([each["loss"] for each in metrics[:5]])
+  compiled.cache_clear()
+  run(DENOISER, 8, 0, 2)
+  run(DENOISER, 8, 2, 5, saved)
+  assert compiled(DENOISER)._cache_size() == 1
+
+
+# What follows is one linear layer, so that a step can be written by hand.
+
+
+def toy_loss(params, extra, ema, frozen, batch, key):
+  """(w x~ - y)^2 with noisy x~; `inverse` lets a test make values or gradients that are not finite."""
+  x = batch["x"] + 0.1 * normal(row_keys(key, batch["row"]), batch["x"])
+  values = jnp.square(x @ params["w"] - batch["y"]) + jnp.sqrt(params["w"][0] * batch["slope"]) + frozen
+  return values, Aux({"y": batch["y"].mean()}, {"seen": 0.5 * extra["seen"] + 0.5 * batch["y"].mean()})
+
+
+def toy_batch(step: int, **change) -> dict:
+  rng = np.random.default_rng(step)
+  batch = {"x": rng.normal(size=(8, 3)), "y": rng.normal(size=8), "slope": np.ones(8)}
+  return {name: np.float32(x) for name, x in (batch | change).items()} | {"row": np.arange(8)}
+
+
+def toy_state():
+  return init_state({"w": jnp.array([1.0, -2.0, 0.5])}, {"seen": jnp.float32(0)}, optax.adam(1e-2))
+
+
+toy = functools.cache(lambda accumulate=1: make_step(toy_loss, optax.adam(1e-2), DECAY, accumulate))
+BAD = {
+  "a value that is not a number": {"y": np.full(8, np.nan)},
+  "one that is infinite": {"x": np.full((8, 3), np.inf)},
+  "one of eight": {"y": np.eye(8)[0] * np.inf},
+  "a gradient alone": {"slope": np.zeros(8)},  # sqrt at zero
+  "the norm of the gradient alone": {"x": np.full((8, 3), 1e15), "y": np.zeros(8)},
+}
+
+
+def test_a_step_is_its_formula():
+  tx, state, decay = optax.adam(1e-2), toy_state(), lambda n: min(DECAY, (1 + n) / (10 + n))
+  params, opt_state, ema, seen = state.params, tx.init(state.params), np.float64(state.params["w"]), 0.0
+  for n in range(90):
+    state, metrics = toy()(state, toy_batch(n), ROOT, 0.25)
+    if n in (0, 1, 89):
+      mean = lambda w, n=n: toy_loss(w, {"seen": seen}, (), 0.25, toy_batch(n), jax.random.fold_in(ROOT, n))[0].mean()
+      value, gradient = jax.value_and_grad(mean)(params)
+      updates, opt_state = tx.update(gradient, opt_state, params)
+      np.testing.assert_allclose(state.params["w"], optax.apply_updates(params, updates)["w"], rtol=1e-5)
+      np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+      np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient["w"]), rtol=1e-5)
+    params, opt_state = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+    ema = decay(n) * ema + (1 - decay(n)) * np.asarray(params["w"])
+    seen = 0.5 * seen + 0.5 * toy_batch(n)["y"].mean()
+  assert decay(0) == 0.1 and decay(79) < DECAY == decay(81), "the average has warmed up"
+  np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-4)
+  np.testing.assert_allclose(state.extra["seen"], seen, rtol=1e-4)
+  assert state.step == 90 and state.skipped == metrics["skipped"] == 0
+  assert toy()._cache_size() == 1
+
+
+@pytest.mark.parametrize("step", [0, 1, 50, 10**6])
+def test_ema_decay(step):
+  assert ema_decay(0.999, jnp.int32(step)) == pytest.approx(min(0.999, (1 + step) / (10 + step)))
+
+
+def test_the_state_is_donated_and_the_rest_is_not():
+  state, batch = toy_state(), jax.device_put(toy_batch(0))
+  toy()(state, batch, ROOT, 0.25)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+  assert not any(leaf.is_deleted() for leaf in (*batch.values(), ROOT))
+
+
+def test_other_state_and_metrics_are_averaged_over_microbatches():
+  (whole, told), (parts, parts_told) = (toy(n)(toy_state(), toy_batch(0), ROOT, 0.25) for n in (1, 4))
+  assert_near(jax.device_get((parts, parts_told)), jax.device_get((whole, told)), 1e-5)
+  assert whole.extra["seen"] != 0
+
+
+def test_microbatches_take_every_so_manyth_row():
+  parts = microbatches({"row": jnp.arange(8), "x": jnp.arange(16).reshape(8, 2)}, 4)
+  np.testing.assert_array_equal(parts["row"], [[0, 4], [1, 5], [2, 6], [3, 7]])
+  np.testing.assert_array_equal(parts["x"][1], [[2, 3], [10, 11]])
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_an_update_that_is_not_finite_is_not_made(kind, accumulate):
+  state, _ = toy(accumulate)(toy_state(), toy_batch(0), ROOT, 0.25)
+  before = jax.device_get(state)
+  state, metrics = toy(accumulate)(state, toy_batch(1, **BAD[kind]), ROOT, 0.25)
+  assert metrics["skipped"] == 1
+  assert_same(jax.device_get(state), before.replace(step=np.int32(2), skipped=np.int32(1)))
+  state, metrics = toy(accumulate)(state, toy_batch(2), ROOT, 0.25)
+  assert metrics["skipped"] == state.skipped == 0 and state.step == 3
+  assert (np.asarray(state.params["w"]) != before.params["w"]).all()
+  assert state.opt_state[0].count == 2, "the optimizer has seen the good ones alone"
+
+
+@pytest.mark.parametrize("bad", [1, SKIPS_ALLOWED - 1, SKIPS_ALLOWED, SKIPS_ALLOWED + 2])
+def test_ten_in_a_row_are_final(bad):
+  state = toy_state()
+  for n in range(bad):
+    state, metrics = toy()(state, toy_batch(n, y=np.full(8, np.nan)), ROOT, 0.25)
+    assert metrics["skipped"] == n + 1
+  before = jax.device_get(state)
+  state, metrics = toy()(state, toy_batch(bad), ROOT, 0.25)
+  if bad < SKIPS_ALLOWED:
+    assert metrics["skipped"] == 0 and (np.asarray(state.params["w"]) != before.params["w"]).all()
+  else:
+    assert_same(jax.device_get(state), before.replace(step=np.int32(bad + 1), skipped=np.int32(bad + 1)))
+    assert np.isfinite(metrics["loss"])
