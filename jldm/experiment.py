@@ -27,7 +27,10 @@ from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-  """One training: what is learned, how, and for how long; intervals are in steps."""
+  """One training: what is learned, how, and for how long; intervals are in steps.
+
+  `devices` share a batch where the caller does not say how many; 0 is all (on a CPU, the most that divide the batch).
+  """
 
   objective: Any
   optimizer: Any = AdamW()
@@ -35,6 +38,7 @@ class Stage:
   batch_size: int = 128
   accumulate: int = 1  # microbatches a step
   ema: float = 0.999
+  devices: int = 0
   log_every_steps: int = 50
   save_every_steps: int = 1000
   picture_every_steps: int = 1000

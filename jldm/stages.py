@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from jldm import pictures, pipeline, sharding, workdir as workdirs
@@ -64,11 +65,16 @@ def check_stage(stage: Stage, name: str, devices: int | None) -> None:
   for field in ("steps", "batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps"):
     if getattr(stage, field) < 1:
       raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
-  mesh = sharding.data_mesh(stage.batch_size, devices)
+  mesh = mesh_of(stage, devices)
   if stage.batch_size % (stage.accumulate * mesh.size):
     raise UserError(
       f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {mesh.size} devices"
     )
+
+
+def mesh_of(stage: Stage, devices: int | None) -> Mesh:
+  """The devices of a stage: as many as the caller asks for, else as the stage does."""
+  return sharding.data_mesh(stage.batch_size, devices if devices is not None else stage.devices or None)
 
 
 def check_shapes(model: pipeline.Model, data: Any) -> None:
@@ -85,7 +91,7 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
 
 
 def run(
-  stage: Stage, name: str, seed: int, source: Any, frozen: Any, saved: Checkpoints, mesh: Any, workdir: Path, hooks: Any
+  stage: Stage, name: str, seed: int, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, workdir: Path, hooks: Any
 ) -> TrainState:
   """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
 
@@ -118,7 +124,7 @@ def run(
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
-      raise NonFiniteError(f"{error}; {where}; lower {name}.optimizer.schedule.peak") from error
+      raise NonFiniteError(f"{error}; {where}; start again with a lower {name}.optimizer.schedule.peak") from error
 
 
 def divide(state: TrainState) -> dict:
@@ -133,7 +139,7 @@ def join(items: dict) -> TrainState:
 def train_autoencoder(experiment: Experiment, model, workdir: Path, train_set, held_out, devices: int | None) -> None:
   """Stage 1, and the codec."""
   stage, name = experiment.autoencoder, "autoencoder"
-  mesh = sharding.data_mesh(stage.batch_size, devices)
+  mesh = mesh_of(stage, devices)
   encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
   unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
   reconstruct = jax.jit(
@@ -170,7 +176,7 @@ def train_autoencoder(experiment: Experiment, model, workdir: Path, train_set, h
 def train_denoiser(experiment: Experiment, model, workdir: Path, train_set, devices: int | None) -> None:
   """Stage 2, in the latent space of the committed codec."""
   stage, name = experiment.denoiser, "denoiser"
-  mesh = sharding.data_mesh(stage.batch_size, devices)
+  mesh = mesh_of(stage, devices)
   codec = sharding.place(mesh, committed_codec(model, workdir, experiment.autoencoder.steps))
   with Checkpoints(workdirs.checkpoints(workdir, name)) as saved:
     if saved.latest() == stage.steps:
@@ -182,7 +188,7 @@ def train_denoiser(experiment: Experiment, model, workdir: Path, train_set, devi
     def call(n, state, metrics):
       del metrics
       params = {"denoiser": state.ema, "codec": codec}
-      images = pipeline.generate(model, params, labels, experiment.seed, devices=devices)
+      images = pipeline.generate(model, params, labels, experiment.seed, devices=mesh.size)
       write_image(workdir, name, n, pictures.class_rows(images, labels, PREVIEW_COLUMNS), "samples")
 
     statistics = codecs.Statistics(codec["mean"], codec["std"])

@@ -26,5 +26,5 @@ def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
     autoencoder=replace(codec, **small, objective=replace(
       codec.objective, network=replace(network, widths=tuple(4 for _ in network.widths), groups=2, resnets=0))),
     denoiser=replace(denoiser, **small, objective=replace(
-      denoiser.objective, network=replace(dit, width=8, depth=2, heads=2))),
+      denoiser.objective, network=replace(dit, width=8, depth=2, heads=2, unroll=1))),
   )

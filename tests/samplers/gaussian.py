@@ -20,6 +20,7 @@ from jldm.samplers.heun import Heun
 from jldm.samplers.sample import sample
 
 MEAN, STD = 0.7, 0.5
+QUICK = {"xla_backend_optimization_level": 0}  # for programs that run once and are mostly random numbers
 PROCESSES = [Cosine(), Flow()]
 SAMPLERS = [DDIM(0.0), DDIM(1.0), Heun(), DPMSolverPP2M()]
 

@@ -16,7 +16,7 @@ from tests.samplers.gaussian import MEAN, PROCESSES, SAMPLERS, gaussian, network
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 Z = jax.random.normal(jax.random.key(0), (8, 3))
-PAIRS = {  # name -> pairs (t, s), of three lengths: each is compiled
+PAIRS = {  # name -> pairs (t, s)
   "one": [(1.0, 0.0)],
   "two": [(1.0, 0.5), (0.5, 0.0)],
   "many": np.asarray(chain(uniform(5))),
@@ -29,6 +29,13 @@ PAIRS = {  # name -> pairs (t, s), of three lengths: each is compiled
 
 both = pytest.mark.parametrize("process", PROCESSES, ids=repr)
 every = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+
+
+def path(pairs):
+  """Pairs as an array; where there are several, steps in place fill them up to five, since every length is compiled."""
+  pairs = np.asarray(pairs, np.float32)
+  rest = 5 - len(pairs) if len(pairs) > 1 else 0
+  return np.concatenate([pairs, np.full((rest, 2), pairs[-1, 1], np.float32)])
 
 
 class Spied(NamedTuple):
@@ -74,10 +81,8 @@ def test_draw_starts_at_sigma_of_the_first_time(process):
 @every
 def test_finite_in_float32_over_any_pairs(process, sampler):
   for name, pairs in PAIRS.items():
-    for make in (gaussian, network):
-      out = walk(process, make, sampler, Z, jnp.asarray(pairs, jnp.float32), KEYS)
-      assert out.dtype == jnp.float32 and bool(jnp.isfinite(out).all()), (name, make.__name__)
-      assert float(jnp.abs(out).max()) < 100, (name, make.__name__)
+    out = np.asarray(walk(process, network, sampler, Z, path(pairs), KEYS))
+    assert out.dtype == np.float32 and np.isfinite(out).all() and np.abs(out).max() < 100, name
 
 
 @both
@@ -85,8 +90,8 @@ def test_finite_in_float32_over_any_pairs(process, sampler):
 def test_nothing_happens_where_a_step_goes_nowhere(process, sampler):
   for t in (0.0, 1e-3, 0.1, 0.25, 0.4, 0.5, 0.77, 0.9, 0.999, 1.0):
     t = jnp.float32(t)
-    after = step(process, network, sampler, start(process, sampler, Z, t), t, t, KEYS).z
-    assert float(jnp.abs(after - Z).max() / jnp.abs(Z).max()) < 1e-6, t
+    after = np.asarray(step(process, network, sampler, start(process, sampler, Z, t), t, t, KEYS).z)
+    assert np.abs(after - Z).max() < 1e-6 * np.abs(Z).max(), t
 
 
 @both
@@ -111,7 +116,7 @@ def test_steps_are_exact_where_the_flow_is_straight(process, sampler):
 @both
 @every
 def test_a_batch_of_eight_is_four_and_four(process, sampler):
-  pairs = jnp.asarray(PAIRS["many"])
+  pairs = path(PAIRS["many"])
   whole = walk(process, network, sampler, Z, pairs, KEYS)
   halves = [walk(process, network, sampler, Z[part], pairs, KEYS[part]) for part in (slice(4), slice(4, 8))]
   np.testing.assert_allclose(whole, jnp.concatenate(halves), rtol=1e-4, atol=1e-4)
@@ -119,10 +124,9 @@ def test_a_batch_of_eight_is_four_and_four(process, sampler):
   np.testing.assert_allclose(padded[:5], whole[:5], rtol=1e-4, atol=1e-4)
 
 
-@both
 @every
-def test_jit_changes_nothing(process, sampler):
-  pairs = jnp.asarray(PAIRS["two"], jnp.float32)
+def test_jit_changes_nothing(sampler):
+  process, pairs = PROCESSES[0], path(PAIRS["two"])
   plain = sample(process, network(process), sampler, Z, pairs, KEYS)
   np.testing.assert_allclose(plain, walk(process, network, sampler, Z, pairs, KEYS), rtol=1e-4, atol=1e-4)
 

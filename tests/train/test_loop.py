@@ -57,8 +57,8 @@ def test_hooks_are_called_at_their_intervals(start, stop, every, at_end, expecte
 
 def test_hooks_are_called_in_their_order():
   calls = []
-  hooks = [Hook(every, lambda n, state, metrics, name=name: calls.append((n, name))) for every, name in ((2, "a"), (1, "b"))]
-  Device().fit(0, 2, hooks)
+  note = lambda name: lambda n, state, metrics: calls.append((n, name))
+  Device().fit(0, 2, [Hook(2, note("a")), Hook(1, note("b"))])
   assert calls == [(1, "b"), (2, "a"), (2, "b")]
 
 

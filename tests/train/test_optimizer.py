@@ -42,7 +42,8 @@ def test_adamw_is_its_formula(clip_norm, weight_decay):
   optimizer = AdamW(schedule=Constant(peak=0.1), b1=0.8, b2=0.9, clip_norm=clip_norm, weight_decay=weight_decay)
   tx, params = optimizer.build(10), np.float32([1.0, -2.0, 3.0])
   state, m, v, expected = tx.init(params), 0.0, 0.0, np.float64(params)
-  for n, gradient in enumerate(np.random.default_rng(0).normal(size=(6, 3)) * np.array([[3], [0.1], [1], [0.01], [2], [1]]), 1):
+  sizes = np.array([3, 0.1, 1, 0.01, 2, 1])[:, None]  # on either side of where they are clipped
+  for n, gradient in enumerate(sizes * np.random.default_rng(0).normal(size=(6, 3)), 1):
     updates, state = tx.update(np.float32(gradient), state, params)
     params = np.asarray(params + updates)
     gradient = gradient * min(1, clip_norm / np.linalg.norm(gradient)) if clip_norm else gradient

@@ -26,8 +26,9 @@ def reconstructed(params):
   return jax.device_get(reconstruct(params, IMAGES))
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("levels, patch, factor", [(1, 1, 1), (2, 1, 2), (3, 1, 4), (1, 4, 4), (4, 1, 8), (4, 2, 16)])
+@pytest.mark.parametrize("channels, levels, patch, factor", [
+  (1, 1, 1, 1), (3, 2, 1, 2), (1, 3, 1, 4), (4, 1, 4, 4), (3, 4, 1, 8), (2, 2, 4, 8), (3, 5, 1, 16), (1, 3, 4, 16),
+])
 def test_shapes(channels, levels, patch, factor):
   network = KLAutoencoder(channels=channels, latent_channels=5, widths=(4,) * levels, resnets=0, groups=2, patch=patch)
   assert network.factor == factor
