@@ -9,14 +9,22 @@ import pytest
 
 from jldm import experiment as experiments
 from jldm.core.errors import UserError
-from jldm.diffusion.process import Flow
+from jldm.data.tfds import ImageData
+from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.times import Uniform
-from jldm.experiment import differences, dumps, from_data, loads, override, register, to_data
+from jldm.experiment import Experiment, Stage, differences, dumps, from_data, loads, override, register, to_data
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.denoisers.dit import DiT
 from jldm.nn.attention import attend, late_normalised
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
 from tests.configs import config
 
-NAMES = ("digits", "fashion_mnist", "folder")
-DIGITS = config("digits")
+SMALL = Experiment(
+  data=ImageData(name="digits"),
+  autoencoder=Stage(objective=Reconstruction(network=KLAutoencoder(widths=(64, 128)))),
+  denoiser=Stage(objective=Diffusion(network=DiT(), process=Cosine()), steps=1000, ema=0.998),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +54,7 @@ def refused(call, *arguments) -> str:
   return str(error.value)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "folder"])
 def test_what_is_written_is_read(name):
   experiment = config(name)
   back = loads(dumps(experiment))
@@ -62,18 +70,18 @@ def test_every_field_is_written_down():
     for field in experiments.fields(value) if dataclasses.is_dataclass(value) else ():
       whole(getattr(value, field))
 
-  whole(DIGITS)
+  whole(SMALL)
 
 
 def test_equal_experiments_have_equal_data():
-  told = dataclasses.replace(DIGITS.denoiser.objective, times=Uniform())
-  assert told == DIGITS.denoiser.objective and to_data(told) == to_data(DIGITS.denoiser.objective)
+  told = dataclasses.replace(SMALL.denoiser.objective, times=Uniform())
+  assert told == SMALL.denoiser.objective and to_data(told) == to_data(SMALL.denoiser.objective)
 
 
 def test_unregistered_classes_are_refused_both_ways():
-  with_pair = dataclasses.replace(DIGITS, data=Pair())
+  with_pair = dataclasses.replace(SMALL, data=Pair())
   assert refused(dumps, with_pair) == "class 'Pair' of the experiment is not known; register it: jldm.register(Pair)"
-  text = dumps(DIGITS).replace('"ImageData"', '"Pair"')
+  text = dumps(SMALL).replace('"ImageData"', '"Pair"')
   assert "class 'Pair' of the experiment is not known" in refused(loads, text)
 
 
@@ -84,7 +92,7 @@ def test_a_class_of_a_known_name_is_not_that_class():
 
 @pytest.mark.parametrize("name", ["os.system", "jldm.experiment.Stage", "__import__", "eval", "", None, 3])
 def test_only_names_of_the_table_are_read(name):
-  data = to_data(DIGITS)
+  data = to_data(SMALL)
   data["denoiser"]["objective"]["process"] = {"class": name, "command": "echo"}
   assert f"class {name!r} of the experiment is not known" in refused(loads, json.dumps(data))
 
@@ -95,14 +103,14 @@ def test_what_is_not_an_experiment_is_refused(text):
 
 
 def test_fields_of_another_version_are_refused():
-  data = to_data(DIGITS)
+  data = to_data(SMALL)
   data["autoencoder"]["momentum"] = 0.9
   assert "Stage of the experiment does not fit this version of jldm" in refused(loads, json.dumps(data))
 
 
 @pytest.mark.parametrize("value", [len, {"a": 1}, object, 1j])
 def test_what_is_not_data_is_refused(value):
-  assert "is not data" in refused(to_data, dataclasses.replace(DIGITS, data=value))
+  assert "is not data" in refused(to_data, dataclasses.replace(SMALL, data=value))
 
 
 def test_registered_classes_go_out_and_come_back(registered):
@@ -133,13 +141,13 @@ def test_registering_twice_is_nothing_and_another_class_of_that_name_is_refused(
   ("data.name", "a=b c", "a=b c"),
 ])
 def test_an_override_replaces_one_leaf(path, text, value):
-  changed = override(DIGITS, path, text)
+  changed = override(SMALL, path, text)
   leaf = changed
   for name in path.split("."):
     leaf = getattr(leaf, name)
   assert leaf == value and type(leaf) is type(value)
-  assert hash(changed) != hash(DIGITS) or changed == DIGITS
-  assert [line.split(":")[0] for line in differences(to_data(DIGITS), to_data(changed))] == [path]
+  assert hash(changed) != hash(SMALL) or changed == SMALL
+  assert [line.split(":")[0] for line in differences(to_data(SMALL), to_data(changed))] == [path]
 
 
 @pytest.mark.parametrize("path, text, told", [
@@ -162,7 +170,7 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
 ])
 def test_an_override_that_does_not_fit_is_told(path, text, told):
-  assert told in refused(override, DIGITS, path, text)
+  assert told in refused(override, SMALL, path, text)
 
 
 def test_an_override_where_nothing_stood_is_any_literal():
@@ -172,12 +180,12 @@ def test_an_override_where_nothing_stood_is_any_literal():
 
 
 def test_differences_are_named_in_order():
-  other = override(override(DIGITS, "seed", "1"), "denoiser.steps", "5")
+  other = override(override(SMALL, "seed", "1"), "denoiser.steps", "5")
   process = dataclasses.replace(other.denoiser.objective, process=Flow())
   other = dataclasses.replace(other, denoiser=dataclasses.replace(other.denoiser, objective=process))
-  assert differences(to_data(DIGITS), to_data(other)) == [
+  assert differences(to_data(SMALL), to_data(other)) == [
     "denoiser.objective.process.class: 'Cosine' -> 'Flow'", "denoiser.steps: 1000 -> 5", "seed: 0 -> 1",
   ]
-  assert differences(to_data(DIGITS), to_data(DIGITS)) == []
+  assert differences(to_data(SMALL), to_data(SMALL)) == []
   assert differences({"a": 1}, {"a": 1.0}) == ["a: 1 -> 1.0"], "another type is another experiment"
   assert differences({"a": 1}, {"b": 2}) == ["a: 1 -> None", "b: None -> 2"]

@@ -38,7 +38,7 @@ def test_another_experiment_is_refused_with_the_difference(tmp_path):
   workdirs.claim(tmp_path, DIGITS)
   other = override(DIGITS, "denoiser.steps", "5")
   told = refused(workdirs.claim, tmp_path, other)
-  assert "holds another experiment: denoiser.steps: 1000 -> 5; choose another --workdir" in told
+  assert f"holds another experiment: denoiser.steps: {DIGITS.denoiser.steps} -> 5; choose another --workdir" in told
   for path in ("seed", "autoencoder.steps", "denoiser.batch_size", "sampling.steps"):
     other = override(other, path, "5")
   told = refused(workdirs.claim, tmp_path, other)

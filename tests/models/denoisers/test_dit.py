@@ -95,12 +95,12 @@ def test_without_classes_labels_do_nothing(params):
   np.testing.assert_array_equal(out, apply(network, params, Z, LEVEL, np.array([1, 1, 1])))
 
 
-def test_remat_changes_nothing_forward_or_backward(params):
+def test_remat_and_unrolling_change_nothing_forward_or_backward(params):
   @functools.partial(quick, static_argnums=0)
   def both(network, params):
     return jax.value_and_grad(lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, LABELS)).sum())(params)
 
-  kept, recomputed = (jax.device_get(both(SMALL.clone(remat=remat), params)) for remat in (False, True))
+  kept, recomputed = (jax.device_get(both(network, params)) for network in (SMALL, SMALL.clone(remat=True, unroll=2)))
   assert all(leaf.any() for leaf in jax.tree.leaves(kept))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), kept, recomputed)
 
