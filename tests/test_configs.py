@@ -20,7 +20,10 @@ def test_builds_as_shapes_and_as_data(name):
   assert count(pipeline.codec_shapes(model)) > 1000 and count(pipeline.denoiser_shapes(model)) > 1000
 
 
-@pytest.mark.parametrize("name", NAMES)
+SMOKE = [name if name == "digits" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]  # half a minute of compiling each
+
+
+@pytest.mark.parametrize("name", SMOKE)
 def test_two_shrunk_steps_and_samples(name, tmp_path):
   experiment = shrunk(config(name))
   stages.train(experiment, tmp_path / "w", devices=1)

@@ -48,6 +48,7 @@ class Stop(Exception):
   pass
 
 
+@pytest.mark.slow
 def test_interrupted_twice_ends_with_the_same_bits(experiment, unbroken, tmp_path, monkeypatch):
   for stage, at in (("autoencoder", 3), ("denoiser", 5)):
 
@@ -86,6 +87,7 @@ def test_the_log_has_both_stages_and_held_out_quality(unbroken):
   assert names == ["autoencoder-000006.png", "denoiser-000006.png"]
 
 
+@pytest.mark.slow
 def test_a_lost_or_damaged_latent_cache_is_rebuilt(experiment, unbroken, tmp_path):
   import shutil
   workdir = tmp_path / "w"

@@ -66,8 +66,9 @@ def test_check_is_written_and_printed(real, tmp_path, capsys):
 
 def test_two_draws_in_one_folder_are_refused(real, tmp_path, capsys):
   images, labels = (each[:6] for each in real)
-  write_samples(tmp_path / "samples", images, labels, HOW | {"seed": 1})
+  write_samples(tmp_path / "other", images, labels, HOW | {"seed": 1})
   write_samples(tmp_path / "samples", images[:4], labels[:4], HOW)
+  (tmp_path / "other" / "00005.png").rename(tmp_path / "samples" / "00005.png")
   with pytest.raises(SystemExit) as stopped:
     main([str(tmp_path)])
   assert stopped.value.code == 2 and "mixes several draws" in capsys.readouterr().err
