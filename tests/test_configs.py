@@ -20,7 +20,8 @@ def test_builds_as_shapes_and_as_data(name):
   assert count(pipeline.codec_shapes(model)) > 1000 and count(pipeline.denoiser_shapes(model)) > 1000
 
 
-SMOKE = [name if name == "digits" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]  # half a minute of compiling each
+# The others compile for half a minute each.
+SMOKE = [name if name == "digits" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", SMOKE)
