@@ -38,7 +38,7 @@ def load_config(path: str) -> Experiment:
   file = Path(path)
   if not file.is_file():
     near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-    raise UserError(f"config {path!r} does not exist; " + (f"there are {', '.join(near)}" if near else "give a Python file"))
+    raise UserError(f"config {path!r} does not exist; " + (f"there are {', '.join(near[:5])}" if near else "give a Python file"))
   spec = importlib.util.spec_from_file_location(f"jldm_config_{file.stem}", file)
   if spec is None:
     raise UserError(f"config {path!r} is not a Python file; give one with experiment() -> Experiment")
