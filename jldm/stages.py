@@ -112,7 +112,11 @@ def run(
   step = make_step(stage.objective.loss, tx, stage.ema, stage.accumulate)
   rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
   with Log(workdir, name, start, stage.steps, stage.batch_size) as log:
-    save = lambda n, state, metrics: saved.save(n, divide(state)) if n < stage.steps else None
+
+    def save(n, state, metrics):
+      if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
+        saved.save(n, divide(state))
+
     own = (
       Hook(1, log.collect),
       Hook(stage.log_every_steps, log.write, at_end=True),

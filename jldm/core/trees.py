@@ -1,12 +1,31 @@
 """Trees: numbers that are traced, and counting them."""
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-pytree = jax.tree_util.register_dataclass  # numbers are leaves, hence traced; fields marked static are not
+
+def pytree(cls: type) -> type:
+  """Registers a frozen dataclass: fields are leaves, hence traced, but those with metadata {"static": True} are not.
+
+  `jax.tree_util.register_dataclass` would do, but trees of two classes that it registered are equal where their static
+  fields are (jaxlib 0.10.2), and jit then runs, now and then, the program of one sampler for another.
+  """
+  names = [field.name for field in dataclasses.fields(cls) if not field.metadata.get("static")]
+  static = [field.name for field in dataclasses.fields(cls) if field.metadata.get("static")]
+
+  def flatten(value):
+    leaves = [(jax.tree_util.GetAttrKey(name), getattr(value, name)) for name in names]
+    return leaves, tuple(getattr(value, name) for name in static)
+
+  def unflatten(choices, leaves):
+    return cls(**dict(zip(names, leaves)), **dict(zip(static, choices)))
+
+  jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+  return cls
 
 
 def count(params: Any) -> int:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,9 @@ import numpy as np
 import pytest
 
 from jldm.core.trees import count, float32, pytree, traced
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.dpm_solver import DPMSolverPP2M
+from jldm.samplers.heun import Heun
 
 
 @pytree
@@ -19,6 +23,22 @@ def test_numbers_are_leaves_and_choices_are_not():
   assert jax.tree.leaves(Example()) == [0.5]
   assert jax.tree.structure(Example(1.0)) == jax.tree.structure(Example(2.0))
   assert jax.tree.structure(Example(choice="a")) != jax.tree.structure(Example(choice="b"))
+
+
+def test_a_tree_is_flattened_and_made_again():
+  example = Example(2.0, "b")
+  assert jax.tree.map(lambda x: x + 1, example) == Example(3.0, "b")
+  (path, leaf), = jax.tree.leaves_with_path(example)
+  assert jax.tree_util.keystr(path) == ".number" and leaf == 2.0
+
+
+def test_two_classes_are_two_trees():
+  """What register_dataclass does not keep: jit then ran one sampler's program for another, one time in a hundred."""
+  other = pytree(dataclasses.make_dataclass("Other", [("number", float)], frozen=True))
+  alike = pytree(dataclasses.make_dataclass("Alike", [("number", float)], frozen=True))
+  assert jax.tree.structure(other(1.0)) != jax.tree.structure(alike(1.0))
+  samplers = [DDIM(), Heun(), DPMSolverPP2M()]
+  assert all(jax.tree.structure(a) != jax.tree.structure(b) for a, b in itertools.combinations(samplers, 2))
 
 
 def test_count_takes_arrays_and_shapes():
