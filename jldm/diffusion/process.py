@@ -8,11 +8,14 @@ A process is a frozen dataclass of Python numbers, static under jit.  All schedu
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+import math
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jldm.core.errors import UserError
 from jldm.core.shapes import expand
 
 Array = jax.Array
@@ -55,6 +58,184 @@ class Flow:
 
   def time(self, log_snr: Array) -> Array:
     return jax.nn.sigmoid(-0.5 * log_snr)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearVP:
+  """The variance-preserving process of Song et al. 2021 (2011.13456), eq. 33, with beta(t) linear from `low` to `high`.
+
+  log alpha(t) = -(low t + (high - low) t^2 / 2) / 2; sigma by expm1, which keeps it exact near the data.
+  """
+
+  low: float = 0.1
+  high: float = 20.0
+
+  def log_alpha(self, t: Array) -> Array:
+    return -0.5 * t * (self.low + 0.5 * (self.high - self.low) * t)
+
+  def alpha(self, t: Array) -> Array:
+    return jnp.exp(self.log_alpha(t))
+
+  def sigma(self, t: Array) -> Array:
+    return jnp.sqrt(-jnp.expm1(2 * self.log_alpha(t)))
+
+  def time(self, log_snr: Array) -> Array:
+    area = 2 * jax.nn.softplus(-log_snr)  # -2 log alpha^2, solved for t without cancellation
+    return area / (self.low + jnp.sqrt(self.low**2 + (self.high - self.low) * area))
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM:
+  """Karras et al. 2022 (2206.00364): alpha = 1 and sigma = highest t^rho, so that even times are their eq. 5 with sigma_min 0."""
+
+  highest: float = 80.0
+  rho: float = 7.0
+
+  def alpha(self, t: Array) -> Array:
+    return jnp.ones_like(t)
+
+  def sigma(self, t: Array) -> Array:
+    return self.highest * t**self.rho
+
+  def time(self, log_snr: Array) -> Array:
+    return jnp.exp(-(0.5 * log_snr + math.log(self.highest)) / self.rho)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearBetas:
+  """DDPM, Ho et al. 2020 (2006.11239), section 4: evenly spaced betas."""
+
+  start: float = 1e-4
+  end: float = 0.02
+  steps: int = 1000
+
+  def betas(self) -> np.ndarray:
+    """-> float64 [steps]."""
+    return np.linspace(self.start, self.end, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledLinearBetas:
+  """Latent diffusion and Stable Diffusion, Rombach et al. 2022 (2112.10752): evenly spaced roots of betas."""
+
+  start: float = 0.00085
+  end: float = 0.012
+  steps: int = 1000
+
+  def betas(self) -> np.ndarray:
+    """-> float64 [steps]."""
+    return np.linspace(self.start**0.5, self.end**0.5, self.steps) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineBetas:
+  """Nichol & Dhariwal 2021 (2102.09672), eq. 17, betas at most `highest`."""
+
+  offset: float = 0.008
+  highest: float = 0.999
+  steps: int = 1000
+
+  def betas(self) -> np.ndarray:
+    """-> float64 [steps]."""
+    squared = np.cos((np.linspace(0, 1, self.steps + 1) + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
+    return np.minimum(1 - squared[1:] / squared[:-1], self.highest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Betas:
+  """The caller's own betas.
+
+  Raises:
+    UserError: none, or one that is outside (0, 1].
+  """
+
+  values: tuple[float, ...]
+
+  def __post_init__(self):
+    if not self.values or not all(0 < beta <= 1 for beta in self.values):
+      raise UserError(f"betas={self.values!r}; expected at least one, each above 0 and at most 1")
+
+  @property
+  def steps(self) -> int:
+    return len(self.values)
+
+  def betas(self) -> np.ndarray:
+    """-> float64 [steps]."""
+    return np.asarray(self.values, np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+  """A chain of T betas in continuous time: alpha^2((i + 1) / T) is the product of 1 - beta up to i, and t = 0 is clean.
+
+  Between knots the angle atan(sigma / alpha) is linear, so that both rates are sines, regular at both ends.
+  `zero_terminal_snr` shifts and scales the alphas until the last is 0: Lin et al. 2024 (2305.08891), algorithm 1.
+  """
+
+  schedule: Any = ScaledLinearBetas()
+  zero_terminal_snr: bool = False
+
+  @property
+  def steps(self) -> int:
+    return self.schedule.steps
+
+  def angles(self) -> tuple[np.ndarray, np.ndarray]:
+    """2 / pi times the angle at the knots 0, 1 / T, ... 1, and what it lacks to 1 (small near noise, hence by itself)."""
+    alpha = np.sqrt(np.cumprod(1 - self.schedule.betas()))
+    if self.zero_terminal_snr:
+      alpha = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])
+    alpha = np.concatenate([[1.0], alpha])
+    sigma = np.sqrt((1 - alpha) * (1 + alpha))
+    return np.arctan2(sigma, alpha) * 2 / np.pi, np.arctan2(alpha, sigma) * 2 / np.pi
+
+  def between(self, t: Array, knots: np.ndarray) -> Array:
+    """The values [T + 1] at the knots, linear between them, at t of any shape."""
+    place = t * self.steps
+    below = jnp.clip(jnp.floor(place), 0, self.steps - 1)
+    knots, i = jnp.asarray(knots, t.dtype), below.astype(jnp.int32)
+    return knots[i] + (place - below) * (knots[i + 1] - knots[i])
+
+  def alpha(self, t: Array) -> Array:
+    return jnp.sin(0.5 * jnp.pi * self.between(t, self.angles()[1]))
+
+  def sigma(self, t: Array) -> Array:
+    return jnp.sin(0.5 * jnp.pi * self.between(t, self.angles()[0]))
+
+  def time(self, log_snr: Array) -> Array:
+    angle = jnp.arctan(jnp.exp(-0.5 * log_snr)) * 2 / jnp.pi
+    return jnp.interp(angle, jnp.asarray(self.angles()[0], angle.dtype), jnp.linspace(0, 1, self.steps + 1, dtype=angle.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+  """A process in another time, shift t / (1 + (shift - 1) t): more of it among noise where shift > 1.
+
+  On Flow this divides the SNR by shift^2 everywhere: Esser et al. 2024 (2403.03206), eq. 23.
+  """
+
+  process: Any = Flow()
+  shift: float = 3.0
+
+  def inner(self, t: Array) -> Array:
+    return self.shift * t / (1 + (self.shift - 1) * t)
+
+  def alpha(self, t: Array) -> Array:
+    return self.process.alpha(self.inner(t))
+
+  def sigma(self, t: Array) -> Array:
+    return self.process.sigma(self.inner(t))
+
+  def time(self, log_snr: Array) -> Array:
+    u = self.process.time(log_snr)
+    return u / (self.shift - (self.shift - 1) * u)
+
+
+def dimension_shift(dimension: int, known: int = 4096) -> float:
+  """sqrt(dimension / known), the shift for latents of so many values: Zheng et al. 2025 (2510.11690).
+
+  More values tell more of the same picture at equal noise, so it takes more noise to hide it.
+  """
+  return math.sqrt(dimension / known)
 
 
 class Rates(NamedTuple):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.diffusion.process import Process, Rates, rates
+from jldm.diffusion.process import Discrete, Process, Rates, half_log_snr, rates
 
 Array = jax.Array
 Row = tuple[Array, Array]
@@ -52,8 +52,32 @@ class Predict:
     return jnp.ones_like(r.alpha)
 
   def c_noise(self, process: Process, t: Array) -> Array:
-    del process
-    return t
+    """t; a chain of T betas counts from 0, as its published networks do: i / T at knot (i + 1) / T."""
+    return t - 1 / process.steps if isinstance(process, Discrete) else t
+
+
+@dataclasses.dataclass(frozen=True)
+class Precondition:
+  """Karras et al. 2022 (2206.00364), eq. 7 and table 1, for data of standard deviation `sigma_data`, in any process.
+
+  With s^2 = alpha^2 sigma_data^2 + sigma^2 the variance of z: c_in = 1 / s, c_noise = log(sigma / alpha) / 4, and c_skip
+  and c_out together are the row (sigma / sigma_data, -alpha sigma_data) / s.  At sigma_data = 1 on a variance-preserving
+  process it is -v.  The squared error in this row is their loss, eq. 8, weight included.
+  """
+
+  sigma_data: float = 1.0  # standardised latents
+
+  def std(self, r: Rates) -> Array:
+    return jnp.sqrt((r.alpha * self.sigma_data) ** 2 + r.sigma**2)
+
+  def row(self, r: Rates) -> Row:
+    return r.sigma / (self.sigma_data * self.std(r)), -r.alpha * self.sigma_data / self.std(r)
+
+  def c_in(self, r: Rates) -> Array:
+    return 1 / self.std(r)
+
+  def c_noise(self, process: Process, t: Array) -> Array:
+    return -0.25 * half_log_snr(process, t)
 
 
 class Denoised(NamedTuple):
@@ -80,31 +104,56 @@ def decode(row: Row, r: Rates, z: Array, output: Array) -> Denoised:
 
 
 def reweight(row: Row, other: Row, r: Rates) -> Array:
-  """The factor (3) that turns squared error in one target into squared error in the other."""
-  return (determinant(other, r) / determinant(row, r)) ** 2
+  """The factor (3) that turns squared error in one target into squared error in the other; 1 where both are the same.
+
+  At a time where `row` says nothing it is infinite, unless `other` says nothing there either in the same way.
+  """
+  det, det_other = determinant(row, r), determinant(other, r)
+  same = jnp.abs(det) == jnp.abs(det_other)  # 0 / 0 at an end, and exactly 1 elsewhere
+  return jnp.where(same, 1, (det_other / jnp.where(same, 1, det)) ** 2)
 
 
-def denoiser(process: Process, parametrization: Any, apply: Callable[..., Array]) -> Callable[..., Denoised]:
-  """A bound network, apply(c_in z [B, ...], c_noise [B], *condition), as denoise(z [B, ...], t [] or [B], *condition)."""
+def denoiser(process: Process, parametrization: Any, apply: Callable[..., Any]) -> Callable[..., Denoised]:
+  """A bound network as denoise(z [B, ...], t [] or [B], *condition) -> Denoised.
+
+  apply(c_in z [B, ...], c_noise [B], *condition) -> output [B, ...], or (output, log_variance).
+  """
 
   def denoise(z: Array, t: Array, *condition) -> Denoised:
     r = rates(process, t, z)
     level = jnp.broadcast_to(parametrization.c_noise(process, t), z.shape[:1])
-    output = apply(parametrization.c_in(r) * z, level, *condition)
-    return decode(parametrization.row(r), r, z, output.astype(z.dtype))
+    output, log_variance = with_variance(apply(parametrization.c_in(r) * z, level, *condition))
+    return decode(parametrization.row(r), r, z, output.astype(z.dtype))._replace(log_variance=log_variance)
 
   return denoise
 
 
+def with_variance(said: Any) -> tuple[Array, Array | None]:
+  """What a network returns as (output, log_variance), None where it does not learn it."""
+  return said if isinstance(said, tuple) else (said, None)
+
+
 def refuse_singular(process: Process, parametrization: Any, times: np.ndarray) -> None:
-  """Raises a UserError where the row's determinant vanishes at one of the times [N] that are asked for."""
+  """Raises a UserError where a network says nothing about the data at one of the times [N] that are asked for.
+
+  So it is where the row's determinant vanishes, or where the network would be told an infinite noise level.
+  """
+  singular = np.flatnonzero(is_singular(process, parametrization, times))
+  if singular.size:
+    works = [name for name, row in ROWS.items() if not is_singular(process, row, times).any()]
+    raise UserError(
+      f"{parametrization} says nothing about the data at t = {float(np.asarray(times)[singular[0]]):g} of {process}; "
+      f"use {' or '.join(works) or 'another process'}, or keep away from that time"
+    )
+
+
+def is_singular(process: Process, parametrization: Any, times: np.ndarray) -> np.ndarray:
+  """bool [N], on the host."""
   t = jnp.asarray(times, jnp.float32)
   r = rates(process, t, t)
-  det = np.asarray(determinant(parametrization.row(r), r))
-  singular = np.flatnonzero(np.abs(det) <= 1e-6 * np.hypot(r.alpha, r.sigma))
-  if singular.size:
-    t = float(np.asarray(times)[singular[0]])
-    raise UserError(
-      f"{parametrization} says nothing about the data at t = {t:g} of {process}; "
-      "use Predict('v') or Predict('flow'), or keep away from that time"
-    )
+  det = np.abs(determinant(parametrization.row(r), r))
+  level = np.asarray(parametrization.c_noise(process, t))
+  return ~(np.isfinite(det) & (det > 1e-6 * np.hypot(r.alpha, r.sigma)) & np.isfinite(level))
+
+
+ROWS = {"Predict('v')": Predict("v"), "Predict('flow')": Predict("flow"), "Precondition()": Precondition()}  # to recommend

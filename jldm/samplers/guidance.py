@@ -18,10 +18,10 @@ def guided(denoise, conditions: Any, weights: Array) -> Denoise:
   Conditions stand beside their sample (row b K + k), so that a batch sharded over devices never moves.
   """
 
-  def combined(z: Array, t: Array) -> Denoised:
+  def combined(z: Array, t: Array, *estimate: Array) -> Denoised:
     count, batch = len(weights), len(z)
     beside = jax.tree.map(lambda c: jnp.moveaxis(c, 0, 1).reshape((-1,) + c.shape[2:]), conditions)  # [B K, ...]
-    each = denoise(jnp.repeat(z, count, 0), t, beside)
+    each = denoise(jnp.repeat(z, count, 0), t, beside, *(jnp.repeat(e, count, 0) for e in estimate))
     split = lambda e: e.reshape((batch, count) + e.shape[1:])
     mix = lambda e: jnp.sum(expand(jnp.broadcast_to(weights.T, (batch, count)), split(e)) * split(e), 1)
     first = None if each.log_variance is None else split(each.log_variance)[:, 0]

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.diffusion.process import Cosine, Flow, rates
-from jldm.diffusion.target import TARGETS, Predict, combine, decode, denoiser, determinant, refuse_singular, reweight
+from jldm.diffusion.process import EDM, Cosine, Discrete, Flow, LinearVP, rates
+from jldm.diffusion.target import (
+  TARGETS,
+  Precondition,
+  Predict,
+  combine,
+  decode,
+  denoiser,
+  determinant,
+  refuse_singular,
+  reweight,
+)
 
 PROCESSES = [Cosine(), Flow()]
 SHAPE = (3, 4, 2, 2)
@@ -139,7 +149,7 @@ def test_a_time_at_which_the_target_says_nothing_is_refused(process, kind, times
     refuse_singular(process, Predict(kind), np.array(times))
   told = str(error.value)
   assert f"t = {named} " in told and kind in told and repr(process) in told
-  assert "Predict('v')" in told and "Predict('flow')" in told and "\n" not in told
+  assert "use Predict('v') or Predict('flow'), or" in told and "\n" not in told
 
 
 @both
@@ -151,3 +161,75 @@ def test_regular_times_pass(process, kind, times):
   refuse_singular(process, Predict(kind), times)
   r = rates(process, jnp.asarray(times), jnp.asarray(times))
   assert (np.abs(determinant(Predict(kind).row(r), r)) > 1e-4).all()
+
+
+def test_only_rows_that_work_are_recommended():
+  with pytest.raises(UserError, match=r"Precondition\(sigma_data=1.0\) .* t = 1 of Flow\(\); use Predict\('v'\) or Predict\('flow'\), or"):
+    refuse_singular(Flow(), Precondition(), np.array([1.0, 0.5]))
+  with pytest.raises(UserError, match=r"t = 0 of EDM\(.*\); use Predict\('v'\), or keep"):
+    refuse_singular(EDM(), Predict("x0"), np.array([1.0, 0.0]))
+  with pytest.raises(UserError, match=r"t = 0 of LinearVP\(.*\); use Predict\('v'\), or keep"):
+    refuse_singular(LinearVP(), Predict("x0"), np.array([1.0, 0.0]))  # whose velocity at 0 is infinite
+
+
+@pytest.mark.parametrize(("process", "row"), [
+  (LinearVP(), Predict("eps")), (Discrete(), Predict("eps")), (EDM(), Precondition()), (EDM(), Predict("eps")),
+])
+def test_eps_may_start_where_some_signal_is_left(process, row):
+  refuse_singular(process, row, np.linspace(1, 0.05, 20))
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("sigma", [1e-6, 0.002, 0.7, 80.0])
+def test_preconditioning_is_the_paper_s(sigma_data, sigma, x64):
+  """Karras et al. 2022 (2206.00364), eq. 7 and table 1, with D = c_skip z + c_out F(c_in z, c_noise)."""
+  process, p = EDM(), Precondition(sigma_data)
+  s2 = sigma**2 + sigma_data**2
+  c_skip, c_out = sigma_data**2 / s2, sigma * sigma_data / np.sqrt(s2)
+  x0, eps = parts()
+  t = process.time(-2 * jnp.log(jnp.full(3, sigma)))
+  r = rates(process, t, x0)
+  z = x0 + r.sigma * eps
+  np.testing.assert_allclose(p.c_in(r), np.full((3, 1, 1, 1), s2**-0.5), rtol=1e-9)
+  np.testing.assert_allclose(p.c_noise(process, t), np.log(sigma) / 4, rtol=1e-9)
+  output = jnp.sin(z)
+  np.testing.assert_allclose(decode(p.row(r), r, z, output).x0, c_skip * z + c_out * output, rtol=1e-7, atol=1e-9)
+  np.testing.assert_allclose(combine(p.row(r), x0, eps), (x0 - c_skip * z) / c_out, rtol=1e-6, atol=1e-9 / sigma)
+
+
+def test_preconditioning_of_unit_variance_is_minus_v(x64):
+  r = rates(Cosine(), jnp.asarray(TIMES), parts()[0])
+  for ours, v in zip(Precondition().row(r), Predict("v").row(r)):
+    np.testing.assert_allclose(ours, -v, atol=1e-12)
+
+
+def test_a_preconditioned_output_has_unit_variance_as_input_and_target():
+  """What the coefficients were made for: eq. 114 to 117 of the paper."""
+  x0, eps = np.random.default_rng(0).standard_normal((2, 3, 20_000)).astype(np.float32) * [[[0.7]], [[1.0]]]
+  r = rates(EDM(), jnp.asarray([0.1, 0.5, 1.0]), jnp.asarray(x0))
+  p = Precondition(0.7)
+  np.testing.assert_allclose(np.std(p.c_in(r) * (x0 + r.sigma * eps), 1), 1, atol=0.02)
+  np.testing.assert_allclose(np.std(combine(p.row(r), x0, eps), 1), 1, atol=0.02)
+
+
+def test_a_chain_of_betas_tells_its_network_i_over_t():
+  i = np.array([0, 500, 999])
+  np.testing.assert_allclose(1000 * Predict("eps").c_noise(Discrete(), jnp.asarray((i + 1) / 1000, jnp.float32)), i, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_reweighting_to_itself_is_one_even_where_it_says_nothing(kind):
+  r = rates(Cosine(), jnp.array([0.0, 0.3, 1.0]), jnp.zeros(3))
+  row = Predict(kind).row(r)
+  np.testing.assert_array_equal(reweight(row, row, r), 1)
+
+
+@pytest.mark.parametrize("broadcast", [(1, 1, 1), (4, 2, 2)])
+def test_a_learned_log_variance_passes_through(broadcast):
+  x0, _ = parts(np.float32)
+  said = jnp.ones((3, *broadcast))
+  denoised = denoiser(Flow(), Predict("flow"), lambda z, level: (z, said))(x0, jnp.float32(0.3))
+  plain = denoiser(Flow(), Predict("flow"), lambda z, level: z)(x0, jnp.float32(0.3))
+  np.testing.assert_array_equal(denoised.log_variance, said)
+  np.testing.assert_array_equal(denoised.x0, plain.x0)
+  assert plain.log_variance is None

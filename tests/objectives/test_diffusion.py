@@ -6,12 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
-from jldm.diffusion.times import LogitNormal, Uniform
+from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, draw
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
 from jldm.models.codec import Statistics
 from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.diffusion import Diffusion
 from tests.networks import quick, randomised
 
@@ -70,7 +73,7 @@ class Label(nn.Module):
 def losses(network, batch=BATCH, key=KEY, params=(), **fields):
   objective = Diffusion(network=network, **({"process": Cosine(), "label_dropout": 0.0} | fields))
   values, aux = quick(objective.loss)(params or {}, {}, (), CODEC, batch, key)
-  assert values.shape == (len(batch["row"]),) and aux.metrics == {} and aux.extra == {}
+  assert values.shape == (len(batch["row"]),) and set(aux.metrics) == {"mse"} and aux.extra == {}
   return np.asarray(values)
 
 
@@ -84,13 +87,13 @@ def test_the_exact_target_has_no_loss(process, kind):
 @pytest.mark.parametrize("kind", ["x0", "eps", "flow"])
 def test_losses_of_one_opinion_differ_by_the_reweighting(kind):
   v, other = (losses(Translated(Cosine(), Predict(k)), parametrization=Predict(k)) for k in ("v", kind))
-  t = Uniform()(jax.random.split(KEY, 4)[1], BATCH["stratum"])
+  t = draw(Uniform(), Cosine(), jax.random.split(KEY, 6)[1], BATCH["stratum"])[0]
   r = rates(Cosine(), t, t)
   np.testing.assert_allclose(other, v * reweight(Predict("v").row(r), Predict(kind).row(r), r), rtol=2e-4)
 
 
 def test_how_the_batch_is_split_changes_nothing():
-  network = DiT(patch=2, width=8, depth=1, heads=1, classes=3)
+  network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
   objective = Diffusion(network=network, process=Flow(), times=LogitNormal(0.5, 2.0), label_dropout=0.5)
   params = randomised(jax.eval_shape(objective.init, KEY, BATCH)[0])
   loss = quick(lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0])
@@ -129,11 +132,136 @@ def test_noise_comes_with_the_row_and_time_with_the_stratum():
 
 
 def test_the_loss_is_its_formula():
-  key_x0, key_t, key_eps, _ = jax.random.split(KEY, 4)
-  draw = lambda key: np.asarray(normal(row_keys(key, BATCH["row"]), BATCH["mean"]))
-  z0 = BATCH["mean"] + np.exp(0.5 * BATCH["log_variance"]) * draw(key_x0)
-  x0, eps = (z0 - CODEC.mean) / CODEC.std, draw(key_eps)
-  t = np.float64(Uniform()(key_t, BATCH["stratum"]))[:, None, None, None]
+  key_x0, key_t, key_eps = jax.random.split(KEY, 6)[:3]
+  noise = lambda key: np.asarray(normal(row_keys(key, BATCH["row"]), BATCH["mean"]))
+  z0 = BATCH["mean"] + np.exp(0.5 * BATCH["log_variance"]) * noise(key_x0)
+  x0, eps = (z0 - CODEC.mean) / CODEC.std, noise(key_eps)
+  t = np.float64(draw(Uniform(), Flow(), key_t, BATCH["stratum"])[0])[:, None, None, None]
   output = np.sin((1 - t) * x0 + t * eps) + t + BATCH["label"][:, None, None, None]
   expected = ((output - (eps - x0)) ** 2).mean((1, 2, 3))
   np.testing.assert_allclose(losses(Told(), process=Flow(), parametrization=Predict("flow")), expected, rtol=1e-4)
+
+
+WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), Plain("eps")]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+@pytest.mark.parametrize("times", [Uniform(), LogitNormal(0.2, 0.7)], ids=repr)
+def test_a_weighted_loss_does_not_depend_on_the_target(weighting, times):
+  """The same opinion of the data costs the same, whatever it is told in."""
+  losses_of = lambda row: losses(Translated(Cosine(), row), parametrization=row, weighting=weighting, times=times)
+  v = losses_of(Predict("v"))
+  for row in map(Predict, ("x0", "eps", "flow")):
+    np.testing.assert_allclose(losses_of(row), v, rtol=1e-3)
+
+
+def test_a_loss_over_log_snr_does_not_depend_on_how_times_are_drawn():
+  """What a weighting in the measure of log SNR is for: its mean is an integral that knows no density."""
+  size = 4096
+  batch = {k: np.resize(v, (size, *v.shape[1:])) for k, v in BATCH.items()}
+  batch |= {"row": np.arange(size), "stratum": np.float32(np.arange(size) / size)}
+
+  def mean(times, weighting):
+    objective = Diffusion(network=Translated(Cosine(), Predict("v")), process=Cosine(), times=times, weighting=weighting, label_dropout=0.0)
+    return float(quick(objective.loss)({}, {}, (), CODEC, batch, KEY)[0].mean())
+
+  broad = [Uniform(), LogitNormal(0.0, 1.5), LogNormalSigma(0.0, 2.0)]
+  integrals = [mean(times, Sigmoid()) for times in broad]
+  np.testing.assert_allclose(integrals, integrals[0], rtol=0.02)
+  assert np.ptp([mean(times, MinSNR()) for times in broad]) > 0.1, "a mean over the draw does depend on it"
+
+
+class Doubtful(nn.Module):
+  """Zero, with a log-variance that a parameter sets."""
+
+  @nn.compact
+  def __call__(self, z, level, labels):
+    u = self.param("u", nn.initializers.zeros_init(), ())
+    return jnp.zeros_like(z), jnp.full((len(z), 1, 1, 1), u)
+
+
+def test_a_learned_log_variance_is_a_gaussian_likelihood():
+  """EDM2 (2312.02696), eq. 21; its best value is the log of the loss, where the gradient vanishes."""
+  plain = losses(Doubtful(), params={"u": jnp.float32(0)})
+  for u in (-1.0, 0.5):
+    np.testing.assert_allclose(losses(Doubtful(), params={"u": jnp.float32(u)}), plain * np.exp(-u) + u, rtol=1e-5)
+  objective = Diffusion(network=Doubtful(), process=Cosine(), weighting=MinSNR())
+  mean = lambda u: objective.loss({"u": u}, {}, (), CODEC, BATCH, KEY)[0].mean()
+  assert abs(jax.grad(mean)(jnp.log(mean(jnp.float32(0))))) < 1e-5
+
+
+class Remembering(nn.Module):
+  """Half of what it saw of x0, plus one."""
+
+  self_conditioning: bool = True
+
+  def __call__(self, z, level, labels, estimate=None):
+    return 0.5 * estimate + 1
+
+
+def remembered(share, keys):
+  objective = Diffusion(network=Remembering(), process=Flow(), parametrization=Predict("x0"), self_conditioning=share)
+  loss = lambda key: objective.loss({}, {}, (), Statistics(0, 1), STILL | {"mean": filled(0)}, key)[0]
+  return np.sqrt(quick(jax.vmap(loss))(keys))
+
+
+def test_self_conditioning_shows_the_first_estimate_to_its_share():
+  """Chen et al. 2022 (2208.04202), algorithm 1: nothing is seen first, so the estimate is 1 and the output 1.5, else 1."""
+  np.testing.assert_allclose(remembered(1.0, jax.random.split(KEY, 4)), 1.5, rtol=1e-6)
+  outputs = remembered(0.25, jax.random.split(KEY, 400))
+  assert set(np.round(np.unique(outputs), 5)) == {1.0, 1.5}
+  assert abs((outputs > 1.25).mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / outputs.size)
+
+
+def test_no_gradient_flows_through_the_first_estimate():
+  class Scaled(nn.Module):
+    self_conditioning: bool = True
+
+    @nn.compact
+    def __call__(self, z, level, labels, estimate=None):
+      a = self.param("a", nn.initializers.ones_init(), ())
+      return a * (1 + 0 * z) + estimate
+
+  objective = Diffusion(network=Scaled(), process=Flow(), parametrization=Predict("x0"), self_conditioning=1.0)
+  mean = lambda a: objective.loss({"a": a}, {}, (), Statistics(0, 1), STILL | {"mean": filled(0)}, KEY)[0].mean()
+  np.testing.assert_allclose(jax.grad(mean)(jnp.float32(1)), 4.0, rtol=1e-6)  # of (a + 1)^2, not of (2 a)^2, which is 8
+
+
+def test_offset_noise_is_shared_by_the_places_of_a_channel():
+  class Noise(nn.Module):
+    def __call__(self, z, level, labels):
+      return jnp.zeros_like(z)
+
+  objective = Diffusion(network=Noise(), process=Flow(), parametrization=Predict("eps"), offset_noise=100.0, times=Uniform())
+  many = {k: np.resize(v, (256, *v.shape[1:])) for k, v in BATCH.items()} | {"row": np.arange(256)}
+  seen = quick(objective.loss)({}, {}, (), CODEC, many, KEY)[0]  # |eps|^2 / D: eps is 100 n, n one a channel
+  np.testing.assert_allclose(np.mean(seen), 100**2 + 1, rtol=5 * np.sqrt(2 / (3 * 256)))
+  np.testing.assert_allclose(np.var(seen), 2 * 100**4 / 3, rtol=0.5)  # a mean of 3 squares: were all 24 apart, an eighth
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_direction_is_the_angle_between_output_and_target(weight):
+  row = Predict("flow")
+  exact = losses(Exact(Flow(), row), STILL, process=Flow(), parametrization=row, direction=weight)
+  assert exact.max() < 1e-4
+  opposite = losses(Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row, direction=weight)
+  plain = losses(Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row)
+  np.testing.assert_allclose(opposite - plain, 2 * weight, rtol=1e-4)
+
+
+class Opposite(nn.Module):
+  inner: nn.Module
+
+  def __call__(self, *args):
+    return -self.inner(*args)
+
+
+@pytest.mark.parametrize(("fields", "told"), [
+  ({"label_dropout": 1.5}, "label_dropout=1.5; expected a share from 0 to 1"),
+  ({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1"),
+  ({"self_conditioning": 0.5}, "self_conditioning=0.5, but the network has none; set network.self_conditioning=True"),
+])
+def test_mistakes_are_refused(fields, told):
+  with pytest.raises(UserError) as error:
+    Diffusion(network=Told(), process=Flow(), **fields)
+  assert str(error.value) == told

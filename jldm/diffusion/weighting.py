@@ -1,0 +1,105 @@
+"""How errors at different noise levels are weighed against each other.
+
+A weighting is stated as in its paper, for the error in some target and in some measure, and turned into a factor on the
+squared error of whatever the network predicts.  With det the determinant of the network's row (jldm.diffusion.target),
+the errors in x0 and eps are -sigma e / det and alpha e / det, so that
+
+  (1)  |x0 error|^2 = sigma^2 / det^2 e^2,    |eps error|^2 = alpha^2 / det^2 e^2 = SNR |x0 error|^2
+  (2)  -d log_snr / dt = 2 det_flow / (alpha sigma),    det_flow = alpha d_sigma - sigma d_alpha
+
+Each formula below is put together from (1) and (2) so that nothing is 0 / 0 where alpha or sigma vanishes.
+
+Measure "t": a mean over times as they are drawn.  Measure "log_snr": an integral over log SNR, however times are drawn;
+the factor is then a density in t, and the objective divides by that of the draw.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.diffusion.process import Rates
+from jldm.diffusion.target import TARGETS, Row, determinant, reweight
+
+Array = jax.Array
+
+
+class Weighting(Protocol):
+  """`target` and `measure` are what it is stated in; the factor is on the squared error in `row`."""
+
+  target: str
+  measure: str
+
+  def factor(self, row: Row, r: Rates) -> Array: ...
+
+
+def to(target: str, row: Row, r: Rates) -> Array:
+  """Equation (1), for any target."""
+  return reweight(row, TARGETS[target](r), r)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+  """The squared error in `target`, whatever the network predicts, but at most `at_most` times that in its own row.
+
+  Predict("x0") with Plain("flow", 400) is JiT, Li & He 2025 (2511.13720): its 1 / t^2 is bounded at t = 0.05.
+
+  Raises:
+    UserError: an unknown target.
+  """
+
+  target: str = "eps"
+  at_most: float | None = None
+  measure: ClassVar[str] = "t"
+
+  def __post_init__(self):
+    if self.target not in TARGETS:
+      raise UserError(f"target={self.target!r}; expected one of {sorted(TARGETS)}")
+
+  def factor(self, row: Row, r: Rates) -> Array:
+    factor = to(self.target, row, r)
+    return factor if self.at_most is None else jnp.minimum(factor, self.at_most)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinSNR:
+  """min(SNR, gamma) |x0 error|^2: Hang et al. 2023 (2303.09556), eq. 6."""
+
+  gamma: float = 5.0
+  target: ClassVar[str] = "x0"
+  measure: ClassVar[str] = "t"
+
+  def factor(self, row: Row, r: Rates) -> Array:
+    return jnp.minimum(to("eps", row, r), self.gamma * to("x0", row, r))
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMWeighting:
+  """(1 / sigma_data^2 + SNR) |x0 error|^2: Karras et al. 2022 (2206.00364), table 1; 1 for Precondition(sigma_data)."""
+
+  sigma_data: float = 1.0
+  target: ClassVar[str] = "x0"
+  measure: ClassVar[str] = "t"
+
+  def factor(self, row: Row, r: Rates) -> Array:
+    return to("x0", row, r) / self.sigma_data**2 + to("eps", row, r)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid:
+  """1/2 sigmoid(bias - log_snr) |eps error|^2 over log SNR: Kingma & Gao 2023 (2303.00848); SiD2 (2410.19324).
+
+  sigmoid(bias - log_snr) = sigma^2 / (sigma^2 + exp(-bias) alpha^2), so with (1) and (2) the factor is
+  alpha sigma / det^2  times  det_flow / (sigma^2 + exp(-bias) alpha^2).
+  """
+
+  bias: float = -1.0
+  target: ClassVar[str] = "eps"
+  measure: ClassVar[str] = "log_snr"
+
+  def factor(self, row: Row, r: Rates) -> Array:
+    both = jnp.sqrt(to("eps", row, r)) * jnp.sqrt(to("x0", row, r))  # alpha sigma / det^2
+    return both * determinant(TARGETS["flow"](r), r) / (r.sigma**2 + math.exp(-self.bias) * r.alpha**2)
