@@ -1,4 +1,4 @@
-"""One attention; its kernel is an argument."""
+"""Attention to oneself and to others; its kernel is an argument."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
+from jldm.nn.embedding import rotate
+from jldm.nn.norm import RMSNorm
+
 Array = jax.Array
+Kernel = Callable[[Array, Array, Array], Array]
 
 
 def late_normalised(q: Array, k: Array, v: Array) -> Array:
@@ -26,19 +31,56 @@ def attend(q: Array, k: Array, v: Array) -> Array:
   return jax.lax.platform_dependent(q, k, v, cpu=late_normalised, default=jax.nn.dot_product_attention)
 
 
+def split_heads(x: Array, heads: int) -> Array:
+  """[B, L, C] -> [B, L, heads, C / heads].
+
+  Raises:
+    UserError: C is not divisible by `heads`.
+  """
+  if x.shape[-1] % heads:
+    raise UserError(f"heads={heads} does not divide a width of {x.shape[-1]}")
+  return x.reshape(*x.shape[:-1], heads, -1)
+
+
 class SelfAttention(nn.Module):
-  """Multi-head self-attention over tokens, Vaswani et al. 2017 (1706.03762), section 3.2."""
+  """Multi-head self-attention over tokens, Vaswani et al. 2017 (1706.03762), section 3.2.
+
+  `qk_norm` normalises queries and keys by their root mean square, each head by itself (Dehghani et al. 2023,
+  2302.05442, section 2.1), before rotary embeddings.
+  """
 
   heads: int
-  kernel: Callable[[Array, Array, Array], Array] = attend
+  qk_norm: bool = False
+  kernel: Kernel = attend
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """x [B, L, C] -> [B, L, C]."""
-    width = x.shape[-1]
+  def __call__(self, x: Array, angles: Array | None = None) -> Array:
+    """x [B, L, C], rotary angles [L, C / heads / 2] or None -> [B, L, C]."""
     init = nn.initializers.xavier_uniform()
-    qkv = nn.Dense(3 * width, kernel_init=init, dtype=self.dtype, name="qkv")(x)
-    q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, width // self.heads), 3, 2)  # [B, L, N, D]
+    qkv = nn.Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)
+    q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))  # [B, L, N, D]
+    if self.qk_norm:
+      q, k = (RMSNorm(dtype=self.dtype, name=f"norm_{name}")(part) for name, part in (("q", q), ("k", k)))
+    if angles is not None:
+      q, k = rotate(q, angles), rotate(k, angles)
     out = self.kernel(q, k, v).reshape(x.shape)
-    return nn.Dense(width, kernel_init=init, dtype=self.dtype, name="out")(out)
+    return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)
+
+
+class CrossAttention(nn.Module):
+  """Multi-head attention from tokens to others, queries, keys and values without bias: LDM (2112.10752), section 3.3."""
+
+  heads: int
+  kernel: Kernel = attend
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array, context: Array) -> Array:
+    """x [B, L, C], context [B, M, D] -> [B, L, C]."""
+    dense = lambda name: nn.Dense(
+      x.shape[-1], use_bias=name == "out", kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name
+    )
+    seen = {"q": x, "k": context, "v": context}
+    q, k, v = (split_heads(dense(name)(tokens), self.heads) for name, tokens in seen.items())
+    return dense("out")(self.kernel(q, k, v).reshape(x.shape))

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jldm.core.errors import UserError
+
 Array = jax.Array
 
 
@@ -25,6 +27,30 @@ def grid_sinusoids(height: int, width: int, features: int) -> np.ndarray:
   rows, columns = wave(height), wave(width)
   both = [np.tile(columns, (height, 1)), np.repeat(rows, width, 0)]
   return np.concatenate(both, -1).astype(np.float32)
+
+
+def grid_angles(rows: int, columns: int, features: int, leading: int = 0) -> np.ndarray:
+  """Rotary angles [leading + rows * columns, features / 2]: the first half from the row, the second from the column.
+
+  RoPE (Su et al. 2021, 2104.09864, eq. 15) on two axes, as in LightningDiT (2501.01423); `leading` tokens before the
+  grid have no place and are not rotated.
+
+  Raises:
+    UserError: features are not divisible by 4.
+  """
+  if features % 4:
+    raise UserError(f"heads {features} wide; rotary embeddings of a grid need a width divisible by 4")
+  frequencies = 1 / 10_000 ** (np.arange(features // 4) / (features // 4))
+  row, column = np.divmod(np.arange(rows * columns), columns)
+  angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], -1)
+  return np.pad(angles, ((leading, 0), (0, 0))).astype(np.float32)
+
+
+def rotate(x: Array, angles: Array) -> Array:
+  """x [B, L, N, D], its pairs of features (2 i, 2 i + 1) as plane vectors, turned by angles [L, D / 2]; in float32."""
+  even, odd = (x[..., i::2].astype(jnp.float32) for i in (0, 1))
+  cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))  # [L, 1, D / 2]
+  return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape).astype(x.dtype)
 
 
 class LevelEmbedding(nn.Module):

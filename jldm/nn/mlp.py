@@ -2,8 +2,13 @@
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
+
+
+def dense(features: int, dtype: str, name: str) -> nn.Dense:
+  return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
 
 
 class Mlp(nn.Module):
@@ -15,7 +20,31 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> [..., C]."""
-    dense = lambda features, name: nn.Dense(
-      features, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name
-    )
-    return dense(x.shape[-1], "out")(nn.gelu(dense(self.hidden, "in")(x), approximate=True))
+    h = nn.gelu(dense(self.hidden, self.dtype, "in")(x), approximate=True)
+    return dense(x.shape[-1], self.dtype, "out")(h)
+
+
+class SwiGLU(nn.Module):
+  """out(silu(gate) value), Shazeer 2020 (2002.05202), eq. 6; gate, then value, in one dense layer, as in LightningDiT."""
+
+  hidden: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [..., C] -> [..., C]."""
+    gate, value = jnp.split(dense(2 * self.hidden, self.dtype, "in")(x), 2, -1)
+    return dense(x.shape[-1], self.dtype, "out")(nn.silu(gate) * value)
+
+
+class GEGLU(nn.Module):
+  """out(value gelu(gate)) with the exact GELU, 2002.05202, eq. 6; value, then gate, as in Stable Diffusion."""
+
+  hidden: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [..., C] -> [..., C]."""
+    value, gate = jnp.split(dense(2 * self.hidden, self.dtype, "in")(x), 2, -1)
+    return dense(x.shape[-1], self.dtype, "out")(value * nn.gelu(gate, approximate=False))

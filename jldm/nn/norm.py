@@ -4,6 +4,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
+
 Array = jax.Array
 
 
@@ -19,7 +21,7 @@ class GroupNorm(nn.Module):
     """x [B, H, W, C] -> the same; statistics in float32 over H, W and the C / groups channels of a group."""
     channels = x.shape[-1]
     if channels % self.groups:
-      raise ValueError(f"groups={self.groups} does not divide {channels} channels")
+      raise UserError(f"groups={self.groups} does not divide {channels} channels")
     scale = self.param("scale", nn.initializers.ones_init(), (channels,))
     bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
     x = x.astype(jnp.float32)
@@ -39,3 +41,39 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
   x = x.astype(jnp.float32)
   x = x - x.mean(-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+
+
+def rms_norm(x: Array, epsilon: float = 1e-6) -> Array:
+  """x [..., C] with unit mean square over C, without parameters; in float32.  Zhang & Sennrich 2019 (1910.07467), eq. 4."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+
+
+class LayerNorm(nn.Module):
+  """Layer norm, with a learned scale and bias where `affine`; computed in float32."""
+
+  affine: bool = True
+  epsilon: float = 1e-6
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [..., C] -> the same."""
+    h = layer_norm(x, self.epsilon)
+    if self.affine:
+      scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+      h = h * scale + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+    return h.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """RMS norm with a learned scale; computed in float32."""
+
+  epsilon: float = 1e-6
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [..., C] -> the same."""
+    scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+    return (rms_norm(x, self.epsilon) * scale).astype(self.dtype)

@@ -21,16 +21,28 @@ def depth_to_space(x: Array, patch: int) -> Array:
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
 
 
+def halve(x: Array) -> Array:
+  """[B, H, W, C] -> [B, H / 2, W / 2, C], means of 2x2."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def double(x: Array) -> Array:
+  """[B, H, W, C] -> [B, 2 H, 2 W, C], the nearest neighbour."""
+  return jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+
+
 class Downsample(nn.Module):
-  """A 3x3 convolution of stride 2, padded below and to the right alone, as the published codecs have it."""
+  """A 3x3 convolution of stride 2, padded (before, after) each axis: the published codecs pad after alone, U-Nets both."""
 
   features: int
   dtype: str = "float32"
+  padding: tuple[int, int] = (0, 1)
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> [B, H / 2, W / 2, features]."""
-    pad = ((0, 1), (0, 1))
+    pad = [tuple(self.padding)] * 2
     return nn.Conv(self.features, (3, 3), strides=2, padding=pad, dtype=self.dtype, name="conv")(x)
 
 

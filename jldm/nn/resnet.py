@@ -10,19 +10,25 @@ Array = jax.Array
 
 
 class ResnetBlock(nn.Module):
-  """Norm, SiLU and a 3x3 convolution, twice, beside the identity (a 1x1 convolution where the channels change)."""
+  """Norm, SiLU and a 3x3 convolution, twice, beside the identity (a 1x1 convolution where the channels change).
+
+  An embedding, where there is one, is added between the two, each channel by itself.
+  """
 
   features: int
   groups: int = 32
   dtype: str = "float32"
+  epsilon: float = 1e-6
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """x [B, H, W, C] -> [B, H, W, features]."""
-    h = x
-    for i in (1, 2):
-      h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name=f"norm{i}")(h))
-      h = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")(h)
+  def __call__(self, x: Array, embedding: Array | None = None) -> Array:
+    """x [B, H, W, C], embedding [B, D] or None -> [B, H, W, features]."""
+    norm = lambda i, h: GroupNorm(self.groups, self.epsilon, self.dtype, name=f"norm{i}")(h)
+    conv = lambda i, h: nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")(h)
+    h = conv(1, nn.silu(norm(1, x)))
+    if embedding is not None:
+      h = h + nn.Dense(self.features, dtype=self.dtype, name="embedding")(nn.silu(embedding))[:, None, None]
+    h = conv(2, nn.silu(norm(2, h)))
     if x.shape[-1] != self.features:
       x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
     return x + h
@@ -34,10 +40,11 @@ class ImageAttention(nn.Module):
   heads: int = 1
   groups: int = 32
   dtype: str = "float32"
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> [B, H, W, C]."""
-    h = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+    h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x)
     h = h.reshape(len(x), -1, x.shape[-1])  # [B, H W, C]
     return x + SelfAttention(self.heads, dtype=self.dtype, name="attention")(h).reshape(x.shape)

@@ -1,12 +1,14 @@
-"""Transformer blocks that a condition modulates."""
+"""Transformer blocks, and how a condition reaches them: by modulation, as tokens beside, or by cross-attention."""
+
+from typing import ClassVar
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jldm.nn.attention import SelfAttention
-from jldm.nn.mlp import Mlp
-from jldm.nn.norm import layer_norm
+from jldm.nn.attention import CrossAttention, SelfAttention
+from jldm.nn.mlp import GEGLU, Mlp, SwiGLU
+from jldm.nn.norm import GroupNorm, LayerNorm, RMSNorm
 
 Array = jax.Array
 
@@ -27,24 +29,105 @@ class Modulation(nn.Module):
 
 
 def modulated(x: Array, shift: Array, scale: Array) -> Array:
-  """Layer norm of x [B, L, C], scaled by 1 + scale and shifted, both [B, 1, C]; in the dtype of the modulation."""
-  return layer_norm(x).astype(scale.dtype) * (1 + scale) + shift
+  """Normalised x [B, L, C], scaled by 1 + scale and shifted, both [B, 1, C]."""
+  return x * (1 + scale) + shift
 
 
-class ModulatedBlock(nn.Module):
+class Block(nn.Module):
+  """What the blocks of one stack share; a subclass says how the condition meets its two parts.
+
+  The defaults are DiT's; `rms_norm` and `swiglu` (with two thirds of the hidden width, for as many parameters) are
+  LightningDiT's (2501.01423, section 4.3).
+  """
+
+  heads: int = 6
+  mlp_ratio: float = 4.0
+  rms_norm: bool = False
+  swiglu: bool = False
+  qk_norm: bool = False
+  dtype: str = "float32"
+
+  modulates: ClassVar[bool]  # whether the block meets the condition vector itself
+
+  def norm(self, x: Array, name: str) -> Array:
+    return block_norm(self, name)(x)
+
+  def attend(self, x: Array, angles: Array | None) -> Array:
+    return SelfAttention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")(x, angles)
+
+  def feed(self, x: Array) -> Array:
+    hidden = int(self.mlp_ratio * x.shape[-1])
+    mlp = SwiGLU(int(2 / 3 * hidden), self.dtype, name="mlp") if self.swiglu else Mlp(hidden, self.dtype, name="mlp")
+    return mlp(x)
+
+
+def block_norm(block: Block, name: str) -> nn.Module:
+  """The norm within a block and after the last: of roots of mean squares, or of layers, affine where nothing modulates."""
+  if block.rms_norm:
+    return RMSNorm(dtype=block.dtype, name=name)
+  return LayerNorm(affine=not block.modulates, dtype=block.dtype, name=name)
+
+
+class ModulatedBlock(Block):
   """Attention and MLP, each shifted, scaled and gated by the condition: DiT's block with adaLN-zero."""
 
+  modulates = True
+
+  @nn.compact
+  def __call__(self, x: Array, condition: Array, angles: Array | None = None) -> Array:
+    """x [B, L, C], condition [B, D], rotary angles [L, C / heads / 2] or None -> [B, L, C]."""
+    mod = Modulation(6, x.shape[-1], self.dtype, name="modulation")(condition)
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod
+    x = x + gate_a * self.attend(modulated(self.norm(x, "norm1"), shift_a, scale_a), angles)
+    return x + gate_m * self.feed(modulated(self.norm(x, "norm2"), shift_m, scale_m))
+
+
+class PlainBlock(Block):
+  """Attention and MLP after their norms, Dosovitskiy et al. 2021 (2010.11929), eq. 2 and 3: conditions are tokens."""
+
+  modulates = False
+
+  @nn.compact
+  def __call__(self, x: Array, condition: Array, angles: Array | None = None) -> Array:
+    """x [B, L, C], rotary angles [L, C / heads / 2] or None -> [B, L, C]; the condition vector is ignored."""
+    del condition
+    x = x + self.attend(self.norm(x, "norm1"), angles)
+    return x + self.feed(self.norm(x, "norm2"))
+
+
+class CrossBlock(nn.Module):
+  """Attention to itself, attention to a context, and an MLP: the block of Stable Diffusion's U-Net (2112.10752, 3.3)."""
+
   heads: int
-  mlp_ratio: float = 4.0
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Array, condition: Array) -> Array:
-    """x [B, L, C], condition [B, D] -> [B, L, C]."""
-    width = x.shape[-1]
-    mod = Modulation(6, width, self.dtype, name="modulation")(condition)
-    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod
-    attention = SelfAttention(self.heads, dtype=self.dtype, name="attention")
-    x = x + gate_a * attention(modulated(x, shift_a, scale_a))
-    mlp = Mlp(int(self.mlp_ratio * width), self.dtype, name="mlp")
-    return x + gate_m * mlp(modulated(x, shift_m, scale_m))
+  def __call__(self, x: Array, context: Array) -> Array:
+    """x [B, L, C], context [B, M, D] -> [B, L, C]."""
+    norm = lambda i: LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"norm{i}")
+    attention = lambda name: CrossAttention(self.heads, dtype=self.dtype, name=name)
+    h = norm(1)(x)
+    x = x + attention("self_attention")(h, h)
+    x = x + attention("cross_attention")(norm(2)(x), context)
+    return x + GEGLU(4 * x.shape[-1], self.dtype, name="mlp")(norm(3)(x))
+
+
+class SpatialTransformer(nn.Module):
+  """The places of an image as tokens that attend to each other and to a context, added to the image (2112.10752, 3.3).
+
+  Starts as the identity.
+  """
+
+  heads: int
+  groups: int = 32
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array, context: Array) -> Array:
+    """x [B, H, W, C], context [B, M, D] -> [B, H, W, C]."""
+    b, h, w, channels = x.shape
+    tokens = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(b, h * w, channels)
+    tokens = nn.Dense(channels, dtype=self.dtype, name="in")(tokens)
+    tokens = CrossBlock(self.heads, self.dtype, name="block")(tokens, context)
+    zeros = nn.initializers.zeros_init()
+    return x + nn.Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(tokens).reshape(x.shape)

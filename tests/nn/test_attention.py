@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.attention import SelfAttention, attend, late_normalised
+from jldm.core.errors import UserError
+from jldm.nn.attention import CrossAttention, SelfAttention, attend, late_normalised
+from jldm.nn.embedding import grid_angles
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -68,3 +70,68 @@ def test_the_kernel_is_an_argument():
   x = np.float32(RNG.normal(size=(1, 2, 4)))
   params = random_params(module, x)
   np.testing.assert_allclose(module.apply({"params": params}, x), np.broadcast_to(params["out"]["bias"], x.shape))
+
+
+def parts(module, params, x):
+  """Queries, keys and values [B, L, N, D] of a self-attention."""
+  qkv = x @ np.float64(params["qkv"]["kernel"]) + params["qkv"]["bias"]
+  return (part.reshape(*x.shape[:2], module.heads, -1) for part in np.split(qkv, 3, -1))
+
+
+def test_queries_and_keys_are_normalised_by_head():
+  x = np.float32(RNG.normal(size=(2, 5, 8)))
+  module = SelfAttention(heads=2, qk_norm=True)
+  params = random_params(module, x)
+  q, k, v = parts(module, params, x)
+  norm = lambda name, h: h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * params[name]["scale"]
+  expected = exact(norm("norm_q", q), norm("norm_k", k), v).reshape(x.shape) @ params["out"]["kernel"] + params["out"]["bias"]
+  np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_only_with_qk_norm_the_scale_of_queries_does_not_matter(qk_norm):
+  x = np.float32(RNG.normal(size=(2, 5, 8)))
+  module = SelfAttention(heads=2, qk_norm=qk_norm)
+  params = random_params(module, x)
+  larger = params | {"qkv": {name: leaf * np.repeat([50, 20, 1], 8) for name, leaf in params["qkv"].items()}}
+  difference = np.abs(module.apply({"params": larger}, x) - module.apply({"params": params}, x)).max()
+  assert (difference < 1e-3) == qk_norm
+
+
+def test_rotary_self_attention_knows_relative_places_alone():
+  """Moved as a whole over a larger grid the tokens see the same; moved among themselves they do not."""
+  x = np.float32(RNG.normal(size=(2, 4, 8)))
+  module = SelfAttention(heads=2)
+  params = random_params(module, x)
+  grid = grid_angles(4, 4, 4).reshape(4, 4, 2)
+  apply = quick(lambda x, angles: module.apply({"params": params}, x, angles))
+  window = lambda row, column: grid[row : row + 2, column : column + 2].reshape(4, 2)
+  still = np.asarray(apply(x, window(0, 0)))
+  np.testing.assert_allclose(apply(x, window(2, 1)), still, atol=1e-5)
+  np.testing.assert_allclose(apply(x, 0 * window(0, 0)), module.apply({"params": params}, x), atol=1e-5)
+  assert np.abs(np.asarray(apply(x[:, ::-1], window(0, 0)))[:, ::-1] - still).max() > 1e-3
+
+
+def test_cross_attention_is_its_formula():
+  x, context = np.float32(RNG.normal(size=(2, 5, 6))), np.float32(RNG.normal(size=(2, 7, 4)))
+  module = CrossAttention(heads=2)
+  params = random_params(module, x, context)
+  assert [name for name, layer in params.items() if "bias" in layer] == ["out"]
+  heads = lambda h: h.reshape(*h.shape[:2], 2, 3)
+  q, k, v = (heads(h @ params[name]["kernel"]) for name, h in (("q", x), ("k", context), ("v", context)))
+  expected = exact(q, k, v).reshape(x.shape) @ params["out"]["kernel"] + params["out"]["bias"]
+  np.testing.assert_allclose(module.apply({"params": params}, x, context), expected, atol=1e-5)
+
+
+def test_the_order_of_a_context_does_not_matter():
+  x, context = np.float32(RNG.normal(size=(1, 5, 6))), np.float32(RNG.normal(size=(1, 7, 4)))
+  params = random_params(CrossAttention(heads=2), x, context)
+  apply = quick(lambda context: CrossAttention(heads=2).apply({"params": params}, x, context))
+  np.testing.assert_allclose(apply(context[:, ::-1]), apply(context), atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [SelfAttention(heads=3), CrossAttention(heads=3)])
+def test_heads_that_do_not_divide_are_refused(module):
+  x = np.zeros((1, 2, 8), np.float32)
+  with pytest.raises(UserError, match="heads=3 does not divide a width of 8"):
+    random_params(module, *[x] * (1 + isinstance(module, CrossAttention)))

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.embedding import LevelEmbedding, grid_sinusoids, sinusoids
+from jldm.core.errors import UserError
+from jldm.nn.embedding import LevelEmbedding, grid_angles, grid_sinusoids, rotate, sinusoids
 from tests.networks import random_params
 
 
@@ -50,3 +51,47 @@ def test_level_embedding_is_its_formula():
   half = LevelEmbedding(6, frequencies=4, dtype="bfloat16").apply({"params": params}, x)
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(half), expected, atol=0.03)
+
+
+def rotated_grid(q, leading=0):
+  """The same vector q [D] at every place of a 4 x 6 grid, rotated, after `leading` tokens of it."""
+  x = np.broadcast_to(q, (1, leading + 24, 1, len(q))).astype(np.float32)
+  return np.asarray(rotate(x, grid_angles(4, 6, len(q), leading)))[0, :, 0]
+
+
+def test_rotary_scores_know_relative_places_alone():
+  q, k = np.random.default_rng(0).normal(size=(2, 8))
+  scores = (rotated_grid(q) @ rotated_grid(k).T).reshape(4, 6, 4, 6)
+  np.testing.assert_allclose(scores[1:, 2:, 1:, 2:], scores[:-1, :-2, :-1, :-2], atol=1e-4)
+  np.testing.assert_allclose(np.einsum("ijij->ij", scores), q @ k, atol=1e-4)
+  ahead = scores[0, 0].ravel()
+  assert np.abs(ahead[:, None] - ahead)[~np.eye(24, dtype=bool)].min() > 1e-4, "and tell every two apart"
+
+
+def test_half_the_features_turn_with_the_row_and_half_with_the_column():
+  turned = rotated_grid(np.ones(8)).reshape(4, 6, 8)
+  assert not np.ptp(turned[..., :4], 1).any() and not np.ptp(turned[..., 4:], 0).any()
+  assert (np.ptp(turned[..., :4], 0) > 1e-3).all() and (np.ptp(turned[..., 4:], 1) > 1e-3).all()
+  for i, rate in enumerate((1.0, 1 / 100)):
+    pair = turned[3, 0, 2 * i] + 1j * turned[3, 0, 2 * i + 1]
+    np.testing.assert_allclose(pair, (1 + 1j) * np.exp(3j * rate), atol=1e-5)
+
+
+def test_leading_tokens_are_not_rotated():
+  q = np.random.default_rng(0).normal(size=8)
+  with_two = rotated_grid(q, leading=2)
+  np.testing.assert_array_equal(with_two[:2], np.float32([q, q]))
+  np.testing.assert_array_equal(with_two[2:], rotated_grid(q))
+
+
+def test_rotation_keeps_lengths_and_dtype():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 3, 8)), jnp.bfloat16)
+  turned = rotate(x, grid_angles(2, 3, 8))
+  assert turned.dtype == jnp.bfloat16 and turned.shape == x.shape
+  norm = lambda x: np.linalg.norm(np.float32(x), axis=-1)
+  np.testing.assert_allclose(norm(turned), norm(x), rtol=0.02)
+
+
+def test_heads_that_a_grid_cannot_rotate_are_refused():
+  with pytest.raises(UserError, match="heads 6 wide; rotary embeddings of a grid need a width divisible by 4"):
+    grid_angles(2, 2, 6)

@@ -1,9 +1,10 @@
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.norm import GroupNorm, layer_norm
+from jldm.nn.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm, rms_norm
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -59,3 +60,27 @@ def test_layer_norm_is_the_float64_one(mean, atol):
 def test_layer_norm_of_constants_is_zero_and_half_precision_comes_back_whole():
   assert not layer_norm(jnp.full((2, 3, 8), 7.0)).any()
   assert layer_norm(jnp.zeros((1, 1, 4), jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e-3])
+def test_rms_norm_is_the_float64_one(size):
+  x = np.float32(size * RNG.normal(1, 1, (2, 5, 16)))
+  exact = np.float64(x) / np.sqrt((np.float64(x) ** 2).mean(-1, keepdims=True) + 1e-6)
+  np.testing.assert_allclose(rms_norm(x), exact, atol=1e-5)
+  assert rms_norm(jnp.zeros((1, 4), jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("ours, theirs", [
+  (LayerNorm(epsilon=0.1), nn.LayerNorm(epsilon=0.1)), (RMSNorm(epsilon=0.1), nn.RMSNorm(epsilon=0.1)),
+  (LayerNorm(affine=False), nn.LayerNorm(use_scale=False, use_bias=False)),
+])
+def test_learned_norms_take_flax_parameters(ours, theirs):
+  x = np.float32(RNG.normal(size=(2, 3, 8)))
+  params = random_params(theirs, x) if jax.eval_shape(theirs.init, jax.random.key(0), x) else {}
+  np.testing.assert_allclose(ours.apply({"params": params}, x), theirs.apply({"params": params}, x), atol=1e-5)
+  assert ours.clone(dtype="bfloat16").apply({"params": params}, x).dtype == jnp.bfloat16
+
+
+def test_only_an_affine_layer_norm_has_parameters():
+  shapes = lambda module: jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 4), np.float32))
+  assert set(shapes(LayerNorm())["params"]) == {"scale", "bias"} and not shapes(LayerNorm(affine=False))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
+from jldm.nn.resample import Downsample, Upsample, depth_to_space, double, halve, space_to_depth
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -43,16 +43,17 @@ def test_upsample_in_bfloat16():
   np.testing.assert_allclose(np.float32(half), whole, atol=0.1)
 
 
+@pytest.mark.parametrize("padding", [(0, 1), (1, 1)])  # of the published codecs, of the published U-Nets
 @pytest.mark.parametrize("height, width", [(4, 6), (2, 2)])
-def test_downsample_pads_below_and_to_the_right(height, width):
-  x = X[:, :height, :width]
-  params = random_params(Downsample(5), x)
+def test_downsample_is_every_second_place_of_a_convolution(height, width, padding):
+  x, module = X[:, :height, :width], Downsample(5, padding=padding)
+  params = random_params(module, x)
   kernel, bias = (np.float64(params["conv"][name]) for name in ("kernel", "bias"))
-  padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  padded = np.pad(x, ((0, 0), padding, padding, (0, 0)))
   expected = np.zeros((2, height // 2, width // 2, 5))
   for i, j in np.ndindex(expected.shape[1:3]):
     expected[:, i, j] = np.einsum("byxc,yxcf->bf", padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel) + bias
-  np.testing.assert_allclose(Downsample(5).apply({"params": params}, x), expected, atol=1e-5)
+  np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -67,3 +68,15 @@ def test_a_patch_is_written_row_by_row_channels_last():
   deep = np.asarray(space_to_depth(X, 2))
   for i, j, a, b, c in np.ndindex(2, 3, 2, 2, 3):
     np.testing.assert_array_equal(deep[:, i, j, (2 * a + b) * 3 + c], X[:, 2 * i + a, 2 * j + b, c])
+
+
+def test_the_codecs_padding_is_the_default():
+  assert Downsample(5) == Downsample(5, padding=(0, 1))
+
+
+def test_halving_and_doubling():
+  """Means of 2x2 and nearest neighbours: one undoes the other, and sums are kept up to the area."""
+  np.testing.assert_allclose(halve(double(X)), X, rtol=1e-6)
+  np.testing.assert_allclose(4 * halve(X).sum((1, 2)), X.sum((1, 2)), rtol=1e-4)
+  np.testing.assert_allclose(halve(X)[1, 1, 2], X[1, 2:4, 4:6].mean((0, 1)), rtol=1e-5)
+  np.testing.assert_array_equal(double(X)[1, 2:4, 4:6], np.broadcast_to(X[1, 1, 2], (2, 2, 3)))

@@ -35,6 +35,23 @@ def test_a_block_without_its_second_convolution_is_the_identity():
   np.testing.assert_array_equal(quick(ResnetBlock(8, groups=4).apply)({"params": params}, X), X)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 1.0])
+def test_an_embedding_is_added_between_the_convolutions(epsilon):
+  embedding = np.float32(np.random.default_rng(1).normal(size=(2, 5)))
+  module = ResnetBlock(12, groups=4, epsilon=epsilon)
+  params = random_params(module, X, embedding)
+  conv = lambda name, size, x: nn.Conv(12, (size, size), padding=size // 2).apply({"params": params[name]}, x)
+  norm = lambda name, x: nn.GroupNorm(4, epsilon=epsilon).apply({"params": params[name]}, x)
+
+  @quick
+  def expected(x):
+    added = nn.silu(embedding) @ params["embedding"]["kernel"] + params["embedding"]["bias"]
+    h = conv("conv1", 3, nn.silu(norm("norm1", x))) + added[:, None, None]
+    return conv("conv2", 3, nn.silu(norm("norm2", h))) + conv("shortcut", 1, x)
+
+  np.testing.assert_allclose(quick(module.apply)({"params": params}, X, embedding), expected(X), atol=1e-4)
+
+
 def test_attention_does_not_know_places():
   module = ImageAttention(heads=2, groups=4)
   params = random_params(module, X)

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,16 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jldm.core.errors import UserError
 from jldm.core.trees import count
 from jldm.models.conditioners.label import LabelEmbedding
-from jldm.models.denoisers.dit import DiT
-from jldm.nn.embedding import LevelEmbedding, grid_sinusoids
+from jldm.models.denoisers.dit import DiT, dit
+from jldm.models.denoisers.log_variance import LogVariance
+from jldm.nn.embedding import LevelEmbedding, grid_angles, grid_sinusoids
+from jldm.nn.norm import layer_norm, rms_norm
 from jldm.nn.resample import depth_to_space, space_to_depth
-from jldm.nn.transformer import ModulatedBlock, modulated
+from jldm.nn.transformer import ModulatedBlock, PlainBlock, modulated
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
-SMALL = DiT(patch=2, width=8, depth=2, heads=2, classes=3)
+SMALL = DiT(ModulatedBlock(heads=2), patch=2, width=8, depth=2, classes=3)
+IN_CONTEXT = SMALL.clone(block=PlainBlock(heads=2, rms_norm=True, swiglu=True), in_context=True, rotary=True)
 Z = np.float32(RNG.normal(size=(3, 4, 6, 2)))  # [B, H, W, C], not square
 LEVEL = np.array([0.1, 0.5, 0.9], np.float32)
 LABELS = np.array([0, 2, -1])
@@ -32,7 +37,7 @@ apply = functools.partial(quick, static_argnums=0)(lambda network, params, *x: n
   (1, 3, 5, 4, 0, "float32"), (2, 4, 6, 1, 3, "bfloat16"), (4, 8, 4, 3, 3, "float32"), (2, 2, 2, 4, 0, "bfloat16"),
 ])
 def test_shapes_and_dtypes(patch, height, width, channels, classes, dtype):
-  network = DiT(patch=patch, width=8, depth=2, heads=2, classes=classes, dtype=dtype)
+  network = DiT(ModulatedBlock(heads=2), patch=patch, width=8, depth=2, classes=classes, dtype=dtype)
   z = jnp.zeros((3, height, width, channels))
   out, params = jax.eval_shape(network.init_with_output, jax.random.key(0), z, LEVEL, LABELS)
   assert out.shape == z.shape
@@ -63,7 +68,7 @@ def test_it_is_its_layers_one_after_another(params):
       block = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
       x = ModulatedBlock(2).apply({"params": block}, x, condition)
     shift, scale = jnp.split(dense(params["modulation"]["dense"], jax.nn.silu(condition))[:, None], 2, -1)
-    return depth_to_space(dense(params["out"], modulated(x, shift, scale)).reshape(3, 2, 3, 8), 2)
+    return depth_to_space(dense(params["out"], modulated(layer_norm(x), shift, scale)).reshape(3, 2, 3, 8), 2)
 
   np.testing.assert_allclose(apply(SMALL, params, Z, LEVEL, LABELS), by_hand(params), atol=1e-4)
 
@@ -95,13 +100,21 @@ def test_without_classes_labels_do_nothing(params):
   np.testing.assert_array_equal(out, apply(network, params, Z, LEVEL, np.array([1, 1, 1])))
 
 
-def test_remat_and_unrolling_change_nothing_forward_or_backward(params):
+VARIANTS = [
+  SMALL, IN_CONTEXT, SMALL.clone(block=ModulatedBlock(heads=2, rms_norm=True, swiglu=True, qk_norm=True), rotary=True)
+]
+
+
+@pytest.mark.parametrize("network", VARIANTS)
+def test_remat_and_unrolling_change_nothing_forward_or_backward(network):
+  params = random_params(network, Z, LEVEL, LABELS)
+
   @functools.partial(quick, static_argnums=0)
   def both(network, params):
     return jax.value_and_grad(lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, LABELS)).sum())(params)
 
-  kept, recomputed = (jax.device_get(both(network, params)) for network in (SMALL, SMALL.clone(remat=True, unroll=2)))
-  assert all(leaf.any() for leaf in jax.tree.leaves(kept))
+  kept, recomputed = (jax.device_get(both(other, params)) for other in (network, network.clone(remat=True, unroll=2)))
+  assert all(leaf.any() for leaf in jax.tree.leaves(kept)), "every parameter learns"
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), kept, recomputed)
 
 
@@ -111,15 +124,146 @@ def test_bfloat16_is_near_and_comes_back_whole(params):
   assert 0 < np.abs(half - whole).max() < 0.05 * np.abs(whole).max()
 
 
+def test_in_context_it_is_its_layers_one_after_another():
+  """Time and class are two tokens before the patches, rotated by nothing, and dropped at the end."""
+  params = random_params(IN_CONTEXT, Z, LEVEL, LABELS)
+  at = lambda module, name, *x: module.apply({"params": params[name]}, *x)
+  dense = lambda layer, x: x @ layer["kernel"] + layer["bias"]
+
+  @quick
+  def by_hand(params):
+    x = dense(params["in"], space_to_depth(Z, 2).reshape(3, 6, 8)) + grid_sinusoids(2, 3, 8)
+    first = [at(LevelEmbedding(8), "level", LEVEL), at(LabelEmbedding(3, 8), "label", LABELS)]
+    x = jnp.concatenate([*(token[:, None] for token in first), x], 1)
+    for i in range(2):
+      block = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
+      x = IN_CONTEXT.block.apply({"params": block}, x, None, grid_angles(2, 3, 4, leading=2))
+    x = rms_norm(x[:, 2:]) * params["norm"]["scale"]
+    return depth_to_space(dense(params["out"], x).reshape(3, 2, 3, 8), 2)
+
+  assert "modulation" not in params
+  np.testing.assert_allclose(apply(IN_CONTEXT, params, Z, LEVEL, LABELS), by_hand(params), atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [PlainBlock(heads=2), ModulatedBlock(heads=2)])
+def test_tokens_in_context_matter(block):
+  network = IN_CONTEXT.clone(block=block)
+  params = random_params(network, Z, LEVEL, LABELS)
+  out = np.asarray(apply(network, params, Z, LEVEL, LABELS))
+  differs = lambda other: np.abs(np.asarray(other) - out).max((1, 2, 3)) > 1e-3
+  np.testing.assert_array_equal(differs(apply(network, params, Z, LEVEL, np.array([0, 2, 1]))), [False, False, True])
+  np.testing.assert_array_equal(differs(apply(network, params, Z, LEVEL + [0.2, 0, 0], LABELS)), [True, False, False])
+
+
+def test_in_context_without_classes_there_is_one_token():
+  network = IN_CONTEXT.clone(classes=0)
+  params = random_params(network, Z, LEVEL, LABELS)
+  out = apply(network, params, Z, LEVEL, LABELS)
+  np.testing.assert_array_equal(out, apply(network, params, Z, LEVEL, np.array([1, 1, 1])))
+  assert (np.abs(apply(network, params, Z, LEVEL + 0.1, LABELS) - out).max((1, 2, 3)) > 1e-3).all()
+
+
+def test_rotary_embeddings_need_no_parameters_and_change_the_output(params):
+  assert jax.tree.map(np.shape, random_params(SMALL.clone(rotary=True), Z, LEVEL, LABELS)) == jax.tree.map(np.shape, params)
+  out, rotated = (apply(SMALL.clone(rotary=rotary), params, Z, LEVEL, LABELS) for rotary in (False, True))
+  assert np.abs(out - rotated).max() > 1e-2
+
+
+def test_self_conditioning():
+  """No estimate is an estimate of zeros, and another estimate changes its own sample alone."""
+  network, estimate = SMALL.clone(self_conditioning=True), np.float32(RNG.normal(size=Z.shape))
+  params = random_params(network, Z, LEVEL, LABELS)
+  assert params["in"]["kernel"].shape == (2 * 2 * 2 * 2, 8) and params["out"]["kernel"].shape == (8, 2 * 2 * 2)
+  none, zeros, some = (apply(network, params, Z, LEVEL, LABELS, e) for e in (None, 0 * Z, estimate * [[[[0]]], [[[1]]], [[[0]]]]))
+  np.testing.assert_array_equal(none, zeros)
+  np.testing.assert_array_equal(np.abs(some - none).max((1, 2, 3)) > 1e-3, [False, True, False])
+
+
+def test_without_self_conditioning_an_estimate_does_nothing(params):
+  out = apply(SMALL, params, Z, LEVEL, LABELS)
+  np.testing.assert_array_equal(apply(SMALL, params, Z, LEVEL, LABELS, Z), out)
+
+
+def test_log_variance_is_of_the_level_alone(params):
+  network = SMALL.clone(log_variance=True)
+  both = params | {"log_variance": random_params(LogVariance(), LEVEL)}
+  out, log_variance = apply(network, both, Z, LEVEL, LABELS)
+  assert log_variance.shape == (3, 1, 1, 1) and log_variance.dtype == jnp.float32
+  np.testing.assert_allclose(out, apply(SMALL, params, Z, LEVEL, LABELS), atol=1e-5)
+  np.testing.assert_array_equal(apply(network, both, -Z, LEVEL, np.array([1, 1, 1]))[1], log_variance)
+  assert (np.abs(apply(network, both, Z, LEVEL + 0.05, LABELS)[1] - log_variance) > 1e-3).all()
+
+
+def test_twice_the_channels_are_output_and_log_variance():
+  network, dtype = SMALL.clone(out_channels=4), jnp.dtype("float32")
+  params = random_params(network, Z, LEVEL, LABELS)
+  out, log_variance = apply(network, params, Z, LEVEL, LABELS)
+  assert out.shape == log_variance.shape == Z.shape and out.dtype == log_variance.dtype == dtype
+  half = lambda start: params | {"out": {name: leaf.reshape(-1, 4, 4)[..., start : start + 2].reshape(*leaf.shape[:-1], 8)
+                                         for name, leaf in params["out"].items()}}
+  np.testing.assert_allclose(out, apply(SMALL, half(0), Z, LEVEL, LABELS), atol=1e-5)
+  np.testing.assert_allclose(log_variance, apply(SMALL, half(2), Z, LEVEL, LABELS), atol=1e-5)
+  np.testing.assert_array_equal(
+    *(apply(SMALL.clone(out_channels=channels), half(0), Z, LEVEL, LABELS) for channels in (0, 2))
+  )
+
+
+@pytest.mark.parametrize("fields, told", [
+  ({"out_channels": 3}, "out_channels=3; expected 0, or 2 or 4 for z of 2"),
+  ({"out_channels": 4, "log_variance": True}, "log_variance=True and out_channels=4 learn it twice; expected one of them"),
+  ({"block": PlainBlock(heads=2)}, "PlainBlock does not see the level; expected in_context=True"),
+  ({"block": ModulatedBlock(heads=3)}, "heads=3 does not divide a width of 8"),
+])
+def test_fields_that_contradict_each_other_are_refused(fields, told):
+  with pytest.raises(UserError) as error:
+    random_params(SMALL.clone(**fields), Z, LEVEL, LABELS)
+  assert str(error.value) == told
+
+
+def test_networks_are_values_and_the_blocks_dtype_is_the_networks(params):
+  """Equal networks are one program; running one changes neither it nor its block."""
+  same, before = DiT(ModulatedBlock(heads=2), patch=2, width=8, depth=2, classes=3), hash(SMALL)
+  traces = []
+  traced = jax.jit(lambda network, z: traces.append(network) or z, static_argnums=0)
+  apply(SMALL, params, Z, LEVEL, LABELS)
+  traced(SMALL, Z), traced(same, Z)
+  assert same == SMALL and hash(same) == hash(SMALL) == before and len(traces) == 1
+  assert dataclasses.replace(SMALL, block=ModulatedBlock(heads=4)) != SMALL
+  half = SMALL.clone(dtype="bfloat16")
+  blocks = (ModulatedBlock(heads=2, dtype=dtype) for dtype in ("float32", "bfloat16"))
+  np.testing.assert_array_equal(*(apply(half.clone(block=block), params, Z, LEVEL, LABELS) for block in blocks))
+
+
+def parameters(network, channels=4):
+  shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)), jnp.zeros(1), jnp.zeros(1, int))
+  return count(shapes)
+
+
+@pytest.mark.parametrize("size, millions", [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
+def test_published_sizes(size, millions):
+  """Table 1 of 2212.09748."""
+  assert round(parameters(dit(size, patch=2, classes=1000, out_channels=8)) / 1e6) == millions
+
+
+def test_the_exact_size_of_the_reference_implementation():
+  """It counts the fixed places of 16 x 16 patches as parameters."""
+  assert parameters(dit("XL", patch=2, classes=1000, out_channels=8)) + 16 * 16 * 1152 == 675_129_632
+
+
+def test_a_size_takes_a_block_and_sets_its_heads():
+  network = dit("B", ModulatedBlock(swiglu=True), classes=10)
+  assert network == DiT(ModulatedBlock(heads=12, swiglu=True), width=768, depth=12, classes=10)
+  assert dit("S") == DiT()
+  with pytest.raises(UserError, match="size='M'; expected one of"):
+    dit("M")
+
+
 def test_parameters_of_dit_xl_2():
-  """Sizes of table 1 of 2212.09748; 4 output channels: the paper's 675M has 8, and counts a fixed table of places."""
+  """Layer by layer, with as many output channels as z has."""
   width, depth, patch, channels, classes, frequencies, mlp = 1152, 28, 2, 4, 1000, 256, 4 * 1152
   dense = lambda a, b: a * b + b
   attention = dense(width, 3 * width) + dense(width, width)
   block = attention + dense(width, mlp) + dense(mlp, width) + dense(width, 6 * width)
   level, label = dense(frequencies, width) + dense(width, width), (classes + 1) * width
   ends = dense(patch**2 * channels, width) + dense(width, patch**2 * channels) + dense(width, 2 * width)
-  network = DiT(patch=patch, width=width, depth=depth, heads=16, classes=classes)
-  z = jnp.zeros((1, 32, 32, channels))
-  shapes = jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), jnp.zeros(1, int))
-  assert count(shapes) == depth * block + level + label + ends
+  assert parameters(dit("XL", classes=classes)) == depth * block + level + label + ends
