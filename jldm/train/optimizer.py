@@ -1,9 +1,15 @@
 """Optimizers and learning-rate schedules as data: small dataclasses whose `build` gives optax objects."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any
+import operator
+import re
+from typing import Any, ClassVar
 
+import jax
 import optax
+
+from jldm.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +37,147 @@ class WarmupCosine:
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else self.peak, self.peak, warmup, max(steps, 1), self.end)
 
 
+def found(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
+  """For every parameter whether `regex` is found in its path, such as "blocks/mlp/in/kernel", and its rank is legal."""
+
+  def one(path, leaf) -> bool:
+    named = re.search(regex, jax.tree_util.keystr(path, simple=True, separator="/"))
+    return named is not None and (ranks is None or leaf.ndim in ranks)
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def no_match(name: str, regex: str, what: str, params: Any) -> UserError:
+  """What to raise where a regex chooses nothing: it names some paths."""
+  paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  some = ", ".join(paths[:: max(len(paths) // 4, 1)][:4])
+  return UserError(f"{name}={regex!r} is found in no {what}; expected a regex for paths such as {some}")
+
+
+def split(choose: Callable, **parts: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The second of two named parts for the parameters where choose(params) is True, the first for the others."""
+  other, chosen = parts
+  return optax.partition(parts, lambda params: jax.tree.map(lambda yes: chosen if yes else other, choose(params)))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamW:
-  """Loshchilov & Hutter 2019 (1711.05101), after clipping the gradient's global norm to `clip_norm` (0: no clipping)."""
+class Optimizer:
+  """What all share: update = -rate (direction + weight_decay params), of gradients clipped to the norm `clip_norm` (0: not).
+
+  `no_decay` and `frozen` are regexes that are searched for in paths such as "blocks/mlp/in/kernel": parameters that do
+  not decay, and those that are not trained, have no state and do not count in the norm.  An empty one chooses none.
+
+  Raises:
+    UserError: a regex is invalid; in `init` of what `build` returns, if one chooses no parameter, or `frozen` all.
+  """
 
   schedule: Any = WarmupCosine()
-  b1: float = 0.9
-  b2: float = 0.999
   weight_decay: float = 0.0
   clip_norm: float = 1.0
+  no_decay: str = ""
+  frozen: str = ""
+
+  regexes: ClassVar[tuple[str, ...]] = ("no_decay", "frozen")  # the fields that are one
+
+  def __post_init__(self):
+    for name in self.regexes:
+      try:
+        re.compile(getattr(self, name))
+      except (re.error, TypeError) as error:
+        raise UserError(f"{name}={getattr(self, name)!r} is no regex: {error}; expected one such as 'bias$'") from error
+
+  def direction(self) -> optax.GradientTransformation:
+    """From clipped gradients to what the rate multiplies."""
+    raise NotImplementedError
+
+  def check(self, params: Any) -> None:
+    """Raises a UserError where the regexes do not fit `params`, arrays or shapes."""
+    for name in self.regexes:
+      regex = getattr(self, name)
+      if regex and not any(jax.tree.leaves(found(regex, params))):
+        raise no_match(name, regex, "parameter's path", params)
+    if self.frozen and all(jax.tree.leaves(found(self.frozen, params))):
+      raise UserError(f"frozen={self.frozen!r} is found in all parameters' paths; expected one that leaves some to train")
 
   def build(self, steps: int) -> optax.GradientTransformation:
     """The transformation for a run of `steps` updates."""
-    adamw = optax.adamw(self.schedule.build(steps), self.b1, self.b2, weight_decay=self.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw) if self.clip_norm else adamw
+    decays = (lambda params: jax.tree.map(operator.not_, found(self.no_decay, params))) if self.no_decay else None
+    rate = optax.scale_by_learning_rate(self.schedule.build(steps))
+    tx = optax.chain(self.direction(), optax.add_decayed_weights(self.weight_decay, decays), rate)
+    tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx) if self.clip_norm else tx
+    if self.frozen:
+      tx = split(lambda params: found(self.frozen, params), trained=tx, frozen=optax.set_to_zero())
+
+    def init(params):
+      self.check(params)
+      return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+  """Loshchilov & Hutter 2019 (1711.05101)."""
+
+  b1: float = 0.9
+  b2: float = 0.999
+
+  def direction(self) -> optax.GradientTransformation:
+    return optax.scale_by_adam(self.b1, self.b2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adafactor(Optimizer):
+  """Shazeer & Stern 2018 (1804.04235), algorithms 4 and 5: second moments of matrices as the product of rows and columns.
+
+  Only where two axes have at least `factor_from` entries; the average of step t keeps 1 - t^-decay_rate.  `momentum`
+  (0: none) costs a tree.  `relative` multiplies rates by the rms of a parameter, which holds zero gates at zero for
+  long; decay is multiplied by the rate, as in AdamW, not added beside it as in optax.adafactor.
+  """
+
+  decay_rate: float = 0.8
+  momentum: float = 0.0
+  factor_from: int = 128
+  relative: bool = False
+
+  def direction(self) -> optax.GradientTransformation:
+    parts = [
+      optax.scale_by_factored_rms(decay_rate=self.decay_rate, min_dim_size_to_factor=self.factor_from),
+      optax.clip_by_block_rms(1.0),
+    ]
+    parts += [optax.scale_by_param_block_rms()] if self.relative else []
+    parts += [optax.ema(self.momentum, debias=False)] if self.momentum else []
+    return optax.chain(*parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon(Optimizer):
+  """Jordan 2024: the momentum of matrices made orthogonal; Adam with (b1, b2) for all else.
+
+  `hidden` is searched for in the paths of kernels [in, out] and, as many matrices, [depth, in, out]; first and last
+  layers, embeddings, biases and convolutions are Adam's.  Updates have an rms of about 0.2 whatever the shape, so that
+  rates and decay are AdamW's: Liu et al. 2025 (2502.16982), eq. 4.
+  """
+
+  momentum: float = 0.95
+  b1: float = 0.9
+  b2: float = 0.999
+  hidden: str = r"^(?!(in|out)/).*kernel$"
+
+  regexes = ("no_decay", "frozen", "hidden")
+
+  def direction(self) -> optax.GradientTransformation:
+    matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
+    everywhere = lambda params: jax.tree.map(lambda _: matrix, params)
+    # Of the factor 0.2 max(in, out)^1/2, optax.contrib.muon has max(1, out / in)^1/2; its parts differ between versions.
+    muon = optax.contrib.muon(-1.0, beta=self.momentum, muon_weight_dimension_numbers=everywhere)  # a rate of -1: no descent
+    rest = optax.stateless(lambda updates, params: jax.tree.map(lambda u: 0.2 * u.shape[-2] ** 0.5 * u, updates))
+
+    def matrices(params):
+      chosen = found(self.hidden, params, ranks=(2, 3))
+      if not any(jax.tree.leaves(chosen)):
+        raise no_match("hidden", self.hidden, "path of a matrix that is trained", params)
+      return chosen
+
+    adam = optax.scale_by_adam(self.b1, self.b2)
+    return split(matrices, adam=adam, muon=optax.chain(muon, rest))

@@ -7,25 +7,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jldm.core.trees import float32
+from jldm.train.ema import Average
 
 Array = jax.Array
 
 
 @struct.dataclass
 class TrainState:
-  """step, int32 []: updates asked for; params; extra: non-gradient state; ema: averaged parameters in float32;
-  opt_state; skipped, int32 []: how many updates in a row, up to this one, were not finite and not made."""
+  """step, int32 []: updates asked for; params; extra: non-gradient state; ema: averages of params in float32, of which
+  losses and samples see the first; opt_state; skipped, int32 []: how many updates in a row, up to this one, were not
+  finite and not made."""
 
   step: Array
   params: Any
   extra: Any
-  ema: Any
+  ema: tuple
   opt_state: Any
   skipped: Array
 
 
-def init_state(params: Any, extra: Any, tx: optax.GradientTransformation) -> TrainState:
+def init_state(params: Any, extra: Any, tx: optax.GradientTransformation, ema: Average) -> TrainState:
   """The state before the first step; `ema` has buffers of its own, since the state is donated."""
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, extra, float32(params), tx.init(params), jnp.zeros_like(zero))
+  return TrainState(zero, params, extra, ema.init(params), tx.init(params), jnp.zeros_like(zero))

@@ -11,16 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jldm.core.errors import UserError
+from jldm.train.ema import Average
 from jldm.train.state import TrainState
 
 Array = jax.Array
 
 SKIPS_ALLOWED = 10  # that many non-finite updates in a row, and the state no longer changes
-
-
-def ema_decay(decay: float, step: Array) -> Array:
-  """The warm-up of an average: (1 + n) / (10 + n) until that exceeds `decay`, so that early weights are forgotten."""
-  return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def microbatches(batch: Any, count: int) -> Any:
@@ -29,17 +26,22 @@ def microbatches(batch: Any, count: int) -> Any:
 
 
 def step_fn(
-  loss: Callable, tx: optax.GradientTransformation, decay: float, accumulate: int = 1, axis_name: str | None = None
+  loss: Callable, tx: optax.GradientTransformation, ema: Average, accumulate: int = 1, axis_name: str | None = None
 ) -> Callable:
   """(state, batch, root, frozen) -> (state, metrics).
 
-  loss(params, extra, ema, frozen, batch, key) -> ([B], Aux); `accumulate` microbatches are averaged by a scan;
+  loss(params, extra, ema[0], frozen, batch, key) -> ([B], Aux); `accumulate` microbatches are averaged by a scan;
   `axis_name` is for `pmap` alone.  A non-finite update is not made, and counted in `state.skipped`.
+
+  Raises:
+    UserError: `ema` is a number.
   """
+  if isinstance(ema, (int, float)):
+    raise UserError(f"ema={ema}; expected an average such as Decay({ema})")
 
   def gradients(state: TrainState, batch, key, frozen):
     def mean_loss(params):
-      values, aux = loss(params, state.extra, state.ema, frozen, batch, key)
+      values, aux = loss(params, state.extra, state.ema[0], frozen, batch, key)
       return values.mean(), aux
 
     return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -61,8 +63,9 @@ def step_fn(
     finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & (state.skipped < SKIPS_ALLOWED)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = optax.incremental_update(params, state.ema, 1 - ema_decay(decay, state.step))
-    made = state.replace(params=params, extra=aux.extra, ema=ema, opt_state=opt_state, skipped=jnp.zeros_like(state.skipped))
+    averages = ema.update(state.ema, params, state.step)
+    zero = jnp.zeros_like(state.skipped)
+    made = state.replace(params=params, extra=aux.extra, ema=averages, opt_state=opt_state, skipped=zero)
     kept = state.replace(skipped=state.skipped + 1)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), made, kept)
     metrics = {"loss": value, "grad_norm": grad_norm, "skipped": new.skipped} | aux.metrics
@@ -71,6 +74,6 @@ def step_fn(
   return step
 
 
-def make_step(loss: Callable, tx: optax.GradientTransformation, decay: float, accumulate: int = 1) -> Callable:
+def make_step(loss: Callable, tx: optax.GradientTransformation, ema: Average, accumulate: int = 1) -> Callable:
   """`step_fn`, jitted with the state donated; arguments keep the shardings that they come with."""
-  return jax.jit(step_fn(loss, tx, decay, accumulate), donate_argnums=0)
+  return jax.jit(step_fn(loss, tx, ema, accumulate), donate_argnums=0)

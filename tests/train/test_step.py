@@ -9,27 +9,34 @@ import optax
 import pytest
 
 from jldm import sharding
+from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.times import LogitNormal
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.codec import Statistics
 from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
 from jldm.objectives.objective import Aux
+from jldm.train.ema import Decay, Power
 from jldm.train.state import init_state
-from jldm.train.step import SKIPS_ALLOWED, ema_decay, make_step, microbatches, step_fn
+from jldm.train.step import SKIPS_ALLOWED, make_step, microbatches, step_fn
 from tests.networks import randomised
 
 DENOISER = Diffusion(
-  network=DiT(patch=2, width=8, depth=1, heads=1, classes=3), process=Cosine(), times=LogitNormal(), label_dropout=0.3
+  network=DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3),
+  process=Cosine(),
+  times=LogitNormal(),
+  label_dropout=0.3,
 )
 AUTOENCODER = Reconstruction(
   network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2), kl_weight=1e-2
 )
 TX = optax.sgd(0.1, 0.9)  # rounding errors of gradients stay as small as they are, which those of Adam do not
-DECAY = 0.9
+POWER = Power((0.05, 0.1))  # a tuple of two
+DECAY = Decay(0.9)
 ROOT = jax.random.key(5)
 CODEC = Statistics(np.float32([0.5, -1.0]), np.float32([2.0, 0.5]))
 
@@ -56,14 +63,14 @@ def batch_of(step: int) -> dict:
 
 @functools.cache
 def compiled(objective, accumulate: int):
-  return make_step(objective.loss, TX, DECAY, accumulate)  # one function, so that its compilations can be counted
+  return make_step(objective.loss, TX, POWER, accumulate)  # one function, so that its compilations can be counted
 
 
 @functools.cache
 def first_state(objective):
   """As numpy, on the host."""
   params = randomised(jax.eval_shape(objective.init, ROOT, batch_of(0))[0])
-  return jax.device_get(jax.jit(lambda params: init_state(params, {}, TX))(params))
+  return jax.device_get(jax.jit(lambda params: init_state(params, {}, TX, POWER))(params))
 
 
 def run(objective, devices: int, start: int, stop: int, state=None, accumulate: int = 1):
@@ -109,7 +116,7 @@ def test_one_device_and_eight_agree(objective, accumulate):
 
 
 def test_jit_and_pmap_agree():
-  step = jax.pmap(step_fn(DENOISER.loss, TX, DECAY, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
+  step = jax.pmap(step_fn(DENOISER.loss, TX, POWER, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
   state = jax.tree.map(lambda x: np.stack([x] * 8), first_state(DENOISER))
   metrics = []
   for n in range(3):
@@ -149,11 +156,11 @@ def toy_batch(step: int, **change) -> dict:
   return {name: np.float32(x) for name, x in (batch | change).items()} | {"row": np.arange(8)}
 
 
-def toy_state():
-  return init_state({"w": jnp.array([1.0, -2.0, 0.5])}, {"seen": jnp.float32(0)}, optax.adam(1e-2))
+def toy_state(ema=DECAY):
+  return init_state({"w": jnp.array([1.0, -2.0, 0.5])}, {"seen": jnp.float32(0)}, optax.adam(1e-2), ema)
 
 
-toy = functools.cache(lambda accumulate=1: make_step(toy_loss, optax.adam(1e-2), DECAY, accumulate))
+toy = functools.cache(lambda accumulate=1, ema=DECAY: make_step(toy_loss, optax.adam(1e-2), ema, accumulate))
 BAD = {
   "a value that is not a number": {"y": np.full(8, np.nan)},
   "one that is infinite": {"x": np.full((8, 3), np.inf)},
@@ -165,7 +172,7 @@ BAD = {
 
 def test_a_step_is_its_formula():
   """Mean over the batch, key of the step, update, average that warms up; compiled once."""
-  tx, state, decay = optax.adam(1e-2), toy_state(), lambda n: min(DECAY, (1 + n) / (10 + n))
+  tx, state, decay = optax.adam(1e-2), toy_state(), lambda n: min(DECAY.decay, (1 + n) / (10 + n))
   mean = lambda params, batch, key: toy_loss(params, {"seen": 0.0}, (), 0.25, batch, key)[0].mean()
   by_hand = jax.jit(jax.value_and_grad(mean))
   ema, seen = np.float64(state.params["w"]), 0.0
@@ -180,21 +187,31 @@ def test_a_step_is_its_formula():
       np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient["w"]), rtol=1e-5)
     ema = decay(n) * ema + (1 - decay(n)) * np.asarray(state.params["w"])
     seen = 0.5 * seen + 0.5 * toy_batch(n)["y"].mean()
-  assert decay(0) == 0.1 and decay(79) < DECAY == decay(81), "the average has warmed up"
-  np.testing.assert_allclose(state.ema["w"], ema, rtol=1e-4)
+  assert decay(0) == 0.1 and decay(79) < DECAY.decay == decay(81), "the average has warmed up"
+  np.testing.assert_allclose(state.ema[0]["w"], ema, rtol=1e-4)
   np.testing.assert_allclose(state.extra["seen"], seen, rtol=1e-4)
   assert state.step == 90 and state.skipped == metrics["skipped"] == 0
   assert toy()._cache_size() == 1
 
 
-@pytest.mark.parametrize("step", [0, 1, 50, 10**6])
-def test_ema_decay(step):
-  assert ema_decay(0.999, jnp.int32(step)) == pytest.approx(min(0.999, (1 + step) / (10 + step)))
+def test_the_loss_sees_the_first_average():
+  def loss(params, extra, ema, frozen, batch, key):
+    return jnp.square(params["w"]).sum() + jnp.zeros(8), Aux({"seen": ema["w"][0]}, extra)
+
+  step, state = make_step(loss, optax.sgd(0.1), POWER), toy_state(POWER)
+  state = state.replace(ema=({"w": jnp.array([7.0, 0, 0])}, {"w": jnp.array([8.0, 0, 0])}), opt_state=optax.sgd(0.1).init({}))
+  assert step(state, toy_batch(0), ROOT, ())[1]["seen"] == 7
 
 
-def test_the_state_is_donated_and_the_rest_is_not():
-  state, batch = toy_state(), jax.device_put(toy_batch(0))
-  toy()(state, batch, ROOT, 0.25)
+def test_a_number_is_not_an_average():
+  with pytest.raises(UserError, match=r"ema=0.999; expected an average such as Decay\(0.999\)"):
+    make_step(toy_loss, TX, 0.999)
+
+
+@pytest.mark.parametrize("ema", [DECAY, POWER], ids=["decay", "power"])
+def test_the_state_is_donated_and_the_rest_is_not(ema):
+  state, batch = toy_state(ema), jax.device_put(toy_batch(0))
+  toy(1, ema)(state, batch, ROOT, 0.25)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
   assert not any(leaf.is_deleted() for leaf in (*batch.values(), ROOT))
 
@@ -213,14 +230,15 @@ def test_microbatches_take_every_so_manyth_row():
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_an_update_that_is_not_finite_is_not_made(kind, accumulate):
-  state, _ = toy(accumulate)(toy_state(), toy_batch(0), ROOT, 0.25)
+@pytest.mark.parametrize("accumulate, ema", [(1, DECAY), (4, DECAY), (1, POWER)], ids=["whole", "parts", "power"])
+def test_an_update_that_is_not_finite_is_not_made(kind, accumulate, ema):
+  step = toy(accumulate, ema)
+  state, _ = step(toy_state(ema), toy_batch(0), ROOT, 0.25)
   before = jax.device_get(state)
-  state, metrics = toy(accumulate)(state, toy_batch(1, **BAD[kind]), ROOT, 0.25)
+  state, metrics = step(state, toy_batch(1, **BAD[kind]), ROOT, 0.25)
   assert metrics["skipped"] == 1
   assert_same(jax.device_get(state), before.replace(step=np.int32(2), skipped=np.int32(1)))
-  state, metrics = toy(accumulate)(state, toy_batch(2), ROOT, 0.25)
+  state, metrics = step(state, toy_batch(2), ROOT, 0.25)
   assert metrics["skipped"] == state.skipped == 0 and state.step == 3
   assert (np.asarray(state.params["w"]) != before.params["w"]).all()
   assert state.opt_state[0].count == 2, "the optimizer has seen the good ones alone"
