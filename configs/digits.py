@@ -15,8 +15,10 @@ from jldm.diffusion.times import LogitNormal
 from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
 
@@ -32,13 +34,13 @@ def experiment() -> Experiment:
       optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=50), b2=0.99),
       steps=500,
       batch_size=64,
-      ema=0.99,
+      ema=Decay(0.99),
       save_every_steps=250,
       picture_every_steps=250,
     ),
     denoiser=Stage(
       objective=Diffusion(
-        network=DiT(patch=2, width=192, depth=4, heads=4, classes=10, unroll=4),
+        network=DiT(patch=2, width=192, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
@@ -46,7 +48,7 @@ def experiment() -> Experiment:
       optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
       steps=1100,
       batch_size=64,
-      ema=0.998,
+      ema=Decay(0.998),
       devices=1,  # a small transformer gains nothing from a second CPU device
       save_every_steps=550,
       picture_every_steps=550,

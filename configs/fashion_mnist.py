@@ -6,40 +6,52 @@
 """
 
 from jldm.data.tfds import ImageData
-from jldm.diffusion.process import Cosine
+from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
+from jldm.diffusion.times import LogitNormal
 from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
+
+AT_THE_END = 1_000_000
 
 
 def experiment() -> Experiment:
   return Experiment(
-    data=ImageData(name="fashion_mnist", train="train", held_out="test[:1000]", channels=1, classes=10),
+    data=ImageData(name="fashion_mnist", train="train[:50%]", held_out="test[:1000]", channels=1, classes=10),
     autoencoder=Stage(
       objective=Reconstruction(
-        network=KLAutoencoder(channels=1, latent_channels=4, widths=(32, 64), resnets=1, groups=8, patch=2),
+        network=KLAutoencoder(channels=1, latent_channels=4, widths=(32,), resnets=0, groups=8, patch=4),
+        l2=2.0,
         kl_weight=1e-4,
       ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
+      optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=50), b2=0.99),
       steps=1500,
-      batch_size=64,
-      ema=0.99,
-      picture_every_steps=500,
+      batch_size=32,
+      ema=Decay(0.99),
+      devices=1,
+      save_every_steps=AT_THE_END,
+      picture_every_steps=AT_THE_END,
     ),
     denoiser=Stage(
       objective=Diffusion(
-        network=DiT(patch=2, width=192, depth=6, heads=6, classes=10),
-        process=Cosine(),
-        parametrization=Predict("v"),
+        network=DiT(patch=2, width=192, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
+        process=Flow(),
+        parametrization=Predict("flow"),
+        times=LogitNormal(),
       ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=1e-3, warmup_steps=200), b2=0.99),
-      steps=4000,
-      batch_size=128,
-      ema=0.999,
+      optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
+      steps=1000,
+      batch_size=64,
+      ema=Decay(0.995),
+      devices=1,
+      save_every_steps=AT_THE_END,
+      picture_every_steps=AT_THE_END,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=2.0),
+    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.5),
   )

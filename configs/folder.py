@@ -15,8 +15,10 @@ from jldm.diffusion.times import LogitNormal
 from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
 
@@ -31,7 +33,7 @@ def experiment() -> Experiment:
     ),
     denoiser=Stage(
       objective=Diffusion(
-        network=DiT(patch=2, width=384, depth=12, heads=6),
+        network=DiT(patch=2, width=384, depth=12, block=ModulatedBlock(heads=6)),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
@@ -39,7 +41,7 @@ def experiment() -> Experiment:
       optimizer=AdamW(schedule=Constant(peak=2e-4, warmup_steps=1000)),
       steps=100_000,
       batch_size=128,
-      ema=0.9999,
+      ema=Decay(0.9999),
       save_every_steps=2000,
       picture_every_steps=5000,
     ),

@@ -15,14 +15,29 @@ from flax import linen as nn
 from jldm.core.errors import UserError
 from jldm.data.synthetic import Synthetic
 from jldm.data.tfds import ImageData
-from jldm.diffusion.process import Cosine, Flow
-from jldm.diffusion.target import Predict
-from jldm.diffusion.times import LogitNormal, Uniform
+from jldm.diffusion.process import (
+  EDM,
+  Betas,
+  Cosine,
+  CosineBetas,
+  Discrete,
+  Flow,
+  LinearBetas,
+  LinearVP,
+  ScaledLinearBetas,
+  Shifted,
+)
+from jldm.diffusion.target import Precondition, Predict
+from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
+from jldm.models.denoisers.unet import UNet
+from jldm.nn.transformer import ModulatedBlock, PlainBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
-from jldm.train.optimizer import AdamW, Constant, WarmupCosine
+from jldm.train.ema import Decay, Power
+from jldm.train.optimizer import Adafactor, AdamW, Constant, Muon, WarmupCosine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +52,12 @@ class Stage:
   steps: int = 10_000
   batch_size: int = 128
   accumulate: int = 1  # microbatches a step
-  ema: float = 0.999
+  ema: Any = Decay(0.999)
   devices: int = 0
   log_every_steps: int = 50
   save_every_steps: int = 1000
   picture_every_steps: int = 1000
+  snapshot_every_steps: int = 1000  # of the averages, where ema is Power(...)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,15 +80,26 @@ class Experiment:
   seed: int = 0
 
 
-CLASSES = {
-  cls.__name__: cls
-  for cls in (
-    *(Experiment, Stage, Sampling, ImageData, Synthetic),
-    *(Reconstruction, KLAutoencoder, Diffusion, DiT),
-    *(Cosine, Flow, Predict, Uniform, LogitNormal),
-    *(AdamW, Constant, WarmupCosine),
-  )
-}
+ROLES = (  # one of a row may stand where another of it stands
+  (Experiment,),
+  (Stage,),
+  (Sampling,),
+  (ImageData, Synthetic),
+  (Reconstruction,),
+  (KLAutoencoder,),
+  (Diffusion,),
+  (DiT, UNet),
+  (ModulatedBlock, PlainBlock),
+  (Cosine, Flow, LinearVP, EDM, Discrete, Shifted),
+  (LinearBetas, ScaledLinearBetas, CosineBetas, Betas),
+  (Predict, Precondition),
+  (Uniform, LogitNormal, LogNormalSigma),
+  (Plain, MinSNR, EDMWeighting, Sigmoid),
+  (AdamW, Adafactor, Muon),
+  (Constant, WarmupCosine),
+  (Decay, Power),
+)
+CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
 
 
 def register(cls: type) -> type:
@@ -165,39 +192,80 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def override(config: Any, path: str, text: str) -> Any:
-  """`override(experiment, "denoiser.steps", "500")`: the same with one leaf replaced, which keeps its exact type.
+  """`override(experiment, "denoiser.steps", "500")`: the same with one field replaced.
+
+  A leaf keeps its exact type.  An object is replaced by another of its role, written as in Python:
+  `override(experiment, "denoiser.objective.parametrization", "Predict('eps')")`.  Nothing is executed: the text is
+  taken apart, and names are looked up in the closed table.
 
   Raises:
     UserError: no such field (with the nearest one), or a value of another type.
   """
-  return replace_leaf(config, path.split("."), text, path)
+  return replace_field(config, path.split("."), text, path)
 
 
-def replace_leaf(config: Any, names: list[str], text: str, path: str) -> Any:
+def replace_field(config: Any, names: list[str], text: str, path: str) -> Any:
   if not dataclasses.is_dataclass(config):
     raise UserError(f"{path}: {config!r} has no fields; set it whole")
   head, *rest = names
   if head not in fields(config):
-    near = difflib.get_close_matches(head, fields(config), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields(config)) or 'none'}"
-    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {hint}")
+    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {nearest(head, fields(config))}")
   old = getattr(config, head)
-  new = replace_leaf(old, rest, text, path) if rest else parse_like(old, text, path)
+  new = replace_field(old, rest, text, path) if rest else parse_like(old, text, path)
   return dataclasses.replace(config, **{head: new})
 
 
+def nearest(name: str, known: list[str]) -> str:
+  near = difflib.get_close_matches(name, known, 1)
+  return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+
+
 def parse_like(old: Any, text: str, path: str) -> Any:
-  """`text` as a value of the type of `old`; an int is a legal float."""
+  """`text` as a value of the type of `old`, or as an object of its role; an int is a legal float."""
   if isinstance(old, str):
     return text
-  if dataclasses.is_dataclass(old):
-    raise UserError(f"{path} is a {type(old).__name__}; set one of its fields: {', '.join(fields(old)) or 'it has none'}")
   try:
-    new = float(text) if isinstance(old, float) else ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+    new = float(text) if isinstance(old, float) else built(ast.parse(text.strip(), mode="eval").body, path)
+  except (ValueError, SyntaxError) as error:
+    if isinstance(error, UserError):
+      raise
     new = text
-  kinds = lambda value: set(map(type, value)) if isinstance(value, tuple) else set()
-  alike = type(new) is type(old) and kinds(new) <= (kinds(old) or kinds(new))
-  if old is not None and not alike:
-    raise UserError(f"{path}: expected {type(old).__name__} such as {old!r}, got {text!r}")
-  return new
+  if old is None or is_alike(old, new):
+    return as_floats(old, new)
+  if dataclasses.is_dataclass(old):
+    others = [cls.__name__ for role in ROLES for cls in role if type(old) in role]
+    fitting = " or ".join(f"{name}(...)" for name in others or [type(old).__name__])
+    raise UserError(f"{path}: expected {fitting}, or one of its fields ({', '.join(fields(old)) or 'none'}), got {text!r}")
+  raise UserError(f"{path}: expected {type(old).__name__} such as {old!r}, got {text!r}")
+
+
+def is_alike(old: Any, new: Any) -> bool:
+  """Whether `new` may stand where `old` stands: the same type, or the same role; a registered class may stand anywhere."""
+  if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
+    role = next((role for role in ROLES if type(old) in role), ())
+    return type(new) in role or not any(type(new) in role for role in ROLES)
+  if not isinstance(old, tuple) or not isinstance(new, tuple):
+    return type(old) is type(new)
+  return not old or all(any(is_alike(a, as_floats(a, b)) for a in old) for b in new)
+
+
+def as_floats(old: Any, new: Any) -> Any:
+  """Ints of `new` as floats where `old` has floats."""
+  if isinstance(old, tuple) and isinstance(new, tuple) and old:
+    return tuple(as_floats(old[0], value) for value in new)
+  return float(new) if isinstance(old, float) and type(new) is int else new
+
+
+def built(node: ast.expr, path: str) -> Any:
+  """A literal, or an object written as Class(1, field=2), of names in the table; ValueError for any other expression."""
+  if isinstance(node, (ast.Tuple, ast.List)):
+    return tuple(built(item, path) for item in node.elts)
+  if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+    return ast.literal_eval(node)
+  if node.func.id not in CLASSES:
+    raise UserError(f"{path}: no class {node.func.id!r}; {nearest(node.func.id, sorted(CLASSES))}")
+  named = {word.arg: built(word.value, path) for word in node.keywords if word.arg}
+  try:
+    return CLASSES[node.func.id](*(built(item, path) for item in node.args), **named)
+  except TypeError as error:
+    raise UserError(f"{path}: {ast.unparse(node)} does not fit: {error}") from error

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
+COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0")  # of lines
 CELL = 64  # pixels that the shorter side of a small image is enlarged to in grid.png, about
 
 
@@ -124,3 +125,36 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def curves(lines: dict[str, tuple[Any, Any]], across: str, up: str, width: int = 640, height: int = 400) -> np.ndarray:
+  """A plot of lines {name: (x [N], y [N])} with linear axes called `across` and `up` -> uint8 [height, width, 3]."""
+  lines = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in lines.items()}
+  ticks = [even_ticks(np.concatenate([line[axis] for line in lines.values()])) for axis in (0, 1)]
+  left, top, right, bottom = 70, 20, width - 20, height - 50
+  along = lambda value, axis: (value - ticks[axis][0]) / (ticks[axis][-1] - ticks[axis][0])
+  place = lambda x, y: (left + along(x, 0) * (right - left), bottom - along(y, 1) * (bottom - top))
+  picture = Image.new("RGB", (width, height), "white")
+  draw = ImageDraw.Draw(picture)
+  for x in ticks[0]:
+    draw.line([place(x, ticks[1][0]), place(x, ticks[1][-1])], "#e0e0e0")
+    draw.text((place(x, 0)[0], bottom + 6), f"{x:.4g}", "#404040", anchor="mt")
+  for y in ticks[1]:
+    draw.line([place(ticks[0][0], y), place(ticks[0][-1], y)], "#e0e0e0")
+    draw.text((left - 6, place(0, y)[1]), f"{y:.4g}", "#404040", anchor="rm")
+  draw.text(((left + right) / 2, height - 8), across, "black", anchor="mb")
+  draw.text((8, 4), up, "black")
+  for i, (name, (x, y)) in enumerate(lines.items()):
+    color = COLORS[i % len(COLORS)]
+    draw.line([place(*point) for point in zip(x, y)], color, 2)
+    draw.text((right - 8, top + 6 + 16 * i), name, color, anchor="rt")
+  return np.asarray(picture)
+
+
+def even_ticks(values: np.ndarray) -> np.ndarray:
+  """About six round numbers, evenly spaced, that span the values."""
+  low, high = float(values.min()), float(values.max())
+  rough = max(high - low, 1e-9) / 5
+  unit = 10.0 ** math.floor(math.log10(rough))
+  step = unit * next(n for n in (1, 2, 5, 10) if n * unit >= rough)
+  return step * np.arange(math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1) + 1)

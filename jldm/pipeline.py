@@ -30,6 +30,7 @@ from jldm.samplers.dpm_solver import DPMSolverPP2M
 from jldm.samplers.guidance import classifier_free
 from jldm.samplers.heun import Heun
 from jldm.samplers.sample import draw as draw_latents
+from jldm.train.ema import reconstruct
 
 Array = jax.Array
 
@@ -74,11 +75,13 @@ def denoiser_shapes(model: Model) -> Any:
   return jax.eval_shape(model.denoiser.init, jax.random.key(0), z, level, jnp.zeros(1, jnp.int32))["params"]
 
 
-def load(workdir: str | Path) -> tuple[Model, dict]:
+def load(workdir: str | Path, sigma_rel: float | None = None) -> tuple[Model, dict]:
   """The model of a workdir and its averaged parameters {"denoiser", "codec"}, from the newest good checkpoints.
 
+  `sigma_rel` makes the denoiser's average anew with another length, as a share of the training: EDM2 (2312.02696).
+
   Raises:
-    UserError: not a workdir, or a stage has no checkpoint yet.
+    UserError: not a workdir, a stage has no checkpoint yet, or `sigma_rel` where no averages were kept.
   """
   workdir = Path(workdir)
   model = of(workdirs.read(workdir))
@@ -90,7 +93,19 @@ def load(workdir: str | Path) -> tuple[Model, dict]:
       if step is None or item not in saved.items(step):
         raise UserError(f"workdir {str(workdir)!r} has no trained {stage} yet; run train.py on it first")
       found[item] = saved.restore(step, {item: like})[item]
+  if sigma_rel is not None:
+    found["ema"] = average(workdir, sigma_rel, found["ema"])
   return model, {"denoiser": found["ema"], "codec": found["codec"]}
+
+
+def average(workdir: Path, sigma_rel: float, like: Any) -> Any:
+  """The denoiser's parameters averaged with the profile of `sigma_rel` up to the newest snapshot."""
+  with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
+    if not kept.steps():
+      raise UserError(f"workdir {str(workdir)!r} kept no averages; train with --set 'denoiser.ema=Power((0.05, 0.1))'")
+    restore = lambda step, item: lambda: kept.restore(step, {item: like})[item]
+    snapshots = [((step, float(item)), restore(step, item)) for step in kept.steps() for item in kept.items(step)]
+    return reconstruct(sigma_rel, kept.steps()[-1], snapshots)
 
 
 def make_sampler(name: str, **choices: float) -> Any:
@@ -117,7 +132,7 @@ def draw(model: Model, params: dict, sampler: Any, labels: Array, pairs: Array, 
   denoise = denoiser(model.process, model.parametrization, apply)
   guided = classifier_free(denoise, labels, jnp.full_like(labels, -1), guidance_scale)
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
-  z = draw_latents(model.process, guided, sampler, like, pairs, keys)
+  z = draw_latents(model.process, guided, sampler, like, pairs, keys, getattr(model.denoiser, "self_conditioning", False))
   return codecs.decode(model.autoencoder, params["codec"], z)
 
 
@@ -129,23 +144,25 @@ def generate(
   sampler: Any = None,
   steps: int | None = None,
   guidance_scale: float | None = None,
+  size: tuple[int, int] | None = None,
   batch_size: int = 250,
   devices: int | None = None,
   progress: Any = iter,
 ) -> np.ndarray:
   """Images uint8 [N, H, W, C], one a label (int [N], -1: unconditional); what is left out stands in `model.sampling`.
 
-  Sample i depends on (seed, i) and its label alone, whatever the batch size and the devices.  `progress` wraps the
-  iterator over batches (tqdm).
+  Sample i depends on (seed, i) and its label alone, whatever the batch size and the devices.  `size` is (H, W) where
+  it is not that of the training data.  `progress` wraps the iterator over batches (tqdm).
 
   Raises:
-    UserError: no labels, a label that is not legal, steps < 1, or a network that says nothing at one of the times.
+    UserError: no labels, a label or a size that is not legal, steps < 1, or a network that says nothing at one of the
+      times.
   """
   labels = check_labels(np.asarray(labels, np.int32), model.classes)
+  model = model if size is None else resized(model, size)
   steps = model.sampling.steps if steps is None else steps
   scale = model.sampling.guidance_scale if guidance_scale is None else guidance_scale
-  pairs = grid.chain(grid.uniform(steps))
-  refuse_singular(model.process, model.parametrization, np.asarray(pairs[:, 0]))
+  pairs = times(model, steps)
   sampler = traced(make_sampler(model.sampling.sampler) if sampler is None else sampler)
   parts = min(len(sharding.choose(devices)), len(labels))
   batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
@@ -158,6 +175,31 @@ def generate(
     batch = sharding.place_batch(mesh, (labels[np.minimum(rows, len(labels) - 1)], rows.astype(np.uint32)))
     images.append(to_uint8(draw(model, params, sampler, batch[0], pairs, scale, row_keys(key, batch[1]))))
   return np.concatenate(images)[: len(labels)]
+
+
+def times(model: Model, steps: int) -> Array:
+  """The pairs [steps, 2] that are walked, the same for every sampler.
+
+  Raises:
+    UserError: steps < 1, or a network that says nothing at one of them.
+  """
+  pairs = grid.chain(grid.uniform(steps))
+  refuse_singular(model.process, model.parametrization, np.asarray(pairs[:, 0]))
+  return pairs
+
+
+def resized(model: Model, size: tuple[int, int]) -> Model:
+  """The model for images of (H, W).
+
+  Raises:
+    UserError: sides that the autoencoder or the denoiser cannot halve.
+  """
+  factor = model.autoencoder.factor
+  if min(size) < 1 or any(side % factor for side in size):
+    raise UserError(f"size {size[0]}x{size[1]}; expected sides divisible by the autoencoder's factor {factor}")
+  model = dataclasses.replace(model, latent_shape=(size[0] // factor, size[1] // factor, model.latent_shape[-1]))
+  denoiser_shapes(model)
+  return model
 
 
 def check_labels(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -8,6 +8,8 @@ Whatever is interrupted goes on from the newest good checkpoint: data and keys a
 """
 
 from collections.abc import Iterator
+import contextlib
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -24,11 +26,13 @@ from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import stage_keys
 from jldm.data import cached_latents
 from jldm.data.batches import batches, in_order
+from jldm.data.buckets import shapes
 from jldm.experiment import Experiment, Stage, to_data
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.posterior import Gaussian
+from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
-from jldm.train.logging import Log
+from jldm.train.logging import Log, import_wandb, start_wandb
 from jldm.train.loop import Hook, fit
 from jldm.train.state import TrainState, init_state
 from jldm.train.step import make_step
@@ -36,12 +40,35 @@ from jldm.train.step import make_step
 PREVIEW_COLUMNS = 8
 
 
-def train(experiment: Experiment, workdir: str | Path, stages: tuple[str, ...] = workdirs.STAGES, devices: int | None = None):
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What both stages know."""
+
+  experiment: Experiment
+  model: pipeline.Model
+  workdir: Path
+  devices: int | None = None
+  wandb: Any = None  # a run of Weights & Biases
+
+  @property
+  def seed(self) -> int:
+    return self.experiment.seed
+
+
+def train(
+  experiment: Experiment,
+  workdir: str | Path,
+  stages: tuple[str, ...] = workdirs.STAGES,
+  devices: int | None = None,
+  wandb: str | None = None,
+) -> None:
   """Runs the stages that are not finished, in order; everything that can be refused is refused before anything is written.
+
+  `wandb` is a project of Weights & Biases to log to as well.
 
   Raises:
     UserError: a data set that is missing or does not fit, a batch that the devices do not divide, another experiment in
-      the workdir, a denoiser asked for before the autoencoder is finished.
+      the workdir, a denoiser asked for before the autoencoder is finished, wandb that is not installed.
     NonFiniteError: ten non-finite updates in a row.
   """
   workdir = Path(workdir)
@@ -51,18 +78,25 @@ def train(experiment: Experiment, workdir: str | Path, stages: tuple[str, ...] =
     check_stage(getattr(experiment, name), name, devices)
   model = pipeline.of(experiment)
   check_shapes(model, experiment.data)
+  pipeline.times(model, model.sampling.steps)  # what could not be sampled is not trained
   if "autoencoder" not in stages:
     committed_codec(model, workdir, experiment.autoencoder.steps)
+  if wandb:
+    import_wandb()
   workdirs.claim(workdir, experiment)
+  run = Run(experiment, model, workdir, devices, start_wandb(wandb, workdir, to_data(experiment)) if wandb else None)
   if "autoencoder" in stages:
-    train_autoencoder(experiment, model, workdir, train_set, held_out, devices)
+    train_autoencoder(run, train_set, held_out)
   if "denoiser" in stages:
-    train_denoiser(experiment, model, workdir, train_set, devices)
+    train_denoiser(run, train_set)
+  if run.wandb is not None:
+    run.wandb.finish()
 
 
 def check_stage(stage: Stage, name: str, devices: int | None) -> None:
   """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
-  for field in ("steps", "batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps"):
+  for field in ("steps", "batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps",
+                "snapshot_every_steps"):
     if getattr(stage, field) < 1:
       raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
   mesh = mesh_of(stage, devices)
@@ -79,27 +113,30 @@ def mesh_of(stage: Stage, devices: int | None) -> Mesh:
 
 def check_shapes(model: pipeline.Model, data: Any) -> None:
   """Builds both networks as shapes: a size that does not fit is a person's mistake, and costs nothing."""
-  factor = model.autoencoder.factor
-  if data.height % factor or data.width % factor:
-    raise UserError(f"images of {data.height}x{data.width}; expected sides divisible by the autoencoder's factor {factor}")
   if data.channels != model.autoencoder.channels:
     raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
+  known = getattr(model.denoiser, "classes", data.classes)
+  if known != data.classes:
+    raise UserError(
+      f"data has {data.classes} classes and the denoiser {known}; --set denoiser.objective.network.classes={data.classes}"
+    )
   try:
-    pipeline.codec_shapes(model), pipeline.denoiser_shapes(model)
+    for size in shapes(data):
+      pipeline.resized(model, size)
+    pipeline.codec_shapes(model)
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
 
 
-def run(
-  stage: Stage, name: str, seed: int, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, workdir: Path, hooks: Any
-) -> TrainState:
+def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:
   """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
 
   hooks(log) -> further hooks.
   """
+  stage, seed = getattr(run.experiment, name), run.seed
   key_init, key_steps, _ = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
-  init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx)
+  init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema)
   example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
   start = saved.latest() or 0
   if start:
@@ -111,7 +148,7 @@ def run(
     state = jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=quick)(key_init, example)
   step = make_step(stage.objective.loss, tx, stage.ema, stage.accumulate)
   rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
-  with Log(workdir, name, start, stage.steps, stage.batch_size) as log:
+  with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log:
 
     def save(n, state, metrics):
       if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
@@ -124,26 +161,42 @@ def run(
       Hook(1, lambda n, state, metrics: saved.commit()),
     )
     try:
-      return fit(step, state, rows, key_steps, frozen, stage.steps, own + hooks(log))
+      with snapshots(stage, name, run.workdir) as taken:
+        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log))
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
       raise NonFiniteError(f"{error}; {where}; start again with a lower {name}.optimizer.schedule.peak") from error
 
 
+@contextlib.contextmanager
+def snapshots(stage: Stage, name: str, workdir: Path) -> Iterator[tuple[Hook, ...]]:
+  """Where the stage has power-function averages, all of them are kept every so often, to be made into others later."""
+  if not isinstance(stage.ema, Power):
+    yield ()
+    return
+  with Checkpoints(workdirs.averages(workdir, name), keep=stage.steps) as kept:
+
+    def take(n, state, metrics):
+      if n not in kept.steps() and not metrics["skipped"]:  # a run that was resumed comes to the same ones
+        kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
+
+    yield Hook(stage.snapshot_every_steps, take, at_end=True), Hook(1, lambda n, state, metrics: kept.commit())
+
+
 def divide(state: TrainState) -> dict:
-  """A state as the items of a checkpoint: the average can be read alone."""
-  return {"state": state.replace(ema=None), "ema": state.ema}
+  """A state as the items of a checkpoint: the average that samples are drawn with can be read alone."""
+  return {"state": state.replace(ema=state.ema[1:]), "ema": state.ema[0]}
 
 
 def join(items: dict) -> TrainState:
-  return items["state"].replace(ema=items["ema"])
+  return items["state"].replace(ema=(items["ema"], *items["state"].ema))
 
 
-def train_autoencoder(experiment: Experiment, model, workdir: Path, train_set, held_out, devices: int | None) -> None:
+def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 1, and the codec."""
-  stage, name = experiment.autoencoder, "autoencoder"
-  mesh = mesh_of(stage, devices)
+  stage, model, name = run.experiment.autoencoder, run.model, "autoencoder"
+  mesh = mesh_of(stage, run.devices)
   encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
   unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
   reconstruct = jax.jit(
@@ -156,48 +209,49 @@ def train_autoencoder(experiment: Experiment, model, workdir: Path, train_set, h
     def call(n, state, metrics):
       del metrics
       held = ((codecs.pixels(sharding.place_batch(mesh, b["image"])), count) for b, count in in_order(held_out, stage.batch_size))
-      values, first = reconstruction(lambda images: reconstruct(state.ema, images), held)
+      values, first = reconstruction(lambda images: reconstruct(state.ema[0], images), held)
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
       log.bar.write(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
-      shown = np.arange(min(len(first), 4 * PREVIEW_COLUMNS))
-      sheet = pictures.beside(held_out[shown]["image"], pictures.to_uint8(first[shown]))
-      write_image(workdir, name, n, sheet, "reconstruction")
+      shown = min(len(first), 4 * PREVIEW_COLUMNS)
+      originals, _ = next(in_order(held_out, shown))
+      sheet = pictures.beside(originals["image"], pictures.to_uint8(first[:shown]))
+      write_image(run.workdir, name, n, sheet, "reconstruction")
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
-  with Checkpoints(workdirs.checkpoints(workdir, name)) as saved:
+  with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     if saved.latest() == stage.steps:
       return
-    state = run(stage, name, experiment.seed, train_set, (), saved, mesh, workdir, look)
-    cache = encoded(experiment, workdir, encode, {"params": state.ema}, train_set, mesh)
+    state = fit_stage(run, name, train_set, (), saved, mesh, look)
+    cache = encoded(run, encode, {"params": state.ema[0]}, train_set, mesh)
     statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
     told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
     print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
-    codec = {"params": state.ema} | statistics._asdict()
+    codec = {"params": state.ema[0]} | statistics._asdict()
     saved.save(stage.steps, divide(state) | {"codec": codec})
 
 
-def train_denoiser(experiment: Experiment, model, workdir: Path, train_set, devices: int | None) -> None:
+def train_denoiser(run: Run, train_set: Any) -> None:
   """Stage 2, in the latent space of the committed codec."""
-  stage, name = experiment.denoiser, "denoiser"
-  mesh = mesh_of(stage, devices)
-  codec = sharding.place(mesh, committed_codec(model, workdir, experiment.autoencoder.steps))
-  with Checkpoints(workdirs.checkpoints(workdir, name)) as saved:
+  stage, model, name = run.experiment.denoiser, run.model, "denoiser"
+  mesh = mesh_of(stage, run.devices)
+  codec = sharding.place(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
+  with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     if saved.latest() == stage.steps:
       return
     encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
-    cache = encoded(experiment, workdir, encode, {"params": codec["params"]}, train_set, mesh)
+    cache = encoded(run, encode, {"params": codec["params"]}, train_set, mesh)
     labels = np.repeat(np.arange(model.classes) if model.classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
 
     def call(n, state, metrics):
       del metrics
-      params = {"denoiser": state.ema, "codec": codec}
-      images = pipeline.generate(model, params, labels, experiment.seed, devices=mesh.size)
-      write_image(workdir, name, n, pictures.class_rows(images, labels, PREVIEW_COLUMNS), "samples")
+      params = {"denoiser": state.ema[0], "codec": codec}
+      images = pipeline.generate(model, params, labels, run.seed, devices=mesh.size)
+      write_image(run.workdir, name, n, pictures.class_rows(images, labels, PREVIEW_COLUMNS), "samples")
 
     statistics = codecs.Statistics(codec["mean"], codec["std"])
     look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True),)
-    state = run(stage, name, experiment.seed, cache, statistics, saved, mesh, workdir, look)
+    state = fit_stage(run, name, cache, statistics, saved, mesh, look)
     saved.save(stage.steps, divide(state))
 
 
@@ -208,20 +262,16 @@ def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
     return saved.restore(steps, {"codec": pipeline.codec_shapes(model)})["codec"]
 
 
-def encoded(experiment: Experiment, workdir: Path, encode, codec: dict, source, mesh) -> Any:
+def encoded(run: Run, encode: Any, codec: dict, source: Any, mesh: Mesh) -> Any:
   """The training set's cached moments under this codec: as they are on disk, or encoded now."""
-  folder = workdir / "latents" / codec_hash(codec, experiment)
-  cache = cached_latents.open_cache(folder)
-  if cache is None:
-    size = experiment.autoencoder.batch_size
+  folder = run.workdir / "latents" / codec_hash(codec, run.experiment)
 
-    def arrays() -> Iterator[dict]:
-      for batch, count in in_order(source, size):
-        moments = jax.device_get(encode(codec, sharding.place_batch(mesh, batch["image"])))
-        yield {key: value[:count] for key, value in (moments._asdict() | {"label": batch["label"]}).items()}
+  def moments(source: Any) -> Iterator[dict]:
+    for batch, count in in_order(source, run.experiment.autoencoder.batch_size):
+      posterior = jax.device_get(encode(codec, sharding.place_batch(mesh, batch["image"])))
+      yield {key: value[:count] for key, value in (posterior._asdict() | {"label": batch["label"]}).items()}
 
-    cache = cached_latents.write(folder, arrays(), len(source))
-  return cache
+  return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
 
 
 def codec_hash(codec: dict, experiment: Experiment) -> str:

@@ -3,6 +3,7 @@
   experiment.json                 resolved, as data
   autoencoder/latest/<step>/      checkpoints; the last one holds the codec
   denoiser/latest/<step>/
+  denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
   latents/<codec hash>/           raw moments of the training set
   metrics.jsonl  tb/  images/  samples/
 """
@@ -68,3 +69,7 @@ def claim(workdir: Path, experiment: Experiment) -> None:
 
 def checkpoints(workdir: Path, stage: str) -> Path:
   return workdir / stage / "latest"
+
+
+def averages(workdir: Path, stage: str) -> Path:
+  return workdir / stage / "averages"

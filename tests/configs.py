@@ -6,6 +6,8 @@ from pathlib import Path
 from jldm.cli.train import load_config
 from jldm.data.synthetic import Synthetic
 from jldm.experiment import Experiment
+from jldm.models.denoisers.dit import DiT
+from jldm.models.denoisers.unet import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,16 +17,29 @@ def config(name: str) -> Experiment:
 
 
 def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
-  """The same kinds of networks, objectives and sizes of data, at the smallest widths, on synthetic data."""
+  """The same kinds of networks and objectives at the smallest widths, on synthetic data of the same kind, 8x8 latents at most."""
   replace = dataclasses.replace
   data, codec, denoiser = experiment.data, experiment.autoencoder, experiment.denoiser
-  network, dit = codec.objective.network, denoiser.objective.network
-  small = dict(batch_size=8, steps=steps, log_every_steps=1, save_every_steps=2, picture_every_steps=1000)
+  network, denoising = codec.objective.network, denoiser.objective.network
+  most = 8 * network.factor  # latents of 8x8
+  small = dict(batch_size=8, steps=steps, log_every_steps=1, save_every_steps=2, picture_every_steps=1000, snapshot_every_steps=1)
   return replace(
     experiment,
-    data=Synthetic(height=data.height, width=data.width, channels=data.channels, classes=data.classes, count=20),
+    data=Synthetic(
+      height=min(data.height, most), width=min(data.width, most), channels=data.channels, classes=data.classes,
+      count=20, mirror=data.mirror,
+    ),
     autoencoder=replace(codec, **small, objective=replace(
       codec.objective, network=replace(network, widths=tuple(4 for _ in network.widths), groups=2, resnets=0))),
     denoiser=replace(denoiser, **small, objective=replace(
-      denoiser.objective, network=replace(dit, width=8, depth=2, heads=2, unroll=1))),
+      denoiser.objective, network=small_denoiser(denoising))),
   )
+
+
+def small_denoiser(network: DiT | UNet) -> DiT | UNet:
+  """The same kind of network with the same options."""
+  if isinstance(network, DiT):
+    block = network.block.clone(heads=2)
+    return network.clone(block=block, width=8, depth=2, unroll=1)
+  widths = tuple(4 for _ in network.widths)
+  return network.clone(widths=widths, resnets=1, heads=2, head_width=0, groups=2, token_width=min(network.token_width, 4))

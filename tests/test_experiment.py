@@ -10,20 +10,24 @@ import pytest
 from jldm import experiment as experiments
 from jldm.core.errors import UserError
 from jldm.data.tfds import ImageData
-from jldm.diffusion.process import Cosine, Flow
+from jldm.diffusion.process import EDM, Betas, Cosine, Discrete, Flow
+from jldm.diffusion.target import Predict
 from jldm.diffusion.times import Uniform
+from jldm.diffusion.weighting import MinSNR
 from jldm.experiment import Experiment, Stage, differences, dumps, from_data, loads, override, register, to_data
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
+from jldm.models.denoisers.unet import UNet
 from jldm.nn.attention import attend, late_normalised
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.train.ema import Decay, Power
 from tests.configs import config
 
 SMALL = Experiment(
   data=ImageData(name="digits"),
   autoencoder=Stage(objective=Reconstruction(network=KLAutoencoder(widths=(64, 128)))),
-  denoiser=Stage(objective=Diffusion(network=DiT(), process=Cosine()), steps=1000, ema=0.998),
+  denoiser=Stage(objective=Diffusion(network=DiT(), process=Cosine()), steps=1000, ema=Decay(0.998)),
 )
 
 
@@ -131,7 +135,7 @@ def test_registering_twice_is_nothing_and_another_class_of_that_name_is_refused(
   ("seed", "7", 7),
   ("denoiser.steps", "500", 500),
   ("denoiser.optimizer.schedule.peak", "3e-4", 3e-4),
-  ("denoiser.ema", "1", 1.0),  # an int is a legal float
+  ("denoiser.ema.decay", "1", 1.0),  # an int is a legal float
   ("denoiser.objective.network.width", "512", 512),
   ("denoiser.objective.network.remat", "True", True),
   ("denoiser.objective.parametrization.kind", "eps", "eps"),
@@ -162,15 +166,44 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.steps", "True", "expected int such as 1000, got 'True'"),
   ("denoiser.steps", "", "expected int such as 1000, got ''"),
   ("denoiser.steps", "__import__('os').getpid()", "expected int"),
-  ("denoiser.ema", "True", "expected float such as 0.998, got 'True'"),
+  ("denoiser.ema.decay", "True", "expected float such as 0.998, got 'True'"),
   ("denoiser.objective.network.remat", "1", "expected bool such as False, got '1'"),
   ("autoencoder.objective.network.widths", "8", "expected tuple such as (64, 128), got '8'"),
   ("autoencoder.objective.network.widths", "(8, 1.5)", "expected tuple such as (64, 128), got '(8, 1.5)'"),
-  ("denoiser.objective.process", "Flow", "denoiser.objective.process is a Cosine; set one of its fields: it has none"),
+  ("denoiser.objective.process", "Flow", "denoiser.objective.process: expected Cosine(...) or Flow(...) or LinearVP(...)"),
+  ("denoiser.objective.process", "Uniform()", "(none), got 'Uniform()'"),
+  ("denoiser.objective.process", "Flou()", "denoiser.objective.process: no class 'Flou'; did you mean 'Flow'?"),
+  ("denoiser.objective.process", "EDM(top=3)", "EDM(top=3) does not fit: "),
+  ("denoiser.objective.process", "open('x')", "no class 'open'"),
+  ("denoiser.objective.process", "Flow().alpha(1)", "expected Cosine(...)"),
+  ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
   ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
 ])
 def test_an_override_that_does_not_fit_is_told(path, text, told):
   assert told in refused(override, SMALL, path, text)
+
+
+@pytest.mark.parametrize("path, text, value", [
+  ("denoiser.objective.process", "EDM(highest=20.0)", EDM(highest=20.0)),
+  ("denoiser.objective.process", "Discrete(Betas((0.1, 0.2)), zero_terminal_snr=True)", Discrete(Betas((0.1, 0.2)), True)),
+  ("denoiser.objective.parametrization", "Predict('eps')", Predict("eps")),
+  ("denoiser.objective.weighting", "MinSNR()", MinSNR()),  # where None stood
+  ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
+  ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
+])
+def test_an_override_replaces_an_object_by_one_of_its_role(path, text, value):
+  changed = override(SMALL, path, text)
+  for name in path.split("."):
+    changed = getattr(changed, name)
+  assert changed == value and type(changed) is type(value)
+
+
+def test_a_registered_class_may_stand_anywhere(registered):
+  assert override(SMALL, "denoiser.objective.process", "Pair()").denoiser.objective.process == Pair()
+
+
+def test_ints_are_floats_in_a_tuple_of_floats():
+  assert override(Pair(), "rates", "(1, 2.5)").rates == (1.0, 2.5)
 
 
 def test_an_override_where_nothing_stood_is_any_literal():

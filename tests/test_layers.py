@@ -26,7 +26,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "train": "core data checkpoint sharding metrics pictures",
   "experiment": "core nn diffusion models samplers objectives data metrics train",
   "workdir": "core experiment",
-  "pipeline": "core diffusion models samplers editing data checkpoint sharding pictures experiment workdir",
+  "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir",
   "stages": "core models data metrics train checkpoint sharding pictures experiment workdir pipeline",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
@@ -41,6 +41,7 @@ THIRD_PARTY = {  # library -> the only parts that may import it
   "safetensors": "interop",
   "tensorboardX": "train",
   "tqdm": "train data cli",
+  "wandb": "train",
   "torch": "",
   "tensorflow": "",
   "pickle": "",

@@ -87,3 +87,19 @@ def test_an_untrained_workdir_is_told(tmp_path):
   workdir.claim(tmp_path / "w", config("digits"))
   with pytest.raises(UserError, match="no trained"):
     pipeline.load(tmp_path / "w")
+
+
+@pytest.mark.parametrize(("size", "told"), [
+  ((30, 32), "size 30x32; expected sides divisible by the autoencoder's factor 8"),
+  ((0, 32), "size 0x32; expected sides divisible"),
+  ((24, 32), "latents of 3x4; expected sides divisible by patch=2"),
+])
+def test_an_illegal_size_is_refused(tiny, size, told):
+  with pytest.raises(UserError) as error:
+    pipeline.generate(*tiny, [1], steps=2, size=size)
+  assert told in str(error.value)
+
+
+def test_pictures_of_another_size(tiny):
+  images = pipeline.generate(*tiny, [1, 2], steps=2, size=(16, 48), devices=1)
+  assert images.shape == (2, 16, 48, 1)

@@ -1,5 +1,6 @@
 """Both stages, shrunk: interrupted or not they end with the same bits, and what is finished is not run again."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 from jldm import pipeline, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
+from jldm.data import cached_latents
+from jldm.data.synthetic import Synthetic
 from jldm.experiment import override
 from tests.configs import config, shrunk
 
@@ -143,3 +146,84 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
   model, params = pipeline.load(tmp_path / "w")
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
   assert pipeline.generate(model, params, [1, 2], steps=2).shape == (2, 32, 32, 1)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+  ("parametrization=Predict('eps')", "Predict(kind='eps') says nothing about the data at t = 1 of Flow(); use Predict('v') or"),
+  ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
+  ("network.classes=3", "data has 10 classes and the denoiser 3; --set denoiser.objective.network.classes=10"),
+  ("network.patch=3", "latents of 4x4; expected sides divisible by patch=3"),
+])
+def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, told):
+  with pytest.raises(UserError) as error:
+    stages.train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
+  assert told in str(error.value) and "\n" not in str(error.value)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_path):
+  """Three widths are tracked; the third, left out, is made of the other two, and comes out as it was tracked."""
+  import shutil
+  workdir = tmp_path / "w"
+  powers = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
+  workdirs.claim(workdir, powers)
+  for part in ("autoencoder", "latents"):
+    shutil.copytree(unbroken / part, workdir / part)
+  stages.train(powers, workdir, devices=1)
+  tracked = {width: pipeline.load(workdir, width)[1]["denoiser"] for width in (0.05, 0.20)}
+  plain = pipeline.load(workdir)[1]["denoiser"]
+  for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tracked[0.05])):
+    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9, err_msg="the first average is what is sampled with")
+  with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
+    assert kept.steps() == list(range(1, STEPS + 1)) and kept.items(STEPS) == ["0.05", "0.1", "0.2"]
+  for item in workdirs.averages(workdir, "denoiser").glob("*/0.2"):
+    shutil.rmtree(item)
+  for manifest in workdirs.averages(workdir, "denoiser").glob("*.manifest.json"):
+    said = json.loads(manifest.read_text())
+    said["files"] = {name: value for name, value in said["files"].items() if not name.startswith("0.2/")}
+    manifest.write_text(json.dumps(said))
+  made = pipeline.load(workdir, 0.20)[1]["denoiser"]
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(tracked[0.20]))
+  for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(tracked[0.20])):
+    np.testing.assert_allclose(a, b, atol=1e-6 * largest)
+  with pytest.raises(UserError, match=r"kept no averages; train with --set 'denoiser.ema=Power\(\(0.05, 0.1\)\)'"):
+    pipeline.load(unbroken, 0.1)
+
+
+@pytest.mark.slow
+def test_every_option_at_once(experiment, unbroken, tmp_path):
+  """A U-Net on another process, with all that a denoiser may learn besides, and optimizer parts by regex."""
+  import shutil
+  changes = {
+    "network": "UNet(widths=(4, 8), resnets=1, attention=(False, True), heads=2, groups=2, classes=10, log_variance=True, "
+               "self_conditioning=True)",
+    "process": "EDM()", "parametrization": "Precondition()", "times": "LogNormalSigma(-0.5)", "weighting": "MinSNR()",
+    "offset_noise": "0.1", "self_conditioning": "0.5", "direction": "0.1",
+  }
+  changed = override(experiment, "denoiser.optimizer", "Muon(no_decay='bias$', frozen='^in/', weight_decay=0.1)")
+  for name, text in changes.items():
+    changed = override(changed, f"denoiser.objective.{name}", text)
+  workdir = tmp_path / "w"
+  workdirs.claim(workdir, changed)
+  for part in ("autoencoder", "latents"):
+    shutil.copytree(unbroken / part, workdir / part)
+  stages.train(changed, workdir, devices=1)
+  model, params = pipeline.load(workdir)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+  images = pipeline.generate(model, params, [0, -1], steps=2, devices=1, size=(64, 32))
+  assert images.shape == (2, 64, 32, 1)
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert {"loss", "mse"} <= set(rows[0])
+
+
+@pytest.mark.slow
+def test_pictures_of_several_shapes_mirrored_and_partly_labelled(experiment, tmp_path):
+  data = Synthetic(channels=1, classes=10, count=40, buckets=((16, 48), (48, 16)), mirror=True, labelled=0.5)
+  stages.train(dataclasses.replace(experiment, data=data), tmp_path / "w", devices=1)
+  cache = cached_latents.open_cache(next((tmp_path / "w" / "latents").iterdir()))
+  shapes = {source[np.array([0])]["mean"].shape[1:3] for source in cache.sources}
+  assert shapes == {(4, 4), (2, 6), (6, 2)} and len(cache) == 80
+  labels = np.concatenate([source[np.arange(len(source))]["label"] for source in cache.sources])
+  assert (labels >= 0).sum() == 40
+  assert pipeline.generate(*pipeline.load(tmp_path / "w"), [3], steps=2, size=(48, 16), devices=1).shape == (1, 48, 16, 1)

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm.cli.prepare import parse_size
 from jldm.core.errors import UserError
 
 
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
   parser.add_argument("--eta", type=float, help="noise of ddim: 0 is deterministic, 1 ancestral")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
+  parser.add_argument("--size", help="HxW or one side, where it is not that of the training data")
+  parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
@@ -39,17 +42,19 @@ def main(args: argparse.Namespace) -> None:
   out = Path(args.out) if args.out else workdir / "samples"
   check_writable(out)
   sharding.configure(args.devices)
-  model, params = pipeline.load(workdir)
+  size = parse_size(args.size) if args.size else None
+  model, params = pipeline.load(workdir, args.sigma_rel)
   steps = args.steps if args.steps is not None else model.sampling.steps
   scale = args.guidance_scale if args.guidance_scale is not None else model.sampling.guidance_scale
   images = pipeline.generate(
-    model, params, labels, args.seed, sampler, steps, scale, args.batch_size, args.devices, progress
+    model, params, labels, args.seed, sampler, steps, scale, size, args.batch_size, args.devices, progress
   )
   if out.suffix == ".npz":
     pictures.write_npz(out, images, labels)
   else:
     told = {"sampler": name, "steps": steps, "guidance_scale": scale, "seed": args.seed}
-    pictures.write_samples(out, images, labels, told | ({} if args.eta is None else {"eta": args.eta}))
+    asked = {"eta": args.eta, "size": args.size, "sigma_rel": args.sigma_rel}
+    pictures.write_samples(out, images, labels, told | {name: value for name, value in asked.items() if value is not None})
   print(f"{len(images)} pictures in {out}")
 
 

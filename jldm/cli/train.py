@@ -14,8 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, help="a Python file with experiment() -> Experiment")
   parser.add_argument("--workdir", required=True, help="where the run keeps everything")
   parser.add_argument("--stage", choices=workdirs.STAGES, help="this stage alone (default: what is not finished, in order)")
-  parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="e.g. denoiser.steps=500; repeatable")
+  parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
+                      help="e.g. denoiser.steps=500 or \"denoiser.objective.process=Cosine()\"; repeatable")
   parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+  parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -26,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
   sharding.configure(args.devices)
-  stages.train(experiment, args.workdir, (args.stage,) if args.stage else workdirs.STAGES, args.devices)
+  stages.train(experiment, args.workdir, (args.stage,) if args.stage else workdirs.STAGES, args.devices, args.wandb)
 
 
 def load_config(path: str) -> Experiment:

@@ -1,4 +1,4 @@
-"""Batches of a run of steps, read ahead in threads."""
+"""Batches of a run of steps, read ahead in threads; of buckets, every batch is of one."""
 
 from collections.abc import Iterator
 import functools
@@ -6,21 +6,24 @@ import functools
 import grain
 import numpy as np
 
+from jldm.data.buckets import Buckets
 from jldm.data.index import batch_positions, index
 from jldm.data.source import Batch, Source
 
 
-def batch(source: Source, seed: int, batch_size: int, step: int, process: int = 0, processes: int = 1) -> Batch:
+def batch(source: Source | Buckets, seed: int, batch_size: int, step: int, process: int = 0, processes: int = 1) -> Batch:
   """What process p of P reads for one step, b = batch_size / P examples: the source's arrays [b, ...], and
   row int32 [b], their place 0 ... batch_size - 1 in the global batch; stratum float32 [b] = row / batch_size."""
+  if isinstance(source, Buckets):
+    source, seed, step = source.at(seed, batch_size, step)
   positions = batch_positions(step, batch_size, process, processes)
   row = positions - step * batch_size
   place = {"row": row.astype(np.int32), "stratum": (row / batch_size).astype(np.float32)}
   return source[index(seed, positions, len(source))] | place
 
 
-def batches(source: Source, seed: int, batch_size: int, start: int, stop: int, process: int = 0, processes: int = 1,
-            threads: int = 2) -> Iterator[Batch]:
+def batches(source: Source | Buckets, seed: int, batch_size: int, start: int, stop: int, process: int = 0,
+            processes: int = 1, threads: int = 2) -> Iterator[Batch]:
   """The batches of steps start ... stop - 1; each depends on its step alone, so starting later changes nothing.
 
   Whole batches are the elements of the pipeline: one gather each is several times faster than example by example.
@@ -32,11 +35,15 @@ def batches(source: Source, seed: int, batch_size: int, start: int, stop: int, p
   return iter(steps.map(read).to_iter_dataset(options))
 
 
-def in_order(source: Source, batch_size: int, pad: bool = True) -> Iterator[tuple[Batch, int]]:
-  """Every example once, in order, as (arrays [batch_size, ...], how many of them count).
+def in_order(source: Source | Buckets, batch_size: int, pad: bool = True) -> Iterator[tuple[Batch, int]]:
+  """Every example once, in order, bucket after bucket, as (arrays [batch_size, ...], how many of them count).
 
   The last batch is filled up with its last example, so that all have one shape; `pad=False` leaves it short.
   """
+  if isinstance(source, Buckets):
+    for bucket in source.sources:
+      yield from in_order(bucket, batch_size, pad)
+    return
   for start in range(0, len(source), batch_size):
     count = min(batch_size, len(source) - start)
     rows = np.arange(start, start + (batch_size if pad else count))

@@ -2,9 +2,14 @@
 
   folder/<name>.npy     [count, ...]
   folder/index.json     {"count": ..., "arrays": {name: {"shape": ..., "dtype": ..., "blake2b": ...}}}
+
+or, of buckets, such a folder each:
+
+  folder/0/  folder/1/  ...
+  folder/index.json     {"buckets": ...}
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import hashlib
 import json
 from pathlib import Path
@@ -12,8 +17,25 @@ import shutil
 
 import numpy as np
 
+from jldm.data.buckets import Buckets
 from jldm.data.source import Arrays, Batch, Source
 from jldm.data.staging import staged
+
+
+def write_like(folder: str | Path, source: Source | Buckets, encode: Callable[[Source], Iterable[Batch]]) -> Source | Buckets:
+  """Writes `encode` of a source, or of every bucket of it, in place of what `folder` held; returns it opened.
+
+  encode(source) gives batches of arrays [b, ...], len(source) rows in all.
+  """
+  if not isinstance(source, Buckets):
+    return write(folder, encode(source), len(source))
+  folder = Path(folder)
+  with staged(folder) as temporary:
+    for number, bucket in enumerate(source.sources):
+      write(temporary / str(number), encode(bucket), len(bucket))
+    (temporary / "index.json").write_text(json.dumps({"buckets": len(source.sources)}))
+    shutil.rmtree(folder, ignore_errors=True)
+  return reopen(folder)
 
 
 def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
@@ -41,6 +63,11 @@ def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
               for name, file in files.items()}
     (temporary / "index.json").write_text(json.dumps({"count": count, "arrays": arrays}, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
+  return reopen(folder)
+
+
+def reopen(folder: Path) -> Source | Buckets:
+  """What was just written; OSError if it is not there."""
   source = open_cache(folder)
   if source is None:
     raise OSError(f"{folder} does not read back as it was written")
@@ -65,11 +92,14 @@ def check(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
   return lengths.pop()
 
 
-def open_cache(folder: str | Path) -> Source | None:
+def open_cache(folder: str | Path) -> Source | Buckets | None:
   """The arrays, mapped from the files; None if the folder is absent or damaged, so that it must be written anew."""
   folder = Path(folder)
   try:
     index = json.loads((folder / "index.json").read_text())
+    if "buckets" in index:
+      sources = tuple(open_cache(folder / str(number)) for number in range(index["buckets"]))
+      return Buckets(sources) if sources and None not in sources else None
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]}
     whole = all(matches(arrays[name], entry, index["count"]) for name, entry in index["arrays"].items())
   except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):

@@ -12,7 +12,7 @@ import numpy as np
 from jldm.core.errors import UserError
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)  # two epochs of a handful of buckets
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   """The order of one epoch: int64 [size], read-only.
 

@@ -23,7 +23,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from jldm.core.errors import UserError
-from jldm.data import tfds as prepared, transforms
+from jldm.data import photos as photographs, tfds as prepared, transforms
+from jldm.data.buckets import Shape, nearest, told
 from jldm.data.staging import staged
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
@@ -42,7 +43,7 @@ class Contents(NamedTuple):
   classes: list[str]               # names; empty if unlabelled
 
 
-def digits(source: Path | None) -> Contents:
+def digits(source: Path | None, size: Shape | None = None) -> Contents:
   """scikit-learn's 1,797 handwritten digits, 8x8 levels 0 ... 16, bicubic to 32x32 in floats."""
   if source:
     raise UserError(f"source='{source}' with digits, which come with scikit-learn; leave it out")
@@ -64,7 +65,7 @@ def arrays(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> 
           for number, (image, label) in enumerate(zip(images, labels, strict=True))]
 
 
-def folder(source: Path | None) -> Contents:
+def folder(source: Path | None, size: Shape | None = None) -> Contents:
   """Picture files: a sub-folder a class, in the order of their names; or all in one folder, unlabelled."""
   source = existing(source, "folder", "a folder of pictures, or of one sub-folder a class", Path.is_dir)
   classes = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -89,7 +90,7 @@ def pictures(root: Path, pattern: str) -> list[Path]:
                 and not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
-def idx(source: Path | None) -> Contents:
+def idx(source: Path | None, size: Shape | None = None) -> Contents:
   """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..."""
   source = existing(source, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir)
   splits, count = {}, 0
@@ -128,7 +129,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def npz(source: Path | None) -> Contents:
+def npz(source: Path | None, size: Shape | None = None) -> Contents:
   """An .npz with `images` uint8 [N, H, W] or [N, H, W, C], C 1 or 3, and perhaps `labels` int [N], -1 unknown."""
   source = existing(source, "npz", "an .npz file with 'images' and perhaps 'labels'", Path.is_file)
   try:
@@ -160,20 +161,29 @@ def existing(source: Path | None, kind: str, expected: str, legal: Callable[[Pat
   return source
 
 
-KINDS = {"digits": digits, "folder": folder, "idx": idx, "npz": npz}
+def photos(source: Path | None, size: Shape | None = None) -> Contents:
+  """Crops of `size`, by default 64x64, of the photographs of scikit-learn and scikit-image, which are the classes."""
+  if source:
+    raise UserError(f"source='{source}' with photos, which come with scikit-learn and scikit-image; leave it out")
+  cut = lambda split: [Example(*crop) for crop in photographs.crops(split, size or (64, 64))]
+  return Contents({split: cut(split) for split in photographs.COUNTS}, photographs.names())
+
+
+KINDS = {"digits": digits, "folder": folder, "idx": idx, "npz": npz, "photos": photos}
 
 
 def prepare(kind: str, source: str | Path | None, name: str, data_dir: str | Path = "data",
-            size: tuple[int, int] | None = None, pad: int = 0, channels: int | None = None,
-            exist_ok: bool = False) -> Path:
+            size: Shape | None = None, pad: int = 0, channels: int | None = None,
+            exist_ok: bool = False, buckets: tuple[Shape, ...] = ()) -> Path:
   """Writes data set `name` from a source of a kind in KINDS and returns its folder, data_dir/name/1.0.0.
 
-  Every picture is cut to `size` (height, width), without which all must be of one size; then `pad` black pixels are
-  added on each side.  `channels` is 1 or 3; by default 1 if every picture is grey.  `exist_ok` leaves a data set that
-  is there as it is.  Features: image, png [H, W, C]; label int64, -1 unknown; the names of the classes are in
-  metadata.json under "classes".  Raises: UserError, after which nothing half-written is left.
+  Every picture is cut to `size` (height, width), without which all must be of one size, or to that of `size` and
+  `buckets` whose ratio of sides is nearest; then `pad` black pixels are added on each side.  `channels` is 1 or 3; by
+  default 1 if every picture is grey.  `exist_ok` leaves a data set that is there as it is.  Features: image, png
+  [H, W, C]; label int64, -1 unknown; metadata.json has the names of the "classes" and, with `buckets`, all "shapes".
+  Raises: UserError, after which nothing half-written is left.
   """
-  check(kind, name, size, pad, channels)
+  check(kind, name, size, pad, channels, buckets)
   target = Path(data_dir).expanduser() / name
   if os.path.exists(target):
     if not any(target.glob("*/dataset_info.json")):
@@ -183,19 +193,20 @@ def prepare(kind: str, source: str | Path | None, name: str, data_dir: str | Pat
     raise UserError(f"data set {name!r} is already in '{data_dir}'; choose another --name, delete '{target}', "
                     "or keep it with --if-missing")
   check_writable(target.parent)
-  contents = KINDS[kind](Path(source).expanduser() if source else None)
-  (height, width), found = survey([example for split in contents.splits.values() for example in split], size)
+  contents = KINDS[kind](Path(source).expanduser() if source else None, size)
+  size, found = survey([example for split in contents.splits.values() for example in split], size)
   channels = channels or found
-  record = functools.partial(encode, size=(height, width), pad=pad, mode="L" if channels == 1 else "RGB")
+  record = functools.partial(encode, shapes=(size, *buckets), pad=pad, mode="L" if channels == 1 else "RGB")
+  padded = [(height + 2 * pad, width + 2 * pad) for height, width in (size, *buckets)]
   try:
     with staged(target) as temporary:
-      write(temporary, name, contents, (height + 2 * pad, width + 2 * pad, channels), record)
+      write(temporary, name, contents, padded, channels, record)
   except OSError as error:
     raise UserError(f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})") from error
   return target / VERSION
 
 
-def check(kind: str, name: str, size: tuple[int, int] | None, pad: int, channels: int | None) -> None:
+def check(kind: str, name: str, size: Shape | None, pad: int, channels: int | None, buckets: tuple[Shape, ...]) -> None:
   """UserError for a request that makes no sense."""
   if kind not in KINDS:
     raise UserError(f"kind={kind!r}; expected one of {list(KINDS)}")
@@ -203,6 +214,10 @@ def check(kind: str, name: str, size: tuple[int, int] | None, pad: int, channels
     raise UserError(f"name={name!r}; expected letters, digits and underscores after a letter; choose another --name")
   if size is not None and min(size) < 1:
     raise UserError(f"size={size[0]}x{size[1]}; expected HEIGHTxWIDTH of at least 1x1")
+  if buckets and (size is None or min(map(min, buckets)) < 1 or len({size, *buckets}) <= len(buckets)):
+    came = f"size={told([size])}" if size else "no size"
+    raise UserError(f"buckets={told(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets different from "
+                    "it and each other, as in --size 64x64 --buckets 48x80,80x48")
   if pad < 0:
     raise UserError(f"pad={pad}; expected 0 or more pixels")
   if channels not in (None, 1, 3):
@@ -216,7 +231,7 @@ def check_writable(directory: Path) -> None:
     raise UserError(f"data_dir='{directory}' cannot be written to; choose another --data-dir")
 
 
-def survey(examples: list[Example], size: tuple[int, int] | None) -> tuple[tuple[int, int], int]:
+def survey(examples: list[Example], size: Shape | None) -> tuple[Shape, int]:
   """Decodes everything once -> the common (height, width), or `size`; and channels, 1 if all are grey.
 
   Raises: UserError for a picture that cannot be read, or for two of different size if no `size` is given.
@@ -238,9 +253,10 @@ def measure(example: Example) -> tuple[int, int, str]:
   return image.height, image.width, image.mode
 
 
-def encode(example: Example, size: tuple[int, int], pad: int, mode: str) -> dict[str, Any]:
-  """An example as it is stored: a PNG of `size` and padding in `mode`, and the label."""
+def encode(example: Example, shapes: tuple[Shape, ...], pad: int, mode: str) -> dict[str, Any]:
+  """An example as it is stored: a PNG of the nearest of `shapes` and padding in `mode`, and the label."""
   image = example.load()
+  size = nearest((image.height, image.width), shapes)
   image = image if (image.height, image.width) == size else transforms.fit(image, size)
   file = io.BytesIO()
   transforms.pad(image.convert(mode), pad).save(file, "png")
@@ -256,19 +272,22 @@ def stream(function: Callable[[Example], Any], examples: list[Example], label: s
   return iter(tqdm(results, desc=label, total=len(examples), unit=" images", disable=None))
 
 
-def write(folder: Path, name: str, contents: Contents, shape: tuple[int, int, int],
+def write(folder: Path, name: str, contents: Contents, shapes: list[Shape], channels: int,
           record: Callable[[Example], dict[str, Any]]) -> None:
-  """Makes folder/1.0.0, a TFDS data set called `name` of images of `shape` (height, width, channels)."""
+  """Makes folder/1.0.0, a TFDS data set called `name` of images of `shapes`, each example of its own if of several."""
   import tensorflow_datasets as tfds  # half a second that printing help can do without
+
+  shape = shapes[0] if len(shapes) == 1 else (None, None)
+  metadata = {"classes": contents.classes} | ({"shapes": shapes} if len(shapes) > 1 else {})
 
   class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
 
     def _info(self) -> tfds.core.DatasetInfo:
-      features = {"image": tfds.features.Image(shape=shape, encoding_format="png"),
+      features = {"image": tfds.features.Image(shape=(*shape, channels), encoding_format="png"),
                   "label": tfds.features.Scalar(np.int64)}
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
-                                   metadata=tfds.core.MetadataDict(classes=contents.classes))
+                                   metadata=tfds.core.MetadataDict(metadata))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
       return {split: self._generate_examples(split) for split in contents.splits}

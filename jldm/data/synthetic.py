@@ -6,6 +6,8 @@ import zlib
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.data import views
+from jldm.data.buckets import Buckets, shapes
 from jldm.data.source import Arrays, Source
 
 
@@ -19,18 +21,34 @@ class Synthetic:
   count: int = 256  # images in each split
   train: str = "train"
   held_out: str = "test"
+  mirror: bool = False    # the training split has every picture also flipped left to right
+  labelled: float = 1.0   # share of the training split's labels that are kept; the others read as -1
+  buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
 
-  def open(self, split: str) -> Source:
+  def open(self, split: str) -> Source | Buckets:
     """The images of a split, the same at every call; UserError for a split that is neither `train` nor `held_out`."""
     if split not in (self.train, self.held_out):
       raise UserError(f"split {split!r} of synthetic data; expected {self.train!r} or {self.held_out!r}")
+    views.check(self)
+    training, every = split == self.train, shapes(self)
     random = np.random.default_rng(zlib.crc32(split.encode()))
-    kind = np.arange(self.count) % max(self.classes, 1)
     phase = random.uniform(0, 1, (self.count, 1, 1, self.channels))
     contrast = random.uniform(0.5, 1, (self.count, 1, 1, 1))
+    number = np.arange(self.count)
+    kind, bucket = number % max(self.classes, 1), number // max(self.classes, 1) % len(every)
+    label = np.asarray(kind if self.classes else kind - 1, np.int32)
+    label = views.keep(label, self.labelled) if training else label
+    groups = [(shape, np.flatnonzero(bucket == k)) for k, shape in enumerate(every)]
+    sources = [Arrays({"image": self.waves(shape, kind[rows], phase[rows], contrast[rows]), "label": label[rows]})
+               for shape, rows in groups if len(rows)]
+    sources = [views.Mirrored(source) for source in sources] if training and self.mirror else sources
+    return Buckets(tuple(sources)) if self.buckets else sources[0]
+
+  def waves(self, shape: tuple[int, int], kind: np.ndarray, phase: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """Images uint8 [n, H, W, C] of (H, W) = `shape`: kind [n], phase [n, 1, 1, C], contrast [n, 1, 1, 1]."""
+    height, width = shape
     angle, waves = np.pi * kind / max(self.classes, 1), 1 + kind % 3
-    y, x = np.meshgrid(np.arange(self.height) / self.height, np.arange(self.width) / self.width, indexing="ij")
+    y, x = np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij")
     along = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
     wave = np.cos(2 * np.pi * ((waves[:, None, None] * along)[..., None] + phase))
-    image = np.rint(127.5 + 127.5 * contrast * wave).astype(np.uint8)
-    return Arrays({"image": image, "label": np.asarray(kind if self.classes else kind - 1, np.int32)})
+    return np.rint(127.5 + 127.5 * contrast * wave).astype(np.uint8)

@@ -4,6 +4,7 @@ A data set is found by its folder, data_dir/name/[config/]version/dataset_info.j
 must have an `image` and, for conditional training, an integer `label`.  What fits is decoded once into memory.
 """
 
+import collections
 from collections.abc import Iterable
 import dataclasses
 import io
@@ -18,16 +19,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from jldm.core.errors import UserError
-from jldm.data import transforms
+from jldm.data import transforms, views
+from jldm.data.buckets import Buckets, Shape, shapes, told
 from jldm.data.source import Arrays, Batch, Source
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
-CHUNK = 1024             # records decoded at once on the way there
+CHUNK = 1024             # records read at once on the way there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageData:
-  """A prepared data set of images of one size, and what of it is trained on."""
+  """A prepared data set of images of one size or a few, and what of it is trained on."""
   name: str              # "digits", or "name/config"
   data_dir: str = "data"
   train: str = "train"   # splits may be sliced: "train[:95%]"
@@ -36,20 +38,37 @@ class ImageData:
   width: int = 32
   channels: int = 1
   classes: int = 0       # 0: unconditional, every label reads as -1
+  mirror: bool = False   # the training split has every picture also flipped left to right
+  labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
+  buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
 
-  def open(self, split: str) -> Source:
-    """The examples of a split: image uint8 [B, H, W, C], label int32 [B].
+  def open(self, split: str) -> Source | Buckets:
+    """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; with `buckets`, in every batch of one shape.
 
     Raises: UserError if the data set is missing, not array_record, or not what the fields say it is.  Of a set too
-    large for memory only the first image is looked at here, the others as they are read.
+    large for memory only the first image is looked at here, the others as they are read; with `buckets`, or where
+    labels are dropped, the header of each.
     """
+    views.check(self)
+    every = shapes(self)
     builder = open_builder(find(self.name, self.data_dir))
-    check_image(self, features_of(builder))
+    check_image(self, builder)
     check_classes(self, builder)
-    source = Records(open_records(builder, split), self)
-    source[np.array([0])]  # where the features leave the size open, the first image tells it
-    size = len(source) * self.height * self.width * self.channels
-    return in_memory(source, f"{self.name} {split}") if size <= IN_MEMORY_BYTES else source
+    records, training = open_records(builder, split), split == self.train
+    sources = [Records(records, self)]
+    if self.buckets or (training and self.labelled < 1):
+      sizes, labels = survey(records, self, split)
+      labels = views.keep(labels, self.labelled) if training else labels
+      groups = group(self, sizes) if self.buckets else {every[0]: np.arange(len(records))}
+      sources = [views.Selected(Records(records, dataclasses.replace(self, height=height, width=width)), rows, labels[rows])
+                 for (height, width), rows in groups.items()]
+    # where the features leave the size open, the first image tells it
+    size = sum(len(source) * source[np.array([0])]["image"].nbytes for source in sources)
+    if size <= IN_MEMORY_BYTES:
+      sources = [in_memory(source, f"{self.name} {split}") for source in sources]
+    if training and self.mirror:
+      sources = [views.Mirrored(source) for source in sources]
+    return Buckets(tuple(sources)) if self.buckets else sources[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +82,50 @@ class Records:
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
     examples = self.records.__getitems__([int(row) for row in rows])
-    labels = [example["label"] for example in examples] if self.data.classes else [-1] * len(examples)
-    for label in labels:
-      if not -1 <= label < max(self.data.classes, 1):
-        raise UserError(f"label {label} in data set {self.data.name!r} with data.classes={self.data.classes}; "
-                        f"legal are -1 (unknown) to {self.data.classes - 1}")
     return {"image": np.stack([decode(example["image"], self.data) for example in examples]),
-            "label": np.array(labels, np.int32)}
+            "label": labels_of(examples, self.data)}
+
+
+def labels_of(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
+  """Labels int32 [n], -1 all of them if unconditional; UserError for one that is out of range."""
+  labels = [example["label"] for example in examples] if data.classes else [-1] * len(examples)
+  for label in labels:
+    if not -1 <= label < max(data.classes, 1):
+      raise UserError(f"label {label} in data set {data.name!r} with data.classes={data.classes}; "
+                      f"legal are -1 (unknown) to {data.classes - 1}")
+  return np.array(labels, np.int32)
+
+
+def survey(records: Any, data: ImageData, split: str) -> tuple[list[Shape], np.ndarray]:
+  """(height, width) and label of every record, read without decoding a pixel: a list [N] and int32 [N]."""
+  sizes, labels = [], []
+  with tqdm(desc=f"looking through {data.name} {split}", total=len(records), unit=" images", delay=1, leave=False,
+            disable=None) as bar:
+    for start in range(0, len(records), CHUNK):
+      examples = records.__getitems__(list(range(start, min(start + CHUNK, len(records)))))
+      sizes += [size_of(example["image"]) for example in examples]
+      labels.append(labels_of(examples, data))
+      bar.update(len(examples))
+  return sizes, np.concatenate(labels)
+
+
+def size_of(encoded: bytes) -> Shape:
+  """(height, width) by the header of an encoded image."""
+  with Image.open(io.BytesIO(encoded)) as image:
+    return image.height, image.width
+
+
+def group(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray]:
+  """The rows int [n] of every shape of `data` that there are images of; UserError if there is an image of another."""
+  every = shapes(data)
+  others = collections.Counter(size for size in sizes if size not in every)
+  if others:
+    more = f" and {len(others) - 5} other sizes" if len(others) > 5 else ""
+    raise UserError(f"data set {data.name!r} has images of {told(size for size, _ in others.most_common(5))}{more} "
+                    f"(height x width) where the experiment says {told(every)}; set data.buckets to hold them, or prepare "
+                    "it with these --buckets")
+  place = np.array([every.index(size) for size in sizes])
+  return {shape: rows for k, shape in enumerate(every) if len(rows := np.flatnonzero(place == k))}
 
 
 def decode(encoded: bytes, data: ImageData) -> np.ndarray:
@@ -144,13 +200,21 @@ def features_of(builder: Any) -> dict[str, Any]:
   return {name: builder.info.features[name] for name in builder.info.features}
 
 
-def check_image(data: ImageData, features: dict[str, Any]) -> None:
-  """UserError unless there is an 8-bit image, of the size that `data` says as far as the features tell."""
+def check_image(data: ImageData, builder: Any) -> None:
+  """UserError unless there is an 8-bit image, of the size that `data` says as far as the data set tells."""
   import tensorflow_datasets as tfds
+  features, stored = features_of(builder), stored_shapes(builder)
   image = features.get("image")
   if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
     raise UserError(f"data set {data.name!r} has features {sorted(features)} and no 8-bit image called 'image'")
-  check_shape(data, image.shape)
+  if data.buckets:
+    check_shape(data, (None, None, image.shape[-1]))
+  elif len(stored) > 1:
+    (height, width), *further = stored
+    raise UserError(f"data set {data.name!r} has images of {told(stored)} (height x width) where the experiment says "
+                    f"{told(shapes(data))}; set data.height={height} data.width={width} 'data.buckets={tuple(further)}'")
+  else:
+    check_shape(data, image.shape)
 
 
 def check_shape(data: ImageData, shape: Iterable[int | None]) -> None:
@@ -184,11 +248,17 @@ def class_names(builder: Any) -> list[str] | None:
   return names if isinstance(names, list) else None
 
 
+def stored_shapes(builder: Any) -> list[Shape]:
+  """The shapes that a data set was prepared with; [] where it does not tell."""
+  return [tuple(shape) for shape in (builder.info.metadata or {}).get("shapes", ())]
+
+
 def describe(folder: Path) -> str:
-  """One line about a prepared data set: images in each split, size, classes."""
+  """One line about a prepared data set: images in each split, size or sizes, classes."""
   builder = open_builder(folder)
   splits = ", ".join(f"{name} {info.num_examples} images" for name, info in builder.info.splits.items())
   height, width, channels = features_of(builder)["image"].shape
-  names = class_names(builder) or []
+  stored, names = stored_shapes(builder), class_names(builder) or []
+  size = f"{told(stored)} (height x width)" if stored else f"height {height}, width {width}"
   classes = f"{len(names)} classes" if names else "unlabelled"
-  return f"{folder}: {splits}; height {height}, width {width}, channels {channels}; {classes}"
+  return f"{folder}: {splits}; {size}, channels {channels}; {classes}"

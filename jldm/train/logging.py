@@ -1,17 +1,19 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and a progress bar."""
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, a progress bar and, where asked for, Weights & Biases."""
 
 import json
 import os
 from pathlib import Path
+import secrets
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jldm.core.errors import NonFiniteError
+from jldm.core.errors import NonFiniteError, UserError
 from jldm.train.step import SKIPS_ALLOWED
 
 
@@ -32,20 +34,61 @@ def forget_after(path: Path, stage: str, step: int) -> None:
   os.replace(partial, path)
 
 
+def import_wandb() -> Any:
+  """The package; UserError if it is not installed."""
+  try:
+    import wandb
+  except ImportError as error:
+    raise UserError(f"--wandb needs a package that cannot be imported ({error}); pip install 'jldm[wandb]'") from error
+  if not hasattr(wandb, "init"):  # a folder ./wandb that the package left behind imports as an empty one
+    raise UserError("--wandb needs the package wandb, which is not installed; pip install 'jldm[wandb]'")
+  return wandb
+
+
+def start_wandb(project: str, workdir: Path, config: dict) -> Any:
+  """A Weights & Biases run that keeps its files in workdir/wandb; the same workdir goes on with the same run.
+
+  Its name is in workdir/wandb/id, random: a hash of the path would join the runs of two machines.  `workdir` must exist;
+  where the run goes (server, offline) is told by wandb's own settings.
+
+  Raises:
+    UserError: wandb is not installed, or does not start.
+  """
+  wandb = import_wandb()
+  path = workdir / "wandb" / "id"
+  path.parent.mkdir(exist_ok=True)
+  name = path.read_text().strip() if path.exists() else ""
+  if not name:  # or a kill left the file empty
+    name = secrets.token_hex(4)
+    path.write_text(name + "\n")
+  where = workdir.resolve()
+  try:
+    return wandb.init(project=project, id=name, resume="allow", name=where.name, dir=str(where), config=config)
+  except wandb.Error as error:
+    told = " ".join(str(error).split())
+    raise UserError(f"Weights & Biases did not start ({told}); run 'wandb login', set WANDB_MODE=offline, or leave --wandb "
+                    "out") from error
+
+
 class Log:
   """Means over the steps since the last line, written every `every_steps`; a context manager.
 
   `collect` is for every step and keeps device arrays; `write` waits for them.  Ten non-finite updates in a row raise
-  NonFiniteError.
+  NonFiniteError.  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over
+  "denoiser/step": both stages are of one run, whose own count must never go back.
   """
 
-  def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int):
+  def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
     self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
     forget_after(self.path, stage, start)
     self.board = SummaryWriter(str(workdir / "tb" / stage), purge_step=start + 1)
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
     self.bar = tqdm(total=stop, initial=start, desc=stage, unit="step", dynamic_ncols=True, **quiet)
     self.pending, self.since = [], time.perf_counter()
+    self.wandb = wandb
+    if wandb is not None:
+      wandb.define_metric(f"{stage}/step")
+      wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
   def __enter__(self) -> "Log":
     return self
@@ -75,8 +118,10 @@ class Log:
     self.bar.set_postfix_str(f"loss {means.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False)
 
   def record(self, step: int, values: dict[str, float]) -> None:
-    """One line in metrics.jsonl and one point a value on the board."""
+    """One line in metrics.jsonl and one point a value on the board and on Weights & Biases."""
     with self.path.open("a") as file:
       file.write(json.dumps({"stage": self.stage, "step": step} | values) + "\n")
     for name, value in values.items():
       self.board.add_scalar(name, value, step)
+    if self.wandb is not None:
+      self.wandb.log({f"{self.stage}/{name}": value for name, value in ({"step": step} | values).items()})

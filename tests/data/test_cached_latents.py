@@ -4,7 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from jldm.data.cached_latents import open_cache, write
+from jldm.data.buckets import Buckets
+from jldm.data.cached_latents import open_cache, write, write_like
+from jldm.data.source import Arrays
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {"mean": RANDOM.normal(size=(23, 2, 4, 3)).astype(np.float32),
@@ -117,3 +119,65 @@ def test_batches_that_do_not_agree_are_refused(tmp_path, batches, message):
   with pytest.raises(ValueError, match=message):
     write(tmp_path / "a", batches(), 23)
   assert not list(tmp_path.iterdir())
+
+
+# ---- buckets
+
+IMAGES = Buckets(tuple(Arrays({"image": RANDOM.integers(0, 256, (count, *shape, 1), dtype=np.uint8)})
+                       for count, shape in ((5, (2, 2)), (3, (1, 4)))))
+
+
+def halves(source):
+  """Something like an encoder, in batches of two."""
+  for start in range(0, len(source), 2):
+    yield {"mean": source[np.arange(start, min(start + 2, len(source)))]["image"] / np.float32(2)}
+
+
+def assert_halved(cache, source=IMAGES):
+  assert len(cache) == len(source) and len(cache.sources) == len(source.sources)
+  for part, images in zip(cache.sources, source.sources, strict=True):
+    np.testing.assert_array_equal(contents(part)["mean"], images.arrays["image"] / 2)
+
+
+def test_buckets_are_written_and_read(tmp_path):
+  assert_halved(write_like(tmp_path / "a", IMAGES, halves))
+  assert_halved(open_cache(tmp_path / "a"))
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
+  assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0", "1", "index.json"]
+
+
+def test_a_plain_source_is_written_as_by_write(tmp_path):
+  write_like(tmp_path / "a", IMAGES.sources[0], halves)
+  write(tmp_path / "b", halves(IMAGES.sources[0]), 5)
+  assert (tmp_path / "a" / "index.json").read_text() == (tmp_path / "b" / "index.json").read_text()
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_one_damaged_bucket_is_a_damaged_cache(tmp_path, damage, number):
+  write_like(tmp_path / "a", IMAGES, halves)
+  damage(tmp_path / "a" / number)
+  assert open_cache(tmp_path / "a") is None
+  assert_halved(write_like(tmp_path / "a", IMAGES, halves))
+
+
+@pytest.mark.parametrize("text", ['{"buckets": 3}', '{"buckets": 0}', '{"buckets": null}', '{"buckets"'])
+def test_a_wrong_number_of_buckets_is_a_damaged_cache(tmp_path, text):
+  write_like(tmp_path / "a", IMAGES, halves)
+  (tmp_path / "a" / "index.json").write_text(text)
+  assert open_cache(tmp_path / "a") is None
+
+
+def test_a_failure_in_the_second_bucket_leaves_what_was_there(tmp_path):
+  write(tmp_path / "a", chunks(), 23)
+
+  def failing(source):
+    yield from halves(source)
+    if source is IMAGES.sources[1]:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    write_like(tmp_path / "a", IMAGES, failing)
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
+  np.testing.assert_array_equal(contents(open_cache(tmp_path / "a"))["mean"], ARRAYS["mean"])
+  assert_halved(write_like(tmp_path / "a", IMAGES, halves))

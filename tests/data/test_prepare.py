@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jldm.core.errors import UserError
-from jldm.data import prepare as prepare_module, transforms
+from jldm.data import prepare as prepare_module, tfds, transforms
 from jldm.data.prepare import KINDS, prepare
 
 RANDOM = np.random.default_rng(0)
@@ -122,6 +122,18 @@ def test_channels(tmp_path, everything, grey, channels, expected):
     save(tmp_path / "photos" / f"{name}.png", pixels)
   prepare("folder", tmp_path / "photos", "some", tmp_path, channels=channels)
   assert everything(tmp_path, "some", height=28, width=28, channels=expected)["image"].shape == (3, 28, 28, expected)
+
+
+def test_pictures_are_cut_to_the_bucket_of_the_nearest_ratio(tmp_path):
+  for name, shape in (("square", (30, 28)), ("wide", (12, 21)), ("tall", (40, 11))):
+    save(tmp_path / "photos" / f"{name}.png", RANDOM.integers(0, 256, shape, dtype=np.uint8))
+  folder = prepare("folder", tmp_path / "photos", "cut", tmp_path, size=(8, 8), buckets=((6, 10), (12, 4)), pad=1)
+  assert json.loads((folder / "metadata.json").read_text()) == {"classes": [], "shapes": [[10, 10], [8, 12], [14, 6]]}
+  data = tfds.ImageData(name="cut", data_dir=str(tmp_path), height=10, width=10, buckets=((8, 12), (14, 6)))
+  for part, name, size in zip(data.open("train").sources, ("square", "wide", "tall"), ((8, 8), (6, 10), (12, 4)), strict=True):
+    (image,) = part.arrays["image"][..., 0]
+    expected = np.asarray(transforms.fit(transforms.read(tmp_path / "photos" / f"{name}.png"), size))
+    np.testing.assert_array_equal(image, np.pad(expected, 1))
 
 
 def test_pictures_of_two_sizes_are_both_named(tmp_path):
@@ -301,6 +313,10 @@ REQUESTS = {
   "size": ({"size": (0, 8)}, "size=0x8; expected HEIGHTxWIDTH"),
   "pad": ({"pad": -1}, "pad=-1"),
   "channels": ({"channels": 4}, "channels=4; expected 1"),
+  "buckets alone": ({"buckets": ((4, 8),)}, "buckets=4x8 with no size; expected one --size"),
+  "buckets twice": ({"size": (8, 8), "buckets": ((4, 8), (4, 8))}, "buckets=4x8, 4x8 with size=8x8; .*different"),
+  "bucket as size": ({"size": (8, 8), "buckets": ((8, 8),)}, "buckets=8x8 with size=8x8"),
+  "empty bucket": ({"size": (8, 8), "buckets": ((8, 0),)}, "buckets=8x0 with size=8x8"),
   "no source": ({"kind": "folder"}, "no source; prepare folder expects a folder of pictures.*--source"),
 }
 

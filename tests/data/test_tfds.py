@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from jldm.core.errors import UserError
 from jldm.data import tfds as module
+from jldm.data.buckets import Buckets, shapes
 from jldm.data.prepare import prepare
 from jldm.data.source import Arrays
 from jldm.data.tfds import ImageData, Records, describe, find
@@ -181,6 +182,23 @@ def test_images_of_open_size_are_checked(stock, monkeypatch):
   assert "height 8, width 8 where" in refused(large)
 
 
+def test_a_stock_set_of_several_sizes_is_read_in_buckets(stock):
+  source = dataclasses.replace(stock, name="stock/cut", buckets=((4, 8), (2, 2))).open("train")
+  large, small = source.sources
+  assert (len(large), len(small)) == (3, 1)
+  np.testing.assert_array_equal(small.arrays["image"][0], PHOTOS[2, :4])
+  assert small.arrays["label"].tolist() == [0] and sorted(large.arrays["label"]) == [0, 1, 1]
+
+
+def test_sizes_that_are_in_no_bucket_are_named(stock):
+  message = refused(dataclasses.replace(stock, name="stock/cut", height=16, width=16, buckets=((2, 2),)))
+  assert "has images of 8x8, 4x8 (height x width) where the experiment says 16x16, 2x2; set data.buckets" in message
+  message = refused(dataclasses.replace(stock, name="stock/cut", buckets=((2, 2),)))
+  assert "has images of 4x8 (height" in message
+  message = refused(dataclasses.replace(stock, channels=1, buckets=((4, 8),)))
+  assert "channels 3 where the experiment says 1" in message
+
+
 def test_the_classes_of_a_stock_set_are_known(stock):
   assert "has 2 classes where the experiment says 3" in refused(dataclasses.replace(stock, classes=3))
 
@@ -217,3 +235,70 @@ def test_records_of_another_format_are_refused(digits_dir, tmp_path):
 def test_a_data_set_is_described_in_one_line(digits_dir):
   folder = digits_dir / "digits" / "1.0.0"
   assert describe(folder) == f"{folder}: train 1797 images; height 32, width 32, channels 1; 10 classes"
+
+
+# ---- buckets
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+  """Pictures of three ratios, their colour in every pixel, prepared as 8x8, 4x16 and 16x4."""
+  root = tmp_path_factory.mktemp("pets")
+  for number in range(12):
+    folder = root / "photos" / ("ant", "bee")[number % 2]
+    folder.mkdir(parents=True, exist_ok=True)
+    size = ((20, 22), (10, 40), (40, 10))[number // 2 % 3]
+    Image.fromarray(np.full((*size, 3), 20 * number, np.uint8)).save(folder / f"{number}.png")
+  prepare("folder", root / "photos", "pets", root, size=(8, 8), buckets=((4, 16), (16, 4)))
+  return ImageData(name="pets", data_dir=str(root), train="train[:75%]", held_out="train[75%:]", height=8, width=8, channels=3,
+                   classes=2, buckets=((4, 16), (16, 4)))
+
+
+def colours(source):
+  return {shape: sorted(part.arrays["image"].mean((1, 2, 3)) / 20) for part in source.sources
+          for shape in [part.arrays["image"].shape[1:3]]}
+
+
+def test_buckets_are_read_as_prepared(pets):
+  source = pets.open("train")
+  assert isinstance(source, Buckets) and len(source) == 12
+  assert colours(source) == {(8, 8): [0, 1, 6, 7], (4, 16): [2, 3, 8, 9], (16, 4): [4, 5, 10, 11]}
+  for part in source.sources:
+    np.testing.assert_array_equal(part.arrays["image"].mean((1, 2, 3)) / 20 % 2, part.arrays["label"])
+
+
+def test_slices_of_buckets_partition_a_split(pets):
+  parts = [colours(pets.open(split)) for split in (pets.train, pets.held_out)]
+  assert sum(map(len, parts[0].values())) == 9
+  together = {shape: sorted(parts[0].get(shape, []) + parts[1].get(shape, [])) for shape in shapes(pets)}
+  assert together == colours(pets.open("train"))
+
+
+def test_buckets_too_large_for_memory_read_the_same(pets, monkeypatch):
+  pets = dataclasses.replace(pets, mirror=True, labelled=0.5)
+  fast = pets.open(pets.train)
+  monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
+  slow = pets.open(pets.train)
+  for one, other in zip(fast.sources, slow.sources, strict=True):
+    assert isinstance(one.source, Arrays) and not isinstance(other.source, Arrays)
+    rows = np.arange(len(one))[::-1]
+    for name, array in one[rows].items():
+      np.testing.assert_array_equal(other[rows][name], array)
+
+
+def test_which_labels_are_kept_does_not_depend_on_the_buckets(pets):
+  """It is a function of the rows before they are dealt out."""
+  known = set()
+  for part in dataclasses.replace(pets, labelled=0.5, train="train").open("train").sources:
+    known |= {round(colour / 20) for colour in part.arrays["image"].mean((1, 2, 3))[part.arrays["label"] >= 0]}
+  assert len(known) == 6 and len({number for number in known if number % 2}) == 3
+
+
+def test_a_set_of_several_shapes_says_what_to_set(pets):
+  message = refused(dataclasses.replace(pets, buckets=(), height=32, width=32))
+  assert "has images of 8x8, 4x16, 16x4 (height x width) where the experiment says 32x32; set" in message
+  assert message.endswith("set data.height=8 data.width=8 'data.buckets=((4, 16), (16, 4))'")
+
+
+def test_a_set_of_several_shapes_is_described_in_one_line(pets):
+  folder = find("pets", pets.data_dir)
+  assert describe(folder) == f"{folder}: train 12 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes"

@@ -164,7 +164,8 @@ def test_regular_times_pass(process, kind, times):
 
 
 def test_only_rows_that_work_are_recommended():
-  with pytest.raises(UserError, match=r"Precondition\(sigma_data=1.0\) .* t = 1 of Flow\(\); use Predict\('v'\) or Predict\('flow'\), or"):
+  both = r"Predict\('v'\) or Predict\('flow'\)"
+  with pytest.raises(UserError, match=rf"Precondition\(sigma_data=1.0\) .* t = 1 of Flow\(\); use {both}, or"):
     refuse_singular(Flow(), Precondition(), np.array([1.0, 0.5]))
   with pytest.raises(UserError, match=r"t = 0 of EDM\(.*\); use Predict\('v'\), or keep"):
     refuse_singular(EDM(), Predict("x0"), np.array([1.0, 0.0]))

@@ -22,7 +22,8 @@ def told(times, t):
   t = np.asarray(t, np.float64)
   if isinstance(times, Uniform):
     return t, stats.uniform()
-  return np.log(np.tan(np.pi * t / 2)) if isinstance(times, LogNormalSigma) else special.logit(t), stats.norm(times.mean, times.std)
+  value = np.log(np.tan(np.pi * t / 2)) if isinstance(times, LogNormalSigma) else special.logit(t)
+  return value, stats.norm(times.mean, times.std)
 
 
 def cumulative(times, t):
@@ -50,7 +51,8 @@ def test_the_histogram_of_strata_is_exactly_uniform():
 @functools.cache
 def many(times):
   """Times [steps, B] of 1000 steps."""
-  return np.asarray(jax.jit(jax.vmap(lambda key: draw(times, PROCESS, key, STRATUM)[0]))(jax.random.split(jax.random.key(0), 1000)))
+  one = lambda key: draw(times, PROCESS, key, STRATUM)[0]
+  return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 1000)))
 
 
 @each

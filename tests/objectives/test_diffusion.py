@@ -162,7 +162,8 @@ def test_a_loss_over_log_snr_does_not_depend_on_how_times_are_drawn():
   batch |= {"row": np.arange(size), "stratum": np.float32(np.arange(size) / size)}
 
   def mean(times, weighting):
-    objective = Diffusion(network=Translated(Cosine(), Predict("v")), process=Cosine(), times=times, weighting=weighting, label_dropout=0.0)
+    network = Translated(Cosine(), Predict("v"))
+    objective = Diffusion(network=network, process=Cosine(), times=times, weighting=weighting, label_dropout=0.0)
     return float(quick(objective.loss)({}, {}, (), CODEC, batch, KEY)[0].mean())
 
   broad = [Uniform(), LogitNormal(0.0, 1.5), LogNormalSigma(0.0, 2.0)]

@@ -1,12 +1,16 @@
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.errors import NonFiniteError
-from jldm.train.logging import Log, forget_after
+from jldm.core.errors import NonFiniteError, UserError
+from jldm.train.logging import Log, forget_after, start_wandb
 from jldm.train.step import SKIPS_ALLOWED
 
 
@@ -126,3 +130,119 @@ def test_a_resumed_stage_continues_its_lines(tmp_path):
         collect(log, (step,))
         log.write(step, None, {})
   assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+# ---- Weights & Biases
+
+class Run:
+  """What a run of the package is told."""
+
+  def __init__(self, **options):
+    self.options, self.rows, self.metrics = options, [], {}
+
+  def define_metric(self, name, step_metric=None):
+    self.metrics[name] = step_metric
+
+  def log(self, row):
+    self.rows.append(row)
+
+
+class Refusal(Exception):
+  pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+  """A package of that name."""
+  package = types.SimpleNamespace(init=lambda **options: Run(**options), Error=Refusal)
+  monkeypatch.setitem(sys.modules, "wandb", package)
+  return package
+
+
+def test_both_stages_go_into_one_run_under_steps_of_their_own(tmp_path):
+  run = Run()
+  for stage in ("autoencoder", "denoiser"):
+    with Log(tmp_path, stage, 0, 2, 4, wandb=run) as log:
+      for step in (1, 2):
+        collect(log, (step,))
+        log.write(step, None, {})
+  told = [{name.partition("/")[2]: value for name, value in row.items()} | {"stage": next(iter(row)).partition("/")[0]}
+          for row in run.rows]
+  assert told == lines(tmp_path) and len(told) == 4
+  assert run.metrics["autoencoder/*"] == "autoencoder/step" and run.metrics["denoiser/*"] == "denoiser/step"
+
+
+def test_a_run_keeps_its_files_in_the_workdir(tmp_path, fake):
+  config = {"class": "Experiment", "seed": 0}
+  (tmp_path / "digits").mkdir()
+  run = start_wandb("pictures", tmp_path / "digits", config)
+  name = run.options.pop("id")
+  assert run.options == {"project": "pictures", "resume": "allow", "name": "digits", "dir": str(tmp_path / "digits"),
+                         "config": config}
+  assert (tmp_path / "digits" / "wandb" / "id").read_text().strip() == name
+
+
+def test_a_workdir_goes_on_with_its_run_wherever_it_is(tmp_path, fake, monkeypatch):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+  first, again, other = (start_wandb("p", tmp_path / name, {}).options["id"] for name in "aab")
+  assert first == again != other
+  (tmp_path / "a").rename(tmp_path / "c")
+  monkeypatch.chdir(tmp_path)
+  moved = start_wandb("p", tmp_path.__class__("c"), {}).options
+  assert moved["id"] == first and moved["dir"] == str(tmp_path / "c")
+
+
+def test_an_id_that_a_kill_left_empty_is_made_anew(tmp_path, fake):
+  (tmp_path / "wandb").mkdir()
+  (tmp_path / "wandb" / "id").write_text("")
+  assert start_wandb("p", tmp_path, {}).options["id"] == start_wandb("p", tmp_path, {}).options["id"] != ""
+
+
+def test_a_package_that_is_missing_is_told_how_to_get(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(UserError, match=r"--wandb needs .*pip install 'jldm\[wandb\]'"):
+    start_wandb("p", tmp_path, {})
+  monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))  # as a folder ./wandb is
+  with pytest.raises(UserError, match=r"not installed; pip install 'jldm\[wandb\]'"):
+    start_wandb("p", tmp_path, {})
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_does_not_start_is_one_line(tmp_path, fake):
+  def init(**options):
+    raise Refusal("No API key\nconfigured.")
+
+  fake.init = init
+  with pytest.raises(UserError, match=r"did not start \(No API key configured\.\); run 'wandb login'"):
+    start_wandb("p", tmp_path, {})
+
+
+OFFLINE = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from jldm.train.logging import Log, start_wandb
+workdir = Path(sys.argv[1])
+run = start_wandb("test", workdir, {"seed": 0, "data": {"buckets": [[1, 2]]}})
+for stage in ("autoencoder", "denoiser"):
+  with Log(workdir, stage, 0, 2, 4, wandb=run) as log:
+    for step in (1, 2):
+      log.collect(step, None, {"loss": jnp.float32(step), "skipped": jnp.int32(0)})
+      log.write(step, None, {})
+print(run.id, run.summary["autoencoder/step"], run.summary["denoiser/loss"])
+run.finish()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs the package wandb")
+def test_the_package_itself_without_a_network(tmp_path):
+  environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home"),
+                              "PYTHONPATH": ":".join(filter(None, sys.path))}
+  (tmp_path / "w").mkdir()
+  told = [subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path / "w")], env=environment, cwd=tmp_path, check=True,
+                         capture_output=True, text=True, timeout=120).stdout for _ in range(2)]
+  assert told[0] == told[1] and told[0].split()[1:] == ["2", "2"]
+  assert len(list((tmp_path / "w" / "wandb").glob(f"offline-run-*-{told[0].split()[0]}"))) == 2
+  assert not (tmp_path / "wandb").exists()

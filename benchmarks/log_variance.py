@@ -1,0 +1,76 @@
+"""Whether the learned log-variance follows the loss over t:  python -m benchmarks.log_variance WORKDIR
+
+Of a run whose denoiser has log_variance=True, measures the loss of the averaged parameters on a batch of training latents
+at 50 times, and draws its logarithm and the learned u(t) into WORKDIR/log_variance.png; prints how far apart they are.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm.data import cached_latents
+from jldm.diffusion.target import with_variance
+from jldm.models.codec import Statistics
+from jldm.objectives.diffusion import Diffusion
+
+TIMES = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+  """One time for all."""
+
+  t: Any
+
+  def at(self, process: Any, u: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(self.t, u.shape)
+
+
+def both(objective: Diffusion, params: dict, statistics: Statistics, batch: dict, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """log of the mean loss at t [], and u(t)."""
+  certain = objective.network.clone(log_variance=False)
+  known = {name: value for name, value in params.items() if name != "log_variance"}
+  plain = dataclasses.replace(objective, network=certain, times=At(t))
+  losses, _ = plain.loss(known, {}, known, statistics, batch, jax.random.key(0))
+  level = jnp.full(1, objective.parametrization.c_noise(objective.process, t))
+  _, u = with_variance(objective.network.apply({"params": params}, jnp.zeros_like(batch["mean"][:1]), level, batch["label"][:1]))
+  return jnp.log(losses.mean()), u[0, 0, 0, 0]
+
+
+def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """times [50], log loss [50], u [50]."""
+  experiment = workdirs.read(workdir)
+  objective = experiment.denoiser.objective
+  if not getattr(objective.network, "log_variance", False):
+    raise SystemExit(f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True")
+  _, params = pipeline.load(workdir)
+  cache = cached_latents.open_cache(next((workdir / "latents").iterdir()))
+  rows = np.arange(size)
+  batch = cache[rows % len(cache)] | {"row": rows, "stratum": np.float32(rows / size)}
+  statistics = Statistics(params["codec"]["mean"], params["codec"]["std"])
+  at = jax.jit(lambda params, statistics, batch, t: both(objective, params, statistics, batch, t))
+  times = np.linspace(0.02, 0.98, TIMES)
+  pairs = [at(params["denoiser"], statistics, batch, jnp.float32(t)) for t in times]
+  return times, *np.asarray(pairs).T
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("workdir", type=Path)
+  workdir = parser.parse_args().workdir
+  sharding.configure(1)
+  times, log_loss, u = measure(workdir)
+  plot = pictures.curves({"log of the loss": (times, log_loss), "learned u(t)": (times, u)}, "t", "")
+  pictures.write_png(workdir / "log_variance.png", plot, {"what": "log_variance"})
+  apart = np.abs(log_loss - u)
+  print(f"|u - log loss|: mean {apart.mean():.3f}, largest {apart.max():.3f}; log loss spans {np.ptp(log_loss):.2f}")
+
+
+if __name__ == "__main__":
+  main()

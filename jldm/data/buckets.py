@@ -1,0 +1,76 @@
+"""Pictures of a few static shapes: every batch is of one, so that a program is compiled once a shape.
+
+With batches of B, a cycle has m_k = ceil(n_k / B) batches of bucket k, M = m_1 + ... + m_K in all, in an order drawn anew
+for every cycle.  Step n is place n % M of cycle c = n // M; if that is the j-th batch of bucket k in it, what is read is
+batch c m_k + j of bucket k as a data set of its own, under a seed of its own.  So a step is a pure function of (seed, n),
+a bucket is seen in epochs like any data set, and a single bucket is read as the plain source would be.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from jldm.core.errors import UserError
+from jldm.data.index import permutation
+from jldm.data.source import Source
+
+Shape = tuple[int, int]  # height, width
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its multiples differ for every k
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+  """Sources whose images are of one shape each; none is empty."""
+  sources: tuple[Source, ...]
+
+  def __len__(self) -> int:
+    return sum(len(source) for source in self.sources)
+
+  def at(self, seed: int, batch_size: int, step: int) -> tuple[Source, int, int]:
+    """The bucket that a step reads, and by which seed and step of its own."""
+    batches = tuple(math.ceil(len(source) / batch_size) for source in self.sources)
+    cycle, place = divmod(step, sum(batches))
+    buckets, turns = schedule(fold(seed, -1), cycle, batches)
+    bucket = int(buckets[place])
+    return self.sources[bucket], fold(seed, bucket), cycle * batches[bucket] + int(turns[place])
+
+
+@functools.lru_cache(maxsize=4)
+def schedule(seed: int, cycle: int, batches: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """One cycle: the bucket of every place, and how often it came before in the cycle; int [M] each."""
+  buckets = np.repeat(np.arange(len(batches)), batches)[permutation(seed, cycle, sum(batches))]
+  turns = np.empty_like(buckets)
+  for bucket, count in enumerate(batches):
+    turns[buckets == bucket] = np.arange(count)
+  return buckets, turns
+
+
+def fold(seed: int, number: int) -> int:
+  """The seed of a bucket, that of the first being `seed` itself."""
+  return (seed + number * GOLDEN) % 2**64
+
+
+def shapes(data: Any) -> tuple[Shape, ...]:
+  """(data.height, data.width) and data.buckets; UserError unless they are different pairs of whole numbers above 0."""
+  every = ((data.height, data.width), *data.buckets)
+  pairs = all(isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape) for shape in every)
+  if data.buckets and (not pairs or len(set(every)) < len(every)):
+    raise UserError(f"data.buckets={data.buckets}; expected different (height, width) of whole numbers above 0, beside the "
+                    f"{data.height}x{data.width} of data.height and data.width, such as ((48, 80), (80, 48))")
+  return every
+
+
+def told(every: Iterable[Shape]) -> str:
+  """Shapes as text: "64x64, 48x80"."""
+  return ", ".join(f"{height}x{width}" for height, width in every)
+
+
+def nearest(size: Shape, every: Iterable[Shape]) -> Shape:
+  """The shape whose ratio of sides is nearest to that of `size`, by its logarithm; of equals the one nearest in area."""
+  difference = lambda a, b: abs(math.log(a / b))
+  return min(every, key=lambda shape: (difference(size[0] / size[1], shape[0] / shape[1]),
+                                       difference(size[0] * size[1], shape[0] * shape[1])))
