@@ -23,6 +23,7 @@ class Synthetic:
   held_out: str = "test"
   mirror: bool = False    # the training split has every picture also flipped left to right
   labelled: float = 1.0   # share of the training split's labels that are kept; the others read as -1
+  labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
 
   def open(self, split: str) -> Source | Buckets:
@@ -38,7 +39,8 @@ class Synthetic:
     kind, bucket = number % max(self.classes, 1), number // max(self.classes, 1) % len(every)
     label = np.asarray(kind if self.classes else kind - 1, np.int32)
     label = views.keep(label, self.labelled) if training else label
-    groups = [(shape, np.flatnonzero(bucket == k)) for k, shape in enumerate(every)]
+    times = self.labelled_times if training and self.labelled < 1 else 1
+    groups = [(shape, views.repeated(np.flatnonzero(bucket == k), label, times)) for k, shape in enumerate(every)]
     sources = [Arrays({"image": self.waves(shape, kind[rows], phase[rows], contrast[rows]), "label": label[rows]})
                for shape, rows in groups if len(rows)]
     sources = [views.Mirrored(source) for source in sources] if training and self.mirror else sources

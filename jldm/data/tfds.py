@@ -40,6 +40,7 @@ class ImageData:
   classes: int = 0       # 0: unconditional, every label reads as -1
   mirror: bool = False   # the training split has every picture also flipped left to right
   labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
+  labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
 
   def open(self, split: str) -> Source | Buckets:
@@ -59,7 +60,9 @@ class ImageData:
     if self.buckets or (training and self.labelled < 1):
       sizes, labels = survey(records, self, split)
       labels = views.keep(labels, self.labelled) if training else labels
+      times = self.labelled_times if training and self.labelled < 1 else 1
       groups = group(self, sizes) if self.buckets else {every[0]: np.arange(len(records))}
+      groups = {shape: views.repeated(rows, labels, times) for shape, rows in groups.items()}
       sources = [views.Selected(Records(records, dataclasses.replace(self, height=height, width=width)), rows, labels[rows])
                  for (height, width), rows in groups.items()]
     # where the features leave the size open, the first image tells it

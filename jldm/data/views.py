@@ -1,7 +1,7 @@
 """Other sights of the same examples: some of them, with fewer labels, each picture also mirrored.
 
-`ImageData` and `Synthetic` say by their fields `mirror` and `labelled` what is made of the split that is trained on;
-held-out examples are never changed.
+`ImageData` and `Synthetic` say by their fields `mirror`, `labelled` and `labelled_times` what is made of the split that is
+trained on; held-out examples are never changed.
 """
 
 import dataclasses
@@ -63,10 +63,17 @@ def keep(labels: np.ndarray, share: float) -> np.ndarray:
   return fewer
 
 
+def repeated(rows: np.ndarray, labels: np.ndarray, times: int) -> np.ndarray:
+  """Rows int [n], and after them `times` - 1 times those of a known label; labels [N] are of all rows there are."""
+  return np.concatenate([rows, np.tile(rows[labels[rows] >= 0], times - 1)])
+
+
 def check(data: Any) -> None:
   """UserError for a share of labels out of range, or for changes to a split that is held out as well."""
   if not 0 <= data.labelled <= 1:
     raise UserError(f"data.labelled={data.labelled}; expected a share of the labels from 0 to 1")
+  if data.labelled_times < 1:
+    raise UserError(f"data.labelled_times={data.labelled_times}; expected at least 1")
   if data.train == data.held_out and (data.mirror or data.labelled < 1):
     change = "data.mirror=True" if data.mirror else f"data.labelled={data.labelled}"
     raise UserError(f"{change} where data.train and data.held_out are both {data.train!r}, which would change held-out "

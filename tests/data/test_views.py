@@ -144,3 +144,21 @@ def test_mistakes(kind, fields, message):
 
 def test_one_split_for_both_is_legal_where_nothing_is_changed():
   assert len(Synthetic(held_out="train", count=4).open("train")) == 4
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_labelled_examples_stand_several_times_in_an_epoch(times):
+  data = Synthetic(classes=5, count=100, labelled=0.1, labelled_times=times)
+  every = data.open("train")
+  labels = every[np.arange(len(every))]["label"]
+  assert len(every) == 90 + 10 * times and (labels >= 0).sum() == 10 * times
+  whole, once = data.open("test"), dataclasses.replace(data, labelled_times=1).open("train")
+  assert len(whole) == 100, "held-out examples are as they are"
+  images = lambda source, known: {image.tobytes() for image in source[np.flatnonzero(known)]["image"]}
+  known = once[np.arange(100)]["label"] >= 0
+  assert images(every, labels >= 0) == images(once, known) and images(every, labels < 0) == images(once, ~known)
+
+
+def test_no_label_stands_less_than_once():
+  with pytest.raises(UserError, match="data.labelled_times=0; expected at least 1"):
+    Synthetic(labelled=0.5, labelled_times=0).open("train")

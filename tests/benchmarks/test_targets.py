@@ -1,0 +1,47 @@
+"""The comparisons run on a shrunk experiment, and say what is so where the answer is known."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import averages, log_variance, targets
+from jldm import stages, workdir as workdirs
+from jldm.experiment import from_data, override, to_data
+from tests.configs import config, shrunk
+
+
+@pytest.mark.parametrize("network", targets.NETWORKS)
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
+  from jldm import pipeline
+  experiment = targets.experiment(network, target, 10)
+  assert from_data(to_data(experiment)) == experiment and experiment.autoencoder == config("digits").autoencoder
+  model = pipeline.of(experiment)
+  stages.check_shapes(model, experiment.data)
+  pipeline.times(model, 20)
+
+
+def test_the_table_has_a_line_a_row():
+  row = {"network": "DiT", "target": "eps", "parameters": 2_834_704, "class_agreement": 0.957, "std_ratio": 0.8712}
+  assert targets.table([row]).splitlines()[2:] == ["| DiT | eps | 2.8 M | 95.7 % | 0.87 |"]
+
+
+@pytest.mark.slow
+def test_what_was_learned_and_what_was_averaged(tmp_path, monkeypatch, capsys):
+  experiment = shrunk(config("digits"), 12)
+  experiment = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
+  experiment = override(experiment, "denoiser.objective.network.log_variance", "True")
+  stages.train(experiment, tmp_path / "w", devices=1)
+  monkeypatch.setattr(sys, "argv", ["averages", str(tmp_path / "w")])
+  averages.main()
+  first = capsys.readouterr().out.splitlines()[-4].split("|")
+  assert first[1:3] == [" 12 ", " 1 steps "] and float(first[3]) < 2e-6
+  monkeypatch.setattr(log_variance, "TIMES", 3)
+  times, log_loss, u = log_variance.measure(tmp_path / "w", 16)
+  assert times.shape == log_loss.shape == u.shape == (3,) and np.isfinite([log_loss, u]).all()
+  plain = dataclasses.replace(experiment, denoiser=shrunk(config("digits"), 12).denoiser)
+  workdirs.claim(tmp_path / "plain", plain)
+  with pytest.raises(SystemExit, match=r"learned no log-variance; train with network.log_variance=True"):
+    log_variance.measure(tmp_path / "plain", 16)
