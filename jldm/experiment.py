@@ -30,14 +30,19 @@ from jldm.diffusion.process import (
 from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
+from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.quantize import FSQ, Codebook
+from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock, PlainBlock
+from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
 from jldm.train.ema import Decay, Power
 from jldm.train.optimizer import Adafactor, AdamW, Constant, Muon, WarmupCosine
+from jldm.train.parts import PerPart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +90,10 @@ ROLES = (  # one of a row may stand where another of it stands
   (Stage,),
   (Sampling,),
   (ImageData, Synthetic),
-  (Reconstruction,),
-  (KLAutoencoder,),
+  (Reconstruction, Adversarial),
+  (PatchDiscriminator,),
+  (KLAutoencoder, VQAutoencoder),
+  (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),
   (ModulatedBlock, PlainBlock),
@@ -95,7 +102,7 @@ ROLES = (  # one of a row may stand where another of it stands
   (Predict, Precondition),
   (Uniform, LogitNormal, LogNormalSigma),
   (Plain, MinSNR, EDMWeighting, Sigmoid),
-  (AdamW, Adafactor, Muon),
+  (AdamW, Adafactor, Muon, PerPart),
   (Constant, WarmupCosine),
   (Decay, Power),
 )

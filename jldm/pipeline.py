@@ -65,8 +65,8 @@ def codec_shapes(model: Model) -> dict:
   image = jax.ShapeDtypeStruct((1, h * factor, w * factor, model.autoencoder.channels), jnp.float32)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
   vector = jax.ShapeDtypeStruct((c,), jnp.float32)
-  params = jax.eval_shape(model.autoencoder.init, jax.random.key(0), image, keys)["params"]
-  return {"params": params, "mean": vector, "std": vector}
+  extra = dict(jax.eval_shape(model.autoencoder.init, jax.random.key(0), image, keys))
+  return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector}
 
 
 def denoiser_shapes(model: Model) -> Any:

@@ -33,7 +33,7 @@ from jldm.models.autoencoders.posterior import Gaussian
 from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
 from jldm.train.logging import Log, import_wandb, start_wandb
-from jldm.train.loop import Hook, fit
+from jldm.train.loop import Change, Hook, fit
 from jldm.train.state import TrainState, init_state
 from jldm.train.step import make_step
 
@@ -134,7 +134,7 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
   hooks(log) -> further hooks.
   """
   stage, seed = getattr(run.experiment, name), run.seed
-  key_init, key_steps, _ = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
+  key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
   init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema)
   example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
@@ -162,11 +162,25 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
     )
     try:
       with snapshots(stage, name, run.workdir) as taken:
-        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log))
+        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log), restarts(stage, key_codes, mesh))
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
       raise NonFiniteError(f"{error}; {where}; start again with a lower {name}.optimizer.schedule.peak") from error
+
+
+def restarts(stage: Stage, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
+  """Where the objective has state to refresh outside the step, such as the dead codes of a codebook."""
+  every = getattr(stage.objective, "refresh_every_steps", 0)
+  if not every:
+    return ()
+  whole, quick = sharding.replicated(mesh), sharding.quick_compile(mesh)
+  refresh = jax.jit(stage.objective.refresh, out_shardings=whole, compiler_options=quick)
+
+  def call(n, state, batch):
+    return state.replace(extra=refresh(state.params, state.extra, batch, jax.random.fold_in(key, n)))
+
+  return (Change(every, call),)
 
 
 @contextlib.contextmanager
@@ -199,17 +213,18 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   mesh = mesh_of(stage, run.devices)
   encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
   unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
-  reconstruct = jax.jit(
-    lambda params, images: codecs.decode(
-      model.autoencoder, {"params": params} | unit._asdict(), codecs.encode(model.autoencoder, {"params": params}, images).mean
-    )
-  )
+  found = lambda state: stage.objective.codec(state.ema[0], state.extra)
+
+  @jax.jit
+  def reconstruct(codec: dict, images: jax.Array) -> jax.Array:
+    latents = codecs.encode(model.autoencoder, codec, images).mean
+    return codecs.decode(model.autoencoder, codec | unit._asdict(), latents)
 
   def look(log):
     def call(n, state, metrics):
       del metrics
       held = ((codecs.pixels(sharding.place_batch(mesh, b["image"])), count) for b, count in in_order(held_out, stage.batch_size))
-      values, first = reconstruction(lambda images: reconstruct(state.ema[0], images), held)
+      values, first = reconstruction(lambda images: reconstruct(found(state), images), held)
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
       log.bar.write(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
@@ -223,11 +238,11 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
     if saved.latest() == stage.steps:
       return
     state = fit_stage(run, name, train_set, (), saved, mesh, look)
-    cache = encoded(run, encode, {"params": state.ema[0]}, train_set, mesh)
+    cache = encoded(run, encode, {"params": found(state)["params"]}, train_set, mesh)
     statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
     told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
     print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
-    codec = {"params": state.ema[0]} | statistics._asdict()
+    codec = found(state) | statistics._asdict()
     saved.save(stage.steps, divide(state) | {"codec": codec})
 
 

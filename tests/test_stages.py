@@ -13,6 +13,9 @@ from jldm.core.errors import NonFiniteError, UserError
 from jldm.data import cached_latents
 from jldm.data.synthetic import Synthetic
 from jldm.experiment import override
+from jldm.models.autoencoders.discriminator import PatchDiscriminator
+from jldm.objectives.adversarial import Adversarial
+from jldm.train.parts import PerPart
 from tests.configs import config, shrunk
 
 STEPS = 6
@@ -88,6 +91,22 @@ def test_the_log_has_both_stages_and_held_out_quality(unbroken):
   assert {"held_out_psnr", "held_out_ssim"} <= set().union(*rows)
   names = sorted(path.name for path in (unbroken / "images").iterdir())
   assert names == ["autoencoder-000006.png", "denoiser-000006.png"]
+
+
+@pytest.mark.slow
+def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
+  stage = experiment.autoencoder
+  discriminator = PatchDiscriminator(widths=(4, 4), groups=2)
+  objective = Adversarial(inner=stage.objective, discriminator=discriminator, start_step=2)
+  stage = dataclasses.replace(stage, objective=objective, optimizer=PerPart(rest=stage.optimizer))
+  experiment = dataclasses.replace(experiment, autoencoder=stage)
+  stages.train(experiment, tmp_path / "w", devices=1)
+  assert workdirs.read(tmp_path / "w") == experiment
+  rows = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
+  assert [row["adversarial_weight"] > 0 for row in rows if "d_loss" in row] == [False] * 3 + [True] * (STEPS - 3)
+  model, params = pipeline.load(tmp_path / "w")
+  assert "decoder" in params["codec"]["params"] and "conv0" not in params["codec"]["params"]
+  assert pipeline.generate(model, params, [0], steps=1).shape == (1, 32, 32, 1)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Between images and the standardised latents that a denoiser lives in.
 
-A codec is a tree {"params", "mean" [C], "std" [C]}: the averaged parameters of a trained autoencoder, and the measured
-statistics of its latents over the training set,
+A codec is a tree {"params", "extra", "mean" [C], "std" [C]}: the averaged parameters of a trained autoencoder, its other
+collections (a codebook, or nothing), and the measured statistics of its latents over the training set,
 
   (1)  std^2 = Var[posterior mean] + E[posterior variance],   a channel
 
@@ -32,15 +32,20 @@ def pixels(images: Array) -> Array:
   return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
 
 
+def variables(codec: dict) -> dict:
+  """What the network is applied to; without "extra", the parameters alone, which is enough to encode."""
+  return {"params": codec["params"]} | codec.get("extra", {})
+
+
 def encode(network: Any, codec: dict, images: Array) -> Gaussian:
   """images [B, H, W, C] -> the raw posterior over [B, h, w, c]."""
-  return network.apply({"params": codec["params"]}, pixels(images), method="encode")
+  return network.apply(variables(codec), pixels(images), method="encode")
 
 
 def decode(network: Any, codec: dict, latents: Array) -> Array:
   """Standardised latents [B, h, w, c] -> images [B, H, W, C] in [-1, 1], decoded in float32 whatever the training dtype."""
   raw = latents * codec["std"] + codec["mean"]
-  images = network.clone(dtype="float32").apply({"params": codec["params"]}, raw, method="decode")
+  images = network.clone(dtype="float32").apply(variables(codec), raw, method="decode")
   return jnp.clip(images, -1, 1)
 
 

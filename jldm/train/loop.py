@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -22,14 +22,34 @@ class Hook(NamedTuple):
   at_end: bool = False
 
 
-def fit(step: Callable, state: TrainState, batches: Iterable, root: jax.Array, frozen, stop: int, hooks: Iterable[Hook]):
+class Change(NamedTuple):
+  """call(step, state, batch) -> the state that goes on, after every `every_steps` steps and before their hooks."""
+
+  every_steps: int
+  call: Callable[[int, TrainState, Any], TrainState]
+
+
+def fit(
+  step: Callable,
+  state: TrainState,
+  batches: Iterable,
+  root: jax.Array,
+  frozen: Any,
+  stop: int,
+  hooks: Iterable[Hook],
+  changes: Iterable[Change] = (),
+) -> TrainState:
   """Runs from state.step to `stop` on `batches` (device arrays, one a step).
 
-  The host runs ahead of the devices by IN_FLIGHT steps and otherwise waits only where a hook does.
+  The host runs ahead of the devices by IN_FLIGHT steps and otherwise waits only where a hook does.  `changes` are what
+  happens to the state outside the step.
   """
-  hooks, in_flight = tuple(hooks), collections.deque()
+  hooks, changes, in_flight = tuple(hooks), tuple(changes), collections.deque()
   for n, batch in zip(range(int(state.step) + 1, stop + 1), batches, strict=True):
     state, metrics = step(state, batch, root, frozen)
+    for change in changes:
+      if n % change.every_steps == 0:
+        state = change.call(n, state, batch)
     in_flight.append(metrics)
     if len(in_flight) > IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())

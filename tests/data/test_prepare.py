@@ -308,7 +308,7 @@ def test_a_plain_npy_is_refused(tmp_path):
 # ---- requests
 
 REQUESTS = {
-  "kind": ({"kind": "tar"}, r"kind='tar'; expected one of \['digits', 'folder', 'idx', 'npz'\]"),
+  "kind": ({"kind": "tar"}, r"kind='tar'; expected one of \['digits', 'folder', 'idx', 'npz', 'photos'\]"),
   "name": ({"name": "../a"}, "name='../a'; expected letters"),
   "size": ({"size": (0, 8)}, "size=0x8; expected HEIGHTxWIDTH"),
   "pad": ({"pad": -1}, "pad=-1"),

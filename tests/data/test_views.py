@@ -160,5 +160,5 @@ def test_labelled_examples_stand_several_times_in_an_epoch(times):
 
 
 def test_no_label_stands_less_than_once():
-  with pytest.raises(UserError, match="data.labelled_times=0; expected at least 1"):
+  with pytest.raises(UserError, match=r"data\.labelled_times=0; expected at least 1"):
     Synthetic(labelled=0.5, labelled_times=0).open("train")

@@ -7,7 +7,9 @@ from jldm.core.keys import row_keys
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
-from tests.networks import quick, random_params
+from jldm.models.autoencoders.quantize import Codebook
+from jldm.models.autoencoders.vq import VQAutoencoder
+from tests.networks import quick, random_params, randomised
 
 RNG = np.random.default_rng(0)
 NETWORK = KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2)
@@ -70,3 +72,19 @@ def test_decode_undoes_the_standardising_in_float32(codec):
   np.testing.assert_array_equal(half, whole)
   np.testing.assert_allclose(whole, np.clip(raw, -1, 1), atol=1e-5)
   assert (np.abs(raw) > 1).any() and (np.abs(raw) < 1).any()
+
+
+def test_a_codebook_goes_with_the_codec():
+  network = VQAutoencoder(quantizer=Codebook(size=8), channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2)
+  keys = jax.random.split(jax.random.key(0), 2)
+  shapes = jax.eval_shape(network.init, keys[0], jnp.zeros((2, 4, 6, 1)), keys)
+  variables = randomised(shapes) | {"codebook": {"counts": np.full(8, 0.125, np.float32),
+                                                 "sums": np.float32(0.125 * RNG.normal(size=(8, 2)))}}
+  codec = {"params": variables["params"], "extra": {"codebook": variables["codebook"]},
+           "mean": jnp.array([0.5, -1.0]), "std": jnp.array([2.0, 0.5])}
+  images = np.float32(RNG.uniform(-1, 1, (2, 4, 6, 1)))
+  posterior = quick(codecs.encode, static_argnums=0)(network, codec, images)
+  np.testing.assert_array_equal(posterior.log_variance, -30)
+  z = jnp.asarray(RNG.normal(size=(2, 2, 3, 2)), jnp.float32)
+  raw = quick(lambda variables, z: network.apply(variables, z, method="decode"))(variables, z * codec["std"] + codec["mean"])
+  np.testing.assert_allclose(quick(codecs.decode, static_argnums=0)(network, codec, z), np.clip(raw, -1, 1), atol=1e-5)

@@ -3,7 +3,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from jldm.train.loop import IN_FLIGHT, Hook, fit
+from jldm.train.loop import IN_FLIGHT, Change, Hook, fit
 
 ROOT = object()
 FROZEN = object()
@@ -80,3 +80,22 @@ def test_a_batch_too_few_or_too_many_is_an_error(batches):
 
 def test_metrics_are_waited_for_as_jax_does():
   assert jax.block_until_ready(Metrics(1, [])).waited == [1]
+
+
+def test_changes_come_before_the_hooks_of_their_step():
+  calls, device = [], Device()
+
+  def change(n, state, batch):
+    assert batch == state.step == n
+    calls.append(("change", n))
+    return Changed(state.step)
+
+  class Changed(State):
+    pass
+
+  hook = Hook(1, lambda n, state, metrics: calls.append((type(state).__name__, n)))
+  device.start = 0
+  last = fit(device.step, State(0), range(1, 6), ROOT, FROZEN, 5, [hook], [Change(2, change)])
+  assert last == State(5) and type(last) is State, "the state that a change returns goes on"
+  expected = [("State", 1), ("change", 2), ("Changed", 2), ("State", 3), ("change", 4), ("Changed", 4), ("State", 5)]
+  assert calls == expected

@@ -1,10 +1,12 @@
 """The KL autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: convolutions, attention in the middle."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.autoencoders.posterior import CEILING, FLOOR, Bottleneck, Gaussian
 from jldm.nn.norm import GroupNorm
 from jldm.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
 from jldm.nn.resnet import ImageAttention, ResnetBlock
@@ -75,6 +77,20 @@ class Decoder(nn.Module):
     return depth_to_space(nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="out")(h), self.patch)
 
 
+def factor_of(network: Any) -> int:
+  """How many pixels of a side become one latent."""
+  return network.patch * 2 ** (len(network.widths) - 1)
+
+
+def check_images(network: Any, x: Array) -> None:
+  """ValueError unless x [B, H, W, C] fits the network's factor and channels."""
+  if x.shape[1] % network.factor or x.shape[2] % network.factor or x.shape[3] != network.channels:
+    raise ValueError(
+      f"images of {x.shape[1]}x{x.shape[2]}x{x.shape[3]}; expected sides divisible by {network.factor} "
+      f"and {network.channels} channels"
+    )
+
+
 class KLAutoencoder(nn.Module):
   """Images in [-1, 1] to a diagonal Gaussian over latents, and back.
 
@@ -92,7 +108,7 @@ class KLAutoencoder(nn.Module):
 
   @property
   def factor(self) -> int:
-    return self.patch * 2 ** (len(self.widths) - 1)
+    return factor_of(self)
 
   def setup(self):
     shared = (tuple(self.widths), self.resnets, self.groups, self.patch, self.dtype)
@@ -107,17 +123,19 @@ class KLAutoencoder(nn.Module):
     Raises:
       ValueError: H or W is not divisible by `factor`, or C is not `channels`.
     """
-    if x.shape[1] % self.factor or x.shape[2] % self.factor or x.shape[3] != self.channels:
-      raise ValueError(
-        f"images of {x.shape[1]}x{x.shape[2]}x{x.shape[3]}; expected sides divisible by {self.factor} "
-        f"and {self.channels} channels"
-      )
+    check_images(self, x)
     mean, log_variance = jnp.split(self.moments(self.encoder(x)).astype(jnp.float32), 2, -1)
-    return Gaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
+    return Gaussian(mean, jnp.clip(log_variance, FLOOR, CEILING))
 
   def decode(self, z: Array) -> Array:
     """z [B, h, w, latent_channels], raw -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
     return self.decoder(self.latents(z)).astype(jnp.float32)
+
+  def bottleneck(self, posterior: Gaussian) -> Bottleneck:
+    """The KL [B] in nats, divided by the values of an image."""
+    _, h, w, _ = posterior.mean.shape
+    kl = posterior.kl() / (h * w * self.factor**2 * self.channels)
+    return Bottleneck({"kl": kl}, {}, {})
 
   def __call__(self, x: Array, keys: Array) -> tuple[Array, Gaussian]:
     """x [B, H, W, C], keys [B] -> (reconstruction of a sampled latent, posterior)."""

@@ -1,6 +1,6 @@
-"""The diagonal Gaussian that an encoder gives, Kingma & Welling 2014 (1312.6114)."""
+"""The diagonal Gaussian that an encoder gives, Kingma & Welling 2014 (1312.6114), and what the bottleneck tells of it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jldm.core.keys import normal
 
 Array = jax.Array
+
+FLOOR, CEILING = -30.0, 20.0  # of log-variances; at the floor the Gaussian is a point
 
 
 class Gaussian(NamedTuple):
@@ -24,3 +26,15 @@ class Gaussian(NamedTuple):
     """KL to N(0, I) in nats a sample [B] (appendix B there)."""
     each = jnp.square(self.mean) + jnp.exp(self.log_variance) - 1 - self.log_variance
     return 0.5 * each.sum(tuple(range(1, each.ndim)))
+
+
+class Bottleneck(NamedTuple):
+  """What it costs to pass a bottleneck.
+
+  costs: by name, [B], to be weighted.  metrics: scalars.  extra: the network's collections besides its parameters,
+  after this batch.
+  """
+
+  costs: dict[str, Array]
+  metrics: dict[str, Array]
+  extra: Any

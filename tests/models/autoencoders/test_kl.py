@@ -82,3 +82,10 @@ def test_log_variance_is_bounded(params):
 def test_attention_lets_every_latent_see_every_pixel(params):
   gradient = jax.device_get(quick(jax.grad(lambda x, params: encode(params, x).mean[0, 0, 0, 0]))(IMAGES, params))
   assert (np.abs(gradient[0]).max(-1) > 0).all() and not gradient[1].any()
+
+
+def test_bottleneck_is_the_kl_an_image_value(params):
+  posterior = quick(encode)(params, IMAGES)
+  costs, metrics, extra = SMALL.apply({"params": params}, posterior, method="bottleneck")
+  np.testing.assert_allclose(costs["kl"], posterior.kl() / (6 * 10 * 3), rtol=1e-6)
+  assert set(costs) == {"kl"} and metrics == {} == extra

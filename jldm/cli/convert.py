@@ -1,0 +1,89 @@
+"""`jldm convert SOURCE OUT --to {jldm,diffusers} [--kind …]`: weights in other forms.
+
+  params   a workdir -> one .safetensors with its experiment and averaged parameters; such a file -> a workdir to sample from
+  lpips    a .safetensors of the lpips package's parameters -> the one that jldm's LPIPS reads
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jldm import pipeline, workdir as workdirs
+from jldm.checkpoint import Checkpoints
+from jldm.core.errors import UserError
+from jldm.experiment import dumps, loads
+from jldm.interop import flat, lpips as packaged, safetensors
+from jldm.metrics import perceptual
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("source", metavar="SOURCE", help="a workdir, or a .safetensors file")
+  parser.add_argument("out", metavar="OUT", help="the .safetensors file or the workdir to make")
+  parser.add_argument("--to", choices=("jldm", "diffusers"), required=True, help="whose form OUT has")
+  parser.add_argument("--kind", choices=sorted({kind for kind, _ in RULES}),
+                      help="what SOURCE is (default: params, where SOURCE is a workdir or was made from one)")
+
+
+def main(args: argparse.Namespace) -> None:
+  source, out = Path(args.source), Path(args.out)
+  kind = args.kind or kind_of(source)
+  if (kind, args.to) not in RULES:
+    there = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
+    raise UserError(f"--kind {kind} --to {args.to}: there is no such rule; there are {there}")
+  print(RULES[kind, args.to](source, out))
+
+
+def kind_of(source: Path) -> str:
+  """What a source says of itself; UserError where it does not."""
+  kind = "params" if source.is_dir() else safetensors.read_header(source).metadata.get("kind")
+  if kind not in {known for known, _ in RULES}:
+    raise UserError(f"{str(source)!r} does not say what it is; say it with --kind, one of {', '.join(k for k, _ in RULES)}")
+  return kind
+
+
+def params(source: Path, out: Path) -> str:
+  return exported(source, out) if source.is_dir() else imported(source, out)
+
+
+def exported(workdir: Path, out: Path) -> str:
+  """A trained workdir as one file."""
+  experiment = workdirs.read(workdir)
+  _, params = pipeline.load(workdir)
+  arrays = flat.flatten(params)
+  safetensors.write(out, arrays, {"format": "jldm", "kind": "params", "experiment": dumps(experiment)})
+  return f"{out}: {summary(arrays)}"
+
+
+def imported(path: Path, out: Path) -> str:
+  """The inverse: a workdir with finished stages and no optimizer's state."""
+  metadata = safetensors.read_header(path).metadata
+  if "experiment" not in metadata:
+    raise UserError(f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a workdir")
+  experiment = loads(metadata["experiment"])
+  model = pipeline.of(experiment)
+  like = {"codec": pipeline.codec_shapes(model), "denoiser": pipeline.denoiser_shapes(model)}
+  params = flat.unflatten(safetensors.read(path), like)
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    raise UserError(f"{str(out)!r} exists; choose another OUT")
+  workdirs.claim(out, experiment)
+  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": params["codec"]}),
+            "denoiser": (experiment.denoiser.steps, {"ema": params["denoiser"]})}
+  for stage, (step, items) in stages.items():
+    with Checkpoints(workdirs.checkpoints(out, stage)) as saved:
+      saved.save(step, items)
+  return f"{out}: a workdir to sample from"
+
+
+def lpips(source: Path, out: Path) -> str:
+  """LPIPS of the package to ours."""
+  found = perceptual.unpack(packaged.rename(safetensors.read(source)))
+  arrays = flat.flatten(found)
+  safetensors.write(out, arrays, {"format": "jldm", "kind": "lpips"})
+  return f"{out}: {summary(arrays)}"
+
+
+def summary(arrays: dict[str, Any]) -> str:
+  return f"{len(arrays)} arrays, {sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB"
+
+
+RULES = {("params", "jldm"): params, ("lpips", "jldm"): lpips}  # (what, into whose form)

@@ -1,0 +1,135 @@
+"""LPIPS: how far two images are apart for a pretrained network and heads fitted to people's judgements.
+
+  (1)  f_l = features of layer l of (image - shift) / scale,  g_l = f_l / (|f_l| + 1e-10) over channels
+  (2)  d(a, b) = sum over l, mean over places, of w_l . (g_l(a) - g_l(b))^2
+
+Zhang et al. 2018 (1801.03924), eq. 1, as version 0.1 of the authors' package `lpips` computes it.  No weights ship here:
+`jldm convert` makes them from what a person has.  They are {"conv1": {"kernel" [k, k, in, out], "bias" [out]}, ...,
+"head1": {"weight" [C]}, ...}, passed as an argument, and the distance is differentiable.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.core.errors import UserError
+
+Array = jax.Array
+
+SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])  # of red, green, blue in [-1, 1]
+EPSILON = 1e-10
+
+
+class Layer(NamedTuple):
+  """Perhaps max-pooling over pool x pool places with stride 2, a convolution, ReLU; `tap`: its features are compared."""
+
+  features: int
+  kernel: int = 3
+  stride: int = 1
+  padding: int = 1
+  pool: int = 0
+  tap: bool = False
+
+
+def stage(features: int, depth: int, pool: int = 2) -> tuple[Layer, ...]:
+  """`depth` convolutions of VGG, pooled before the first, compared after the last."""
+  return tuple(Layer(features, pool=pool if i == 0 else 0, tap=i == depth - 1) for i in range(depth))
+
+
+NETWORKS = {  # up to the last layer that is compared
+  "vgg": (*stage(64, 2, pool=0), *stage(128, 2), *stage(256, 3), *stage(512, 3), *stage(512, 3)),  # VGG16: 1409.1556, table 1, D
+  "alex": (  # 1404.5997
+    Layer(64, kernel=11, stride=4, padding=2, tap=True),
+    Layer(192, kernel=5, padding=2, pool=3, tap=True),
+    Layer(384, pool=3, tap=True),
+    Layer(256, tap=True),
+    Layer(256, tap=True),
+  ),
+}
+
+
+def shapes(network: str) -> dict[str, tuple[int, ...]]:
+  """What a network of NETWORKS needs, by flat names such as "conv1/kernel"."""
+  found, channels, taps = {}, 3, 0
+  for i, layer in enumerate(NETWORKS[network], 1):
+    found |= {f"conv{i}/kernel": (layer.kernel, layer.kernel, channels, layer.features), f"conv{i}/bias": (layer.features,)}
+    channels = layer.features
+    if layer.tap:
+      taps += 1
+      found[f"head{taps}/weight"] = (channels,)
+  return found
+
+
+def unpack(arrays: Mapping[str, Any]) -> dict:
+  """Arrays by flat name -> the parameters of `distance`, in float32.
+
+  Raises:
+    UserError: not those of a network in NETWORKS.
+  """
+  network = next((name for name in NETWORKS if shapes(name).keys() == arrays.keys()), None)
+  if network is None:
+    nearest = min(NETWORKS, key=lambda name: len(shapes(name).keys() ^ arrays.keys()))
+    different = sorted(shapes(nearest).keys() ^ arrays.keys())
+    raise UserError(
+      f"{len(arrays)} arrays are the LPIPS weights of none of {', '.join(NETWORKS)}; of {nearest}, {different[0][:80]!r} is "
+      f"{'missing' if different[0] in shapes(nearest) else 'not a part'}; make them by jldm convert --kind lpips"
+    )
+  params: dict = {}
+  for name, shape in shapes(network).items():
+    if np.shape(arrays[name]) != shape:
+      raise UserError(f"{name} of the LPIPS weights is {list(np.shape(arrays[name]))}; expected {list(shape)}, for {network}")
+    layer, _, part = name.partition("/")
+    params.setdefault(layer, {})[part] = np.asarray(arrays[name], np.float32)
+  return params
+
+
+def layers_of(params: dict) -> tuple[Layer, ...]:
+  """The network that `unpack` found."""
+  count = sum(name.startswith("conv") for name in params)
+  return next(layers for layers in NETWORKS.values() if len(layers) == count)
+
+
+def features(params: dict, images: Array) -> list[Array]:
+  """Images [B, H, W, 3 or 1] in [-1, 1] -> the f_l of (1), [B, h, w, C] each.
+
+  Raises:
+    UserError: images too small for the network.
+  """
+  h, found = (jnp.asarray(images, jnp.float32) - SHIFT) / SCALE, []
+  for i, layer in enumerate(layers_of(params), 1):
+    if layer.pool:
+      window = (1, layer.pool, layer.pool, 1)
+      h = jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), "VALID")
+    weights = params[f"conv{i}"]
+    h = jax.lax.conv_general_dilated(
+      h, weights["kernel"], (layer.stride,) * 2, ((layer.padding,) * 2,) * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
+    )
+    if not h.size:
+      raise UserError(f"images of {images.shape[1]}x{images.shape[2]} are too small for LPIPS; expected at least 32x32")
+    h = jax.nn.relu(h + weights["bias"])
+    if layer.tap:
+      found.append(h)
+  return found
+
+
+def unit(f: Array) -> Array:
+  """g of (1) over the last axis; its gradient at zero is zero, that of the square root would be infinite."""
+  square = jnp.square(f).sum(-1, keepdims=True)
+  norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+  return f / (norm + EPSILON)
+
+
+def distance(params: dict, a: Array, b: Array) -> Array:
+  """(2): a, b [B, H, W, C] in [-1, 1], C 3 or 1 (grey) -> [B]; 0 for equal images.
+
+  Raises:
+    UserError: images too small for the network.
+  """
+  total = jnp.zeros(len(a))
+  for i, (f, g) in enumerate(zip(features(params, a), features(params, b)), 1):
+    total = total + (jnp.square(unit(f) - unit(g)) @ params[f"head{i}"]["weight"]).mean((1, 2))
+  return total

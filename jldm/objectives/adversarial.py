@@ -1,0 +1,151 @@
+"""Stage 1 with a discriminator D that tells images x from reconstructions x', trained together by one loss.
+
+  (1)  loss = inner(x, x') + a w mean -sg(D)(x')  +  a mean (max(0, 1 - D(x)) + max(0, 1 + D(sg(x')))) / 2
+  (2)  w = weight min(|g| / (|h| + 1e-6), 1e4)
+  (3)  g, h = gradients of inner and of mean -D(x') with respect to the decoder's last kernel
+  (4)  |.|^2 is averaged over the steps before:  v_n = decay v_(n-1) + (1 - decay) |.|_(n-1)^2
+
+means over patches.  (1) is the hinge loss of Lim & Ye 2017 (1705.02894), sg stops gradients: the second term trains the
+autoencoder alone and the third the discriminator alone.  (2) and (3) are eq. 7 of VQGAN, Esser et al. 2021 (2012.09841),
+which measures within the step (decay = 0, there); here g and h are kept in `extra`, as means over the batch, and w comes
+from the steps before, so that devices and microbatches share one w and agree with the whole batch.  a is 0 for the first
+`start_step` updates, when the discriminator is neither used nor trained, and 1 after them.  (It is computed all the
+same: convolutions within `lax.cond` are many times slower on a CPU.)
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.models.autoencoders.discriminator import PatchDiscriminator
+from jldm.models.codec import pixels
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.objective import Aux
+
+Array = jax.Array
+
+EPSILON, MOST = 1e-6, 1e4  # of (2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adversarial:
+  """Equations (1) to (4); params are {"autoencoder", "discriminator"}.
+
+  `extra` is {"autoencoder": of inner, "steps": [], how many were made, up to start_step, "gradients": {"inner",
+  "adversarial"}, g and h of the step before, "squares": {the same}, v}.
+
+  weight: of the adversarial term, relative to the gradient of what it is added to; 0 trains the discriminator alone.
+  last: path of the decoder's last kernel in the autoencoder's parameters.
+
+  Raises:
+    UserError: a number that is not legal; in `init`, where no parameter is called `last`.
+  """
+
+  inner: Reconstruction
+  discriminator: PatchDiscriminator = PatchDiscriminator()
+  start_step: int = 10_000
+  weight: float = 0.5
+  decay: float = 0.9
+  last: str = "decoder/out/kernel"
+
+  def __post_init__(self):
+    if self.start_step < 0 or self.weight < 0:
+      raise UserError(f"start_step={self.start_step}, weight={self.weight}; expected at least 0")
+    if not 0 <= self.decay < 1:
+      raise UserError(f"decay={self.decay}; expected at least 0 and less than 1")
+
+  @property
+  def network(self) -> Any:
+    """The autoencoder."""
+    return self.inner.network
+
+  @property
+  def refresh_every_steps(self) -> int:
+    return self.inner.refresh_every_steps
+
+  def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:
+    """`extra` after the inner objective's refresh, outside the step."""
+    return extra | {"autoencoder": self.inner.refresh(params["autoencoder"], extra["autoencoder"], batch, key)}
+
+  def codec(self, params: Any, extra: Any) -> dict:
+    """What `models.codec` needs of the network."""
+    return self.inner.codec(params["autoencoder"], extra["autoencoder"])
+
+  def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
+    key_inner, key_discriminator = jax.random.split(key)
+    autoencoder, inner = self.inner.init(key_inner, batch)
+    discriminator = self.discriminator.init(key_discriminator, pixels(batch["image"]))["params"]
+    both = lambda like: {name: jnp.zeros_like(like, jnp.float32) for name in ("inner", "adversarial")}
+    zero = jnp.zeros(())
+    extra = {"autoencoder": inner, "steps": zero, "gradients": both(leaf(autoencoder, self.last)), "squares": both(zero)}
+    return {"autoencoder": autoencoder, "discriminator": discriminator}, extra
+
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: Any, batch: dict, key: Array) -> tuple[Array, Aux]:
+    del ema, frozen
+
+    def terms(last):
+      x, back, loss, aux = self.inner.terms(put(params["autoencoder"], self.last, last), extra["autoencoder"], batch, key)
+      return (back, loss), (x, aux)
+
+    (back, loss), pull, (x, inner) = jax.vjp(terms, leaf(params["autoencoder"], self.last), has_aux=True)
+    squares, weight = self.adaptive(extra)
+    started = (extra["steps"] >= self.start_step).astype(jnp.float32)
+    fooled, slope = self.fooled(params["discriminator"], back)
+    told, metrics = self.told(params["discriminator"], x, back)
+    mean, none = jnp.full_like(loss, 1 / len(loss)), jnp.zeros_like
+    measured = {"inner": pull((none(back), mean))[0], "adversarial": pull((slope / len(loss), none(loss)))[0]}
+    state = {
+      "autoencoder": inner.extra,
+      "steps": jnp.minimum(extra["steps"] + 1, self.start_step),
+      "gradients": jax.tree.map(lambda g: started * jax.lax.stop_gradient(g), measured),
+      "squares": squares,
+    }
+    loss = loss + started * (weight * with_gradient(fooled, slope, back) + told)
+    return loss, Aux(inner.metrics | metrics | {"adversarial_weight": weight}, state)
+
+  def adaptive(self, extra: Any) -> tuple[dict, Array]:
+    """-> ((4), (2)); before anything was measured, the weight is 0."""
+    average = lambda v, g: self.decay * v + (1 - self.decay) * jnp.square(g).sum()
+    squares = jax.lax.stop_gradient(jax.tree.map(average, extra["squares"], extra["gradients"]))
+    ratio = jnp.sqrt(squares["inner"]) / (jnp.sqrt(squares["adversarial"]) + EPSILON)
+    return squares, self.weight * jnp.clip(ratio, 0, MOST)
+
+  def logits(self, params: Any, images: Array) -> Array:
+    return self.discriminator.apply({"params": params}, images)
+
+  def fooled(self, params: Any, back: Array) -> tuple[Array, Array]:
+    """-D(x') [B] and its slope [B, H, W, C], without gradients of their own."""
+    fixed, back = jax.lax.stop_gradient((params, back))
+    values, pull = jax.vjp(lambda back: -self.logits(fixed, back).mean((1, 2)), back)
+    return values, pull(jnp.ones_like(values))[0]
+
+  def told(self, params: Any, x: Array, back: Array) -> tuple[Array, dict[str, Array]]:
+    """The third term of (1) [B], and metrics."""
+    real, fake = self.logits(params, x), self.logits(params, jax.lax.stop_gradient(back))
+    loss = (jax.nn.relu(1 - real) + jax.nn.relu(1 + fake)).mean((1, 2)) / 2
+    return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_loss": loss.mean()}
+
+
+def with_gradient(values: Array, slope: Array, at: Array) -> Array:
+  """`values` [B] as a function of `at` [B, ...] that has the gradient `slope` there."""
+  values, slope = jax.lax.stop_gradient((values, slope))
+  return values + (slope * (at - jax.lax.stop_gradient(at))).sum(tuple(range(1, at.ndim)))
+
+
+def leaf(tree: Any, path: str) -> Any:
+  """The leaf of nested dicts at a path such as "decoder/out/kernel"; UserError where there is none."""
+  for name in path.split("/"):
+    if not isinstance(tree, dict) or name not in tree:
+      there = ", ".join(sorted(tree)[:8]) if isinstance(tree, dict) else "an array"
+      raise UserError(f"last={path!r}: there is no {name!r}, but {there}; expected the path of the decoder's last kernel")
+    tree = tree[name]
+  return tree
+
+
+def put(tree: Any, path: str, value: Any) -> Any:
+  """The same nested dicts with another leaf at a path."""
+  head, _, rest = path.partition("/")
+  return tree | {head: put(tree[head], rest, value) if rest else value}

@@ -1,0 +1,84 @@
+"""`jldm convert`: a workdir into one file and back, LPIPS, and mistakes."""
+
+import jax
+import numpy as np
+import pytest
+
+from jldm import pipeline, stages, workdir as workdirs
+from jldm.cli import main
+from jldm.interop import safetensors
+from jldm.metrics import perceptual
+from tests.configs import config, shrunk
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("runs") / "w"
+  stages.train(shrunk(config("digits")), path, devices=1)
+  return path
+
+
+def refused(capsys, *argv) -> str:
+  assert main(["convert", *map(str, argv)]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and error.count("\n") == 1
+  return error
+
+
+def test_a_workdir_into_one_file_and_back(workdir, tmp_path, capsys):
+  file, again = tmp_path / "digits.safetensors", tmp_path / "again"
+  assert main(["convert", str(workdir), str(file), "--to", "jldm"]) == 0
+  assert main(["convert", str(file), str(again), "--to", "jldm"]) == 0
+  assert "arrays" in capsys.readouterr().out
+  (model, params), (other, back) = pipeline.load(workdir), pipeline.load(again)
+  assert model == other and workdirs.read(again) == workdirs.read(workdir)
+  assert jax.tree.structure(back) == jax.tree.structure(params)
+  jax.tree.map(np.testing.assert_array_equal, back, params)
+  stages.train(workdirs.read(again), again, devices=1)  # nothing is left to train
+  assert "exists; choose another" in refused(capsys, file, workdir, "--to", "jldm")
+
+
+def test_parameters_that_do_not_fit_their_experiment(workdir, tmp_path, capsys):
+  file = tmp_path / "digits.safetensors"
+  assert main(["convert", str(workdir), str(file), "--to", "jldm"]) == 0
+  metadata, arrays = safetensors.read_header(file).metadata, safetensors.read(file)
+  safetensors.write(file, {name: value for name, value in arrays.items() if name != "codec/mean"}, metadata)
+  assert "codec/mean is missing" in refused(capsys, file, tmp_path / "w", "--to", "jldm")
+  safetensors.write(file, arrays, metadata | {"experiment": '{"class": "os.system"}'})
+  assert "not an experiment" in refused(capsys, file, tmp_path / "w", "--to", "jldm")
+  safetensors.write(file, arrays, {"kind": "params"})
+  assert "no experiment in its metadata" in refused(capsys, file, tmp_path / "w", "--to", "jldm")
+  assert not (tmp_path / "w").exists()
+
+
+def test_lpips(tmp_path, capsys):
+  """Of AlexNet by the package's names; that the numbers are right, tests/metrics/test_perceptual.py tells."""
+  rng, theirs, places = np.random.default_rng(0), {}, (0, 3, 6, 8, 10)
+  ours = {name: rng.normal(size=shape).astype(np.float32) for name, shape in perceptual.shapes("alex").items()}
+  for i, place in enumerate(places, 1):
+    theirs[f"net.slice{i}.{place}.weight"] = ours[f"conv{i}/kernel"].transpose(3, 2, 0, 1)
+    theirs[f"net.slice{i}.{place}.bias"] = ours[f"conv{i}/bias"]
+    theirs[f"lin{i - 1}.model.1.weight"] = ours[f"head{i}/weight"][None, :, None, None]
+  safetensors.write(tmp_path / "theirs", theirs)
+  assert "does not say what it is; say it with --kind" in refused(capsys, tmp_path / "theirs", tmp_path / "o", "--to", "jldm")
+  assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--to", "jldm", "--kind", "lpips"]) == 0
+  found = safetensors.read(tmp_path / "ours")
+  assert found.keys() == ours.keys()
+  for name, value in ours.items():
+    np.testing.assert_array_equal(found[name], value)
+  perceptual.unpack(found)
+
+
+@pytest.mark.parametrize("argv, told", [
+  ((), "SOURCE, OUT, --to"),
+  (("missing", "o", "--to", "jldm"), "cannot read 'missing'"),
+  ((".", "o", "--to", "diffusers"), "no such rule; there are --kind params --to jldm, --kind lpips"),
+  ((".", "o", "--to", "torch"), "--to"),
+  ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
+  ((".", "o", "--to", "jldm"), "has no experiment.json"),
+  ((".", "o", "--to", "jldm", "--kind", "lpips"), "cannot read '.'"),
+])
+def test_mistakes(tmp_path, monkeypatch, capsys, argv, told):
+  monkeypatch.chdir(tmp_path)
+  assert told in refused(capsys, *argv)
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,202 @@
+"""Round trips, the other implementation's layout written by hand, and hundreds of broken files."""
+
+import json
+import os
+import struct
+import tracemalloc
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.interop import safetensors
+
+RNG = np.random.default_rng(0)
+TENSORS = {
+  "conv/kernel": RNG.normal(size=(3, 3, 2, 4)).astype(np.float32),
+  "conv/bias": RNG.normal(size=4).astype(np.float16),
+  "brain": np.asarray(RNG.normal(size=(5,)), jnp.bfloat16),
+  "eight": np.asarray([0.5, -2.0, 448.0], jnp.float8_e4m3fn),
+  "count": np.int64(7),
+  "yes": np.array([True, False, True]),
+  "none": np.zeros((0, 3), np.uint8),
+  "größe": np.arange(6, dtype=np.uint16)[::2],
+}
+
+
+def stored(header, data: bytes = b"") -> bytes:
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack("<Q", len(text)) + text + data
+
+
+def one(dtype="F32", shape=(2,), offsets=(0, 8), name="a", **more):
+  return {name: {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)} | more}
+
+
+def refused(path, content: bytes) -> str:
+  path.write_bytes(content)
+  with pytest.raises(UserError) as error:
+    safetensors.read(path)
+  told = str(error.value)
+  assert repr(str(path)) in told and told.isprintable() and len(told) < 500 + len(str(path))
+  return told
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / "x.safetensors"
+
+
+def test_what_is_written_is_read(path):
+  safetensors.write(path, TENSORS, {"kind": "test", "a": "b"})
+  found = safetensors.read(path)
+  assert found.keys() == TENSORS.keys()
+  for name, value in TENSORS.items():
+    assert found[name].dtype == value.dtype and found[name].shape == np.shape(value), name
+    assert found[name].tobytes() == np.asarray(value).tobytes(), name
+    assert not found[name].flags.writeable and found[name].flags.aligned
+  assert safetensors.read_header(path).metadata == {"a": "b", "kind": "test"}
+  assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_same_arrays_give_the_same_bytes(path):
+  safetensors.write(path, TENSORS)
+  first = path.read_bytes()
+  safetensors.write(path, dict(reversed(TENSORS.items())))
+  assert path.read_bytes() == first
+
+
+def test_the_format_as_others_write_it(path):
+  """By hand from the published description: an unpadded header, gapless data that need not be aligned or in order."""
+  data = struct.pack("<B", 3) + struct.pack("<2f", 1.5, -2.0) + struct.pack("<H", 0x3FC0)
+  header = one(offsets=(1, 9)) | one("U8", (), (0, 1), "b") | one("BF16", (1, 1), (9, 11), "c")
+  path.write_bytes(stored({"__metadata__": {"format": "pt"}} | header, data))
+  found = safetensors.read(path)
+  assert found["a"].tolist() == [1.5, -2] and found["b"].tolist() == 3 and found["c"].astype(np.float32).tolist() == [[1.5]]
+  assert safetensors.read_header(path).metadata == {"format": "pt"}
+
+
+def test_nothing_but_the_header_is_read_before_use(path):
+  """A sparse file of 4 GiB."""
+  size = 2**32
+  with open(path, "wb") as file:
+    file.write(stored(one("U8", (size,), (0, size))))
+    file.truncate(file.tell() + size)
+  assert safetensors.read(path)["a"][-1] == 0
+
+
+@pytest.mark.parametrize("content, told", [
+  (b"", "0 bytes"),
+  (struct.pack("<Q", 2**63) + b"{}", "header would have 9223372036854775808 bytes, more than"),
+  (struct.pack("<Q", 2**20) + b"{}", "header would have 1048576 bytes, and the file has 10"),
+  (stored(b"[]"), "no JSON object"),
+  (stored(b" {}"), "no JSON object"),
+  (stored(b'{"a":'), "no JSON"),
+  (stored(b'{"a":"\xff"}'), "no JSON"),
+  (stored(b'{"a":' * 100_000), "no JSON"),
+  (stored(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "no JSON"),
+  (stored(b'{"a":' + b"9" * 10_000 + b"}"), "no JSON"),
+  (stored(b'{"a":1e999}'), "the number 1e999"),
+  (stored(b'{"a":NaN}'), "the number NaN"),
+  (stored(b'{"a":{"dtype":"U8","dtype":"I8"}}'), "a name twice"),
+  (stored(b'{"a":1,"a":2}'), "a name twice"),
+  (stored({"__metadata__": []}), "metadata"),
+  (stored({"__metadata__": {"a": 1}}), "metadata"),
+  (stored({"a": 5}), "other members than"),
+  (stored(one(extra=1), bytes(8)), "other members than"),
+  (stored(one(name=""), bytes(8)), "empty or not printable"),
+  (stored(one(name="a\n"), bytes(8)), "not printable"),
+  (stored(one(name="\ud800"), bytes(8)), "not printable"),
+  (stored(one("O"), bytes(8)), "dtype 'O', none of BOOL"),
+  (stored(one(["F32"]), bytes(8)), "dtype ['F32']"),
+  (stored(one(shape=(-2,)), bytes(8)), "shape [-2]"),
+  (stored(one(shape=(2.0,)), bytes(8)), "the number 2.0"),
+  (stored(one(shape=(True, 2)), bytes(8)), "shape [True, 2]"),
+  (stored(one(shape=(1,) * 17 + (2,)), bytes(8)), "not up to 16 whole numbers"),
+  (stored(one(shape=(2**62, 2**62)), bytes(8)), "more than can be indexed"),
+  (stored(one(shape=(0, 2**62, 2**62), offsets=(0, 0))), "more than can be indexed"),
+  (stored(one(shape=(2**40,)), bytes(8)), "span 8"),
+  (stored(one(shape=(2**40,), offsets=(0, 2**42)), bytes(8)), "cut short"),
+  (stored(one(offsets=(8, 0)), bytes(8)), "not a begin and an end"),
+  (stored(one(offsets=(0,)), bytes(8)), "not a begin and an end"),
+  (stored(one(offsets=(0, 8, 9)), bytes(8)), "data_offsets"),
+  (stored(one(offsets=("0", "8")), bytes(8)), "data_offsets"),
+  (stored(one(offsets=(4, 12)), bytes(12)), "leaves a gap before it, which ends at 0"),
+  (stored(one() | one(name="b", offsets=(4, 12)), bytes(12)), "'b' begins at byte 4 and overlaps"),
+  (stored(one() | one(name="b"), bytes(8)), "overlaps"),
+  (stored(one(), bytes(7)), "cut short"),
+  (stored(one(), bytes(9)), "describes 8 bytes of data, and it has 9"),
+  (stored(one("BOOL", (2,), (0, 2)), b"\x01\x02"), "neither 0 nor 1"),
+])
+def test_what_breaks_the_format_is_told(path, content, told):
+  assert told in refused(path, content)
+
+
+def test_what_is_no_file_is_told(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for name, told in (("missing", "No such file"), (".", "directory"), ("pipe", "not a regular file")):
+    with pytest.raises(UserError, match=told):
+      safetensors.read(tmp_path / name)
+
+
+def sound() -> bytes:
+  header = {"__metadata__": {"format": "pt"}} | one() | one("I64", (1, 2), (8, 24), "b") | one("BOOL", (3,), (24, 27), "c")
+  return stored(header, bytes(27))
+
+
+def read_or_refuse(path) -> int:
+  """How many arrays a file has, touching every byte of them; 0 if it is refused."""
+  try:
+    found = safetensors.read(path)
+  except UserError as error:
+    assert str(error).isprintable()
+    return 0
+  assert sum(value.nbytes for value in found.values()) <= path.stat().st_size
+  for value in found.values():
+    value.sum()
+  return len(found)
+
+
+def test_no_damage_shows_a_traceback_or_costs_memory(path):
+  """Every truncation, 800 random changes of bytes, and every number of the header made absurd."""
+  whole, rng = sound(), np.random.default_rng(1)
+  cases = [whole[:n] for n in range(len(whole))] + [whole + b"\0"]
+  for _ in range(800):
+    changed = bytearray(whole)
+    for place in rng.integers(0, len(whole) - 27, rng.integers(1, 4)):
+      changed[place] = rng.integers(256)
+    cases.append(bytes(changed))
+  text = whole[8:-27].decode()
+  for number in ("[2]", "[0, 8]", "[8, 24]", "[24, 27]"):
+    for absurd in ("[99999999999999999999999]", "[-1, 8]", "[0, 9223372036854775807]", "[[0], 8]", "null", "{}", "[1e3, 1e9]"):
+      cases.append(stored(text.replace(number, absurd).encode(), whole[-27:]))
+  tracemalloc.start()
+  accepted = 0
+  for case in cases:
+    path.write_bytes(case)
+    accepted += read_or_refuse(path) > 0
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  path.write_bytes(whole)
+  assert read_or_refuse(path) == 3
+  assert peak < 4e6
+  assert accepted < 0.2 * len(cases), "a changed name or text of the metadata is no fault"
+
+
+@pytest.mark.parametrize("tensors", [
+  {"a": np.zeros(2, complex)}, {"a": np.array(["x"])}, {"a": np.array([None])}, {"a\n": np.zeros(2)}, {"": np.zeros(2)},
+  {"__metadata__": np.zeros(2)},
+])
+def test_what_the_format_does_not_have_is_not_written(path, tensors):
+  with pytest.raises(ValueError, match="cannot be written"):
+    safetensors.write(path, tensors)
+  assert not path.exists()
+
+
+def test_a_failed_write_leaves_what_was_there(path, tmp_path):
+  safetensors.write(path, {"a": np.zeros(2)})
+  for place in (tmp_path / "none" / "x", path / "x", tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+      safetensors.write(place, TENSORS)
+  assert os.listdir(tmp_path) == [path.name] and safetensors.read(path)["a"].tolist() == [0, 0]
