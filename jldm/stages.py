@@ -28,6 +28,8 @@ from jldm.data import cached_latents
 from jldm.data.batches import batches, in_order
 from jldm.data.buckets import shapes
 from jldm.experiment import Experiment, Stage, to_data
+from jldm.interop import safetensors
+from jldm.metrics import perceptual
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.train.ema import Power
@@ -79,6 +81,8 @@ def train(
   model = pipeline.of(experiment)
   check_shapes(model, experiment.data)
   pipeline.times(model, model.sampling.steps)  # what could not be sampled is not trained
+  if "autoencoder" in stages:
+    lpips_weights(experiment.autoencoder.objective)
   if "autoencoder" not in stages:
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
@@ -237,13 +241,25 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     if saved.latest() == stage.steps:
       return
-    state = fit_stage(run, name, train_set, (), saved, mesh, look)
+    frozen = sharding.place(mesh, lpips_weights(stage.objective))
+    state = fit_stage(run, name, train_set, frozen, saved, mesh, look)
     cache = encoded(run, encode, {"params": found(state)["params"]}, train_set, mesh)
     statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
     told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
     print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
     codec = found(state) | statistics._asdict()
     saved.save(stage.steps, divide(state) | {"codec": codec})
+
+
+def lpips_weights(objective: Any) -> Any:
+  """What the perceptual term of an autoencoder's objective compares by; nothing where it has none."""
+  if not getattr(objective, "perceptual_weight", 0):
+    return ()
+  if not objective.lpips:
+    raise UserError(
+      f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that jldm convert --kind lpips made"
+    )
+  return perceptual.unpack(safetensors.read(Path(objective.lpips)))
 
 
 def train_denoiser(run: Run, train_set: Any) -> None:

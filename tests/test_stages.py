@@ -13,6 +13,8 @@ from jldm.core.errors import NonFiniteError, UserError
 from jldm.data import cached_latents
 from jldm.data.synthetic import Synthetic
 from jldm.experiment import override
+from jldm.interop import safetensors
+from jldm.metrics import perceptual
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.objectives.adversarial import Adversarial
 from jldm.train.parts import PerPart
@@ -246,3 +248,31 @@ def test_pictures_of_several_shapes_mirrored_and_partly_labelled(experiment, tmp
   labels = np.concatenate([source[np.arange(len(source))]["label"] for source in cache.sources])
   assert (labels >= 0).sum() == 40
   assert pipeline.generate(*pipeline.load(tmp_path / "w"), [3], steps=2, size=(48, 16), devices=1).shape == (1, 48, 16, 1)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+  (("perceptual_weight", "0.5"), "perceptual_weight=0.5 without weights; set lpips to a file that jldm convert"),
+  (("lpips", "nowhere.safetensors"), "cannot read 'nowhere.safetensors'"),
+])
+def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, change, told):
+  weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
+  with pytest.raises(UserError) as error:
+    stages.train(override(weighted, f"autoencoder.objective.{change[0]}", change[1]), tmp_path / "w", devices=1)
+  assert told in str(error.value) and not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_path):
+  rng = np.random.default_rng(0)
+  drawn = {name: np.float32(0.1 * np.abs(rng.normal(size=shape))) for name, shape in perceptual.shapes("alex").items()}
+  safetensors.write(tmp_path / "alex.safetensors", drawn)
+  weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
+  weighted = override(weighted, "autoencoder.objective.lpips", str(tmp_path / "alex.safetensors"))
+  stage = weighted.autoencoder
+  adversarial = Adversarial(inner=stage.objective, discriminator=PatchDiscriminator(widths=(4,), groups=2), start_step=0)
+  for objective in (stage.objective, adversarial):
+    changed = dataclasses.replace(weighted, autoencoder=dataclasses.replace(stage, objective=objective, steps=2))
+    workdir = tmp_path / type(objective).__name__
+    stages.train(changed, workdir, ("autoencoder",), devices=1)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["perceptual"] > 0 and np.isfinite([row["loss"] for row in rows if "loss" in row]).all()

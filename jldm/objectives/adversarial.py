@@ -63,6 +63,14 @@ class Adversarial:
     return self.inner.network
 
   @property
+  def perceptual_weight(self) -> float:
+    return self.inner.perceptual_weight
+
+  @property
+  def lpips(self) -> str:
+    return self.inner.lpips
+
+  @property
   def refresh_every_steps(self) -> int:
     return self.inner.refresh_every_steps
 
@@ -84,10 +92,11 @@ class Adversarial:
     return {"autoencoder": autoencoder, "discriminator": discriminator}, extra
 
   def loss(self, params: Any, extra: Any, ema: Any, frozen: Any, batch: dict, key: Array) -> tuple[Array, Aux]:
-    del ema, frozen
+    del ema
 
     def terms(last):
-      x, back, loss, aux = self.inner.terms(put(params["autoencoder"], self.last, last), extra["autoencoder"], batch, key)
+      autoencoder = put(params["autoencoder"], self.last, last)
+      x, back, loss, aux = self.inner.terms(autoencoder, extra["autoencoder"], batch, key, frozen)
       return (back, loss), (x, aux)
 
     (back, loss), pull, (x, inner) = jax.vjp(terms, leaf(params["autoencoder"], self.last), has_aux=True)

@@ -39,7 +39,7 @@ class Reconstruction:
   """Equations (1) to (5); a batch has `image` [B, H, W, C], uint8 or float in [-1, 1].
 
   `extra` is the network's collections besides its parameters: {"codebook": ...}, or nothing.  `frozen` is the parameters
-  of LPIPS, needed where perceptual_weight is not 0.
+  of LPIPS, needed where perceptual_weight is not 0: of the file `lpips`, which `jldm convert --kind lpips` made.
 
   Raises:
     UserError: a weight below zero.
@@ -53,6 +53,7 @@ class Reconstruction:
   equivariance: float = 0.0
   latent_noise: float = 0.0
   perceptual_weight: float = 0.0
+  lpips: str = ""
 
   def __post_init__(self):
     for name in ("l1", "l2", "kl_weight", "commitment_weight", "equivariance", "latent_noise", "perceptual_weight"):
