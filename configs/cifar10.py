@@ -39,7 +39,7 @@ def experiment() -> Experiment:
         parametrization=Precondition(sigma_data=1.0),
         times=LogNormalSigma(mean=-0.5, std=1.2),  # -1.2 of the paper, at sigma_data 0.5
       ),
-      optimizer=AdamW(schedule=Constant(peak=1e-3, warmup_steps=20_000)),
+      optimizer=AdamW(schedule=Constant(peak=1e-3, warmup_steps=20_000), clip_norm=0.0),
       steps=400_000,
       batch_size=512,
       ema=Power(sigma_rel=(0.05, 0.10)),

@@ -29,7 +29,7 @@ from jldm.diffusion.process import (
 )
 from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
-from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
@@ -101,7 +101,7 @@ ROLES = (  # one of a row may stand where another of it stands
   (LinearBetas, ScaledLinearBetas, CosineBetas, Betas),
   (Predict, Precondition),
   (Uniform, LogitNormal, LogNormalSigma),
-  (Plain, MinSNR, EDMWeighting, Sigmoid),
+  (Own, Plain, MinSNR, EDMWeighting, Sigmoid),
   (AdamW, Adafactor, Muon, PerPart),
   (Constant, WarmupCosine),
   (Decay, Power),
@@ -236,14 +236,22 @@ def parse_like(old: Any, text: str, path: str) -> Any:
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
+    if old is None:
+      raise UserError(f"{path}: expected a value written as in Python, such as 0.5 or 'text', got {text!r}") from error
     new = text
-  if old is None or is_alike(old, new):
+  if fits(old, new):
     return as_floats(old, new)
   if dataclasses.is_dataclass(old):
     others = [cls.__name__ for role in ROLES for cls in role if type(old) in role]
     fitting = " or ".join(f"{name}(...)" for name in others or [type(old).__name__])
     raise UserError(f"{path}: expected {fitting}, or one of its fields ({', '.join(fields(old)) or 'none'}), got {text!r}")
   raise UserError(f"{path}: expected {type(old).__name__} such as {old!r}, got {text!r}")
+
+
+def fits(old: Any, new: Any) -> bool:
+  """Where nothing stood, a literal may stand, or an object of the caller's own; elsewhere what is alike."""
+  known = any(type(new) in role for role in ROLES)
+  return not known if old is None else is_alike(old, new)
 
 
 def is_alike(old: Any, new: Any) -> bool:
@@ -271,8 +279,18 @@ def built(node: ast.expr, path: str) -> Any:
     return ast.literal_eval(node)
   if node.func.id not in CLASSES:
     raise UserError(f"{path}: no class {node.func.id!r}; {nearest(node.func.id, sorted(CLASSES))}")
-  named = {word.arg: built(word.value, path) for word in node.keywords if word.arg}
+  named = {word.arg or "**": built(word.value, path) for word in node.keywords}
   try:
-    return CLASSES[node.func.id](*(built(item, path) for item in node.args), **named)
+    value = CLASSES[node.func.id](*(built(item, path) for item in node.args), **named)
   except TypeError as error:
     raise UserError(f"{path}: {ast.unparse(node)} does not fit: {error}") from error
+  return dataclasses.replace(value, **{name: as_its_default(value, name, path) for name in fields(value)})
+
+
+def as_its_default(value: Any, name: str, path: str) -> Any:
+  """A field of an object that was built from text, of the type or role of its default."""
+  default = next(field.default for field in dataclasses.fields(value) if field.name == name)
+  found = getattr(value, name)
+  if default is dataclasses.MISSING or found is default or fits(default, as_floats(default, found)):
+    return found if default is dataclasses.MISSING else as_floats(default, found)
+  raise UserError(f"{path}: {name}={found!r} of {type(value).__name__}; expected one like {default!r}")

@@ -47,6 +47,7 @@ class Model:
   parametrization: Any
   latent_shape: tuple[int, int, int]
   classes: int
+  self_conditioning: bool
   sampling: Any
 
 
@@ -54,8 +55,10 @@ def of(experiment: Experiment) -> Model:
   """The model of an experiment."""
   autoencoder, diffusion, data = experiment.autoencoder.objective.network, experiment.denoiser.objective, experiment.data
   shape = (data.height // autoencoder.factor, data.width // autoencoder.factor, autoencoder.latent_channels)
+  conditioned = getattr(diffusion, "self_conditioning", 0) > 0
   return Model(
-    autoencoder, diffusion.network, diffusion.process, diffusion.parametrization, shape, data.classes, experiment.sampling
+    autoencoder, diffusion.network, diffusion.process, diffusion.parametrization, shape, data.classes, conditioned,
+    experiment.sampling,
   )
 
 
@@ -132,7 +135,7 @@ def draw(model: Model, params: dict, sampler: Any, labels: Array, pairs: Array, 
   denoise = denoiser(model.process, model.parametrization, apply)
   guided = classifier_free(denoise, labels, jnp.full_like(labels, -1), guidance_scale)
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
-  z = draw_latents(model.process, guided, sampler, like, pairs, keys, getattr(model.denoiser, "self_conditioning", False))
+  z = draw_latents(model.process, guided, sampler, like, pairs, keys, model.self_conditioning)
   return codecs.decode(model.autoencoder, params["codec"], z)
 
 

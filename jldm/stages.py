@@ -81,8 +81,8 @@ def train(
   model = pipeline.of(experiment)
   check_shapes(model, experiment.data)
   pipeline.times(model, model.sampling.steps)  # what could not be sampled is not trained
-  if "autoencoder" in stages:
-    lpips_weights(experiment.autoencoder.objective)
+  for name in stages:
+    rehearse(experiment, model, name)
   if "autoencoder" not in stages:
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
@@ -103,6 +103,8 @@ def check_stage(stage: Stage, name: str, devices: int | None) -> None:
                 "snapshot_every_steps"):
     if getattr(stage, field) < 1:
       raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
+  if not hasattr(stage.ema, "update"):
+    raise UserError(f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))")
   mesh = mesh_of(stage, devices)
   if stage.batch_size % (stage.accumulate * mesh.size):
     raise UserError(
@@ -130,6 +132,24 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
     pipeline.codec_shapes(model)
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
+
+
+def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> None:
+  """Makes a stage's state and one loss as shapes, so that whatever does not fit together is told before anything is done."""
+  stage, data = getattr(experiment, name), experiment.data
+  if hasattr(stage.objective, "check"):
+    stage.objective.check()
+  each = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
+  latent, vector = each(jnp.float32, *model.latent_shape), jax.ShapeDtypeStruct(model.latent_shape[-1:], jnp.float32)
+  batches_and_frozen = {
+    "autoencoder": ({"image": each(jnp.uint8, data.height, data.width, data.channels)}, lpips_weights(stage.objective)),
+    "denoiser": ({"mean": latent, "log_variance": latent}, codecs.Statistics(vector, vector)),
+  }
+  batch, frozen = batches_and_frozen[name]
+  batch = batch | {"label": each(jnp.int32), "row": each(jnp.int32), "stratum": each(jnp.float32)}
+  key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
+  state = jax.eval_shape(lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema), key, batch)
+  jax.eval_shape(stage.objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
 
 
 def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:

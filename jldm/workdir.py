@@ -5,7 +5,7 @@
   denoiser/latest/<step>/
   denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
   latents/<codec hash>/           raw moments of the training set
-  metrics.jsonl  tb/  images/  samples/
+  metrics.jsonl  tb/  wandb/  images/  samples/
 """
 
 import os

@@ -13,7 +13,7 @@ from jldm.data.tfds import ImageData
 from jldm.diffusion.process import EDM, Betas, Cosine, Discrete, Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import Uniform
-from jldm.diffusion.weighting import MinSNR
+from jldm.diffusion.weighting import MinSNR, Plain
 from jldm.experiment import Experiment, Stage, differences, dumps, from_data, loads, override, register, to_data
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
@@ -176,6 +176,11 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.objective.process", "EDM(top=3)", "EDM(top=3) does not fit: "),
   ("denoiser.objective.process", "open('x')", "no class 'open'"),
   ("denoiser.objective.process", "Flow().alpha(1)", "expected Cosine(...)"),
+  ("denoiser.objective.process", "Discrete(Uniform())", "schedule=Uniform() of Discrete; expected one like ScaledLinearBetas("),
+  ("denoiser.objective.process", "Shifted(3.0)", "process=3.0 of Shifted; expected one like Flow()"),
+  ("denoiser.objective.process", "EDM(**{'rho': 3.0})", "does not fit"),
+  ("denoiser.objective.weighting", "MinSNR", "expected Own(...) or Plain(...)"),
+  ("denoiser.objective.weighting", "Uniform()", "expected Own(...) or Plain(...)"),
   ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
   ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
 ])
@@ -187,7 +192,8 @@ def test_an_override_that_does_not_fit_is_told(path, text, told):
   ("denoiser.objective.process", "EDM(highest=20.0)", EDM(highest=20.0)),
   ("denoiser.objective.process", "Discrete(Betas((0.1, 0.2)), zero_terminal_snr=True)", Discrete(Betas((0.1, 0.2)), True)),
   ("denoiser.objective.parametrization", "Predict('eps')", Predict("eps")),
-  ("denoiser.objective.weighting", "MinSNR()", MinSNR()),  # where None stood
+  ("denoiser.objective.weighting", "MinSNR()", MinSNR()),
+  ("denoiser.objective.weighting", "Plain('flow', 400)", Plain("flow", 400)),
   ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
   ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
 ])
@@ -206,9 +212,19 @@ def test_ints_are_floats_in_a_tuple_of_floats():
   assert override(Pair(), "rates", "(1, 2.5)").rates == (1.0, 2.5)
 
 
+def test_ints_are_floats_within_an_object():
+  process = override(SMALL, "denoiser.objective.process", "EDM(20)").denoiser.objective.process
+  assert process == EDM(20.0) and type(process.highest) is float
+
+
+def test_bare_words_where_nothing_stood_are_refused():
+  assert "limit: expected a value written as in Python" in refused(override, Pair(), "limit", "some")
+  assert "expected" in refused(override, Pair(), "limit", "Flow()")
+
+
 def test_an_override_where_nothing_stood_is_any_literal():
   assert override(Pair(), "limit", "0.5").limit == 0.5
-  assert override(Pair(), "limit", "some").limit == "some"
+  assert override(Pair(), "limit", "'some'").limit == "some"
   assert override(Pair(inner=Pair()), "inner.sizes", "(5,)").inner.sizes == (5,)
 
 

@@ -174,12 +174,29 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
   ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
   ("network.classes=3", "data has 10 classes and the denoiser 3; --set denoiser.objective.network.classes=10"),
   ("network.patch=3", "latents of 4x4; expected sides divisible by patch=3"),
+  ("network.self_conditioning=True", "expected a share such as 0.5 and True, or 0 and False"),
 ])
 def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, told):
   with pytest.raises(UserError) as error:
     stages.train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
   assert told in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("path", "text", "told"), [
+  ("denoiser.optimizer.frozen", "nothing_like_it", "frozen='nothing_like_it'"),
+  ("autoencoder.optimizer.no_decay", "nothing_like_it", "no_decay='nothing_like_it'"),
+])
+def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, told):
+  with pytest.raises(UserError) as error:
+    stages.train(override(experiment, path, text), tmp_path / "w", devices=1)
+  assert told in str(error.value) and not (tmp_path / "w").exists()
+
+
+def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
+  number = dataclasses.replace(experiment, denoiser=dataclasses.replace(experiment.denoiser, ema=0.999))
+  with pytest.raises(UserError, match=r"denoiser.ema=0.999; expected an average such as Decay\(0.999\)"):
+    stages.train(number, tmp_path / "w", devices=1)
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 With batches of B, a cycle has m_k = ceil(n_k / B) batches of bucket k, M = m_1 + ... + m_K in all, in an order drawn anew
 for every cycle.  Step n is place n % M of cycle c = n // M; if that is the j-th batch of bucket k in it, what is read is
 batch c m_k + j of bucket k as a data set of its own, under a seed of its own.  So a step is a pure function of (seed, n),
-a bucket is seen in epochs like any data set, and a single bucket is read as the plain source would be.
+a bucket is seen in epochs like any data set, and a single bucket is read as the plain source would be.  Since batches are
+whole, a bucket of fewer than B pictures is seen more often than its share: choose shapes that many pictures have.
 """
 
 from collections.abc import Iterable

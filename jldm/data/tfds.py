@@ -169,7 +169,7 @@ def find(name: str, data_dir: str | Path) -> Path:
 def missing(name: str, data_dir: str | Path) -> str:
   """One line: how to make a data set that is not there."""
   where, it = shlex.quote(str(data_dir)), shlex.quote(name)
-  ways = f"jldm prepare digits --data-dir {where}" if name == "digits" else (
+  ways = f"jldm prepare {name} --data-dir {where}" if name in ("digits", "photos") else (
     f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; or, for a stock TFDS set: "
     f"pip install 'jldm[tf]' and tfds build {it} --data_dir {where} --file_format array_record")
   return f"data set {name!r} is not in '{data_dir}'; make it with: {ways}"

@@ -141,7 +141,7 @@ class CosineBetas:
     return np.minimum(1 - squared[1:] / squared[:-1], self.highest)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Betas:
   """The caller's own betas.
 
@@ -152,8 +152,12 @@ class Betas:
   values: tuple[float, ...]
 
   def __post_init__(self):
-    if not self.values or not all(0 < beta <= 1 for beta in self.values):
-      raise UserError(f"betas={self.values!r}; expected at least one, each above 0 and at most 1")
+    illegal = [beta for beta in self.values if not 0 < beta <= 1]
+    if not self.values or illegal:
+      raise UserError(f"{len(self.values)} betas, of which {illegal[:3]}; expected at least one, each above 0 and at most 1")
+
+  def __repr__(self) -> str:
+    return f"Betas({self.values if len(self.values) < 5 else f'{self.steps} values'})"
 
   @property
   def steps(self) -> int:
@@ -170,10 +174,17 @@ class Discrete:
 
   Between knots the angle atan(sigma / alpha) is linear, so that both rates are sines, regular at both ends.
   `zero_terminal_snr` shifts and scales the alphas until the last is 0: Lin et al. 2024 (2305.08891), algorithm 1.
+
+  Raises:
+    UserError: zero_terminal_snr of fewer than two betas.
   """
 
   schedule: Any = ScaledLinearBetas()
   zero_terminal_snr: bool = False
+
+  def __post_init__(self):
+    if self.zero_terminal_snr and self.steps < 2:
+      raise UserError(f"zero_terminal_snr of {self.steps} betas; expected at least 2")
 
   @property
   def steps(self) -> int:
@@ -228,6 +239,14 @@ class Shifted:
   def time(self, log_snr: Array) -> Array:
     u = self.process.time(log_snr)
     return u / (self.shift - (self.shift - 1) * u)
+
+
+def level(process: Process, t: Array) -> Array:
+  """What a network is told of t: t itself, of a shifted process the inner time, and i / T at knot (i + 1) / T of a chain
+  of T betas, which published networks count from 0."""
+  if isinstance(process, Shifted):
+    return level(process.process, process.inner(t))
+  return t - 1 / process.steps if isinstance(process, Discrete) else t
 
 
 def dimension_shift(dimension: int, known: int = 4096) -> float:

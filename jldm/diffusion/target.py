@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.diffusion.process import Discrete, Process, Rates, half_log_snr, rates
+from jldm.diffusion.process import Process, Rates, half_log_snr, level, rates
 
 Array = jax.Array
 Row = tuple[Array, Array]
@@ -52,8 +52,7 @@ class Predict:
     return jnp.ones_like(r.alpha)
 
   def c_noise(self, process: Process, t: Array) -> Array:
-    """t; a chain of T betas counts from 0, as its published networks do: i / T at knot (i + 1) / T."""
-    return t - 1 / process.steps if isinstance(process, Discrete) else t
+    return level(process, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +120,8 @@ def denoiser(process: Process, parametrization: Any, apply: Callable[..., Any]) 
 
   def denoise(z: Array, t: Array, *condition) -> Denoised:
     r = rates(process, t, z)
-    level = jnp.broadcast_to(parametrization.c_noise(process, t), z.shape[:1])
-    output, log_variance = with_variance(apply(parametrization.c_in(r) * z, level, *condition))
+    told = jnp.broadcast_to(parametrization.c_noise(process, t), z.shape[:1])
+    output, log_variance = with_variance(apply(parametrization.c_in(r) * z, told, *condition))
     return decode(parametrization.row(r), r, z, output.astype(z.dtype))._replace(log_variance=log_variance)
 
   return denoise
@@ -152,8 +151,8 @@ def is_singular(process: Process, parametrization: Any, times: np.ndarray) -> np
   t = jnp.asarray(times, jnp.float32)
   r = rates(process, t, t)
   det = np.abs(determinant(parametrization.row(r), r))
-  level = np.asarray(parametrization.c_noise(process, t))
-  return ~(np.isfinite(det) & (det > 1e-6 * np.hypot(r.alpha, r.sigma)) & np.isfinite(level))
+  told = np.asarray(parametrization.c_noise(process, t))
+  return ~(np.isfinite(det) & (det > 1e-6 * np.hypot(r.alpha, r.sigma)) & np.isfinite(told))
 
 
 ROWS = {"Predict('v')": Predict("v"), "Predict('flow')": Predict("flow"), "Precondition()": Precondition()}  # to recommend

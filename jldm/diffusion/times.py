@@ -17,12 +17,15 @@ Array = jax.Array
 
 
 def quantiles(key: Array, stratum: Array) -> Array:
-  """Stratified uniform numbers in [0, 1): key [], stratum [B] = row / B of the global batch -> [B]."""
-  return (jax.random.uniform(key) + stratum) % 1.0
+  """Stratified uniform numbers in (0, 1): key [], stratum [B] = row / B of the global batch -> [B].
+
+  Drawn numbers are multiples of 2^-23; a 0 would be an infinite noise level to some, and becomes half of the least.
+  """
+  return jnp.maximum((jax.random.uniform(key) + stratum) % 1.0, 2.0**-24)
 
 
 class Times(Protocol):
-  """The inverse of a distribution function: u [B] in [0, 1) -> t [B]."""
+  """The inverse of a distribution function: u [B] in (0, 1) -> t [B]."""
 
   def at(self, process: Process, u: Array) -> Array: ...
 

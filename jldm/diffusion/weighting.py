@@ -42,6 +42,18 @@ def to(target: str, row: Row, r: Rates) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
+class Own:
+  """The squared error in what the network predicts, as it is."""
+
+  target: ClassVar[str] = "its own"
+  measure: ClassVar[str] = "t"
+
+  def factor(self, row: Row, r: Rates) -> Array:
+    del row
+    return jnp.ones_like(r.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plain:
   """The squared error in `target`, whatever the network predicts, but at most `at_most` times that in its own row.
 

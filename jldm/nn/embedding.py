@@ -54,7 +54,7 @@ def rotate(x: Array, angles: Array) -> Array:
 
 
 class LevelEmbedding(nn.Module):
-  """A scalar per sample in [0, 1] as a vector: sinusoids of 1000 x, two dense layers (DDPM, 2006.11239, appendix B)."""
+  """A scalar per sample, about -4 to 1, as a vector: sinusoids of 1000 x, two dense layers (DDPM, 2006.11239, appendix B)."""
 
   width: int
   frequencies: int = 256

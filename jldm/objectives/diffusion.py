@@ -21,7 +21,7 @@ from jldm.core.shapes import expand
 from jldm.diffusion.process import Process, Rates, rates
 from jldm.diffusion.target import Predict, combine, decode, with_variance
 from jldm.diffusion.times import Uniform, draw as draw_times
-from jldm.diffusion.weighting import Weighting
+from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codec import Statistics, draw
 from jldm.objectives.objective import Aux
@@ -35,21 +35,20 @@ class Diffusion:
 
   A batch has the raw moments `mean` and `log_variance` [B, h, w, C] and `label` int [B]; `frozen` is their Statistics.
 
-  weighting: None is factor 1.
   label_dropout: how often a label becomes -1, the unknown class, for classifier-free guidance.
   offset_noise: std of noise that all places of a channel share, added to eps (Guttenberg 2023).
   self_conditioning: how often the network sees its own estimate of x0, else zeros: Chen et al. 2022 (2208.04202), 0.5.
   direction: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al. 2025 (2501.01423).
 
   Raises:
-    UserError: a share outside [0, 1], or self_conditioning of a network that has none.
+    UserError: a share outside [0, 1].
   """
 
   network: nn.Module
   process: Process
   parametrization: Any = Predict("v")
   times: Any = Uniform()
-  weighting: Weighting | None = None
+  weighting: Weighting = Own()
   label_dropout: float = 0.1
   offset_noise: float = 0.0
   self_conditioning: float = 0.0
@@ -59,8 +58,15 @@ class Diffusion:
     for share in ("label_dropout", "self_conditioning"):
       if not 0 <= getattr(self, share) <= 1:
         raise UserError(f"{share}={getattr(self, share)}; expected a share from 0 to 1")
-    if self.self_conditioning and not getattr(self.network, "self_conditioning", False):
-      raise UserError(f"self_conditioning={self.self_conditioning}, but the network has none; set network.self_conditioning=True")
+
+  def check(self) -> None:
+    """Raises a UserError where the network reads estimates and is shown none, or the other way round."""
+    reads = getattr(self.network, "self_conditioning", False)
+    if reads != bool(self.self_conditioning):
+      raise UserError(
+        f"self_conditioning={self.self_conditioning} and network.self_conditioning={reads}; expected a share such as 0.5 and "
+        "True, or 0 and False"
+      )
 
   def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
     z = jnp.zeros(batch["mean"].shape, jnp.float32)
@@ -103,8 +109,6 @@ class Diffusion:
 
   def factor(self, row: Any, r: Rates, dt_du: Array) -> Array:
     """What squared error in `row` is multiplied by, [] or [B, 1, ...]."""
-    if self.weighting is None:
-      return jnp.ones(())
     factor = self.weighting.factor(row, r)
     return factor * expand(dt_du, r.alpha) if self.weighting.measure == "log_snr" else factor
 

@@ -11,8 +11,9 @@ The power function of EDM2 (Karras et al. 2024, 2312.02696, section 3.1) with ex
   (4)  sum_i x_i average_i - wanted = - sum_k (params_{k+1} - params_k) S_k,  S_k = sum_i x_i C_i(k) - C(k)
 
 and `weights` minimises sum_k S_k^2: no step's movement is worth more than another's.  Algorithm 3 of the paper
-minimises the squares of S_k - S_{k-1}, for parameters that would be noise, and the x_i need not sum to 1: on real
-trainings its errors are up to some hundred times larger.
+minimises the squares of S_k - S_{k-1}, for parameters that would be noise, and the x_i need not sum to 1.
+
+(3) takes every step to have been made: after a non-finite update, which is skipped, it holds but nearly.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -18,6 +18,7 @@ from jldm.diffusion.process import (
   Shifted,
   dimension_shift,
   half_log_snr,
+  level,
   rates,
 )
 
@@ -169,6 +170,21 @@ def test_zero_terminal_snr_keeps_the_first_step_and_loses_the_last():
 def test_illegal_betas_are_refused(values):
   with pytest.raises(UserError, match="expected at least one, each above 0 and at most 1"):
     Betas(values)
+  assert len(repr(Betas((0.1,) * 1000))) < 30, "or a line that names the process is not one line"
+
+
+def test_one_beta_cannot_be_scaled_to_nothing():
+  with pytest.raises(UserError, match="zero_terminal_snr of 1 betas; expected at least 2"):
+    Discrete(Betas((0.1,)), zero_terminal_snr=True)
+
+
+def test_a_network_is_told_the_time_that_it_knows():
+  t = jnp.linspace(0, 1, 5)
+  np.testing.assert_array_equal(level(Flow(), t), t)
+  np.testing.assert_allclose(level(Shifted(Flow(), 3.0), t), 3 * t / (1 + 2 * t))
+  knots = (np.array([0, 500, 999]) + 1) / 1000
+  inner = knots / (3 - 2 * knots)  # which Shifted takes to the knots
+  np.testing.assert_allclose(1000 * level(Shifted(Discrete(), 3.0), jnp.asarray(inner, jnp.float32)), [0, 500, 999], atol=1e-3)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

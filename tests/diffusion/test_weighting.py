@@ -6,7 +6,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow, LinearVP, Rates, half_log_snr, rates
 from jldm.diffusion.target import TARGETS, Precondition, Predict, reweight
-from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
 
 # The weight of |error in `target`|^2 in `measure`, by the log SNR, as each paper has it.
 STATED = {
@@ -89,3 +89,9 @@ def test_jit_s_loss_in_v_is_bounded():
 def test_an_unknown_target_is_refused():
   with pytest.raises(UserError, match=r"target='w'; expected one of \['eps', 'flow', 'v', 'x0'\]"):
     Plain("w")
+
+
+@row
+def test_one_s_own_error_is_as_it_is(row):
+  r = rates_at(np.float32([0, 0.6, 1]), np.float32([1, 0.8, 0]))
+  np.testing.assert_array_equal(Own().factor(row.row(r), r), [1, 1, 1])

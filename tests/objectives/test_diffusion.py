@@ -260,9 +260,14 @@ class Opposite(nn.Module):
 @pytest.mark.parametrize(("fields", "told"), [
   ({"label_dropout": 1.5}, "label_dropout=1.5; expected a share from 0 to 1"),
   ({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1"),
-  ({"self_conditioning": 0.5}, "self_conditioning=0.5, but the network has none; set network.self_conditioning=True"),
 ])
 def test_mistakes_are_refused(fields, told):
   with pytest.raises(UserError) as error:
     Diffusion(network=Told(), process=Flow(), **fields)
   assert str(error.value) == told
+
+
+@pytest.mark.parametrize(("network", "share"), [(Told(), 0.5), (Remembering(), 0.0)])
+def test_estimates_are_shown_to_networks_that_read_them(network, share):
+  with pytest.raises(UserError, match=r"network.self_conditioning=(True|False); expected a share such as 0.5 and True, or"):
+    Diffusion(network=network, process=Flow(), self_conditioning=share).check()

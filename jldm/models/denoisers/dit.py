@@ -51,7 +51,7 @@ class DiT(nn.Module):
   def __call__(
     self, z: Array, level: Array, labels: Array, estimate: Array | None = None
   ) -> Array | tuple[Array, Array]:
-    """z [B, H, W, C] at level [B] in [0, 1], labels int [B] (-1: unknown) -> [B, H, W, C] in float32.
+    """z [B, H, W, C] at level [B], about -4 to 1, labels int [B] (-1: unknown) -> [B, H, W, C] in float32.
 
     With `log_variance`, or twice the channels: (that, log variance [B, 1, 1, 1] or [B, H, W, C]).
 

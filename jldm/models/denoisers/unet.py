@@ -64,7 +64,7 @@ class UNet(nn.Module):
   def __call__(
     self, z: Array, level: Array, condition: Array, estimate: Array | None = None
   ) -> Array | tuple[Array, Array]:
-    """z [B, H, W, C] at level [B] in [0, 1] -> [B, H, W, C] in float32; with `log_variance` (that, [B, 1, 1, 1]).
+    """z [B, H, W, C] at level [B], about -4 to 1 -> [B, H, W, C] in float32; with `log_variance` (that, [B, 1, 1, 1]).
 
     `condition` is labels int [B] (-1: unknown), or tokens [B, M, token_width] where there are no classes.
 
