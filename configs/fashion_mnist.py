@@ -1,8 +1,17 @@
-"""Fashion-MNIST, 28x28 padded to 32x32, ten classes: an f4 KL autoencoder and a small class-conditional DiT.
+"""Fashion-MNIST, 28x28 padded to 32x32, ten classes: an f4 KL autoencoder and a small class-conditional DiT, in 240 CPU-seconds.
 
   apt-get install dataset-fashion-mnist
   jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2
   python train.py --config configs/fashion_mnist.py --workdir runs/fashion_mnist
+  python sample.py --workdir runs/fashion_mnist --n 1000 --out S.npz
+
+One pinned thread of an x86 core, caches cold: 198 CPU-seconds for both stages; PSNR of held-out reconstructions 25.2 dB; of
+1,000 samples the Fréchet distance to the test split is 0.217 (1,000 real ones: 0.04 to 0.06), precision 0.73, recall 0.62,
+in the features of docs/recipes.md, where the other recipes stand.  For 900 CPU-seconds:
+
+  --set autoencoder.steps=6000 --set denoiser.steps=18000 --set data.train=train
+
+(measured: 712; 27.3 dB; Fréchet distance 0.144, precision 0.84, recall 0.71).
 """
 
 from jldm.data.tfds import ImageData
@@ -18,7 +27,7 @@ from jldm.objectives.diffusion import Diffusion
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
-AT_THE_END = 1_000_000
+AT_THE_END = 1_000_000  # steps: nothing is spent on checkpoints and pictures before
 
 
 def experiment() -> Experiment:
@@ -31,8 +40,8 @@ def experiment() -> Experiment:
         kl_weight=1e-4,
       ),
       optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=50), b2=0.99),
-      steps=1500,
-      batch_size=32,
+      steps=2000,
+      batch_size=16,
       ema=Decay(0.99),
       devices=1,
       save_every_steps=AT_THE_END,
@@ -40,14 +49,14 @@ def experiment() -> Experiment:
     ),
     denoiser=Stage(
       objective=Diffusion(
-        network=DiT(patch=2, width=192, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
+        network=DiT(patch=2, width=128, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
       ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
-      steps=1000,
-      batch_size=64,
+      optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99),
+      steps=3800,
+      batch_size=16,
       ema=Decay(0.995),
       devices=1,
       save_every_steps=AT_THE_END,

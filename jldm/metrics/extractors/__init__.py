@@ -1,0 +1,1 @@
+"""Small frozen networks whose features samples are compared in; their weights lie beside the code, with their hash."""

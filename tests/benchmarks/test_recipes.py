@@ -1,0 +1,40 @@
+"""Every recipe is an experiment that builds; its score is of what is given, not of how it was made."""
+
+import numpy as np
+import pytest
+
+from benchmarks import recipes
+from jldm import pipeline, stages
+from jldm.metrics.frechet import statistics
+
+
+@pytest.mark.parametrize("name", list(recipes.DENOISERS))
+def test_a_recipe_builds(name):
+  of, settings = recipes.DENOISERS[name]
+  found = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)
+  stages.check_shapes(pipeline.of(found), found.data)
+
+
+@pytest.fixture
+def reference():
+  images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+  made = object.__new__(recipes.Reference)
+  made.images, made.labels, made.features = images, np.arange(40) % 10, recipes.fashion.features(images)
+  made.moments = statistics(made.features)
+  return made
+
+
+def test_the_reference_itself_scores_full_marks(reference):
+  score = reference.score(reference.images, recipes.fashion.classify(reference.images))
+  assert abs(score["frechet"]) < 1e-6 * np.trace(reference.moments.covariance)
+  assert score["precision"] == score["recall"] == score["coverage"] == score["agreement"] == 1
+
+
+def test_other_pictures_score_less(reference):
+  score = reference.score(np.zeros((20, 32, 32, 1), np.uint8), np.zeros(20))
+  assert score["frechet"] > 1e-3 and score["recall"] < 0.5
+
+
+def test_a_row_has_a_cell_a_column():
+  told = {"recipe": "a", "autoencoder": "f4", "psnr": 25.0, "reconstruction": 1.0, "autoencoder_steps": 10, "seconds": 3.0}
+  assert recipes.row(told).count("|") == recipes.HEAD.splitlines()[0].count("|") == recipes.HEAD.splitlines()[1].count("|")

@@ -1,0 +1,79 @@
+"""Precision, recall, density and coverage against their definitions written as loops, and where they are known."""
+
+import numpy as np
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.metrics import manifold as module
+from jldm.metrics.manifold import manifold
+
+
+def plain(real, samples, k, k_density):
+  """The definitions, point by point."""
+  apart = lambda a, b: np.sqrt(((a - b) ** 2).sum())
+
+  def radius(points, i, k):
+    return sorted(apart(points[i], points[j]) for j in range(len(points)) if j != i)[k - 1]
+
+  def share(centres, points, k):
+    reach = [radius(centres, i, k) for i in range(len(centres))]
+    return np.mean([any(apart(c, p) <= r for c, r in zip(centres, reach)) for p in points])
+
+  reach = [radius(real, i, k_density) for i in range(len(real))]
+  within = np.array([[apart(c, p) <= r for c, r in zip(real, reach)] for p in samples])
+  return {
+    "precision": share(real, samples, k),
+    "recall": share(samples, real, k),
+    "density": within.sum() / (k_density * len(samples)),
+    "coverage": within.any(0).mean(),
+  }
+
+
+@pytest.mark.parametrize("block", [1000, 7])
+def test_they_are_their_definitions(block, monkeypatch):
+  monkeypatch.setattr(module, "BLOCK", block)
+  rng = np.random.default_rng(0)
+  real, samples = rng.normal(size=(40, 3)), rng.normal(0.7, 1.3, size=(25, 3))
+  found = manifold(real, samples, k=3, k_density=5)
+  expected = plain(real, samples, 3, 5)
+  assert 0 < found["precision"] < 1 and 0 < found["recall"] < 1 and 0 < found["coverage"] < 1
+  assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_same_points_are_wholly_covered():
+  points = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
+  found = manifold(points, points)
+  assert found["precision"] == found["recall"] == found["coverage"] == 1
+  assert found["density"] >= 1  # in one's own ball, and in those of the points that one is near to
+
+
+def test_points_elsewhere_are_nowhere():
+  points = np.random.default_rng(2).normal(size=(30, 4))
+  assert manifold(points, points + 100) == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+def test_a_lost_mode_costs_recall_and_coverage_alone():
+  rng = np.random.default_rng(3)
+  near, far = rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 50
+  found = manifold(np.concatenate([near, far]), rng.normal(size=(200, 2)))
+  assert found["precision"] > 0.9 and found["recall"] < 0.55 and found["coverage"] < 0.55
+
+
+def test_a_large_mean_changes_nothing():
+  rng = np.random.default_rng(4)
+  real, samples = rng.normal(size=(2, 40, 3))
+  assert manifold(real + 1e6, samples + 1e6) == pytest.approx(manifold(real, samples), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+  ("real", "samples", "k", "told"),
+  [
+    (np.zeros((4, 2)), np.zeros((9, 2)), 3, "k < both numbers"),
+    (np.zeros((9, 2)), np.zeros((9, 2)), 0, "1 <= k"),
+    (np.zeros((9, 2)), np.zeros((9, 3)), 3, "shapes"),
+    (np.zeros((9, 2)), np.full((9, 2), np.inf), 3, "not finite"),
+  ],
+)
+def test_what_has_no_neighbours_is_refused(real, samples, k, told):
+  with pytest.raises(UserError, match=told):
+    manifold(real, samples, k)
