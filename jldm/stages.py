@@ -40,6 +40,7 @@ from jldm.train.state import TrainState, init_state
 from jldm.train.step import make_step
 
 PREVIEW_COLUMNS = 8
+PREVIEW_CLASSES = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +293,8 @@ def train_denoiser(run: Run, train_set: Any) -> None:
       return
     encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
     cache = encoded(run, encode, {"params": codec["params"]}, train_set, mesh)
-    labels = np.repeat(np.arange(model.classes) if model.classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
+    rows = np.arange(min(model.classes, PREVIEW_CLASSES)) if model.classes else [-1] * PREVIEW_COLUMNS
+    labels = np.repeat(rows, PREVIEW_COLUMNS)
 
     def call(n, state, metrics):
       del metrics

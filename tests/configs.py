@@ -25,6 +25,7 @@ def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
   small = dict(batch_size=8, steps=steps, log_every_steps=1, save_every_steps=2, picture_every_steps=1000, snapshot_every_steps=1)
   return replace(
     experiment,
+    sampling=replace(experiment.sampling, steps=min(experiment.sampling.steps, 4)),
     data=Synthetic(
       height=min(data.height, most), width=min(data.width, most), channels=data.channels, classes=data.classes,
       count=20, mirror=data.mirror,
