@@ -3,7 +3,7 @@
   jldm prepare folder --source CELEBA_HQ --name celeba_hq --size 256 --data-dir data
   python train.py --config configs/celeba_hq_256.py --workdir runs/celeba_hq_256
 
-After Rombach et al. 2022 (2112.10752), table 12, LDM-4: U-Net of 224 channels, scaled-linear betas from 0.0015 to 0.0195,
+After Rombach et al. 2022 (2112.10752), LDM-4: U-Net of 224 channels, scaled-linear betas from 0.0015 to 0.0195,
 eps, batch 48.  Theirs has VQ-f4 latents with an adversarial loss, and an FID of 5.11.
 Sized for one GPU of 80 GB.  Counted, not run: 19 exaFLOP in both stages, 36 hours at 150 TFLOP/s.
 """

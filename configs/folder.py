@@ -4,6 +4,9 @@
   python train.py --config configs/folder.py --workdir runs/mine --set data.name=mine
   python train.py … --set data.classes=5 --set denoiser.objective.network.classes=5    where sub-folders are classes
 
+Of several shapes: prepare with --buckets 48x80,80x48, train with --set "data.buckets=((48, 80), (80, 48))" and sample with
+--size 48x80.  Each batch is of one shape; a shape of fewer pictures than a batch is seen more often than its share.
+
 Sized for one GPU or TPU core.  Other sizes: --set data.height=128 --set data.width=128 (divisible by 16); on a laptop,
 try a tenth of the steps first.  Not measured: what comes out depends on the pictures.
 """

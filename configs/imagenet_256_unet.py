@@ -3,7 +3,7 @@
   jldm prepare folder --source ILSVRC2012/train --name imagenet --size 256 --data-dir data
   python train.py --config configs/imagenet_256_unet.py --workdir runs/imagenet_256_unet
 
-After Rombach et al. 2022 (2112.10752), table 13, LDM-4-G: 400 M parameters, the class as a token of 512 for
+After Rombach et al. 2022 (2112.10752), LDM-4-G: 400 M parameters, the class as a token of 512 for
 cross-attention, scaled-linear betas from 0.0015 to 0.0195, eps, batch 1200.  Theirs has VQ-f4 latents with an adversarial
 loss, and an FID of 3.60 with guidance 1.5 over 250 steps.  Sized for sixteen GPUs of 80 GB.
 Counted, not run: 211 exaFLOP in both stages, 15 hours at sixteen times 250 TFLOP/s.
