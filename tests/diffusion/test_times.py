@@ -73,7 +73,8 @@ def test_steps_differ_and_examples_of_one_row_are_uniform(times):
 def test_a_batch_may_be_split_into_processes(times):
   key = jax.random.key(7)
   shares = [draw(times, PROCESS, key, share)[0] for share in (STRATUM[:16], STRATUM[16:32], STRATUM[32:])]
-  np.testing.assert_allclose(np.concatenate(shares), draw(times, PROCESS, key, STRATUM)[0], rtol=5e-7)  # exp has vector lanes
+  lanes = 5e-7 if isinstance(times, LogNormalSigma) else 0  # exp and arctan round by their place in a vector
+  np.testing.assert_allclose(np.concatenate(shares), draw(times, PROCESS, key, STRATUM)[0], rtol=lanes)
 
 
 @each
