@@ -26,15 +26,15 @@ from jldm.models import codec as codecs
 from jldm.pictures import to_uint8
 from jldm.samplers import grid
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import DPMSolverPP2M
-from jldm.samplers.guidance import classifier_free
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree, guided
 from jldm.samplers.heun import Heun
 from jldm.samplers.sample import draw as draw_latents
 from jldm.train.ema import reconstruct
 
 Array = jax.Array
 
-SAMPLERS = {"ddim": DDIM, "heun": Heun, "dpmpp_2m": DPMSolverPP2M}
+SAMPLERS = {"ddim": DDIM, "heun": Heun, "dpmpp_2m": DPMSolverPP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +133,9 @@ def draw(model: Model, params: dict, sampler: Any, labels: Array, pairs: Array, 
   """
   apply = lambda *args: model.denoiser.apply({"params": params["denoiser"]}, *args)
   denoise = denoiser(model.process, model.parametrization, apply)
-  guided = classifier_free(denoise, labels, jnp.full_like(labels, -1), guidance_scale)
+  steered = guided(model.process, denoise, (labels, jnp.full_like(labels, -1)), ClassifierFree(guidance_scale))
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
-  z = draw_latents(model.process, guided, sampler, like, pairs, keys, model.self_conditioning)
+  z = draw_latents(model.process, steered, sampler, like, pairs, keys, model.self_conditioning)
   return codecs.decode(model.autoencoder, params["codec"], z)
 
 

@@ -11,7 +11,7 @@ from jldm import pipeline
 from jldm.core.errors import UserError
 from jldm.diffusion.target import Predict
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import DPMSolverPP2M
+from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.heun import Heun
 from tests.configs import config, shrunk
 
@@ -56,7 +56,7 @@ def test_changing_numbers_compiles_nothing(tiny):
   assert pipeline.draw._cache_size() == before + 2, "the number of steps is a shape"
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun(), DPMSolverPP2M()])
+@pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun(), DPMSolverPP()])
 def test_one_step_is_finite(tiny, sampler):
   assert pipeline.generate(*tiny, [3], steps=1, sampler=sampler, devices=1).shape == (1, 32, 32, 1)
 

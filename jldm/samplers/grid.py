@@ -1,12 +1,27 @@
-"""Grids of times, and the pairs (t, s) that a sampler walks."""
+"""Grids of times, and the pairs (t, s) that a sampler walks.
+
+Grids are made before anything is compiled, on the host in float64, and come in JAX's default float type.  A "ratio" is
+sigma / alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite there, and grids of ratios begin at 80.
+"""
+
+from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import special
 
 from jldm.core.errors import UserError
-from jldm.diffusion.process import Process
+from jldm.diffusion.process import Discrete, Process
 
 Array = jax.Array
+
+ALIGNED = {  # Sabour et al. 2024 (2404.14507), table 3: ratios at the ends of ten steps
+  "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+  "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+  "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
 
 
 def chain(times: Array) -> Array:
@@ -24,6 +39,33 @@ def uniform(steps: int, start: float = 1.0, end: float = 0.0) -> Array:
   return jnp.linspace(start, end, steps + 1)
 
 
+def shifted(steps: int, shift: float = 3.0, end: float | None = None) -> Array:
+  """shift u / (1 + (shift - 1) u) of `steps` evenly spaced u from 1 to `end`, by default 1 / steps, and then 0.
+
+  Esser et al. 2024 (2403.03206), eq. 23: more of the steps among noise where shift > 1.  diffusers' FlowMatchEuler, left
+  to make its own timesteps of a chain of T, shifts twice: its `end` is the shifted 1 / T.
+
+  Raises:
+    UserError: steps < 1, shift <= 0, or an end outside (0, 1].
+  """
+  check_steps(steps)
+  end = 1 / steps if end is None else end
+  if shift <= 0 or not 0 < end <= 1:
+    raise UserError(f"shift={shift}, end={end}; expected shift above 0, and end above 0 and at most 1")
+  u = np.linspace(1, end, steps)
+  return jnp.asarray(np.append(shift * u / (1 + (shift - 1) * u), 0.0))
+
+
+def beta(steps: int, a: float = 0.6, b: float = 0.6) -> Array:
+  """steps + 1 times, the even quantiles of Beta(a, b) from 1 to 0: Lee et al. 2024 (2407.12173), denser at both ends.
+
+  Raises:
+    UserError: steps < 1, or an a or b that is not above 0.
+  """
+  check_steps(steps)
+  return jnp.asarray(quantiles(steps + 1, a, b))
+
+
 def log_snr_uniform(process: Process, steps: int, low: float = -4.0, high: float = 4.0) -> Array:
   """steps + 1 times, evenly spaced in log SNR from the noisy end `low` to the clean end `high`.
 
@@ -34,6 +76,230 @@ def log_snr_uniform(process: Process, steps: int, low: float = -4.0, high: float
   return process.time(jnp.linspace(low, high, steps + 1))
 
 
+def karras(process: Process, steps: int, low: float | None = None, high: float | None = None, rho: float = 7.0) -> Array:
+  """`steps` times whose ratios are even in ratio^(1 / rho) from `high` to `low`, then 0: Karras et al. 2022 (2206.00364), eq. 5.
+
+  By default `high` is the ratio at t = 1, or 80 where that is infinite, and `low` that of a chain's first knot, or 0.002.
+
+  Raises:
+    UserError: steps < 1, or not 0 < low < high < infinity.
+  """
+  low, high = bounds(process, steps, low, high)
+  return at_ratios(process, np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
+
+
+def exponential(process: Process, steps: int, low: float | None = None, high: float | None = None) -> Array:
+  """As `karras`, but even in log ratio: rho to infinity."""
+  low, high = bounds(process, steps, low, high)
+  return at_ratios(process, np.exp(np.linspace(math.log(high), math.log(low), steps)))
+
+
+def beta_ratio(
+  process: Process, steps: int, low: float | None = None, high: float | None = None, a: float = 0.6, b: float = 0.6
+) -> Array:
+  """As `karras`, but at the even quantiles of Beta(a, b) between `low` and `high`: what diffusers makes of `beta`."""
+  low, high = bounds(process, steps, low, high)
+  return at_ratios(process, low + quantiles(steps, a, b) * (high - low))
+
+
+def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array:
+  """steps + 1 times at the ratios of ALIGNED, log-linear between them for other counts than ten, the last of them 0.
+
+  Sabour et al. 2024 (2404.14507), optimized for networks of one kind: sd15, sdxl (both of latents of standard deviation
+  near 1) or svd.  A ratio that the process does not reach is t = 1.
+
+  Raises:
+    UserError: steps < 1, or another model.
+  """
+  check_steps(steps)
+  if model not in ALIGNED:
+    raise UserError(f"model={model!r}; expected one of {sorted(ALIGNED)}")
+  table = ALIGNED[model]
+  ratios = np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(table)), np.log(table)))
+  return at_ratios(process, ratios[:-1])
+
+
+def leading(process: Process, steps: int, offset: int = 0, spare: int = 0) -> Array:
+  """Of a chain of T betas every (T // (steps + spare))-th knot from the first + `offset`, noisiest first, then 0.
+
+  Lin et al. 2024 (2305.08891), table 2.  `spare`: so many knots more at the clean end, left out; diffusers has 1 in
+  DPM-Solver and UniPC, and an offset of 1 in Stable Diffusion.
+
+  Raises:
+    UserError: a process that is no chain, steps < 1, more than it has knots, or an offset beyond its last.
+  """
+  count = check_chain(process, steps, spare)
+  if not 0 <= offset <= count - 1 - (steps + spare - 1) * (count // (steps + spare)):
+    raise UserError(f"offset={offset} of {steps} leading steps; the chain has {count} knots")
+  return at_knots(process, (np.arange(steps + spare) * (count // (steps + spare)) + offset)[::-1][:steps])
+
+
+def trailing(process: Process, steps: int) -> Array:
+  """Of a chain of T betas the knots at T, T - T / steps, ..., rounded, then 0: Lin et al. 2024 (2305.08891), table 2.
+
+  Raises:
+    UserError: a process that is no chain, steps < 1, or more than it has knots.
+  """
+  count = check_chain(process, steps)
+  return at_knots(process, np.round(count - np.arange(steps) * (count / steps)) - 1)
+
+
+def linspace(process: Process, steps: int, spare: int = 0, whole: bool = True) -> Array:
+  """Of a chain of T betas steps + `spare` knots evenly from the last to the first, without `spare` clean ones, then 0.
+
+  Lin et al. 2024 (2305.08891), table 2.  Rounded to knots if `whole`; else the ratio is linear between knots, as in
+  diffusers' Euler, Heun and LMS, while rates of a process are not: these times are a little off the even ones.
+
+  Raises:
+    UserError: a process that is no chain, steps < 1, or more than it has knots.
+  """
+  count = check_chain(process, steps, spare)
+  indices = np.linspace(0, count - 1, steps + spare)[::-1][:steps] if steps + spare > 1 else np.zeros(1)
+  if whole:
+    return at_knots(process, np.round(indices))
+  knots = (np.arange(count) + 1) / count
+  ratios = ratio(process, knots)
+  if not np.isfinite(ratios).all():
+    raise UserError(f"ratios between knots of {process}; the last is infinite: expected whole=True")
+  return at_ratios(process, np.interp(indices, np.arange(count), ratios))
+
+
+def strided(process: Process, times: Array, end: float = 0.0) -> Array:
+  """Pairs [N, 2] from each of the times [N + 1] but the last down by T // N knots of a chain of T, wherever the next begins.
+
+  So go diffusers' DDIM and PNDM.  What would be below the first knot is `end`: 0, or 1 / T where "alpha is not set to one".
+
+  Raises:
+    UserError: a process that is no chain, no steps, or more than it has knots.
+  """
+  count = check_chain(process, len(times) - 1)
+  indices = np.round(np.asarray(times[:-1], np.float64) * count) - count // (len(times) - 1)
+  return jnp.stack([times[:-1], jnp.asarray(np.where(indices > 0, indices / count, end), times.dtype)], 1)
+
+
+def lcm(process: Process, steps: int, original: int = 50) -> Array:
+  """Of the knots that a chain of T was distilled at, every (T // original)-th, `steps` evenly from the last, then 0.
+
+  Latent consistency models, Luo et al. 2023 (2310.04378).
+
+  Raises:
+    UserError: a process that is no chain, steps < 1, more than `original`, or `original` more than it has knots.
+  """
+  count = check_chain(process, original)
+  check_steps(steps)
+  if steps > original:
+    raise UserError(f"steps={steps}; expected at most the {original} that the network was distilled at")
+  known = np.arange(original, 0, -1) * (count // original) - 1
+  return at_knots(process, known[np.arange(steps) * original // steps])
+
+
+def restart(times: Array, low: float, high: float, repeats: int = 1, steps: int = 4) -> Array:
+  """Pairs along times [N + 1] that at `low` go up to `high` and down again in `steps` even steps, `repeats` times.
+
+  Restart, Xu et al. 2023 (2306.14878), algorithm 1, for jldm.samplers.resample.  `low` is put among the times if it is
+  not one of them.
+
+  Raises:
+    UserError: not times[N] <= low < high <= 1, low above times[0], or less than one repeat or step.
+  """
+  first, last = float(times[0]), float(times[-1])
+  if not last <= low < high <= 1 or low > first or repeats < 1 or steps < 1:
+    raise UserError(
+      f"low={low}, high={high}, repeats={repeats}, steps={steps} of times from {first:g} to {last:g}; "
+      "expected low < high, low among the times, and at least one repeat of one step"
+    )
+  walked = np.asarray(times, np.float64)
+  again = np.tile(np.linspace(high, low, steps + 1), repeats)
+  return chain(jnp.asarray(np.concatenate([walked[walked > low + 1e-6], [low], again, walked[walked < low - 1e-6]])))
+
+
+def repaint(times: Array, jump: int = 10, repeats: int = 10) -> Array:
+  """Pairs along times [N + 1] that at every `jump`-th go back up by `jump` of them, until each stretch was gone `repeats` times.
+
+  RePaint, Lugmayr et al. 2022 (2201.09865), section 4.2 and its schedule: counted from the clean end, at 1, 1 + jump, ...
+  below N + 1 - jump.  Up is one step of fresh noise, which is theirs in distribution.
+
+  Raises:
+    UserError: jump or repeats < 1.
+  """
+  if jump < 1 or repeats < 1:
+    raise UserError(f"jump={jump}, repeats={repeats}; expected at least 1")
+  last = len(times) - 1
+  left = {place: repeats - 1 for place in range(1, last + 1 - jump, jump)}
+  places = [last]
+  while places[-1] > 0:
+    places.append(places[-1] - 1)
+    if left.get(places[-1], 0) > 0:
+      left[places[-1]] -= 1
+      places.append(places[-1] + jump)
+  return chain(times[last - np.array(places)])
+
+
+GRIDS: dict[str, Callable[[Process, int], Array]] = {  # of the command line: (process, steps) -> pairs [N, 2]
+  "uniform": lambda process, steps: chain(uniform(steps)),
+  "log_snr": lambda process, steps: chain(log_snr_uniform(process, steps, *-2 * np.log(bounds(process, steps)[::-1]))),
+  "karras": lambda process, steps: chain(karras(process, steps)),
+  "exponential": lambda process, steps: chain(exponential(process, steps)),
+  "beta": lambda process, steps: chain(beta(steps)),
+  "shifted": lambda process, steps: chain(shifted(steps)),
+  "align_your_steps": lambda process, steps: chain(align_your_steps(process, steps)),
+  "leading": lambda process, steps: chain(leading(process, steps)),  # from here on chains alone
+  "trailing": lambda process, steps: chain(trailing(process, steps)),
+  "linspace": lambda process, steps: chain(linspace(process, steps)),
+  "ddim": lambda process, steps: strided(process, leading(process, steps)),
+  "lcm": lambda process, steps: chain(lcm(process, steps)),
+}
+
+
 def check_steps(steps: int) -> None:
   if steps < 1:
     raise UserError(f"steps={steps}; expected at least 1")
+
+
+def check_chain(process: Process, steps: int, spare: int = 0) -> int:
+  """The number of knots."""
+  check_steps(steps)
+  if not isinstance(process, Discrete):
+    raise UserError(f"steps between the knots of a chain of betas; expected a Discrete process, got {process}")
+  if steps + spare > process.steps:
+    raise UserError(f"steps={steps}; expected at most {process.steps - spare} of a chain of {process.steps} betas")
+  return process.steps
+
+
+def at_knots(process: Discrete, indices: np.ndarray) -> Array:
+  """Times (i + 1) / T of indices [N] that count the knots from 0, and 0."""
+  return jnp.asarray(np.append((indices + 1) / process.steps, 0.0))
+
+
+def at_ratios(process: Process, ratios: np.ndarray) -> Array:
+  """Times of ratios [N], and 0."""
+  with jax.enable_x64(True):
+    times = np.asarray(process.time(jnp.asarray(-2 * np.log(ratios))))
+  return jnp.asarray(np.append(np.minimum(times, 1.0), 0.0))
+
+
+def ratio(process: Process, times: np.ndarray) -> np.ndarray:
+  """sigma / alpha at times [...], float64."""
+  with jax.enable_x64(True):
+    alpha, sigma = (np.asarray(rate(jnp.asarray(times, jnp.float64))) for rate in (process.alpha, process.sigma))
+  with np.errstate(divide="ignore"):
+    return sigma / alpha
+
+
+def bounds(process: Process, steps: int, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+  """The ratios between which a grid of `steps` goes."""
+  check_steps(steps)
+  top = float(ratio(process, np.ones(())))
+  high = (top if math.isfinite(top) else 80.0) if high is None else high
+  first = float(ratio(process, np.array(1 / process.steps))) if isinstance(process, Discrete) else 0.002
+  low = first if low is None else low
+  if not 0 < low < high < math.inf:
+    raise UserError(f"low={low}, high={high}; expected ratios of sigma to alpha, 0 < low < high, both finite")
+  return low, high
+
+
+def quantiles(count: int, a: float, b: float) -> np.ndarray:
+  """The quantiles [count] of Beta(a, b), evenly from 1 to 0; of one, 1."""
+  if a <= 0 or b <= 0:
+    raise UserError(f"a={a}, b={b}; expected both above 0")
+  return special.betaincinv(a, b, np.linspace(1, 0, count))

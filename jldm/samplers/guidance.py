@@ -1,39 +1,247 @@
-"""Guidance: several conditions in one batched pass."""
+"""Guidance: what a denoiser says under several conditions, or of a rule, made one.
 
+  (1)  a rule (process, z, t, each) -> Denoised combines the answers `each` [B, K, ...] to K conditions: first the condition
+       itself, last what it is set against (no condition, a negative one, a weaker network)
+  (2)  alpha x0 + sigma eps = z stays true: a change of x0 and of eps by (dx, de) has alpha dx + sigma de = 0
+
+The difference of two answers at the same z is such a pair, and so is a linear function of it applied to both its parts.
+Rules are put together from these, so that none divides by alpha or sigma.  Every number is traced, one [] or one a sample [B].
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jldm.core.shapes import expand
-from jldm.diffusion.target import Denoised
+from jldm.core.trees import pytree
+from jldm.diffusion.process import Process, half_log_snr, rates
+from jldm.diffusion.target import TARGETS, Denoised, combine, determinant
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
+Rule = Callable[[Process, Array, Array, Denoised], Denoised]  # (process, z [B, ...], t [] or [B], each [B, K, ...])
 
 
-def guided(denoise, conditions: Any, weights: Array) -> Denoise:
-  """K conditions [K, B, ...] in one pass, combined by weights [K, B] or [K, 1] that sum to one.
+def guided(process: Process, denoise: Callable[..., Denoised], conditions: Sequence[Any], rule: Rule) -> Denoise:
+  """denoise(z, t, condition) under K conditions, trees of [B, ...], in one pass, combined by a rule.
 
   Conditions stand beside their sample (row b K + k), so that a batch sharded over devices never moves.
+  The learned variance is that of the first condition.
   """
+  count = len(conditions)
+  beside = jax.tree.map(lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions)  # [B K, ...]
+  repeat = lambda e: jnp.repeat(e, count, 0) if jnp.ndim(e) else e
 
   def combined(z: Array, t: Array, *estimate: Array) -> Denoised:
-    count, batch = len(weights), len(z)
-    beside = jax.tree.map(lambda c: jnp.moveaxis(c, 0, 1).reshape((-1,) + c.shape[2:]), conditions)  # [B K, ...]
-    each = denoise(jnp.repeat(z, count, 0), t, beside, *(jnp.repeat(e, count, 0) for e in estimate))
-    split = lambda e: e.reshape((batch, count) + e.shape[1:])
-    mix = lambda e: jnp.sum(expand(jnp.broadcast_to(weights.T, (batch, count)), split(e)) * split(e), 1)
-    first = None if each.log_variance is None else split(each.log_variance)[:, 0]
-    return Denoised(mix(each.x0), mix(each.eps), first)
+    rows = denoise(repeat(z), repeat(t), beside, *(repeat(e) for e in estimate))
+    each = jax.tree.map(lambda e: e.reshape((len(z), count) + e.shape[1:]), rows)
+    return rule(process, z, t, each)._replace(log_variance=unstack(each)[0].log_variance)
 
   return combined
 
 
-def classifier_free(denoise, condition: Any, null: Any, guidance_scale: Array) -> Denoise:
-  """Ho & Salimans 2022 (2207.12598), eq. 6: null + guidance_scale (condition - null).
+def autoguided(process: Process, denoise: Denoise, weak: Denoise, rule: Rule) -> Denoise:
+  """Karras et al. 2024 (2406.02507): a weaker network, shorter trained or smaller, in place of no condition."""
 
-  condition and null [B, ...], guidance_scale [] or [B]: 1 is the condition alone, 0 none.
+  def combined(z: Array, t: Array, *estimate: Array) -> Denoised:
+    strong = denoise(z, t, *estimate)
+    both = zip(strong[:2], weak(z, t, *estimate)[:2])
+    each = Denoised(*(jnp.stack(parts, 1) for parts in both))
+    return rule(process, z, t, each)._replace(log_variance=strong.log_variance)
+
+  return combined
+
+
+def unstack(each: Denoised) -> list[Denoised]:
+  """The K answers, [B, ...] each."""
+  return [jax.tree.map(lambda e, k=k: e[:, k], each) for k in range(each.x0.shape[1])]
+
+
+def per_sample(number: Any, like: Array) -> Array:
+  """[] or [B], to broadcast against `like` [B, ...]."""
+  return expand(jnp.asarray(number), like)
+
+
+def inner(a: Array, b: Array) -> Array:
+  """The inner product of each sample, [B, 1, ...]."""
+  return jnp.sum(a * b, tuple(range(1, a.ndim)), keepdims=True)
+
+
+def within(process: Process, t: Array, low: Any, high: Any, like: Array) -> Array:
+  """Is log SNR at t in [low, high]?  bool, to broadcast against `like` [B, ...]."""
+  log_snr = 2 * half_log_snr(process, t)
+  return per_sample((low <= log_snr) & (log_snr <= high), like)
+
+
+def move(said: Denoised, dx: Array, de: Array) -> Denoised:
+  return said._replace(x0=said.x0 + dx, eps=said.eps + de)
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree:
+  """Ho & Salimans 2022 (2207.12598), eq. 6: null + scale (condition - null); 1 is the condition alone, 0 none.
+
+  A negative condition stands in place of null.  Of K > 2 conditions it is null + sum of scale_k (condition_k - null), with
+  scale [K - 1, B] or [K - 1, 1]: Liu et al. 2022 (2206.01714).
   """
-  scale = jnp.atleast_1d(guidance_scale)
-  return guided(denoise, jax.tree.map(lambda *c: jnp.stack(c), condition, null), jnp.stack([scale, 1 - scale]))
+
+  scale: Any = 1.0
+
+  def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
+    scales = jnp.atleast_2d(self.scale)
+    weights = jnp.concatenate([scales, 1 - jnp.sum(scales, 0, keepdims=True)]).T  # [B or 1, K]
+    mix = lambda e: jnp.sum(expand(jnp.broadcast_to(weights, (len(z), weights.shape[1])), e) * e, 1)
+    return Denoised(mix(each.x0), mix(each.eps))
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A rule where log SNR is in [low, high], and the condition alone elsewhere: Kynkäänniemi et al. 2024 (2404.07724).
+
+  All conditions are evaluated everywhere: it changes pictures, not cost.
+  """
+
+  rule: Any
+  low: Any = -jnp.inf
+  high: Any = jnp.inf
+
+  def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
+    inside, inner_said, alone = within(process, t, self.low, self.high, z), self.rule(process, z, t, each), unstack(each)[0]
+    return Denoised(jnp.where(inside, inner_said.x0, alone.x0), jnp.where(inside, inner_said.eps, alone.eps))
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Rescale:
+  """x0 brought back, by a share phi in [0, 1], to the standard deviation that it has under the condition alone, per sample.
+
+  Lin et al. 2024 (2305.08891), eq. 15 and 16, in x0 where theirs is in the network's output.  With g what the rule says, c the
+  condition's answer and d = g - c, their factor std(c) / std(g) on x0 is 1 - cov(d, g + c) / (std(g) (std(c) + std(g))), and
+  the change -phi cov(d, ...) / (...) g.x0 by both parts of d is a pair (2).  A g without spread stays.
+  """
+
+  rule: Any
+  phi: Any = 0.7
+
+  def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
+    out, alone = self.rule(process, z, t, each), unstack(each)[0]
+    center = lambda e: e - jnp.mean(e, tuple(range(1, e.ndim)), keepdims=True)
+    both, size = center(out.x0 + alone.x0), out.x0[0].size
+    std_out, std_alone = (jnp.sqrt(inner(center(e), center(e)) / size) for e in (out.x0, alone.x0))
+    area = std_out * (std_out + std_alone)
+    rate = jnp.where(area > 0, per_sample(self.phi, z) / jnp.where(area > 0, size * area, 1), 0)
+    change = lambda d: -rate * inner(d, both) * out.x0
+    return move(out, change(out.x0 - alone.x0), change(out.eps - alone.eps))
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class CFGPlusPlus:
+  """CFG++, Chung et al. 2024 (2406.08070): x0 as the rule has it, eps of no condition; ClassifierFree scales in [0, 1].
+
+  The one rule that leaves (2).  DDIM with it is theirs; a sampler that asks for x0 alone sees the rule alone.
+  """
+
+  rule: Any
+
+  def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
+    return Denoised(self.rule(process, z, t, each).x0, unstack(each)[-1].eps)
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class APG:
+  """Adaptive projected guidance, Sadat et al. 2024 (2410.02416), of two conditions.
+
+  The difference in x0, shortened to norm `radius` per sample, is split into the part parallel to the condition's x0, which
+  saturates pictures and counts `eta` times, and the rest.  eta = 1 without a radius is ClassifierFree.  Their momentum, a
+  running sum of differences over the steps, is left out: it needs a memory that a denoiser does not have.
+  """
+
+  scale: Any = 1.0
+  eta: Any = 0.0
+  radius: Any = jnp.inf
+
+  def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
+    condition, null = unstack(each)
+    tiny = jnp.finfo(condition.x0.dtype).tiny
+    along = (per_sample(self.eta, z) - 1) * condition.x0 / jnp.maximum(inner(condition.x0, condition.x0), tiny)
+    dx, de = condition.x0 - null.x0, condition.eps - null.eps
+    shorter = jnp.minimum(1, per_sample(self.radius, z) / jnp.maximum(jnp.sqrt(inner(dx, dx)), tiny))
+    change = lambda d: (per_sample(self.scale, z) - 1) * shorter * (d + inner(d, condition.x0) * along)
+    return move(condition, change(dx), change(de))
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class CFGZero:
+  """CFG-Zero*, Fan et al. 2025 (2503.18886), of two conditions: s v_null + scale (v - s v_null) in v = dz/dt.
+
+  s = <v, v_null> / |v_null|^2 per sample, and v = 0 at times above `zero_above`, none unless asked for.  A change dv is
+  (2) with (-sigma, alpha) dv / det_flow; where that determinant is 0 or infinite (the clean end of some processes) it is
+  ClassifierFree.
+  """
+
+  scale: Any = 1.0
+  zero_above: Any = jnp.inf
+
+  def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
+    plain, r = ClassifierFree(self.scale)(process, z, t, each), rates(process, t, z)
+    row = TARGETS["flow"](r)
+    v, v_null, v_plain = (combine(row, said.x0, said.eps) for said in (*unstack(each), plain))
+    best = inner(v, v_null) / jnp.maximum(inner(v_null, v_null), jnp.finfo(v.dtype).tiny)
+    dv = (1 - per_sample(self.scale, z)) * (best - 1) * v_null
+    dv = jnp.where(per_sample(t > self.zero_above, z), -v_plain, dv)
+    det = determinant(row, r)
+    regular = jnp.isfinite(det) & (det > 0)
+    dv = jnp.where(regular, dv / jnp.where(regular, det, 1), 0)
+    return move(plain, -r.sigma * dv, r.alpha * dv)
+
+
+def thresholded(process: Process, denoise: Denoise, quantile: Any = 0.995, limit: Any = 1.0) -> Denoise:
+  """Dynamic thresholding, Saharia et al. 2022 (2205.11487), section 2.3, for data in [-limit, limit].
+
+  With s the quantile of |x0| per sample, at least `limit`, x0 is clipped to [-s, s] and divided by s / limit; eps follows by
+  (2).  At sigma = 0, where x0 is z itself, nothing is changed.
+  """
+
+  def clipped(z: Array, t: Array, *estimate: Array) -> Denoised:
+    said = denoise(z, t, *estimate)
+    limits = per_sample(limit, z)
+    s = jnp.maximum(expand(jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(quantile, len(z))), z), limits)
+    alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
+    dx = jnp.where(sigma > 0, jnp.clip(said.x0, -s, s) * (limits / s) - said.x0, 0)
+    return move(said, dx, -alpha * dx / jnp.where(sigma > 0, sigma, 1))
+
+  return clipped
+
+
+def energy_guided(
+  process: Process, denoise: Denoise, energy: Callable[[Array], Array], scale: Any = 1.0, low: Any = -jnp.inf, high: Any = jnp.inf
+) -> Denoise:
+  """Samples of p(x0) exp(-scale energy(x0)), for energy(x0 [B, ...]) -> [B]: a rule that pictures are to keep, prior knowledge.
+
+  eps + scale sigma g and x0 - scale sigma^2 / alpha g, with g the gradient by z of energy(x0(z)) through the denoiser, where
+  log SNR is in [low, high].  It takes the energy of the mean for the mean over x0 given z, as Chung et al. 2023 (2209.14687)
+  and Bansal et al. 2023 (2302.07121) do: exact where the energy is linear and x0 given z Gaussian with a variance that does not
+  depend on z, and else to first order in the scale.  At sigma = 0 the change is 0 of itself; at alpha = 0, where z knows
+  nothing of x0 and the change of x0 would be 0 / 0, it is left out.
+  """
+
+  def steered(z: Array, t: Array, *estimate: Array) -> Denoised:
+    def total(z: Array) -> tuple[Array, Denoised]:
+      said = denoise(z, t, *estimate)
+      return jnp.sum(energy(said.x0)), said
+
+    g, said = jax.grad(total, has_aux=True)(z)
+    alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
+    active = within(process, t, low, high, z) & (alpha > 0)
+    de = jnp.where(active, per_sample(scale, z) * sigma * g, 0)
+    return move(said, -sigma * de / jnp.where(active, alpha, 1), de)
+
+  return steered

@@ -1,10 +1,9 @@
 """Heun's second-order method on the probability flow, Karras et al. 2022 (2206.00364), algorithm 1.
 
-Every process is, up to a scale, a straight line in its own clock:
+  (1)  z_s = euler + scale_s (tau_s - tau_t) (slope_s - slope_t) / 2,   slope_s taken at the Euler step
 
-  (1)  y = z / (alpha + sigma),   tau = sigma / (alpha + sigma)   gives   y = (1 - tau) x0 + tau eps,   dy/dtau = eps - x0
-
-Taking the trapezoid there, rather than in z / alpha as Karras does, is regular at alpha = 0 and at sigma = 0.
+which is the trapezoid in y = z / scale over tau (jldm.samplers.clock).  The paper's own clock is Ratio; Line, the default,
+is second order from alpha = 0 as well.
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
+from jldm.samplers.clock import Clock, Line, euler
 from jldm.samplers.sample import Denoise, State
 
 Array = jax.Array
@@ -24,15 +24,16 @@ Array = jax.Array
 class Heun:
   """Two evaluations a step; the step that ends at sigma = 0 is Euler's, as in the paper."""
 
+  clock: Clock = dataclasses.field(default=Line(), metadata={"static": True})
+
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(z))
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     del keys
-    scale = lambda u: process.alpha(u) + process.sigma(u)
-    tau = lambda u: process.sigma(u) / scale(u)
-    x0, eps, _ = denoise(state.z, t)
-    euler = process.alpha(s) * x0 + process.sigma(s) * eps
-    x0_s, eps_s, _ = denoise(euler, s)
-    heun = euler + 0.5 * scale(s) * (tau(s) - tau(t)) * ((eps_s - x0_s) - (eps - x0))
-    return State(jnp.where(process.sigma(s) > 0, heun, euler), x0)
+    here = denoise(state.z, t)
+    z = euler(process, here, s)
+    there = denoise(z, s)
+    change = self.clock.scale(process, s) * (self.clock.tau(process, s) - self.clock.tau(process, t))
+    heun = z + 0.5 * change * (self.clock.slope(there) - self.clock.slope(here))
+    return State(jnp.where((process.sigma(s) > 0) & jnp.isfinite(change), heun, z), here.x0)

@@ -8,7 +8,7 @@ import pytest
 
 from jldm.core.trees import count, float32, pytree, traced
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import DPMSolverPP2M
+from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.heun import Heun
 
 
@@ -37,7 +37,7 @@ def test_two_classes_are_two_trees():
   other = pytree(dataclasses.make_dataclass("Other", [("number", float)], frozen=True))
   alike = pytree(dataclasses.make_dataclass("Alike", [("number", float)], frozen=True))
   assert jax.tree.structure(other(1.0)) != jax.tree.structure(alike(1.0))
-  samplers = [DDIM(), Heun(), DPMSolverPP2M()]
+  samplers = [DDIM(), Heun(), DPMSolverPP()]
   assert all(jax.tree.structure(a) != jax.tree.structure(b) for a, b in itertools.combinations(samplers, 2))
 
 

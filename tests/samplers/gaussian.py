@@ -13,16 +13,34 @@ import numpy as np
 
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
+from jldm.samplers.ancestral import Ancestral
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import DPMSolverPP2M
+from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import chain, log_snr_uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.jump import Jump
+from jldm.samplers.langevin import Corrected
+from jldm.samplers.resample import Resample
+from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import sample
+from jldm.samplers.unipc import UniPC
 
 MEAN, STD = 0.7, 0.5
 QUICK = {"xla_backend_optimization_level": 0}  # for programs that run once and are mostly random numbers
 PROCESSES = [Cosine(), Flow()]
-SAMPLERS = [DDIM(0.0), DDIM(1.0), Heun(), DPMSolverPP2M()]
+FLOWS = [  # samplers of the probability flow
+  DDIM(), Heun(), Heun(Ratio()), RK4(), DPMSolverPP(), DPMSolverPP(3, exact_d2=True), DPMSolverPPSingle(3), UniPC(3), DEIS(),
+  PNDM(), PNDM("prk"),
+]
+NOISY = [  # and those that draw noise on the way
+  DDIM(1.0), Ancestral("large"), DPMSolverPP(3, eta=1.0), DPMSolverPPSingle(eta=1.0), Churn(gamma=0.3), Corrected(), Jump(),
+  Resample(DPMSolverPP()),
+]
+SAMPLERS = FLOWS + NOISY
+IN_RATIO = [Heun(Ratio()), DEIS(), PNDM(), PNDM("prk")]  # sigma / alpha is their clock: steps near noise are long
 
 
 def gaussian(process):
@@ -52,13 +70,13 @@ def flow(process, z, t, s):
   return process.alpha(s) * MEAN + spread(s) / spread(t) * (z - process.alpha(t) * MEAN)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def walk(process, make, sampler, z, pairs, keys):
   """`sample` with the denoiser make(process), compiled once a kind of sampler and shape."""
   return sample(process, make(process), sampler, z, pairs, keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def step(process, make, sampler, state, t, s, keys):
   """One step from a state."""
   return sampler.step(process, make(process), state, t, s, keys)
@@ -69,12 +87,34 @@ def start(process, sampler, z, t):
   return sampler.init(process, z, jnp.full((1, 2), t))
 
 
-def measured_order(process, sampler, low=-4.0, high=4.0):
-  """Slope of log error on log steps, from 128 to 512, on a grid inside the ends and uniform in log SNR, in float64."""
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+def walk_beside(process, make, sampler, exact, times, keys, warm):
+  """As `walk` along `times` [N + 1], but the first `warm` steps begin where the flow `exact` [N + 1, B, ...] really is."""
+
+  def body(state, interval):
+    i, t, s, z = interval
+    state = state._replace(z=jnp.where(i < warm, z, state.z))
+    return sampler.step(process, make(process), state, t, s, keys), None
+
+  intervals = jnp.arange(len(times) - 1), times[:-1], times[1:], exact[:-1]
+  return jax.lax.scan(body, sampler.init(process, exact[0], chain(times)), intervals)[0].z
+
+
+def measured_order(process, sampler, low=-4.0, high=4.0, warm=0, steps=(128, 512), make=gaussian, flow=None):
+  """Slope of log error on log steps, on a grid inside the ends and uniform in log SNR, in float64.
+
+  The flow is the closed form, or `flow`(process, z, times) -> [N + 1, B, ...]; the first `warm` steps begin on it.
+  """
   with jax.enable_x64(True):
     z, errors, keys = jnp.linspace(-2, 2, 9)[:, None], [], jax.random.split(jax.random.key(0), 9)
-    for steps in (128, 512):
-      times = log_snr_uniform(process, steps, low, high)
-      reached = walk(process, gaussian, sampler, z, chain(times), keys)
-      errors.append(float(jnp.abs(reached - flow(process, z, times[0], times[-1])).max()))
-  return np.log(errors[0] / errors[1]) / np.log(4)
+    for count in steps:
+      times = log_snr_uniform(process, count, low, high)
+      exact = paths(process, z, times) if flow is None else flow(process, z, times)
+      reached = walk_beside(process, make, sampler, exact, times, keys, warm)
+      errors.append(float(jnp.abs(reached - exact[-1]).max()))
+  return np.log(errors[0] / errors[-1]) / np.log(steps[-1] / steps[0])
+
+
+def paths(process, z, times):
+  """Equation (3) at every time: z [B, ...] at times[0] -> [N + 1, B, ...]."""
+  return jax.vmap(lambda s: flow(process, z, times[0], s))(times)

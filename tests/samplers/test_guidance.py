@@ -10,9 +10,10 @@ from jldm.core.keys import row_keys
 from jldm.core.shapes import expand
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.target import Denoised, Predict, denoiser
+from jldm.samplers import guidance
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
-from jldm.samplers.guidance import classifier_free, guided
+from jldm.samplers.guidance import ClassifierFree, guided
 from jldm.samplers.sample import draw
 from tests.samplers.gaussian import QUICK
 
@@ -30,6 +31,10 @@ def apply(z, level, label):
 
 
 denoise = denoiser(PROCESS, Predict("v"), apply)
+
+
+def classifier_free(denoise, condition, null, scale):
+  return guided(PROCESS, denoise, (condition, null), ClassifierFree(scale))
 
 
 def close(a, b, atol=2e-6):
@@ -65,17 +70,25 @@ def test_one_pass_with_conditions_beside_their_sample():
 
 
 @pytest.mark.parametrize(
-  "weights", [np.array([[2.0], [-1.5], [0.5]], np.float32), np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 8)],
-  ids=["all", "each"],
+  "scales", [np.array([[2.0], [-1.5]], np.float32), np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)], ids=["all", "each"]
 )
-def test_any_number_of_conditions_as_trees(weights):
+def test_any_number_of_conditions_as_trees(scales):
   text = np.random.default_rng(0).standard_normal((3, 8, 4, 2), dtype=np.float32)
-  conditions = {"label": np.stack([LABELS, NULL, LABELS[::-1]]), "text": text}
+  conditions = [{"label": label, "text": words} for label, words in zip((LABELS, LABELS[::-1], NULL), text)]
   described = jax.jit(lambda z, t, given: denoise(z + given["text"][:, None], t, given["label"]))
-  each = [described(Z, T, {"label": label, "text": words}) for label, words in zip(conditions["label"], text)]
-  w = np.broadcast_to(weights, (3, 8))[..., None, None, None]
-  mix = lambda field: sum(w[k] * np.asarray(getattr(e, field)) for k, e in enumerate(each))
-  close(guided(described, conditions, jnp.asarray(weights))(Z, T), Denoised(mix("x0"), mix("eps")), atol=1e-5)
+  each = [described(Z, T, condition) for condition in conditions]
+  null, w = each[-1], np.broadcast_to(scales, (2, 8))[..., None, None, None]
+  mix = lambda field: getattr(null, field) + sum(w[k] * (getattr(each[k], field) - getattr(null, field)) for k in range(2))
+  out = guided(PROCESS, described, conditions, ClassifierFree(jnp.asarray(scales)))(Z, T)
+  close(out, Denoised(mix("x0"), mix("eps")), atol=1e-5)
+
+
+def test_a_time_for_each_sample():
+  t, combined = jnp.linspace(0.1, 0.9, 8), classifier_free(denoise, LABELS, NULL, 2.0)
+  out = combined(Z, t)
+  for b in (0, 7):
+    alone = classifier_free(denoise, LABELS[b:b + 1], NULL[b:b + 1], 2.0)(Z[b:b + 1], t[b])
+    close(Denoised(out.x0[b:b + 1], out.eps[b:b + 1]), alone)
 
 
 def test_the_learned_variance_is_that_of_the_first_condition():
@@ -92,6 +105,16 @@ def run(guide, key_data, labels, scale, eta):
 
 def beside(labels, null, scale):
   return classifier_free(denoise, labels, null, scale)
+
+
+def everything(labels, null, scale):
+  """All rules and wrappers in one, each of their numbers at work."""
+  inside = guidance.Interval(guidance.APG(scale, 0.3, 2.0), -4.0, 6.0)
+  rules = guidance.Rescale(inside, 0.2 * scale), guidance.CFGPlusPlus(guidance.CFGZero(0.2 * scale, 0.9))
+  first, second = (guided(PROCESS, denoise, (labels, null), rule) for rule in rules)
+  far = lambda x0: jnp.sum(x0**2, (1, 2, 3))
+  steered = guidance.energy_guided(PROCESS, lambda z, t: jax.tree.map(jnp.add, first(z, t), second(z, t)), far, 0.01 * scale)
+  return guidance.thresholded(PROCESS, steered, 0.9, scale)
 
 
 def behind(labels, null, scale):
@@ -120,12 +143,13 @@ def compile_for(guide, args):
   return jax.jit(functools.partial(run, guide), out_shardings=spread).lower(*args).compile(QUICK)
 
 
-def test_a_batch_over_eight_devices_is_the_same_and_never_moves(sharded):
-  compiled = compile_for(beside, sharded)
+@pytest.mark.parametrize("guide", [beside, everything])
+def test_a_batch_over_eight_devices_is_the_same_and_never_moves(guide, sharded):
+  compiled = compile_for(guide, sharded)
   assert not [move for move in MOVES if move in compiled.as_text()]
   spread = compiled(*sharded)
   assert len(spread.sharding.device_set) == 8
-  alone = jax.jit(functools.partial(run, beside), compiler_options=QUICK)(*jax.device_put(sharded, jax.devices()[0]))
+  alone = jax.jit(functools.partial(run, guide), compiler_options=QUICK)(*jax.device_put(sharded, jax.devices()[0]))
   np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -134,13 +158,14 @@ def test_conditions_behind_one_another_would_move_it(sharded):
   assert [move for move in MOVES if move in text], "or the test above sees nothing"
 
 
-def test_scales_conditions_and_keys_compile_nothing(sharded):
+@pytest.mark.parametrize("guide", [beside, everything])
+def test_scales_conditions_and_keys_compile_nothing(guide, sharded):
   traces = []
 
   @functools.partial(jax.jit, compiler_options=QUICK)
   def counted(*args):
     traces.append(1)
-    return run(beside, *args)
+    return run(guide, *args)
 
   key_data, labels, scale, eta = jax.device_put(sharded, jax.devices()[0])
   first = counted(key_data, labels, scale, eta)

@@ -12,7 +12,7 @@ from jldm.core.trees import traced
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.sample import draw, sample
-from tests.samplers.gaussian import MEAN, PROCESSES, SAMPLERS, gaussian, network, point, start, step, walk
+from tests.samplers.gaussian import FLOWS, IN_RATIO, MEAN, PROCESSES, SAMPLERS, gaussian, network, point, start, step, walk
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 Z = jax.random.normal(jax.random.key(0), (8, 3))
@@ -82,16 +82,17 @@ def test_draw_starts_at_sigma_of_the_first_time(process):
 def test_finite_in_float32_over_any_pairs(process, sampler):
   for name, pairs in PAIRS.items():
     out = np.asarray(walk(process, network, sampler, Z, path(pairs), KEYS))
-    assert out.dtype == np.float32 and np.isfinite(out).all() and np.abs(out).max() < 100, name
+    assert out.dtype == np.float32 and np.isfinite(out).all(), name
+    assert np.abs(out).max() < 100 or sampler in IN_RATIO, name
 
 
 @both
 @every
 def test_nothing_happens_where_a_step_goes_nowhere(process, sampler):
-  for t in (0.0, 1e-3, 0.1, 0.25, 0.4, 0.5, 0.77, 0.9, 0.999, 1.0):
-    t = jnp.float32(t)
-    after = np.asarray(step(process, network, sampler, start(process, sampler, Z, t), t, t, KEYS).z)
-    assert np.abs(after - Z).max() < 1e-6 * np.abs(Z).max(), t
+  """To the bit, and the step after such a one begins as if it had not been."""
+  for t in (0.0, 1e-3, 0.5, 1.0):
+    still = walk(process, network, sampler, Z, np.full((1, 2), t, np.float32), KEYS)
+    np.testing.assert_array_equal(still, Z)
 
 
 @both
@@ -103,7 +104,7 @@ def test_the_step_to_clean_data_is_the_estimate(process, sampler):
 
 
 @both
-@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != DDIM(1.0)], ids=repr)
+@pytest.mark.parametrize("sampler", FLOWS, ids=repr)
 def test_steps_are_exact_where_the_flow_is_straight(process, sampler):
   """All data at one place: x0 and eps stay as they are, whatever the step, from alpha = 0 and to sigma = 0."""
   for t, s in ((1.0, 0.0), (1.0, 0.5), (0.7, 0.2), (0.3, 0.0), (0.2, 0.9), (0.5, 1.0)):

@@ -1,0 +1,59 @@
+"""Ancestral sampling, DDPM, Ho et al. 2020 (2006.11239), algorithm 2.
+
+With `kept` of jldm.samplers.ddim the mean and the two bounds of the variance of z_s given z_t are, eq. 6, 7 and section 3.2,
+
+  (1)  mean = alpha_s x0 + sigma_s kept eps,   small = sigma_s^2 (1 - kept^2),   large = sigma_t^2 (1 - kept^2)
+  (2)  learned: log variance = (1 + v) / 2 log large + (1 - v) / 2 log small,   Nichol & Dhariwal 2021 (2102.09672), eq. 15
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.core.keys import normal
+from jldm.core.trees import pytree
+from jldm.diffusion.process import Process
+from jldm.samplers.ddim import kept
+from jldm.samplers.sample import Denoise, State
+
+Array = jax.Array
+
+VARIANCES = {  # standard deviations: (sigma_t, sigma_s, share of fresh noise (1 - kept^2)^(1/2), v) -> that of z_s
+  "small": lambda sigma_t, sigma_s, fresh, v: sigma_s * fresh,
+  "large": lambda sigma_t, sigma_s, fresh, v: sigma_t * fresh,
+  "learned": lambda sigma_t, sigma_s, fresh, v: sigma_t ** ((1 + v) / 2) * sigma_s ** ((1 - v) / 2) * fresh,
+}
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Ancestral:
+  """First order; `small` is DDIM with eta = 1.  Upward it is DDIM without noise.
+
+  `learned` takes the network's second output for v in [-1, 1], as published networks of ADM's kind give it; it is not the
+  log-variance of the loss that jldm's own objective trains.
+
+  Raises:
+    UserError: an unknown variance, or `learned` of a network that says none.
+  """
+
+  variance: str = dataclasses.field(default="small", metadata={"static": True})
+
+  def __post_init__(self):
+    if self.variance not in VARIANCES:
+      raise UserError(f"variance={self.variance!r}; expected one of {sorted(VARIANCES)}")
+
+  def init(self, process: Process, z: Array, pairs: Array) -> State:
+    return State(z, jnp.zeros_like(z))
+
+  def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
+    x0, eps, v = denoise(state.z, t)
+    if self.variance == "learned" and v is None:
+      raise UserError("variance='learned', but the network says none; expected 'small' or 'large'")
+    share = kept(process, t, s)
+    sigma_t, sigma_s = process.sigma(t), process.sigma(s)
+    std = VARIANCES[self.variance](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)
+    std = jnp.where(sigma_s > 0, std, 0)
+    return State(process.alpha(s) * x0 + sigma_s * share * eps + std * normal(keys, eps), x0)

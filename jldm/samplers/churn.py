@@ -1,0 +1,53 @@
+"""Stochastic sampling of Karras et al. 2022 (2206.00364), algorithm 2: each step first goes back up in noise.
+
+  (1)  sigma^ / alpha^ = (1 + gamma) sigma / alpha,   then the inner sampler's step from t^ to s
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.keys import split_each
+from jldm.core.trees import pytree
+from jldm.diffusion.process import Process
+from jldm.samplers.heun import Heun
+from jldm.samplers.sample import Denoise, Sampler, moved, renoise
+
+Array = jax.Array
+
+
+def karras_gamma(churn: float, steps: int) -> float:
+  """min(churn / steps, sqrt 2 - 1): algorithm 2, line 4, S_churn spread over the steps."""
+  return min(churn / steps, math.sqrt(2) - 1)
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Churn:
+  """Wraps any sampler; all numbers are traced.
+
+  gamma: (1), 0 changes nothing.   low, high: the sigma / alpha between which noise is added.   noise: its scale, S_noise.
+  Nothing is added upward, at alpha = 0, or beyond the noisiest level of a chain.  Where it is, a multistep history starts
+  anew.
+  """
+
+  sampler: Sampler = Heun()
+  gamma: float = 0.0
+  low: float = 0.0
+  high: float = math.inf
+  noise: float = 1.0
+
+  def init(self, process: Process, z: Array, pairs: Array) -> Any:
+    return self.sampler.init(process, z, pairs)
+
+  def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any:
+    key_churn, key_step = split_each(keys)
+    ratio = process.sigma(t) / process.alpha(t)
+    inside = (s < t) & (ratio >= self.low) & (ratio <= self.high) & jnp.isfinite(ratio) & (self.gamma > 0)
+    up = process.time(-2 * jnp.log(jnp.where(inside, ratio * (1 + self.gamma), 1)))
+    up = jnp.where(inside, jnp.maximum(up, t), t)
+    state = moved(state, renoise(process, state.z, t, up, key_churn, self.noise), up > t)
+    return self.sampler.step(process, denoise, state, up, s, key_step)

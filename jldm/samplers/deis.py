@@ -1,0 +1,143 @@
+"""Adams-Bashforth steps on the probability flow in the clock Ratio, y = z / alpha, rho = sigma / alpha, dy / drho = eps.
+
+  (1)  z_s = alpha_s x0 + sigma_s eps + alpha_s (rho_s - rho_t) sum_i w_i (eps_i - eps)
+
+DEIS, Zhang & Chen 2022 (2204.13902), its rho-AB variant (also known as LMS): the polynomial through the last estimates of
+eps is integrated over rho.  The others have the weights of evenly spaced steps, whatever the steps are:
+
+  (2)  eps + sum_i w_i (eps_i - eps) = (3 eps - eps_1) / 2,  (23 eps - 16 eps_1 + 5 eps_2) / 12,
+       (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
+
+PNDM, Liu et al. 2022 (2202.09778), eq. 12, in two warm-ups, and iPNDM, which begins at lower order.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.core.trees import pytree
+from jldm.diffusion.process import Process
+from jldm.diffusion.target import Denoised
+from jldm.samplers.clock import Ratio, euler
+from jldm.samplers.dpm_solver import check_order, choice
+from jldm.samplers.exponential import chosen, interpolation, usable
+from jldm.samplers.sample import Denoise
+
+Array = jax.Array
+
+EVEN = [[], [-1 / 2], [-16 / 12, 5 / 12], [-59 / 24, 37 / 24, -9 / 24]]  # equation (2), a row for each order
+MEANS = [1 / 2, 1 / 3, 1 / 4]  # moments of theta, theta^2, theta^3 over [0, 1]
+
+
+class Slopes(NamedTuple):
+  """What a multistep sampler of eps carries, for K estimates a step."""
+
+  z: Array  # [B, ...]
+  x0: Array  # [B, ...] the newest estimate
+  past: tuple[Array, ...]  # K - 1 estimates of eps, newest first
+  times: Array  # [K - 1] where they were made
+  count: Array  # [] how many belong to this path
+
+
+def begin(z: Array, pairs: Array, order: int) -> Slopes:
+  zeros = jnp.zeros_like(z)
+  return Slopes(z, zeros, (zeros,) * (order - 1), jnp.zeros(order - 1, pairs.dtype), jnp.int32(0))
+
+
+def follow(process: Process, state: Slopes, found: Denoised, eps: Array, t: Array, s: Array) -> Slopes:
+  """(1): the step from t to s along `eps`, where `found` was found; a straight line where rho is infinite."""
+  rho = Ratio()
+  change = rho.scale(process, s) * (rho.tau(process, s) - rho.tau(process, t))
+  z = euler(process, found, s) + jnp.where(jnp.isfinite(change), change, 0) * (eps - found.eps)
+  past = (found.eps, *state.past)[: len(state.past)]
+  times = jnp.concatenate([jnp.reshape(t, 1), state.times])[: len(past)]
+  return Slopes(z, found.x0, past, times, jnp.minimum(state.count + 1, len(past)))
+
+
+def extrapolated(eps: Array, past: tuple[Array, ...], weights: Array) -> Array:
+  """eps + sum_i w_i (eps_i - eps)."""
+  return eps + sum((weight * (other - eps) for weight, other in zip(weights, past)), jnp.zeros_like(eps))
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class DEIS:
+  """Order 1 to 4, one evaluation a step; of lower order while there are fewer estimates.
+
+  Raises:
+    UserError: another order.
+  """
+
+  order: int = choice(3)
+
+  def __post_init__(self):
+    check_order(self.order, 4)
+
+  def init(self, process: Process, z: Array, pairs: Array) -> Slopes:
+    return begin(z, pairs, self.order)
+
+  def step(self, process: Process, denoise: Denoise, state: Slopes, t: Array, s: Array, keys: Array) -> Slopes:
+    del keys
+    found = denoise(state.z, t)
+    rho = lambda u: Ratio().tau(process, u)
+    h = rho(s) - rho(t)
+    r = (rho(state.times) - rho(t)) / h
+    table = [interpolation(list(r[: order - 1]), MEANS) for order in range(1, self.order + 1)]
+    weights = chosen(table, 1 + usable(h, r, state.count), len(r))
+    return follow(process, state, found, extrapolated(found.eps, state.past, weights), t, s)
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class PNDM:
+  """Fourth order on even steps.  The warm-up is one of
+
+  plms: the first step is Heun's, two evaluations;   prk: the first three are Runge-Kutta's, four evaluations each;
+  none: the first three are of order 1, 2, 3, one evaluation each (iPNDM).
+
+  Raises:
+    UserError: another warm-up.
+  """
+
+  warmup: str = choice("plms")
+
+  def __post_init__(self):
+    if self.warmup not in WARMUPS:
+      raise UserError(f"warmup={self.warmup!r}; expected one of {sorted(WARMUPS)}")
+
+  def init(self, process: Process, z: Array, pairs: Array) -> Slopes:
+    return begin(z, pairs, 4)
+
+  def step(self, process: Process, denoise: Denoise, state: Slopes, t: Array, s: Array, keys: Array) -> Slopes:
+    del keys
+    found = denoise(state.z, t)
+    steps, warm = WARMUPS[self.warmup]
+    even = lambda: extrapolated(found.eps, state.past, chosen(EVEN, state.count + 1, 3))
+    first = lambda: jnp.where(process.sigma(s) > 0, warm(process, denoise, found, t, s), found.eps)
+    eps = jax.lax.cond(state.count < steps, first, even) if steps else even()
+    return follow(process, state, found, eps, t, s)
+
+
+def along(process: Process, found: Denoised, eps: Array, t: Array, s: Array) -> Array:
+  """z_s reached from where `found` was found along another eps."""
+  return follow(process, Slopes(eps, eps, (), jnp.zeros(0), jnp.int32(0)), found, eps, t, s).z
+
+
+def trapezoid(process: Process, denoise: Denoise, found: Denoised, t: Array, s: Array) -> Array:
+  """The eps of Heun's step."""
+  return 0.5 * (found.eps + denoise(euler(process, found, s), s).eps)
+
+
+def runge_kutta(process: Process, denoise: Denoise, found: Denoised, t: Array, s: Array) -> Array:
+  """The eps of a Runge-Kutta step, with its middle halfway in t: PNDM's eq. 13."""
+  middle = 0.5 * (t + s)
+  second = denoise(along(process, found, found.eps, t, middle), middle).eps
+  third = denoise(along(process, found, second, t, middle), middle).eps
+  last = denoise(along(process, found, third, t, s), s).eps
+  return (found.eps + 2 * second + 2 * third + last) / 6
+
+
+WARMUPS = {"plms": (1, trapezoid), "prk": (3, runge_kutta), "none": (0, None)}  # steps, and their eps

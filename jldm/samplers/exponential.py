@@ -1,0 +1,125 @@
+"""Steps of any order that know the estimates of x0 at several noise levels.
+
+With lambda = log(alpha / sigma) the flow solves to, Lu et al. 2022 (2211.01095), eq. 8,
+
+  (1)  z_s = sigma_s / sigma_t z_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x0(lambda) dlambda
+
+and with noise of strength eta, Gonzalez et al. 2023 and Xue et al. 2023 (2309.05019), eq. 12, where h = lambda_s - lambda_t
+and kappa = (1 + eta) h, to
+
+  (2)  z_s = alpha_s x0 + sigma_s (e^{-eta h} eps + (1 - e^{-2 eta h})^(1/2) eps') + alpha_s sum_i w_i (x0_i - x0)
+  (3)  w_i = int_0^1 kappa e^{-kappa (1 - theta)} l_i(theta) dtheta
+
+for an x0(theta) that is the polynomial through x0 at theta = 0 and x0_i at r_i = (lambda_i - lambda_t) / h, with l_i its
+Lagrange polynomials.  Written so, as DDIM and a correction, a step is regular at both ends, where h is infinite and the
+correction is left out.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.keys import normal
+from jldm.diffusion.process import Process, half_log_snr
+from jldm.samplers.ddim import kept
+
+Array = jax.Array
+TERMS = 16  # of the series of a moment: the rest is below 1e-16
+
+
+class History(NamedTuple):
+  """What a multistep sampler carries, for K estimates a step: the newest and K - 2 older ones, and where they were made."""
+
+  z: Array  # [B, ...]
+  x0: Array  # [B, ...] the newest estimate
+  past: tuple[Array, ...]  # K - 2 older ones, newest first
+  times: Array  # [K - 1] of all of them
+  count: Array  # [] how many belong to this path
+  left: Array  # [] steps to go
+
+  def estimates(self) -> tuple[Array, ...]:
+    """All K - 1 of them, newest first."""
+    return (self.x0, *self.past)[: len(self.times)]
+
+
+def begin(z: Array, pairs: Array, order: int) -> History:
+  """No history yet; `order` = K."""
+  zeros = jnp.zeros_like(z)
+  none, left = jnp.int32(0), jnp.int32(len(pairs))
+  return History(z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), none, left)
+
+
+def follow(state: History, z: Array, x0: Array, t: Array) -> History:
+  """The state after a step from t that found x0 and went to z."""
+  times = jnp.concatenate([jnp.reshape(t, 1), state.times])[: len(state.times)]
+  past = (state.x0, *state.past)[: len(state.past)]
+  return History(z, x0, past, times, jnp.minimum(state.count + 1, len(times)), state.left - 1)
+
+
+def nodes(process: Process, times: Array, t: Array, s: Array) -> tuple[Array, Array]:
+  """h [], and r_i of times [K - 1]; not finite at the ends."""
+  here = half_log_snr(process, t)
+  h = half_log_snr(process, s) - here
+  return h, (half_log_snr(process, times) - here) / h
+
+
+def usable(h: Array, r: Array, count: Array) -> Array:
+  """How many of the r [K - 1], newest first, a step may use: all up to the first that is not finite, stands where it
+  starts or where another stands, or is not of this path."""
+  place = jnp.arange(len(r))
+  apart = jnp.all((r[:, None] != r) | (place[:, None] <= place), 1)
+  fine = jnp.isfinite(r) & (r != 0) & apart & (place < count) & jnp.isfinite(h)
+  return jnp.sum(jnp.cumprod(fine.astype(jnp.int32)), dtype=jnp.int32)
+
+
+def growth(process: Process, t: Array, s: Array, h: Array, eta: Array) -> Array:
+  """kappa; upward nothing is random, and eta is 0."""
+  return (1 + jnp.where(s < t, eta, 0)) * h
+
+
+def moments(kappa: Array, count: int) -> list[Array]:
+  """int_0^1 kappa e^{-kappa (1 - theta)} theta^j dtheta for j = 0 … count.
+
+  By m_j = 1 - j / kappa m_{j-1}, and for small kappa, where that cancels, by kappa j! sum_n (-kappa)^n / (n + j + 1)!.
+  """
+  small = jnp.where(jnp.abs(kappa) < 1, kappa, 0)
+  large = jnp.where(jnp.abs(kappa) < 1, 1, kappa)
+  closed, out = -jnp.expm1(-large), []
+  for j in range(count + 1):
+    closed = closed if j == 0 else 1 - j / large * closed
+    series = sum((-small) ** n * (math.factorial(j) / math.factorial(n + j + 1)) for n in range(TERMS))
+    out.append(jnp.where(jnp.abs(kappa) < 1, small * series, closed))
+  return out
+
+
+def interpolation(r: list[Array], moments: list[Array]) -> list[Array]:
+  """(3): the weights of the nodes r besides 0, from the moments m_1, m_2, … of the measure."""
+  weights = []
+  for i, node in enumerate(r):
+    polynomial, scale = [1.0], node  # the product of theta - r_j, lowest power first, and its value at the node times it
+    for other in r[:i] + r[i + 1 :]:
+      polynomial = [low - other * high for low, high in zip([0.0, *polynomial], [*polynomial, 0.0])]
+      scale = scale * (node - other)
+    weights.append(sum(c * m for c, m in zip(polynomial, moments)) / scale)
+  return weights
+
+
+def chosen(table: list[list[Array]], order: Array, width: int) -> Array:
+  """The weights [width] of the order that is asked for, of a table with a row for each order from 1."""
+  return jnp.stack([jnp.array([*row, *[0.0] * (width - len(row))]) for row in table])[order - 1]
+
+
+def first_order(process: Process, x0: Array, eps: Array, t: Array, s: Array, eta: Array | float, keys: Array) -> Array:
+  """(2) without its sum: DDIM, with noise of strength eta."""
+  old = kept(process, t, s) ** eta
+  fresh = jnp.sqrt((1 - old) * (1 + old))
+  return process.alpha(s) * x0 + process.sigma(s) * (old * eps + fresh * normal(keys, eps))
+
+
+def corrected(process: Process, z: Array, x0: Array, others: tuple[Array, ...], weights: Array, s: Array) -> Array:
+  """z with the sum of (2)."""
+  for weight, other in zip(weights, others):
+    z = z + process.alpha(s) * weight * (other - x0)
+  return z

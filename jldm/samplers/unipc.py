@@ -1,0 +1,100 @@
+"""UniPC, Zhao et al. 2023 (2302.04867): a predictor, and a corrector that costs no evaluation.
+
+Both are steps of jldm.samplers.exponential.  The predictor of order p goes through the last p estimates; once the next
+estimate is made, it stands at r = 1, and the corrector takes the last step anew through p + 1.  The paper's B(h) cancels
+but where its weights are set to 1/2 instead of solved for:
+
+  (1)  predictor of order 2:  B / (2 r) (x0_1 - x0);   corrector of order 1:  B / 2 (x0_1 - x0)
+  (2)  bh1: B = h;   bh2: B = 1 - e^{-h}
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.core.trees import pytree
+from jldm.diffusion.process import Process, half_log_snr
+from jldm.diffusion.target import Denoised
+from jldm.samplers.clock import euler
+from jldm.samplers.dpm_solver import check_order, choice
+from jldm.samplers.exponential import chosen, corrected, interpolation, moments, nodes, usable
+from jldm.samplers.sample import Denoise
+
+Array = jax.Array
+
+B = {"bh1": lambda h: h, "bh2": lambda h: -jnp.expm1(-h)}
+
+
+class UniState(NamedTuple):
+  """The last estimate with the eps that belongs to it and to the corrected z; older estimates; the last step's order."""
+
+  z: Array  # [B, ...]
+  x0: Array  # [B, ...]
+  eps: Array  # [B, ...]
+  past: tuple[Array, ...]  # K - 1 older estimates, newest first
+  times: Array  # [K] of x0 and of those
+  count: Array  # [] how many of the K belong to this path
+  order: Array  # [] of the last step's predictor
+  left: Array  # [] steps to go
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class UniPC:
+  """UniPC-p of `order` p, of global order p + 1; one evaluation a step.
+
+  Raises:
+    UserError: an order other than 1, 2, 3, or another B than bh1 and bh2.
+  """
+
+  order: int = choice(2)
+  bh: str = choice("bh2")
+  lower_order_final: bool = choice(False)
+
+  def __post_init__(self):
+    check_order(self.order, 3)
+    if self.bh not in B:
+      raise UserError(f"bh={self.bh!r}; expected one of {sorted(B)}")
+
+  def init(self, process: Process, z: Array, pairs: Array) -> UniState:
+    zeros, none = jnp.zeros_like(z), jnp.int32(0)
+    times = jnp.zeros(self.order, pairs.dtype)
+    return UniState(z, zeros, zeros, (zeros,) * (self.order - 1), times, none, none, jnp.int32(len(pairs)))
+
+  def step(self, process: Process, denoise: Denoise, state: UniState, t: Array, s: Array, keys: Array) -> UniState:
+    del keys
+    x0, eps, _ = denoise(state.z, t)
+    z = jnp.where(state.count > 0, self.correct(process, state, x0, t), state.z)
+    sigma = process.sigma(t)
+    eps = eps + (z - state.z) / jnp.where(sigma > 0, sigma, jnp.inf)  # of the corrected z and the estimate before it
+    h, r = nodes(process, state.times[: self.order - 1], t, s)
+    order = 1 + usable(h, r, state.count)
+    order = jnp.minimum(order, jnp.maximum(state.left, 1)) if self.lower_order_final else order
+    weights = chosen(self.predictor(h, list(r)), order, len(r))
+    others = (state.x0, *state.past)[: self.order - 1]
+    z = corrected(process, euler(process, Denoised(x0, eps), s), x0, others, weights, s)
+    times = jnp.concatenate([jnp.reshape(t, 1), state.times])[: self.order]
+    return UniState(z, x0, eps, others, times, jnp.minimum(state.count + 1, self.order), order, state.left - 1)
+
+  def correct(self, process: Process, state: UniState, x0: Array, t: Array) -> Array:
+    """z_t anew, with the estimate x0 that was made there; as it was where a log SNR is infinite."""
+    last = state.times[0]
+    h, r = nodes(process, state.times[1:], last, t)
+    one = jnp.ones_like(h)
+    _, *m = moments(h, 3)
+    table = [[0.5 * B[self.bh](h)]]
+    table += [interpolation([one, *r[: p - 1]], m) for p in range(2, self.order + 1)]
+    weights = chosen(table, jnp.maximum(state.order, 1), self.order)
+    z = euler(process, Denoised(state.x0, state.eps), t)
+    z = corrected(process, z, state.x0, (x0, *state.past), weights, t)
+    known = jnp.isfinite(half_log_snr(process, last)) & jnp.isfinite(h) & (h != 0)
+    return jnp.where(known, z, state.z)
+
+  def predictor(self, h: Array, r: list[Array]) -> list[list[Array]]:
+    """Weights of the older estimates at r, a row for each order."""
+    _, *m = moments(h, 2)
+    rows = [[], [0.5 * B[self.bh](h) / r[0]]] if r else [[]]
+    return [*rows, interpolation(r, m)] if len(r) == 2 else rows
