@@ -18,11 +18,11 @@ POINTS = 4  # of the path of a brush
 
 
 def box(key: Array, y: Array, x: Array) -> Array:
-  """A rectangle with sides of 0.25 to 0.75."""
+  """A rectangle with sides of 0.25 to 0.75 around any place, so that the picture's border may cut it."""
   key_size, key_place = jax.random.split(key)
   sides = jax.random.uniform(key_size, (2,), minval=0.25, maxval=0.75)
-  corner = (1 - sides) * jax.random.uniform(key_place, (2,))
-  return (y >= corner[0]) & (y < corner[0] + sides[0]) & (x >= corner[1]) & (x < corner[1] + sides[1])
+  place = jax.random.uniform(key_place, (2,))
+  return (jnp.abs(y - place[0]) < sides[0] / 2) & (jnp.abs(x - place[1]) < sides[1] / 2)
 
 
 def frame(key: Array, y: Array, x: Array) -> Array:
