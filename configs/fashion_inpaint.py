@@ -52,7 +52,7 @@ def experiment() -> Experiment:
         condition=Masked(),
       ),
       optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99),
-      steps=3800,
+      steps=8000,
       batch_size=16,
       ema=Decay(0.995),
       devices=1,

@@ -40,6 +40,7 @@ def main(args: argparse.Namespace) -> None:
   sampler = pipeline.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
   labels = pipeline.check_labels(parse_labels(args.label, args.n, experiment.data.classes), experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
+  pipeline.check_concat(pipeline.of(experiment), None, len(labels))
   check_writable(out)
   sharding.configure(args.devices)
   size = parse_size(args.size) if args.size else None

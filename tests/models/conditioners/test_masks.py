@@ -63,5 +63,5 @@ def test_pixels_and_places():
 
 def test_unknown_shapes_are_refused():
   for shapes in ((), ("ball",)):
-    with pytest.raises(UserError, match="expected some of .'box', 'frame', 'half_plane', 'strokes'."):
+    with pytest.raises(UserError, match=r"expected some of \['box', 'frame', 'half_plane', 'strokes'\]"):
       masks.check(shapes)
