@@ -1,8 +1,11 @@
-"""Denoisers that are told of a picture, measured on held-out ones:  python -m benchmarks.conditioned {train,measure} runs/conditioned
+"""Denoisers that are told of a picture, measured on held-out ones.
+
+  taskset -c 0 python -m benchmarks.conditioned train runs/conditioned
+  python -m benchmarks.conditioned measure runs/conditioned
 
 Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2` and `jldm prepare photos
---size 64`.  `train` trains what is not finished, on one CPU device (pin it to a core: `taskset -c 0`); runs that have the same
-autoencoder take it from the first of them.  `measure` writes conditioned.md and its sheets to --docs.
+--size 64`.  `train` trains what is not finished, on one CPU device; runs that have the same autoencoder take it from the
+first of them.  `measure` writes conditioned.md and its sheets to --docs.
 """
 
 import argparse
@@ -36,20 +39,17 @@ def experiment(name: str, data_dir: str) -> Experiment:
 
 
 def train(folder: Path, name: str, data_dir: str) -> None:
-  """Trains one of RUNS, and writes the CPU-seconds of its parts, compilation and encoding included, to cost.json."""
-  found, workdir, lender = experiment(name, data_dir), folder / name, RUNS[name][2]
-  costs = {}
-  if (workdir / "cost.json").exists():
-    return
-  shutil.rmtree(workdir, ignore_errors=True)
-  if lender:
+  """Trains one of RUNS, and writes the CPU-seconds of its stages, compilation and encoding included, to NAME.json."""
+  found, workdir, lender, cost = experiment(name, data_dir), folder / name, RUNS[name][2], folder / f"{name}.json"
+  costs = json.loads(cost.read_text()) if cost.exists() else {}
+  if lender and not workdir.exists():
     workdirs.claim(workdir, found)
     shutil.copytree(folder / lender / "autoencoder", workdir / "autoencoder")
   for stage in workdirs.STAGES:
-    start = time.process_time()
-    stages.train(found, workdir, (stage,), devices=1)
-    costs[stage] = time.process_time() - start
-  (workdir / "cost.json").write_text(json.dumps(costs))
+    if stage not in costs:
+      start = time.process_time()
+      stages.train(found, workdir, (stage,), devices=1)
+      cost.write_text(json.dumps(costs := costs | {stage: time.process_time() - start}))
 
 
 def main() -> None:

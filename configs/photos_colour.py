@@ -51,7 +51,7 @@ def experiment() -> Experiment:
         condition=Paired(degradation=Grey()),
       ),
       optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=200), b2=0.99),
-      steps=2500,
+      steps=1500,
       batch_size=16,
       ema=Decay(0.995),
       devices=1,

@@ -166,7 +166,7 @@ def guide(
   unknown = jnp.full_like(labels, -1)
   beside = lambda concat: {} if concat is None else {"concat": concat}
   told, scales = [{"labels": some} | beside(concat) for some in (labels, unknown)], [guidance_scale]
-  if condition_scale is not None:
+  if concat is not None and condition_scale is not None:
     told.append({"labels": unknown} | beside(jnp.zeros_like(concat)))
     scales.append(condition_scale - guidance_scale)
   rule = ClassifierFree(jnp.stack(scales)[:, None])
