@@ -69,10 +69,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How pictures are drawn where the caller does not say: a name of `pipeline.SAMPLERS`, evaluations, guidance."""
+  """How pictures are drawn where the caller does not say: `pipeline.make_sampler`'s name, steps of `grid.GRIDS`, guidance."""
 
   sampler: str = "ddim"
   steps: int = 20
+  grid: str = "uniform"
   guidance_scale: float = 2.0
 
 
@@ -285,17 +286,31 @@ def as_floats(old: Any, new: Any) -> Any:
   return float(new) if isinstance(old, float) and type(new) is int else new
 
 
-def built(node: ast.expr, path: str) -> Any:
+def parsed(text: str, path: str, table: dict[str, type]) -> Any:
+  """An object of the table, written as in Python; nothing is executed.
+
+  Raises:
+    UserError: another expression, a class that is not in the table, or fields that do not fit.
+  """
+  try:
+    return built(ast.parse(text.strip(), mode="eval").body, path, table)
+  except (ValueError, SyntaxError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"{path}={text!r}; expected an object written as in Python, such as {min(table)}()") from error
+
+
+def built(node: ast.expr, path: str, table: dict[str, type] = CLASSES) -> Any:
   """A literal, or an object written as Class(1, field=2), of names in the table; ValueError for any other expression."""
   if isinstance(node, (ast.Tuple, ast.List)):
-    return tuple(built(item, path) for item in node.elts)
+    return tuple(built(item, path, table) for item in node.elts)
   if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
     return ast.literal_eval(node)
-  if node.func.id not in CLASSES:
-    raise UserError(f"{path}: no class {node.func.id!r}; {nearest(node.func.id, sorted(CLASSES))}")
-  named = {word.arg or "**": built(word.value, path) for word in node.keywords}
+  if node.func.id not in table:
+    raise UserError(f"{path}: no class {node.func.id!r}; {nearest(node.func.id, sorted(table))}")
+  named = {word.arg or "**": built(word.value, path, table) for word in node.keywords}
   try:
-    value = CLASSES[node.func.id](*(built(item, path) for item in node.args), **named)
+    value = table[node.func.id](*(built(item, path, table) for item in node.args), **named)
   except TypeError as error:
     raise UserError(f"{path}: {ast.unparse(node)} does not fit: {error}") from error
   return dataclasses.replace(value, **{name: as_its_default(value, name, path) for name in fields(value)})

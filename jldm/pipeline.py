@@ -2,6 +2,7 @@
 
   model, params = pipeline.load("runs/digits")
   images = pipeline.generate(model, params, labels=[3] * 8, seed=0, guidance_scale=2.0)  # uint8 [8, H, W, C]
+  bits = pipeline.bits_per_dim(model, params, images)  # float [8], of latents
 """
 
 import dataclasses
@@ -18,24 +19,62 @@ import numpy as np
 from jldm import sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
-from jldm.core.keys import row_keys
+from jldm.core.keys import normal, row_keys, split_each
 from jldm.core.trees import traced
+from jldm.diffusion import likelihood
+from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import denoiser, refuse_singular
-from jldm.experiment import Experiment
+from jldm.experiment import Experiment, parsed
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.pictures import to_uint8
-from jldm.samplers import grid
+from jldm.samplers.ancestral import Ancestral
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Line, Ratio
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.guidance import ClassifierFree, guided
+from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
+from jldm.samplers.grid import GRIDS, log_snr_uniform
+from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale, guided
 from jldm.samplers.heun import Heun
-from jldm.samplers.sample import Denoise, draw as draw_latents
+from jldm.samplers.jump import Jump
+from jldm.samplers.langevin import Corrected
+from jldm.samplers.resample import Resample
+from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.sample import Denoise, draw as draw_latents, trajectory as draw_with_estimates
+from jldm.samplers.unipc import UniPC
 from jldm.train.ema import reconstruct
 
 Array = jax.Array
 
-SAMPLERS = {"ddim": DDIM, "heun": Heun, "dpmpp_2m": DPMSolverPP}
+CLASSES = {cls.__name__: cls for cls in (
+  DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample, Line, Ratio,
+)}
+SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
+  "ddim": DDIM,
+  "ddpm": Ancestral,
+  "deis": DEIS,
+  "dpmpp_2m": DPMSolverPP,
+  "dpmpp_2m_sde": lambda eta=1.0: DPMSolverPP(2, eta),
+  "dpmpp_2s": DPMSolverPPSingle,
+  "dpmpp_3m": lambda eta=0.0: DPMSolverPP(3, eta, lower_order_final=True),
+  "dpmpp_3m_sde": lambda eta=1.0: DPMSolverPP(3, eta, lower_order_final=True),
+  "euler": lambda: DDIM(),
+  "euler_ancestral": lambda eta=1.0: DDIM(eta),
+  "heun": Heun,
+  "ipndm": lambda: PNDM("none"),
+  "lcm": Jump,
+  "lms": lambda: DEIS(4),
+  "pndm": PNDM,
+  "rk4": RK4,
+  "unipc": UniPC,
+}
+GUIDANCE = {  # name -> the rule of a scale
+  "cfg": ClassifierFree,
+  "cfg_pp": lambda scale: CFGPlusPlus(ClassifierFree(scale)),
+  "apg": APG,
+  "cfg_zero": CFGZero,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,104 +160,214 @@ def average(workdir: Path, sigma_rel: float, like: Any) -> Any:
 
 
 def make_sampler(name: str, **choices: float) -> Any:
-  """A sampler by name, with its own choices, such as eta of ddim.
+  """A sampler by name, with its own choices, such as eta of ddim, or written as in Python: "Churn(Heun(), gamma=0.1)".
+
+  What is written is looked up, never executed.
 
   Raises:
     UserError: an unknown name, or a choice that this sampler does not have.
   """
-  if name not in SAMPLERS:
-    raise UserError(f"sampler={name!r}; expected one of {sorted(SAMPLERS)}")
-  unknown = set(choices) - set(inspect.signature(SAMPLERS[name]).parameters)
+  if "(" in name:
+    sampler = parsed(name, "sampler", CLASSES)
+    if not hasattr(sampler, "step") or not hasattr(getattr(sampler, "sampler", sampler), "step"):
+      raise UserError(f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)")
+    unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
+    make = functools.partial(dataclasses.replace, sampler)
+  elif name in SAMPLERS:
+    unknown, make = set(choices) - set(inspect.signature(SAMPLERS[name]).parameters), SAMPLERS[name]
+  else:
+    raise UserError(f"sampler={name!r}; expected one of {sorted(SAMPLERS)}, or one written out such as DPMSolverPP(3)")
   if unknown:
     raise UserError(f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler")
-  return SAMPLERS[name](**choices)
+  return make(**choices)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def make_guidance(
+  name: str = "cfg", scale: float = 1.0, interval: tuple[float, float] | None = None, rescale: float | None = None
+) -> Any:
+  """A rule by name: at log SNR inside of `interval` alone, x0 brought back to the condition's std by the share `rescale`.
+
+  Raises:
+    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that ends before it begins.
+  """
+  if name not in GUIDANCE:
+    raise UserError(f"guidance={name!r}; expected one of {sorted(GUIDANCE)}")
+  if name == "cfg_pp" and not 0 <= scale <= 1:
+    raise UserError(f"guidance_scale={scale} of cfg_pp; expected 0 to 1")
+  if rescale is not None and not 0 <= rescale <= 1:
+    raise UserError(f"rescale={rescale}; expected a share from 0 to 1")
+  if interval is not None and not interval[0] <= interval[1]:
+    raise UserError(f"interval={tuple(interval)}; expected two log SNR, the lower first")
+  rule = GUIDANCE[name](scale)
+  if rescale is not None:  # of what x0 is guided to, hence within CFGPlusPlus, which changes eps
+    rule = CFGPlusPlus(Rescale(rule.rule, rescale)) if name == "cfg_pp" else Rescale(rule, rescale)
+  return rule if interval is None else Interval(rule, *interval)
+
+
+def bound(model: Model, params: dict) -> Any:
+  """The network as denoise(z, t, told), where told is {"labels": int [B]} and, of a model with a condition, "concat"."""
+
+  def apply(z: Array, level: Array, told: dict, *estimate: Array) -> Any:
+    further = dict(told)
+    return model.denoiser.apply({"params": params["denoiser"]}, z, level, further.pop("labels"), *estimate, **further)
+
+  return denoiser(model.process, model.parametrization, apply)
+
+
+def steered(
+  model: Model, params: dict, labels: Array, rule: Any, negative: Array = -1, concat: Array | None = None,
+  condition_scale: Array | None = None,
+) -> Denoise:
+  """The denoiser guided by a rule from the label `negative` to labels [B], beside `concat` [B, h, w, Cc] in both.
+
+  `condition_scale` c guides by that too, where the rule is ClassifierFree(s): s e(label, concat) + (c - s) e(negative,
+  concat) + (1 - c) e(negative, 0), Brooks et al. 2022 (2211.09800), eq. 3.
+  """
+  beside = {} if concat is None else {"concat": concat}
+  told = [{"labels": some} | beside for some in (labels, jnp.full_like(labels, negative))]
+  if condition_scale is not None:
+    told.append(told[1] | {"concat": jnp.zeros_like(concat)})
+    rule = ClassifierFree(jnp.stack([rule.scale, condition_scale - rule.scale])[:, None])
+  return guided(model.process, bound(model, params), told, rule)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
 def draw(
-  model: Model, params: dict, sampler: Any, labels: Array, pairs: Array, guidance_scale: Array, keys: Array,
-  concat: Array | None = None, condition_scale: Array | None = None,
-) -> Array:
+  model: Model, params: dict, sampler: Any, labels: Array, pairs: Array, rule: Any, negative: Array, keys: Array,
+  concat: Array | None = None, condition_scale: Array | None = None, shown: tuple[int, ...] = (),
+) -> tuple[Array, Array]:
   """Images [B, H, W, C] in [-1, 1] of labels int [B] (-1: unconditional), over pairs of times [N, 2]; keys [B].
 
-  `concat` [B, h, w, Cc] is the condition of a model that has one.  Compiled once a batch size, step count and kind of
-  sampler: all else is traced.
+  `rule` guides away from the label `negative`.  `concat` [B, h, w, Cc] is the condition of a model that has one.  Also
+  returns what the steps `shown` took the images for, [B, K, H, W, C].  Compiled once a batch size, step count and kind of
+  sampler and rule: all else is traced.
   """
-  denoise = guide(model, params["denoiser"], labels, guidance_scale, concat, condition_scale)
+  denoise = steered(model, params, labels, rule, negative, concat, condition_scale)
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
-  z = draw_latents(model.process, denoise, sampler, like, pairs, keys, model.self_conditioning)
-  return codecs.decode(model.autoencoder, params["codec"], z)
+  decode = lambda z: codecs.decode(model.autoencoder, params["codec"], z)
+  walk = model.process, denoise, sampler, like, pairs, keys, model.self_conditioning
+  if not shown:
+    images = decode(draw_latents(*walk))
+    return images, images[:, None][:, :0]
+  z, x0 = draw_with_estimates(*walk)
+  return decode(z), jnp.stack([decode(x0[step]) for step in shown], 1)
 
 
-def guide(
-  model: Model, params: Any, labels: Array, guidance_scale: Array, concat: Array | None, condition_scale: Array | None
-) -> Denoise:
-  """The denoiser of a model with its labels and its condition, both guided.
+def generate(model: Model, params: dict, labels: Any, seed: int = 0, **options: Any) -> np.ndarray:
+  """Images uint8 [N, H, W, C], one a label (int [N], -1: unconditional); `options` are those of `trajectory`.
 
-  With weights s of the label and c of the condition: s e(label, concat) + (c - s) e(-1, concat) + (1 - c) e(-1, 0), Brooks
-  et al. 2022 (2211.09800), eq. 3; where no c is given it is 1, and the last is not evaluated.
+  Sample i depends on (seed, i) and its label alone, whatever the batch size and the devices.
+
+  Raises:
+    UserError: as `trajectory`.
   """
-
-  def apply(z: Array, level: Array, condition: dict, *estimate: Array) -> Any:
-    told = dict(condition)
-    return model.denoiser.apply({"params": params}, z, level, told.pop("labels"), *estimate, **told)
-
-  unknown = jnp.full_like(labels, -1)
-  beside = lambda concat: {} if concat is None else {"concat": concat}
-  told, scales = [{"labels": some} | beside(concat) for some in (labels, unknown)], [guidance_scale]
-  if concat is not None and condition_scale is not None:
-    told.append({"labels": unknown} | beside(jnp.zeros_like(concat)))
-    scales.append(condition_scale - guidance_scale)
-  rule = ClassifierFree(jnp.stack(scales)[:, None])
-  return guided(model.process, denoiser(model.process, model.parametrization, apply), told, rule)
+  return trajectory(model, params, labels, seed, previews=0, **options)[0]
 
 
-def generate(
+def trajectory(
   model: Model,
   params: dict,
   labels: Any,
   seed: int = 0,
+  *,
+  previews: int = 8,
   sampler: Any = None,
-  steps: int | None = None,
+  steps: Any = None,
+  grid: str | None = None,
   guidance_scale: float | None = None,
+  guidance: Any = None,
+  negative_label: int = -1,
   size: tuple[int, int] | None = None,
   batch_size: int = 250,
   devices: int | None = None,
   progress: Any = iter,
   concat: Any = None,
   condition_scale: float | None = None,
-) -> np.ndarray:
-  """Images uint8 [N, H, W, C], one a label (int [N], -1: unconditional); what is left out stands in `model.sampling`.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Images uint8 [N, H, W, C] of labels int [N], and what `previews` of the steps took them for, [N, K, H, W, C]: one pass.
 
-  Sample i depends on (seed, i) and its label alone, whatever the batch size and the devices.  `size` is (H, W) where
-  it is not that of the training data.  `progress` wraps the iterator over batches (tqdm).  `concat` [N, h, w, Cc] is what
-  `condition` made of pictures, for a model that has a condition; `condition_scale` guides by it (None: no guidance).
+  What is left out stands in `model.sampling`.
+
+  sampler: an object of jldm.samplers.   steps: how many, on `grid`, a name of jldm.samplers.grid.GRIDS; or pairs (t, s) [N, 2].
+  guidance: a rule of jldm.samplers.guidance in place of ClassifierFree(guidance_scale), away from `negative_label`.
+  size: (H, W) where it is not that of the training data.   progress: wraps the iterator over batches (tqdm).
+  concat: what `condition` made of pictures, [N, h, w, Cc], of a model that has a condition; `condition_scale` guides by it.
 
   Raises:
-    UserError: no labels, a label or a size that is not legal, steps < 1, a network that says nothing at one of the
-      times, or a condition where the model has none, or none where it has one.
+    UserError: no labels, a label or a size that is not legal, steps < 1, a grid that the process cannot have, both a rule
+      and a scale, a network that says nothing at one of the times, or a condition where the model has none, or none where it
+      has one.
   """
   labels = check_labels(np.asarray(labels, np.int32), model.classes)
+  check_labels(np.array([negative_label]), model.classes)
+  if guidance is not None and guidance_scale is not None:
+    raise UserError(f"guidance={guidance} and guidance_scale={guidance_scale}; expected one of them, a rule has its own scale")
+  if guidance is not None and condition_scale is not None:
+    raise UserError(f"guidance={guidance} and condition_scale={condition_scale}; expected one of them")
   model = model if size is None else resized(model, size)
   check_concat(model, concat, len(labels), condition_scale)
-  steps = model.sampling.steps if steps is None else steps
   scale = model.sampling.guidance_scale if guidance_scale is None else guidance_scale
-  pairs = times(model, steps)
+  rule = traced(ClassifierFree(scale) if guidance is None else guidance)
+  pairs = times(model, model.sampling.steps if steps is None else steps, grid)
+  shown = tuple(int(step) for step in np.unique(np.linspace(0, len(pairs) - 1, previews).round()))
   sampler = traced(make_sampler(model.sampling.sampler) if sampler is None else sampler)
   parts = min(len(sharding.choose(devices)), len(labels))
   batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
   mesh = sharding.data_mesh(batch_size, parts)
-  whole = (params, sampler, pairs, traced(scale), traced(condition_scale), jax.random.key(seed))
-  params, sampler, pairs, scale, condition_scale, key = sharding.place(mesh, whole)
-  images = []
+  whole = (params, sampler, pairs, rule, jnp.int32(negative_label), traced(condition_scale), jax.random.key(seed))
+  params, sampler, pairs, rule, negative, condition_scale, key = sharding.place(mesh, whole)
+  found = []
   for start in progress(range(0, len(labels), batch_size)):
     rows = np.arange(start, start + batch_size)
     read = np.minimum(rows, len(labels) - 1)
     told = None if concat is None else np.asarray(concat, np.float32)[read]
     some, numbers, told = sharding.place_batch(mesh, (labels[read], rows.astype(np.uint32), told))
     keys = row_keys(key, numbers)
-    images.append(to_uint8(draw(model, params, sampler, some, pairs, scale, keys, told, condition_scale)))
-  return np.concatenate(images)[: len(labels)]
+    both = draw(model, params, sampler, some, pairs, rule, negative, keys, told, condition_scale, shown=shown)
+    found.append([to_uint8(part) for part in both])
+  return tuple(np.concatenate(part)[: len(labels)] for part in zip(*found))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def log_density(model: Model, params: dict, images: Array, labels: Array, times: Array, keys: Array, probes: int) -> Array:
+  """log p [B] of standardised latents of images [B, H, W, C], drawn and noised to times[0]; keys [B]."""
+  key_latent, key_noise, key_probes = split_each(keys, 3)
+  codec = params["codec"]
+  posterior = codecs.encode(model.autoencoder, codec, images)
+  latents = codecs.draw(codecs.Statistics(codec["mean"], codec["std"]), posterior, key_latent)
+  z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal(key_noise, latents)
+  denoise = bound(model, params)
+  divergence = likelihood.hutchinson(key_probes, z, probes)
+  return likelihood.log_density(model.process, lambda z, t: denoise(z, t, {"labels": labels}), z, times, divergence)
+
+
+def bits_per_dim(
+  model: Model, params: dict, images: Any, labels: Any = None, seed: int = 0, steps: int = 50, probes: int = 1,
+  batch_size: int = 64,
+) -> np.ndarray:
+  """Bits a value [N] by the probability flow: of latents, not of pixels, so that they compare denoisers over one codec.
+
+  images uint8 [N, H, W, C] or float in [-1, 1]; labels int [N], by default none.  The latents are standardised and have
+  noise of log SNR 10 on them.  Four evaluations and their derivatives in each of `steps`, which are even in log SNR.
+  What is said of image i depends on (seed, i).
+
+  Raises:
+    UserError: no images, not as many labels, a label that is not legal, steps or probes < 1, or a model with a condition.
+  """
+  images = np.asarray(images)
+  check_concat(model, None, len(images))
+  labels = check_labels(np.full(len(images), -1, np.int32) if labels is None else np.asarray(labels, np.int32), model.classes)
+  if len(labels) != len(images) or probes < 1:
+    raise UserError(f"{len(labels)} labels of {len(images)} images, probes={probes}; expected one each, and at least one probe")
+  lowest = 2 * float(half_log_snr(model.process, jnp.float32(1)))
+  path = log_snr_uniform(model.process, steps, max(lowest, -10.0), 10.0)[::-1]
+  refuse_singular(model.process, model.parametrization, np.asarray(path))
+  found, key, batch_size = [], jax.random.key(seed), min(batch_size, len(images))
+  for start in range(0, len(images), batch_size):
+    rows = np.arange(start, start + batch_size)
+    here, keys = np.minimum(rows, len(images) - 1), row_keys(key, rows.astype(np.uint32))
+    found.append(np.asarray(log_density(model, params, images[here], labels[here], path, keys, probes)))
+  return np.asarray(likelihood.bits_per_dim(np.concatenate(found)[: len(images)], math.prod(model.latent_shape)))
 
 
 def condition(model: Model, params: dict, images: Any, known: Any = None, batch_size: int = 250) -> np.ndarray:
@@ -272,13 +421,16 @@ def check_concat(model: Model, concat: Any, count: int, condition_scale: float |
     )
 
 
-def times(model: Model, steps: int) -> Array:
-  """The pairs [steps, 2] that are walked, the same for every sampler.
+def times(model: Model, steps: Any, grid: str | None = None) -> Array:
+  """The pairs (t, s) [N, 2] that are walked: `steps` many on a grid of GRIDS, or `steps` itself where it is pairs.
 
   Raises:
-    UserError: steps < 1, or a network that says nothing at one of them.
+    UserError: steps < 1, another grid, one that the process cannot have, or a network that says nothing at one of them.
   """
-  pairs = grid.chain(grid.uniform(steps))
+  name = model.sampling.grid if grid is None else grid
+  if name not in GRIDS:
+    raise UserError(f"grid={name!r}; expected one of {sorted(GRIDS)}")
+  pairs = jnp.asarray(steps if np.ndim(steps) == 2 else GRIDS[name](model.process, steps), jnp.float32)
   refuse_singular(model.process, model.parametrization, np.asarray(pairs[:, 0]))
   return pairs
 

@@ -9,14 +9,20 @@ import pytest
 
 from jldm import pipeline
 from jldm.core.errors import UserError
-from jldm.core.keys import row_keys
+from jldm.core.keys import normal, row_keys, split_each
+from jldm.diffusion.process import Cosine
 from jldm.diffusion.target import Predict
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.concat import Masked, Paired
+from jldm.samplers import guidance
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.grid import restart, uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.resample import Resample
 from tests.configs import config, shrunk
 
 
@@ -60,6 +66,45 @@ def test_changing_numbers_compiles_nothing(tiny):
   assert pipeline.draw._cache_size() == before + 2, "the number of steps is a shape"
 
 
+def test_guidance_by_name(tiny):
+  assert pipeline.make_guidance("cfg_zero", 3) == guidance.CFGZero(3)
+  assert pipeline.make_guidance("apg", 3, rescale=0.5) == guidance.Rescale(guidance.APG(3), 0.5)
+  plus_plus = guidance.CFGPlusPlus(guidance.Rescale(guidance.ClassifierFree(0.7), 0.5))
+  assert pipeline.make_guidance("cfg_pp", 0.7, (-5, 5), 0.5) == guidance.Interval(plus_plus, -5, 5)
+  draw = lambda **options: pipeline.generate(*tiny, [1, 2], steps=4, sampler=DDIM(), devices=1, **options).astype(int)
+  plain = draw(guidance_scale=3.0)
+  assert (draw(guidance=pipeline.make_guidance("cfg", 3)) == plain).all()
+  assert (draw(guidance=pipeline.make_guidance("cfg", 3, interval=(50, 60))) == draw(guidance_scale=1.0)).all()
+  assert (draw(guidance_scale=3.0, negative_label=5) != plain).any()
+
+
+def test_numbers_of_guidance_compile_nothing(tiny):
+  before = pipeline.draw._cache_size()
+  for numbers in ((2.0, (-1, 2), 0.5), (3, (-2.0, np.float32(4)), 1), (0, (0, 0), 0)):
+    for negative in (-1, np.int64(4)):
+      rule = pipeline.make_guidance("apg", *numbers)
+      pipeline.generate(*tiny, [1], steps=3, sampler=DDIM(), devices=1, guidance=rule, negative_label=negative)
+  assert pipeline.draw._cache_size() == before + 1
+
+
+def test_bits_per_dim_of_a_network_that_knows_a_standard_normal(tiny):
+  """A network that says v = 0 on a variance-preserving process says that data is N(0, I), exactly."""
+  model, params = tiny
+  model = dataclasses.replace(model, process=Cosine(), parametrization=Predict("v"))
+  images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), np.uint8)
+  silent = params | {"denoiser": jax.tree.map(jnp.zeros_like, params["denoiser"])}
+  found = pipeline.bits_per_dim(model, silent, images, steps=4, batch_size=3)
+  key_latent, key_noise, _ = split_each(row_keys(jax.random.key(0), jnp.arange(5)), 3)
+  posterior = codecs.encode(model.autoencoder, params["codec"], images)
+  latents = codecs.draw(codecs.Statistics(jnp.zeros(4), jnp.ones(4)), posterior, key_latent)
+  t = model.process.time(jnp.float32(10))
+  z = model.process.alpha(t) * latents + model.process.sigma(t) * normal(key_noise, latents)
+  expected = 0.5 * np.log2(2 * np.pi) + 0.5 * np.mean(z**2, (1, 2, 3)) / np.log(2)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  other = pipeline.bits_per_dim(model, params, images, [1, 2, 3, -1, 9], steps=4, batch_size=3)
+  assert np.isfinite(other).all() and np.abs(other - found).min() > 1e-3
+
+
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun(), DPMSolverPP()])
 def test_one_step_is_finite(tiny, sampler):
   assert pipeline.generate(*tiny, [3], steps=1, sampler=sampler, devices=1).shape == (1, 32, 32, 1)
@@ -71,8 +116,22 @@ def test_one_step_is_finite(tiny, sampler):
   (lambda tiny: pipeline.generate(*tiny, []), "at least 1"),
   (lambda tiny: pipeline.generate(*tiny, [1], steps=0), "steps=0; expected at least 1"),
   (lambda tiny: pipeline.generate(*tiny, [1], devices=9), "devices=9; expected 1 to 8"),
-  (lambda tiny: pipeline.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'dpmpp_2m', 'heun']"),
+  (lambda tiny: pipeline.generate(*tiny, [1], negative_label=10), "label=10"),
+  (lambda tiny: pipeline.generate(*tiny, [1], guidance=pipeline.make_guidance(), guidance_scale=2.0), "a rule has its own scale"),
+  (lambda tiny: pipeline.bits_per_dim(*tiny, np.zeros((2, 32, 32, 1)), [1]), "1 labels of 2 images"),
+  (lambda tiny: pipeline.bits_per_dim(*tiny, np.zeros((1, 32, 32, 1)), probes=0), "probes=0"),
+  (lambda tiny: pipeline.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
   (lambda tiny: pipeline.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
+  (lambda tiny: pipeline.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
+  (lambda tiny: pipeline.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
+  (lambda tiny: pipeline.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
+  (lambda tiny: pipeline.make_sampler("Churn(Ratio())"), "is no sampler, or is around none"),
+  (lambda tiny: pipeline.make_sampler("exit(1)"), "sampler: no class 'exit'"),
+  (lambda tiny: pipeline.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
+  (lambda tiny: pipeline.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
+  (lambda tiny: pipeline.make_sampler("(DDIM()"), "expected an object written as in Python"),
+  (lambda tiny: pipeline.generate(*tiny, [1], grid="even"), "grid='even'; expected one of ['align_your_steps', 'beta',"),
+  (lambda tiny: pipeline.generate(*tiny, [1], grid="leading"), "expected a Discrete process"),
 ])
 def test_mistakes(tiny, call, told):
   with pytest.raises(UserError) as error:
@@ -102,6 +161,33 @@ def test_an_illegal_size_is_refused(tiny, size, told):
   with pytest.raises(UserError) as error:
     pipeline.generate(*tiny, [1], steps=2, size=size)
   assert told in str(error.value)
+
+
+def test_samplers_by_name_and_written_out():
+  assert all(hasattr(pipeline.make_sampler(name), "step") for name in pipeline.SAMPLERS)
+  assert pipeline.make_sampler("dpmpp_2m_sde") == DPMSolverPP(2, eta=1.0)
+  assert pipeline.make_sampler("DPMSolverPP(3, exact_d2=True)", eta=0.5) == DPMSolverPP(3, 0.5, exact_d2=True)
+  assert pipeline.make_sampler("Churn(Heun(Ratio()), gamma=0.1)") == Churn(Heun(Ratio()), 0.1)
+
+
+def test_times_by_grid_or_as_pairs(tiny):
+  model, _ = tiny
+  assert pipeline.times(model, 5).shape == (5, 2)
+  assert pipeline.times(model, 5, "beta").dtype == jnp.float32
+  pairs = restart(uniform(4), 0.25, 0.5)
+  np.testing.assert_array_equal(pipeline.times(model, pairs), pairs)
+  images = pipeline.generate(*tiny, [3], steps=pairs, sampler=Resample(Heun()), devices=1)
+  assert images.shape == (1, 32, 32, 1)
+
+
+def test_estimates_of_a_path_come_with_the_pictures(tiny):
+  labels = [1, 2, 3]
+  images, estimates = pipeline.trajectory(*tiny, labels, steps=4, previews=3, sampler=DDIM(), batch_size=2, devices=1)
+  assert estimates.shape == (3, 3, 32, 32, 1)
+  same = pipeline.generate(*tiny, labels, steps=4, sampler=DDIM(), batch_size=2, devices=1)
+  assert np.abs(images.astype(int) - same).max() <= 1
+  assert np.abs(estimates[:, -1].astype(int) - images).max() <= 1, "the last step goes to its estimate"
+  assert np.abs(estimates[:, 0].astype(int) - images).max() > 1
 
 
 def test_pictures_of_another_size(tiny):
@@ -179,6 +265,10 @@ def test_guidance_by_the_condition(masked):
   (lambda tiny, masked, paired: pipeline.generate(*paired, [1], concat=np.zeros((1, 4, 4, 4)), condition_scale=2),
    "condition_scale=2, but this model was not trained both with a condition and without"),
   (lambda tiny, masked, paired: pipeline.generate(*tiny, [1], condition_scale=2), "condition_scale=2"),
+  (lambda tiny, masked, paired: pipeline.generate(
+    *masked, [1], concat=np.zeros((1, 4, 4, 5)), condition_scale=2, guidance=guidance.APG(2.0)),
+   "and condition_scale=2; expected one of them"),
+  (lambda tiny, masked, paired: pipeline.bits_per_dim(*paired, PICTURES), "cannot draw without one"),
   (lambda tiny, masked, paired: pipeline.condition(*tiny, PICTURES), "trained without a condition"),
   (lambda tiny, masked, paired: pipeline.condition(*masked, PICTURES), "by Masked: expected known [N, H, W, 1]"),
   (lambda tiny, masked, paired: pipeline.condition(*paired, PICTURES, KNOWN), "by Paired: it has no use for a mask"),

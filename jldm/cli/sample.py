@@ -1,6 +1,7 @@
 """`jldm sample`: pictures from a workdir, as PNGs or one .npz."""
 
 import argparse
+import math
 from pathlib import Path
 import tempfile
 
@@ -10,21 +11,33 @@ from tqdm import tqdm
 from jldm import pictures, pipeline, sharding, workdir as workdirs
 from jldm.cli.prepare import parse_size
 from jldm.core.errors import UserError
+from jldm.samplers.grid import GRIDS
+
+PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
+ASKED = ("eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel")  # told where given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
   parser.add_argument("--n", type=int, default=64, help="how many pictures (default: 64)")
   parser.add_argument("--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional")
-  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(pipeline.SAMPLERS))} (default: the experiment's)")
+  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(pipeline.SAMPLERS))}, or one written out, such as "
+                      "\"Churn(Heun(), gamma=0.1)\" (default: the experiment's)")
   parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
-  parser.add_argument("--eta", type=float, help="noise of ddim: 0 is deterministic, 1 ancestral")
+  parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
+  parser.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
+  rules = ", ".join(sorted(pipeline.GUIDANCE))
+  parser.add_argument("--guidance", default="cfg", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
+  parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide at log SNR in it alone")
+  parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast")
+  parser.add_argument("--negative-label", type=int, help="guide away from this class instead of from no class")
   parser.add_argument("--size", help="HxW or one side, where it is not that of the training data")
   parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+  parser.add_argument("--previews", action="store_true", help="also previews.png: what eight of the steps took pictures for")
   parser.add_argument("--out", help="a folder, or a file ending in .npz (default: WORKDIR/samples)")
 
 
@@ -39,6 +52,10 @@ def main(args: argparse.Namespace) -> None:
   name = args.sampler or experiment.sampling.sampler
   sampler = pipeline.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
   labels = pipeline.check_labels(parse_labels(args.label, args.n, experiment.data.classes), experiment.data.classes)
+  scale = args.guidance_scale if args.guidance_scale is not None else experiment.sampling.guidance_scale
+  negative = -1 if args.negative_label is None else args.negative_label
+  rule = make_guidance(args, scale)
+  pipeline.check_labels(np.array([negative]), experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
   pipeline.check_concat(pipeline.of(experiment), None, len(labels))
   check_writable(out)
@@ -46,17 +63,27 @@ def main(args: argparse.Namespace) -> None:
   size = parse_size(args.size) if args.size else None
   model, params = pipeline.load(workdir, args.sigma_rel)
   steps = args.steps if args.steps is not None else model.sampling.steps
-  scale = args.guidance_scale if args.guidance_scale is not None else model.sampling.guidance_scale
-  images = pipeline.generate(
-    model, params, labels, args.seed, sampler, steps, scale, size, args.batch_size, args.devices, progress
-  )
+  images, estimates = pipeline.trajectory(
+    model, params, labels, args.seed, previews=PREVIEWS if args.previews else 0, sampler=sampler, steps=steps, grid=args.grid,
+    guidance=rule, negative_label=negative, size=size, batch_size=args.batch_size, devices=args.devices, progress=progress)
+  told = {"sampler": name, "steps": steps, "guidance": args.guidance, "guidance_scale": scale, "seed": args.seed}
+  told |= {name: getattr(args, name) for name in ASKED if getattr(args, name) is not None}
   if out.suffix == ".npz":
     pictures.write_npz(out, images, labels)
   else:
-    told = {"sampler": name, "steps": steps, "guidance_scale": scale, "seed": args.seed}
-    asked = {"eta": args.eta, "size": args.size, "sigma_rel": args.sigma_rel}
-    pictures.write_samples(out, images, labels, told | {name: value for name, value in asked.items() if value is not None})
+    pictures.write_samples(out, images, labels, told)
+  if args.previews:
+    rows = [np.concatenate([each, image[None]]) for each, image in zip(estimates[:MOST_PREVIEWED], images)]
+    path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
+    pictures.write_png(path, pictures.tile_rows(rows, max(1, round(pictures.CELL / min(images.shape[1:3])))), told)
   print(f"{len(images)} pictures in {out}")
+
+
+def make_guidance(args: argparse.Namespace, scale: float):
+  interval = args.guidance_interval
+  if interval is not None and not all(map(math.isfinite, interval)):
+    raise UserError(f"--guidance-interval {interval[0]} {interval[1]}; expected two finite log SNR")
+  return pipeline.make_guidance(args.guidance, scale, interval, args.guidance_rescale)
 
 
 def progress(batches):

@@ -6,7 +6,7 @@ The probability flow and its density, Song et al. 2021 (2011.13456), eq. 39:
   (2)  log p(z_low) = log N(z_high; 0, (alpha_high^2 + sigma_high^2) I) + integral of div v(z_t, t) over t from low to high
 
 The variational bound over a chain of times, Ho et al. 2020 (2006.11239), eq. 5, in the terms of Kingma et al. 2021
-(2107.00630), section 3, with the ancestral variance that q(z_s | z_t, x0) has:
+(2107.00630), eq. 11 to 13, with the ancestral variance that q(z_s | z_t, x0) has:
 
   (3)  -log p(x0) <= KL(q(z_high | x0) || N(0, (alpha^2 + sigma^2) I)) + sum over (s, t) of KL_st + reconstruction
   (4)  KL_st = (SNR_s - SNR_t) / 2 E|x0 - x0(z_t)|^2

@@ -144,7 +144,7 @@ class Rescale:
 class CFGPlusPlus:
   """CFG++, Chung et al. 2024 (2406.08070): x0 as the rule has it, eps of no condition; ClassifierFree scales in [0, 1].
 
-  The one rule that leaves (2).  DDIM with it is theirs; a sampler that asks for x0 alone sees the rule alone.
+  The one rule that leaves (2).  DDIM with it is theirs, and all samplers here begin as DDIM does, alpha_s x0 + sigma_s eps.
   """
 
   rule: Any

@@ -100,7 +100,7 @@ def moved(state: Any, z: Array, changed: Array | bool = True) -> Any:
 
 
 def renoise(process: Process, z: Array, t: Array, s: Array, keys: Array, noise: Array | float = 1.0) -> Array:
-  """The forward process from z_t to z_s, s >= t: ratio z_t + (sigma_s^2 - ratio^2 sigma_t^2)^(1/2) eps', ratio = alpha_s / alpha_t.
+  """The forward process from z_t to z_s, s >= t:  r z_t + (sigma_s^2 - r^2 sigma_t^2)^(1/2) eps',  r = alpha_s / alpha_t.
 
   z [B, ...], t and s [], keys [B]; the fresh noise is multiplied by `noise`.  Unchanged where s = t.
   """

@@ -41,6 +41,24 @@ def test_a_folder_of_pictures_with_provenance(workdir, tmp_path):
   assert told["guidance_scale"] == 2 and told["seed"] == 0
 
 
+def test_guidance_is_told_with_the_picture(workdir, tmp_path):
+  out = tmp_path / "O"
+  options = ["--guidance", "apg", "--guidance-interval", "-3", "4.5", "--guidance-rescale", "0.5", "--negative-label", "7"]
+  assert main(["sample", "--workdir", workdir, "--n", "1", "--label", "3", "--steps", "2", "--out", str(out), *options]) == 0
+  told = pictures.read_provenance(out / "00000.png")
+  assert told["guidance"] == "apg" and told["guidance_interval"] == [-3, 4.5]
+  assert told["guidance_rescale"] == 0.5 and told["negative_label"] == 7
+
+
+def test_previews_and_a_sampler_written_out_on_a_grid(workdir, tmp_path):
+  options = ["--n", "2", "--steps", "3", "--sampler", "Churn(Heun(), gamma=0.1)", "--grid", "karras", "--previews"]
+  assert main(["sample", "--workdir", workdir, *options, "--out", str(tmp_path / "O")]) == 0
+  told = pictures.read_provenance(tmp_path / "O" / "previews.png")
+  assert told["sampler"] == "Churn(Heun(), gamma=0.1)" and told["grid"] == "karras"
+  with Image.open(tmp_path / "O" / "previews.png") as picture:
+    assert picture.size[0] == 2 * picture.size[1] - 2, "two rows of three steps and the picture"
+
+
 def test_an_npz_has_the_same_pictures(workdir, tmp_path):
   common = ["sample", "--workdir", workdir, "--n", "2", "--steps", "2", "--devices", "1"]
   assert main([*common, "--out", str(tmp_path / "S.npz")]) == 0
@@ -57,9 +75,17 @@ def test_an_npz_has_the_same_pictures(workdir, tmp_path):
   (["--steps", "0"], "steps=0; expected at least 1"),
   (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
   (["--sampler", "heun", "--eta", "1"], "has no eta"),
+  (["--sampler", "DPMSolver(3)"], "no class 'DPMSolver'; did you mean 'DPMSolverPP'?"),
+  (["--grid", "trailing"], "expected a Discrete process"),
   (["--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
   (["--label", "three"], "--label three"),
   (["--seed", "-1"], "--seed -1"),
+  (["--guidance", "cgf"], "guidance='cgf'; expected one of ['apg', 'cfg', 'cfg_pp', 'cfg_zero']"),
+  (["--guidance", "cfg_pp", "--guidance-scale", "2"], "guidance_scale=2.0 of cfg_pp; expected 0 to 1"),
+  (["--guidance-interval", "4", "-3"], "interval=(4.0, -3.0); expected two log SNR, the lower first"),
+  (["--guidance-interval", "0", "inf"], "--guidance-interval 0.0 inf; expected two finite log SNR"),
+  (["--guidance-rescale", "1.5"], "rescale=1.5; expected a share from 0 to 1"),
+  (["--negative-label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
   (["--devices", "99"], "devices=99; expected 1 to 8"),
 ])
 def test_mistakes(workdir, tmp_path, capsys, options, told):

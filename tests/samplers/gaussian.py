@@ -100,13 +100,14 @@ def walk_beside(process, make, sampler, exact, times, keys, warm):
   return jax.lax.scan(body, sampler.init(process, exact[0], chain(times)), intervals)[0].z
 
 
-def measured_order(process, sampler, low=-4.0, high=4.0, warm=0, steps=(128, 512), make=gaussian, flow=None):
+def measured_order(process, sampler, low=-4.0, high=4.0, warm=0, steps=(128, 512), make=gaussian, flow=None, z=None):
   """Slope of log error on log steps, on a grid inside the ends and uniform in log SNR, in float64.
 
   The flow is the closed form, or `flow`(process, z, times) -> [N + 1, B, ...]; the first `warm` steps begin on it.
   """
   with jax.enable_x64(True):
-    z, errors, keys = jnp.linspace(-2, 2, 9)[:, None], [], jax.random.split(jax.random.key(0), 9)
+    z = jnp.linspace(-2, 2, 9)[:, None] if z is None else jnp.asarray(z, jnp.float64)
+    errors, keys = [], jax.random.split(jax.random.key(0), 9)
     for count in steps:
       times = log_snr_uniform(process, count, low, high)
       exact = paths(process, z, times) if flow is None else flow(process, z, times)

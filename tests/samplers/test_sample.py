@@ -1,5 +1,6 @@
 """The driver, and the laws that every sampler keeps."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,10 +10,28 @@ import pytest
 
 from jldm.core.keys import normal, row_keys
 from jldm.core.trees import traced
+from jldm.diffusion.target import Predict, denoiser
+from jldm.samplers.churn import Churn
 from jldm.samplers.ddim import DDIM
+from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import chain, uniform
-from jldm.samplers.sample import draw, sample
-from tests.samplers.gaussian import FLOWS, IN_RATIO, MEAN, PROCESSES, SAMPLERS, gaussian, network, point, start, step, walk
+from jldm.samplers.jump import Jump
+from jldm.samplers.langevin import Corrected
+from jldm.samplers.sample import draw, sample, trajectory
+from tests.samplers.gaussian import (
+  FLOWS,
+  IN_RATIO,
+  MEAN,
+  PROCESSES,
+  QUICK,
+  SAMPLERS,
+  gaussian,
+  network,
+  point,
+  start,
+  step,
+  walk,
+)
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 Z = jax.random.normal(jax.random.key(0), (8, 3))
@@ -89,7 +108,7 @@ def test_finite_in_float32_over_any_pairs(process, sampler):
 @both
 @every
 def test_nothing_happens_where_a_step_goes_nowhere(process, sampler):
-  """To the bit, and the step after such a one begins as if it had not been."""
+  """To the bit."""
   for t in (0.0, 1e-3, 0.5, 1.0):
     still = walk(process, network, sampler, Z, np.full((1, 2), t, np.float32), KEYS)
     np.testing.assert_array_equal(still, Z)
@@ -132,16 +151,49 @@ def test_jit_changes_nothing(sampler):
   np.testing.assert_allclose(plain, walk(process, network, sampler, Z, pairs, KEYS), rtol=1e-4, atol=1e-4)
 
 
-def test_numbers_that_change_between_calls_compile_nothing():
+@pytest.mark.parametrize("make, numbers", [
+  (DDIM, [(0,), (0.5,), (1.0,), (np.float64(0.25),), (jnp.asarray(0.75),)]),
+  (lambda eta: DPMSolverPP(3, eta), [(0,), (0.3,), (1.0,)]),
+  (lambda *numbers: Churn(DDIM(), *numbers), [(0.1,), (0.3, 0.5), (0.3, 0.5, 1.5), (0.3, 0.5, 1.5, 1.1)]),
+  (lambda *numbers: Corrected(DDIM(), *numbers), [(0.1,), (0.2,)]),
+  (Jump, [(1,), (0.5,)]),
+], ids=["ddim", "dpmpp", "churn", "corrected", "jump"])
+def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
   traces = []
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=QUICK)
   def run(sampler, keys, pairs):
     traces.append(1)
     return sample(PROCESSES[0], gaussian(PROCESSES[0]), sampler, Z, pairs, keys)
 
-  pairs = chain(uniform(4))
-  outs = [run(traced(DDIM(eta)), KEYS, pairs) for eta in (0, 0.5, 1.0, np.float64(0.25), jnp.asarray(0.75))]
-  outs += [run(traced(DDIM()), KEYS[::-1], pairs), run(traced(DDIM(1)), KEYS[::-1], chain(uniform(4, 0.9, 0.1)))]
+  outs = [run(traced(make(*each)), KEYS, chain(uniform(4))) for each in numbers]
+  outs.append(run(traced(make(*numbers[-1])), KEYS[::-1], chain(uniform(4))))
+  outs.append(run(traced(make(*numbers[-1])), KEYS, chain(uniform(4, 0.9, 0.1))))
   assert len(traces) == 1
-  assert len({np.asarray(out).tobytes() for out in outs}) == 6, "eta matters; keys do at eta > 0 alone"
+  assert len({np.asarray(out).tobytes() for out in outs}) == len(outs), "and each of them matters"
+
+
+@every
+def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
+  """From pure noise to clean data; pairs that go nowhere fill every path up to a thousand, for one compilation."""
+  process, network16 = PROCESSES[0], in_bfloat16
+  for steps in (1, 2, 50, 1000):
+    pairs = np.concatenate([chain(uniform(steps)), np.zeros((1000 - steps, 2), np.float32)])
+    out = np.asarray(walk(process, network16, sampler, Z, pairs, KEYS))
+    assert out.dtype == np.float32 and np.isfinite(out).all(), steps
+    assert np.abs(out).max() < 20 or sampler in IN_RATIO, steps
+
+
+def in_bfloat16(process):
+  network = lambda z, level: jnp.sin(3 * z.astype(jnp.bfloat16) + level[:, None].astype(jnp.bfloat16))
+  return denoiser(process, Predict("v"), network)
+
+
+def test_the_estimates_of_a_path_come_with_it():
+  process, pairs = PROCESSES[0], chain(uniform(4))
+  z, x0 = trajectory(process, network(process), DDIM(), Z, pairs, KEYS)
+  np.testing.assert_array_equal(z, draw(process, network(process), DDIM(), Z, pairs, KEYS))
+  assert x0.shape == (4, 8, 3)
+  np.testing.assert_allclose(x0[-1], z, rtol=1e-6, atol=1e-6)  # the last step goes to its estimate
+  first = draw(process, network(process), DDIM(), Z, chain(uniform(1)), KEYS)
+  np.testing.assert_allclose(x0[0], first, rtol=1e-5, atol=1e-6)  # what one step would have found
