@@ -5,7 +5,7 @@
 
 Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2` and `jldm prepare photos
 --size 64`.  `train` trains what is not finished, on one CPU device; runs that have the same autoencoder take it from the
-first of them.  `measure` writes conditioned.md and its sheets to --docs.
+first of them.  `measure` writes tables, NAME.md, beside the runs and sheets to --docs.
 """
 
 import argparse
@@ -272,82 +272,12 @@ def costs(folder: Path) -> str:
   return "\n".join(["| run | autoencoder | denoiser |", "|---|---|---|", *lines])
 
 
-def page(folder: Path) -> str:
-  told = {name: (folder / f"{name}.md").read_text() for name in TABLES}
-  return f"""# Pictures from pictures: conditions that are trained
-
-A denoiser may be told something of the picture besides its class, as channels beside its noisy latent (`jldm/models/conditioners/concat.py`):
-the latents that are known and where they are (`Masked`), or the latents of another picture that is made of it (`Paired`).
-
-```sh
-python train.py --config configs/fashion_inpaint.py --workdir runs/conditioned/inpaint
-python train.py --config configs/fashion_inpaint.py --workdir runs/conditioned/restore --set "denoiser.objective.condition=Paired(degradation=Mixture())"
-python train.py --config configs/photos_colour.py --workdir runs/conditioned/colour
-python train.py --config configs/photos_colour.py --workdir runs/conditioned/sketch --set "denoiser.objective.condition=Paired(degradation=Edges())"
-```
-
-All figures are of held-out pictures, 20 steps of DPM-Solver++ 2M, no guidance, labels unknown, four samples a picture, one training
-each (that of the photographs' autoencoder was interrupted and resumed): `python -m benchmarks.conditioned train runs/conditioned`, then `measure` in place of `train`.  PSNR in dB is a mean over
-pictures; that of the mean of four samples is higher wherever samples differ.  "plain" is `configs/fashion_mnist.py` with as many steps
-as the others, which borrow its autoencoder or lend it theirs.  CPU-seconds of one pinned core of a busy machine, compilation included:
-
-{costs(folder)}
-
-## Inpainting
-
-24 pictures of Fashion-MNIST, error of the hidden pixels alone.  "replacement" puts the known latents, noised, back after every step of the
-plain denoiser; "RePaint" goes over every 5 steps five times; "trained" is told the mask.  "spread" is the standard deviation of a
-picture's samples.  An encoder sees beyond the pixels of a latent, so known latents beside a mask know something of what is hidden: in rows
-with "nothing" the hidden pixels are replaced by the mean of the others before they are encoded, as `jldm edit` does; in rows with "the
-border" they are not.
-
-{told["inpainting"]}
-- At 20 evaluations the trained denoiser has a smaller RMSE than replacement under every mask.  RePaint, at 80 evaluations, has less still
-  for boxes and strokes, and more for half planes and frames, where most is
-  hidden.  Trained and RePaint together have the least error of all where most is hidden, and are about RePaint's equal elsewhere.
-- The masks of the training hide latents of whole pictures, so its known latents are never those of a picture with a hole: the gap
-  between "nothing" and "the border" is partly that, partly what the border gives away.
-
-![Pictures, what is shown of them, and hidden parts filled by replacement, RePaint, and the trained denoiser with replacement](conditioned_inpaint.png)
-
-Known pixels are put back exactly on the sheet.  Shapes are continued, textures are not: what is filled is smoother than its surroundings, and
-seams show on trousers and boots.
-
-## Restoration
-
-32 pictures of Fashion-MNIST; one denoiser for all four.  "Without training" is the plain denoiser guided by the known degradation
-(`edit.restore`), "trained" is told the spoilt picture alone, not by what it was spoilt.
-
-{told["restoration"]}
-- For noise, blur and down-sampling the trained denoiser is 1.6 to 3.1 dB better than guidance by the degradation, and 2.5 dB better than
-  bicubic.  A single sample is 1 dB worse than the mean of four.
-- For missing pixels guidance is far better: it knows which pixels are whole and returns them as they were.  The trained one paints the
-  whole picture anew, through the autoencoder.
-
-![For noise, blur, down-sampling and missing pixels: the spoilt picture, restored without training, restored by the trained denoiser](conditioned_restore.png)
-
-Above are the pictures; below, on the left half noise and then down-sampling, on the right half blur and then missing pixels.
-
-## Grey to colour, edges to picture
-
-24 crops of photographs, none of which shares a pixel with a training crop; but the photographs are the same, and six.
-
-{told["photographs"]}
-- Colours of one sample on the grey picture itself gain 0.5 dB over the grey picture, and 0.3 dB over the mean colour on it: skies and fur come
-  out right, and now and then a red sky or a blue flower, as grey alone cannot tell.  SSIM, 0.87 for the grey picture itself, loses 0.02.
-- The denoiser's own pictures are blurred: 1,500 steps of a small U-Net do not copy the source's detail.  So the sheet's last row takes the
-  luminance from the source.
-- From edges the place of light and dark is hardly found: 9.8 dB, against 9.4 dB for pictures that were made of another source, and 11.9 dB for
-  the mean colour.  The edges of what is made agree with the source by 15.9 dB, those of another's by 11.7 dB: the structure is there,
-  the picture is not.  It was stopped where its loss still fell.
-
-![Crops, in grey, in the colours of the denoiser, and those colours on the grey picture](conditioned_colour.png)
-
-![Crops, their edges, and two pictures made of those](conditioned_sketch.png)
-"""
-
-
-TABLES = {"inpainting": inpainting, "restoration": restoration, "photographs": photographs}
+TABLES = {
+  "inpainting": inpainting,
+  "restoration": restoration,
+  "photographs": photographs,
+  "costs": lambda folder, docs: costs(folder),
+}
 
 
 def main() -> None:
@@ -365,8 +295,6 @@ def main() -> None:
       train(options.folder, name, options.data_dir)
     else:
       (options.folder / f"{name}.md").write_text(TABLES[name](options.folder, options.docs) + "\n")
-  if options.what == "measure" and not options.only:
-    (options.docs / "conditioned.md").write_text(page(options.folder))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ Restoration of noisy, blurred, 4x down-sampled pictures and of half of their pix
 
   python train.py … --set "denoiser.objective.condition=Paired(degradation=Mixture())" --workdir runs/fashion_restore
 
-One pinned core of a busy machine: 334 CPU-seconds for both stages of the first.  RMSE of hidden pixels, in [-1, 1], under boxes, half
-planes, frames and strokes: 0.38, 0.47, 0.56, 0.44, where replacement by a denoiser without a condition has 0.42, 0.56, 0.61, 0.51
-at the same cost.  PSNR of the second: 20.7 dB from noise, 20.5 from blur, 19.5 from down-sampling (bicubic: 17.0) and 19.5 from half of
-the pixels, 25.6 for the autoencoder alone (docs/conditioned.md).
+One pinned core of a busy machine: 334 CPU-seconds for both stages of the first. RMSE of hidden pixels, in [-1, 1], under
+boxes, half planes, frames and strokes: 0.38, 0.47, 0.56, 0.44, where replacement by a denoiser without a condition has
+0.42, 0.56, 0.61, 0.51 at the same cost. PSNR of the second: 20.7 dB from noise, 20.5 from blur, 19.5 from down-sampling
+(bicubic: 17.0) and 19.5 from half of the pixels, 25.6 for the autoencoder alone (docs/conditioned.md).
 """
 
 from jldm.data.tfds import ImageData
