@@ -10,7 +10,7 @@ import pytest
 from jldm import pipeline
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys, split_each
-from jldm.diffusion.process import Cosine
+from jldm.diffusion.process import Cosine, Discrete
 from jldm.diffusion.target import Predict
 from jldm.models import codec as codecs
 from jldm.samplers import guidance
@@ -137,10 +137,12 @@ def test_mistakes(tiny, call, told):
   assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny):
+@pytest.mark.parametrize("process", [None, Discrete(zero_terminal_snr=True)], ids=["its own", "zero terminal SNR"])
+def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
   model, params = tiny
-  with pytest.raises(UserError, match="t = 1"):
-    pipeline.generate(dataclasses.replace(model, parametrization=Predict("eps")), params, [1])
+  model = dataclasses.replace(model, process=process or model.process, parametrization=Predict("eps"))
+  with pytest.raises(UserError, match=r"Predict\(kind='eps'\) says nothing about the data at t = 1 of .*; use Predict\('v'\)"):
+    pipeline.generate(model, params, [1])
 
 
 def test_an_untrained_workdir_is_told(tmp_path):

@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 def karras_gamma(churn: float, steps: int) -> float:
-  """min(churn / steps, sqrt 2 - 1): algorithm 2, line 4, S_churn spread over the steps."""
+  """min(churn / steps, sqrt 2 - 1): algorithm 2's gamma, S_churn spread over the steps."""
   return min(churn / steps, math.sqrt(2) - 1)
 
 

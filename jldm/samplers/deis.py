@@ -8,7 +8,7 @@ eps is integrated over rho.  The others have the weights of evenly spaced steps,
   (2)  eps + sum_i w_i (eps_i - eps) = (3 eps - eps_1) / 2,  (23 eps - 16 eps_1 + 5 eps_2) / 12,
        (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
 
-PNDM, Liu et al. 2022 (2202.09778), eq. 12, in two warm-ups, and iPNDM, which begins at lower order.
+PNDM, Liu et al. 2022 (2202.09778), with two warm-ups, and iPNDM, which begins at lower order.
 """
 
 import dataclasses
@@ -132,7 +132,7 @@ def trapezoid(process: Process, denoise: Denoise, found: Denoised, t: Array, s: 
 
 
 def runge_kutta(process: Process, denoise: Denoise, found: Denoised, t: Array, s: Array) -> Array:
-  """The eps of a Runge-Kutta step, with its middle halfway in t: PNDM's eq. 13."""
+  """The eps of PNDM's Runge-Kutta step, with its middle halfway in t."""
   middle = 0.5 * (t + s)
   second = denoise(along(process, found, found.eps, t, middle), middle).eps
   third = denoise(along(process, found, second, t, middle), middle).eps

@@ -4,7 +4,7 @@ With lambda = log(alpha / sigma) the flow solves to, Lu et al. 2022 (2211.01095)
 
   (1)  z_s = sigma_s / sigma_t z_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x0(lambda) dlambda
 
-and with noise of strength eta, Gonzalez et al. 2023 and Xue et al. 2023 (2309.05019), eq. 12, where h = lambda_s - lambda_t
+and with noise of strength eta (Gonzalez et al. 2023, 2305.14267; Xue et al. 2023, 2309.05019), where h = lambda_s - lambda_t
 and kappa = (1 + eta) h, to
 
   (2)  z_s = alpha_s x0 + sigma_s (e^{-eta h} eps + (1 - e^{-2 eta h})^(1/2) eps') + alpha_s sum_i w_i (x0_i - x0)

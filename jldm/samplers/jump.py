@@ -2,7 +2,7 @@
 
   (1)  z_s = alpha_s x0 + sigma_s ((1 - gamma^2)^(1/2) eps + gamma eps')
 
-gamma = 1 is multistep consistency sampling; less keeps some of the noise: Kim et al. 2023 (2310.02279), algorithm 3.
+gamma = 1 is multistep consistency sampling; less keeps some of the noise: gamma-sampling, Kim et al. 2023 (2310.02279).
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ KEYS = jax.random.split(jax.random.key(1), 8)
 
 
 def test_order_one_is_the_paper_s_predictor_and_corrector():
-  """Algorithms 5 and 6 of the appendix with p = 1: DDIM, then the last step anew with B(h) / 2 times the change of x0."""
+  """Both in data prediction with p = 1: DDIM, then the last step anew with B(h) / 2 times the change of x0."""
   process = Cosine()
   with jax.enable_x64(True):
     lam, denoise, solver = lambda u: half_log_snr(process, u), network(process), UniPC(1)
