@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import kept
 from jldm.samplers.sample import Denoise, State
@@ -39,7 +39,7 @@ class Ancestral:
     UserError: an unknown variance, or `learned` of a network that says none.
   """
 
-  variance: str = dataclasses.field(default="small", metadata={"static": True})
+  variance: str = choice("small")
 
   def __post_init__(self):
     if self.variance not in VARIANCES:

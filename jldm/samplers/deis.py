@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
 from jldm.samplers.clock import Ratio, euler
-from jldm.samplers.dpm_solver import check_order, choice
-from jldm.samplers.exponential import chosen, interpolation, usable
+from jldm.samplers.exponential import check_order, chosen, interpolation, usable
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array

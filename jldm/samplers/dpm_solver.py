@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jldm.core.errors import UserError
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
 from jldm.samplers.exponential import (
   History,
   begin,
+  check_order,
   chosen,
   corrected,
   first_order,
@@ -36,14 +36,6 @@ from jldm.samplers.exponential import (
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
-
-choice = lambda default: dataclasses.field(default=default, metadata={"static": True})
-
-
-def check_order(order: int, highest: int) -> None:
-  if order not in range(1, highest + 1):
-    raise UserError(f"order={order}; expected 1 to {highest}")
-
 
 @pytree
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
 from jldm.core.keys import normal
 from jldm.diffusion.process import Process, half_log_snr
 from jldm.samplers.ddim import kept
@@ -42,6 +43,11 @@ class History(NamedTuple):
   def estimates(self) -> tuple[Array, ...]:
     """All K - 1 of them, newest first."""
     return (self.x0, *self.past)[: len(self.times)]
+
+
+def check_order(order: int, highest: int) -> None:
+  if order not in range(1, highest + 1):
+    raise UserError(f"order={order}; expected 1 to {highest}")
 
 
 def begin(z: Array, pairs: Array, order: int) -> History:

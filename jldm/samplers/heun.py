@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.clock import Clock, Line, euler
 from jldm.samplers.sample import Denoise, State
@@ -24,7 +24,7 @@ Array = jax.Array
 class Heun:
   """Two evaluations a step; the step that ends at sigma = 0 is Euler's, as in the paper."""
 
-  clock: Clock = dataclasses.field(default=Line(), metadata={"static": True})
+  clock: Clock = choice(Line())
 
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(z))

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.keys import normal, split_each
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import choice
 from jldm.samplers.sample import Denoise, Sampler, moved
 
 Array = jax.Array

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.clock import Clock, Line, euler
 from jldm.samplers.sample import Denoise, State
@@ -18,7 +18,7 @@ Array = jax.Array
 class RK4:
   """Four evaluations a step; the step that ends at sigma = 0, or that the clock does not know, is Euler's."""
 
-  clock: Clock = dataclasses.field(default=Line(), metadata={"static": True})
+  clock: Clock = choice(Line())
 
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(z))

@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process, half_log_snr
 from jldm.diffusion.target import Denoised
 from jldm.samplers.clock import euler
-from jldm.samplers.dpm_solver import check_order, choice
-from jldm.samplers.exponential import chosen, corrected, interpolation, moments, nodes, usable
+from jldm.samplers.exponential import check_order, chosen, corrected, interpolation, moments, nodes, usable
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
