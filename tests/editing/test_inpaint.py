@@ -9,7 +9,7 @@ import pytest
 
 from jldm.core.keys import row_keys, split_each
 from jldm.diffusion.process import Cosine, Flow
-from jldm.diffusion.target import Denoised
+from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.inpaint import Blended, filled, inpaint
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
@@ -17,12 +17,17 @@ from jldm.samplers.grid import chain, repaint, uniform
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import renoise, sample
 from tests.networks import quick
-from tests.samplers.gaussian import SAMPLERS, network
+from tests.samplers.gaussian import SAMPLERS
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(4))
 X0 = jax.random.normal(jax.random.key(0), (4, 2, 3, 2))
 HALF = jnp.zeros((4, 2, 3, 1)).at[:, :, :2].set(1)
 PAIRS = chain(uniform(4))
+
+
+def network(process):
+  """An arbitrary smooth one, of latents."""
+  return denoiser(process, Predict("v"), lambda z, level: jnp.sin(3 * z + level[:, None, None, None]))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
