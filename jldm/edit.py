@@ -36,7 +36,7 @@ from jldm.samplers.sample import Denoise, draw
 
 Array = jax.Array
 
-CODEC_ERROR = 0.05  # std of what a decoder cannot say of a picture in [-1, 1]: a restoration does not chase it
+CODEC_ERROR = 0.03  # std of what a decoder cannot say of a picture in [-1, 1]: a restoration does not chase it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,14 +22,19 @@ def attribute(examples: Array, labels: Array) -> Array:
 def controls(examples: Array, labels: Array, keys: Array) -> Array:
   """(2), one a key [K] -> [K, ...], none with a part along the attribute's."""
   direction = attribute(examples, labels)
-  norm = jnp.linalg.norm(direction)
+  return jax.vmap(lambda key: apart(attribute(examples, jax.random.permutation(key, labels)), direction))(keys)
 
-  def control(key: Array) -> Array:
-    found = attribute(examples, jax.random.permutation(key, labels))
-    found = found - jnp.vdot(found, direction) / norm**2 * direction
-    return norm / jnp.linalg.norm(found) * found
 
-  return jax.vmap(control)(keys)
+def unrelated(direction: Array, keys: Array) -> Array:
+  """Normal numbers without their share of direction [...], at its norm, one a key [K] -> [K, ...]."""
+  found = jax.vmap(lambda key: jax.random.normal(key, direction.shape))(keys)
+  return jax.vmap(lambda other: apart(other, direction))(found)
+
+
+def apart(other: Array, direction: Array) -> Array:
+  """`other` without its share of `direction`, at its norm."""
+  other = other - jnp.vdot(other, direction) / jnp.vdot(direction, direction) * direction
+  return jnp.linalg.norm(direction) / jnp.linalg.norm(other) * other
 
 
 def coordinate(shape: tuple[int, int, int], channel: int, place: tuple[int, int] | None = None) -> Array:

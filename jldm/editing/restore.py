@@ -64,7 +64,7 @@ def solve(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
 
 def restore(
   process: Process, denoise: Denoise, sampler: Sampler, like: Array, measure: Measure, measured: Array, noise: Array,
-  pairs: Array, keys: Array, self_conditioning: bool = False, rounds: int = 1, solves: int = 5,
+  pairs: Array, keys: Array, self_conditioning: bool = False, rounds: int = 1, solves: int = 10,
 ) -> Array:
   """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] -> [B, ...]; pairs [N, 2], keys [B]."""
   told = informed(process, denoise, measure, measured, noise, rounds, solves)
