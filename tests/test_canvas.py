@@ -31,7 +31,8 @@ def test_there_and_back_is_the_picture_and_edges_are_repeated(shape):
   assert opened.inside.sum() == shape[1] * shape[2] and opened.inside[:, : shape[1], : shape[2]].all()
   np.testing.assert_array_equal(opened.images[:, -1, -1], opened.images[:, shape[1] - 1, shape[2] - 1])
   looks = lambda image: image[..., 0] * (image[..., 1] / 255) if shape[-1] == 2 else image
-  np.testing.assert_allclose(looks(canvas.closed(opened, opened.images)), looks(images), atol=1.01 if shape[-1] == 2 else 0)  # two roundings
+  tolerance = 1.01 if shape[-1] == 2 else 0  # two roundings
+  np.testing.assert_allclose(looks(canvas.closed(opened, opened.images)), looks(images), atol=tolerance)
 
 
 def test_alpha_stays_and_colours_are_edited_over_white():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import numpy as np
 import pytest
 
 from jldm import edit, pipeline
