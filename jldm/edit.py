@@ -30,7 +30,7 @@ from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Downsampled
 from jldm.pictures import to_uint8
 from jldm.pipeline import Model
-from jldm.samplers import grid
+from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import Denoise, draw
 
@@ -47,6 +47,8 @@ class How:
   steps: int | None = None
   guidance_scale: float | None = None
   seed: int = 0
+  grid: str | None = None  # of samplers.grid.GRIDS
+  guidance: Any = None  # a rule of samplers.guidance in place of ClassifierFree(guidance_scale)
 
 
 class Walk(NamedTuple):
@@ -56,12 +58,12 @@ class Walk(NamedTuple):
   sampler: Any
   pairs: Array  # [N, 2]
   labels: Array  # int [B]
-  scale: Array  # [] of guidance
+  rule: Any  # of guidance
   concat: Array | None  # [B, h, w, Cc] the condition of a model that has one
   keys: Array  # [B]
 
   def denoise(self, model: Model) -> Denoise:
-    return pipeline.guide(model, self.params["denoiser"], self.labels, self.scale, self.concat, jnp.float32(1))
+    return pipeline.steered(model, self.params, self.labels, self.rule, concat=self.concat)
 
   def told(self, model: Model, *x0: Array, pairs: Array | None = None) -> tuple:
     """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them."""
@@ -92,11 +94,11 @@ def begin(
     raise UserError("EDICT walks a pair of states, for inversion; this edit begins with one: use another sampler")
   if back:
     inversion.refuse_noise(model.process, sampler)
-  pairs = pipeline.times(model, sampling.steps if how.steps is None else how.steps)
-  scale = jnp.float32(sampling.guidance_scale if how.guidance_scale is None else how.guidance_scale)
+  pairs = pipeline.times(model, sampling.steps if how.steps is None else how.steps, how.grid)
+  rule = how.guidance or ClassifierFree(sampling.guidance_scale if how.guidance_scale is None else how.guidance_scale)
   keys = row_keys(jax.random.key(how.seed), jnp.arange(count, dtype=jnp.uint32))
   labels = jnp.asarray(np.broadcast_to(labels, count))
-  return Walk(params, sampler, pairs, labels, scale, nothing_known(model, count) if beside is None else beside, keys)
+  return Walk(params, sampler, pairs, labels, traced(rule), nothing_known(model, count) if beside is None else beside, keys)
 
 
 def nothing_known(model: Model, count: int) -> Array | None:
@@ -175,8 +177,7 @@ def inpaint(
   beside = None if model.condition is None else jnp.zeros((count, *pipeline.concat_shape(model)))
   walk = begin(model, params, how, label, count, beside=beside)
   if repeats > 1:
-    times = np.append(walk.pairs[:, 0], walk.pairs[-1, 1])
-    walk = walk._replace(sampler=Resample(walk.sampler), pairs=grid.repaint(times, jump, repeats))
+    walk = walk._replace(sampler=Resample(walk.sampler), pairs=inpainting.repainted(walk.pairs, jump, repeats))
   copies = lambda x: jnp.repeat(jnp.asarray(x), n, 0)
   padded = np.pad(known, canvas.margins, mode="edge")
   filled = run_inpaint(model, walk, copies(codecs.pixels(canvas.images)), copies(padded), strength)

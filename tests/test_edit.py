@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-import numpy as np
 import pytest
 
 from jldm import edit, pipeline

@@ -20,6 +20,7 @@ from jldm.editing.directions import coordinate, unrelated
 from jldm.editing.edict import EDICT
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.pipeline import Model
+from jldm.samplers.grid import GRIDS
 
 
 class Task(NamedTuple):
@@ -246,10 +247,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option in kind.options:
       command.add_argument(option, **OPTIONS[option])
     command.add_argument("--label", type=int, default=-1, help="the picture's class (default: -1, unknown)")
-    command.add_argument("--sampler", help=f"edict, or one of {', '.join(sorted(pipeline.SAMPLERS))} (default: the experiment's, "
-                                           "and edict where noise is looked for)")
+    command.add_argument("--sampler", help=f"edict, one of {', '.join(sorted(pipeline.SAMPLERS))}, or one written out "
+                                           "(default: the experiment's, and edict where noise is looked for)")
     command.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
-    command.add_argument("--eta", type=float, help="noise of ddim: 0 is deterministic, 1 ancestral")
+    command.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
+    command.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
     command.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", required=True, metavar="O", help="a folder")
@@ -266,7 +268,7 @@ def main(args: argparse.Namespace) -> None:
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")
   check_writable(out)
-  how = edit.How(sampler(args), args.steps, args.guidance_scale, args.seed)
+  how = edit.How(sampler(args), args.steps, args.guidance_scale, args.seed, args.grid)
   sharding.configure(1)
   model, params = pipeline.load(args.workdir)
   task = Task(args, model, params, read(args.image, model), how)

@@ -11,10 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jldm.core.errors import UserError
 from jldm.core.keys import split_each
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
+from jldm.samplers.grid import repaint
 from jldm.samplers.sample import Denoise, Sampler, moved, renoise, sample
 
 Array = jax.Array
@@ -56,6 +59,17 @@ def inpaint(
   begun = blended.blend(x0, jnp.zeros_like(x0) if start is None else start)
   z = renoise(process, begun, 0 * pairs[0, 0], pairs[0, 0], key_start)
   return sample(process, denoise, blended, z, pairs, key_path, self_conditioning)
+
+
+def repainted(pairs: Array, jump: int, repeats: int) -> Array:
+  """Adjoining pairs [N, 2] that go over every stretch of `jump` of them `repeats` times.
+
+  Raises:
+    UserError: pairs with gaps, or what `grid.repaint` raises.
+  """
+  if not np.array_equal(pairs[1:, 0], pairs[:-1, 1]):
+    raise UserError(f"repeats={repeats} on a grid with gaps, which cannot be gone over again; choose another grid")
+  return repaint(np.append(pairs[:, 0], pairs[-1, 1]), jump, repeats)
 
 
 def filled(images: Array, known: Array) -> Array:

@@ -42,10 +42,10 @@ def backward(pairs: Array) -> Array:
 
 
 def refuse_noise(process: Process, sampler: Any) -> None:
-  """Raises a UserError where a sampler's steps draw noise, so that nothing leads back; found by two keys and a toy."""
+  """Raises a UserError where a sampler's steps draw noise, so that nothing leads back: two keys on a toy tell."""
   key_z, *keys = jax.random.split(jax.random.key(0), 3)
   denoise = lambda z, t, *estimate: Denoised(0.5 * z, 0.5 * z, jnp.zeros_like(z))
-  z, pairs = jax.random.normal(key_z, (1, 2, 2, 2)), jnp.array([[0.9, 0.6], [0.6, 0.3]])
+  z, pairs = jax.random.normal(key_z, (1, 2, 2, 2)), jnp.array([[0.9, 0.6], [0.6, 0.3], [0.3, 0.6]])
   ends = [sample(process, denoise, sampler, z, pairs, row_keys(key, jnp.arange(1))) for key in keys]
   if not jnp.array_equal(*ends):
     name = type(sampler).__name__

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jldm.core.errors import UserError
 from jldm.core.keys import row_keys, split_each
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
-from jldm.editing.inpaint import Blended, filled, inpaint
+from jldm.editing.inpaint import Blended, filled, inpaint, repainted
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import chain, repaint, uniform
+from jldm.samplers.grid import chain, uniform
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import renoise, sample
 from tests.networks import quick
@@ -81,12 +82,17 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
   errors = {}
   for name, sampler, pairs in (
     ("plain", DDIM(1.0), chain(uniform(20))),
-    ("repaint", Resample(DDIM(1.0)), repaint(uniform(20), 1, 10)),
+    ("repaint", Resample(DDIM(1.0)), repainted(chain(uniform(20)), 1, 10)),
   ):
     run = functools.partial(inpaint, process, pair_of_normals(process, rho), sampler)
     drawn = np.asarray(quick(run)(x0, known, pairs, keys))[:, 0, 1, 0]
     errors[name] = abs(drawn.mean() - rho * seen), abs(drawn.std() - (1 - rho**2) ** 0.5)
   assert errors["plain"][0] > 0.15 and errors["repaint"][0] < 0.4 * errors["plain"][0], errors
+
+
+def test_a_grid_with_gaps_is_not_gone_over_again():
+  with pytest.raises(UserError, match="repeats=2 on a grid with gaps"):
+    repainted(jnp.array([[1.0, 0.6], [0.5, 0.0]]), 1, 2)
 
 
 def test_filled_hides_what_is_unknown():

@@ -33,7 +33,7 @@ def test_backward_walks_the_same_intervals():
   np.testing.assert_array_equal(backward(backward(pairs)), pairs)
 
 
-@pytest.mark.parametrize("sampler", [s for s in FLOWS if type(s).__name__ != "Resample"] + [EDICT()], ids=repr)
+@pytest.mark.parametrize("sampler", [*FLOWS, EDICT()], ids=repr)
 def test_to_the_noise_of_the_flow_and_back(sampler):
   process, pairs = Flow(), chain(uniform(64))
   z, back = round_trip(process, gaussian, sampler, pairs)
@@ -51,7 +51,6 @@ def test_ddim_comes_back_with_a_first_order_error_and_edict_with_none():
 @pytest.mark.parametrize("sampler", FLOWS[:3] + FLOWS[4:5], ids=repr)
 def test_what_draws_no_noise_is_let_through(sampler):
   refuse_noise(Flow(), sampler)
-  
 
 @pytest.mark.parametrize("sampler", NOISY, ids=repr)
 def test_what_draws_noise_is_refused(sampler):
