@@ -85,9 +85,11 @@ def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: l
     write_png(Path(folder) / f"{index:05d}.png", image, provenance | {"index": index})
 
 
-def write_edits(folder: str | os.PathLike, images: np.ndarray, rows: dict[str, np.ndarray], provenance: dict) -> None:
-  """Writes images uint8 [N, H, W, C] as 00000.png ..., and sheet.png, the `rows` by their names."""
-  write_numbered(folder, images, [provenance] * len(images))
+def write_edits(
+  folder: str | os.PathLike, images: np.ndarray, rows: dict[str, np.ndarray], provenance: dict, each: list[dict] | None = None
+) -> None:
+  """Writes images uint8 [N, H, W, C] as 00000.png ..., of `each` what is told of it alone, and sheet.png, `rows` by name."""
+  write_numbered(folder, images, [provenance | own for own in each or [{}] * len(images)])
   write_png(Path(folder) / "sheet.png", sheet(rows), provenance)
 
 

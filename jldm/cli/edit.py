@@ -36,6 +36,7 @@ class Task(NamedTuple):
 class Edited(NamedTuple):
   images: np.ndarray  # uint8 [N, H, W, C or C + 1]
   rows: dict[str, np.ndarray]  # of the sheet
+  each: list[dict] | None = None  # what is told of each picture alone
 
 
 def read(path: str, model: Model) -> np.ndarray:
@@ -55,9 +56,11 @@ def read_mask(path: str, image: np.ndarray) -> np.ndarray:
 
 
 def image_to_image(task: Task) -> Edited:
-  args = task.args
-  images = edit.image_to_image(task.model, task.params, task.image, args.strength, args.label, args.n, task.how)
-  return Edited(images, {"source": task.image, f"strength {args.strength:g}": images})
+  args, strengths = task.args, parse_numbers("--strength", task.args.strength, float)
+  varied = lambda strength: edit.image_to_image(task.model, task.params, task.image, strength, args.label, args.n, task.how)
+  edits = [varied(strength) for strength in strengths]
+  rows = {"source": task.image} | {f"strength {strength:g}": images for strength, images in zip(strengths, edits)}
+  return Edited(np.concatenate(edits), rows, [{"strength": strength} for strength in strengths for _ in range(args.n)])
 
 
 def inpaint(task: Task) -> Edited:
@@ -102,7 +105,7 @@ def interpolate(task: Task) -> Edited:
   pictures.write_gif(Path(args.out) / "interpolation.gif", images, provenance(task))
   if args.film:
     pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, provenance(task))
-  return Edited(images, {"source": both, args.space: images})
+  return Edited(images, {"source": both, args.space: images}, [{"share": i / (args.count - 1)} for i in range(args.count)])
 
 
 def describe(image: np.ndarray) -> str:
@@ -147,7 +150,7 @@ def directions(task: Task) -> Edited:
   amounts = np.linspace(-args.reach, args.reach, args.count)
   moved = edit.traverse(model, task.params, task.image, found, amounts, args.space, args.strength, args.label, how)
   rows = {"source": task.image, name: moved[0]} | {f"control {i + 1}": row for i, row in enumerate(moved[1:])}
-  return Edited(moved[0], rows)
+  return Edited(moved[0], rows, [{"amount": float(amount)} for amount in amounts])
 
 
 def examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,6 +199,7 @@ class Kind(NamedTuple):
 OPTIONS: dict[str, dict[str, Any]] = {
   "--mask": dict(help="a picture as large as --image: white where it is to be repainted, or missing"),
   "--strength": dict(type=float, help="0 keeps the picture, 1 keeps nothing but what is known"),
+  "--strength LIST": dict(default="0.5", metavar="S", help="0 keeps the picture, 1 forgets it; or a list such as 0.3,0.6"),
   "--n": dict(type=int, default=1, help="how many pictures (default: 1)"),
   "--margins": dict(metavar="N", help="pixels to paint around the picture: one number, or top,right,bottom,left"),
   "--repeats": dict(type=int, default=1, help="how often each stretch of steps is gone over: RePaint (default: 1, once)"),
@@ -220,11 +224,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
   "--controls": dict(type=int, default=2, help="directions as long beside it that have nothing to do with it (default: 2)"),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {  # of a kind, by destination
-  "image-to-image": {"strength": 0.5}, "inpaint": {"strength": 1.0}, "translate": {"strength": 1.0},
+  "inpaint": {"strength": 1.0}, "translate": {"strength": 1.0},
   "interpolate": {"strength": 0.0, "space": "noise"}, "directions": {"strength": 0.0, "space": "latents"},
 }
 KINDS = {
-  "image-to-image": Kind(image_to_image, "variations of a picture, near or far", ("--strength", "--n")),
+  "image-to-image": Kind(image_to_image, "variations of a picture, near or far", ("--strength LIST", "--n")),
   "inpaint": Kind(inpaint, "repaint what is masked, or paint around", (
     "--mask", "--margins", "--strength", "--n", "--repeats", "--jump")),
   "invert": Kind(invert, "the noise that leads to a picture", ()),
@@ -245,7 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
     command.add_argument("--image", required=True, metavar="A.png", help="a picture of any kind and size")
     for option in kind.options:
-      command.add_argument(option, **OPTIONS[option])
+      command.add_argument(option.split()[0], **OPTIONS[option])
     command.add_argument("--label", type=int, default=-1, help="the picture's class (default: -1, unknown)")
     command.add_argument("--sampler", help=f"edict, one of {', '.join(sorted(pipeline.SAMPLERS))}, or one written out "
                                            "(default: the experiment's, and edict where noise is looked for)")
@@ -273,7 +277,7 @@ def main(args: argparse.Namespace) -> None:
   model, params = pipeline.load(args.workdir)
   task = Task(args, model, params, read(args.image, model), how)
   edited = KINDS[args.kind].run(task)
-  pictures.write_edits(out, edited.images, edited.rows, provenance(task))
+  pictures.write_edits(out, edited.images, edited.rows, provenance(task), edited.each)
   print(f"{len(edited.images)} pictures in {out}")
 
 

@@ -1,6 +1,10 @@
 """`jldm edit` on a shrunk model: every kind at small size, files of any kind, provenance, mistakes."""
 
 import hashlib
+import itertools
+from pathlib import Path
+import re
+import shlex
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -8,8 +12,9 @@ import pytest
 
 from jldm import pictures, pipeline
 from jldm.cli import main
+from jldm.cli.edit import KINDS
 from jldm.data import transforms
-from tests.configs import config, shrunk
+from tests.configs import ROOT, config, shrunk
 from tests.edits import model_of, quick_edits
 
 SIZE = (21, 27)  # height and width, which no factor divides
@@ -86,7 +91,7 @@ def test_every_edit_keeps_the_size_and_says_where_it_is_from(workdir, files, tmp
   assert told["edit"] == name.strip() and told["index"] == 0 and told["seed"] == 0 and told["steps"] == 2
   assert told["source_sha256"] == hashlib.sha256((files / "A.png").read_bytes()).hexdigest()
   sheet = pictures.read_provenance(tmp_path / "O" / "sheet.png")
-  assert sheet == {key: value for key, value in told.items() if key != "index"}
+  assert sheet["source_sha256"] == told["source_sha256"] and set(told) >= set(sheet)
 
 
 def test_what_is_not_masked_is_bit_identical_and_the_mask_is_told(workdir, files, tmp_path):
@@ -146,6 +151,12 @@ def test_the_pair_of_states_is_kept(workdir, files, tmp_path, capsys):
     assert kept["noise"].shape == (1, 6, 8, 8)
 
 
+def test_each_strength_is_a_row_and_told(workdir, files, tmp_path):
+  assert edited(workdir, files, tmp_path, "image-to-image", "--strength", "0,0.5,1") == 0
+  assert [pictures.read_provenance(tmp_path / f"{i:05d}.png")["strength"] for i in range(3)] == [0, 0.5, 1]
+  assert opened(tmp_path / "sheet.png").shape[0] == 4 * (SIZE[0] * 3 + 2) + 2
+
+
 @pytest.mark.slow
 def test_an_interpolation_moves(workdir, files, tmp_path):
   assert edited(workdir, files, tmp_path, "interpolate", "--to", "{files}/B.png", "--count", "4") == 0
@@ -163,6 +174,7 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
   (["inpaint", "--margins", "one"], "--margins one; expected a comma list"),
   (["inpaint", "--mask", "{files}/M.png", "--strength", "-0.1"], "strength=-0.1; expected 0 to 1"),
   (["image-to-image", "--strength", "1.5"], "strength=1.5; expected 0 to 1"),
+  (["image-to-image", "--strength", "much"], "--strength much; expected a comma list"),
   (["image-to-image", "--strength", "nan"], "strength=nan; expected 0 to 1"),
   (["image-to-image", "--image", "{files}/none.png"], "none.png"),
   (["image-to-image", "--image", "{files}/broken.png"], "broken.png cannot be read as a picture"),
@@ -201,3 +213,27 @@ def test_mistakes(workdir, files, tmp_path, capsys, options, told):
 def test_an_out_that_is_no_folder(workdir, files, tmp_path, capsys):
   assert edited(workdir, files, tmp_path / "O.npz", "invert") == 2
   assert "expected a folder" in capsys.readouterr().err
+
+
+COMMANDS = [shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "editing.md").read_text(), re.S)
+            for line in block.replace("\\\n", " ").splitlines() if line.startswith("jldm edit")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: "_".join(words[2:3] + words[-1:]))
+def test_the_commands_of_the_docs(workdir, files, tmp_path, monkeypatch, words):
+  """At small size: two steps, on pictures of 16x16 of the names that they have there."""
+  monkeypatch.chdir(tmp_path)
+  random = np.random.default_rng(0)
+  for option, path in itertools.pairwise(words):
+    if option in ("--image", "--mask", "--to"):
+      Path(path).parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(random.integers(0, 256, (16, 16), np.uint8)).save(path)
+    if option == "--examples":
+      np.savez(path, images=random.integers(0, 256, (20, 16, 16, 1), np.uint8), labels=np.arange(20) % 10)
+  assert main([*words[1:], "--workdir", workdir, "--steps", "2"]) == 0
+  assert (Path(words[words.index("--out") + 1]) / "sheet.png").is_file()
+
+
+def test_every_kind_is_in_the_docs():
+  assert {words[2] for words in COMMANDS} == set(KINDS)
