@@ -34,6 +34,8 @@ from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
+from jldm.models.conditioners.concat import Masked, Paired
+from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock, PlainBlock
@@ -97,6 +99,8 @@ ROLES = (  # one of a row may stand where another of it stands
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),
+  (Masked, Paired),
+  (Grey, Edges, Noisy, Blurred, Downsampled, Missing, Mixture),
   (ModulatedBlock, PlainBlock),
   (Cosine, Flow, LinearVP, EDM, Discrete, Shifted),
   (LinearBetas, ScaledLinearBetas, CosineBetas, Betas),
@@ -108,6 +112,7 @@ ROLES = (  # one of a row may stand where another of it stands
   (Decay, Power),
 )
 CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
+OPTIONAL = {"condition": (Masked, Paired)}  # a field that is None or of a role
 
 
 def register(cls: type) -> type:
@@ -232,16 +237,20 @@ def parse_like(old: Any, text: str, path: str) -> Any:
   """`text` as a value of the type of `old`, or as an object of its role; an int is a legal float."""
   if isinstance(old, str):
     return text
+  name = path.rpartition(".")[2]
   try:
     new = float(text) if isinstance(old, float) else built(ast.parse(text.strip(), mode="eval").body, path)
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
-    if old is None:
+    if old is None and name not in OPTIONAL:
       raise UserError(f"{path}: expected a value written as in Python, such as 0.5 or 'text', got {text!r}") from error
     new = text
-  if fits(old, new):
+  if fits(old, new, name):
     return as_floats(old, new)
+  if name in OPTIONAL:
+    fitting = " or ".join(f"{cls.__name__}(...)" for cls in OPTIONAL[name])
+    raise UserError(f"{path}: expected {fitting}, or None, got {text!r}")
   if dataclasses.is_dataclass(old):
     others = [cls.__name__ for role in ROLES for cls in role if type(old) in role]
     fitting = " or ".join(f"{name}(...)" for name in others or [type(old).__name__])
@@ -249,8 +258,13 @@ def parse_like(old: Any, text: str, path: str) -> Any:
   raise UserError(f"{path}: expected {type(old).__name__} such as {old!r}, got {text!r}")
 
 
-def fits(old: Any, new: Any) -> bool:
-  """Where nothing stood, a literal may stand, or an object of the caller's own; elsewhere what is alike."""
+def fits(old: Any, new: Any, name: str) -> bool:
+  """Where nothing stood, a literal may stand, or an object of the caller's own; elsewhere what is alike.
+
+  A field of a `name` in OPTIONAL is nothing or of its role.
+  """
+  if name in OPTIONAL:
+    return new is None or is_alike(OPTIONAL[name][0](), new)
   known = any(type(new) in role for role in ROLES)
   return not known if old is None else is_alike(old, new)
 
@@ -306,6 +320,6 @@ def as_its_default(value: Any, name: str, path: str) -> Any:
   """A field of an object that was built from text, of the type or role of its default."""
   default = next(field.default for field in dataclasses.fields(value) if field.name == name)
   found = getattr(value, name)
-  if default is dataclasses.MISSING or found is default or fits(default, as_floats(default, found)):
+  if default is dataclasses.MISSING or found is default or fits(default, as_floats(default, found), name):
     return found if default is dataclasses.MISSING else as_floats(default, found)
   raise UserError(f"{path}: {name}={found!r} of {type(value).__name__}; expected one like {default!r}")

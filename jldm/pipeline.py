@@ -26,6 +26,7 @@ from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import denoiser, refuse_singular
 from jldm.experiment import Experiment, parsed
 from jldm.models import codec as codecs
+from jldm.models.conditioners import masks
 from jldm.pictures import to_uint8
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
@@ -40,7 +41,7 @@ from jldm.samplers.jump import Jump
 from jldm.samplers.langevin import Corrected
 from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
-from jldm.samplers.sample import draw as draw_latents, trajectory as draw_with_estimates
+from jldm.samplers.sample import Denoise, draw as draw_latents, trajectory as draw_with_estimates
 from jldm.samplers.unipc import UniPC
 from jldm.train.ema import reconstruct
 
@@ -88,6 +89,7 @@ class Model:
   classes: int
   self_conditioning: bool
   sampling: Any
+  condition: Any = None  # what the denoiser is told of the data beside z
 
 
 def of(experiment: Experiment) -> Model:
@@ -97,7 +99,7 @@ def of(experiment: Experiment) -> Model:
   conditioned = getattr(diffusion, "self_conditioning", 0) > 0
   return Model(
     autoencoder, diffusion.network, diffusion.process, diffusion.parametrization, shape, data.classes, conditioned,
-    experiment.sampling,
+    experiment.sampling, getattr(diffusion, "condition", None),
   )
 
 
@@ -114,7 +116,14 @@ def codec_shapes(model: Model) -> dict:
 def denoiser_shapes(model: Model) -> Any:
   """The denoiser's parameters as shapes, nothing allocated."""
   z, level = jnp.zeros((1, *model.latent_shape)), jnp.zeros(1)
-  return jax.eval_shape(model.denoiser.init, jax.random.key(0), z, level, jnp.zeros(1, jnp.int32))["params"]
+  told = {"concat": jnp.zeros((1, *concat_shape(model)))} if model.condition else {}
+  return jax.eval_shape(model.denoiser.init, jax.random.key(0), z, level, jnp.zeros(1, jnp.int32), **told)["params"]
+
+
+def concat_shape(model: Model) -> tuple[int, int, int]:
+  """Of a condition beside z, one sample's."""
+  *grid, channels = model.latent_shape
+  return *grid, model.condition.channels(channels)
 
 
 def load(workdir: str | Path, sigma_rel: float | None = None) -> tuple[Model, dict]:
@@ -196,25 +205,47 @@ def make_guidance(
 
 
 def bound(model: Model, params: dict) -> Any:
-  """The network as denoise(z, t, labels)."""
-  apply = lambda *args: model.denoiser.apply({"params": params["denoiser"]}, *args)
+  """The network as denoise(z, t, told), where told is {"labels": int [B]} and, of a model with a condition, "concat"."""
+
+  def apply(z: Array, level: Array, told: dict, *estimate: Array) -> Any:
+    further = dict(told)
+    return model.denoiser.apply({"params": params["denoiser"]}, z, level, further.pop("labels"), *estimate, **further)
+
   return denoiser(model.process, model.parametrization, apply)
+
+
+def steered(
+  model: Model, params: dict, labels: Array, rule: Any, negative: Array = -1, concat: Array | None = None,
+  condition_scale: Array | None = None,
+) -> Denoise:
+  """The denoiser guided by a rule from the label `negative` to labels [B], beside `concat` [B, h, w, Cc] in both.
+
+  `condition_scale` c guides by that too, where the rule is ClassifierFree(s): s e(label, concat) + (c - s) e(negative,
+  concat) + (1 - c) e(negative, 0), Brooks et al. 2022 (2211.09800), eq. 3.
+  """
+  beside = {} if concat is None else {"concat": concat}
+  told = [{"labels": some} | beside for some in (labels, jnp.full_like(labels, negative))]
+  if condition_scale is not None:
+    told.append(told[1] | {"concat": jnp.zeros_like(concat)})
+    rule = ClassifierFree(jnp.stack([rule.scale, condition_scale - rule.scale])[:, None])
+  return guided(model.process, bound(model, params), told, rule)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
 def draw(
   model: Model, params: dict, sampler: Any, labels: Array, pairs: Array, rule: Any, negative: Array, keys: Array,
-  shown: tuple[int, ...] = (),
+  concat: Array | None = None, condition_scale: Array | None = None, shown: tuple[int, ...] = (),
 ) -> tuple[Array, Array]:
   """Images [B, H, W, C] in [-1, 1] of labels int [B] (-1: unconditional), over pairs of times [N, 2]; keys [B].
 
-  `rule` guides away from the label `negative`.  Also returns what the steps `shown` took the images for, [B, K, H, W, C].
-  Compiled once a batch size, step count and kind of sampler and rule: all else is traced.
+  `rule` guides away from the label `negative`.  `concat` [B, h, w, Cc] is the condition of a model that has one.  Also
+  returns what the steps `shown` took the images for, [B, K, H, W, C].  Compiled once a batch size, step count and kind of
+  sampler and rule: all else is traced.
   """
-  steered = guided(model.process, bound(model, params), (labels, jnp.full_like(labels, negative)), rule)
+  denoise = steered(model, params, labels, rule, negative, concat, condition_scale)
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
   decode = lambda z: codecs.decode(model.autoencoder, params["codec"], z)
-  walk = model.process, steered, sampler, like, pairs, keys, model.self_conditioning
+  walk = model.process, denoise, sampler, like, pairs, keys, model.self_conditioning
   if not shown:
     images = decode(draw_latents(*walk))
     return images, images[:, None][:, :0]
@@ -250,6 +281,8 @@ def trajectory(
   batch_size: int = 250,
   devices: int | None = None,
   progress: Any = iter,
+  concat: Any = None,
+  condition_scale: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images uint8 [N, H, W, C] of labels int [N], and what `previews` of the steps took them for, [N, K, H, W, C]: one pass.
 
@@ -258,16 +291,21 @@ def trajectory(
   sampler: an object of jldm.samplers.   steps: how many, on `grid`, a name of jldm.samplers.grid.GRIDS; or pairs (t, s) [N, 2].
   guidance: a rule of jldm.samplers.guidance in place of ClassifierFree(guidance_scale), away from `negative_label`.
   size: (H, W) where it is not that of the training data.   progress: wraps the iterator over batches (tqdm).
+  concat: what `condition` made of pictures, [N, h, w, Cc], of a model that has a condition; `condition_scale` guides by it.
 
   Raises:
     UserError: no labels, a label or a size that is not legal, steps < 1, a grid that the process cannot have, both a rule
-      and a scale, or a network that says nothing at one of the times.
+      and a scale, a network that says nothing at one of the times, or a condition where the model has none, or none where it
+      has one.
   """
   labels = check_labels(np.asarray(labels, np.int32), model.classes)
   check_labels(np.array([negative_label]), model.classes)
   if guidance is not None and guidance_scale is not None:
     raise UserError(f"guidance={guidance} and guidance_scale={guidance_scale}; expected one of them, a rule has its own scale")
+  if guidance is not None and condition_scale is not None:
+    raise UserError(f"guidance={guidance} and condition_scale={condition_scale}; expected one of them")
   model = model if size is None else resized(model, size)
+  check_concat(model, concat, len(labels), condition_scale)
   scale = model.sampling.guidance_scale if guidance_scale is None else guidance_scale
   rule = traced(ClassifierFree(scale) if guidance is None else guidance)
   pairs = times(model, model.sampling.steps if steps is None else steps, grid)
@@ -276,13 +314,16 @@ def trajectory(
   parts = min(len(sharding.choose(devices)), len(labels))
   batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
   mesh = sharding.data_mesh(batch_size, parts)
-  whole = (params, sampler, pairs, rule, jnp.int32(negative_label), jax.random.key(seed))
-  params, sampler, pairs, rule, negative, key = sharding.place(mesh, whole)
+  whole = (params, sampler, pairs, rule, jnp.int32(negative_label), traced(condition_scale), jax.random.key(seed))
+  params, sampler, pairs, rule, negative, condition_scale, key = sharding.place(mesh, whole)
   found = []
   for start in progress(range(0, len(labels), batch_size)):
     rows = np.arange(start, start + batch_size)
-    batch = sharding.place_batch(mesh, (labels[np.minimum(rows, len(labels) - 1)], rows.astype(np.uint32)))
-    both = draw(model, params, sampler, batch[0], pairs, rule, negative, row_keys(key, batch[1]), shown=shown)
+    read = np.minimum(rows, len(labels) - 1)
+    told = None if concat is None else np.asarray(concat, np.float32)[read]
+    some, numbers, told = sharding.place_batch(mesh, (labels[read], rows.astype(np.uint32), told))
+    keys = row_keys(key, numbers)
+    both = draw(model, params, sampler, some, pairs, rule, negative, keys, told, condition_scale, shown=shown)
     found.append([to_uint8(part) for part in both])
   return tuple(np.concatenate(part)[: len(labels)] for part in zip(*found))
 
@@ -297,7 +338,7 @@ def log_density(model: Model, params: dict, images: Array, labels: Array, times:
   z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal(key_noise, latents)
   denoise = bound(model, params)
   divergence = likelihood.hutchinson(key_probes, z, probes)
-  return likelihood.log_density(model.process, lambda z, t: denoise(z, t, labels), z, times, divergence)
+  return likelihood.log_density(model.process, lambda z, t: denoise(z, t, {"labels": labels}), z, times, divergence)
 
 
 def bits_per_dim(
@@ -311,9 +352,10 @@ def bits_per_dim(
   What is said of image i depends on (seed, i).
 
   Raises:
-    UserError: no images, not as many labels, a label that is not legal, or steps or probes < 1.
+    UserError: no images, not as many labels, a label that is not legal, steps or probes < 1, or a model with a condition.
   """
   images = np.asarray(images)
+  check_concat(model, None, len(images))
   labels = check_labels(np.full(len(images), -1, np.int32) if labels is None else np.asarray(labels, np.int32), model.classes)
   if len(labels) != len(images) or probes < 1:
     raise UserError(f"{len(labels)} labels of {len(images)} images, probes={probes}; expected one each, and at least one probe")
@@ -326,6 +368,57 @@ def bits_per_dim(
     here, keys = np.minimum(rows, len(images) - 1), row_keys(key, rows.astype(np.uint32))
     found.append(np.asarray(log_density(model, params, images[here], labels[here], path, keys, probes)))
   return np.asarray(likelihood.bits_per_dim(np.concatenate(found)[: len(images)], math.prod(model.latent_shape)))
+
+
+def condition(model: Model, params: dict, images: Any, known: Any = None, batch_size: int = 250) -> np.ndarray:
+  """What a model with a condition is told of pictures: float32 [N, h, w, Cc].
+
+  images uint8, or float in [-1, 1], [N, H, W, C]: those of which parts are known, where `known` [N, H, W, 1] is 1, or the
+  source pictures of a `Paired` model.  A latent is known where every pixel of it is.
+
+  Raises:
+    UserError: a model without a condition, a mask where none is asked for or the other way round, or one of another size.
+  """
+  if model.condition is None:
+    raise UserError("this model was trained without a condition; draw from it without one")
+  masked = hasattr(model.condition, "beside")
+  if masked != (known is not None):
+    told = "expected known [N, H, W, 1], 1 where it is kept" if masked else "it has no use for a mask; leave known out"
+    raise UserError(f"a model conditioned by {type(model.condition).__name__}: {told}")
+  if masked and (known := np.asarray(known, np.float32)).shape != (*images.shape[:3], 1):
+    raise UserError(f"known of shape {known.shape} and images of {images.shape}; expected {(*images.shape[:3], 1)}")
+  whole = np.concatenate([
+    encode(model, params["codec"], images[start : start + batch_size]) for start in range(0, len(images), batch_size)
+  ])
+  if not masked:
+    return whole
+  return np.asarray(model.condition.beside(whole, masks.coarse(known, model.autoencoder.factor)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model: Model, codec: dict, images: Array) -> Array:
+  """The standardised means of the latents of images uint8, or float in [-1, 1], [B, H, W, C]."""
+  statistics = codecs.Statistics(codec["mean"], codec["std"])
+  return codecs.standardised(statistics, codecs.encode(model.autoencoder, codec, images).mean)
+
+
+def check_concat(model: Model, concat: Any, count: int, condition_scale: float | None = None) -> None:
+  """Raises a UserError where a condition is missing, or there is none, or its shape or scale does not fit."""
+  kind = type(model.condition).__name__
+  if concat is None and model.condition is not None:
+    raise UserError(
+      f"this model was trained beside a condition, {kind}, and cannot draw without one; give it pictures from Python: "
+      "generate(..., concat=pipeline.condition(model, params, pictures))"
+    )
+  if concat is not None and model.condition is None:
+    raise UserError("this model was trained without a condition; leave concat out")
+  if concat is not None and np.shape(concat) != (expected := (count, *concat_shape(model))):
+    raise UserError(f"concat of shape {np.shape(concat)}; expected {expected}")
+  if condition_scale is not None and not getattr(model.condition, "dropout", 0):
+    raise UserError(
+      f"condition_scale={condition_scale}, but this model was not trained both with a condition and without; leave it out, or "
+      "train with a dropout of the condition"
+    )
 
 
 def times(model: Model, steps: Any, grid: str | None = None) -> Array:

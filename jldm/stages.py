@@ -23,7 +23,7 @@ import numpy as np
 from jldm import pictures, pipeline, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
-from jldm.core.keys import stage_keys
+from jldm.core.keys import row_keys, stage_keys
 from jldm.data import cached_latents
 from jldm.data.batches import batches, in_order
 from jldm.data.buckets import shapes
@@ -41,6 +41,7 @@ from jldm.train.step import make_step
 
 PREVIEW_COLUMNS = 8
 PREVIEW_CLASSES = 10
+SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the data, not to a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,7 @@ def train(
   if "autoencoder" in stages:
     train_autoencoder(run, train_set, held_out)
   if "denoiser" in stages:
-    train_denoiser(run, train_set)
+    train_denoiser(run, train_set, held_out)
   if run.wandb is not None:
     run.wandb.finish()
 
@@ -130,6 +131,10 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
   try:
     for size in shapes(data):
       pipeline.resized(model, size)
+      if model.condition is not None:
+        image = jax.ShapeDtypeStruct((1, *size, data.channels), jnp.float32)
+        key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+        jax.eval_shape(lambda images, keys: model.condition.example(images, keys, model.autoencoder.factor), image, key)
     pipeline.codec_shapes(model)
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
@@ -147,6 +152,8 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> None:
     "denoiser": ({"mean": latent, "log_variance": latent}, codecs.Statistics(vector, vector)),
   }
   batch, frozen = batches_and_frozen[name]
+  if name == "denoiser" and degradation(experiment) is not None:
+    batch = batch | {"source": latent}
   batch = batch | {"label": each(jnp.int32), "row": each(jnp.int32), "stratum": each(jnp.float32)}
   key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
   state = jax.eval_shape(lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema), key, batch)
@@ -236,7 +243,6 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 1, and the codec."""
   stage, model, name = run.experiment.autoencoder, run.model, "autoencoder"
   mesh = mesh_of(stage, run.devices)
-  encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
   unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
   found = lambda state: stage.objective.codec(state.ema[0], state.extra)
 
@@ -264,7 +270,7 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
       return
     frozen = sharding.place(mesh, lpips_weights(stage.objective))
     state = fit_stage(run, name, train_set, frozen, saved, mesh, look)
-    cache = encoded(run, encode, {"params": found(state)["params"]}, train_set, mesh)
+    cache = encoded(run, {"params": found(state)["params"]}, train_set, mesh)
     statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
     told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
     print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
@@ -283,7 +289,7 @@ def lpips_weights(objective: Any) -> Any:
   return perceptual.unpack(safetensors.read(Path(objective.lpips)))
 
 
-def train_denoiser(run: Run, train_set: Any) -> None:
+def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 2, in the latent space of the committed codec."""
   stage, model, name = run.experiment.denoiser, run.model, "denoiser"
   mesh = mesh_of(stage, run.devices)
@@ -291,21 +297,38 @@ def train_denoiser(run: Run, train_set: Any) -> None:
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     if saved.latest() == stage.steps:
       return
-    encode = jax.jit(lambda codec, images: codecs.encode(model.autoencoder, codec, images))
-    cache = encoded(run, encode, {"params": codec["params"]}, train_set, mesh)
-    rows = np.arange(min(model.classes, PREVIEW_CLASSES)) if model.classes else [-1] * PREVIEW_COLUMNS
-    labels = np.repeat(rows, PREVIEW_COLUMNS)
+    cache = encoded(run, {"params": codec["params"]}, train_set, mesh)
 
     def call(n, state, metrics):
       del metrics
       params = {"denoiser": state.ema[0], "codec": codec}
-      images = pipeline.generate(model, params, labels, run.seed, devices=mesh.size)
-      write_image(run.workdir, name, n, pictures.class_rows(images, labels, PREVIEW_COLUMNS), "samples")
+      sheet = conditioned(run, params, held_out, mesh) if model.condition else sampled(run, params, mesh)
+      write_image(run.workdir, name, n, sheet, "samples")
 
     statistics = codecs.Statistics(codec["mean"], codec["std"])
     look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True),)
     state = fit_stage(run, name, cache, statistics, saved, mesh, look)
     saved.save(stage.steps, divide(state))
+
+
+def sampled(run: Run, params: dict, mesh: Mesh) -> np.ndarray:
+  """A sheet of samples, a row a class."""
+  classes = run.model.classes
+  labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
+  images = pipeline.generate(run.model, params, labels, run.seed, devices=mesh.size)
+  return pictures.class_rows(images, labels, PREVIEW_COLUMNS)
+
+
+def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
+  """A sheet of held-out pictures, below each what the model is shown of it, and below that what it makes of it."""
+  batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
+  rows = row_keys(stage_keys(run.seed, workdirs.STAGES.index("denoiser"))[2], np.arange(count))
+  shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows, run.model.autoencoder.factor)
+  concat = pipeline.condition(run.model, params, shown if known is None else batch["image"][:count], known)
+  size = batch["image"].shape[1:3]
+  drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, size=size, devices=mesh.size, concat=concat)
+  every = (batch["image"][:count], pictures.to_uint8(shown), drawn)
+  return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
 
 
 def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
@@ -315,21 +338,41 @@ def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
     return saved.restore(steps, {"codec": pipeline.codec_shapes(model)})["codec"]
 
 
-def encoded(run: Run, encode: Any, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """The training set's cached moments under this codec: as they are on disk, or encoded now."""
+def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
+  """The training set's cached moments under this codec, with the latents of a condition's source pictures beside them: as
+  they are on disk, or encoded now."""
   folder = run.workdir / "latents" / codec_hash(codec, run.experiment)
+  network, degrade, batch_size = run.model.autoencoder, degradation(run.experiment), run.experiment.autoencoder.batch_size
+  key = sharding.place(mesh, jax.random.key(SOURCE_SEED))
+
+  @jax.jit
+  def arrays(codec: dict, images: jax.Array, rows: jax.Array, key: jax.Array) -> dict:
+    found = codecs.encode(network, codec, images)._asdict()
+    if degrade is None:
+      return found
+    return found | {"source": codecs.encode(network, codec, degrade(codecs.pixels(images), row_keys(key, rows))).mean}
 
   def moments(source: Any) -> Iterator[dict]:
-    for batch, count in in_order(source, run.experiment.autoencoder.batch_size):
-      posterior = jax.device_get(encode(codec, sharding.place_batch(mesh, batch["image"])))
-      yield {key: value[:count] for key, value in (posterior._asdict() | {"label": batch["label"]}).items()}
+    start = 0
+    for batch, count in in_order(source, batch_size):
+      placed = sharding.place_batch(mesh, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
+      found = jax.device_get(arrays(codec, *placed, key)) | {"label": batch["label"]}
+      yield {name: array[:count] for name, array in found.items()}
+      start += count
 
   return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
 
 
+def degradation(experiment: Experiment) -> Any:
+  """What makes the source pictures of a condition of pairs; None where there are none."""
+  return getattr(getattr(experiment.denoiser.objective, "condition", None), "degradation", None)
+
+
 def codec_hash(codec: dict, experiment: Experiment) -> str:
-  """What cached moments depend on: the encoder's parameters, the network and the data."""
+  """What cached moments depend on: the encoder's parameters, the network, the data, and what is made of them."""
   config = [to_data(experiment.autoencoder.objective.network), to_data(experiment.data)]
+  if degradation(experiment) is not None:
+    config.append(to_data(degradation(experiment)))
   digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
   for leaf in jax.tree.leaves(jax.device_get(codec)):
     digest.update(np.ascontiguousarray(leaf).data)

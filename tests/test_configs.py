@@ -30,6 +30,8 @@ def test_two_shrunk_steps_and_samples(name, tmp_path):
   stages.train(experiment, tmp_path / "w", devices=1)
   model, params = pipeline.load(tmp_path / "w")
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-  images = pipeline.generate(model, params, [-1, -1], steps=2, devices=1)
-  data = experiment.data
+  data, concat = experiment.data, None
+  if model.condition is not None:
+    concat = np.zeros((2, *pipeline.concat_shape(model)))
+  images = pipeline.generate(model, params, [-1, -1], steps=2, devices=1, concat=concat)
   assert images.shape == (2, data.height, data.width, data.channels) and images.dtype == np.uint8

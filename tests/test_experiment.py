@@ -16,6 +16,8 @@ from jldm.diffusion.times import Uniform
 from jldm.diffusion.weighting import MinSNR, Plain
 from jldm.experiment import Experiment, Stage, differences, dumps, from_data, loads, override, register, to_data
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.concat import Masked, Paired
+from jldm.models.conditioners.degradation import Downsampled, Grey, Mixture, Noisy
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.attention import attend, late_normalised
@@ -183,6 +185,11 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.objective.weighting", "Uniform()", "expected Own(...) or Plain(...)"),
   ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
   ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
+  ("denoiser.objective.condition", "Grey()", "condition: expected Masked(...) or Paired(...), or None, got 'Grey()'"),
+  ("denoiser.objective.condition", "masked", "condition: expected Masked(...) or Paired(...), or None, got 'masked'"),
+  ("denoiser.objective.condition", "Paired(degradation=Masked())", "degradation=Masked("),
+  ("denoiser.objective.condition", "Paired(degradation=Downsampled(2.5))", "factor=2.5 of Downsampled; expected one like 4"),
+  ("denoiser.objective.condition", "Masked(dropout=2)", "dropout=2 of the condition; expected a share from 0 to 1"),
 ])
 def test_an_override_that_does_not_fit_is_told(path, text, told):
   assert told in refused(override, SMALL, path, text)
@@ -196,6 +203,9 @@ def test_an_override_that_does_not_fit_is_told(path, text, told):
   ("denoiser.objective.weighting", "Plain('flow', 400)", Plain("flow", 400)),
   ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
   ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
+  ("denoiser.objective.condition", "Masked(shapes=('box',))", Masked(shapes=("box",))),
+  ("denoiser.objective.condition", "Paired(degradation=Mixture((Noisy(1), Grey())), dropout=0.1)",
+   Paired(degradation=Mixture((Noisy(1.0), Grey())), dropout=0.1)),
 ])
 def test_an_override_replaces_an_object_by_one_of_its_role(path, text, value):
   changed = override(SMALL, path, text)
@@ -226,6 +236,17 @@ def test_an_override_where_nothing_stood_is_any_literal():
   assert override(Pair(), "limit", "0.5").limit == 0.5
   assert override(Pair(), "limit", "'some'").limit == "some"
   assert override(Pair(inner=Pair()), "inner.sizes", "(5,)").inner.sizes == (5,)
+
+
+def test_a_condition_may_be_set_changed_and_taken_back():
+  path = "denoiser.objective.condition"
+  paired = override(override(SMALL, path, "Paired()"), f"{path}.degradation", "Downsampled(2)")
+  assert paired.denoiser.objective.condition == Paired(degradation=Downsampled(2))
+  assert loads(dumps(paired)) == paired
+  assert override(override(paired, path, "Masked()"), path, "None") == SMALL
+  before = to_data(SMALL)
+  before["denoiser"]["objective"].pop("condition")
+  assert from_data(before) == SMALL, "what was written before there were conditions"
 
 
 def test_differences_are_named_in_order():

@@ -27,6 +27,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "experiment": "core nn diffusion models samplers objectives data metrics train",
   "workdir": "core experiment",
   "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir",
+  "canvas": "core pipeline",
+  "edit": "core metrics models samplers editing pictures pipeline canvas",
   "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir pipeline",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it

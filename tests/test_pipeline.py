@@ -13,6 +13,8 @@ from jldm.core.keys import normal, row_keys, split_each
 from jldm.diffusion.process import Cosine, Discrete
 from jldm.diffusion.target import Predict
 from jldm.models import codec as codecs
+from jldm.models.conditioners import masks
+from jldm.models.conditioners.concat import Masked, Paired
 from jldm.samplers import guidance
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Ratio
@@ -193,3 +195,89 @@ def test_estimates_of_a_path_come_with_the_pictures(tiny):
 def test_pictures_of_another_size(tiny):
   images = pipeline.generate(*tiny, [1, 2], steps=2, size=(16, 48), devices=1)
   assert images.shape == (2, 16, 48, 1)
+
+
+def conditioned(tiny, condition):
+  model, params = tiny
+  model = dataclasses.replace(model, condition=condition)
+  return model, params | {"denoiser": randomised(jax.random.key(5), pipeline.denoiser_shapes(model))}
+
+
+@pytest.fixture(scope="module")
+def masked(tiny):
+  return conditioned(tiny, Masked(dropout=0.1))
+
+
+@pytest.fixture(scope="module")
+def paired(tiny):
+  return conditioned(tiny, Paired())
+
+
+PICTURES = np.uint8(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1)))
+KNOWN = np.asarray(masks.fine(masks.draw(("half_plane",), row_keys(jax.random.key(1), jnp.arange(5)), (4, 4)), 8))
+LABELS = [0, 1, -1, 3, 4]
+
+
+def test_what_a_masked_model_is_told_is_known_latents_and_where(masked):
+  model, params = masked
+  told = pipeline.condition(model, params, PICTURES, KNOWN, batch_size=3)
+  raw = np.asarray(codecs.encode(model.autoencoder, params["codec"], PICTURES).mean)
+  known = KNOWN[:, ::8, ::8]
+  assert told.shape == (5, 4, 4, 5) and 0 < known.mean() < 1
+  np.testing.assert_allclose(told[..., :-1], known * raw, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(told[..., -1:], known)
+  some = KNOWN.copy()
+  some[0, 0, 0] = 1 - some[0, 0, 0]
+  assert pipeline.condition(model, params, PICTURES, some)[0, 0, 0, -1] == 0, "a latent with a hidden pixel is hidden"
+
+
+def test_a_conditioned_sample_depends_on_its_own_condition_alone(paired):
+  model, params = paired
+  told = pipeline.condition(model, params, PICTURES)
+  np.testing.assert_allclose(told, codecs.encode(model.autoencoder, params["codec"], PICTURES).mean, rtol=1e-4, atol=1e-4)
+  draw = lambda concat, **options: pipeline.generate(model, params, LABELS, steps=2, concat=concat, **options).astype(int)
+  whole = draw(told, devices=1)
+  assert np.abs(draw(told, devices=1, batch_size=2) - whole).max() <= 1, "batch size and padding"
+  assert np.abs(draw(told, devices=8) - whole).max() <= 1, "devices"
+  other = told.copy()
+  other[2] *= -1
+  changed = np.abs(draw(other, devices=1) - whole).max((1, 2, 3))
+  assert changed[2] > 1 and (np.delete(changed, 2) == 0).all()
+
+
+def test_guidance_by_the_condition(masked):
+  """At 1 it is none, at 0 the condition does nothing, and its scale is traced."""
+  model, params = masked
+  told = pipeline.condition(model, params, PICTURES, KNOWN)
+  draw = lambda concat, scale, guidance_scale=0.0: pipeline.generate(
+    model, params, LABELS, steps=2, guidance_scale=guidance_scale, devices=1, concat=concat, condition_scale=scale
+  ).astype(int)
+  plain = draw(told, None, 2.0)
+  before = pipeline.draw._cache_size()
+  assert np.abs(draw(told, 1, 2.0) - plain).max() <= 1 and np.abs(draw(told, 3.0, 2.0) - plain).max() > 1
+  np.testing.assert_array_equal(draw(told, 0.0), draw(-told, 0.0))
+  assert pipeline.draw._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(("call", "told"), [
+  (lambda tiny, masked, paired: pipeline.generate(*paired, [1]), "trained beside a condition, Paired, and cannot draw without"),
+  (lambda tiny, masked, paired: pipeline.generate(*tiny, [1], concat=np.zeros((1, 4, 4, 4))), "leave concat out"),
+  (lambda tiny, masked, paired: pipeline.generate(*paired, [1], concat=np.zeros((1, 4, 4, 5))),
+   "concat of shape (1, 4, 4, 5); expected (1, 4, 4, 4)"),
+  (lambda tiny, masked, paired: pipeline.generate(*paired, [1], concat=np.zeros((1, 4, 4, 4)), condition_scale=2),
+   "condition_scale=2, but this model was not trained both with a condition and without"),
+  (lambda tiny, masked, paired: pipeline.generate(*tiny, [1], condition_scale=2), "condition_scale=2"),
+  (lambda tiny, masked, paired: pipeline.generate(
+    *masked, [1], concat=np.zeros((1, 4, 4, 5)), condition_scale=2, guidance=guidance.APG(2.0)),
+   "and condition_scale=2; expected one of them"),
+  (lambda tiny, masked, paired: pipeline.bits_per_dim(*paired, PICTURES), "cannot draw without one"),
+  (lambda tiny, masked, paired: pipeline.condition(*tiny, PICTURES), "trained without a condition"),
+  (lambda tiny, masked, paired: pipeline.condition(*masked, PICTURES), "by Masked: expected known [N, H, W, 1]"),
+  (lambda tiny, masked, paired: pipeline.condition(*paired, PICTURES, KNOWN), "by Paired: it has no use for a mask"),
+  (lambda tiny, masked, paired: pipeline.condition(*masked, PICTURES, KNOWN[:, :16]),
+   "known of shape (5, 16, 32, 1) and images of (5, 32, 32, 1); expected (5, 32, 32, 1)"),
+])
+def test_mistakes_with_conditions(tiny, masked, paired, call, told):
+  with pytest.raises(UserError) as error:
+    call(tiny, masked, paired)
+  assert told in str(error.value) and "\n" not in str(error.value)

@@ -10,11 +10,13 @@ import pytest
 from jldm import pipeline, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
+from jldm.core.keys import row_keys
 from jldm.data import cached_latents
 from jldm.data.synthetic import Synthetic
 from jldm.experiment import override
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
+from jldm.models import codec as codecs
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.objectives.adversarial import Adversarial
 from jldm.train.parts import PerPart
@@ -293,3 +295,64 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
     stages.train(changed, workdir, ("autoencoder",), devices=1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["perceptual"] > 0 and np.isfinite([row["loss"] for row in rows if "loss" in row]).all()
+
+
+def with_condition(experiment, condition, unbroken, workdir):
+  """The experiment with a condition, in a workdir whose autoencoder is trained."""
+  import shutil
+  changed = override(experiment, "denoiser.objective.condition", condition)
+  workdirs.claim(workdir, changed)
+  shutil.copytree(unbroken / "autoencoder", workdir / "autoencoder")
+  return changed
+
+
+def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, tmp_path):
+  """In the cache row i has the latents of picture i and of what is made of it, and another degradation is another cache."""
+  changed = with_condition(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
+  source = changed.data.open("train")
+  model, mesh = pipeline.of(changed), stages.mesh_of(changed.denoiser, 1)
+  codec = stages.committed_codec(model, tmp_path / "w", STEPS)
+  run = stages.Run(changed, model, tmp_path / "w", 1)
+  cache = stages.encoded(run, {"params": codec["params"]}, source, mesh)
+  rows = cache[np.arange(len(source))]
+  images = codecs.pixels(source[np.arange(len(source))]["image"])
+  assert len(source) == 20 > changed.autoencoder.batch_size, "several batches, the last one short"
+  keys = row_keys(jax.random.key(stages.SOURCE_SEED), np.arange(20))
+  made = changed.denoiser.objective.condition.degradation(images, keys)
+  encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
+  np.testing.assert_allclose(rows["mean"], encode(images), rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(rows["source"], encode(made), rtol=1e-3, atol=1e-4)
+  assert (np.abs(rows["source"] - rows["mean"]).max((1, 2, 3)) > 0.01).all()
+  others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()", "None")
+  hashes = {stages.codec_hash(codec, override(changed, "denoiser.objective.condition", other)) for other in others}
+  assert len(hashes | {stages.codec_hash(codec, changed)}) == 4, "those without a source share the cache that there was"
+  assert {stages.codec_hash({"params": codec["params"]}, experiment)} == {path.name for path in (unbroken / "latents").iterdir()}
+
+
+def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
+  changed = override(experiment, "denoiser.objective.condition", "Paired(degradation=Downsampled(5))")
+  with pytest.raises(UserError, match=r"pictures of 32x32; expected sides divisible by Downsampled\(factor=5\).factor"):
+    stages.train(changed, tmp_path / "w", devices=1)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["Masked()", "Paired(degradation=Mixture(), dropout=0.2)"])
+def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experiment, unbroken, tmp_path, monkeypatch, condition):
+  changed = with_condition(experiment, condition, unbroken, tmp_path / "a")
+  stages.train(changed, tmp_path / "a", devices=1)
+  assert (tmp_path / "a" / "images" / "denoiser-000006.png").exists()
+  with_condition(experiment, condition, unbroken, tmp_path / "b")
+
+  def interrupt(log, step, state, metrics):
+    if step == 5:
+      raise Stop
+
+  with monkeypatch.context() as patch:
+    patch.setattr(stages.Log, "write", interrupt)
+    with pytest.raises(Stop):
+      stages.train(changed, tmp_path / "b", devices=1)
+  stages.train(changed, tmp_path / "b", devices=1)
+  assert_same_end(tmp_path / "a", tmp_path / "b")
+  with pytest.raises(UserError, match="cannot draw without one"):
+    pipeline.generate(*pipeline.load(tmp_path / "b"), [1])

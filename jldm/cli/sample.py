@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
   rule = make_guidance(args, scale)
   pipeline.check_labels(np.array([negative]), experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
+  pipeline.check_concat(pipeline.of(experiment), None, len(labels))
   check_writable(out)
   sharding.configure(args.devices)
   size = parse_size(args.size) if args.size else None

@@ -49,9 +49,14 @@ def decode(network: Any, codec: dict, latents: Array) -> Array:
   return jnp.clip(images, -1, 1)
 
 
+def standardised(statistics: Statistics, raw: Array) -> Array:
+  """Raw latents [B, h, w, c] as a denoiser knows them."""
+  return (raw - statistics.mean) / statistics.std
+
+
 def draw(statistics: Statistics, posterior: Gaussian, keys: Array) -> Array:
   """A standardised latent [B, h, w, c] from the raw posterior, exactly; keys [B]."""
-  return (posterior.sample(keys) - statistics.mean) / statistics.std
+  return standardised(statistics, posterior.sample(keys))
 
 
 def measure(posteriors: Iterable[Gaussian]) -> Statistics:

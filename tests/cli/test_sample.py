@@ -4,8 +4,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from jldm import pictures, stages
+from jldm import pictures, stages, workdir as workdirs
 from jldm.cli import main, sample
+from jldm.experiment import override
 from tests.configs import config, shrunk
 
 
@@ -106,3 +107,10 @@ def test_an_unwritable_out(workdir, tmp_path, capsys):
   assert main(["sample", "--workdir", workdir, "--out", str(tmp_path / "file" / "O")]) == 2
   error = capsys.readouterr().err
   assert "cannot write to --out" in error and error.count("\n") == 1
+
+
+def test_a_model_with_a_condition_is_refused(tmp_path, capsys):
+  workdirs.claim(tmp_path / "w", override(shrunk(config("digits")), "denoiser.objective.condition", "Masked()"))
+  assert main(["sample", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "O")]) == 2
+  error = capsys.readouterr().err
+  assert "trained beside a condition, Masked, and cannot draw without one" in error and error.count("\n") == 1

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jldm import sharding
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.diffusion.process import Cosine, Flow, rates
@@ -13,6 +15,7 @@ from jldm.diffusion.target import Predict, combine, decode, reweight
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, draw
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
 from jldm.models.codec import Statistics
+from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.diffusion import Diffusion
@@ -92,14 +95,18 @@ def test_losses_of_one_opinion_differ_by_the_reweighting(kind):
   np.testing.assert_allclose(other, v * reweight(Predict("v").row(r), Predict(kind).row(r), r), rtol=2e-4)
 
 
-def test_how_the_batch_is_split_changes_nothing():
+@pytest.mark.parametrize("condition", [None, Masked(dropout=0.3), Paired(dropout=0.3)])
+def test_how_the_batch_is_split_changes_nothing(condition):
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
-  objective = Diffusion(network=network, process=Flow(), times=LogitNormal(0.5, 2.0), label_dropout=0.5)
-  params = randomised(jax.eval_shape(objective.init, KEY, BATCH)[0])
+  objective = Diffusion(
+    network=network, process=Flow(), times=LogitNormal(0.5, 2.0), label_dropout=0.5, condition=condition
+  )
+  batch = BATCH | {"source": -BATCH["mean"]}
+  params = randomised(jax.eval_shape(objective.init, KEY, batch)[0])
   loss = quick(lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0])
-  whole = loss(params, BATCH)
+  whole = loss(params, batch)
   for part in (0, 1):
-    half = jax.tree.map(lambda x, part=part: x[part::2], BATCH)
+    half = jax.tree.map(lambda x, part=part: x[part::2], batch)
     np.testing.assert_allclose(loss(params, half), whole[part::2], rtol=1e-4)
 
 
@@ -271,3 +278,54 @@ def test_mistakes_are_refused(fields, told):
 def test_estimates_are_shown_to_networks_that_read_them(network, share):
   with pytest.raises(UserError, match=r"network.self_conditioning=(True|False); expected a share such as 0.5 and True, or"):
     Diffusion(network=network, process=Flow(), self_conditioning=share).check()
+
+
+class Beside(nn.Module):
+  """What it is told, summed over channels."""
+
+  def __call__(self, z, level, labels, concat=None):
+    return jnp.zeros_like(z) + concat.sum(-1, keepdims=True)
+
+
+def test_a_pair_is_told_standardised():
+  batch = STILL | {"mean": filled(0), "source": BATCH["mean"]}
+  objective = Diffusion(network=Beside(), process=Flow(), parametrization=Predict("x0"), condition=Paired())
+  still = Statistics(jnp.zeros(3), jnp.full(3, 2.0))
+  values = quick(objective.loss)({}, {}, (), still, batch, KEY)[0]
+  np.testing.assert_allclose(values, (BATCH["mean"].sum(-1) / 2) ** 2 @ np.ones(4) @ np.ones(2) / 8, rtol=1e-5)
+
+
+def test_what_is_known_is_of_the_latent_that_is_learned():
+  """Where nothing is hidden, a network that says what it is told of x0 has no loss: the draw of the posterior is the same."""
+  class Known(nn.Module):
+    def __call__(self, z, level, labels, concat=None):
+      return jnp.where(concat[..., -1:] > 0, concat[..., :-1], z)
+
+  objective = Diffusion(network=Known(), process=Flow(), parametrization=Predict("x0"), condition=Masked(dropout=0.0))
+  keys = jax.random.split(KEY, 50)
+  values = quick(jax.vmap(lambda key: objective.loss({}, {}, (), CODEC, BATCH, key)[0]))(keys)
+  assert (np.asarray(values) == 0).any() and (np.asarray(values) > 0.01).any()
+  everything = dataclasses.replace(objective, condition=Masked(dropout=1.0))
+  assert (quick(everything.loss)({}, {}, (), CODEC, BATCH, KEY)[0] > 0).all()
+
+
+@pytest.mark.parametrize("condition", [Masked(), Paired(dropout=0.5)])
+def test_a_condition_leaves_the_other_draws_as_they_were(condition):
+  class Deaf(nn.Module):
+    def __call__(self, z, level, labels, concat=None):
+      return jnp.sin(z) + level[:, None, None, None] + labels[:, None, None, None]
+
+  batch = BATCH | {"source": BATCH["mean"]}
+  np.testing.assert_array_equal(losses(Deaf(), batch, label_dropout=0.5, condition=condition), losses(Told(), label_dropout=0.5))
+
+
+def test_a_condition_trains_on_eight_devices_as_on_one_and_under_pmap():
+  network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
+  objective = Diffusion(network=network, process=Flow(), condition=Masked(dropout=0.3))
+  params = randomised(jax.eval_shape(objective.init, KEY, BATCH)[0])
+  loss = lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0]
+  one = quick(loss)(params, BATCH)
+  mesh = sharding.data_mesh(8, 8)
+  np.testing.assert_allclose(quick(loss)(sharding.place(mesh, params), sharding.place_batch(mesh, BATCH)), one, rtol=1e-4)
+  each = jax.tree.map(lambda x: np.asarray(x)[:, None], BATCH)
+  np.testing.assert_allclose(jax.pmap(loss, in_axes=(None, 0))(params, each)[:, 0], one, rtol=1e-4)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.models.conditioners.concat import joined
 from jldm.models.conditioners.estimate import beside
 from jldm.models.conditioners.label import LabelEmbedding
 from jldm.models.denoisers.log_variance import LogVariance
@@ -49,11 +50,12 @@ class DiT(nn.Module):
 
   @nn.compact
   def __call__(
-    self, z: Array, level: Array, labels: Array, estimate: Array | None = None
+    self, z: Array, level: Array, labels: Array, estimate: Array | None = None, *, concat: Array | None = None
   ) -> Array | tuple[Array, Array]:
     """z [B, H, W, C] at level [B], about -4 to 1, labels int [B] (-1: unknown) -> [B, H, W, C] in float32.
 
-    With `log_variance`, or twice the channels: (that, log variance [B, 1, 1, 1] or [B, H, W, C]).
+    With `log_variance`, or twice the channels: (that, log variance [B, 1, 1, 1] or [B, H, W, C]).  `concat`
+    [B, H, W, Cc] is what is known of the data, beside z; a model that is made with it is always called with it.
 
     Raises:
       UserError: H or W is not divisible by `patch`, or fields that contradict each other or C.
@@ -61,7 +63,7 @@ class DiT(nn.Module):
     self.check(z)
     template = self.block.clone(parent=self, name="blocks", dtype=self.dtype)
     rows, columns = z.shape[1] // self.patch, z.shape[2] // self.patch
-    x = self.tokens(beside(z, estimate) if self.self_conditioning else z)
+    x = self.tokens(joined(beside(z, estimate) if self.self_conditioning else z, concat))
     conditions = [LevelEmbedding(self.width, dtype=self.dtype, name="level")(level)]
     if self.classes:
       conditions.append(LabelEmbedding(self.classes, self.width, name="label")(labels).astype(self.dtype))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.models.conditioners.concat import joined
 from jldm.models.conditioners.estimate import beside
 from jldm.models.conditioners.label import LabelEmbedding
 from jldm.models.denoisers.log_variance import LogVariance
@@ -62,11 +63,12 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(
-    self, z: Array, level: Array, condition: Array, estimate: Array | None = None
+    self, z: Array, level: Array, condition: Array, estimate: Array | None = None, *, concat: Array | None = None
   ) -> Array | tuple[Array, Array]:
     """z [B, H, W, C] at level [B], about -4 to 1 -> [B, H, W, C] in float32; with `log_variance` (that, [B, 1, 1, 1]).
 
-    `condition` is labels int [B] (-1: unknown), or tokens [B, M, token_width] where there are no classes.
+    `condition` is labels int [B] (-1: unknown), or tokens [B, M, token_width] where there are no classes; `concat` is as
+    in DiT.
 
     Raises:
       UserError: H or W is not divisible by 2^(scales - 1), or fields or tokens that do not fit.
@@ -78,7 +80,7 @@ class UNet(nn.Module):
       self.widths[scale], self.heads_at(scale) if self.attention[scale] else 0, self.groups, self.dtype, name=name
     )(h, embedding, tokens)
     last = len(self.widths) - 1
-    h = conv(self.widths[0], "in")(beside(z, estimate) if self.self_conditioning else z)
+    h = conv(self.widths[0], "in")(joined(beside(z, estimate) if self.self_conditioning else z, concat))
     skips = [h]
     for scale in range(last + 1):
       for i in range(self.resnets):

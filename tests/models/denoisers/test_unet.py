@@ -9,7 +9,7 @@ from jldm.core.errors import UserError
 from jldm.core.trees import count
 from jldm.models.denoisers.log_variance import LogVariance
 from jldm.models.denoisers.unet import UNet
-from tests.networks import quick, random_params
+from tests.networks import quick, random_params, randomised
 
 RNG = np.random.default_rng(0)
 SMALL = UNet(widths=(8, 12), resnets=0, attention=(True, False), heads=2, classes=3, groups=4)
@@ -175,3 +175,39 @@ def test_bfloat16_is_near_and_comes_back_whole(params):
   half, whole = (apply(SMALL.clone(dtype=dtype), params, Z, LEVEL, LABELS) for dtype in ("bfloat16", "float32"))
   assert half.dtype == jnp.float32
   assert 0 < np.abs(half - whole).max() < 0.05 * np.abs(whole).max()
+
+
+told = functools.partial(quick, static_argnums=0)(
+  lambda network, params, concat: network.apply({"params": params}, Z, LEVEL, LABELS, concat=concat)
+)
+CONCAT = np.float32(np.random.default_rng(1).normal(size=(*Z.shape[:3], 5)))
+
+
+def with_concat(network):
+  return randomised(jax.eval_shape(functools.partial(network.init, concat=CONCAT), jax.random.key(0), Z, LEVEL, LABELS)["params"])
+
+
+def test_what_is_told_beside_z_changes_its_own_sample_alone():
+  params = with_concat(SMALL)
+  out, other = told(SMALL, params, CONCAT), told(SMALL, params, CONCAT * [[[[1]]], [[[-1]]], [[[1]]]])
+  assert out.shape == Z.shape
+  np.testing.assert_array_equal(np.abs(out - other).max((1, 2, 3)) > 1e-3, [False, True, False])
+
+
+def test_only_the_first_layer_knows_of_a_condition():
+  """Without one the tree is as it was; with one the first kernel has rows more, behind those of z (and of an estimate)."""
+  for network in (SMALL, SMALL.clone(self_conditioning=True)):
+    plain, more = random_params(network, Z, LEVEL, LABELS), with_concat(network)
+    differ = [
+      path for (path, a), (_, b) in zip(*(jax.tree_util.tree_leaves_with_path(p) for p in (plain, more)), strict=True)
+      if a.shape != b.shape
+    ]
+    assert [jax.tree_util.keystr(path) for path in differ] == ["['in']['kernel']"]
+  assert with_concat(SMALL)["in"]["kernel"].shape == (3, 3, 2 + 5, 8)
+
+
+def test_gradients_reach_what_is_told():
+  params = with_concat(SMALL)
+  said = lambda concat: SMALL.apply({"params": params}, Z, LEVEL, LABELS, concat=concat)
+  slope = quick(jax.grad(lambda concat: jnp.sin(said(concat)).sum()))(CONCAT)
+  assert (np.abs(slope).max((1, 2)) > 1e-4).all(), "every channel of every sample"

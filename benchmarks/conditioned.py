@@ -1,0 +1,251 @@
+"""Denoisers that are told of a picture, measured on held-out ones.
+
+  taskset -c 0 python -m benchmarks.conditioned train runs/conditioned
+  python -m benchmarks.conditioned measure runs/conditioned
+
+Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2` and `jldm prepare photos
+--size 64`.  `train` trains what is not finished, on one CPU device; runs that have the same autoencoder take it from the
+first of them.  `measure` writes conditioned.md and its sheets to --docs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+import shutil
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from jldm import edit, pictures, pipeline, sharding, stages, workdir as workdirs
+from jldm.cli.train import load_config
+from jldm.core.keys import row_keys
+from jldm.experiment import Experiment, override
+from jldm.metrics.image import psnr, ssim
+from jldm.models import codec as codecs
+from jldm.models.conditioners import masks
+from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = 4  # of each held-out picture
+RESTORE = {"denoiser.objective.condition": "Paired(degradation=Mixture())"}
+SKETCH = {"denoiser.objective.condition": "Paired(degradation=Edges())"}
+RUNS = {  # name -> config, what is changed of it, and whose autoencoder it has
+  "inpaint": ("fashion_inpaint", {}, None),
+  "colour": ("photos_colour", {}, None),
+  "plain": ("fashion_mnist", {"denoiser.steps": "8000", "sampling.guidance_scale": "1"}, "inpaint"),
+  "restore": ("fashion_inpaint", RESTORE, "inpaint"),
+  "sketch": ("photos_colour", SKETCH, "colour"),
+}
+
+
+def experiment(name: str, data_dir: str) -> Experiment:
+  config, changes, _ = RUNS[name]
+  found = load_config(str(ROOT / "configs" / f"{config}.py"))
+  for path, text in (changes | {"data.data_dir": data_dir}).items():
+    found = override(found, path, text)
+  return found
+
+
+def train(folder: Path, name: str, data_dir: str) -> None:
+  """Trains one of RUNS, and writes the CPU-seconds of its stages, compilation and encoding included, to NAME.json."""
+  found, workdir, lender, cost = experiment(name, data_dir), folder / name, RUNS[name][2], folder / f"{name}.json"
+  costs = json.loads(cost.read_text()) if cost.exists() else {}
+  if lender and not workdir.exists():
+    workdirs.claim(workdir, found)
+    shutil.copytree(folder / lender / "autoencoder", workdir / "autoencoder")
+  for stage in workdirs.STAGES:
+    if stage not in costs:
+      start = time.process_time()
+      stages.train(found, workdir, (stage,), devices=1)
+      cost.write_text(json.dumps(costs := costs | {stage: time.process_time() - start}))
+
+
+def held_out(found: Experiment, count: int) -> np.ndarray:
+  """`count` held-out pictures, evenly spread: uint8 [N, H, W, C]."""
+  source = found.data.open(found.data.held_out)
+  return source[np.arange(count) * len(source) // count]["image"]
+
+
+def keys(count: int) -> jax.Array:
+  return row_keys(jax.random.key(7), jnp.arange(count))
+
+
+def coded(model: pipeline.Model, params: dict, images: np.ndarray) -> np.ndarray:
+  """What the autoencoder makes of pictures uint8, without a denoiser."""
+  decode = jax.jit(lambda codec, z: codecs.decode(model.autoencoder, codec, z))
+  return pictures.to_uint8(decode(params["codec"], pipeline.encode(model, params["codec"], images)))
+
+
+def samples(images: np.ndarray, count: int) -> np.ndarray:
+  """[N count, H, W, C] uint8 -> [N, count, H, W, C] in [-1, 1]."""
+  return np.asarray(codecs.pixels(images)).reshape(-1, count, *images.shape[1:])
+
+
+def decibels(square: Any) -> float:
+  """Of mean squared errors of single pictures, where pictures span 2, a mean over pictures."""
+  return float(np.mean(10 * np.log10(4 / np.asarray(square))))
+
+
+def quality(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+  """PSNR and SSIM of single samples [N, S, H, W, C] against truth [N, H, W, C], and PSNR of the mean of the S."""
+  flat, repeated = drawn.reshape(-1, *truth.shape[1:]), truth.repeat(drawn.shape[1], 0)
+  return {
+    "psnr": float(psnr(flat, repeated).mean()),
+    "ssim": float(ssim(flat, repeated).mean()),
+    "mean_psnr": float(psnr(drawn.mean(1), truth).mean()),
+  }
+
+
+def inpainting(folder: Path, docs: Path) -> str:
+  """A table of hidden pixels, method by method and shape by shape, and a sheet."""
+  images = held_out(workdirs.read(folder / "inpaint"), 100)
+  plain, trained = (pipeline.load(folder / name) for name in ("plain", "inpaint"))
+  methods = {
+    "replacement": (plain, {}, 20),
+    "RePaint, 5 times": (plain, {"repeats": 5, "jump": 5}, 80),
+    "trained": (trained, {}, 20),
+  }
+  truth, lines, shown = samples(images, 1), [], {}
+  for shape in masks.SHAPES:
+    known = np.asarray(masks.fine(masks.draw((shape,), keys(len(images)), (8, 8)), 4))
+    hidden = (1 - known)[:, None]
+    inside = lambda error, hidden=hidden: (error * hidden).sum((-3, -2, -1)) / hidden.sum((-3, -2, -1))
+    alone = decibels(inside((samples(coded(*plain, images), 1) - truth) ** 2))
+    for name, (model, options, _) in methods.items():
+      filled = edit.inpaint(*model, images, known, n=SAMPLES, **options)
+      drawn = samples(filled, SAMPLES)
+      shown[shape, name] = filled[::SAMPLES]
+      error, mean = inside((drawn - truth) ** 2), inside((drawn.mean(1, keepdims=True) - truth) ** 2)
+      spread = np.sqrt(inside(drawn.var(1, ddof=1)[:, None]).mean())
+      lines.append(
+        f"| {shape} | {100 * hidden.mean():.0f} % | {name} | {np.sqrt(error.mean()):.3f} | {decibels(error):.2f} "
+        f"| {decibels(mean):.2f} | {spread:.3f} | {alone:.2f} |"
+      )
+      print(lines[-1], flush=True)
+    shown[shape, "shown"] = pictures.to_uint8(known * codecs.pixels(images))
+  pick = lambda name: np.concatenate([shown[shape, name][3 * k : 3 * k + 3] for k, shape in enumerate(masks.SHAPES)])
+  rows = [images[: 3 * len(masks.SHAPES)], *(pick(name) for name in ("shown", *methods))]
+  pictures.write_png(docs / "conditioned_inpaint.png", pictures.tile_rows(rows, 2), {"what": "inpainting"})
+  return "\n".join([
+    "| hidden | of a picture | method | RMSE | PSNR of a sample | PSNR of the mean of 4 | spread | the codec there |",
+    "|---|---|---|---|---|---|---|---|", *lines,
+  ])
+
+
+def bicubic(images: np.ndarray, factor: int) -> np.ndarray:
+  """Pictures uint8 [N, H, W, C] of blocks of one colour, enlarged from a pixel a block."""
+  large = lambda image: image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
+  small = [Image.fromarray(image[::factor, ::factor].squeeze()) for image in images]
+  return np.stack([np.asarray(large(image)) for image in small]).reshape(images.shape)
+
+
+def restoration(folder: Path, docs: Path) -> str:
+  """A table of restorations of Fashion-MNIST, and a sheet."""
+  images = held_out(workdirs.read(folder / "restore"), 100)
+  plain, trained = (pipeline.load(folder / name) for name in ("plain", "restore"))
+  truth, lines, rows = samples(images, 1)[:, 0], [], [images[:6]]
+  for degrade in (Noisy(), Blurred(), Downsampled(), Missing()):
+    spoilt = pictures.to_uint8(degrade(codecs.pixels(images), keys(len(images))))
+    prior, options = spoilt, {"degradation": degrade}
+    if isinstance(degrade, Noisy):
+      options = {"noise": degrade.std}
+    elif isinstance(degrade, Missing):
+      options = {"known": np.asarray(degrade.known(jnp.zeros(images.shape), keys(len(images))))}
+    elif isinstance(degrade, Downsampled):
+      prior = spoilt[:, :: degrade.factor, :: degrade.factor]
+    free, paired = edit.restore(*plain, prior, n=SAMPLES, **options), edit.paired(*trained, spoilt, n=SAMPLES)
+    results = {"the picture as it comes": (spoilt, 1), "its reconstruction": (coded(*plain, spoilt), 1)}
+    if isinstance(degrade, Downsampled):
+      results["bicubic"] = bicubic(spoilt, degrade.factor), 1
+    results |= {"without training": (free, SAMPLES), "trained": (paired, SAMPLES)}
+    lines += [f"| {degrade} | {name} | {figures(samples(some, n), truth)} |" for name, (some, n) in results.items()]
+    rows += [spoilt[:6], free[: 6 * SAMPLES : SAMPLES], paired[: 6 * SAMPLES : SAMPLES]]
+    print(*lines[-len(results) :], sep="\n", flush=True)
+  whole = f"| none | the autoencoder alone | {figures(samples(coded(*plain, images), 1), truth)} |"
+  pictures.write_png(docs / "conditioned_restore.png", pictures.tile_rows(side_by_side(rows), 2), {"what": "restoration"})
+  head = "| spoilt by | what | PSNR of a sample | SSIM | PSNR of the mean of 4 |"
+  return "\n".join([head, "|---|---|---|---|---|", whole, *lines])
+
+
+def side_by_side(rows: list[np.ndarray]) -> list[np.ndarray]:
+  """The first row, and the others three by three below it, two threes in a row of the sheet."""
+  first, *others = rows
+  pairs = [np.concatenate([a, b]) for k in (0, 6) for a, b in zip(others[k : k + 3], others[k + 3 : k + 6])]
+  return [np.concatenate([first, first]), *pairs]
+
+
+def figures(drawn: np.ndarray, truth: np.ndarray) -> str:
+  found = quality(drawn, truth)
+  mean = f"{found['mean_psnr']:.2f}" if drawn.shape[1] > 1 else ""
+  return f"{found['psnr']:.2f} | {found['ssim']:.3f} | {mean}"
+
+
+def photographs(folder: Path, docs: Path) -> str:
+  """A table of grey -> colour and of edges -> picture on held-out crops, and a sheet each."""
+  images, lines = held_out(workdirs.read(folder / "colour"), 105), []
+  truth = samples(images, 1)[:, 0]
+  training = workdirs.read(folder / "colour").data.open("train")
+  mean_colour = codecs.pixels(training[np.arange(len(training))]["image"]).mean((0, 1, 2))
+  for name, degrade in (("colour", Grey()), ("sketch", Edges())):
+    model = pipeline.load(folder / name)
+    told = degrade(codecs.pixels(images))
+    source = pictures.to_uint8(told)
+    made = edit.paired(*model, source, n=SAMPLES)
+    drawn = samples(made, SAMPLES)
+    flat = drawn.reshape(-1, *truth.shape[1:])
+    kept = float(psnr(degrade(flat), np.asarray(told).repeat(SAMPLES, 0)).mean())
+    tinted = told + mean_colour - Grey()(mean_colour[None, None, None])
+    constant = {"colour": (jnp.clip(tinted, -1, 1), "the grey picture in the mean colour"),
+                "sketch": (jnp.broadcast_to(mean_colour, truth.shape), "the mean colour everywhere")}[name]
+    shuffled = drawn[np.roll(np.arange(len(drawn)), 1)]
+    lines += [
+      f"| {name} | the source itself | {figures(np.asarray(told)[:, None], truth)} | |",
+      f"| {name} | {constant[1]} | {figures(np.asarray(constant[0])[:, None], truth)} | |",
+      f"| {name} | made of another source | {figures(shuffled, truth)} | |",
+      f"| {name} | made of its source | {figures(drawn, truth)} | {kept:.2f} |",
+      f"| {name} | the autoencoder alone | {figures(samples(coded(*model, images), 1), truth)} "
+      f"| {float(psnr(degrade(codecs.pixels(coded(*model, images))), told).mean()):.2f} |",
+    ]
+    print(*lines[-5:], sep="\n", flush=True)
+    some = np.arange(4, len(images), 13)[:8]
+    rows = [images[some], source[some], made[some * SAMPLES], made[some * SAMPLES + 1]]
+    pictures.write_png(docs / f"conditioned_{name}.png", pictures.tile_rows(rows), {"what": name})
+  head = "| model | what | PSNR of a sample | SSIM | PSNR of the mean of 4 | PSNR of its own source |"
+  return "\n".join([head, "|---|---|---|---|---|---|", *lines])
+
+
+def costs(folder: Path) -> str:
+  """CPU-seconds of each run."""
+  found = {name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS}
+  lines = [f"| {name} | {cost['autoencoder']:.0f} | {cost['denoiser']:.0f} |" for name, cost in found.items()]
+  return "\n".join(["| run | autoencoder | denoiser |", "|---|---|---|", *lines])
+
+
+TABLES = {"inpainting": inpainting, "restoration": restoration, "photographs": photographs}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("what", choices=("train", "measure"))
+  parser.add_argument("folder", type=Path)
+  parser.add_argument("--data-dir", default="data")
+  parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+  parser.add_argument("--only", nargs="+", choices=[*RUNS, *TABLES], metavar="NAME", help=" / ".join([*RUNS, *TABLES]))
+  options = parser.parse_args()
+  sharding.configure(1)
+  names = RUNS if options.what == "train" else TABLES
+  for name in [name for name in names if name in (options.only or names)]:
+    if options.what == "train":
+      train(options.folder, name, options.data_dir)
+    else:
+      (options.folder / f"{name}.md").write_text(TABLES[name](options.folder, options.docs) + "\n")
+  if options.what == "measure" and not options.only:
+    (options.docs / "conditioned.md").write_text(page(options.folder))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,63 @@
+"""Inpainting that is trained, on Fashion-MNIST: random masks and what they leave beside the noisy latent.
+
+  apt-get install dataset-fashion-mnist
+  jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2
+  python train.py --config configs/fashion_inpaint.py --workdir runs/fashion_inpaint
+
+Restoration of noisy, blurred, 4x down-sampled pictures and of half of their pixels, one model for all, is
+
+  python train.py … --set "denoiser.objective.condition=Paired(degradation=Mixture())" --workdir runs/fashion_restore
+"""
+
+from jldm.data.tfds import ImageData
+from jldm.diffusion.process import Flow
+from jldm.diffusion.target import Predict
+from jldm.diffusion.times import LogitNormal
+from jldm.experiment import Experiment, Sampling, Stage
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.concat import Masked
+from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.train.ema import Decay
+from jldm.train.optimizer import AdamW, WarmupCosine
+
+AT_THE_END = 1_000_000  # steps: nothing is spent on checkpoints and pictures before
+
+
+def experiment() -> Experiment:
+  return Experiment(
+    data=ImageData(name="fashion_mnist", train="train[:50%]", held_out="test[:1000]", channels=1, classes=10),
+    autoencoder=Stage(  # that of configs/fashion_mnist.py, to the bit
+      objective=Reconstruction(
+        network=KLAutoencoder(channels=1, latent_channels=4, widths=(32,), resnets=0, groups=8, patch=4),
+        l2=2.0,
+        kl_weight=1e-4,
+      ),
+      optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=50), b2=0.99),
+      steps=2000,
+      batch_size=16,
+      ema=Decay(0.99),
+      devices=1,
+      save_every_steps=AT_THE_END,
+      picture_every_steps=AT_THE_END,
+    ),
+    denoiser=Stage(
+      objective=Diffusion(
+        network=DiT(patch=2, width=128, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
+        process=Flow(),
+        parametrization=Predict("flow"),
+        times=LogitNormal(),
+        condition=Masked(),
+      ),
+      optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99),
+      steps=8000,
+      batch_size=16,
+      ema=Decay(0.995),
+      devices=1,
+      save_every_steps=AT_THE_END,
+      picture_every_steps=AT_THE_END,
+    ),
+    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.0),
+  )

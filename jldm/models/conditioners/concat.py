@@ -1,0 +1,94 @@
+"""What is known of a picture, as channels beside its noisy latent.
+
+  Masked   its latent where it is known, and where that is:  (known x0, known)
+  Paired   the latent of another picture, which is made of it: grey of colour, blurred of sharp
+
+Concatenation is how latent diffusion inpaints and enlarges: Rombach et al. 2022 (2112.10752), sections 3.3, 4.4 and
+4.5.  Zeros say that nothing is known: they are all that the network is told of a share `dropout` of the examples, which
+guidance by the condition needs (Brooks et al. 2022, 2211.09800, eq. 3).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.core.keys import split_each
+from jldm.core.shapes import expand
+from jldm.models.conditioners import masks
+from jldm.models.conditioners.degradation import Downsampled
+
+Array = jax.Array
+
+
+def check_dropout(dropout: float) -> None:
+  if not 0 <= dropout <= 1:
+    raise UserError(f"dropout={dropout} of the condition; expected a share from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Masked:
+  """Random `shapes` of `masks` hide parts of a latent.
+
+  Masks are drawn on the latent grid and hide latents of the whole picture; the papers' hide pixels before they are
+  encoded.  `dropout` is how often everything is hidden.
+  """
+
+  shapes: tuple[str, ...] = tuple(masks.SHAPES)
+  dropout: float = 0.1
+
+  def __post_init__(self):
+    masks.check(self.shapes)
+    check_dropout(self.dropout)
+
+  def channels(self, latent_channels: int) -> int:
+    return latent_channels + 1
+
+  def beside(self, x0: Array, known: Array) -> Array:
+    """x0 [B, h, w, C] standardised, known [B, h, w, 1] -> [B, h, w, C + 1]."""
+    return jnp.concatenate([known * x0, known], -1)
+
+  def drawn(self, x0: Array, source: Array | None, keys: Array) -> Array:
+    """Of an example in training: [B, h, w, C + 1], row b from keys[b] alone."""
+    key_mask, key_drop = split_each(keys)
+    return dropped(self.beside(x0, masks.draw(self.shapes, key_mask, x0.shape[1:3])), self.dropout, key_drop)
+
+  def example(self, images: Array, keys: Array, factor: int) -> tuple[Array, Array | None]:
+    """Pictures [B, H, W, C] with parts hidden, at random, in grey, and what is known of them [B, H, W, 1]."""
+    size = images.shape[1] // factor, images.shape[2] // factor
+    known = masks.fine(masks.draw(self.shapes, keys, size), factor)
+    return known * images, known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Paired:
+  """The latent of `degradation` of the picture, encoded once beside it: noise and masks of a picture are always the same."""
+
+  degradation: Any = Downsampled()
+  dropout: float = 0.0
+
+  def __post_init__(self):
+    check_dropout(self.dropout)
+
+  def channels(self, latent_channels: int) -> int:
+    return latent_channels
+
+  def drawn(self, x0: Array, source: Array | None, keys: Array) -> Array:
+    """source [B, h, w, C], standardised, as the network is shown it."""
+    return dropped(source, self.dropout, keys)
+
+  def example(self, images: Array, keys: Array, factor: int) -> tuple[Array, Array | None]:
+    """The source pictures of images [B, H, W, C], and no mask."""
+    return self.degradation(images, keys), None
+
+
+def dropped(told: Array, share: float, keys: Array) -> Array:
+  """told [B, ...], zeros for a share of the examples."""
+  return jnp.where(expand(jax.vmap(jax.random.uniform)(keys) < share, told), 0, told)
+
+
+def joined(z: Array, concat: Array | None) -> Array:
+  """z [B, h, w, C] and a condition [B, h, w, Cc], where there is one -> [B, h, w, C + Cc]."""
+  return z if concat is None else jnp.concatenate([z, concat.astype(z.dtype)], -1)

@@ -1,0 +1,85 @@
+"""Random masks on a grid: what is known of a picture, or of its latents, and what is to be painted.
+
+A mask is [B, h, w, 1], 1 where known and 0 where hidden, row b from keys[b] alone.  Shapes are laid out in coordinates
+from 0 to 1, whatever the grid.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.core.keys import split_each
+
+Array = jax.Array
+
+POINTS = 4  # of the path of a brush
+
+
+def box(key: Array, y: Array, x: Array) -> Array:
+  """A rectangle with sides of 0.25 to 0.75 around any place, so that the picture's border may cut it."""
+  key_size, key_place = jax.random.split(key)
+  sides = jax.random.uniform(key_size, (2,), minval=0.25, maxval=0.75)
+  place = jax.random.uniform(key_place, (2,))
+  return (jnp.abs(y - place[0]) < sides[0] / 2) & (jnp.abs(x - place[1]) < sides[1] / 2)
+
+
+def frame(key: Array, y: Array, x: Array) -> Array:
+  """All but a rectangle."""
+  return ~box(key, y, x)
+
+
+def half_plane(key: Array, y: Array, x: Array) -> Array:
+  """One side of a line of any direction that passes within 0.25 of the centre."""
+  key_angle, key_offset = jax.random.split(key)
+  angle = jax.random.uniform(key_angle, maxval=2 * jnp.pi)
+  offset = jax.random.uniform(key_offset, minval=-0.25, maxval=0.25)
+  return jnp.cos(angle) * (y - 0.5) + jnp.sin(angle) * (x - 0.5) > offset
+
+
+def strokes(key: Array, y: Array, x: Array) -> Array:
+  """The way of a brush, 0.1 to 0.25 wide, from point to point."""
+  key_points, key_width = jax.random.split(key)
+  points = jax.random.uniform(key_points, (POINTS, 2))
+  place = jnp.stack([y, x], -1)[..., None, :]  # [h, w, 1, 2]
+  start, way = points[:-1], points[1:] - points[:-1]
+  along = jnp.clip(((place - start) * way).sum(-1) / jnp.maximum((way**2).sum(-1), 1e-6), 0, 1)
+  distance = jnp.linalg.norm(place - start - along[..., None] * way, axis=-1).min(-1)
+  return distance < 0.5 * jax.random.uniform(key_width, minval=0.1, maxval=0.25)
+
+
+SHAPES: dict[str, Callable[[Array, Array, Array], Array]] = {  # what is hidden at places y, x [h, w] in 0 ... 1
+  "box": box,
+  "frame": frame,
+  "half_plane": half_plane,
+  "strokes": strokes,
+}
+
+
+def draw(shapes: tuple[str, ...], keys: Array, size: tuple[int, int]) -> Array:
+  """A mask [B, h, w, 1] of (h, w) = `size` for each key [B], of one of the shapes."""
+  y, x = jnp.meshgrid(*((jnp.arange(side) + 0.5) / side for side in size), indexing="ij")
+
+  def hidden(key: Array, choice: Array) -> Array:
+    return jnp.stack([SHAPES[shape](key, y, x) for shape in shapes])[choice]
+
+  key_choice, key_shape = split_each(keys)
+  choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(shapes)))(key_choice)
+  return 1 - jax.vmap(hidden)(key_shape, choice)[..., None].astype(jnp.float32)
+
+
+def check(shapes: tuple[str, ...]) -> None:
+  if not shapes or not set(shapes) <= set(SHAPES):
+    raise UserError(f"shapes={shapes}; expected some of {sorted(SHAPES)}")
+
+
+def coarse(known: Array, factor: int) -> Array:
+  """Known places of a grid `factor` times coarser, those of which every pixel is: [B, H, W, 1] -> [B, h, w, 1]."""
+  b, h, w, _ = known.shape
+  return known.reshape(b, h // factor, factor, w // factor, factor, 1).min((2, 4))
+
+
+def fine(known: Array, factor: int) -> Array:
+  """The pixels of the known places: [B, h, w, 1] -> [B, H, W, 1]."""
+  return jnp.repeat(jnp.repeat(known, factor, 1), factor, 2)

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+
+from benchmarks import conditioned
+from jldm import pipeline, stages
+from jldm.models.conditioners.degradation import Downsampled
+
+
+@pytest.mark.parametrize("name", conditioned.RUNS)
+def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
+  found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
+  stages.check_shapes(pipeline.of(found), found.data)
+  assert found.data.data_dir == "somewhere" and (found.denoiser.objective.condition is None) == (name == "plain")
+  if lender:
+    lent = conditioned.experiment(lender, "somewhere")
+    assert (found.autoencoder, found.data, found.seed) == (lent.autoencoder, lent.data, lent.seed)
+    assert found.denoiser.steps == lent.denoiser.steps and found.denoiser.objective.network == lent.denoiser.objective.network
+
+
+def test_bicubic_starts_from_the_pixels_that_are_known():
+  ramp = np.broadcast_to(np.arange(32, dtype=np.float32)[:, None, None] / 16 - 1, (1, 32, 32, 1))
+  spoilt = np.uint8(np.rint(127.5 * (Downsampled()(ramp) + 1)))
+  back = conditioned.bicubic(spoilt, 4).astype(float)
+  assert back.shape == (1, 32, 32, 1)
+  inner = slice(8, 24)
+  assert np.abs(back - 127.5 * (ramp + 1))[:, inner].max() < 3 < np.abs(spoilt - 127.5 * (ramp + 1))[:, inner].max()
+
+
+def test_quality_is_of_single_samples_and_of_their_mean():
+  truth = np.zeros((2, 16, 16, 1), np.float32)
+  drawn = np.stack([truth + 0.1, truth - 0.1], 1)
+  found = conditioned.quality(drawn, truth)
+  np.testing.assert_allclose(found["psnr"], 10 * np.log10(4 / 0.01), rtol=1e-5)
+  assert found["mean_psnr"] > 100
+  np.testing.assert_allclose(conditioned.decibels([0.01, 1.0]), np.mean([10 * np.log10(400), 10 * np.log10(4)]), rtol=1e-6)
