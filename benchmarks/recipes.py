@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import pictures, pipeline, sharding
+from jldm import named, pictures, pipeline, sharding
 from jldm.cli.train import load_config
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
@@ -278,7 +278,7 @@ def ways(options: argparse.Namespace) -> None:
   split = "test" if options.test else REFERENCE
   reference = Reference(experiment(()).data, split)
   for name, steps, scale in WAYS:
-    images = drawn(options.folder, sampler=pipeline.make_sampler(name), steps=steps, guidance_scale=scale)
+    images = drawn(options.folder, sampler=named.make_sampler(name), steps=steps, guidance_scale=scale)
     told = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
     print(row(told | reference.score(images, LABELS)), flush=True)
 

@@ -6,7 +6,7 @@
             to the test split, at 5, 10, 20, 50 evaluations of the network, three seeds
   page      docs/samplers.md and its plot, from what the others left in RUNS
 
-Without --only it does all four.  What is in RUNS is not measured again.
+Without --only it does all four.  What is in RUNS is not measured again: a folder for each workdir.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from benchmarks.recipes import LABELS, SAMPLES, Reference
-from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm import named, pictures, pipeline, sharding, workdir as workdirs
 from jldm.diffusion.process import Cosine, Process
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import frechet, statistics
@@ -56,7 +56,7 @@ WAYS = {
   "SDE-DPM-Solver++ 2M": Way("dpmpp_2m_sde"),
   "SDE-DPM-Solver++ 3M": Way("dpmpp_3m_sde"),
   "Heun, churn 0.1": Way("Churn(Heun(), gamma=0.1)", evaluations=lambda steps: 2 * steps - 1),
-  "DPM-Solver++ 2M, log-SNR steps": Way("dpmpp_2m", "log_snr"),
+  "DPM-Solver++ 2M, steps even in log SNR": Way("dpmpp_2m", "exponential"),
   "DPM-Solver++ 2M, Karras' steps": Way("dpmpp_2m", "karras"),
   "DPM-Solver++ 2M, beta steps": Way("dpmpp_2m", "beta"),
 }
@@ -106,7 +106,7 @@ def drawn(workdir: Path, path: Path, way: Way, steps: int, seed: int) -> np.ndar
   if not path.exists():
     model, params = loaded(workdir)
     images = pipeline.generate(
-      model, params, LABELS, seed, sampler=pipeline.make_sampler(way.sampler), steps=steps, grid=way.grid, guidance_scale=SCALE,
+      model, params, LABELS, seed, sampler=named.make_sampler(way.sampler), steps=steps, grid=way.grid, guidance_scale=SCALE,
       batch_size=500, devices=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.write_npz(path, images, LABELS)

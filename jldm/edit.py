@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import pipeline
+from jldm import named, pipeline
 from jldm.canvas import Canvas, check_known, closed, opened
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
@@ -89,7 +89,7 @@ def begin(
   labels = pipeline.check_labels(np.asarray(label, np.int32).reshape(-1), model.classes)
   if len(labels) not in (1, count):
     raise UserError(f"{len(labels)} labels for {count} pictures; expected one, or one a picture")
-  sampler = traced(how.sampler or (EDICT() if back else pipeline.make_sampler(sampling.sampler)))
+  sampler = traced(how.sampler or (EDICT() if back else named.make_sampler(sampling.sampler)))
   if isinstance(sampler, EDICT) and not back:
     raise UserError("EDICT walks a pair of states, for inversion; this edit begins with one: use another sampler")
   if back:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jldm import edit, pipeline
+from jldm import edit, named, pipeline
 from jldm.core.errors import UserError
 from jldm.editing.edict import EDICT
 from jldm.models import codec as codecs
@@ -119,9 +119,9 @@ def test_a_mean_of_restorations_and_other_degradations(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", pipeline.SAMPLERS)
+@pytest.mark.parametrize("name", named.SAMPLERS)
 def test_every_sampler_edits(tiny, name):
-  how = edit.How(pipeline.make_sampler(name), 2, 1.5)
+  how = edit.How(named.make_sampler(name), 2, 1.5)
   assert same(edit.image_to_image(*tiny, IMAGES, 0, how=how), reconstruction(*tiny))
   filled = edit.inpaint(*tiny, IMAGES, KNOWN, how=how)
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])

@@ -50,8 +50,8 @@ class Ancestral:
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, v = denoise(state.z, t)
-    if self.variance == "learned" and v is None:
-      raise UserError("variance='learned', but the network says none; expected 'small' or 'large'")
+    if self.variance == "learned" and (v is None or v.shape != x0.shape):
+      raise UserError("variance='learned', but the network says none of every value; expected 'small' or 'large'")
     share = kept(process, t, s)
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     std = VARIANCES[self.variance](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)

@@ -6,8 +6,8 @@ In the notation of jldm.samplers.exponential, with E = m_0 = 1 - e^{-kappa}, the
        second order, "heun":      m_1 / r (x0_1 - x0)
   (2)  third order:               m_1 D_1 + m_2 / 2 D_2
 
-with D_1 and D_2 the slope and the second divided difference of x0 over theta at 0.  Taylor's formula has m_2 D_2: as
-published a third-order multistep solver is of second order, and of third with `exact_d2`.
+with D_1 and D_2 the slope and the second divided difference of x0 over theta at 0.  Taylor's formula has m_2 D_2: as its
+authors' code has it a third-order multistep solver is of second order, and of third with `exact_d2`.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ from jldm.samplers.exponential import (
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
+
 
 @pytree
 @dataclasses.dataclass(frozen=True)

@@ -53,8 +53,12 @@ def check_order(order: int, highest: int) -> None:
 def begin(z: Array, pairs: Array, order: int) -> History:
   """No history yet; `order` = K."""
   zeros = jnp.zeros_like(z)
-  none, left = jnp.int32(0), jnp.int32(len(pairs))
-  return History(z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), none, left)
+  return History(z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), jnp.int32(0), steps_of(pairs))
+
+
+def steps_of(pairs: Array) -> Array:
+  """How many of the pairs [N, 2] go somewhere."""
+  return jnp.sum(pairs[:, 0] != pairs[:, 1], dtype=jnp.int32)
 
 
 def follow(state: History, z: Array, x0: Array, t: Array) -> History:
