@@ -20,7 +20,7 @@ from jldm.core.errors import UserError
 
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
-COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0")  # of lines
+COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0", "#00a0b0", "#d6336c", "#8a6d00", "#707070")  # of lines
 CELL = 64  # pixels that the shorter side of a small image is enlarged to in grid.png, about
 
 
