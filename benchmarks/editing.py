@@ -166,19 +166,23 @@ def table(rows: list[dict]) -> str:
 def examples(folder: Path) -> None:
   """Pictures to edit, and masks, white where they are to be repainted."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name, label in (("shirt", SHIRT), ("boot", BOOT), ("trouser", TROUSER), ("bag", BAG), ("tshirt", T_SHIRT)):
-    image = held_out(3, label)[0][2]
-    Image.fromarray(image[..., 0]).save(folder / f"{name}.png")
-  random = np.random.default_rng(0)
-  masks = {"hole": np.zeros((32, 32)), "lost": random.uniform(size=(32, 32)) < 0.5}
-  masks["hole"][HOLE] = 1
-  for name, mask in masks.items():
-    Image.fromarray((255 * mask).astype(np.uint8)).save(folder / f"{name}.png")
-  image = held_out(3, BOOT)[0][2:].astype(np.float32) / 127.5 - 1
-  spoilt = {"noisy": image + 0.5 * random.normal(size=image.shape), "blurred": Blurred(2.0)(jnp.asarray(image)),
-            "small": Downsampled(4)(jnp.asarray(image))[:, ::4, ::4]}
+  save = lambda name, image: Image.fromarray(image).save(folder / f"{name}.png")
+  various, _ = held_out(8)
+  for kind, images in (("various", various), ("shirt", held_out(8, SHIRT)[0])):
+    for i, image in enumerate(images[..., 0]):
+      save(f"{kind}{i}", image)
+  for name, label in (("tshirt", T_SHIRT), ("trouser", TROUSER)):
+    save(name, held_out(3, label)[0][2, ..., 0])
+  random, hole = np.random.default_rng(0), np.zeros((32, 32), np.uint8)
+  hole[HOLE] = 255
+  save("hole", hole)
+  save("lost", 255 * (random.uniform(size=(32, 32)) < 0.5).astype(np.uint8))
+  floats = various.astype(np.float32) / 127.5 - 1
+  spoilt = {"noisy": floats + 0.5 * random.normal(size=floats.shape), "blurred": Blurred(2.0)(jnp.asarray(floats)),
+            "small": Downsampled(4)(jnp.asarray(floats))[:, ::4, ::4], "upper": floats[:, :18]}
   for name, found in spoilt.items():
-    Image.fromarray(to_uint8(found)[0, ..., 0]).save(folder / f"{name}.png")
+    for i, image in enumerate(to_uint8(found)[..., 0]):
+      save(f"{name}{i}", image)
   source = DATA.open(DATA.train)[np.arange(2000)]
   pictures.write_npz(folder / "examples.npz", source["image"], source["label"])
 
