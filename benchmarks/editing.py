@@ -179,7 +179,7 @@ def examples(folder: Path) -> None:
   save("lost", 255 * (random.uniform(size=(32, 32)) < 0.5).astype(np.uint8))
   floats = various.astype(np.float32) / 127.5 - 1
   spoilt = {"noisy": floats + 0.5 * random.normal(size=floats.shape), "blurred": Blurred(2.0)(jnp.asarray(floats)),
-            "small": Downsampled(4)(jnp.asarray(floats))[:, ::4, ::4], "upper": floats[:, :18]}
+            "small": Downsampled(4)(jnp.asarray(floats))[:, ::4, ::4], "upper": floats[:, :20]}
   for name, found in spoilt.items():
     for i, image in enumerate(to_uint8(found)[..., 0]):
       save(f"{name}{i}", image)

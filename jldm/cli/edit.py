@@ -94,7 +94,8 @@ def inpaint(task: Task) -> Edited:
     known = whole if not args.mask else np.pad(known, margins_of(whole))
   images = edit.inpaint(
     task.model, task.params, image, known, args.label, args.n, args.strength, args.repeats, args.jump, task.how)
-  return Edited(images, {"source": image, "known": hidden(image, known)} | laid("inpainted", images, len(image)))
+  source = {} if args.margins else {"source": image}
+  return Edited(images, source | {"known": hidden(image, known)} | laid("inpainted", images, len(image)))
 
 
 def hidden(image: np.ndarray, known: np.ndarray) -> np.ndarray:
