@@ -115,12 +115,13 @@ def translate(model: Any, params: dict) -> list[dict]:
 
 
 def restore(model: Any, params: dict) -> list[dict]:
-  (images, _), random, rows = held_out(24), np.random.default_rng(0), []
+  (images, _), random, rows = held_out(16), np.random.default_rng(0), []
   floats = images.astype(np.float32) / 127.5 - 1
   small = to_uint8(Downsampled(4)(jnp.asarray(floats)))[:, ::4, ::4]
   lost = (random.uniform(size=(len(images), 32, 32, 1)) < 0.5).astype(np.float32)
   resized = lambda way: np.stack([np.asarray(Image.fromarray(s[..., 0]).resize((32, 32), way)) for s in small])[..., None]
   coded = lambda x: edit.image_to_image(model, params, x, 0.0)
+  restored = lambda measured, told: edit.restore(model, params, measured, how=how(20, 1.0), **told)
   spoilt = {  # name -> what is shown, what is measured, how it was spoilt, and the plain way to undo it
     "noise, 0.5": (noisy := to_uint8(floats + 0.5 * random.normal(size=floats.shape)), noisy, {"noise": 0.5}, None),
     "blur, 2 pixels": (blurred := to_uint8(Blurred(2.0)(jnp.asarray(floats))), blurred, {"degradation": Blurred(2.0)}, None),
@@ -128,12 +129,10 @@ def restore(model: Any, params: dict) -> list[dict]:
     "half of the pixels": (left := (images * (1 - lost)).astype(np.uint8), left, {"known": 1 - lost}, None),
   }
   for name, (shown, measured, told, plain) in spoilt.items():
-    run = lambda n, mean, measured=measured, told=told: edit.restore(
-      model, params, measured, n=n, mean=mean, how=how(20, 1.0), **told)
     rows.append({
       "spoilt by": name, "as it is": decibels(shown, images), "bicubic": "" if plain is None else decibels(plain, images),
-      "through the codec": decibels(coded(shown), images), "restored": decibels(run(1, False), images),
-      "mean of 4": decibels(run(4, True), images), "codec of the truth": decibels(coded(images), images)})
+      "through the codec": decibels(coded(shown), images), "restored": decibels(restored(measured, told), images),
+      "codec of the truth": decibels(coded(images), images)})
   return rows
 
 
@@ -166,19 +165,23 @@ def table(rows: list[dict]) -> str:
 def examples(folder: Path) -> None:
   """Pictures to edit, and masks, white where they are to be repainted."""
   folder.mkdir(parents=True, exist_ok=True)
-  for name, label in (("shirt", SHIRT), ("boot", BOOT), ("trouser", TROUSER), ("bag", BAG), ("tshirt", T_SHIRT)):
-    image = held_out(3, label)[0][2]
-    Image.fromarray(image[..., 0]).save(folder / f"{name}.png")
-  random = np.random.default_rng(0)
-  masks = {"hole": np.zeros((32, 32)), "lost": random.uniform(size=(32, 32)) < 0.5}
-  masks["hole"][HOLE] = 1
-  for name, mask in masks.items():
-    Image.fromarray((255 * mask).astype(np.uint8)).save(folder / f"{name}.png")
-  image = held_out(3, BOOT)[0][2:].astype(np.float32) / 127.5 - 1
-  spoilt = {"noisy": image + 0.5 * random.normal(size=image.shape), "blurred": Blurred(2.0)(jnp.asarray(image)),
-            "small": Downsampled(4)(jnp.asarray(image))[:, ::4, ::4]}
+  save = lambda name, image: Image.fromarray(image).save(folder / f"{name}.png")
+  various, _ = held_out(8)
+  for kind, images in (("various", various), ("shirt", held_out(8, SHIRT)[0])):
+    for i, image in enumerate(images[..., 0]):
+      save(f"{kind}{i}", image)
+  for name, label in (("tshirt", T_SHIRT), ("trouser", TROUSER)):
+    save(name, held_out(3, label)[0][2, ..., 0])
+  random, hole = np.random.default_rng(0), np.zeros((32, 32), np.uint8)
+  hole[HOLE] = 255
+  save("hole", hole)
+  save("lost", 255 * (random.uniform(size=(32, 32)) < 0.5).astype(np.uint8))
+  floats = various.astype(np.float32) / 127.5 - 1
+  spoilt = {"noisy": floats + 0.5 * random.normal(size=floats.shape), "blurred": Blurred(2.0)(jnp.asarray(floats)),
+            "small": Downsampled(4)(jnp.asarray(floats))[:, ::4, ::4], "upper": floats[:, :20]}
   for name, found in spoilt.items():
-    Image.fromarray(to_uint8(found)[0, ..., 0]).save(folder / f"{name}.png")
+    for i, image in enumerate(to_uint8(found)[..., 0]):
+      save(f"{name}{i}", image)
   source = DATA.open(DATA.train)[np.arange(2000)]
   pictures.write_npz(folder / "examples.npz", source["image"], source["label"])
 

@@ -30,6 +30,7 @@ from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Downsampled
 from jldm.pictures import to_uint8
 from jldm.pipeline import Model
+from jldm.samplers.ddim import DDIM
 from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import Denoise, draw
@@ -41,7 +42,7 @@ CODEC_ERROR = 0.03  # std of what a decoder cannot say of a picture in [-1, 1]: 
 
 @dataclasses.dataclass(frozen=True)
 class How:
-  """What all edits share; what is left out stands in `model.sampling`.  Row i depends on the seed, i and its picture alone."""
+  """What all edits share; what is left out stands in `model.sampling`."""
 
   sampler: Any = None
   steps: int | None = None
@@ -333,6 +334,7 @@ def restore(
     factor; None where there is nothing but noise, or missing pixels.
   noise: standard deviation of the noise of pixels in [-1, 1].
   known: 0 where a pixel is missing; without noise the others come back bit for bit.
+  how: by default ancestral steps, whose fresh noise takes away what a measurement brought in that is not of the data.
 
   Raises:
     UserError: a negative noise, a mask that does not fit, and what `opened` and `begin` raise.
@@ -345,6 +347,7 @@ def restore(
   if known is not None:
     known = check_known(canvas, known)
     seen = np.pad(known, canvas.margins)
+  how = dataclasses.replace(how, sampler=how.sampler or DDIM(1.0))
   walk = begin(model, params, how, label, count)
   thinned = lambda x: jnp.repeat(jnp.asarray(x)[:, ::factor, ::factor], n, 0)
   std = jnp.float32(np.hypot(noise, CODEC_ERROR))

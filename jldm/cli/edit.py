@@ -1,6 +1,6 @@
-"""`jldm edit KIND --workdir W --image A.png --out O`: a picture changed through its latents.
+"""`jldm edit KIND --workdir W --image A.png … --out O`: pictures changed through their latents.
 
-O is a folder: 00000.png …, as large as the picture, and sheet.png, before and after.  Masks are white where a picture is
+O is a folder: 00000.png …, as large as the pictures, and sheet.png, before and after.  Masks are white where a picture is
 to be repainted, or where its pixels are missing.
 """
 
@@ -29,23 +29,37 @@ class Task(NamedTuple):
   args: argparse.Namespace
   model: Model
   params: dict
-  image: np.ndarray  # uint8 [1, H, W, C or C + 1]
+  image: np.ndarray  # uint8 [N, H, W, C or C + 1]
   how: edit.How
 
 
 class Edited(NamedTuple):
-  images: np.ndarray  # uint8 [N, H, W, C or C + 1]
+  images: np.ndarray  # uint8 [N n, H, W, C or C + 1], n of each picture
   rows: dict[str, np.ndarray]  # of the sheet
-  each: list[dict] | None = None  # what is told of each picture alone
+  each: list[dict] | None = None  # what is told of each of images alone
 
 
-def read(path: str, model: Model) -> np.ndarray:
-  """A picture file as uint8 [1, H, W, C or C + 1] with the model's channels."""
-  return transforms.read(path, lambda image: transforms.layers(image, model.autoencoder.channels))[None]
+def read(paths: list[str], model: Model) -> np.ndarray:
+  """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
+  images = [transforms.read(path, lambda image: transforms.layers(image, model.autoencoder.channels)) for path in paths]
+  for path, image in zip(paths, images):
+    if image.shape != images[0].shape:
+      raise UserError(f"{path} is {describe(image)} and {paths[0]} {describe(images[0])}; expected pictures that are alike")
+  return np.stack(images)
+
+
+def describe(image: np.ndarray) -> str:
+  return f"{image.shape[1]}x{image.shape[0]} pixels of {image.shape[2]} channels"
+
+
+def laid(name: str, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
+  """Rows of n edits of each of `count` pictures, images [count n, ...]: below their pictures, or all of a single one."""
+  n = len(images) // count
+  return {name: images} if 1 in (n, count) else {f"{name}, {i + 1}": images[i::n] for i in range(n)}
 
 
 def read_mask(path: str, image: np.ndarray) -> np.ndarray:
-  """A mask file as known float32 [1, H, W, 1], 0 where it is white."""
+  """A mask file as known float32 [1, H, W, 1] of images [N, H, W, C], 0 where it is white."""
   mask = np.asarray(transforms.read(path).convert("L"))
   if mask.shape != image.shape[1:3]:
     raise UserError(f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]} pixels; "
@@ -59,8 +73,12 @@ def image_to_image(task: Task) -> Edited:
   args, strengths = task.args, parse_numbers("--strength", task.args.strength, float)
   varied = lambda strength: edit.image_to_image(task.model, task.params, task.image, strength, args.label, args.n, task.how)
   edits = [varied(strength) for strength in strengths]
-  rows = {"source": task.image} | {f"strength {strength:g}": images for strength, images in zip(strengths, edits)}
-  return Edited(np.concatenate(edits), rows, [{"strength": strength} for strength in strengths for _ in range(args.n)])
+  rows = {"source": task.image}
+  for strength, images in zip(strengths, edits):
+    rows |= laid(f"strength {strength:g}", images, len(task.image))
+  by_picture = [edited.reshape(len(task.image), args.n, *edited.shape[1:]) for edited in edits]
+  images = np.concatenate(by_picture, 1).reshape(-1, *task.image.shape[1:])
+  return Edited(images, rows, [{"strength": strength} for strength in strengths for _ in range(args.n)] * len(task.image))
 
 
 def inpaint(task: Task) -> Edited:
@@ -76,7 +94,13 @@ def inpaint(task: Task) -> Edited:
     known = whole if not args.mask else np.pad(known, margins_of(whole))
   images = edit.inpaint(
     task.model, task.params, image, known, args.label, args.n, args.strength, args.repeats, args.jump, task.how)
-  return Edited(images, {"source": image, "to repaint": pictures.as_rgb(image) * known.astype(np.uint8), "inpainted": images})
+  source = {} if args.margins else {"source": image}
+  return Edited(images, source | {"known": hidden(image, known)} | laid("inpainted", images, len(image)))
+
+
+def hidden(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+  """For a sheet: black where it is not known."""
+  return pictures.as_rgb(image) * known.astype(np.uint8)
 
 
 def margins_of(whole: np.ndarray) -> tuple:
@@ -91,16 +115,13 @@ def invert(task: Task) -> Edited:
   out = Path(task.args.out) / "noise.npz"
   with pictures.replacing(out) as file:
     np.savez_compressed(file, noise=found.noise)
-  print(f"{out}: {found.psnr[0]:.1f} dB against the autoencoder's reconstruction, max|z| {np.abs(found.noise).max():.2f}")
+  print(f"{out}: {found.psnr.mean():.1f} dB against the autoencoder's reconstruction, max|z| {np.abs(found.noise).max():.2f}")
   return Edited(found.reconstruction, {"source": task.image, "autoencoder": found.codec, "from its noise": found.reconstruction})
 
 
 def interpolate(task: Task) -> Edited:
   args = task.args
-  other = read(args.to, task.model)
-  if other.shape != task.image.shape:
-    raise UserError(f"--to {args.to} is {describe(other)} and --image {describe(task.image)}; expected two alike")
-  both = np.concatenate([task.image, other])
+  both = read([*args.image, args.to], task.model)
   images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, args.label, task.how)
   pictures.write_gif(Path(args.out) / "interpolation.gif", images, provenance(task))
   if args.film:
@@ -108,15 +129,11 @@ def interpolate(task: Task) -> Edited:
   return Edited(images, {"source": both, args.space: images}, [{"share": i / (args.count - 1)} for i in range(args.count)])
 
 
-def describe(image: np.ndarray) -> str:
-  return f"{image.shape[2]}x{image.shape[1]} pixels of {image.shape[3]} channels"
-
-
 def translate(task: Task) -> Edited:
   args = task.args
   if args.onto is None:
     images = edit.paired(task.model, task.params, task.image, args.label, args.n, task.how)
-    return Edited(images, {"source": task.image, "translated": images})
+    return Edited(images, {"source": task.image} | laid("translated", images, len(task.image)))
   images = edit.translate(task.model, task.params, task.image, args.label, args.onto, args.strength, task.how)
   return Edited(images, {f"class {args.label}": task.image, f"class {args.onto}": images})
 
@@ -134,7 +151,10 @@ def restore(task: Task) -> Edited:
     images = edit.restore(task.model, task.params, image, degradation and degradation(), args.noise, known, args.label, args.n,
                           args.mean, task.how)
   factor = args.factor if args.degradation == "downsample" else 1
-  return Edited(images, {"source": image.repeat(factor, 1).repeat(factor, 2), "restored": images})
+  rows = {"source": image.repeat(factor, 1).repeat(factor, 2)}
+  if known is not None:
+    rows["known"] = hidden(image, known)
+  return Edited(images, rows | laid("restored", images, len(image)))
 
 
 def directions(task: Task) -> Edited:
@@ -247,7 +267,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   for name, kind in KINDS.items():
     command = kinds.add_parser(name, help=kind.summary, description=kind.summary)
     command.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
-    command.add_argument("--image", required=True, metavar="A.png", help="a picture of any kind and size")
+    command.add_argument("--image", required=True, nargs="+", metavar="A.png", help="pictures of any kind, and of one size")
     for option in kind.options:
       command.add_argument(option.split()[0], **OPTIONS[option])
     command.add_argument("--label", type=int, default=-1, help="the picture's class (default: -1, unknown)")
@@ -277,7 +297,10 @@ def main(args: argparse.Namespace) -> None:
   model, params = pipeline.load(args.workdir)
   task = Task(args, model, params, read(args.image, model), how)
   edited = KINDS[args.kind].run(task)
-  pictures.write_edits(out, edited.images, edited.rows, provenance(task), edited.each)
+  each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
+  sources = [{"source_sha256": digest(path)} for path in args.image for _ in range(count)]
+  each = [source | own for source, own in zip(sources, each, strict=True)]
+  pictures.write_edits(out, edited.images, edited.rows, provenance(task), each)
   print(f"{len(edited.images)} pictures in {out}")
 
 
@@ -291,9 +314,14 @@ def sampler(args: argparse.Namespace) -> Any:
 def provenance(task: Task) -> dict:
   """The kind of edit, the hashes of the files that it read, and its options."""
   hashes, options = {}, {name: value for name, value in vars(task.args).items() if value is not None}
-  for option, name in (("image", "source"), ("mask", "mask"), ("to", "to"), ("examples", "examples")):
+  for option in ("mask", "to", "examples"):
     if path := options.pop(option, None):
-      hashes[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+      hashes[f"{option}_sha256"] = digest(path)
+  hashes["source_sha256"] = [digest(path) for path in options.pop("image")]
   for option in ("workdir", "out", "command", "kind"):
     options.pop(option, None)
   return {"edit": task.args.kind, **hashes, **options}
+
+
+def digest(path: str) -> str:
+  return hashlib.sha256(Path(path).read_bytes()).hexdigest()
