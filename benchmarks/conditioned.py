@@ -9,6 +9,7 @@ first of them.  `measure` writes conditioned.md and its sheets to --docs.
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 import shutil
@@ -23,11 +24,17 @@ from PIL import Image
 from jldm import edit, pictures, pipeline, sharding, stages, workdir as workdirs
 from jldm.cli.train import load_config
 from jldm.core.keys import row_keys
+from jldm.core.trees import traced
+from jldm.editing import inpaint as blended
 from jldm.experiment import Experiment, override
 from jldm.metrics.image import psnr, ssim
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
-from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy
+from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy, luminance
+from jldm.samplers import grid
+from jldm.samplers.guidance import ClassifierFree
+from jldm.samplers.resample import Resample
+from jldm.samplers.sample import draw
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 4  # of each held-out picture
@@ -100,38 +107,71 @@ def quality(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
   }
 
 
+METHODS = {  # name -> whose denoiser, known latents put back after every step, how often every 5 steps are gone over
+  "replacement": ("plain", True, 1),
+  "RePaint": ("plain", True, 5),
+  "trained": ("inpaint", False, 1),
+  "trained, replacement": ("inpaint", True, 1),
+  "trained, RePaint": ("inpaint", True, 5),
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def drawn_in(
+  model: pipeline.Model, put_back: bool, params: dict, sampler: Any, pairs: jax.Array, x0: jax.Array, cells: jax.Array
+) -> jax.Array:
+  """Images [B, H, W, C] of latents x0 [B, h, w, c], known where cells [B, h, w, 1] are 1, labels unknown."""
+  told = None if model.condition is None else model.condition.beside(x0, cells)
+  denoise = pipeline.steered(model, params, jnp.full(len(x0), -1), ClassifierFree(1.0), concat=told)
+  if put_back:
+    z = blended.inpaint(model.process, denoise, sampler, x0, cells, pairs, keys(len(x0)))
+  else:
+    z = draw(model.process, denoise, sampler, x0, pairs, keys(len(x0)))
+  return codecs.decode(model.autoencoder, params["codec"], z)
+
+
+def walk(model: pipeline.Model, repeats: int) -> tuple[Any, jax.Array]:
+  """The sampler and the pairs of times, every 5 steps gone over `repeats` times."""
+  pairs, sampler = pipeline.times(model, model.sampling.steps), pipeline.make_sampler(model.sampling.sampler)
+  if repeats > 1:
+    pairs, sampler = grid.repaint(np.append(pairs[:, 0], pairs[-1, 1]), 5, repeats), Resample(sampler)
+  return traced(sampler), pairs
+
+
 def inpainting(folder: Path, docs: Path) -> str:
   """A table of hidden pixels, method by method and shape by shape, and a sheet."""
-  images = held_out(workdirs.read(folder / "inpaint"), 100)
-  plain, trained = (pipeline.load(folder / name) for name in ("plain", "inpaint"))
-  methods = {
-    "replacement": (plain, {}, 20),
-    "RePaint, 5 times": (plain, {"repeats": 5, "jump": 5}, 80),
-    "trained": (trained, {}, 20),
-  }
+  images = held_out(workdirs.read(folder / "inpaint"), 24)
+  models = {name: pipeline.load(folder / name) for name in ("plain", "inpaint")}
+  several = lambda array: jnp.repeat(jnp.asarray(array), SAMPLES, 0)
   truth, lines, shown = samples(images, 1), [], {}
-  for shape in masks.SHAPES:
-    known = np.asarray(masks.fine(masks.draw((shape,), keys(len(images)), (8, 8)), 4))
-    hidden = (1 - known)[:, None]
+  for shape in ("box", "half_plane", "frame", "strokes"):
+    known = masks.fine(masks.draw((shape,), keys(len(images)), (8, 8)), 4)
+    hidden = 1 - np.asarray(known)[:, None]
     inside = lambda error, hidden=hidden: (error * hidden).sum((-3, -2, -1)) / hidden.sum((-3, -2, -1))
-    alone = decibels(inside((samples(coded(*plain, images), 1) - truth) ** 2))
-    for name, (model, options, _) in methods.items():
-      filled = edit.inpaint(*model, images, known, n=SAMPLES, **options)
-      drawn = samples(filled, SAMPLES)
-      shown[shape, name] = filled[::SAMPLES]
-      error, mean = inside((drawn - truth) ** 2), inside((drawn.mean(1, keepdims=True) - truth) ** 2)
-      spread = np.sqrt(inside(drawn.var(1, ddof=1)[:, None]).mean())
-      lines.append(
-        f"| {shape} | {100 * hidden.mean():.0f} % | {name} | {np.sqrt(error.mean()):.3f} | {decibels(error):.2f} "
-        f"| {decibels(mean):.2f} | {spread:.3f} | {alone:.2f} |"
-      )
-      print(lines[-1], flush=True)
+    alone = decibels(inside((samples(coded(*models["plain"], images), 1) - truth) ** 2))
+    for seen in ("nothing", "the border"):
+      for name, (whose, put_back, repeats) in METHODS.items():
+        model, params = models[whose]
+        pixels = codecs.pixels(images) if seen == "the border" else blended.filled(codecs.pixels(images), known)
+        x0 = pipeline.encode(model, params["codec"], pixels)
+        drawn = drawn_in(model, put_back, params, *walk(model, repeats), several(x0), several(masks.coarse(known, 4)))
+        drawn = np.asarray(drawn).reshape(-1, SAMPLES, *images.shape[1:])
+        error, mean = inside((drawn - truth) ** 2), inside((drawn.mean(1, keepdims=True) - truth) ** 2)
+        spread = np.sqrt(inside(drawn.var(1, ddof=1)[:, None]).mean())
+        lines.append(
+          f"| {shape}, {100 * hidden.mean():.0f} % | {seen} | {name} | {np.sqrt(error.mean()):.3f} | {decibels(error):.2f} "
+          f"| {decibels(mean):.2f} | {spread:.3f} | {alone:.2f} |"
+        )
+        print(lines[-1], flush=True)
+        if seen == "nothing":
+          shown[shape, name] = pictures.to_uint8(known * codecs.pixels(images) + (1 - known) * drawn[:, 0])
     shown[shape, "shown"] = pictures.to_uint8(known * codecs.pixels(images))
-  pick = lambda name: np.concatenate([shown[shape, name][3 * k : 3 * k + 3] for k, shape in enumerate(masks.SHAPES)])
-  rows = [images[: 3 * len(masks.SHAPES)], *(pick(name) for name in ("shown", *methods))]
+  picked = {"box": slice(0, 3), "half_plane": slice(3, 6), "frame": slice(6, 9), "strokes": slice(9, 12)}
+  pick = lambda name: np.concatenate([shown[shape, name][some] for shape, some in picked.items()])
+  rows = [images[:12], *(pick(name) for name in ("shown", "replacement", "RePaint", "trained, replacement"))]
   pictures.write_png(docs / "conditioned_inpaint.png", pictures.tile_rows(rows, 2), {"what": "inpainting"})
   return "\n".join([
-    "| hidden | of a picture | method | RMSE | PSNR of a sample | PSNR of the mean of 4 | spread | the codec there |",
+    "| hidden | the encoder sees of it | method | RMSE | PSNR of a sample | PSNR of the mean of 4 | spread | the codec there |",
     "|---|---|---|---|---|---|---|---|", *lines,
   ])
 
@@ -145,7 +185,7 @@ def bicubic(images: np.ndarray, factor: int) -> np.ndarray:
 
 def restoration(folder: Path, docs: Path) -> str:
   """A table of restorations of Fashion-MNIST, and a sheet."""
-  images = held_out(workdirs.read(folder / "restore"), 100)
+  images = held_out(workdirs.read(folder / "restore"), 32)
   plain, trained = (pipeline.load(folder / name) for name in ("plain", "restore"))
   truth, lines, rows = samples(images, 1)[:, 0], [], [images[:6]]
   for degrade in (Noisy(), Blurred(), Downsampled(), Missing()):
@@ -184,9 +224,14 @@ def figures(drawn: np.ndarray, truth: np.ndarray) -> str:
   return f"{found['psnr']:.2f} | {found['ssim']:.3f} | {mean}"
 
 
+def tinted(grey: jax.Array, colours: Any) -> jax.Array:
+  """Grey pictures with the colours of others, [..., C] each: the luminance of the one, the differences from it of the other."""
+  return jnp.clip(grey + colours - luminance(jnp.asarray(colours)), -1, 1)
+
+
 def photographs(folder: Path, docs: Path) -> str:
   """A table of grey -> colour and of edges -> picture on held-out crops, and a sheet each."""
-  images, lines = held_out(workdirs.read(folder / "colour"), 105), []
+  images, lines = held_out(workdirs.read(folder / "colour"), 24), []
   truth = samples(images, 1)[:, 0]
   training = workdirs.read(folder / "colour").data.open("train")
   mean_colour = codecs.pixels(training[np.arange(len(training))]["image"]).mean((0, 1, 2))
@@ -196,23 +241,23 @@ def photographs(folder: Path, docs: Path) -> str:
     source = pictures.to_uint8(told)
     made = edit.paired(*model, source, n=SAMPLES)
     drawn = samples(made, SAMPLES)
-    flat = drawn.reshape(-1, *truth.shape[1:])
-    kept = float(psnr(degrade(flat), np.asarray(told).repeat(SAMPLES, 0)).mean())
-    tinted = told + mean_colour - Grey()(mean_colour[None, None, None])
-    constant = {"colour": (jnp.clip(tinted, -1, 1), "the grey picture in the mean colour"),
-                "sketch": (jnp.broadcast_to(mean_colour, truth.shape), "the mean colour everywhere")}[name]
-    shuffled = drawn[np.roll(np.arange(len(drawn)), 1)]
-    lines += [
-      f"| {name} | the source itself | {figures(np.asarray(told)[:, None], truth)} | |",
-      f"| {name} | {constant[1]} | {figures(np.asarray(constant[0])[:, None], truth)} | |",
-      f"| {name} | made of another source | {figures(shuffled, truth)} | |",
-      f"| {name} | made of its source | {figures(drawn, truth)} | {kept:.2f} |",
-      f"| {name} | the autoencoder alone | {figures(samples(coded(*model, images), 1), truth)} "
-      f"| {float(psnr(degrade(codecs.pixels(coded(*model, images))), told).mean()):.2f} |",
-    ]
-    print(*lines[-5:], sep="\n", flush=True)
-    some = np.arange(4, len(images), 13)[:8]
-    rows = [images[some], source[some], made[some * SAMPLES], made[some * SAMPLES + 1]]
+    results = {
+      "the source itself": np.asarray(told)[:, None],
+      "the mean colour everywhere": np.broadcast_to(mean_colour, truth.shape)[:, None],
+      "made of another source": np.roll(drawn, 1, 0),
+      "made of its source": drawn,
+    }
+    if name == "colour":
+      results["the grey picture in the mean colour"] = np.asarray(tinted(told, mean_colour))[:, None]
+      results["the grey picture in the colours made"] = np.asarray(tinted(told[:, None], drawn))
+    results["the autoencoder alone"] = samples(coded(*model, images), 1)
+    for what, some in results.items():
+      own = psnr(degrade(some.reshape(-1, *truth.shape[1:])), np.asarray(told).repeat(some.shape[1], 0))
+      lines.append(f"| {name} | {what} | {figures(some, truth)} | {float(own.mean()):.2f} |")
+      print(lines[-1], flush=True)
+    some = np.arange(1, len(images), 3)
+    shown = made if name == "sketch" else pictures.to_uint8(results["the grey picture in the colours made"].reshape(made.shape))
+    rows = [images[some], source[some], made[some * SAMPLES], shown[some * SAMPLES + (name == "sketch")]]
     pictures.write_png(docs / f"conditioned_{name}.png", pictures.tile_rows(rows), {"what": name})
   head = "| model | what | PSNR of a sample | SSIM | PSNR of the mean of 4 | PSNR of its own source |"
   return "\n".join([head, "|---|---|---|---|---|---|", *lines])

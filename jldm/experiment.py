@@ -239,7 +239,7 @@ def parse_like(old: Any, text: str, path: str) -> Any:
     return text
   name = path.rpartition(".")[2]
   try:
-    new = float(text) if isinstance(old, float) else built(ast.parse(text.strip(), mode="eval").body, path)
+    new = float(text) if isinstance(old, float) else built(ast.parse(text.strip(), mode="eval").body, path, CLASSES)
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
@@ -300,7 +300,7 @@ def parsed(text: str, path: str, table: dict[str, type]) -> Any:
     raise UserError(f"{path}={text!r}; expected an object written as in Python, such as {min(table)}()") from error
 
 
-def built(node: ast.expr, path: str, table: dict[str, type] = CLASSES) -> Any:
+def built(node: ast.expr, path: str, table: dict[str, type]) -> Any:
   """A literal, or an object written as Class(1, field=2), of names in the table; ValueError for any other expression."""
   if isinstance(node, (ast.Tuple, ast.List)):
     return tuple(built(item, path, table) for item in node.elts)
