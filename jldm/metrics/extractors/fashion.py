@@ -1,7 +1,7 @@
 """A small frozen classifier of 28x28 grey clothes (Fashion-MNIST, Xiao et al. 2017, 1708.07747), and its features.
 
 Trained by benchmarks/fashion_classifier.py on 55,000 training pictures, which also writes `fashion.npz`: it knows 91.9 % of
-the test split, 93.1 % of the 5,000 training pictures that it has not seen.  Features are what its last layer sees, means
+the test split and 93.1 % of the 5,000 training pictures that it has not seen.  Features are what its last layer sees, means
 over places.  They are no Inception features: figures made with them compare with each other and with nothing else.
 """
 
