@@ -25,13 +25,10 @@ from jldm.train.evaluate import reconstruction
 
 ROOT = Path(__file__).resolve().parents[1]
 F8 = {"autoencoder.objective.network.patch": "4", "autoencoder.objective.network.widths": "(64, 128)"}
-TALL = {"data.name": "photos_tall", "data.height": "96", "autoencoder.steps": "400"}
+TALL = {"data.name": "photos_tall", "data.height": "96"}
 ROWS = {
-  "KL f4": ("photos_kl", {}),
-  "KL f8": ("photos_kl", F8),
-  "VQ f4": ("photos_vq", {}),
-  "VQ f8": ("photos_vq", F8),
-  "VQ f4, 96x64": ("photos_vq", TALL),
+  f"{kind} f{factor}{', 96x64' if tall else ''}": (f"photos_{kind.lower()}", (F8 if factor == 8 else {}) | tall)
+  for tall in ({}, TALL) for kind in ("KL", "VQ") for factor in (4, 8)
 }
 SHOWN = (0, 27, 55, 83, 111, 139)  # of the held-out crops, on a sheet
 
@@ -117,8 +114,9 @@ def page(rows: list[dict], held_out: str) -> str:
   return f"""# Autoencoders on photographs
 
 KL and VQ at factors 4 and 8, trained by `configs/photos_kl.py` and `configs/photos_vq.py` on crops of six photographs
-that ship with scikit-learn and scikit-image, measured on {held_out} that share no pixel with a training crop: they come
-from a band in the middle of each photograph (`jldm/data/photos.py`).  Written by `python -m benchmarks.autoencoders`.
+that ship with scikit-learn and scikit-image: of 64x64, and of 96x64 (height and width) where a row says so.  Each is
+measured on {held_out} of its size that share no pixel with a training crop: they come from a band in the middle of each
+photograph (`jldm/data/photos.py`).  Written by `python -m benchmarks.autoencoders runs/photos`.
 
 {table(rows)}
 PSNR and SSIM are means over the held-out crops, reconstructed by the averaged parameters from the posterior's mean.  Codes

@@ -1,18 +1,22 @@
 """Fashion-MNIST at equal cost: recipes for a number of CPU-seconds of one thread, compilation included.
 
-  taskset -c 1 python -m benchmarks.recipes search runs/recipes [--only NAME …]   all recipes, on held-out training pictures
+  taskset -c 1 python -m benchmarks.recipes search runs/recipes [--only NAME …] [--seeds N …]   the recipes, on held-out pictures
   python -m benchmarks.recipes final runs/240 [--set PATH=VALUE …]   configs/fashion_mnist.py, against the test split
   python -m benchmarks.recipes ways runs/240 [--test]                the same parameters drawn in other ways
   python -m benchmarks.recipes noise                                 real pictures against real ones
 
-`search` trains in one process: XLA on one thread, nothing compiled before; its CPU-seconds are those of compiling,
-training and encoding, without what all recipes share (imports, decoding the data).  `final` runs train.py in a process of
-its own, pinned to a core, and counts all that the system says it used.  A score is of 1,000 samples, 100 a class, seed 0,
-in the features of jldm/metrics/extractors/fashion.py: the Fréchet distance to all of the reference, precision, recall,
-density and coverage against its first 5,000, and the share that the classifier finds in the class asked for.
+`search` trains in one process what its folder lacks: XLA on one thread, nothing compiled before; its CPU-seconds are
+those of compiling, training and encoding, without what all recipes share (imports, decoding the data, checkpoints).
+`final` runs train.py in a process of its own, pinned to a core, and counts all that the system says it used.  A score is
+of 1,000 samples, 100 a class, drawn as the config says, in the features of jldm/metrics/extractors/fashion.py: the Fréchet
+distance to all of the reference, precision, recall, density and coverage against its first 5,000, and the share that the
+classifier finds in the class asked for.
 """
 
 import argparse
+from collections.abc import Callable
+import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -26,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import pictures, pipeline, sharding
+from jldm import named, pictures, pipeline, sharding
 from jldm.cli.train import load_config
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
@@ -48,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "fashion_mnist.py"
 CORE = 1
 SAMPLES, NEIGHBOURHOOD = 1000, 5000  # pictures drawn; pictures of the reference for precision and recall
-SEARCH = ("data.train=train[:30000]", "data.held_out=train[55000:56000]", "sampling.steps=10")
+SEARCH = ("data.train=train[:30000]",)
 REFERENCE = "train[55000:]"
 SIZES, DRAWS = (500, 1000, 2000, 5000, 10000), 5  # of the noise
 LABELS = np.repeat(np.arange(fashion.CLASSES), SAMPLES // fashion.CLASSES).astype(np.int32)
@@ -66,34 +70,32 @@ def autoencoder(steps: int, batch_size: int, **network) -> tuple[str, ...]:
 
 
 def denoiser(
-  steps: int, batch_size: int, further: dict | None = None, peak: float = 2e-3, of: str = "f4 w32", **network
+  steps: int, batch_size: int, further: dict | None = None, of: str = "f4 w32", **network
 ) -> tuple[str, tuple[str, ...]]:
-  """The autoencoder's name and the settings of the denoiser, the rate's peak among them."""
-  return of, stage("denoiser", steps, batch_size, {"optimizer.schedule.peak": peak} | (further or {}), **network)
+  """The autoencoder's name and the settings of the denoiser."""
+  return of, stage("denoiser", steps, batch_size, further, **network)
 
 
-AUTOENCODERS: dict[str, tuple[str, ...]] = {  # some 40 s of training each
-  "f4 w32": autoencoder(1700, 16),
-  "f4 w48": autoencoder(870, 16, widths=(48,)),
-  "f8 c16": autoencoder(850, 32, widths=(32, 64), latent_channels=16),
-  "f4 w32 c8": autoencoder(1700, 16, latent_channels=8),
+AUTOENCODERS: dict[str, tuple[str, ...]] = {
+  "f4 w32": autoencoder(3200, 16),
+  "f4 w32, longer": autoencoder(5500, 16),
+  "f4 w32 c8": autoencoder(3200, 16, latent_channels=8),
+  "f4 w16-32": autoencoder(2500, 16, patch=2, widths=(16, 32)),
 }
-SMALL = dict(width=128, depth=4, unroll=4)
-COSINE = {"objective.process": "Cosine()", "objective.parametrization": "Predict('v')", "objective.times": "Uniform()"}
-EDM = {"objective.process": "EDM()", "objective.parametrization": "Precondition()",
-       "objective.times": "LogNormalSigma(-0.5, 1.2)"}
+LIGHTNING = {"objective.network.block": "ModulatedBlock(heads=4, rms_norm=True, swiglu=True)"}
+MUON = {"optimizer": "Muon(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99, hidden='(attention|mlp)/.*kernel$')"}
 CONVOLUTIONS = "UNet(widths=(32, 64), resnets=1, attention=(False, True), heads=4, classes=10, groups=8)"
-DENOISERS: dict[str, tuple[str, tuple[str, ...]]] = {  # some 45 s of training each
-  "DiT 192x4, batch 32": denoiser(300, 32, width=192, depth=4, unroll=4),
-  "DiT 128x4, batch 32": denoiser(600, 32, **SMALL),
-  "DiT 128x4, batch 16": denoiser(1100, 16, **SMALL),
-  "batch 8": denoiser(1900, 8, **SMALL),
-  "EDM": denoiser(1100, 16, EDM, **SMALL),
-  "8 channels": denoiser(1100, 16, of="f4 w32 c8", **SMALL),
-  "rate 4e-3": denoiser(1100, 16, peak=4e-3, **SMALL),
-  "rate 8e-3": denoiser(1100, 16, peak=8e-3, **SMALL),
-  "v on cosine, rate 4e-3": denoiser(1100, 16, COSINE, peak=4e-3, **SMALL),
-  "U-Net 32-64, rate 4e-3": denoiser(550, 16, {"objective.network": CONVOLUTIONS}, peak=4e-3),
+DENOISERS: dict[str, tuple[str, tuple[str, ...]]] = {
+  "DiT 128x4, batch 16": denoiser(3800, 16),
+  "Muon": denoiser(1900, 16, MUON),
+  "batch 8": denoiser(5700, 8),
+  "8 channels": denoiser(3800, 16, of="f4 w32 c8"),
+  "two scales in the autoencoder": denoiser(3800, 16, of="f4 w16-32"),
+  "more autoencoder": denoiser(2700, 16, of="f4 w32, longer"),
+  "longer average": denoiser(3800, 16, {"ema.decay": 0.999}),
+  "LightningDiT's block": denoiser(3500, 16, LIGHTNING, rotary=True),
+  "64 tokens": denoiser(2300, 8, patch=1),
+  "U-Net 32-64": denoiser(1900, 16, {"objective.network": CONVOLUTIONS}),
 }
 
 
@@ -142,6 +144,9 @@ class Reference:
     self.features = fashion.features(self.images)
     self.moments: Moments = statistics(self.features)
 
+  def distance(self, images: np.ndarray) -> float:
+    return frechet(statistics(fashion.features(images)), self.moments)
+
   def score(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     found, logits = fashion.run(images)
     agreement = float(np.mean(logits.argmax(-1) == labels))
@@ -167,30 +172,31 @@ def quick(stage: Stage, source: Source, frozen: Any, seed: int = 0) -> tuple[Any
 
 
 class Codec(NamedTuple):
-  """A trained autoencoder, the training set's latents, and what it costs and is worth."""
+  """A trained autoencoder, the training set's latents, what it costs and is worth, and 1,000 reconstructions."""
 
-  network: Any
   params: dict
   latents: Arrays
   told: dict
+  back: np.ndarray
 
 
-def codec(found: Experiment, source: Arrays, reference: "Reference") -> Codec:
+def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) -> Codec:
   """Stage 1: trains, encodes the training set and measures the latents."""
   stage, network = found.autoencoder, found.autoencoder.objective.network
-  params, used = quick(stage, source, ())
+  params, used = quick(stage, source, (), seed)
   start = time.process_time()
   encode = jax.jit(lambda images: codecs.encode(network, {"params": params}, images))
   parts = [[np.asarray(x)[:n] for x in encode(batch["image"])] for batch, n in in_order(source, 500)]
   mean, log_variance = (np.concatenate(each) for each in zip(*parts))
   whole = {"params": params} | codecs.measure([Gaussian(mean, log_variance)])._asdict()
   used += time.process_time() - start
-  told = {"autoencoder_steps": stage.steps, "seconds": used} | reconstruction(network, whole, reference)
-  return Codec(network, whole, Arrays({"mean": mean, "log_variance": log_variance, "label": source.arrays["label"]}), told)
+  value, back = reconstructed(network, whole, held_out)
+  told = {"autoencoder_steps": stage.steps, "psnr": value, "seconds": used}
+  return Codec(whole, Arrays({"mean": mean, "log_variance": log_variance, "label": source.arrays["label"]}), told, back)
 
 
-def reconstruction(network: Any, codec: dict, reference: "Reference") -> dict:
-  """PSNR on 1,000 pictures of the reference, and the Fréchet distance of what comes back of latents drawn for them."""
+def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float, np.ndarray]:
+  """PSNR of pictures put through the autoencoder, and what comes back, uint8, of latents drawn for them."""
 
   @jax.jit
   def both(codec, images, keys):
@@ -198,21 +204,27 @@ def reconstruction(network: Any, codec: dict, reference: "Reference") -> dict:
     standard = (posterior.mean - statistics.mean) / statistics.std
     return codecs.decode(network, codec, standard), codecs.decode(network, codec, codecs.draw(statistics, posterior, keys))
 
-  images = reference.images[:SAMPLES]
-  certain, back = both(codec, images, row_keys(jax.random.key(0), np.arange(SAMPLES)))
-  found = frechet(statistics(fashion.features(pictures.to_uint8(back))), reference.moments)
-  return {"psnr": float(psnr(codecs.pixels(jnp.asarray(images)), certain).mean()), "reconstruction": found}
+  certain, back = both(codec, images, row_keys(jax.random.key(0), np.arange(len(images))))
+  return float(psnr(codecs.pixels(jnp.asarray(images)), certain).mean()), pictures.to_uint8(back)
 
 
-def recipe(name: str, trained: Codec, reference: "Reference") -> tuple[dict, np.ndarray]:
-  """Stage 2 in the latents of a codec: a row of the table, and the samples."""
-  of, settings = DENOISERS[name]
-  found = experiment(SEARCH + AUTOENCODERS[of] + settings)
+def recipe(found: Experiment, trained: Codec, seed: int) -> tuple[dict, np.ndarray]:
+  """Stage 2 in the latents of a codec: its facts, and the samples."""
   standard = codecs.Statistics(trained.params["mean"], trained.params["std"])
-  params, used = quick(found.denoiser, trained.latents, standard)
-  images = pipeline.generate(pipeline.of(found), {"denoiser": params, "codec": trained.params}, LABELS, seed=0, devices=1)
-  told = {"recipe": name, "autoencoder": of} | trained.told | {"denoiser_steps": found.denoiser.steps}
-  return told | reference.score(images, LABELS) | {"seconds": trained.told["seconds"] + used}, images
+  params, used = quick(found.denoiser, trained.latents, standard, seed)
+  images = pipeline.generate(pipeline.of(found), {"denoiser": params, "codec": trained.params}, LABELS, seed=seed, devices=1)
+  return {"denoiser_steps": found.denoiser.steps, "seconds": used}, images
+
+
+def kept(path: Path, make: Callable[[], tuple[dict, np.ndarray]]) -> tuple[dict, np.ndarray]:
+  """Facts and pictures of `make`, which is called only where PATH.json, written last, is missing."""
+  facts, images = Path(f"{path}.json"), Path(f"{path}.npz")
+  if not facts.is_file():
+    told, made = make()
+    np.savez_compressed(images, images=made)
+    facts.write_text(json.dumps(told) + "\n")
+  with np.load(images, allow_pickle=False) as stored:
+    return json.loads(facts.read_text()), stored["images"]
 
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray, what: str, columns: int = 10) -> None:
@@ -222,7 +234,7 @@ def write_grid(path: Path, images: np.ndarray, labels: np.ndarray, what: str, co
 
 def row(told: dict) -> str:
   """One line of the table."""
-  cells = [told["recipe"], told.get("autoencoder", "")]
+  cells = [told["recipe"], told.get("autoencoder", ""), str(told.get("seed", ""))]
   number = lambda name, digits: f"{told[name]:.{digits}f}" if name in told else ""
   cells += [number("psnr", 1), number("reconstruction", 3), number("autoencoder_steps", 0), number("denoiser_steps", 0)]
   cells += [number("frechet", 3)] + [number(name, 3) for name in ("precision", "recall", "density", "coverage", "agreement")]
@@ -230,31 +242,27 @@ def row(told: dict) -> str:
 
 
 HEAD = (
-  "| recipe | autoencoder | PSNR, dB | its Fréchet | its steps | denoiser's steps | Fréchet | precision | recall | density "
-  "| coverage | class | CPU-s |\n" + "|---" * 13 + "|"
+  "| recipe | autoencoder | seed | PSNR, dB | its Fréchet | its steps | denoiser's steps | Fréchet | precision | recall "
+  "| density | coverage | class | CPU-s |\n" + "|---" * 14 + "|"
 )
 
 
 def search(options: argparse.Namespace) -> None:
-  """Every recipe in this process, on one thread; rows are appended to rows.jsonl."""
+  """Recipes in this process, on one thread, an autoencoder trained once a seed; what lies in the folder is only scored."""
   options.folder.mkdir(parents=True, exist_ok=True)
   data = experiment(SEARCH).data
   reference, source = Reference(data, REFERENCE), data.open(data.train)
-  names = options.only or [*AUTOENCODERS, *DENOISERS]
-  print(HEAD)
-  trained = {}
-  for name in names:
-    of = name if name in AUTOENCODERS else DENOISERS[name][0]
-    if of not in trained:
-      trained[of] = codec(experiment(SEARCH + AUTOENCODERS[of]), source, reference)
-    told = {"recipe": "", "autoencoder": of} | trained[of].told
-    if name in DENOISERS:
-      told, images = recipe(name, trained[of], reference)
-      write_grid(options.folder / f"{name}.png", images, LABELS, name)
-      pictures.write_npz(options.folder / f"{name}.npz", images, LABELS)
-    with (options.folder / "rows.jsonl").open("a") as file:
-      file.write(json.dumps(told) + "\n")
-    print(row(told), flush=True)
+  shown = reference.images[:SAMPLES]
+  train_codec = functools.cache(lambda of, seed: codec(experiment(SEARCH + AUTOENCODERS[of]), source, shown, seed))
+  print(HEAD, flush=True)
+  for seed, name in itertools.product(options.seeds, options.only):
+    of, settings = DENOISERS[name]
+    found, path = experiment(SEARCH + AUTOENCODERS[of] + settings), options.folder / f"{name}, seed {seed}"
+    first, back = kept(options.folder / f"autoencoder {of}, seed {seed}", lambda: train_codec(of, seed)[2:])  # noqa: B023
+    second, images = kept(path, lambda: recipe(found, train_codec(of, seed), seed))  # noqa: B023 (used at once)
+    write_grid(Path(f"{path}.png"), images, LABELS, name)
+    told = {"recipe": name, "autoencoder": of, "seed": seed, "reconstruction": reference.distance(back)} | first | second
+    print(row(told | reference.score(images, LABELS) | {"seconds": first["seconds"] + second["seconds"]}), flush=True)
 
 
 def final(options: argparse.Namespace) -> None:
@@ -267,7 +275,8 @@ def final(options: argparse.Namespace) -> None:
   write_grid(options.folder / "grid.png", images, LABELS, "configs/fashion_mnist.py")
   steps = {"autoencoder_steps": found.autoencoder.steps, "denoiser_steps": found.denoiser.steps}
   model, params = pipeline.load(options.folder)
-  told = {"recipe": options.folder.name} | reconstruction(model.autoencoder, params["codec"], reference) | steps
+  value, back = reconstructed(model.autoencoder, params["codec"], reference.images[:SAMPLES])
+  told = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps
   told |= reference.score(images, LABELS) | {"seconds": used}
   (options.folder / "score.json").write_text(json.dumps(told, indent=2) + "\n")
   print(f"{HEAD}\n{row(told)}")
@@ -278,14 +287,14 @@ def ways(options: argparse.Namespace) -> None:
   split = "test" if options.test else REFERENCE
   reference = Reference(experiment(()).data, split)
   for name, steps, scale in WAYS:
-    images = drawn(options.folder, sampler=pipeline.make_sampler(name), steps=steps, guidance_scale=scale)
+    images = drawn(options.folder, sampler=named.make_sampler(name), steps=steps, guidance_scale=scale)
     told = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
     print(row(told | reference.score(images, LABELS)), flush=True)
 
 
 WAYS = (
-  ("dpmpp_2m", 20, 1.0), ("dpmpp_2m", 20, 1.25), ("dpmpp_2m", 20, 1.5), ("dpmpp_2m", 20, 2.0),
-  ("dpmpp_2m", 10, 1.5),
+  ("dpmpp_2m", 10, 1.0), ("dpmpp_2m", 10, 1.25), ("dpmpp_2m", 10, 1.5), ("dpmpp_2m", 10, 2.0),
+  ("dpmpp_2m", 20, 1.5), ("ddim", 10, 1.5), ("heun", 5, 1.5),
 )
 
 
@@ -314,7 +323,8 @@ def main() -> None:
   add = lambda call: commands.add_parser(call.__name__, help=call.__doc__)
   for call in (search, final, ways):
     add(call).add_argument("folder", type=Path)
-  commands.choices["search"].add_argument("--only", nargs="+", choices=[*AUTOENCODERS, *DENOISERS], metavar="NAME")
+  commands.choices["search"].add_argument("--only", nargs="+", default=list(DENOISERS), choices=list(DENOISERS), metavar="NAME")
+  commands.choices["search"].add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
   commands.choices["final"].add_argument("--set", action="append", default=[])
   commands.choices["ways"].add_argument("--test", action="store_true", help="against the test split")
   add(noise).add_argument("--seed", type=int, default=0)

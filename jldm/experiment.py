@@ -69,7 +69,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How pictures are drawn where the caller does not say: `pipeline.make_sampler`'s name, steps of `grid.GRIDS`, guidance."""
+  """How pictures are drawn where the caller does not say: a name of jldm.named, steps of `grid.GRIDS`, guidance."""
 
   sampler: str = "ddim"
   steps: int = 20

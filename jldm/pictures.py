@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from jldm.core.errors import UserError
+
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
-COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0")  # of lines
+COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0", "#00a0b0", "#d6336c", "#8a6d00", "#707070")  # of lines
 CELL = 64  # pixels that the shorter side of a small image is enlarged to in grid.png, about
 
 
@@ -64,16 +66,85 @@ def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -
 def write_samples(folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, provenance: dict) -> None:
   """Writes images uint8 [N, H, W, C] as 00000.png ..., and grid.png, ten to a row.
 
-  Each file's provenance has its own `index` and `label` besides `provenance`.  Numbered pictures that an earlier, longer
-  draw left in the folder are removed, so that it holds one draw.
+  Each file's provenance has its own `index` and `label` besides `provenance`.
+  """
+  write_numbered(folder, images, [provenance | {"label": int(label)} for label in labels])
+  scale = max(1, round(CELL / min(images.shape[1:3])))
+  write_png(Path(folder) / "grid.png", class_rows(images, labels, 10, scale), provenance)
+
+
+def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: list[dict]) -> None:
+  """Writes images uint8 [N, H, W, C] as 00000.png ..., each with its own provenance and its `index`.
+
+  Numbered pictures that an earlier, longer draw left in the folder are removed, so that it holds one draw.
   """
   for path in Path(folder).glob("[0-9]" * 5 + ".png"):
     if int(path.stem) >= len(images) and read_provenance(path):
       path.unlink()
-  for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-    write_png(Path(folder) / f"{index:05d}.png", image, provenance | {"index": index, "label": int(label)})
-  scale = max(1, round(CELL / min(images.shape[1:3])))
-  write_png(Path(folder) / "grid.png", class_rows(images, labels, 10, scale), provenance)
+  for index, (image, provenance) in enumerate(zip(images, provenances, strict=True)):
+    write_png(Path(folder) / f"{index:05d}.png", image, provenance | {"index": index})
+
+
+def write_edits(
+  folder: str | os.PathLike, images: np.ndarray, rows: dict[str, np.ndarray], provenance: dict, each: list[dict] | None = None
+) -> None:
+  """Writes images uint8 [N, H, W, C] as 00000.png ..., of `each` what is told of it alone, and sheet.png, `rows` by name."""
+  write_numbered(folder, images, [provenance | own for own in each or [{}] * len(images)])
+  write_png(Path(folder) / "sheet.png", sheet(rows), provenance)
+
+
+def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, seconds: float = 2.0) -> None:
+  """Writes images uint8 [N, H, W, C] as an animation there and back, for ever, with `provenance` as its comment."""
+  frames = [Image.fromarray(frame) for frame in there_and_back(images)]
+  told = json.dumps({"ai_generated": True, "jldm": provenance})
+  with replacing(Path(path)) as file:
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0, comment=told,
+                   duration=round(1000 * seconds / len(images)))
+
+
+def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, seconds: float = 2.0) -> None:
+  """Writes images uint8 [N, H, W, C] as a film there and back, with `provenance` as its comment.
+
+  Raises:
+    UserError: imageio or its ffmpeg is not installed.
+  """
+  try:
+    import imageio.v2 as imageio
+    import imageio_ffmpeg  # noqa: F401
+  except ImportError as error:
+    raise UserError("a film needs imageio and its ffmpeg; install them: pip install 'jldm[video]'") from error
+  told = json.dumps({"ai_generated": True, "jldm": provenance})
+  frames = there_and_back(images)
+  frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")  # yuv420: even
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  imageio.mimwrite(path, frames, fps=len(images) / seconds, macro_block_size=1, output_params=["-metadata", f"comment={told}"])
+
+
+def there_and_back(images: np.ndarray) -> np.ndarray:
+  """uint8 [N, H, W, C] -> [2 N - 2, H k, W k, 3], enlarged as in grid.png."""
+  images, scale = as_rgb(images), max(1, round(CELL / min(images.shape[1:3])))
+  return np.concatenate([images, images[-2:0:-1]]).repeat(scale, 1).repeat(scale, 2)
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+  """uint8 [..., C] of grey or RGB, with alpha or without -> RGB, over white."""
+  if images.shape[-1] in (2, 4):
+    share = images[..., -1:] / 255
+    images = np.rint(share * images[..., :-1] + (1 - share) * 255).astype(np.uint8)
+  return np.broadcast_to(images, (*images.shape[:-1], 3))
+
+
+def sheet(rows: dict[str, np.ndarray]) -> np.ndarray:
+  """Rows of images uint8 [n, H, W, C], all of one size, as in grid.png, each beside its name -> RGB."""
+  each = [as_rgb(images) for images in rows.values()]
+  height = each[0].shape[1]
+  scale = max(1, round(CELL / min(each[0].shape[1:3])))
+  picture = tile_rows(each, scale)
+  margin = Image.new("RGB", (8 + 7 * max(map(len, rows)), len(picture)), (PAPER,) * 3)
+  draw = ImageDraw.Draw(margin)
+  for number, name in enumerate(rows):
+    draw.text((4, 2 + number * (height * scale + 2) + height * scale / 2), name, "black", anchor="lm")
+  return np.concatenate([np.asarray(margin), picture], 1)
 
 
 def tile(images: np.ndarray, columns: int, pad: int = 2, scale: int = 1) -> np.ndarray:

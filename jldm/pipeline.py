@@ -7,7 +7,6 @@
 
 import dataclasses
 import functools
-import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -24,57 +23,17 @@ from jldm.core.trees import traced
 from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import denoiser, refuse_singular
-from jldm.experiment import Experiment, parsed
+from jldm.experiment import Experiment
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
+from jldm.named import make_sampler
 from jldm.pictures import to_uint8
-from jldm.samplers.ancestral import Ancestral
-from jldm.samplers.churn import Churn
-from jldm.samplers.clock import Line, Ratio
-from jldm.samplers.ddim import DDIM
-from jldm.samplers.deis import DEIS, PNDM
-from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import GRIDS, log_snr_uniform
-from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale, guided
-from jldm.samplers.heun import Heun
-from jldm.samplers.jump import Jump
-from jldm.samplers.langevin import Corrected
-from jldm.samplers.resample import Resample
-from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.guidance import ClassifierFree, guided
 from jldm.samplers.sample import Denoise, draw as draw_latents, trajectory as draw_with_estimates
-from jldm.samplers.unipc import UniPC
 from jldm.train.ema import reconstruct
 
 Array = jax.Array
-
-CLASSES = {cls.__name__: cls for cls in (
-  DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample, Line, Ratio,
-)}
-SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
-  "ddim": DDIM,
-  "ddpm": Ancestral,
-  "deis": DEIS,
-  "dpmpp_2m": DPMSolverPP,
-  "dpmpp_2m_sde": lambda eta=1.0: DPMSolverPP(2, eta),
-  "dpmpp_2s": DPMSolverPPSingle,
-  "dpmpp_3m": lambda eta=0.0: DPMSolverPP(3, eta, lower_order_final=True),
-  "dpmpp_3m_sde": lambda eta=1.0: DPMSolverPP(3, eta, lower_order_final=True),
-  "euler": lambda: DDIM(),
-  "euler_ancestral": lambda eta=1.0: DDIM(eta),
-  "heun": Heun,
-  "ipndm": lambda: PNDM("none"),
-  "lcm": Jump,
-  "lms": lambda: DEIS(4),
-  "pndm": PNDM,
-  "rk4": RK4,
-  "unipc": UniPC,
-}
-GUIDANCE = {  # name -> the rule of a scale
-  "cfg": ClassifierFree,
-  "cfg_pp": lambda scale: CFGPlusPlus(ClassifierFree(scale)),
-  "apg": APG,
-  "cfg_zero": CFGZero,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,51 +118,6 @@ def average(workdir: Path, sigma_rel: float, like: Any) -> Any:
     return reconstruct(sigma_rel, kept.steps()[-1], snapshots)
 
 
-def make_sampler(name: str, **choices: float) -> Any:
-  """A sampler by name, with its own choices, such as eta of ddim, or written as in Python: "Churn(Heun(), gamma=0.1)".
-
-  What is written is looked up, never executed.
-
-  Raises:
-    UserError: an unknown name, or a choice that this sampler does not have.
-  """
-  if "(" in name:
-    sampler = parsed(name, "sampler", CLASSES)
-    if not hasattr(sampler, "step") or not hasattr(getattr(sampler, "sampler", sampler), "step"):
-      raise UserError(f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)")
-    unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
-    make = functools.partial(dataclasses.replace, sampler)
-  elif name in SAMPLERS:
-    unknown, make = set(choices) - set(inspect.signature(SAMPLERS[name]).parameters), SAMPLERS[name]
-  else:
-    raise UserError(f"sampler={name!r}; expected one of {sorted(SAMPLERS)}, or one written out such as DPMSolverPP(3)")
-  if unknown:
-    raise UserError(f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler")
-  return make(**choices)
-
-
-def make_guidance(
-  name: str = "cfg", scale: float = 1.0, interval: tuple[float, float] | None = None, rescale: float | None = None
-) -> Any:
-  """A rule by name: at log SNR inside of `interval` alone, x0 brought back to the condition's std by the share `rescale`.
-
-  Raises:
-    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that ends before it begins.
-  """
-  if name not in GUIDANCE:
-    raise UserError(f"guidance={name!r}; expected one of {sorted(GUIDANCE)}")
-  if name == "cfg_pp" and not 0 <= scale <= 1:
-    raise UserError(f"guidance_scale={scale} of cfg_pp; expected 0 to 1")
-  if rescale is not None and not 0 <= rescale <= 1:
-    raise UserError(f"rescale={rescale}; expected a share from 0 to 1")
-  if interval is not None and not interval[0] <= interval[1]:
-    raise UserError(f"interval={tuple(interval)}; expected two log SNR, the lower first")
-  rule = GUIDANCE[name](scale)
-  if rescale is not None:  # of what x0 is guided to, hence within CFGPlusPlus, which changes eps
-    rule = CFGPlusPlus(Rescale(rule.rule, rescale)) if name == "cfg_pp" else Rescale(rule, rescale)
-  return rule if interval is None else Interval(rule, *interval)
-
-
 def bound(model: Model, params: dict) -> Any:
   """The network as denoise(z, t, told), where told is {"labels": int [B]} and, of a model with a condition, "concat"."""
 
@@ -250,11 +164,11 @@ def draw(
     images = decode(draw_latents(*walk))
     return images, images[:, None][:, :0]
   z, x0 = draw_with_estimates(*walk)
-  return decode(z), jnp.stack([decode(x0[step]) for step in shown], 1)
+  return decode(z), jnp.moveaxis(jax.lax.map(decode, x0[jnp.array(shown)]), 0, 1)
 
 
 def generate(model: Model, params: dict, labels: Any, seed: int = 0, **options: Any) -> np.ndarray:
-  """Images uint8 [N, H, W, C], one a label (int [N], -1: unconditional); `options` are those of `trajectory`.
+  """Images uint8 [N, H, W, C], one a label (int [N], -1: unconditional); `options` are those of `trajectory` but `previews`.
 
   Sample i depends on (seed, i) and its label alone, whatever the batch size and the devices.
 
@@ -271,6 +185,7 @@ def trajectory(
   seed: int = 0,
   *,
   previews: int = 8,
+  rows: Any = None,
   sampler: Any = None,
   steps: Any = None,
   grid: str | None = None,
@@ -286,10 +201,13 @@ def trajectory(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images uint8 [N, H, W, C] of labels int [N], and what `previews` of the steps took them for, [N, K, H, W, C]: one pass.
 
-  What is left out stands in `model.sampling`.
+  Estimates of all steps are kept on the way: for a few pictures.  What is left out stands in `model.sampling`.
 
-  sampler: an object of jldm.samplers.   steps: how many, on `grid`, a name of jldm.samplers.grid.GRIDS; or pairs (t, s) [N, 2].
-  guidance: a rule of jldm.samplers.guidance in place of ClassifierFree(guidance_scale), away from `negative_label`.
+  rows: the numbers i [N] of the samples, by default 0 to N - 1.
+  sampler: an object of jldm.samplers, or a name of jldm.named.
+  steps: how many, on `grid`, a name of jldm.samplers.grid.GRIDS; or pairs (t, s) [N, 2] themselves.
+  guidance: a rule of jldm.samplers.guidance in place of ClassifierFree(guidance_scale), away from `negative_label`; its
+    numbers are one for all samples.
   size: (H, W) where it is not that of the training data.   progress: wraps the iterator over batches (tqdm).
   concat: what `condition` made of pictures, [N, h, w, Cc], of a model that has a condition; `condition_scale` guides by it.
 
@@ -310,7 +228,9 @@ def trajectory(
   rule = traced(ClassifierFree(scale) if guidance is None else guidance)
   pairs = times(model, model.sampling.steps if steps is None else steps, grid)
   shown = tuple(int(step) for step in np.unique(np.linspace(0, len(pairs) - 1, previews).round()))
-  sampler = traced(make_sampler(model.sampling.sampler) if sampler is None else sampler)
+  sampler = model.sampling.sampler if sampler is None else sampler
+  sampler = traced(make_sampler(sampler) if isinstance(sampler, str) else sampler)
+  numbers = np.arange(len(labels)) if rows is None else np.asarray(rows)
   parts = min(len(sharding.choose(devices)), len(labels))
   batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
   mesh = sharding.data_mesh(batch_size, parts)
@@ -318,11 +238,10 @@ def trajectory(
   params, sampler, pairs, rule, negative, condition_scale, key = sharding.place(mesh, whole)
   found = []
   for start in progress(range(0, len(labels), batch_size)):
-    rows = np.arange(start, start + batch_size)
-    read = np.minimum(rows, len(labels) - 1)
+    read = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)
     told = None if concat is None else np.asarray(concat, np.float32)[read]
-    some, numbers, told = sharding.place_batch(mesh, (labels[read], rows.astype(np.uint32), told))
-    keys = row_keys(key, numbers)
+    some, places, told = sharding.place_batch(mesh, (labels[read], numbers[read].astype(np.uint32), told))
+    keys = row_keys(key, places)
     both = draw(model, params, sampler, some, pairs, rule, negative, keys, told, condition_scale, shown=shown)
     found.append([to_uint8(part) for part in both])
   return tuple(np.concatenate(part)[: len(labels)] for part in zip(*found))
@@ -338,7 +257,8 @@ def log_density(model: Model, params: dict, images: Array, labels: Array, times:
   z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal(key_noise, latents)
   denoise = bound(model, params)
   divergence = likelihood.hutchinson(key_probes, z, probes)
-  return likelihood.log_density(model.process, lambda z, t: denoise(z, t, {"labels": labels}), z, times, divergence)
+  found = likelihood.log_density(model.process, lambda z, t: denoise(z, t, {"labels": labels}), z, times, divergence)
+  return found + z[0].size * jnp.log(model.process.alpha(times[0]))  # of z / alpha, whatever the process
 
 
 def bits_per_dim(
@@ -348,13 +268,16 @@ def bits_per_dim(
   """Bits a value [N] by the probability flow: of latents, not of pixels, so that they compare denoisers over one codec.
 
   images uint8 [N, H, W, C] or float in [-1, 1]; labels int [N], by default none.  The latents are standardised and have
-  noise of log SNR 10 on them.  Four evaluations and their derivatives in each of `steps`, which are even in log SNR.
-  What is said of image i depends on (seed, i).
+  noise of log SNR 10 on them; raw ones have the mean of log2 std more (likelihood.unstandardised).  Four evaluations and
+  their derivatives in each of `steps`, which are even in log SNR.  What is said of image i depends on (seed, i).
 
   Raises:
-    UserError: no images, not as many labels, a label that is not legal, steps or probes < 1, or a model with a condition.
+    UserError: no images, images of another shape, not as many labels, a label that is not legal, steps or probes < 1, or a
+      model with a condition.
   """
-  images = np.asarray(images)
+  images, (h, w, _), factor = np.asarray(images), model.latent_shape, model.autoencoder.factor
+  if images.shape[1:] != (expected := (h * factor, w * factor, model.autoencoder.channels)):
+    raise UserError(f"images of shape {images.shape}; expected [N, {', '.join(map(str, expected))}], as the model was trained on")
   check_concat(model, None, len(images))
   labels = check_labels(np.full(len(images), -1, np.int32) if labels is None else np.asarray(labels, np.int32), model.classes)
   if len(labels) != len(images) or probes < 1:
@@ -430,8 +353,13 @@ def times(model: Model, steps: Any, grid: str | None = None) -> Array:
   name = model.sampling.grid if grid is None else grid
   if name not in GRIDS:
     raise UserError(f"grid={name!r}; expected one of {sorted(GRIDS)}")
-  pairs = jnp.asarray(steps if np.ndim(steps) == 2 else GRIDS[name](model.process, steps), jnp.float32)
-  refuse_singular(model.process, model.parametrization, np.asarray(pairs[:, 0]))
+  given = np.ndim(steps) > 0
+  if given and (grid is not None or np.ndim(steps) != 2 or np.shape(steps)[1] != 2):
+    raise UserError(f"steps of shape {np.shape(steps)}, grid={grid!r}; expected a number of steps, or pairs [N, 2] and no grid")
+  pairs = jnp.asarray(steps if given else GRIDS[name](model.process, steps), jnp.float32)
+  evaluated = np.asarray(pairs).ravel()  # at s too by some samplers, but never of clean data
+  clean = np.asarray(model.process.sigma(jnp.asarray(evaluated)) == 0) & (np.arange(len(evaluated)) % 2 == 1)
+  refuse_singular(model.process, model.parametrization, evaluated[~clean])
   return pairs
 
 

@@ -32,6 +32,7 @@ from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.posterior import Gaussian
+from jldm.named import make_sampler
 from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
 from jldm.train.logging import Log, import_wandb, start_wandb
@@ -83,6 +84,7 @@ def train(
   model = pipeline.of(experiment)
   check_shapes(model, experiment.data)
   pipeline.times(model, model.sampling.steps)  # what could not be sampled is not trained
+  make_sampler(model.sampling.sampler)
   for name in stages:
     rehearse(experiment, model, name)
   if "autoencoder" not in stages:

@@ -26,8 +26,11 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "train": "core data checkpoint sharding metrics pictures",
   "experiment": "core nn diffusion models samplers objectives data metrics train",
   "workdir": "core experiment",
-  "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir",
-  "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir pipeline",
+  "named": "core samplers experiment",
+  "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir named",
+  "canvas": "core pipeline",
+  "edit": "core metrics models samplers editing pictures named pipeline canvas",
+  "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train experiment pipeline interop sharding",

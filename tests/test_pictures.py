@@ -1,10 +1,14 @@
 """Pictures survive the way to the disk and back, with where they came from; grids put every image where it belongs."""
 
+import json
+import sys
+
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 import pytest
 
 from jldm import pictures
+from jldm.core.errors import UserError
 
 
 def noise(*shape):
@@ -112,3 +116,56 @@ def test_beside_alternates_rows():
   sheet = pictures.beside(images, images + 100, columns=3)[2::3, 2::3, 0]
   paper = pictures.PAPER
   assert sheet.tolist() == [[0, 1, 2], [100, 101, 102], [3, 4, paper], [103, 104, paper]]
+
+
+def test_a_sheet_has_a_row_a_name_beside_it():
+  rows = {"source": noise(1, 8, 8, 1), "a longer name": noise(3, 8, 8, 3)}
+  sheet = pictures.sheet(rows)
+  margin = 8 + 7 * len("a longer name")
+  assert sheet.shape == (2 * 66 + 2, margin + 3 * 66 + 2, 3)
+  np.testing.assert_array_equal(sheet[2:66:8, margin + 2 : margin + 66 : 8], np.repeat(rows["source"][0], 3, -1))
+  np.testing.assert_array_equal(sheet[68:132:8, margin + 134 : margin + 198 : 8], rows["a longer name"][2])
+  for row in (slice(2, 66), slice(68, 132)):
+    assert (sheet[row, :margin] < 128).any(), "something is written"
+  assert (sheet[2:66, margin + 68 :] == pictures.PAPER).all()
+
+
+def test_alpha_is_shown_over_white():
+  shown = pictures.as_rgb(np.array([[[10, 255], [10, 0], [10, 51]]], np.uint8))
+  assert shown.tolist() == [[[10] * 3, [255] * 3, [206] * 3]]
+
+
+def test_edits_are_numbered_and_each_is_told(tmp_path):
+  images = noise(2, 8, 8, 2)
+  pictures.write_edits(tmp_path, images, {"edited": images}, {"edit": "invert"}, [{"share": 0.0}, {"share": 1.0}])
+  assert pictures.read_provenance(tmp_path / "00001.png") == {"edit": "invert", "share": 1.0, "index": 1}
+  assert pictures.read_provenance(tmp_path / "sheet.png") == {"edit": "invert"}
+  with Image.open(tmp_path / "00001.png") as opened:
+    assert opened.mode == "LA"
+    np.testing.assert_array_equal(np.asarray(opened), images[1])
+
+
+def test_an_animation_goes_there_and_back(tmp_path):
+  images = np.stack([np.full((8, 8, 1), level, np.uint8) for level in (0, 100, 200)])
+  pictures.write_gif(tmp_path / "a.gif", images, {"edit": "interpolate"})
+  with Image.open(tmp_path / "a.gif") as opened:
+    frames = [np.asarray(frame.convert("L"))[0, 0] for frame in ImageSequence.Iterator(opened)]
+    assert opened.size == (64, 64) and json.loads(opened.info["comment"])["jldm"] == {"edit": "interpolate"}
+  np.testing.assert_allclose(frames, [0, 100, 200, 100], atol=1)
+
+
+def test_a_film_needs_imageio(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+  with pytest.raises(UserError, match="install them: pip install 'jldm"):
+    pictures.write_mp4(tmp_path / "a.mp4", noise(3, 8, 8, 1), {})
+
+
+def test_a_film_has_the_frames(tmp_path):
+  imageio = pytest.importorskip("imageio.v2")
+  pytest.importorskip("imageio_ffmpeg")
+  images = np.stack([np.full((9, 8, 1), level, np.uint8) for level in (0, 100, 200)])
+  pictures.write_mp4(tmp_path / "a.mp4", images, {"edit": "interpolate"})
+  frames = np.stack(list(imageio.get_reader(tmp_path / "a.mp4")))
+  assert frames.shape == (4, 72, 64, 3)
+  np.testing.assert_allclose(frames.mean((1, 2, 3)), [0, 100, 200, 100], atol=3)
+  assert b"interpolate" in (tmp_path / "a.mp4").read_bytes()

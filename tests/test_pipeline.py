@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm import pipeline
+from jldm import named, pipeline
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys, split_each
-from jldm.diffusion.process import Cosine
+from jldm.diffusion.process import Cosine, Discrete
 from jldm.diffusion.target import Predict
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
@@ -67,14 +67,14 @@ def test_changing_numbers_compiles_nothing(tiny):
 
 
 def test_guidance_by_name(tiny):
-  assert pipeline.make_guidance("cfg_zero", 3) == guidance.CFGZero(3)
-  assert pipeline.make_guidance("apg", 3, rescale=0.5) == guidance.Rescale(guidance.APG(3), 0.5)
+  assert named.make_guidance("cfg_zero", 3) == guidance.CFGZero(3)
+  assert named.make_guidance("apg", 3, rescale=0.5) == guidance.Rescale(guidance.APG(3), 0.5)
   plus_plus = guidance.CFGPlusPlus(guidance.Rescale(guidance.ClassifierFree(0.7), 0.5))
-  assert pipeline.make_guidance("cfg_pp", 0.7, (-5, 5), 0.5) == guidance.Interval(plus_plus, -5, 5)
+  assert named.make_guidance("cfg_pp", 0.7, (-5, 5), 0.5) == guidance.Interval(plus_plus, -5, 5)
   draw = lambda **options: pipeline.generate(*tiny, [1, 2], steps=4, sampler=DDIM(), devices=1, **options).astype(int)
   plain = draw(guidance_scale=3.0)
-  assert (draw(guidance=pipeline.make_guidance("cfg", 3)) == plain).all()
-  assert (draw(guidance=pipeline.make_guidance("cfg", 3, interval=(50, 60))) == draw(guidance_scale=1.0)).all()
+  assert (draw(guidance=named.make_guidance("cfg", 3)) == plain).all()
+  assert (draw(guidance=named.make_guidance("cfg", 3, interval=(50, 60))) == draw(guidance_scale=1.0)).all()
   assert (draw(guidance_scale=3.0, negative_label=5) != plain).any()
 
 
@@ -82,7 +82,7 @@ def test_numbers_of_guidance_compile_nothing(tiny):
   before = pipeline.draw._cache_size()
   for numbers in ((2.0, (-1, 2), 0.5), (3, (-2.0, np.float32(4)), 1), (0, (0, 0), 0)):
     for negative in (-1, np.int64(4)):
-      rule = pipeline.make_guidance("apg", *numbers)
+      rule = named.make_guidance("apg", *numbers)
       pipeline.generate(*tiny, [1], steps=3, sampler=DDIM(), devices=1, guidance=rule, negative_label=negative)
   assert pipeline.draw._cache_size() == before + 1
 
@@ -117,19 +117,19 @@ def test_one_step_is_finite(tiny, sampler):
   (lambda tiny: pipeline.generate(*tiny, [1], steps=0), "steps=0; expected at least 1"),
   (lambda tiny: pipeline.generate(*tiny, [1], devices=9), "devices=9; expected 1 to 8"),
   (lambda tiny: pipeline.generate(*tiny, [1], negative_label=10), "label=10"),
-  (lambda tiny: pipeline.generate(*tiny, [1], guidance=pipeline.make_guidance(), guidance_scale=2.0), "a rule has its own scale"),
+  (lambda tiny: pipeline.generate(*tiny, [1], guidance=named.make_guidance(), guidance_scale=2.0), "a rule has its own scale"),
   (lambda tiny: pipeline.bits_per_dim(*tiny, np.zeros((2, 32, 32, 1)), [1]), "1 labels of 2 images"),
   (lambda tiny: pipeline.bits_per_dim(*tiny, np.zeros((1, 32, 32, 1)), probes=0), "probes=0"),
-  (lambda tiny: pipeline.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
-  (lambda tiny: pipeline.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
-  (lambda tiny: pipeline.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
-  (lambda tiny: pipeline.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
-  (lambda tiny: pipeline.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
-  (lambda tiny: pipeline.make_sampler("Churn(Ratio())"), "is no sampler, or is around none"),
-  (lambda tiny: pipeline.make_sampler("exit(1)"), "sampler: no class 'exit'"),
-  (lambda tiny: pipeline.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
-  (lambda tiny: pipeline.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
-  (lambda tiny: pipeline.make_sampler("(DDIM()"), "expected an object written as in Python"),
+  (lambda tiny: named.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
+  (lambda tiny: named.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
+  (lambda tiny: named.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
+  (lambda tiny: named.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
+  (lambda tiny: named.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
+  (lambda tiny: named.make_sampler("Churn(Ratio())"), "is no sampler, or is around none"),
+  (lambda tiny: named.make_sampler("exit(1)"), "sampler: no class 'exit'"),
+  (lambda tiny: named.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
+  (lambda tiny: named.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
+  (lambda tiny: named.make_sampler("(DDIM()"), "expected an object written as in Python"),
   (lambda tiny: pipeline.generate(*tiny, [1], grid="even"), "grid='even'; expected one of ['align_your_steps', 'beta',"),
   (lambda tiny: pipeline.generate(*tiny, [1], grid="leading"), "expected a Discrete process"),
 ])
@@ -139,10 +139,12 @@ def test_mistakes(tiny, call, told):
   assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny):
+@pytest.mark.parametrize("process", [None, Discrete(zero_terminal_snr=True)], ids=["its own", "zero terminal SNR"])
+def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
   model, params = tiny
-  with pytest.raises(UserError, match="t = 1"):
-    pipeline.generate(dataclasses.replace(model, parametrization=Predict("eps")), params, [1])
+  model = dataclasses.replace(model, process=process or model.process, parametrization=Predict("eps"))
+  with pytest.raises(UserError, match=r"Predict\(kind='eps'\) says nothing about the data at t = 1 of .*; use Predict\('v'\)"):
+    pipeline.generate(model, params, [1])
 
 
 def test_an_untrained_workdir_is_told(tmp_path):
@@ -164,10 +166,10 @@ def test_an_illegal_size_is_refused(tiny, size, told):
 
 
 def test_samplers_by_name_and_written_out():
-  assert all(hasattr(pipeline.make_sampler(name), "step") for name in pipeline.SAMPLERS)
-  assert pipeline.make_sampler("dpmpp_2m_sde") == DPMSolverPP(2, eta=1.0)
-  assert pipeline.make_sampler("DPMSolverPP(3, exact_d2=True)", eta=0.5) == DPMSolverPP(3, 0.5, exact_d2=True)
-  assert pipeline.make_sampler("Churn(Heun(Ratio()), gamma=0.1)") == Churn(Heun(Ratio()), 0.1)
+  assert all(hasattr(named.make_sampler(name), "step") for name in named.SAMPLERS)
+  assert named.make_sampler("dpmpp_2m_sde") == DPMSolverPP(2, eta=1.0)
+  assert named.make_sampler("DPMSolverPP(3, exact_d2=True)", eta=0.5) == DPMSolverPP(3, 0.5, exact_d2=True)
+  assert named.make_sampler("Churn(Heun(Ratio()), gamma=0.1)") == Churn(Heun(Ratio()), 0.1)
 
 
 def test_times_by_grid_or_as_pairs(tiny):

@@ -1,14 +1,13 @@
 """`jldm sample`: pictures from a workdir, as PNGs or one .npz."""
 
 import argparse
-import math
 from pathlib import Path
 import tempfile
 
 import numpy as np
 from tqdm import tqdm
 
-from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm import named, pictures, pipeline, sharding, workdir as workdirs
 from jldm.cli.prepare import parse_size
 from jldm.core.errors import UserError
 from jldm.samplers.grid import GRIDS
@@ -21,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
   parser.add_argument("--n", type=int, default=64, help="how many pictures (default: 64)")
   parser.add_argument("--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional")
-  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(pipeline.SAMPLERS))}, or one written out, such as "
+  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(named.SAMPLERS))}, or one written out, such as "
                       "\"Churn(Heun(), gamma=0.1)\" (default: the experiment's)")
   parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
   parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
   parser.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
-  rules = ", ".join(sorted(pipeline.GUIDANCE))
+  rules = ", ".join(sorted(named.GUIDANCE))
   parser.add_argument("--guidance", default="cfg", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
   parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide at log SNR in it alone")
   parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast")
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
-  parser.add_argument("--previews", action="store_true", help="also previews.png: what eight of the steps took pictures for")
+  parser.add_argument("--previews", action="store_true", help="also previews.png: what eight steps took ten pictures for")
   parser.add_argument("--out", help="a folder, or a file ending in .npz (default: WORKDIR/samples)")
 
 
@@ -50,11 +49,11 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = workdirs.read(workdir)
   name = args.sampler or experiment.sampling.sampler
-  sampler = pipeline.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
+  sampler = named.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
   labels = pipeline.check_labels(parse_labels(args.label, args.n, experiment.data.classes), experiment.data.classes)
   scale = args.guidance_scale if args.guidance_scale is not None else experiment.sampling.guidance_scale
   negative = -1 if args.negative_label is None else args.negative_label
-  rule = make_guidance(args, scale)
+  rule = named.make_guidance(args.guidance, scale, args.guidance_interval, args.guidance_rescale)
   pipeline.check_labels(np.array([negative]), experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
   pipeline.check_concat(pipeline.of(experiment), None, len(labels))
@@ -63,9 +62,10 @@ def main(args: argparse.Namespace) -> None:
   size = parse_size(args.size) if args.size else None
   model, params = pipeline.load(workdir, args.sigma_rel)
   steps = args.steps if args.steps is not None else model.sampling.steps
-  images, estimates = pipeline.trajectory(
-    model, params, labels, args.seed, previews=PREVIEWS if args.previews else 0, sampler=sampler, steps=steps, grid=args.grid,
-    guidance=rule, negative_label=negative, size=size, batch_size=args.batch_size, devices=args.devices, progress=progress)
+  options = dict(
+    sampler=sampler, steps=steps, grid=args.grid, guidance=rule, negative_label=negative, size=size,
+    batch_size=args.batch_size, devices=args.devices)
+  images = pipeline.generate(model, params, labels, args.seed, progress=progress, **options)
   told = {"sampler": name, "steps": steps, "guidance": args.guidance, "guidance_scale": scale, "seed": args.seed}
   told |= {name: getattr(args, name) for name in ASKED if getattr(args, name) is not None}
   if out.suffix == ".npz":
@@ -73,17 +73,12 @@ def main(args: argparse.Namespace) -> None:
   else:
     pictures.write_samples(out, images, labels, told)
   if args.previews:
-    rows = [np.concatenate([each, image[None]]) for each, image in zip(estimates[:MOST_PREVIEWED], images)]
+    rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
+    last, estimates = pipeline.trajectory(model, params, labels[rows], args.seed, previews=PREVIEWS, rows=rows, **options)
+    sheet = [np.concatenate([each, image[None]]) for each, image in zip(estimates, last)]
     path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
-    pictures.write_png(path, pictures.tile_rows(rows, max(1, round(pictures.CELL / min(images.shape[1:3])))), told)
+    pictures.write_png(path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(images.shape[1:3])))), told)
   print(f"{len(images)} pictures in {out}")
-
-
-def make_guidance(args: argparse.Namespace, scale: float):
-  interval = args.guidance_interval
-  if interval is not None and not all(map(math.isfinite, interval)):
-    raise UserError(f"--guidance-interval {interval[0]} {interval[1]}; expected two finite log SNR")
-  return pipeline.make_guidance(args.guidance, scale, interval, args.guidance_rescale)
 
 
 def progress(batches):

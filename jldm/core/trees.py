@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def pytree(cls: type) -> type:
-  """Registers a frozen dataclass: fields are leaves, hence traced, but those with metadata {"static": True} are not.
+  """Registers a frozen dataclass: fields are leaves, hence traced, but those that are a `choice` are not.
 
   `jax.tree_util.register_dataclass` would do, but trees of two classes that it registered are equal where their static
   fields are (jaxlib 0.10.2), and jit then runs, now and then, the program of one sampler for another.
@@ -26,6 +26,11 @@ def pytree(cls: type) -> type:
 
   jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
   return cls
+
+
+def choice(default: Any) -> Any:
+  """A field of a `pytree` that is static: another value is another program."""
+  return dataclasses.field(default=default, metadata={"static": True})
 
 
 def count(params: Any) -> int:

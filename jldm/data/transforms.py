@@ -1,6 +1,8 @@
 """Pictures of any kind as 8-bit grey or RGB, at one size: PIL in, PIL out."""
 
+from collections.abc import Callable
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -69,12 +71,24 @@ def pad(image: Image.Image, n: int) -> Image.Image:
   return ImageOps.expand(image, border=n, fill=0)
 
 
-def read(path: str | os.PathLike) -> Image.Image:
-  """The picture in a file, wholly decoded and converted; UserError names a file that is damaged or no picture."""
+def layers(image: Image.Image, channels: int) -> np.ndarray:
+  """The first frame, upright: uint8 [H, W, channels] of 1 (grey) or 3 (RGB), and alpha besides where it has any."""
+  image.seek(0)
+  image = ImageOps.exif_transpose(image)
+  deep = image.mode == "F" or image.mode.startswith("I")
+  if image.has_transparency_data and not deep:
+    image = image.convert("RGBA").convert("LA" if channels == 1 else "RGBA")
+  else:
+    image = recode(image).convert("L" if channels == 1 else "RGB")
+  return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def read(path: str | os.PathLike, form: Callable[[Image.Image], Any] = convert) -> Any:
+  """The picture in a file, wholly decoded, as `form` has it; UserError names a file that is damaged or no picture."""
   try:
     with Image.open(path) as image:
       image.load()
-      return convert(image)
+      return form(image)
   except UnidentifiedImageError:
     reason = "unknown format"
   except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

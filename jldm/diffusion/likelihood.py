@@ -61,10 +61,11 @@ def hutchinson(keys: Array, like: Array, probes: int = 1, gaussian: bool = False
   return divergence
 
 
-def log_density(process: Process, denoise: Denoise, z: Array, times: Array, divergence: Divergence = exact) -> Array:
+def log_density(process: Process, denoise: Denoise, z: Array, times: Array, divergence: Divergence) -> Array:
   """log p(z_low) [B] of z [B, ...] at times[0], by (2) with a classical Runge-Kutta step in each interval of `times` [N + 1].
 
-  The error is of fourth order in the steps, beside what the prior leaves out at times[-1].
+  `divergence` is `exact` or a `hutchinson`.  The error is of fourth order in the steps where the rates are smooth, beside what
+  the prior leaves out at times[-1].
   """
 
   def slope(z: Array, t: Array) -> tuple[Array, Array]:

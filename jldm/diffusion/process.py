@@ -8,6 +8,7 @@ A process is a frozen dataclass of Python numbers, static under jit.  All schedu
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -190,6 +191,7 @@ class Discrete:
   def steps(self) -> int:
     return self.schedule.steps
 
+  @functools.cache  # noqa: B019  a frozen dataclass of some numbers
   def angles(self) -> tuple[np.ndarray, np.ndarray]:
     """2 / pi times the angle at the knots 0, 1 / T, ... 1, and what it lacks to 1 (small near noise, hence by itself)."""
     alpha = np.sqrt(np.cumprod(1 - self.schedule.betas()))

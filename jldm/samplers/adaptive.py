@@ -1,7 +1,8 @@
 """The probability flow to a tolerance: Dormand & Prince's pair of orders 5 and 4, with a step size for every example.
 
 In the clock Line (jldm.samplers.clock), dy / dtau = eps - x0.  A step is kept where the root mean square of its error
-over (atol + rtol |y|) is at most 1, and the next is 0.9 error^(-1/5) times as long: Hairer, Nørsett & Wanner, II.4.
+over (atol + rtol |y|) is at most 1, and the next is 0.9 error^(-1/5) times as long, but between 0.2 and 5: Hairer, Nørsett &
+Wanner, II.4.
 """
 
 from typing import NamedTuple
@@ -56,10 +57,11 @@ def solve_adaptive(
   last: float = 1e-3,
   most_steps: int = 1000,
 ) -> Solution:
-  """z [B, ...] from time t to time s, both [], either way; rtol and atol are traced.
+  """z [B, ...] from time t to time s, both [], either way; rtol and atol are traced.  `denoise` is told a time an example [B].
 
-  At tau below `last` an Euler step ends the path, and one begins it from there: a network need not say anything at
-  sigma = 0.  The whole batch is evaluated until its last example is done, or after `most_steps`.
+  At tau below `last` an Euler step ends the path, and one begins it from there, with an error of the size of `last`: a
+  network need not say anything at sigma = 0.  The whole batch is evaluated until its last example is done, or after
+  `most_steps`; an example whose error is not a number stops.
   """
   clock, column = Line(), lambda values: expand(values, z)
   begin, end = (jnp.maximum(clock.tau(process, u), last) for u in (t, s))
@@ -67,6 +69,9 @@ def solve_adaptive(
   def slope(y: Array, tau: Array) -> Array:
     time = clock.time(process, tau)
     return clock.slope(denoise(column(clock.scale(process, time)) * y, time))
+
+  def going(walk: Walk) -> Array:
+    return (walk.tau != end) & jnp.isfinite(walk.step)
 
   def body(walk: Walk) -> Walk:
     step = jnp.where(jnp.abs(walk.step) > jnp.abs(end - walk.tau), end - walk.tau, walk.step)
@@ -77,7 +82,7 @@ def solve_adaptive(
     error = column(step) * sum(weight * k for weight, k in zip(ERROR, slopes))
     tolerance = atol + rtol * jnp.maximum(jnp.abs(walk.y), jnp.abs(y))
     error = jnp.sqrt(jnp.mean((error / tolerance) ** 2, tuple(range(1, z.ndim))))
-    running = walk.tau != end
+    running = going(walk)
     accept = running & (error <= 1)
     factor = jnp.clip(0.9 * jnp.maximum(error, 1e-10) ** -0.2, 0.2, 5.0)
     tau = jnp.where(step == end - walk.tau, end, walk.tau + step)
@@ -92,6 +97,6 @@ def solve_adaptive(
   first = slope(y, tau)
   y = y + (begin - clock.tau(process, t)) * first
   walk = Walk(y, first, tau, 0.05 * (end - tau), jnp.ones(len(z), jnp.int32), jnp.int32(0))
-  walk = jax.lax.while_loop(lambda w: jnp.any(w.tau != end) & (w.rounds < most_steps), body, walk)
+  walk = jax.lax.while_loop(lambda w: jnp.any(going(w)) & (w.rounds < most_steps), body, walk)
   y = walk.y + (clock.tau(process, s) - end) * walk.slope
   return Solution(clock.scale(process, s) * y, walk.evaluations, walk.tau == end)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import kept
 from jldm.samplers.sample import Denoise, State
@@ -39,7 +39,7 @@ class Ancestral:
     UserError: an unknown variance, or `learned` of a network that says none.
   """
 
-  variance: str = dataclasses.field(default="small", metadata={"static": True})
+  variance: str = choice("small")
 
   def __post_init__(self):
     if self.variance not in VARIANCES:
@@ -50,8 +50,8 @@ class Ancestral:
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, v = denoise(state.z, t)
-    if self.variance == "learned" and v is None:
-      raise UserError("variance='learned', but the network says none; expected 'small' or 'large'")
+    if self.variance == "learned" and (v is None or v.shape != x0.shape):
+      raise UserError("variance='learned', but the network says none of every value; expected 'small' or 'large'")
     share = kept(process, t, s)
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     std = VARIANCES[self.variance](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)

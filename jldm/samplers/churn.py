@@ -1,4 +1,6 @@
-"""Stochastic sampling of Karras et al. 2022 (2206.00364), algorithm 2: each step first goes back up in noise.
+"""Stochastic sampling of Karras et al. 2022 (2206.00364): each step first goes back up in noise.
+
+Their algorithm 2 is Churn(Heun(Ratio())).
 
   (1)  sigma^ / alpha^ = (1 + gamma) sigma / alpha,   then the inner sampler's step from t^ to s
 """
@@ -20,7 +22,7 @@ Array = jax.Array
 
 
 def karras_gamma(churn: float, steps: int) -> float:
-  """min(churn / steps, sqrt 2 - 1): algorithm 2, line 4, S_churn spread over the steps."""
+  """min(churn / steps, sqrt 2 - 1): algorithm 2's gamma, S_churn spread over the steps."""
   return min(churn / steps, math.sqrt(2) - 1)
 
 
@@ -30,8 +32,7 @@ class Churn:
   """Wraps any sampler; all numbers are traced.
 
   gamma: (1), 0 changes nothing.   low, high: the sigma / alpha between which noise is added.   noise: its scale, S_noise.
-  Nothing is added upward, at alpha = 0, or beyond the noisiest level of a chain.  Where it is, a multistep history starts
-  anew.
+  Nothing is added upward or beyond t = 1.  Where it is, a multistep history starts anew: such a step is of first order.
   """
 
   sampler: Sampler = Heun()
@@ -48,6 +49,6 @@ class Churn:
     ratio = process.sigma(t) / process.alpha(t)
     inside = (s < t) & (ratio >= self.low) & (ratio <= self.high) & jnp.isfinite(ratio) & (self.gamma > 0)
     up = process.time(-2 * jnp.log(jnp.where(inside, ratio * (1 + self.gamma), 1)))
-    up = jnp.where(inside, jnp.maximum(up, t), t)
+    up = jnp.where(inside, jnp.clip(up, t, 1), t)
     state = moved(state, renoise(process, state.z, t, up, key_churn, self.noise), up > t)
     return self.sampler.step(process, denoise, state, up, s, key_step)

@@ -8,7 +8,7 @@ eps is integrated over rho.  The others have the weights of evenly spaced steps,
   (2)  eps + sum_i w_i (eps_i - eps) = (3 eps - eps_1) / 2,  (23 eps - 16 eps_1 + 5 eps_2) / 12,
        (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
 
-PNDM, Liu et al. 2022 (2202.09778), eq. 12, in two warm-ups, and iPNDM, which begins at lower order.
+PNDM, Liu et al. 2022 (2202.09778), with two warm-ups, and iPNDM (Zhang & Chen), which begins at lower order.
 """
 
 import dataclasses
@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
 from jldm.samplers.clock import Ratio, euler
-from jldm.samplers.dpm_solver import check_order, choice
-from jldm.samplers.exponential import chosen, interpolation, usable
+from jldm.samplers.exponential import check_order, chosen, interpolation, usable
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
@@ -47,11 +46,16 @@ def begin(z: Array, pairs: Array, order: int) -> Slopes:
   return Slopes(z, zeros, (zeros,) * (order - 1), jnp.zeros(order - 1, pairs.dtype), jnp.int32(0))
 
 
-def follow(process: Process, state: Slopes, found: Denoised, eps: Array, t: Array, s: Array) -> Slopes:
-  """(1): the step from t to s along `eps`, where `found` was found; a straight line where rho is infinite."""
+def along(process: Process, found: Denoised, eps: Array, t: Array, s: Array) -> Array:
+  """(1): z_s along `eps` from where `found` was found; a straight line where rho is infinite."""
   rho = Ratio()
   change = rho.scale(process, s) * (rho.tau(process, s) - rho.tau(process, t))
-  z = euler(process, found, s) + jnp.where(jnp.isfinite(change), change, 0) * (eps - found.eps)
+  return euler(process, found, s) + jnp.where(jnp.isfinite(change), change, 0) * (eps - found.eps)
+
+
+def follow(process: Process, state: Slopes, found: Denoised, eps: Array, t: Array, s: Array) -> Slopes:
+  """The state after a step along `eps`."""
+  z = along(process, found, eps, t, s)
   past = (found.eps, *state.past)[: len(state.past)]
   times = jnp.concatenate([jnp.reshape(t, 1), state.times])[: len(past)]
   return Slopes(z, found.x0, past, times, jnp.minimum(state.count + 1, len(past)))
@@ -93,7 +97,7 @@ class DEIS:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class PNDM:
-  """Fourth order on even steps.  The warm-up is one of
+  """Fourth order on steps even in sigma / alpha, but for `none`, and second on others.  The warm-up is one of
 
   plms: the first step is Heun's, two evaluations;   prk: the first three are Runge-Kutta's, four evaluations each;
   none: the first three are of order 1, 2, 3, one evaluation each (iPNDM).
@@ -116,14 +120,9 @@ class PNDM:
     found = denoise(state.z, t)
     steps, warm = WARMUPS[self.warmup]
     even = lambda: extrapolated(found.eps, state.past, chosen(EVEN, state.count + 1, 3))
-    first = lambda: jnp.where(process.sigma(s) > 0, warm(process, denoise, found, t, s), found.eps)
+    first = lambda: jax.lax.cond(process.sigma(s) > 0, lambda: warm(process, denoise, found, t, s), lambda: found.eps)
     eps = jax.lax.cond(state.count < steps, first, even) if steps else even()
     return follow(process, state, found, eps, t, s)
-
-
-def along(process: Process, found: Denoised, eps: Array, t: Array, s: Array) -> Array:
-  """z_s reached from where `found` was found along another eps."""
-  return follow(process, Slopes(eps, eps, (), jnp.zeros(0), jnp.int32(0)), found, eps, t, s).z
 
 
 def trapezoid(process: Process, denoise: Denoise, found: Denoised, t: Array, s: Array) -> Array:
@@ -132,7 +131,7 @@ def trapezoid(process: Process, denoise: Denoise, found: Denoised, t: Array, s: 
 
 
 def runge_kutta(process: Process, denoise: Denoise, found: Denoised, t: Array, s: Array) -> Array:
-  """The eps of a Runge-Kutta step, with its middle halfway in t: PNDM's eq. 13."""
+  """The eps of PNDM's Runge-Kutta step, with its middle halfway in t."""
   middle = 0.5 * (t + s)
   second = denoise(along(process, found, found.eps, t, middle), middle).eps
   third = denoise(along(process, found, second, t, middle), middle).eps

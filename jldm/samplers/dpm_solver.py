@@ -6,8 +6,8 @@ In the notation of jldm.samplers.exponential, with E = m_0 = 1 - e^{-kappa}, the
        second order, "heun":      m_1 / r (x0_1 - x0)
   (2)  third order:               m_1 D_1 + m_2 / 2 D_2
 
-with D_1 and D_2 the slope and the second divided difference of x0 over theta at 0.  Taylor's formula has m_2 D_2: as
-published a third-order multistep solver is of second order, and of third with `exact_d2`.
+with D_1 and D_2 the slope and the second divided difference of x0 over theta at 0.  Taylor's formula has m_2 D_2: as its
+authors' code has it a third-order multistep solver is of second order, and of third with `exact_d2`.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jldm.core.errors import UserError
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
 from jldm.samplers.exponential import (
   History,
   begin,
+  check_order,
   chosen,
   corrected,
   first_order,
@@ -36,13 +36,6 @@ from jldm.samplers.exponential import (
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
-
-choice = lambda default: dataclasses.field(default=default, metadata={"static": True})
-
-
-def check_order(order: int, highest: int) -> None:
-  if order not in range(1, highest + 1):
-    raise UserError(f"order={order}; expected 1 to {highest}")
 
 
 @pytree

@@ -4,7 +4,7 @@ With lambda = log(alpha / sigma) the flow solves to, Lu et al. 2022 (2211.01095)
 
   (1)  z_s = sigma_s / sigma_t z_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x0(lambda) dlambda
 
-and with noise of strength eta, Gonzalez et al. 2023 and Xue et al. 2023 (2309.05019), eq. 12, where h = lambda_s - lambda_t
+and with noise of strength eta (Gonzalez et al. 2023, 2305.14267; Xue et al. 2023, 2309.05019), where h = lambda_s - lambda_t
 and kappa = (1 + eta) h, to
 
   (2)  z_s = alpha_s x0 + sigma_s (e^{-eta h} eps + (1 - e^{-2 eta h})^(1/2) eps') + alpha_s sum_i w_i (x0_i - x0)
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
 from jldm.core.keys import normal
 from jldm.diffusion.process import Process, half_log_snr
 from jldm.samplers.ddim import kept
@@ -44,11 +45,20 @@ class History(NamedTuple):
     return (self.x0, *self.past)[: len(self.times)]
 
 
+def check_order(order: int, highest: int) -> None:
+  if order not in range(1, highest + 1):
+    raise UserError(f"order={order}; expected 1 to {highest}")
+
+
 def begin(z: Array, pairs: Array, order: int) -> History:
   """No history yet; `order` = K."""
   zeros = jnp.zeros_like(z)
-  none, left = jnp.int32(0), jnp.int32(len(pairs))
-  return History(z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), none, left)
+  return History(z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), jnp.int32(0), steps_of(pairs))
+
+
+def steps_of(pairs: Array) -> Array:
+  """How many of the pairs [N, 2] go somewhere."""
+  return jnp.sum(pairs[:, 0] != pairs[:, 1], dtype=jnp.int32)
 
 
 def follow(state: History, z: Array, x0: Array, t: Array) -> History:

@@ -1,6 +1,6 @@
 """Grids of times, and the pairs (t, s) that a sampler walks.
 
-Grids are made before anything is compiled, on the host in float64, and come in JAX's default float type.  A "ratio" is
+Grids are made before anything is compiled and come in JAX's default float type.  A "ratio" is
 sigma / alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite there, and grids of ratios begin at 80.
 """
 
@@ -89,7 +89,7 @@ def karras(process: Process, steps: int, low: float | None = None, high: float |
 
 
 def exponential(process: Process, steps: int, low: float | None = None, high: float | None = None) -> Array:
-  """As `karras`, but even in log ratio: rho to infinity."""
+  """As `karras`, but even in log ratio, hence in log SNR: rho to infinity."""
   low, high = bounds(process, steps, low, high)
   return at_ratios(process, np.exp(np.linspace(math.log(high), math.log(low), steps)))
 
@@ -238,7 +238,6 @@ def repaint(times: Array, jump: int = 10, repeats: int = 10) -> Array:
 
 GRIDS: dict[str, Callable[[Process, int], Array]] = {  # of the command line: (process, steps) -> pairs [N, 2]
   "uniform": lambda process, steps: chain(uniform(steps)),
-  "log_snr": lambda process, steps: chain(log_snr_uniform(process, steps, *-2 * np.log(bounds(process, steps)[::-1]))),
   "karras": lambda process, steps: chain(karras(process, steps)),
   "exponential": lambda process, steps: chain(exponential(process, steps)),
   "beta": lambda process, steps: chain(beta(steps)),

@@ -2,7 +2,7 @@
 
   (1)  z_s = alpha_s x0 + sigma_s ((1 - gamma^2)^(1/2) eps + gamma eps')
 
-gamma = 1 is multistep consistency sampling; less keeps some of the noise: Kim et al. 2023 (2310.02279), algorithm 3.
+gamma = 1 is multistep consistency sampling; less keeps some of the noise that was found, and 0 is DDIM.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def boundary(process: Process, denoise: Denoise, sigma_data: float = 0.5, scale:
   """The denoiser with x0 replaced by c_skip z + c_out x0, which is z at the clean end: Luo et al. 2023 (2310.04378).
 
   With u = scale level(t):  c_skip = sigma_data^2 / (u^2 + sigma_data^2),  c_out = u / (u^2 + sigma_data^2)^(1/2).  The
-  published scale is 10 a step of a chain of 1,000.
+  published scale is 10 a step of a chain of 1,000.  eps stays as it is, and `Jump()` takes none of it.
   """
 
   def bounded(z: Array, t: Array, *estimate: Array) -> Denoised:

@@ -1,4 +1,5 @@
-"""Annealed Langevin dynamics as the corrector of any sampler: Song et al. 2021 (2011.13456), algorithms 2 and 3.
+"""Annealed Langevin dynamics as the corrector of any sampler: Song et al. 2021 (2011.13456), algorithms 2 and 3, with steps
+of a fixed size where theirs follow from norms.
 
 With the score grad log p(z) = -eps / sigma and steps of size delta = size sigma^2,
 
@@ -14,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.keys import normal, split_each
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import choice
 from jldm.samplers.sample import Denoise, Sampler, moved
 
 Array = jax.Array
@@ -41,9 +41,13 @@ class Corrected:
   def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any:
     key_step, *key_corrections = split_each(keys, 1 + self.corrections)
     state = self.sampler.step(process, denoise, state, t, s, key_step)
+    if not self.corrections:
+      return state
     sigma = process.sigma(s)
-    for key in key_corrections:
-      noise = jnp.sqrt(2 * self.size) * normal(key, state.z)
-      z = state.z + sigma * (noise - self.size * denoise(state.z, s).eps)
-      state = moved(state, jnp.where(sigma > 0, z, state.z))
-    return state
+
+    def correct(z: Array, key: Array) -> tuple[Array, None]:
+      noise = jnp.sqrt(2 * self.size) * normal(key, z)
+      return z + sigma * (noise - self.size * denoise(z, s).eps), None
+
+    walked = lambda: jax.lax.scan(correct, state.z, jnp.stack(key_corrections))[0]
+    return moved(state, jax.lax.cond(sigma > 0, walked, lambda: state.z))

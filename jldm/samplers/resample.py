@@ -29,6 +29,11 @@ class Resample:
     return self.sampler.init(process, z, pairs)
 
   def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any:
-    up = lambda: moved(state, renoise(process, state.z, t, s, keys))
+    up = lambda: passed(moved(state, renoise(process, state.z, t, s, keys)))
     down = lambda: self.sampler.step(process, denoise, state, t, s, keys)
     return jax.lax.cond(s > t, up, down)
+
+
+def passed(state: Any) -> Any:
+  """The state a step later, of samplers that count what is left."""
+  return state._replace(left=state.left - 1) if "left" in state._fields else state

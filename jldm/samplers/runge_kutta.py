@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.clock import Clock, Line, euler
 from jldm.samplers.sample import Denoise, State
@@ -16,9 +16,9 @@ Array = jax.Array
 @pytree
 @dataclasses.dataclass(frozen=True)
 class RK4:
-  """Four evaluations a step; the step that ends at sigma = 0, or that the clock does not know, is Euler's."""
+  """Four evaluations a step; the step that ends at sigma = 0, or that the clock does not know, is Euler's, with one."""
 
-  clock: Clock = dataclasses.field(default=Line(), metadata={"static": True})
+  clock: Clock = choice(Line())
 
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(z))
@@ -26,7 +26,8 @@ class RK4:
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     del keys
     tau_t, tau_s = (self.clock.tau(process, u) for u in (t, s))
-    middle = self.clock.time(process, 0.5 * (tau_t + tau_s))
+    half = 0.5 * (tau_t + tau_s)
+    middle = self.clock.time(process, half)
     first = denoise(state.z, t)
     k1 = self.clock.slope(first)
 
@@ -35,11 +36,13 @@ class RK4:
       z = euler(process, first, u) + self.clock.scale(process, u) * (tau - tau_t) * (k - k1)
       return self.clock.slope(denoise(z, u))
 
-    half = 0.5 * (tau_t + tau_s)
-    k2 = slope(middle, half, k1)
-    k3 = slope(middle, half, k2)
-    k4 = slope(s, tau_s, k3)
     change = self.clock.scale(process, s) * (tau_s - tau_t)
     z = euler(process, first, s)
-    known = (process.sigma(s) > 0) & jnp.isfinite(change)
-    return State(jnp.where(known, z + change * ((k1 + 2 * k2 + 2 * k3 + k4) / 6 - k1), z), first.x0)
+
+    def classical() -> Array:
+      k2 = slope(middle, half, k1)
+      k3 = slope(middle, half, k2)
+      k4 = slope(s, tau_s, k3)
+      return z + change * ((k1 + 2 * k2 + 2 * k3 + k4) / 6 - k1)
+
+    return State(jax.lax.cond((process.sigma(s) > 0) & jnp.isfinite(change), classical, lambda: z), first.x0)

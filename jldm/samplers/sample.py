@@ -26,7 +26,10 @@ class State(NamedTuple):
 
 
 class Sampler(Protocol):
-  """`init` may precompute; `step` takes the state from time t to time s with keys [B], one a sample."""
+  """`init` may precompute; `step` takes the state from time t to time s with keys [B], one a sample.
+
+  A state with a history has a field `count` [], how much of it belongs to the path, by which `moved` begins it anew.
+  """
 
   def init(self, process: Process, z: Array, pairs: Array) -> Any: ...
   def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any: ...

@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.trees import pytree
+from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process, half_log_snr
 from jldm.diffusion.target import Denoised
 from jldm.samplers.clock import euler
-from jldm.samplers.dpm_solver import check_order, choice
-from jldm.samplers.exponential import chosen, corrected, interpolation, moments, nodes, usable
+from jldm.samplers.exponential import check_order, chosen, corrected, interpolation, moments, nodes, steps_of, usable
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
 
-B = {"bh1": lambda h: h, "bh2": lambda h: -jnp.expm1(-h)}
+GROWTHS = {"bh1": lambda h: h, "bh2": lambda h: -jnp.expm1(-h)}  # equation (2)
 
 
 class UniState(NamedTuple):
@@ -38,13 +37,14 @@ class UniState(NamedTuple):
   times: Array  # [K] of x0 and of those
   count: Array  # [] how many of the K belong to this path
   order: Array  # [] of the last step's predictor
+  reached: Array  # [] the time that it went to
   left: Array  # [] steps to go
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class UniPC:
-  """UniPC-p of `order` p, of global order p + 1; one evaluation a step.
+  """UniPC-p of `order` p, of global order p + 1; one evaluation a step.  Where pairs do not adjoin nothing is corrected.
 
   Raises:
     UserError: an order other than 1, 2, 3, or another B than bh1 and bh2.
@@ -56,18 +56,19 @@ class UniPC:
 
   def __post_init__(self):
     check_order(self.order, 3)
-    if self.bh not in B:
-      raise UserError(f"bh={self.bh!r}; expected one of {sorted(B)}")
+    if self.bh not in GROWTHS:
+      raise UserError(f"bh={self.bh!r}; expected one of {sorted(GROWTHS)}")
 
   def init(self, process: Process, z: Array, pairs: Array) -> UniState:
     zeros, none = jnp.zeros_like(z), jnp.int32(0)
     times = jnp.zeros(self.order, pairs.dtype)
-    return UniState(z, zeros, zeros, (zeros,) * (self.order - 1), times, none, none, jnp.int32(len(pairs)))
+    return UniState(z, zeros, zeros, (zeros,) * (self.order - 1), times, none, none, pairs[0, 0], steps_of(pairs))
 
   def step(self, process: Process, denoise: Denoise, state: UniState, t: Array, s: Array, keys: Array) -> UniState:
     del keys
     x0, eps, _ = denoise(state.z, t)
-    z = jnp.where(state.count > 0, self.correct(process, state, x0, t), state.z)
+    corrects = (state.count > 0) & (state.reached == t)
+    z = jnp.where(corrects, self.correct(process, state, x0, t), state.z)
     sigma = process.sigma(t)
     eps = eps + (z - state.z) / jnp.where(sigma > 0, sigma, jnp.inf)  # of the corrected z and the estimate before it
     h, r = nodes(process, state.times[: self.order - 1], t, s)
@@ -77,7 +78,7 @@ class UniPC:
     others = (state.x0, *state.past)[: self.order - 1]
     z = corrected(process, euler(process, Denoised(x0, eps), s), x0, others, weights, s)
     times = jnp.concatenate([jnp.reshape(t, 1), state.times])[: self.order]
-    return UniState(z, x0, eps, others, times, jnp.minimum(state.count + 1, self.order), order, state.left - 1)
+    return UniState(z, x0, eps, others, times, jnp.minimum(state.count + 1, self.order), order, s, state.left - 1)
 
   def correct(self, process: Process, state: UniState, x0: Array, t: Array) -> Array:
     """z_t anew, with the estimate x0 that was made there; as it was where a log SNR is infinite."""
@@ -85,7 +86,7 @@ class UniPC:
     h, r = nodes(process, state.times[1:], last, t)
     one = jnp.ones_like(h)
     _, *m = moments(h, 3)
-    table = [[0.5 * B[self.bh](h)]]
+    table = [[0.5 * GROWTHS[self.bh](h)]]
     table += [interpolation([one, *r[: p - 1]], m) for p in range(2, self.order + 1)]
     weights = chosen(table, jnp.maximum(state.order, 1), self.order)
     z = euler(process, Denoised(state.x0, state.eps), t)
@@ -96,5 +97,5 @@ class UniPC:
   def predictor(self, h: Array, r: list[Array]) -> list[list[Array]]:
     """Weights of the older estimates at r, a row for each order."""
     _, *m = moments(h, 2)
-    rows = [[], [0.5 * B[self.bh](h) / r[0]]] if r else [[]]
+    rows = [[], [0.5 * GROWTHS[self.bh](h) / r[0]]] if r else [[]]
     return [*rows, interpolation(r, m)] if len(r) == 2 else rows

@@ -38,3 +38,16 @@ def test_other_pictures_score_less(reference):
 def test_a_row_has_a_cell_a_column():
   told = {"recipe": "a", "autoencoder": "f4", "psnr": 25.0, "reconstruction": 1.0, "autoencoder_steps": 10, "seconds": 3.0}
   assert recipes.row(told).count("|") == recipes.HEAD.splitlines()[0].count("|") == recipes.HEAD.splitlines()[1].count("|")
+
+
+def test_what_is_kept_is_made_once(tmp_path):
+  made = []
+
+  def make():
+    made.append(len(made))
+    return {"seconds": 1.5}, np.full((2, 4, 4, 1), made[-1], np.uint8)
+
+  for _ in range(2):
+    told, images = recipes.kept(tmp_path / "it's, seed 0", make)
+    assert told == {"seconds": 1.5} and images.shape == (2, 4, 4, 1) and not images.any()
+  assert made == [0]

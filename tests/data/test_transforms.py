@@ -3,7 +3,7 @@ from PIL import Image
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.data.transforms import convert, fit, pad, read
+from jldm.data.transforms import convert, fit, layers, pad, read
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
 
@@ -140,3 +140,24 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r"bomb\.png cannot be read as a picture \(.*10000 pixels") as caught:
     read(path)
   assert "\n" not in str(caught.value)
+
+
+def test_layers_have_alpha_where_the_picture_has():
+  colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4), np.uint8)
+  clear = Image.fromarray(colours)
+  np.testing.assert_array_equal(layers(clear, 3), colours)
+  grey = layers(clear, 1)
+  np.testing.assert_array_equal(grey[..., 1], colours[..., 3])
+  np.testing.assert_array_equal(grey[..., 0], np.asarray(Image.fromarray(colours[..., :3]).convert("L")))
+  opaque = Image.fromarray(colours[..., :3])
+  assert layers(opaque, 1).shape == (3, 4, 1) and layers(opaque.convert("L"), 3).shape == (3, 4, 3)
+  palette = opaque.quantize(4)
+  palette.info["transparency"] = 0
+  assert layers(palette, 3).shape == (3, 4, 4) and set(layers(palette, 3)[..., 3].ravel()) <= {0, 255}
+  assert layers(Image.fromarray(np.full((3, 4), 65535, np.uint16)), 1).max() == 255
+
+
+def test_layers_are_upright():
+  image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+  image.getexif()[0x0112] = 6
+  np.testing.assert_array_equal(layers(image, 1)[..., 0], np.rot90(np.arange(12).reshape(3, 4), -1))

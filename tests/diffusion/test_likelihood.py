@@ -27,7 +27,7 @@ def times(process, steps, low=12.0):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def density(process, make, z, grid):
-  return log_density(process, make(process), z, grid)
+  return log_density(process, make(process), z, grid, exact)
 
 
 def normal_density(z, mean, variance):

@@ -49,5 +49,5 @@ def test_learned_is_between_them_in_logarithms():
 def test_mistakes():
   with pytest.raises(UserError, match=r"^variance='huge'; expected one of \['large', 'learned', 'small'\]$"):
     Ancestral("huge")
-  with pytest.raises(UserError, match="the network says none; expected 'small' or 'large'"):
+  with pytest.raises(UserError, match="the network says none of every value; expected 'small' or 'large'"):
     stepped(Cosine(), "learned", 0.7, 0.4)

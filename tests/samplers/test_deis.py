@@ -8,8 +8,9 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.diffusion.process import EDM, Cosine
 from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.grid import chain
 from jldm.samplers.sample import sample
-from tests.samplers.gaussian import measured_order, network, start, step
+from tests.samplers.gaussian import flow, gaussian, measured_order, network, start, step, walk
 
 Z = jax.random.normal(jax.random.key(0), (8, 3))
 KEYS = jax.random.split(jax.random.key(1), 8)
@@ -52,6 +53,18 @@ def test_evaluations_of_six_steps(sampler, evaluations):
   jax.block_until_ready(sample(Cosine(), denoise, sampler, Z, jnp.stack([times[:-1], times[1:]], 1), KEYS))
   jax.effects_barrier()
   assert len(calls) == evaluations
+
+
+@pytest.mark.parametrize(("sampler", "least"), [(PNDM(), 3.5), (PNDM("prk"), 3.5), (PNDM("none"), 1.75)], ids=repr)
+def test_order_on_steps_even_in_sigma(sampler, least):
+  process, errors = EDM(), []
+  with jax.enable_x64(True):
+    z, keys = jnp.linspace(-2, 2, 9)[:, None], jax.random.split(jax.random.key(0), 9)
+    for steps in (128, 512):
+      times = process.time(-2 * jnp.log(jnp.linspace(2.0, 0.2, steps + 1)))
+      reached = walk(process, gaussian, sampler, z, chain(times), keys)
+      errors.append(float(jnp.abs(reached - flow(process, z, times[0], times[-1])).max()))
+  assert np.log(errors[0] / errors[1]) / np.log(4) > least
 
 
 def test_orders_without_exact_history_are_those_of_the_beginning():

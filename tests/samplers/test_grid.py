@@ -64,7 +64,7 @@ def test_grids_of_the_command_line_go_from_noise_to_data(process, steps):
     assert pairs.shape == (steps, 2) and pairs.dtype == np.float32, name
     assert (pairs[:, 0] > pairs[:, 1]).all() and (np.diff(pairs, axis=0) < 0).all(), name
     assert pairs[0, 0] <= 1 and (pairs[0, 0] > 0.5 or name in ("leading", "ddim")), name
-    assert pairs[-1, 1] < 0.5 if name == "log_snr" else pairs[-1, 1] == 0, name
+    assert pairs[-1, 1] == 0, name
     assert name == "ddim" or (pairs[1:, 0] == pairs[:-1, 1]).all(), name
 
 

@@ -13,8 +13,9 @@ from jldm.diffusion.process import Cosine, Flow
 from jldm.samplers import ancestral, ddim, exponential, jump, langevin, sample
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import chain, log_snr_uniform, uniform
+from jldm.samplers.langevin import Corrected
 from tests.samplers.gaussian import NOISY, QUICK, STD, gaussian, network, walk
 from tests.samplers.orders import STOCHASTIC, weak_errors
 
@@ -65,7 +66,13 @@ def test_moments_of_many_samples_are_the_solver_s_own(monkeypatch, sampler):
   assert abs(drawn.var() - variance) < 4 * variance * np.sqrt(2 / drawn.size)
 
 
-@pytest.mark.parametrize("sampler", [DDIM(1.0), Ancestral("large"), DPMSolverPP(2, eta=1.0)], ids=repr)
+slow = lambda *samplers: [pytest.param(sampler, marks=pytest.mark.slow) for sampler in samplers]
+
+
+@pytest.mark.parametrize("sampler", [DDIM(1.0), Ancestral("large"), *slow(
+  DPMSolverPP(2, eta=1.0), DPMSolverPP(3, eta=1.0), DPMSolverPP(2, eta=0.4), DPMSolverPPSingle(2, eta=1.0), DDIM(0.5),
+  Corrected(),
+)], ids=repr)
 def test_the_spread_approaches_the_data_s(monkeypatch, sampler):
   process, errors = Flow(), []
   for steps in (12, 24):
@@ -73,15 +80,15 @@ def test_the_spread_approaches_the_data_s(monkeypatch, sampler):
     _, variance = moments(monkeypatch, process, sampler, chain(times))
     alpha, sigma = float(process.alpha(times[-1])), float(process.sigma(times[-1]))
     errors.append(abs(np.sqrt(variance) - np.hypot(alpha * STD, sigma)))
-  assert errors[1] < 0.6 * errors[0] and errors[1] < 0.1
+  assert errors[1] < 0.7 * errors[0] and errors[1] < 0.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "Jump"])
 def test_the_error_halves_with_the_step_on_the_mixture(name):
-  count = 2**17
-  first, second = weak_errors(Cosine(), STOCHASTIC[name], (16, 32), count)
-  assert abs(second) < 0.55 * abs(first) + 4 * 0.8 / np.sqrt(count)  # |z|^2 over its mean has a deviation of 0.8
+  count = 2**18
+  first, second = weak_errors(Cosine(), STOCHASTIC[name], (8, 16), count)
+  assert abs(second) < 0.6 * abs(first) + 3 * 0.8 / np.sqrt(count)  # |z|^2 over its mean has a deviation of 0.8
 
 
 def test_ddim_of_eta_one_is_ancestral_sampling_with_the_small_variance():

@@ -46,7 +46,8 @@ PAIRS = {  # name -> pairs (t, s)
   "in place": [(1.0, 1.0), (1.0, 0.5), (0.5, 0.5), (0.5, 0.0), (0.0, 0.0)],
 }
 
-both = pytest.mark.parametrize("process", PROCESSES, ids=repr)
+first, *others = PROCESSES
+both = pytest.mark.parametrize("process", [first, *(pytest.param(p, marks=pytest.mark.slow) for p in others)], ids=repr)
 every = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 
 
@@ -102,7 +103,7 @@ def test_finite_in_float32_over_any_pairs(process, sampler):
   for name, pairs in PAIRS.items():
     out = np.asarray(walk(process, network, sampler, Z, path(pairs), KEYS))
     assert out.dtype == np.float32 and np.isfinite(out).all(), name
-    assert np.abs(out).max() < 100 or sampler in IN_RATIO, name
+    assert np.abs(out).max() < (1e8 if sampler in IN_RATIO else 100), name
 
 
 @both
@@ -181,7 +182,7 @@ def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
     pairs = np.concatenate([chain(uniform(steps)), np.zeros((1000 - steps, 2), np.float32)])
     out = np.asarray(walk(process, network16, sampler, Z, pairs, KEYS))
     assert out.dtype == np.float32 and np.isfinite(out).all(), steps
-    assert np.abs(out).max() < 20 or sampler in IN_RATIO, steps
+    assert np.abs(out).max() < (1e8 if sampler in IN_RATIO else 20), steps
 
 
 def in_bfloat16(process):
@@ -195,5 +196,5 @@ def test_the_estimates_of_a_path_come_with_it():
   np.testing.assert_array_equal(z, draw(process, network(process), DDIM(), Z, pairs, KEYS))
   assert x0.shape == (4, 8, 3)
   np.testing.assert_allclose(x0[-1], z, rtol=1e-6, atol=1e-6)  # the last step goes to its estimate
-  first = draw(process, network(process), DDIM(), Z, chain(uniform(1)), KEYS)
-  np.testing.assert_allclose(x0[0], first, rtol=1e-5, atol=1e-6)  # what one step would have found
+  one = draw(process, network(process), DDIM(), Z, chain(uniform(1)), KEYS)
+  np.testing.assert_allclose(x0[0], one, rtol=1e-5, atol=1e-6)  # what one step would have found

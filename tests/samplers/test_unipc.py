@@ -7,16 +7,17 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.diffusion.process import Cosine, Flow, half_log_snr
+from jldm.samplers.ddim import DDIM
 from jldm.samplers.sample import moved
 from jldm.samplers.unipc import UniPC
-from tests.samplers.gaussian import gaussian, network, start, step
+from tests.samplers.gaussian import gaussian, network, start, step, walk
 
 Z = jax.random.normal(jax.random.key(0), (8, 3))
 KEYS = jax.random.split(jax.random.key(1), 8)
 
 
 def test_order_one_is_the_paper_s_predictor_and_corrector():
-  """Algorithms 5 and 6 of the appendix with p = 1: DDIM, then the last step anew with B(h) / 2 times the change of x0."""
+  """Both in data prediction with p = 1: DDIM, then the last step anew with B(h) / 2 times the change of x0."""
   process = Cosine()
   with jax.enable_x64(True):
     lam, denoise, solver = lambda u: half_log_snr(process, u), network(process), UniPC(1)
@@ -42,6 +43,14 @@ def test_a_state_that_was_moved_is_not_corrected():
   t, s = jnp.float32(0.5), jnp.float32(0.3)
   after = step(process, network, solver, moved(state, Z), t, s, KEYS).z
   np.testing.assert_allclose(after, step(process, network, solver, start(process, solver, Z, 0.5), t, s, KEYS).z, atol=1e-6)
+
+
+def test_nothing_is_corrected_where_pairs_do_not_adjoin():
+  """z of another noise level would be moved to this one."""
+  process, solver, ddim = Flow(), UniPC(1), DDIM()
+  pairs = jnp.float32([[0.9, 0.6], [0.5, 0.2]])
+  np.testing.assert_allclose(
+    walk(process, network, solver, Z, pairs, KEYS), walk(process, network, ddim, Z, pairs, KEYS), rtol=1e-5, atol=1e-5)
 
 
 def test_one_evaluation_a_step():

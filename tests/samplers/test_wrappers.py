@@ -8,13 +8,14 @@ import pytest
 from jldm.core.keys import normal, split_each
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow
 from jldm.samplers.churn import Churn, karras_gamma
+from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.heun import Heun
 from jldm.samplers.langevin import Corrected
 from jldm.samplers.resample import Resample
-from jldm.samplers.sample import moved, renoise
+from jldm.samplers.sample import moved, renoise, walk as run_states
 from jldm.samplers.unipc import UniPC
 from tests.samplers.gaussian import MEAN, PROCESSES, STD, gaussian, network, start, step, walk
 
@@ -61,7 +62,6 @@ def test_churn_is_algorithm_2_of_karras():
   d = slope(raised, hat)
   euler = raised + (process.sigma(s) - hat) * d
   expected = raised + (process.sigma(s) - hat) * 0.5 * (d + slope(euler, process.sigma(s)))
-  from jldm.samplers.clock import Ratio
   sampler = Churn(Heun(Ratio()), gamma=gamma, noise=noise)
   after = step(process, network, sampler, start(process, sampler, x, t), t, s, KEYS).z
   np.testing.assert_allclose(after, expected, rtol=2e-4, atol=2e-4)
@@ -89,6 +89,16 @@ def test_resampling_goes_up_by_noise_and_down_by_the_sampler(process):
   pairs = chain(uniform(4))
   np.testing.assert_allclose(
     walk(process, network, sampler, Z, pairs, KEYS), walk(process, network, DPMSolverPP(), Z, pairs, KEYS), atol=1e-5)
+
+
+def test_what_is_left_is_counted_by_steps_that_go_somewhere():
+  """Up, down and in place; at the end nothing is left."""
+  inner = DPMSolverPP(3, lower_order_final=True)
+  pairs = jnp.float32([[0.9, 0.6], [0.6, 0.6], [0.6, 0.8], [0.8, 0.3]])
+  state = inner.init(Cosine(), Z, pairs)
+  assert int(state.left) == 3
+  final, _ = run_states(Cosine(), network(Cosine()), Resample(inner), Z, pairs, KEYS)
+  assert int(final.left) == 0
 
 
 @both

@@ -1,8 +1,8 @@
 """A small frozen classifier of 28x28 grey clothes (Fashion-MNIST, Xiao et al. 2017, 1708.07747), and its features.
 
-Trained by benchmarks/fashion_classifier.py on 55,000 training pictures, which also writes `fashion.npz`: 89.5 % of the test
-split, 90.9 % of the 5,000 training pictures that it has not seen.  Features are what its last layer sees, means over places.
-They are no Inception features: figures made with them compare with each other and with nothing else.
+Trained by benchmarks/fashion_classifier.py on 55,000 training pictures, which also writes `fashion.npz`: it knows 91.9 % of
+the test split and 93.1 % of the 5,000 training pictures that it has not seen.  Features are what its last layer sees, means
+over places.  They are no Inception features: figures made with them compare with each other and with nothing else.
 """
 
 import functools
@@ -23,25 +23,36 @@ Array = jax.Array
 
 CLASSES, SIDE, FEATURES = 10, 28, 128
 WEIGHTS = Path(__file__).with_name("fashion.npz")  # float16, flat names such as "conv1/kernel"
-BLAKE2B = "fb18002a714e410bac85d766449220a1"
+BLAKE2B = "b84128a8b6075ff34d5d036c254e389b"
 BATCH = 500
 
 
 class Classifier(nn.Module):
-  """Four convolutions with group norms, a mean over places, one dense layer."""
+  """A convolution that halves, levels of residual blocks with group norms, halving between them, a mean over places."""
 
-  layers: tuple[tuple[int, int, int], ...] = ((32, 5, 2), (48, 3, 1), (64, 3, 2), (FEATURES, 3, 1))  # features, kernel, stride
+  levels: tuple[tuple[int, int], ...] = ((32, 0), (64, 2))  # width, blocks
   classes: int = CLASSES
 
   @nn.compact
   def __call__(self, images: Array) -> tuple[Array, Array]:
     """uint8 [B, 28, 28, 1] -> features [B, FEATURES], logits [B, classes]; float32."""
     h = images.astype(jnp.float32) / 127.5 - 1
-    for i, (width, kernel, stride) in enumerate(self.layers, 1):
-      h = nn.Conv(width, (kernel, kernel), strides=stride, padding=kernel // 2, name=f"conv{i}")(h)
-      h = nn.silu(GroupNorm(8, name=f"norm{i}")(h))
-    features = h.mean((1, 2))
+    h = nn.Conv(self.levels[0][0], (5, 5), strides=2, padding=2, name="in")(h)
+    for level, (width, blocks) in enumerate(self.levels):
+      if level:
+        h = convolved(h, width, f"down{level}", stride=2)
+      for block in range(blocks):
+        name = f"level{level}_block{block}"
+        h = h + convolved(convolved(h, width, f"{name}_1"), width, f"{name}_2")
+    h = convolved(h, FEATURES, "wide")
+    features = nn.silu(GroupNorm(8, name="norm")(h)).mean((1, 2))
     return features, nn.Dense(self.classes, name="out")(features)
+
+
+def convolved(h: Array, width: int, name: str, stride: int = 1) -> Array:
+  """A 3x3 convolution of h [B, H, W, C], normed and through SiLU before."""
+  h = nn.silu(GroupNorm(8, name=f"{name}_norm")(h))
+  return nn.Conv(width, (3, 3), strides=stride, padding=1, name=name)(h)
 
 
 def pack(params: Any) -> dict[str, np.ndarray]:

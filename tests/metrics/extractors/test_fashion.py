@@ -23,7 +23,7 @@ def test_the_weights_are_small_and_whole():
   assert fashion.WEIGHTS.stat().st_size < 1_000_000
   shapes = jax.eval_shape(fashion.Classifier().init, jax.random.key(0), np.zeros((1, 28, 28, 1), np.uint8))["params"]
   assert jax.tree.map(lambda leaf: leaf.shape, fashion.shipped()) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-  assert count(fashion.shipped()) < 250_000
+  assert count(fashion.shipped()) < 500_000
   assert all(np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in jax.tree.leaves(fashion.shipped()))
 
 
@@ -68,4 +68,4 @@ def test_images_that_do_not_fit_are_refused(shape, dtype):
 def test_it_knows_clothes():
   images = read_idx(CLOTHES / "t10k-images-idx3-ubyte.gz", 3)[:1000, ..., None]
   labels = read_idx(CLOTHES / "t10k-labels-idx1-ubyte.gz", 1)[:1000]
-  assert np.mean(fashion.classify(images) == labels) > 0.9
+  assert np.mean(fashion.classify(images) == labels) > 0.92

@@ -1,0 +1,78 @@
+"""Inpainting without training: what is known is put back after every step.
+
+  (1)  z_s <- known (alpha_s x0 + sigma_s eps) + (1 - known) z_s,   x0_hat <- known x0 + (1 - known) x0_hat
+
+Blended latent diffusion, Avrahami et al. 2023 (2206.02779), algorithm 1; RePaint, Lugmayr et al. 2022 (2201.09865),
+algorithm 1, is the same along pairs that go up again (`grid.repaint`), around a sampler that is `Resample`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.core.errors import UserError
+from jldm.core.keys import split_each
+from jldm.core.trees import pytree
+from jldm.diffusion.process import Process
+from jldm.samplers.grid import repaint
+from jldm.samplers.sample import Denoise, Sampler, moved, renoise, sample
+
+Array = jax.Array
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Blended:
+  """(1) after every step of `sampler`, of which a multistep history begins anew: it belongs to another z."""
+
+  sampler: Any
+  x0: Array  # [B, h, w, c] what is known
+  known: Array  # [B, h, w, 1] 1 where kept, 0 where repainted, soft between
+
+  def init(self, process: Process, z: Array, pairs: Array) -> Any:
+    return self.sampler.init(process, z, pairs)
+
+  def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any:
+    key_step, key_known = split_each(keys)
+    state = self.sampler.step(process, denoise, state, t, s, key_step)
+    truth = renoise(process, self.x0, jnp.zeros_like(s), s, key_known)
+    return moved(state, self.blend(truth, state.z))._replace(x0=self.blend(self.x0, state.x0))
+
+  def blend(self, known: Array, unknown: Array) -> Array:
+    return self.known * known + (1 - self.known) * unknown
+
+
+def inpaint(
+  process: Process, denoise: Denoise, sampler: Sampler, x0: Array, known: Array, pairs: Array, keys: Array,
+  start: Array | None = None, self_conditioning: bool = False,
+) -> Array:
+  """Latents x0 [B, h, w, c], kept where known [B, h, w, 1] is 1 and drawn anew where it is 0; pairs [N, 2], keys [B].
+
+  What is drawn begins at `start` [B, h, w, c] noised up to pairs[0, 0]; by default at noise alone, so that nothing of x0
+  is seen there.  Returns [B, h, w, c], x0 itself where known is 1 (pairs that end at 0).
+  """
+  key_start, key_path = split_each(keys)
+  blended = Blended(sampler, x0, known)
+  begun = blended.blend(x0, jnp.zeros_like(x0) if start is None else start)
+  z = renoise(process, begun, 0 * pairs[0, 0], pairs[0, 0], key_start)
+  return sample(process, denoise, blended, z, pairs, key_path, self_conditioning)
+
+
+def repainted(pairs: Array, jump: int, repeats: int) -> Array:
+  """Adjoining pairs [N, 2] that go over every stretch of `jump` of them `repeats` times.
+
+  Raises:
+    UserError: pairs with gaps, or what `grid.repaint` raises.
+  """
+  if not np.array_equal(pairs[1:, 0], pairs[:-1, 1]):
+    raise UserError(f"repeats={repeats} on a grid with gaps, which cannot be gone over again; choose another grid")
+  return repaint(np.append(pairs[:, 0], pairs[-1, 1]), jump, repeats)
+
+
+def filled(images: Array, known: Array) -> Array:
+  """Images [B, H, W, C] with the mean of what is known [B, H, W, 1] in place of the rest, so that no encoder sees it."""
+  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(jnp.sum(known, (1, 2), keepdims=True), 1)
+  return jnp.where(known > 0, images, mean)

@@ -1,0 +1,71 @@
+"""Restoration without training: a denoiser that has seen a measurement y = measure(x0) + noise too.
+
+Given z_t alone, x0 is about Gaussian around what the denoiser says, with variance r^2 = sigma^2 / (alpha^2 + sigma^2) of
+latents of variance one: Song et al. 2023, "Pseudoinverse-guided diffusion models", section 3.  Given y too, its mean is
+about the x that minimises
+
+  (1)  |y - measure(x)|^2 / noise^2 + |x - x0_hat|^2 / r^2
+
+with `measure` a decoder and a degradation, so that the misfit is in pixels.  Gauss-Newton linearises it, and conjugate
+gradients solve (J'J r^2 / noise^2 + 1) d = r^2 / noise^2 J'(y - measure(x)) + x0_hat - x; no gradient goes through the
+denoiser.  DiffPIR, Zhu et al. 2023 (2305.08995), eq. 12, is (1) with a schedule for r.  It is the exact posterior
+where data are standard normal and `measure` is linear.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jldm.diffusion.process import Process
+from jldm.diffusion.target import Denoised
+from jldm.samplers.sample import Denoise, Sampler, draw
+
+Array = jax.Array
+Measure = Callable[[Array], Array]  # latents [B, ...] -> measurements [B, ...], a sample each
+
+
+def informed(process: Process, denoise: Denoise, measure: Measure, measured: Array, noise: Array, rounds: int, solves: int):
+  """The denoiser that knows `measured` [B, ...], with noise [] its standard deviation; for any sampler.
+
+  `rounds` linearisations of `measure`, `solves` conjugate gradients each.
+  """
+
+  def denoise_informed(z: Array, t: Array, *estimate: Array) -> Denoised:
+    x0_hat, eps, log_variance = denoise(z, t, *estimate)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    weight = sigma**2 / (alpha**2 + sigma**2) / noise**2
+    x = x0_hat
+    for _ in range(rounds):
+      said, forward = jax.linearize(measure, x)
+      back = jax.linear_transpose(forward, x)
+      normal = lambda d, forward=forward, back=back: d + weight * back(forward(d))[0]
+      x = x + solve(normal, weight * back(measured - said)[0] + x0_hat - x, solves)
+    moved = jnp.where(sigma > 0, alpha * (x0_hat - x) / jnp.where(sigma > 0, sigma, 1), 0)
+    return Denoised(x, eps + moved, log_variance)
+
+  return denoise_informed
+
+
+def solve(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
+  """`count` conjugate gradients for operator(x) = b [B, ...], symmetric and positive, each sample by itself."""
+  dot = lambda u, v: jnp.sum(u * v, tuple(range(1, b.ndim)), keepdims=True)
+  ratio = lambda u, v: jnp.where(v > 0, u / jnp.where(v > 0, v, 1), 0)  # 0 once solved
+
+  def body(_, carried):
+    x, residual, direction = carried
+    through = operator(direction)
+    length = ratio(dot(residual, residual), dot(direction, through))
+    after = residual - length * through
+    return x + length * direction, after, after + ratio(dot(after, after), dot(residual, residual)) * direction
+
+  return jax.lax.fori_loop(0, count, body, (jnp.zeros_like(b), b, b))[0]
+
+
+def restore(
+  process: Process, denoise: Denoise, sampler: Sampler, like: Array, measure: Measure, measured: Array, noise: Array,
+  pairs: Array, keys: Array, self_conditioning: bool = False, rounds: int = 1, solves: int = 10,
+) -> Array:
+  """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] -> [B, ...]; pairs [N, 2], keys [B]."""
+  told = informed(process, denoise, measure, measured, noise, rounds, solves)
+  return draw(process, told, sampler, like, pairs, keys, self_conditioning)

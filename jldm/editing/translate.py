@@ -1,0 +1,24 @@
+"""From one condition to another by the same noise: inverted under the first, sampled under the second.
+
+Dual diffusion implicit bridges, Su et al. 2023 (2203.08382), algorithm 1, between two conditions of one network.  Pairs
+that begin below 1 leave coarse structure as it is (`shortened`).
+"""
+
+import jax
+
+from jldm.core.keys import split_each
+from jldm.diffusion.process import Process
+from jldm.editing.invert import invert, revert
+from jldm.samplers.sample import Denoise, Sampler
+
+Array = jax.Array
+
+
+def translate(
+  process: Process, denoise: Denoise, onto: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array,
+  self_conditioning: bool = False,
+) -> Array:
+  """Latents x0 [B, ...] inverted by `denoise` up pairs [N, 2] and brought back by `onto` -> [B, ...]; keys [B]."""
+  key_up, key_down = split_each(keys)
+  z = invert(process, denoise, sampler, x0, pairs, key_up, self_conditioning)
+  return revert(process, onto, sampler, z, pairs, key_down, self_conditioning)
