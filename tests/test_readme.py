@@ -66,6 +66,14 @@ def test_every_path_exists():
   assert len(named) > 15 and not [path for path in named if not (ROOT / path).exists()]
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_pages_link_to_what_is_there_and_have_their_tables(page):
+  text = page.read_text()
+  links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+  assert not [link for link in links if not (page.parent / link).exists()]
+  assert not re.search(r"<!-- (?!end)\w+ -->\s*<!-- end -->", text)
+
+
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
   """On a shrunk workdir in the place that the README names."""
