@@ -71,7 +71,7 @@ class Stage:
 class Sampling:
   """How pictures are drawn where the caller does not say: a name of jldm.named, steps of `grid.GRIDS`, guidance."""
 
-  sampler: str = "ddim"
+  sampler: str = "dpmpp_2m"  # docs/samplers.md has why
   steps: int = 20
   grid: str = "uniform"
   guidance_scale: float = 2.0
