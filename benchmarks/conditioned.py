@@ -43,7 +43,7 @@ SKETCH = {"denoiser.objective.condition": "Paired(degradation=Edges())"}
 RUNS = {  # name -> config, what is changed of it, and whose autoencoder it has
   "inpaint": ("fashion_inpaint", {}, None),
   "colour": ("photos_colour", {}, None),
-  "plain": ("fashion_mnist", {"denoiser.steps": "8000", "sampling.guidance_scale": "1"}, "inpaint"),
+  "plain": ("fashion_inpaint", {"denoiser.objective.condition": "None"}, "inpaint"),
   "restore": ("fashion_inpaint", RESTORE, "inpaint"),
   "sketch": ("photos_colour", SKETCH, "colour"),
 }

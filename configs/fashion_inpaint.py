@@ -34,7 +34,7 @@ AT_THE_END = 1_000_000  # steps: nothing is spent on checkpoints and pictures be
 def experiment() -> Experiment:
   return Experiment(
     data=ImageData(name="fashion_mnist", train="train[:50%]", held_out="test[:1000]", channels=1, classes=10),
-    autoencoder=Stage(  # that of configs/fashion_mnist.py, to the bit
+    autoencoder=Stage(
       objective=Reconstruction(
         network=KLAutoencoder(channels=1, latent_channels=4, widths=(32,), resnets=0, groups=8, patch=4),
         l2=2.0,
