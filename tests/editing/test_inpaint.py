@@ -17,8 +17,8 @@ from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import renoise, sample
+from tests.editing.samplers import A_FEW
 from tests.networks import quick
-from tests.samplers.gaussian import SAMPLERS
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(4))
 X0 = jax.random.normal(jax.random.key(0), (4, 2, 3, 2))
@@ -31,7 +31,7 @@ def network(process):
   return denoiser(process, Predict("v"), lambda z, level: jnp.sin(3 * z + level[:, None, None, None]))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@pytest.mark.parametrize("sampler", A_FEW, ids=repr)
 def test_what_is_known_stays_under_every_sampler(sampler):
   process = Flow()
   edit = quick(lambda known: inpaint(process, network(process), sampler, X0, known, PAIRS, KEYS))
