@@ -142,8 +142,9 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
     raise UserError(" ".join(str(error).split())) from error
 
 
-def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> None:
-  """Makes a stage's state and one loss as shapes, so that whatever does not fit together is told before anything is done."""
+def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[TrainState, dict, Any]:
+  """A stage's state, batch and frozen networks as shapes, after one loss of them: whatever does not fit together is told
+  before anything is done."""
   stage, data = getattr(experiment, name), experiment.data
   if hasattr(stage.objective, "check"):
     stage.objective.check()
@@ -160,6 +161,7 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> None:
   key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
   state = jax.eval_shape(lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema), key, batch)
   jax.eval_shape(stage.objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
+  return state, batch, frozen
 
 
 def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:
