@@ -194,7 +194,7 @@ def trajectory(
   negative_label: int = -1,
   size: tuple[int, int] | None = None,
   batch_size: int = 250,
-  devices: int | None = None,
+  devices: sharding.Devices = None,
   progress: Any = iter,
   concat: Any = None,
   condition_scale: float | None = None,
@@ -231,18 +231,22 @@ def trajectory(
   sampler = model.sampling.sampler if sampler is None else sampler
   sampler = traced(make_sampler(sampler) if isinstance(sampler, str) else sampler)
   numbers = np.arange(len(labels)) if rows is None else np.asarray(rows)
-  parts = min(len(sharding.choose(devices)), len(labels))
+  wanted = sharding.layout(devices)
+  parts = len(sharding.choose(wanted.devices)) // wanted.tensor
+  if wanted.fsdp == wanted.tensor == 1:
+    parts = min(parts, len(labels))
   batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
-  mesh = sharding.data_mesh(batch_size, parts)
-  whole = (params, sampler, pairs, rule, jnp.int32(negative_label), traced(condition_scale), jax.random.key(seed))
-  params, sampler, pairs, rule, negative, condition_scale, key = sharding.place(mesh, whole)
+  mesh = sharding.mesh_for(batch_size, wanted._replace(devices=parts * wanted.tensor))
+  whole = (sampler, pairs, rule, jnp.int32(negative_label), traced(condition_scale), jax.random.key(seed))
+  sampler, pairs, rule, negative, condition_scale, key = sharding.place(mesh, whole)
+  params, drawn = sharding.spread(mesh, params), sharding.on(mesh, draw)
   found = []
   for start in progress(range(0, len(labels), batch_size)):
     read = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)
     told = None if concat is None else np.asarray(concat, np.float32)[read]
     some, places, told = sharding.place_batch(mesh, (labels[read], numbers[read].astype(np.uint32), told))
     keys = row_keys(key, places)
-    both = draw(model, params, sampler, some, pairs, rule, negative, keys, told, condition_scale, shown=shown)
+    both = drawn(model, params, sampler, some, pairs, rule, negative, keys, told, condition_scale, shown=shown)
     found.append([to_uint8(part) for part in both])
   return tuple(np.concatenate(part)[: len(labels)] for part in zip(*found))
 

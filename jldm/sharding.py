@@ -1,18 +1,51 @@
 """Devices: how many, which mesh, and where arrays live on it.
 
-The batch is sharded over one mesh axis, `data`; parameters are replicated.
+A mesh has three axes.  The batch is split over `data` and `fsdp`.  Parameters, their averages and the optimizer's moments are
+whole along `data`, split along `fsdp` (ZeRO 3, Rajbhandari et al. 2020, 1910.02054: gathered where they are used), and
+along `tensor` where TENSOR_PARALLEL has a row for them (Shoeybi et al. 2019, 1909.08053, section 3).  Networks name the axes of
+their activations; LOGICAL says what the names mean on a mesh.  Which mesh, the results agree but for rounding.
 """
 
+import argparse
+from collections.abc import Callable, Iterable
 import contextlib
+import functools
+import math
 import os
 from pathlib import Path
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from jldm.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+Rules = Iterable[tuple[str, int]]
+TENSOR_PARALLEL: Rules = (  # the last parts of a parameter's path -> which of its axes, from the end, is split over `tensor`
+  (r"attention/(qkv|q|k|v)/kernel$", -1),
+  (r"mlp/in/kernel$", -1),
+  (r"(attention|mlp)/out/kernel$", -2),
+  (r"resnet\d*/(conv1|embedding)/kernel$", -1),
+  (r"resnet\d*/conv2/kernel$", -2),
+)
+LOGICAL = (("batch", BATCH), ("heads", "tensor"), ("hidden", "tensor"))  # of activations; every other name is whole
+SMALL = 2**12  # values: what has fewer is whole on every device, where gathering it would cost more than it saves
+
+
+class Layout(NamedTuple):
+  """How many devices (None: all), and how many ways parameters are split over two axes of the mesh; the rest is `data`."""
+
+  devices: int | None = None
+  fsdp: int = 1
+  tensor: int = 1
+
+
+Devices = int | Layout | None
 
 
 def configure(devices: int | None = None) -> None:
@@ -31,6 +64,21 @@ def configure(devices: int | None = None) -> None:
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The options that choose a layout, for a command's parser."""
+  parser.add_argument("--devices", type=int, help="how many devices (default: all)")
+  parser.add_argument("--fsdp", type=int, default=1, help="ways to split parameters, gathered where used; splits the batch too")
+  parser.add_argument("--tensor", type=int, default=1, help="ways to split wide layers, and their work")
+
+
+def asked(args: argparse.Namespace) -> Layout:
+  return Layout(args.devices, args.fsdp, args.tensor)
+
+
+def layout(devices: Devices) -> Layout:
+  return devices if isinstance(devices, Layout) else Layout(devices)
+
+
 def choose(devices: int | None = None) -> list[jax.Device]:
   """The first `devices` devices; by default all.
 
@@ -43,24 +91,33 @@ def choose(devices: int | None = None) -> list[jax.Device]:
   return available[:devices]
 
 
-def data_mesh(batch_size: int, devices: int | None = None) -> Mesh:
-  """A mesh ("data",) over `devices` devices; by default all, but on a CPU the most that divide the batch.
+def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
+  """A mesh ("data", "fsdp", "tensor") of a layout; by default all devices, but on a CPU the most that divide the batch.
 
   Raises:
-    UserError: more devices than there are, or a batch that they do not divide.
+    UserError: more devices than there are, a layout that does not divide them, or a batch that they do not divide.
   """
-  chosen = choose(devices)
-  divisors = [n for n in range(1, len(jax.devices()) + 1) if batch_size % n == 0]
-  if devices is None and chosen[0].platform == "cpu":
-    chosen = chosen[: divisors[-1]]
-  if batch_size % len(chosen):
-    below = batch_size // len(chosen) * len(chosen)
-    legal = [str(n) for n in (below, below + len(chosen)) if n]
+  wanted, fsdp, tensor = layout(devices)
+  chosen = choose(wanted)
+  if fsdp < 1 or tensor < 1 or len(chosen) % (fsdp * tensor):
+    raise UserError(f"fsdp={fsdp} times tensor={tensor} does not divide {len(chosen)} devices; expected factors of it")
+  legal_counts = [n for n in range(fsdp * tensor, len(jax.devices()) + 1, fsdp * tensor) if batch_size % (n // tensor) == 0]
+  if wanted is None and chosen[0].platform == "cpu" and legal_counts:
+    chosen = chosen[: legal_counts[-1]]
+  ways = len(chosen) // tensor
+  if batch_size % ways:
+    below = batch_size // ways * ways
+    legal = [str(n) for n in (below, below + ways) if n]
     raise UserError(
-      f"batch size {batch_size} is not divisible by {len(chosen)} devices; "
-      f"use batch size {' or '.join(legal)}, or --devices {' or '.join(map(str, divisors))}"
+      f"batch size {batch_size} is not divisible by {ways} devices; use batch size {' or '.join(legal)}"
+      + (f", or --devices {' or '.join(map(str, legal_counts))}" if legal_counts else "")
     )
-  return Mesh(np.asarray(chosen), ("data",), axis_types=(AxisType.Auto,))
+  return Mesh(np.asarray(chosen).reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def ways(mesh: Mesh) -> int:
+  """Into how many parts a batch is split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -68,8 +125,45 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batched(mesh: Mesh) -> NamedSharding:
-  """The leading axis split over `data`."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  """The leading axis split over `data` and `fsdp`."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TENSOR_PARALLEL) -> PartitionSpec:
+  """Where an array of a state lives, by its path "a/b/kernel": the first rule that fits, then the largest axis that is left
+  and that `fsdp` divides."""
+  axes: list[str | None] = [None] * len(shape)
+  if math.prod(shape) < SMALL:
+    return PartitionSpec()
+  axis = next((axis for pattern, axis in rules if re.search(pattern, path) and -axis <= len(shape)), None)
+  if axis is not None and mesh.shape["tensor"] > 1 and shape[axis] % mesh.shape["tensor"] == 0:
+    axes[axis] = "tensor"
+  free = [n for n, length in enumerate(shape) if axes[n] is None and length % mesh.shape["fsdp"] == 0]
+  if free and mesh.shape["fsdp"] > 1:
+    axes[max(free, key=lambda n: (shape[n], n))] = "fsdp"
+  return PartitionSpec(*axes)
+
+
+def split(mesh: Mesh, tree: Any, rules: Rules = TENSOR_PARALLEL) -> Any:
+  """The sharding of every leaf of a state, of arrays or shapes."""
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, spec(name(path), x.shape, mesh, rules)), tree)
+
+
+def on(mesh: Mesh, call: Callable) -> Callable:
+  """The jitted `call`, in which the names that networks give to the axes of their activations mean those of the mesh.
+
+  Where parameters are whole, what a split batch makes of activations needs no names.
+  """
+  if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
+    return call
+
+  @functools.wraps(call)
+  def bound(*args: Any, **kwargs: Any) -> Any:
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL):
+      return call(*args, **kwargs)
+
+  return bound
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
@@ -81,6 +175,11 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 def place(mesh: Mesh, tree: Any) -> Any:
   """Every leaf whole on every device."""
   return jax.device_put(tree, replicated(mesh))
+
+
+def spread(mesh: Mesh, tree: Any) -> Any:
+  """Every leaf split as `split` says."""
+  return jax.device_put(tree, split(mesh, tree))
 
 
 def quick_compile(mesh: Mesh) -> dict:

@@ -52,7 +52,7 @@ class Run:
   experiment: Experiment
   model: pipeline.Model
   workdir: Path
-  devices: int | None = None
+  devices: sharding.Devices = None
   wandb: Any = None  # a run of Weights & Biases
 
   @property
@@ -64,7 +64,7 @@ def train(
   experiment: Experiment,
   workdir: str | Path,
   stages: tuple[str, ...] = workdirs.STAGES,
-  devices: int | None = None,
+  devices: sharding.Devices = None,
   wandb: str | None = None,
 ) -> None:
   """Runs the stages that are not finished, in order; everything that can be refused is refused before anything is written.
@@ -101,7 +101,7 @@ def train(
     run.wandb.finish()
 
 
-def check_stage(stage: Stage, name: str, devices: int | None) -> None:
+def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
   """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
   for field in ("steps", "batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps",
                 "snapshot_every_steps"):
@@ -110,15 +110,22 @@ def check_stage(stage: Stage, name: str, devices: int | None) -> None:
   if not hasattr(stage.ema, "update"):
     raise UserError(f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))")
   mesh = mesh_of(stage, devices)
-  if stage.batch_size % (stage.accumulate * mesh.size):
+  parts = sharding.ways(mesh)
+  if stage.batch_size % (stage.accumulate * parts):
     raise UserError(
-      f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {mesh.size} devices"
+      f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {parts} devices"
     )
 
 
-def mesh_of(stage: Stage, devices: int | None) -> Mesh:
+def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
   """The devices of a stage: as many as the caller asks for, else as the stage does."""
-  return sharding.data_mesh(stage.batch_size, devices if devices is not None else stage.devices or None)
+  wanted = sharding.layout(devices)
+  return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or stage.devices or None))
+
+
+def layout_of(mesh: Mesh) -> sharding.Layout:
+  """What to draw samples on beside a training."""
+  return sharding.Layout(mesh.size, mesh.shape["fsdp"], mesh.shape["tensor"])
 
 
 def check_shapes(model: pipeline.Model, data: Any) -> None:
@@ -174,15 +181,14 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
   tx = stage.optimizer.build(stage.steps)
   init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema)
   example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
-  start = saved.latest() or 0
+  start, shapes = saved.latest() or 0, jax.eval_shape(init, key_init, example)
+  places = sharding.split(mesh, shapes)
   if start:
-    whole = sharding.replicated(mesh)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key_init, example))
+    like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
     state = join(saved.restore(start, divide(like)))
   else:
-    quick = sharding.quick_compile(mesh)
-    state = jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=quick)(key_init, example)
-  step = make_step(stage.objective.loss, tx, stage.ema, stage.accumulate)
+    state = jax.jit(init, out_shardings=places, compiler_options=sharding.quick_compile(mesh))(key_init, example)
+  step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
   rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
   with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log:
 
@@ -198,7 +204,8 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
     )
     try:
       with snapshots(stage, name, run.workdir) as taken:
-        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log), restarts(stage, key_codes, mesh))
+        changes = restarts(stage, key_codes, mesh)
+        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log), changes)
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
@@ -210,11 +217,11 @@ def restarts(stage: Stage, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
   every = getattr(stage.objective, "refresh_every_steps", 0)
   if not every:
     return ()
-  whole, quick = sharding.replicated(mesh), sharding.quick_compile(mesh)
-  refresh = jax.jit(stage.objective.refresh, out_shardings=whole, compiler_options=quick)
+  refresh = jax.jit(stage.objective.refresh, compiler_options=sharding.quick_compile(mesh))
 
   def call(n, state, batch):
-    return state.replace(extra=refresh(state.params, state.extra, batch, jax.random.fold_in(key, n)))
+    extra = refresh(state.params, state.extra, batch, jax.random.fold_in(key, n))
+    return state.replace(extra=sharding.spread(mesh, extra))
 
   return (Change(every, call),)
 
@@ -319,7 +326,7 @@ def sampled(run: Run, params: dict, mesh: Mesh) -> np.ndarray:
   """A sheet of samples, a row a class."""
   classes = run.model.classes
   labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
-  images = pipeline.generate(run.model, params, labels, run.seed, devices=mesh.size)
+  images = pipeline.generate(run.model, params, labels, run.seed, devices=layout_of(mesh))
   return pictures.class_rows(images, labels, PREVIEW_COLUMNS)
 
 
@@ -329,8 +336,8 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
   rows = row_keys(stage_keys(run.seed, workdirs.STAGES.index("denoiser"))[2], np.arange(count))
   shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows, run.model.autoencoder.factor)
   concat = pipeline.condition(run.model, params, shown if known is None else batch["image"][:count], known)
-  size = batch["image"].shape[1:3]
-  drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, size=size, devices=mesh.size, concat=concat)
+  options = {"size": batch["image"].shape[1:3], "devices": layout_of(mesh), "concat": concat}
+  drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, **options)
   every = (batch["image"][:count], pictures.to_uint8(shown), drawn)
   return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
 

@@ -15,7 +15,7 @@ BATCH = {"image": np.arange(16 * 6, dtype=np.uint8).reshape(16, 2, 3, 1), "row":
 
 def refused(*arguments) -> str:
   with pytest.raises(UserError) as error:
-    sharding.data_mesh(*arguments)
+    sharding.mesh_for(*arguments)
   assert "\n" not in str(error.value)
   return str(error.value)
 
@@ -27,9 +27,9 @@ def test_there_are_eight_devices():
 
 @pytest.mark.parametrize("batch_size, devices, size", [(16, None, 8), (12, None, 6), (11, None, 1), (12, 4, 4)])
 def test_a_mesh_over_devices_that_divide_the_batch(batch_size, devices, size):
-  mesh = sharding.data_mesh(batch_size, devices)
-  assert mesh.axis_names == ("data",) and mesh.devices.tolist() == jax.devices()[:size]
-  assert mesh.axis_types == (AxisType.Auto,)
+  mesh = sharding.mesh_for(batch_size, devices)
+  assert mesh.axis_names == sharding.AXES and mesh.devices.ravel().tolist() == jax.devices()[:size]
+  assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
 @pytest.mark.parametrize("batch_size, devices, told", [
@@ -48,14 +48,14 @@ def test_what_does_not_fit_is_told_with_the_nearest_that_would(batch_size, devic
 def test_what_is_told_to_use_does_fit(batch_size, devices):
   sizes, counts = refused(batch_size, devices).split("; use batch size ")[1].split(", or --devices ")
   for size in sizes.split(" or "):
-    sharding.data_mesh(int(size), devices)
+    sharding.mesh_for(int(size), devices)
   for count in counts.split(" or "):
-    sharding.data_mesh(batch_size, int(count))
+    sharding.mesh_for(batch_size, int(count))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_batch_is_split_and_parameters_are_whole(devices):
-  mesh = sharding.data_mesh(16, devices)
+  mesh = sharding.mesh_for(16, devices)
   batch, whole = sharding.place_batch(mesh, BATCH), sharding.place(mesh, BATCH)
   for name, x in BATCH.items():
     for placed, rows in ((batch[name], 16 // devices), (whole[name], 16)):
@@ -68,7 +68,7 @@ def test_a_batch_is_split_and_parameters_are_whole(devices):
 
 
 def test_quick_compile_changes_no_result():
-  mesh = sharding.data_mesh(16, 1)
+  mesh = sharding.mesh_for(16, 1)
   draw = lambda key: jax.random.normal(key, (100,))
   quick = jax.jit(draw, compiler_options=sharding.quick_compile(mesh))(jax.random.key(0))
   np.testing.assert_allclose(quick, jax.jit(draw)(jax.random.key(0)), rtol=1e-5, atol=1e-6)

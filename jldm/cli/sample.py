@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
-  parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+  sharding.add_arguments(parser)
   parser.add_argument("--previews", action="store_true", help="also previews.png: what eight steps took ten pictures for")
   parser.add_argument("--out", help="a folder, or a file ending in .npz (default: WORKDIR/samples)")
 
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
   steps = args.steps if args.steps is not None else model.sampling.steps
   options = dict(
     sampler=sampler, steps=steps, grid=args.grid, guidance=rule, negative_label=negative, size=size,
-    batch_size=args.batch_size, devices=args.devices)
+    batch_size=args.batch_size, devices=sharding.asked(args))
   images = pipeline.generate(model, params, labels, args.seed, progress=progress, **options)
   told = {"sampler": name, "steps": steps, "guidance": args.guidance, "guidance_scale": scale, "seed": args.seed}
   told |= {name: getattr(args, name) for name in ASKED if getattr(args, name) is not None}

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--stage", choices=workdirs.STAGES, help="this stage alone (default: what is not finished, in order)")
   parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
                       help="e.g. denoiser.steps=500 or \"denoiser.objective.process=Cosine()\"; repeatable")
-  parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+  sharding.add_arguments(parser)
   parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
   sharding.configure(args.devices)
-  stages.train(experiment, args.workdir, (args.stage,) if args.stage else workdirs.STAGES, args.devices, args.wandb)
+  stages.train(experiment, args.workdir, (args.stage,) if args.stage else workdirs.STAGES, sharding.asked(args), args.wandb)
 
 
 def load_config(path: str) -> Experiment:

@@ -42,6 +42,11 @@ def split_heads(x: Array, heads: int) -> Array:
   return x.reshape(*x.shape[:-1], heads, -1)
 
 
+def by_heads(x: Array) -> Array:
+  """[B, L, N, D], which a mesh may split by samples and by heads."""
+  return nn.with_logical_constraint(x, ("batch", "length", "heads", "width"))
+
+
 class SelfAttention(nn.Module):
   """Multi-head self-attention over tokens, Vaswani et al. 2017 (1706.03762), section 3.2.
 
@@ -59,7 +64,7 @@ class SelfAttention(nn.Module):
     """x [B, L, C], rotary angles [L, C / heads / 2] or None -> [B, L, C]."""
     init = nn.initializers.xavier_uniform()
     qkv = nn.Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)
-    q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, -1))  # [B, L, N, D]
+    q, k, v = (by_heads(split_heads(part, self.heads)) for part in jnp.split(qkv, 3, -1))  # [B, L, N, D]
     if self.qk_norm:
       q, k = (RMSNorm(dtype=self.dtype, name=f"norm_{name}")(part) for name, part in (("q", q), ("k", k)))
     if angles is not None:
@@ -82,5 +87,5 @@ class CrossAttention(nn.Module):
       x.shape[-1], use_bias=name == "out", kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name
     )
     seen = {"q": x, "k": context, "v": context}
-    q, k, v = (split_heads(dense(name)(tokens), self.heads) for name, tokens in seen.items())
+    q, k, v = (by_heads(split_heads(dense(name)(tokens), self.heads)) for name, tokens in seen.items())
     return dense("out")(self.kernel(q, k, v).reshape(x.shape))

@@ -11,6 +11,11 @@ def dense(features: int, dtype: str, name: str) -> nn.Dense:
   return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
 
 
+def split_hidden(h: Array) -> Array:
+  """[B, ..., hidden], which a mesh may split by samples and by hidden channels."""
+  return nn.with_logical_constraint(h, ("batch", *(["length"] * (h.ndim - 2)), "hidden"))
+
+
 class Mlp(nn.Module):
   """Two dense layers around a tanh-approximated GELU, as the transformers of DiT have it."""
 
@@ -20,7 +25,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> [..., C]."""
-    h = nn.gelu(dense(self.hidden, self.dtype, "in")(x), approximate=True)
+    h = split_hidden(nn.gelu(dense(self.hidden, self.dtype, "in")(x), approximate=True))
     return dense(x.shape[-1], self.dtype, "out")(h)
 
 
@@ -34,7 +39,7 @@ class SwiGLU(nn.Module):
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> [..., C]."""
     gate, value = jnp.split(dense(2 * self.hidden, self.dtype, "in")(x), 2, -1)
-    return dense(x.shape[-1], self.dtype, "out")(nn.silu(gate) * value)
+    return dense(x.shape[-1], self.dtype, "out")(split_hidden(nn.silu(gate) * value))
 
 
 class GEGLU(nn.Module):
@@ -47,4 +52,4 @@ class GEGLU(nn.Module):
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> [..., C]."""
     value, gate = jnp.split(dense(2 * self.hidden, self.dtype, "in")(x), 2, -1)
-    return dense(x.shape[-1], self.dtype, "out")(value * nn.gelu(gate, approximate=False))
+    return dense(x.shape[-1], self.dtype, "out")(split_hidden(value * nn.gelu(gate, approximate=False)))

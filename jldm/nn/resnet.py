@@ -28,10 +28,11 @@ class ResnetBlock(nn.Module):
     h = conv(1, nn.silu(norm(1, x)))
     if embedding is not None:
       h = h + nn.Dense(self.features, dtype=self.dtype, name="embedding")(nn.silu(embedding))[:, None, None]
+    h = nn.with_logical_constraint(h, ("batch", "rows", "columns", "hidden"))
     h = conv(2, nn.silu(norm(2, h)))
     if x.shape[-1] != self.features:
       x = nn.Conv(self.features, (1, 1), dtype=self.dtype, name="shortcut")(x)
-    return x + h
+    return nn.with_logical_constraint(x + h, ("batch", "rows", "columns", "channels"))
 
 
 class ImageAttention(nn.Module):

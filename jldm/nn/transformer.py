@@ -13,6 +13,11 @@ from jldm.nn.norm import GroupNorm, LayerNorm, RMSNorm
 Array = jax.Array
 
 
+def whole_width(x: Array) -> Array:
+  """[B, L, C] at the boundary of a block: a mesh splits it by samples alone."""
+  return nn.with_logical_constraint(x, ("batch", "length", "width"))
+
+
 class Modulation(nn.Module):
   """`parts` vectors of a width from a condition; zero at the start (adaLN-zero, DiT 2212.09748, section 3.2)."""
 
@@ -79,7 +84,7 @@ class ModulatedBlock(Block):
     mod = Modulation(6, x.shape[-1], self.dtype, name="modulation")(condition)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod
     x = x + gate_a * self.attend(modulated(self.norm(x, "norm1"), shift_a, scale_a), angles)
-    return x + gate_m * self.feed(modulated(self.norm(x, "norm2"), shift_m, scale_m))
+    return whole_width(x + gate_m * self.feed(modulated(self.norm(x, "norm2"), shift_m, scale_m)))
 
 
 class PlainBlock(Block):
@@ -92,7 +97,7 @@ class PlainBlock(Block):
     """x [B, L, C], rotary angles [L, C / heads / 2] or None -> [B, L, C]; the condition vector is ignored."""
     del condition
     x = x + self.attend(self.norm(x, "norm1"), angles)
-    return x + self.feed(self.norm(x, "norm2"))
+    return whole_width(x + self.feed(self.norm(x, "norm2")))
 
 
 class CrossBlock(nn.Module):
@@ -109,7 +114,7 @@ class CrossBlock(nn.Module):
     h = norm(1)(x)
     x = x + attention("self_attention")(h, h)
     x = x + attention("cross_attention")(norm(2)(x), context)
-    return x + GEGLU(4 * x.shape[-1], self.dtype, name="mlp")(norm(3)(x))
+    return whole_width(x + GEGLU(4 * x.shape[-1], self.dtype, name="mlp")(norm(3)(x)))
 
 
 class SpatialTransformer(nn.Module):

@@ -74,6 +74,9 @@ def step_fn(
   return step
 
 
-def make_step(loss: Callable, tx: optax.GradientTransformation, ema: Average, accumulate: int = 1) -> Callable:
-  """`step_fn`, jitted with the state donated; arguments keep the shardings that they come with."""
-  return jax.jit(step_fn(loss, tx, ema, accumulate), donate_argnums=0)
+def make_step(
+  loss: Callable, tx: optax.GradientTransformation, ema: Average, accumulate: int = 1, places: TrainState | None = None
+) -> Callable:
+  """`step_fn`, jitted with the state donated; arguments keep the shardings that they come with, and the state that comes
+  out has those of `places` where they are given."""
+  return jax.jit(step_fn(loss, tx, ema, accumulate), donate_argnums=0, out_shardings=None if places is None else (places, None))

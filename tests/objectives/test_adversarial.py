@@ -176,7 +176,7 @@ def first_state():
 
 
 def run(devices: int, accumulate: int):
-  mesh = sharding.data_mesh(8, devices)
+  mesh = sharding.mesh_for(8, devices)
   state, metrics, root = sharding.place(mesh, first_state()), [], sharding.place(mesh, KEY)
   step = make_step(OBJECTIVE.loss, TX, DECAY, accumulate)
   for n in range(STEPS):

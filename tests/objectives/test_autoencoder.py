@@ -225,7 +225,7 @@ def first_state():
 
 def run(devices: int, accumulate: int = 1):
   """Six steps with restarts after the third and the sixth: the state and the metrics of each, on the host."""
-  mesh, metrics = sharding.data_mesh(8, devices), []
+  mesh, metrics = sharding.mesh_for(8, devices), []
   state, root = sharding.place(mesh, (first_state(), ROOT))
   refresh = jax.jit(VQ.refresh)
   for n in range(1, 7):

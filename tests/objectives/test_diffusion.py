@@ -325,7 +325,7 @@ def test_a_condition_trains_on_eight_devices_as_on_one_and_under_pmap():
   params = randomised(jax.eval_shape(objective.init, KEY, BATCH)[0])
   loss = lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0]
   one = quick(loss)(params, BATCH)
-  mesh = sharding.data_mesh(8, 8)
+  mesh = sharding.mesh_for(8, 8)
   np.testing.assert_allclose(quick(loss)(sharding.place(mesh, params), sharding.place_batch(mesh, BATCH)), one, rtol=1e-4)
   each = jax.tree.map(lambda x: np.asarray(x)[:, None], BATCH)
   np.testing.assert_allclose(jax.pmap(loss, in_axes=(None, 0))(params, each)[:, 0], one, rtol=1e-4)

@@ -75,7 +75,7 @@ def first_state(objective):
 
 def run(objective, devices: int, start: int, stop: int, state=None, accumulate: int = 1):
   """Steps start + 1 to stop: (the state, the metrics of each), on the host."""
-  mesh, metrics = sharding.data_mesh(8, devices), []
+  mesh, metrics = sharding.mesh_for(8, devices), []
   state = sharding.place(mesh, state or first_state(objective))
   root, frozen = sharding.place(mesh, (ROOT, CODEC))
   for n in range(start, stop):
