@@ -1,0 +1,122 @@
+"""What makes features of pictures: a pure function that says its name, its version, its weights and what it does to a picture.
+
+  from jldm.metrics.extractors.extractor import Extractor, Found, register
+
+  def apply(params, images):  # uint8 [B, H, W, C], traced
+    return Found(images.astype("float32").mean((1, 2)))
+
+  register(Extractor(name="colour", version="1", preprocessing="none", apply=apply))
+
+Figures of two extractors do not compare, nor those of one extractor with other weights or another preprocessing: every set
+of features goes by its `source`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import hashlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jldm.core.errors import UserError
+
+Array = jax.Array
+
+
+class Found(NamedTuple):
+  """Features float [B, D] and, of a classifier, logits float [B, K]."""
+
+  features: Array
+  logits: Array | None = None
+
+
+def needs_none(arrays: Mapping[str, np.ndarray] | None) -> Any:
+  """The parameters of an extractor without weights."""
+  if arrays is not None:
+    raise UserError("this extractor has no weights of its own to load; leave --weights out")
+  return ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extractor:
+  """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8 [B, H, W, C].
+
+  `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of arrays by name, those of
+  a person's file, or of None: those that ship, whose hash is `blake2b`.  `official` has, by hash of weights, what the field
+  calls the Fréchet distance of these features, such as "FID".
+  """
+
+  name: str
+  version: str
+  preprocessing: str  # in words
+  apply: Callable[[Any, Array], Found]
+  prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
+  load: Callable[[Mapping[str, np.ndarray] | None], Any] = needs_none
+  blake2b: str = ""
+  official: tuple[tuple[str, str], ...] = ()
+  batch_size: int = 250
+
+
+class Loaded(NamedTuple):
+  """An extractor with parameters, and the hash of the arrays that they are of."""
+
+  extractor: Extractor
+  params: Any
+  weights: str
+
+  @property
+  def source(self) -> str:
+    """What features depend on: features of two sources do not compare."""
+    each = self.extractor
+    return f"{each.name} {each.version}, weights {self.weights or 'none'}, {each.preprocessing}"
+
+  @property
+  def distance(self) -> str:
+    """What the Fréchet distance may be called."""
+    return dict(self.extractor.official).get(self.weights, "Fréchet distance")
+
+  def width(self, shape: tuple[int, int, int]) -> int:
+    """The number of features D of images [H, W, C]; UserError for images that do not fit."""
+    image = self.extractor.prepare(np.zeros((1, *shape), np.uint8))
+    return jax.eval_shape(self.extractor.apply, self.params, image).features.shape[-1]
+
+  def told(self) -> dict[str, str]:
+    """As data."""
+    each = self.extractor
+    return {"name": each.name, "version": each.version, "weights": self.weights, "preprocessing": each.preprocessing}
+
+
+EXTRACTORS: dict[str, Extractor] = {}
+
+
+def register(extractor: Extractor) -> Extractor:
+  """Lets `find` find it; UserError where another one has its name."""
+  if EXTRACTORS.setdefault(extractor.name, extractor) is not extractor:
+    raise UserError(f"another extractor named {extractor.name!r} is registered; give it another name")
+  return extractor
+
+
+def find(name: str) -> Extractor:
+  """The extractor of that name; UserError where there is none."""
+  if name not in EXTRACTORS:
+    near = difflib.get_close_matches(name, EXTRACTORS, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"extractor={name!r}; {hint}there are {', '.join(sorted(EXTRACTORS))}, and what Python code registers")
+  return EXTRACTORS[name]
+
+
+def opened(extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None) -> Loaded:
+  """An extractor with the arrays of a person's file, or with what ships."""
+  return Loaded(extractor, extractor.load(arrays), extractor.blake2b if arrays is None else digest(arrays))
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+  """A hash of arrays by name, whatever their order and the file that they are of."""
+  found = hashlib.blake2b(digest_size=16)
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+    found.update(array.tobytes())
+  return found.hexdigest()
