@@ -66,8 +66,8 @@ class Real(NamedTuple):
   told: Told
 
 
-def extractor_of(evaluation: Evaluation, arrays: Any = None) -> Loaded:
-  """The extractor that an experiment names.
+def extractor_of(evaluation: Evaluation, arrays: Any = None, metadata: Any = None) -> Loaded:
+  """The extractor that an experiment names, with the arrays and metadata of a file of weights, where there is one.
 
   Raises:
     UserError: it names none, one that is not known, or one whose weights do not fit.
@@ -75,7 +75,7 @@ def extractor_of(evaluation: Evaluation, arrays: Any = None) -> Loaded:
   if not evaluation.extractor:
     known = ", ".join(f"{name} ({each.preprocessing})" for name, each in sorted(EXTRACTORS.items()))
     raise UserError(f"no extractor is named, and none fits all data; give --extractor, one of: {known}")
-  return opened(find(evaluation.extractor), arrays)
+  return opened(find(evaluation.extractor), arrays, metadata)
 
 
 def plain(data: Any) -> Any:

@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
   experiment = changed(workdirs.read(workdir), args)
   how = how_of(args, experiment)
   evaluator = experiment.evaluation
-  loaded = evaluation.extractor_of(evaluator, safetensors.read(Path(evaluator.weights)) if evaluator.weights else None)
+  loaded = evaluation.extractor_of(evaluator, *read_weights(evaluator.weights))
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   sharding.configure(args.devices)
   model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
@@ -81,6 +81,11 @@ def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
       raise UserError(f"--data-dir {args.data_dir}: the data, {type(data).__name__}, has no data_dir; leave it out")
     data = dataclasses.replace(data, data_dir=args.data_dir)
   return dataclasses.replace(experiment, evaluation=evaluator, data=data)
+
+
+def read_weights(path: str) -> tuple[Any, ...]:
+  """Arrays and metadata of a file, where one is named."""
+  return (safetensors.read(Path(path)), safetensors.read_header(Path(path)).metadata) if path else ()
 
 
 def how_of(args: argparse.Namespace, experiment: Experiment) -> How:

@@ -14,13 +14,13 @@ of features goes by its `source`.
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.metrics.extractors import weights
 
 Array = jax.Array
 
@@ -44,8 +44,7 @@ class Extractor:
   """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8 [B, H, W, C].
 
   `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of arrays by name, those of
-  a person's file, or of None: those that ship, whose hash is `blake2b`.  `official` has, by hash of weights, what the field
-  calls the Fréchet distance of these features, such as "FID".
+  a person's file, or of None: those that ship, whose hash is `shipped`.
   """
 
   name: str
@@ -54,28 +53,23 @@ class Extractor:
   apply: Callable[[Any, Array], Found]
   prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
   load: Callable[[Mapping[str, np.ndarray] | None], Any] = needs_none
-  blake2b: str = ""
-  official: tuple[tuple[str, str], ...] = ()
+  shipped: str = ""
   batch_size: int = 250
 
 
 class Loaded(NamedTuple):
-  """An extractor with parameters, and the hash of the arrays that they are of."""
+  """An extractor with parameters, the hash of the arrays that they are of, and what its Fréchet distance may be called."""
 
   extractor: Extractor
   params: Any
   weights: str
+  distance: str = "Fréchet distance"
 
   @property
   def source(self) -> str:
     """What features depend on: features of two sources do not compare."""
     each = self.extractor
     return f"{each.name} {each.version}, weights {self.weights or 'none'}, {each.preprocessing}"
-
-  @property
-  def distance(self) -> str:
-    """What the Fréchet distance may be called."""
-    return dict(self.extractor.official).get(self.weights, "Fréchet distance")
 
   def width(self, shape: tuple[int, int, int]) -> int:
     """The number of features D of images [H, W, C]; UserError for images that do not fit."""
@@ -107,16 +101,23 @@ def find(name: str) -> Extractor:
   return EXTRACTORS[name]
 
 
-def opened(extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None) -> Loaded:
-  """An extractor with the arrays of a person's file, or with what ships."""
-  return Loaded(extractor, extractor.load(arrays), extractor.blake2b if arrays is None else digest(arrays))
+def opened(
+  extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None, metadata: Mapping[str, str] | None = None
+) -> Loaded:
+  """An extractor with the arrays of a person's file, whose metadata say where they come from, or with what ships."""
+  params = extractor.load(arrays)
+  if arrays is None:
+    return Loaded(extractor, params, extractor.shipped)
+  known = weights.official(metadata or {}, arrays)
+  return Loaded(extractor, params, weights.digest(arrays), *([known] if known else []))
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-  """A hash of arrays by name, whatever their order and the file that they are of."""
-  found = hashlib.blake2b(digest_size=16)
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    found.update(array.tobytes())
-  return found.hexdigest()
+def of_a_file(extractor: str, unpack: Callable[[Mapping[str, np.ndarray]], Any]) -> Callable[[Mapping | None], Any]:
+  """`load` of an extractor that ships without weights."""
+
+  def load(arrays: Mapping[str, np.ndarray] | None) -> Any:
+    if arrays is None:
+      raise UserError(f"{extractor!r} ships without weights; give --weights FILE, made by jldm convert --kind {extractor}")
+    return unpack(arrays)
+
+  return load

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.metrics.extractors import weights
+from jldm.metrics.extractors.extractor import Extractor, Found, of_a_file, register
 
 Array = jax.Array
 
@@ -200,3 +201,9 @@ def unpack(arrays: Mapping[str, np.ndarray]) -> dict:
   """Arrays by flat name -> the parameters of `apply`; UserError where they do not fit."""
   like = jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
   return weights.unpack(arrays, like, "inception")
+
+
+INCEPTION = register(Extractor(
+  name="inception", version="2015-12-05", preprocessing=f"{SIDE}x{SIDE} by TensorFlow 1's bilinear interpolation",
+  apply=lambda params, images: Found(*apply(params, images)), load=of_a_file("inception", unpack), batch_size=50,
+))
