@@ -1,10 +1,15 @@
-"""The Fréchet distance against its closed forms and against the square root of a product of matrices by definition."""
+"""The Fréchet distance against its closed forms, its definition and torch-fidelity; its interval against many draws."""
+
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.metrics.frechet import Moments, frechet, statistics
+from jldm.metrics.frechet import Moments, Running, frechet, interval, statistics
+
+FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "metrics.npz")
 
 
 def covariance(rng, size, rank=None):
@@ -56,7 +61,7 @@ def test_rank_deficient_covariances_lose_nothing():
   one, other = np.zeros((40, 40)), np.zeros((40, 40))
   one[:3, :3], other[3:7, 3:7] = np.eye(3), 2 * np.eye(4)  # of no common direction: the product is zero
   np.testing.assert_allclose(frechet(Moments(np.zeros(40), one), Moments(np.zeros(40), other)), 3 + 8, rtol=1e-12)
-  few = statistics(rng.normal(size=(5, 40)))
+  few = statistics(rng.normal(size=(5, 40)))._replace(count=math.inf)
   assert abs(frechet(few, few)) < 1e-9 * np.trace(few.covariance)
 
 
@@ -80,3 +85,78 @@ def test_what_has_no_covariance_is_refused(features, told):
 def test_features_of_two_extractors_are_refused():
   with pytest.raises(UserError, match="widths 3 and 4"):
     frechet(Moments(np.zeros(3), np.eye(3)), Moments(np.zeros(4), np.eye(4)))
+  features = np.random.default_rng(0).normal(size=(9, 3))
+  for other in ("fashion", ""):
+    with pytest.raises(UserError, match=f"of 'inception' and of '{other}' do not compare"):
+      frechet(statistics(features, "inception"), statistics(features, other))
+
+
+@pytest.mark.parametrize("count, refused", [(12, True), (13, False)])
+def test_no_more_images_than_features_are_refused(count, refused):
+  few, many = (np.random.default_rng(0).normal(size=(n, 12)) for n in (count, 40))
+  for measure in (lambda a, b: frechet(statistics(a), statistics(b)), interval):
+    for pair in ((few, many), (many, few)):
+      if refused:
+        with pytest.raises(UserError, match=r"12 images for features of width 12.*expected more than 12"):
+          measure(*pair)
+      else:
+        measure(*pair)
+
+
+def test_it_is_torch_fidelitys():
+  a, b = statistics(FIXTURE["real"]), statistics(FIXTURE["samples"])
+  np.testing.assert_allclose(frechet(a, b), FIXTURE["frechet"], rtol=1e-6)
+
+
+def test_parts_and_processes_merge_exactly():
+  features = np.random.default_rng(0).normal(1e4, 1, (101, 6)).astype(np.float32)
+  streamed, parts = Running("a"), [Running("a"), Running("a")]
+  for start, stop in ((0, 40), (40, 40), (40, 41), (41, 101)):
+    streamed = streamed.add(features[start:stop])
+  parts = [part.add(some) for part, some in zip(parts, (features[:33], features[33:]))]
+  whole = statistics(features, "a")
+  for found in (streamed.moments(), parts[0].merge(parts[1]).moments(), Running("a").merge(streamed).moments()):
+    assert found.count == 101 and found.source == "a"
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-14)
+    np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("act, told", [
+  (lambda one: one.add(np.zeros((3, 7))), r"shape \(3, 7\); expected \[N, 6\]"),
+  (lambda one: one.add(np.full((3, 6), np.inf)), "not finite"),
+  (lambda one: one.merge(Running("b")), "of 'a' and of 'b' do not compare"),
+  (lambda one: one.merge(Running("a").add(np.zeros((3, 7)))), "widths 6 and 7"),
+  (lambda one: Running("a").add(np.zeros((1, 6))).moments(), "of 1 images; expected at least 2"),
+])
+def test_parts_that_do_not_add_up_are_refused(act, told):
+  with pytest.raises(UserError, match=told):
+    act(Running("a").add(np.zeros((2, 6))))
+
+
+@pytest.mark.parametrize("n, width", [(400, 5), (200, 20)])
+def test_the_interval_holds_what_draws_give_on_average(n, width):
+  """The mean of draws of the same number, its excess included; skewed features, of two covariances."""
+  rng = np.random.default_rng(0)
+  turn = rng.normal(size=(width, width)) / width**0.5
+  draw = lambda shift: np.exp(0.3 * rng.normal(size=(n, width))) @ (turn + shift)
+  found = np.array([interval(draw(0), draw(0.05)) for _ in range(200)])
+  average = found[:, 0].mean()
+  held = ((found[:, 1] <= average) & (average <= found[:, 2])).mean()
+  assert 0.89 < held <= 1, held
+  assert 0.7 < 3.92 * found[:, 0].std() / (found[:, 2] - found[:, 1]).mean() < 1.2
+
+
+def test_the_interval_is_around_the_distance():
+  real, samples = FIXTURE["real"], FIXTURE["samples"]
+  found = interval(real, samples)
+  np.testing.assert_allclose(found.value, frechet(statistics(real), statistics(samples)), rtol=1e-12)
+  wider = interval(real, samples, level=0.99)
+  assert wider.low < found.low < found.value < found.high < wider.high
+  swapped = interval(samples, real)
+  np.testing.assert_allclose(swapped, found, rtol=1e-9)
+
+
+def test_features_that_are_always_zero_do_no_harm():
+  pad = lambda features: np.pad(features, ((0, 0), (0, 2)))
+  real, samples = FIXTURE["real"], FIXTURE["samples"]
+  np.testing.assert_allclose(interval(pad(real), pad(samples)), interval(real, samples), rtol=1e-6)

@@ -1,11 +1,17 @@
 """Precision, recall, density and coverage against their definitions written as loops, and where they are known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
 from jldm.metrics import manifold as module
+from jldm.metrics.intervals import jackknife
 from jldm.metrics.manifold import manifold
+from tests.parity.metrics import NEIGHBOURS
+
+FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "metrics.npz")
 
 
 def plain(real, samples, k, k_density):
@@ -40,6 +46,23 @@ def test_they_are_their_definitions(block, monkeypatch):
   assert found == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("k", NEIGHBOURS)
+def test_they_are_prdcs(k):
+  found = manifold(FIXTURE["real"], FIXTURE["samples"], k=k, k_density=k)
+  np.testing.assert_allclose(list(found.values()), FIXTURE[f"prdc_{k}"], rtol=1e-6)
+
+
+def test_jackknifed_intervals_are_no_narrower_than_draws_spread():
+  rng = np.random.default_rng(0)
+  draw = lambda: (rng.normal(size=(200, 4)), rng.normal(0.3, 1.2, (200, 4)))
+  drawn = [manifold(*draw()) for _ in range(100)]
+  spread = {name: np.std([each[name] for each in drawn]) for name in drawn[0]}
+  found = [jackknife(manifold, *draw(), groups=10) for _ in range(8)]
+  for name, std in spread.items():
+    half = np.mean([each[name].high - each[name].low for each in found]) / 2
+    assert 1.6 * std < half < 6 * std, name  # 1.96, but for chance; too wide rather than too narrow
+
+
 def test_the_same_points_are_wholly_covered():
   points = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
   found = manifold(points, points)
@@ -70,7 +93,7 @@ def test_a_large_mean_changes_nothing():
   [
     (np.zeros((4, 2)), np.zeros((9, 2)), 3, "k < both numbers"),
     (np.zeros((9, 2)), np.zeros((9, 2)), 0, "1 <= k"),
-    (np.zeros((9, 2)), np.zeros((9, 3)), 3, "shapes"),
+    (np.zeros((9, 2)), np.zeros((9, 3)), 3, "of one width"),
     (np.zeros((9, 2)), np.full((9, 2), np.inf), 3, "not finite"),
   ],
 )

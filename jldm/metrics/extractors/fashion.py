@@ -5,6 +5,7 @@ the test split and 93.1 % of the 5,000 training pictures that it has not seen.  
 over places.  They are no Inception features: figures made with them compare with each other and with nothing else.
 """
 
+from collections.abc import Mapping
 import functools
 import hashlib
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.metrics.extractors.extractor import Extractor, Found, needs_none, register
 from jldm.nn.norm import GroupNorm
 
 Array = jax.Array
@@ -116,3 +118,19 @@ def features(images: np.ndarray, params: Any = None) -> np.ndarray:
 def classify(images: np.ndarray, params: Any = None) -> np.ndarray:
   """Images uint8 [N, H, W, 1], cut to their middle 28x28 -> the likeliest class, int32 [N]."""
   return run(images, params)[1].argmax(-1).astype(np.int32)
+
+
+def found(params: Any, images: Array) -> Found:
+  """uint8 [B, 28, 28, 1] -> features [B, FEATURES], logits [B, CLASSES]."""
+  return Found(*Classifier().apply({"params": params}, images))
+
+
+def params_of(arrays: Mapping[str, np.ndarray] | None) -> Any:
+  needs_none(arrays)
+  return shipped()
+
+
+FASHION = register(Extractor(
+  name="fashion", version="1", preprocessing=f"the middle {SIDE}x{SIDE} of grey pictures, in [-1, 1]", apply=found,
+  prepare=cropped, load=params_of, shipped=BLAKE2B, batch_size=BATCH,
+))

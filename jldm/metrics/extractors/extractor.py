@@ -1,0 +1,123 @@
+"""What makes features of pictures: a pure function that says its name, its version, its weights and what it does to a picture.
+
+  from jldm.metrics.extractors.extractor import Extractor, Found, register
+
+  def apply(params, images):  # uint8 [B, H, W, C], traced
+    return Found(images.astype("float32").mean((1, 2)))
+
+  register(Extractor(name="colour", version="1", preprocessing="none", apply=apply))
+
+Figures of two extractors do not compare, nor those of one extractor with other weights or another preprocessing: every set
+of features goes by its `source`.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jldm.core.errors import UserError
+from jldm.metrics.extractors import weights
+
+Array = jax.Array
+
+
+class Found(NamedTuple):
+  """Features float [B, D] and, of a classifier, logits float [B, K]."""
+
+  features: Array
+  logits: Array | None = None
+
+
+def needs_none(arrays: Mapping[str, np.ndarray] | None) -> Any:
+  """The parameters of an extractor without weights."""
+  if arrays is not None:
+    raise UserError("this extractor has no weights of its own to load; leave --weights out")
+  return ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extractor:
+  """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8 [B, H, W, C].
+
+  `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of arrays by name, those of
+  a person's file, or of None: those that ship, whose hash is `shipped`.
+  """
+
+  name: str
+  version: str
+  preprocessing: str  # in words
+  apply: Callable[[Any, Array], Found]
+  prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
+  load: Callable[[Mapping[str, np.ndarray] | None], Any] = needs_none
+  shipped: str = ""
+  batch_size: int = 250
+
+
+class Loaded(NamedTuple):
+  """An extractor with parameters, the hash of the arrays that they are of, and what its Fréchet distance may be called."""
+
+  extractor: Extractor
+  params: Any
+  weights: str
+  distance: str = "Fréchet distance"
+
+  @property
+  def source(self) -> str:
+    """What features depend on: features of two sources do not compare."""
+    each = self.extractor
+    return f"{each.name} {each.version}, weights {self.weights or 'none'}, {each.preprocessing}"
+
+  def width(self, shape: tuple[int, int, int]) -> int:
+    """The number of features D of images [H, W, C]; UserError for images that do not fit."""
+    image = self.extractor.prepare(np.zeros((1, *shape), np.uint8))
+    return jax.eval_shape(self.extractor.apply, self.params, image).features.shape[-1]
+
+  def told(self) -> dict[str, str]:
+    """As data."""
+    each = self.extractor
+    return {"name": each.name, "version": each.version, "weights": self.weights, "preprocessing": each.preprocessing}
+
+
+EXTRACTORS: dict[str, Extractor] = {}
+
+
+def register(extractor: Extractor) -> Extractor:
+  """Lets `find` find it; UserError where another one has its name."""
+  if EXTRACTORS.setdefault(extractor.name, extractor) is not extractor:
+    raise UserError(f"another extractor named {extractor.name!r} is registered; give it another name")
+  return extractor
+
+
+def find(name: str) -> Extractor:
+  """The extractor of that name; UserError where there is none."""
+  if name not in EXTRACTORS:
+    near = difflib.get_close_matches(name, EXTRACTORS, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"extractor={name!r}; {hint}there are {', '.join(sorted(EXTRACTORS))}, and what Python code registers")
+  return EXTRACTORS[name]
+
+
+def opened(
+  extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None, metadata: Mapping[str, str] | None = None
+) -> Loaded:
+  """An extractor with the arrays of a person's file, whose metadata say where they come from, or with what ships."""
+  params = extractor.load(arrays)
+  if arrays is None:
+    return Loaded(extractor, params, extractor.shipped)
+  known = weights.official(metadata or {}, arrays)
+  return Loaded(extractor, params, weights.digest(arrays), *([known] if known else []))
+
+
+def of_a_file(extractor: str, unpack: Callable[[Mapping[str, np.ndarray]], Any]) -> Callable[[Mapping | None], Any]:
+  """`load` of an extractor that ships without weights."""
+
+  def load(arrays: Mapping[str, np.ndarray] | None) -> Any:
+    if arrays is None:
+      raise UserError(f"{extractor!r} ships without weights; give --weights FILE, made by jldm convert --kind {extractor}")
+    return unpack(arrays)
+
+  return load

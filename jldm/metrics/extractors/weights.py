@@ -1,0 +1,56 @@
+"""Weights of extractors that a person supplies: whether they fit, which they are, and whether they are the official ones.
+
+A file that `jldm convert` makes says of which published file it is (`source`, the sha256 of that whole file) and what its
+arrays are (`digest`).  Weights are official where the source is one of OFFICIAL and the arrays at hand still have that
+digest: other weights, a cast to another precision or an edit after the conversion never pass.  It rests on the word of the
+file for the first half: who writes a false source on purpose is believed.
+"""
+
+from collections.abc import Mapping
+import hashlib
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+import numpy as np
+
+from jldm.core.errors import UserError
+
+OFFICIAL = {  # sha256 of a published file, and what the Fréchet distance of its features is called
+  # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity
+  "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": "FID",
+}
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+  """A sha256 of names, shapes and values in float32, whatever the file or the order that they come in."""
+  found = hashlib.sha256()
+  for name in sorted(arrays):
+    value = np.ascontiguousarray(arrays[name], "<f4")
+    found.update(f"{name} {list(value.shape)}\n".encode())
+    found.update(value.tobytes())
+  return found.hexdigest()
+
+
+def official(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str | None:
+  """What the Fréchet distance may be called with these arrays of a file with that metadata, or None."""
+  return OFFICIAL.get(metadata.get("source", "")) if metadata.get("digest") == digest(arrays) else None
+
+
+def unpack(arrays: Mapping[str, np.ndarray], like: Any, what: str) -> dict:
+  """Arrays by flat name, such as "fc/kernel" -> a tree as `like` (of shapes), in float32.
+
+  Raises:
+    UserError: naming the first array that is missing, in surplus, of another shape, or not of finite numbers.
+  """
+  wanted = flatten_dict(like, sep="/")
+  if different := sorted(wanted.keys() ^ arrays.keys()):
+    raise UserError(
+      f"{different[0][:80]!r} is {'missing' if different[0] in wanted else 'no part'} of the weights of {what}; make them by "
+      f"jldm convert --kind {what}"
+    )
+  for name, leaf in wanted.items():
+    if np.shape(arrays[name]) != leaf.shape:
+      raise UserError(f"{name} of the weights of {what} is {list(np.shape(arrays[name]))}; expected {list(leaf.shape)}")
+    if not np.isfinite(np.asarray(arrays[name], np.float32)).all():
+      raise UserError(f"{name} of the weights of {what} is not finite; get them anew")
+  return unflatten_dict({name: np.asarray(arrays[name], np.float32) for name in wanted}, sep="/")
