@@ -33,6 +33,7 @@ from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
+from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
@@ -95,7 +96,7 @@ ROLES = (  # one of a row may stand where another of it stands
   (ImageData, Synthetic),
   (Reconstruction, Adversarial),
   (PatchDiscriminator,),
-  (KLAutoencoder, VQAutoencoder),
+  (KLAutoencoder, VQAutoencoder, TinyAutoencoder),
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),

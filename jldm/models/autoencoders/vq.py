@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.models.autoencoders.kl import Decoder, Encoder, check_images, factor_of
-from jldm.models.autoencoders.posterior import FLOOR, Bottleneck, Gaussian
+from jldm.models.autoencoders.posterior import Bottleneck, Gaussian, point
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 
 Array = jax.Array
@@ -57,8 +57,7 @@ class VQAutoencoder(nn.Module):
       ValueError: H or W is not divisible by `factor`, or C is not `channels`.
     """
     check_images(self, x)
-    mean = self.before(self.encoder(x)).astype(jnp.float32)
-    return Gaussian(mean, jnp.full_like(mean, FLOOR))
+    return point(self.before(self.encoder(x)).astype(jnp.float32))
 
   def quantize(self, z: Array) -> tuple[Array, Array]:
     """z [B, h, w, latent_channels] -> (quantised, codes int [B, h, w])."""
