@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.models.autoencoders.posterior import CEILING, FLOOR, Bottleneck, Gaussian
+from jldm.nn.attention import Kernel, attend
 from jldm.nn.norm import GroupNorm
 from jldm.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
 from jldm.nn.resnet import ImageAttention, ResnetBlock
@@ -19,12 +20,13 @@ class Middle(nn.Module):
 
   groups: int
   dtype: str
+  kernel: Kernel = attend
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
     width = h.shape[-1]
     h = ResnetBlock(width, self.groups, self.dtype, name="resnet1")(h)
-    h = ImageAttention(groups=self.groups, dtype=self.dtype, name="attention")(h)
+    h = ImageAttention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name="attention")(h)
     return ResnetBlock(width, self.groups, self.dtype, name="resnet2")(h)
 
 
@@ -129,7 +131,11 @@ class KLAutoencoder(nn.Module):
 
   def decode(self, z: Array) -> Array:
     """z [B, h, w, latent_channels], raw -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
-    return self.decoder(self.latents(z)).astype(jnp.float32)
+    return self.decoder(self.decoder_input(z)).astype(jnp.float32)
+
+  def decoder_input(self, z: Array) -> Array:
+    """z [B, h, w, latent_channels], raw -> what the decoder's first convolution is fed, as large."""
+    return self.latents(z)
 
   def bottleneck(self, posterior: Gaussian) -> Bottleneck:
     """The KL [B] in nats, divided by the values of an image."""

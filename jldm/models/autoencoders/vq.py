@@ -65,7 +65,11 @@ class VQAutoencoder(nn.Module):
 
   def decode(self, z: Array) -> Array:
     """z [B, h, w, latent_channels], raw, is quantised -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
-    return self.decoder(self.after(self.quantize(z)[0])).astype(jnp.float32)
+    return self.decoder(self.decoder_input(z)).astype(jnp.float32)
+
+  def decoder_input(self, z: Array) -> Array:
+    """z [B, h, w, latent_channels], raw -> what the decoder's first convolution is fed, as large."""
+    return self.after(self.quantize(z)[0])
 
   def bottleneck(self, posterior: Gaussian) -> Bottleneck:
     """The commitment [B], a mean over the values of z, and the codebook that has followed this batch."""
