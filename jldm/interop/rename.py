@@ -11,7 +11,7 @@ Names of a path are joined by "/" in our tree and by "." in theirs; "" adds noth
 what the table has beyond that (the shortcut of a block that has none) is not there on either side.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import re
 from typing import Any, NamedTuple
 
@@ -68,6 +68,12 @@ class Leaf(NamedTuple):
   def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
     """Of each of theirs."""
     return self.axes.shape((*ours[:-1], ours[-1] // len(self.theirs)))
+
+
+def numbered(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tuple:
+  """A table from rows with {fields} in both names, such as ("level{level}", "blocks.{level}", CONV), once for all numbers."""
+  found = {ours.format(**each): (theirs.format(**each), below) for each in numbers for ours, theirs, below in rows}
+  return tuple((ours, theirs, below) for ours, (theirs, below) in found.items())
 
 
 def expand(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Leaf]]:
