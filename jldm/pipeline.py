@@ -64,12 +64,7 @@ def of(experiment: Experiment) -> Model:
 
 def codec_shapes(model: Model) -> dict:
   """The codec's tree as shapes, nothing allocated."""
-  factor, (h, w, c) = model.autoencoder.factor, model.latent_shape
-  image = jax.ShapeDtypeStruct((1, h * factor, w * factor, model.autoencoder.channels), jnp.float32)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  vector = jax.ShapeDtypeStruct((c,), jnp.float32)
-  extra = dict(jax.eval_shape(model.autoencoder.init, jax.random.key(0), image, keys))
-  return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector}
+  return codecs.shapes(model.autoencoder)
 
 
 def denoiser_shapes(model: Model) -> Any:

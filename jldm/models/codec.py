@@ -37,6 +37,15 @@ def variables(codec: dict) -> dict:
   return {"params": codec["params"]} | codec.get("extra", {})
 
 
+def shapes(network: Any) -> dict:
+  """The tree of a network's codec as shapes, nothing allocated."""
+  image = jax.ShapeDtypeStruct((1, network.factor, network.factor, network.channels), jnp.float32)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  vector = jax.ShapeDtypeStruct((network.latent_channels,), jnp.float32)
+  extra = dict(jax.eval_shape(network.init, jax.random.key(0), image, keys))
+  return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector}
+
+
 def encode(network: Any, codec: dict, images: Array) -> Gaussian:
   """images [B, H, W, C] -> the raw posterior over [B, h, w, c]."""
   return network.apply(variables(codec), pixels(images), method="encode")

@@ -1,9 +1,9 @@
 """Autoencoders in tiles, for less memory, by one of two rules.  A tile as large as the image is the image.
 
-`Exact` is what the whole decoder of a KL or VQ autoencoder says.  Its middle, where all places attend to all, is run at once
-at the size of the latents, though not all queries together.  What follows is walked a block at a time, and only what a block
-gives is kept whole for the next to read: a tile of it is made from a window that is wider by what the block sees.  A group
-norm needs the moments of the whole image, so that a block is walked once for each of its norms, and then for what it gives,
+`Exact` is what the whole decoder of a KL or VQ autoencoder says.  Its middle, and levels that attend, are run whole, though
+not all queries at once.  What follows is walked a block at a time, and only what a block gives is kept whole for the next to
+read: a tile of it is made from a window that is wider by what the block sees.  A group norm needs the moments of the whole
+image, so that a block is walked once for each of its norms, and then for what it gives,
 
   (1)  x -> moments(x);  x -> y = conv1(silu(norm1(x))) -> moments(y);  x -> x + conv2(silu(norm2(y)))
 
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.models.autoencoders.kl import KLAutoencoder, Middle, check_images
+from jldm.models.autoencoders.kl import Decoder, KLAutoencoder, check_images, shared_fields
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.nn.attention import attend
 from jldm.nn.norm import GroupNorm
@@ -62,9 +62,10 @@ class Exact:
   def decoded(self, network: Any, params: dict, h: Array) -> Array:
     """What the decoder is fed, [1, h, w, C] -> image [1, H, W, C]."""
     levels = len(network.widths)
-    h = nn.Conv(network.widths[-1], (3, 3), padding=1).apply({"params": params["in"]}, h)
-    h = Middle(network.groups, "float32", in_pieces).apply({"params": params["middle"]}, h)
-    segments = [*segmented(levels, network.resnets + 1, self.thrifty)]
+    finer = min(network.attention, default=levels)  # levels that attend to nothing
+    decoder = Decoder(network.channels, *shared_fields(network), in_pieces).clone(dtype="float32")
+    h = decoder.apply({"params": params}, h, levels - finer)
+    segments = [*segmented(levels, finer, network.resnets + 1, self.thrifty)]
     h = jnp.pad(h, ((0, 0), *[(segments[0].halo,) * 2] * 2, (0, 0)))
     for segment, halo in zip(segments, [*(one.halo for one in segments[1:]), 0]):
       h = walked(segment, params, network.groups, h, halo, self.tile * 2 ** (levels - 1))
@@ -80,28 +81,24 @@ class Segment(NamedTuple):
 
   @property
   def norms(self) -> int:
-    return 2 * len(self.blocks) + self.last
-
-  @property
-  def margin(self) -> int:
-    """How many places around a tile it sees, after the doubling."""
+    """How many; a 3x3 convolution follows each, so that it sees as many places around a tile, after the doubling."""
     return 2 * len(self.blocks) + self.last
 
   @property
   def halo(self) -> int:
     """How many places around a tile it reads."""
-    return math.ceil(self.margin / 2) + 1 if self.up else self.margin
+    return math.ceil(self.norms / 2) + 1 if self.up else self.norms
 
 
-def segmented(levels: int, blocks: int, thrifty: bool) -> Iterator[Segment]:
-  """The decoder of `kl` after its middle: cut after every block, or after every level."""
-  for level in reversed(range(levels)):
+def segmented(levels: int, finer: int, blocks: int, thrifty: bool) -> Iterator[Segment]:
+  """The decoder of `kl` from the level below `finer` on, cut after every block, or after every level."""
+  for level in reversed(range(finer)):
     up, names = f"up{level + 1}" if level + 1 < levels else "", [f"level{level}_resnet{i}" for i in range(blocks)]
     if thrifty:
       yield Segment(up, tuple(names), level == 0)
     else:
       yield from [Segment("" if i else up, (name,), False) for i, name in enumerate(names)]
-  if not thrifty:
+  if not thrifty or not finer:
     yield Segment("", (), True)
 
 
@@ -119,12 +116,15 @@ def walked(segment: Segment, params: dict, groups: int, source: Array, halo: int
     h = through(segment, params, groups, window, moments, inside)
     return narrowed(h, (h.shape[1] - tiles[0]) // 2)
 
-  moments = []
-  for _ in range(segment.norms):
+  def measured(moments: list) -> Moments:
+    """Of what is fed to the next norm."""
     channels = jax.eval_shape(piece, jnp.zeros(2, jnp.int32), moments).shape[-1]
     add = lambda known, corner, fresh: merged(known, moments_of(piece(corner, moments)[0], fresh))
-    zero = Moments(jnp.zeros(()), jnp.zeros(channels), jnp.zeros(channels))
-    moments = [*moments, over_tiles(sides, tiles, add, zero)]
+    return over_tiles(sides, tiles, add, Moments(jnp.zeros(()), jnp.zeros(channels), jnp.zeros(channels)))
+
+  moments = []
+  for _ in range(segment.norms):
+    moments = [*moments, measured(moments)]
   like = jax.eval_shape(piece, jnp.zeros(2, jnp.int32), moments)
   put = lambda whole, corner, _: jax.lax.dynamic_update_slice(whole, piece(corner, moments), (0, *(corner + halo), 0))
   zero = 0 * moments[-1].count  # of no constant, which would be made before everything else, all of them at once
@@ -132,7 +132,10 @@ def walked(segment: Segment, params: dict, groups: int, source: Array, halo: int
 
 
 def through(segment: Segment, params: dict, groups: int, h: Array, moments: list, inside: Callable) -> Array:
-  """A window [1, a, b, C] through a segment as far as moments are known; every convolution takes a border away."""
+  """A window [1, a, b, C] through a segment as far as moments are known; every convolution takes a border away.
+
+  `inside` of an array is 1 where it lies in the image, else 0.
+  """
   known = iter(moments)
 
   def convolved(conv: dict, norm: dict, h: Array) -> Array | None:
@@ -142,7 +145,7 @@ def through(segment: Segment, params: dict, groups: int, h: Array, moments: list
 
   if segment.up:
     doubled = Upsample(params[segment.up]["conv"]["bias"].size).apply({"params": params[segment.up]}, h)
-    h = narrowed(doubled, 2 * segment.halo - segment.margin)
+    h = narrowed(doubled, 2 * segment.halo - segment.norms)
   for name in segment.blocks:
     block, x = params[name], h
     for i in (1, 2):
@@ -293,7 +296,7 @@ class Blended:
 
 def weighted(side: int, tile: int, overlap: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
   """-> where tiles of a side begin, int [n], and the weights of their places [n, scale tile], which add up to 1 everywhere."""
-  begins = starts(side, tile, tile - overlap)
+  begins = starts(side, tile, max(tile - overlap, 1))
   ramp = (np.arange(scale * tile) + 0.5) / (scale * overlap + 1e-9)
   weights = np.minimum(1, np.minimum(ramp, ramp[::-1]))
   total = np.zeros(scale * side)

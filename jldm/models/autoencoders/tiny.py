@@ -1,6 +1,6 @@
-"""The tiny autoencoder TAESD, Bohan 2023 (github.com/madebyollin/taesd): convolutions and ReLUs alone, distilled from a large one.
+"""The tiny autoencoder TAESD, Bohan 2023 (github.com/madebyollin/taesd): convolutions and ReLUs, distilled from a large one.
 
-Its latents are those of the codec that it was distilled from, and a point each.  Its images are in [0, 1] inside, and
+Its latents are those of the codec that it was distilled from, each a point.  Its images are in [0, 1] inside, and
 
   (1)  z <- 3 tanh(z / 3)
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jldm.models.autoencoders.kl import Decoder, Encoder, check_images, factor_of
+from jldm.models.autoencoders.kl import Decoder, Encoder, check_images, factor_of, shared_fields
 from jldm.models.autoencoders.posterior import Bottleneck, Gaussian, point
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 
@@ -18,8 +18,8 @@ Array = jax.Array
 class VQAutoencoder(nn.Module):
   """Images in [-1, 1] to latents that stand for one of `quantizer.size` codes at each place, and back.
 
-  Fields as KLAutoencoder's.  A Codebook is read from the collection "codebook", never written: `bottleneck` and
-  `refresh` return it anew.
+  Fields as KLAutoencoder's, but both networks have `features` on the side of the latents.  A Codebook is read from the
+  collection "codebook", never written: `bottleneck` and `refresh` return it anew.
   """
 
   quantizer: Codebook | FSQ = Codebook()
@@ -30,17 +30,20 @@ class VQAutoencoder(nn.Module):
   groups: int = 32
   patch: int = 1
   dtype: str = "float32"
+  attention: tuple[int, ...] = ()
+  middle_attention: bool = True
+  features: int = 0
 
   @property
   def factor(self) -> int:
     return factor_of(self)
 
   def setup(self):
-    shared = (tuple(self.widths), self.resnets, self.groups, self.patch, self.dtype)
-    self.encoder = Encoder(self.latent_channels, *shared)
-    self.decoder = Decoder(self.channels, *shared)
+    features = self.features or self.latent_channels
+    self.encoder = Encoder(features, *shared_fields(self))
+    self.decoder = Decoder(self.channels, *shared_fields(self))
     self.before = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
-    self.after = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+    self.after = nn.Conv(features, (1, 1), dtype=self.dtype)
 
   def codebook(self) -> dict:
     """The quantiser's state, read; zeros at the network's own `init`."""
