@@ -1,7 +1,7 @@
 """diffusers' AutoencoderTiny (TAESD) as TinyAutoencoder and back: its configuration, and whose parameters are whose.
 
-Its latents are the scaled ones of the codec that it was distilled from: scaling_factor is 1 where it was not said otherwise.
-latent_magnitude and latent_shift tell how to keep latents as bytes, and are not a part of what it computes.
+Its latents are the scaled ones of the codec that it was distilled from.  latent_magnitude and latent_shift of a config tell how
+to keep latents as bytes; they are not a part of what it computes.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from jldm.core.errors import UserError
 from jldm.interop.rename import CONV
 from jldm.models.autoencoders.tiny import ACTIVATIONS, TinyAutoencoder
 
+SCALING = 1.0  # of a config that does not say
 DEFAULTS = {
   "act_fn": "relu",
   "decoder_block_out_channels": (64, 64, 64, 64),
