@@ -52,7 +52,9 @@ class Model:
 
 
 def of(experiment: Experiment) -> Model:
-  """The model of an experiment."""
+  """The model of an experiment; UserError where it is an autoencoder alone."""
+  if experiment.data is None or experiment.denoiser is None:
+    raise UserError("the experiment has no data or no denoiser; use its workdir in another: autoencoder=Pretrained('…')")
   autoencoder, diffusion, data = experiment.autoencoder.objective.network, experiment.denoiser.objective, experiment.data
   shape = (data.height // autoencoder.factor, data.width // autoencoder.factor, autoencoder.latent_channels)
   conditioned = getattr(diffusion, "self_conditioning", 0) > 0
@@ -101,6 +103,20 @@ def load(workdir: str | Path, sigma_rel: float | None = None) -> tuple[Model, di
   if sigma_rel is not None:
     found["ema"] = average(workdir, sigma_rel, found["ema"])
   return model, {"denoiser": found["ema"], "codec": found["codec"]}
+
+
+def load_codec(workdir: str | Path) -> tuple[Any, dict]:
+  """The autoencoder's network of a workdir and its codec, trained or imported.
+
+  Raises:
+    UserError: not a workdir, or its autoencoder is not finished.
+  """
+  network = workdirs.read(Path(workdir)).autoencoder.objective.network
+  with Checkpoints(workdirs.checkpoints(Path(workdir), "autoencoder"), read_only=True) as saved:
+    step = saved.latest()
+    if step is None or "codec" not in saved.items(step):
+      raise UserError(f"workdir {str(workdir)!r} has no finished autoencoder; run train.py on it first")
+    return network, saved.restore(step, {"codec": codecs.shapes(network)})["codec"]
 
 
 def average(workdir: Path, sigma_rel: float, like: Any) -> Any:

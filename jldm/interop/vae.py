@@ -1,20 +1,12 @@
 """Stable Diffusion's autoencoders: `AutoencoderKL` and `VQModel` of diffusers, and the files of CompVis, as ours and back.
 
-Below are the tables of where the arrays are (`rename` has how to read one), and what a config.json means: the network, and
-how raw latents become those of a denoiser,
-
-  (1)  (raw - shift_factor) scaling_factor   or   (raw - latents_mean) / latents_std scaling_factor
-
-so that ours, (raw - mean) / std, come from there and are never measured.  A file of CompVis has no config: its network is
-read off the shapes.
+Below are the tables of where the arrays are (`rename` has how to read one), and what a config.json says of the network.
+A file of CompVis has no config: its network is read off the shapes.
 """
 
-from collections.abc import Callable, Mapping
-import math
+from collections.abc import Iterable, Mapping
 import re
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.interop import rename
@@ -25,6 +17,7 @@ from jldm.models.autoencoders.vq import VQAutoencoder
 
 SCALING = 0.18215  # of a config that does not say
 COMPVIS_GROUPS = 32
+FIRST_STAGE = "first_stage_model."  # before an autoencoder's names in a whole model's file
 MOST_LEVELS, MOST_RESNETS, MOST_CHANNELS, MOST_CODES = 8, 16, 2**14, 2**20
 
 
@@ -119,16 +112,22 @@ def table(network: Any, family: str = "diffusers") -> tuple:
   return rename.numbered(ROWS[family], numbers)
 
 
-def family(names: Any) -> str:
-  """Which of ROWS names belong to."""
-  if any(re.match(r"encoder\.down\.\d", name) for name in names):
+def family(names: Iterable[str]) -> str:
+  """Which of ROWS the names of a folder belong to."""
+  names = list(names)
+  if is_compvis(names):
     return "CompVis"
   if any(name.endswith(".kernel") for name in names):
     return "old flax"
   return "old diffusers" if any(name.endswith(f".{OLD_OUT}.weight") for name in names) else "diffusers"
 
 
-def read_config(config: Mapping[str, Any]) -> Any:
+def is_compvis(names: Iterable[str]) -> bool:
+  """Whether there is an autoencoder among names as CompVis has them."""
+  return any(re.match(rf"({re.escape(FIRST_STAGE)})?encoder\.down\.\d", name) for name in names)
+
+
+def network(config: Mapping[str, Any]) -> Any:
   """The network of a config.json of AutoencoderKL or VQModel.
 
   Raises:
@@ -194,28 +193,8 @@ def truth(config: Mapping[str, Any], name: str) -> bool:
   return value
 
 
-def read_statistics(config: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """Equation (1): mean and std [C] of raw latents.
-
-  Raises:
-    UserError: numbers that are none, not finite, or a scale that is not positive.
-  """
-  def vector(name: str, default: float) -> np.ndarray:
-    value = default if config.get(name) is None else config[name]
-    values = value if isinstance(value, (list, tuple)) else [value] * channels
-    if len(values) != channels or not all(type(one) in (int, float) and math.isfinite(one) for one in values):
-      raise UserError(f"config.json has {name}={str(value)[:80]}; expected a finite number, or {channels} of them")
-    return np.array(values, np.float64)
-
-  scaling, std = vector("scaling_factor", SCALING), vector("latents_std", 1.0)
-  if min(scaling) <= 0 or min(std) <= 0:
-    raise UserError(f"config.json has scaling_factor={scaling[0]} and latents_std={std.tolist()}; expected positive numbers")
-  mean = vector("shift_factor" if config.get("latents_mean") is None else "latents_mean", 0.0)
-  return np.float32(mean), np.float32(std / scaling)
-
-
-def write_config(network: Any, mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
-  """The config.json of a network and of its latents' mean and std [C].
+def config(network: Any) -> dict[str, Any]:
+  """The config.json of a network, without how its latents are scaled; the inverse of `network`.
 
   Raises:
     UserError: a network that diffusers does not have.
@@ -246,21 +225,7 @@ def write_config(network: Any, mean: np.ndarray, std: np.ndarray) -> dict[str, A
     "norm_num_groups": network.groups,
     "out_channels": network.channels,
     "up_block_types": kind("UpDecoderBlock2D")[::-1],
-  } | own[quantised] | write_statistics(mean, std)
-
-
-def write_statistics(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
-  """Equation (1) the other way: one number where all channels share it."""
-  shared = all(len(set(np.asarray(values).tolist())) == 1 for values in (mean, std))
-  if not shared:
-    return {"scaling_factor": 1.0, "latents_mean": np.asarray(mean).tolist(), "latents_std": np.asarray(std).tolist()}
-  shift = {"shift_factor": shortest(mean[0], np.float32)} if mean[0] else {}
-  return {"scaling_factor": shortest(1 / np.float64(std[0]), lambda scaling: np.float32(1 / scaling))} | shift
-
-
-def shortest(value: Any, kept: Callable[[float], Any]) -> float:
-  """The decimal of the fewest digits that `kept` makes the same of: 0.18215, not 0.18215000629425049."""
-  return next(short for digits in range(1, 18) if kept(short := float(f"{value:.{digits}g}")) == kept(float(value)))
+  } | own[quantised]
 
 
 def compvis_network(shapes: Mapping[str, tuple[int, ...]]) -> Any:

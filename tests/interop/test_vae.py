@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.errors import UserError
-from jldm.interop import pretrained, safetensors, vae
+from jldm.interop import pretrained, safetensors
 from jldm.models import codec as codecs
 from tests.parity.drawn import inputs, parameters
 

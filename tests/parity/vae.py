@@ -69,7 +69,7 @@ def saved(model) -> tuple[dict, dict]:
   with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
     with safe_open(f"{folder}/diffusion_pytorch_model.safetensors", "np") as file:
-      shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+      shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  it is no mapping
     return json.loads(Path(folder, "config.json").read_text()), shapes
 
 
