@@ -33,6 +33,7 @@ from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
+from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
@@ -52,6 +53,7 @@ class Stage:
   """One training: what is learned, how, and for how long; intervals are in steps.
 
   `devices` share a batch where the caller does not say how many; 0 is all (on a CPU, the most that divide the batch).
+  `start` is a workdir whose autoencoder this one goes on from, with the mean and std of its latents; of no steps, it is that.
   """
 
   objective: Any
@@ -65,6 +67,18 @@ class Stage:
   save_every_steps: int = 1000
   picture_every_steps: int = 1000
   snapshot_every_steps: int = 1000  # of the averages, where ema is Power(...)
+  start: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """The autoencoder of another workdir, trained or imported, as it is: a Stage of no steps that starts there.
+
+  `batch_size` images are encoded at once.
+  """
+
+  path: str
+  batch_size: int = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,11 +108,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """Data, the two stages, and the seed of all that is random."""
+  """Data, the two stages, and the seed of all that is random; that of an imported autoencoder has neither data nor denoiser."""
 
-  data: Any
-  autoencoder: Stage
-  denoiser: Stage
+  data: Any = None
+  autoencoder: Stage | Pretrained
+  denoiser: Stage | None = None
   sampling: Sampling = Sampling()
   evaluation: Evaluation = Evaluation()
   seed: int = 0
@@ -106,13 +120,13 @@ class Experiment:
 
 ROLES = (  # one of a row may stand where another of it stands
   (Experiment,),
-  (Stage,),
+  (Stage, Pretrained),
   (Sampling,),
   (Evaluation,),
   (ImageData, Synthetic),
   (Reconstruction, Adversarial),
   (PatchDiscriminator,),
-  (KLAutoencoder, VQAutoencoder),
+  (KLAutoencoder, VQAutoencoder, TinyAutoencoder),
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),

@@ -52,7 +52,9 @@ class Model:
 
 
 def of(experiment: Experiment) -> Model:
-  """The model of an experiment."""
+  """The model of an experiment; UserError where it is an autoencoder alone."""
+  if experiment.data is None or experiment.denoiser is None:
+    raise UserError("the experiment has no data or no denoiser; use its workdir in another: autoencoder=Pretrained('…')")
   autoencoder, diffusion, data = experiment.autoencoder.objective.network, experiment.denoiser.objective, experiment.data
   shape = (data.height // autoencoder.factor, data.width // autoencoder.factor, autoencoder.latent_channels)
   conditioned = getattr(diffusion, "self_conditioning", 0) > 0
@@ -64,12 +66,7 @@ def of(experiment: Experiment) -> Model:
 
 def codec_shapes(model: Model) -> dict:
   """The codec's tree as shapes, nothing allocated."""
-  factor, (h, w, c) = model.autoencoder.factor, model.latent_shape
-  image = jax.ShapeDtypeStruct((1, h * factor, w * factor, model.autoencoder.channels), jnp.float32)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  vector = jax.ShapeDtypeStruct((c,), jnp.float32)
-  extra = dict(jax.eval_shape(model.autoencoder.init, jax.random.key(0), image, keys))
-  return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector}
+  return codecs.shapes(model.autoencoder)
 
 
 def denoiser_shapes(model: Model) -> Any:
@@ -117,6 +114,20 @@ def restored(model: Model, workdir: Path, stage: str, best: bool = False) -> tup
         raise UserError(f"workdir {str(workdir)!r} keeps no best denoiser; train with --set evaluation.every_steps=1000")
       raise UserError(f"workdir {str(workdir)!r} has no trained {stage} yet; run train.py on it first")
     return step, saved.restore(step, {item: shapes(model)})[item]
+
+
+def load_codec(workdir: str | Path) -> tuple[Any, dict]:
+  """The autoencoder's network of a workdir and its codec, trained or imported.
+
+  Raises:
+    UserError: not a workdir, or its autoencoder is not finished.
+  """
+  network = workdirs.read(Path(workdir)).autoencoder.objective.network
+  with Checkpoints(workdirs.checkpoints(Path(workdir), "autoencoder"), read_only=True) as saved:
+    step = saved.latest()
+    if step is None or "codec" not in saved.items(step):
+      raise UserError(f"workdir {str(workdir)!r} has no finished autoencoder; run train.py on it first")
+    return network, saved.restore(step, {"codec": codecs.shapes(network)})["codec"]
 
 
 def average(workdir: Path, sigma_rel: float, like: Any) -> Any:

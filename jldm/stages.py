@@ -1,7 +1,8 @@
 """Both stages of an experiment, run in a workdir.
 
   1. The autoencoder is trained; then the training set is encoded once, its latents measured, and the codec committed
-     with the last step.  A stage whose last step is committed is finished and is not run again.
+     with the last step; one that starts from another workdir keeps what that knows of its latents.  A stage whose last
+     step is committed is finished and is not run again.
   2. The denoiser is trained on latents drawn from the cached moments; it never runs the encoder.
 
 Whatever is interrupted goes on from the newest good checkpoint: data and keys are functions of the step.
@@ -27,7 +28,7 @@ from jldm.core.keys import row_keys, stage_keys
 from jldm.data import cached_latents
 from jldm.data.batches import batches, in_order
 from jldm.data.buckets import shapes
-from jldm.experiment import Experiment, Stage, to_data
+from jldm.experiment import Experiment, Stage, differences, to_data
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models import codec as codecs
@@ -76,12 +77,13 @@ def train(
       the workdir, a denoiser asked for before the autoencoder is finished, wandb that is not installed.
     NonFiniteError: ten non-finite updates in a row.
   """
-  workdir = Path(workdir)
+  workdir, experiment = Path(workdir), workdirs.resolved(experiment)
+  model = pipeline.of(experiment)
   workdirs.check(workdir, experiment)
   train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
   for name in stages:
     check_stage(getattr(experiment, name), name, devices)
-  model = pipeline.of(experiment)
+  check_start(experiment)
   check_shapes(model, experiment.data)
   pipeline.times(model, model.sampling.steps)  # what could not be sampled is not trained
   make_sampler(model.sampling.sampler)
@@ -103,8 +105,10 @@ def train(
 
 def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
   """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
-  for field in ("steps", "batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps",
-                "snapshot_every_steps"):
+  if stage.start and name != "autoencoder":
+    raise UserError(f"{name}.start={stage.start!r}; an autoencoder alone may start from another workdir")
+  counts = ("batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps", "snapshot_every_steps")
+  for field in counts if stage.start else ("steps", *counts):
     if getattr(stage, field) < 1:
       raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
   if not hasattr(stage.ema, "update"):
@@ -115,6 +119,15 @@ def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
     raise UserError(
       f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {parts} devices"
     )
+
+
+def check_start(experiment: Experiment) -> None:
+  """Raises a UserError unless the autoencoder that this one starts from is finished and has the same network."""
+  stage = experiment.autoencoder
+  if stage.start and (changed := differences(
+    to_data(pipeline.load_codec(stage.start)[0]), to_data(stage.objective.network), "autoencoder.objective.network"
+  )):
+    raise UserError(f"autoencoder.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
 
 
 def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
@@ -153,6 +166,8 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[
   """A stage's state, batch and frozen networks as shapes, after one loss of them: whatever does not fit together is told
   before anything is done."""
   stage, data = getattr(experiment, name), experiment.data
+  if not stage.steps:
+    return
   if hasattr(stage.objective, "check"):
     stage.objective.check()
   each = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
@@ -179,15 +194,21 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
   stage, seed = getattr(run.experiment, name), run.seed
   key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
-  init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema)
+  codec = pipeline.load_codec(stage.start)[1] if stage.start else None
+
+  def init(key: jax.Array, batch: dict, codec: dict | None) -> TrainState:
+    made = stage.objective.init(key, batch)
+    return init_state(*(made if codec is None else stage.objective.start(*made, codec)), tx, stage.ema)
+
   example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
-  start, shapes = saved.latest() or 0, jax.eval_shape(init, key_init, example)
+  start, shapes = saved.latest() or 0, jax.eval_shape(init, key_init, example, codec)
   places = sharding.split(mesh, shapes)
   if start:
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
     state = join(saved.restore(start, divide(like)))
   else:
-    state = jax.jit(init, out_shardings=places, compiler_options=sharding.quick_compile(mesh))(key_init, example)
+    quick = sharding.quick_compile(mesh)
+    state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, codec)
   step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
   rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
   with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log:
@@ -280,14 +301,23 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     if saved.latest() == stage.steps:
       return
+    start = pipeline.load_codec(stage.start)[1] if stage.start else None
+    if not stage.steps:
+      saved.save(0, {"codec": start})
+      return
     frozen = sharding.place(mesh, lpips_weights(stage.objective))
     state = fit_stage(run, name, train_set, frozen, saved, mesh, look)
-    cache = encoded(run, {"params": found(state)["params"]}, train_set, mesh)
-    statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
-    told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
-    print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
-    codec = found(state) | statistics._asdict()
-    saved.save(stage.steps, divide(state) | {"codec": codec})
+    known = {name: start[name] for name in ("mean", "std")} if start else measured(run, found(state)["params"], train_set, mesh)
+    saved.save(stage.steps, divide(state) | {"codec": found(state) | known})
+
+
+def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
+  """The mean and std of the latents that the training set has by these parameters."""
+  cache = encoded(run, {"params": params}, train_set, mesh)
+  statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
+  told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
+  print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
+  return statistics._asdict()
 
 
 def lpips_weights(objective: Any) -> Any:

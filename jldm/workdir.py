@@ -10,12 +10,14 @@
   metrics.jsonl  tb/  wandb/  images/  samples/  report.html
 """
 
+import dataclasses
 import os
 from pathlib import Path
 import tempfile
 
 from jldm.core.errors import UserError
-from jldm.experiment import Experiment, differences, dumps, loads, to_data
+from jldm.experiment import Experiment, Pretrained, Stage, differences, dumps, loads, to_data
+from jldm.objectives.autoencoder import Reconstruction
 
 STAGES = ("autoencoder", "denoiser")
 PARTIAL = "experiment.json.partial"  # all that a kill in `claim` may leave
@@ -35,6 +37,17 @@ def read(workdir: Path) -> Experiment:
     return loads(path.read_text())
   except OSError as error:
     raise UserError(f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
+
+
+def resolved(experiment: Experiment) -> Experiment:
+  """The same with the network of a Pretrained autoencoder written out; UserError where its path is no workdir."""
+  given = experiment.autoencoder
+  if not isinstance(given, Pretrained):
+    return experiment
+  objective = Reconstruction(network=read(Path(given.path)).autoencoder.objective.network)
+  return dataclasses.replace(
+    experiment, autoencoder=Stage(objective=objective, steps=0, batch_size=given.batch_size, start=given.path)
+  )
 
 
 def check(workdir: Path, experiment: Experiment) -> None:

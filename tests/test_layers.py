@@ -25,7 +25,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "interop": "core diffusion models",
   "train": "core data checkpoint sharding metrics pictures",
   "experiment": "core nn diffusion models samplers objectives data metrics train",
-  "workdir": "core experiment",
+  "workdir": "core objectives experiment",
   "named": "core samplers experiment",
   "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir named",
   "canvas": "core pipeline",

@@ -9,18 +9,24 @@ import pytest
 
 from jldm import pipeline, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
+from jldm.cli import main
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys
 from jldm.data import cached_latents
 from jldm.data.synthetic import Synthetic
-from jldm.experiment import override
-from jldm.interop import safetensors
+from jldm.experiment import Pretrained, Stage, override
+from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
+from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.objectives.adversarial import Adversarial
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.train.ema import Decay
+from jldm.train.optimizer import AdamW, Constant
 from jldm.train.parts import PerPart
 from tests.configs import config, shrunk
+from tests.networks import randomised
 
 STEPS = 6
 
@@ -356,3 +362,69 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experime
   assert_same_end(tmp_path / "a", tmp_path / "b")
   with pytest.raises(UserError, match="cannot draw without one"):
     pipeline.generate(*pipeline.load(tmp_path / "b"), [1])
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+  """A workdir made of a folder of diffusers, of grey pictures and with a scale of its own."""
+  folder = tmp_path_factory.mktemp("imported")
+  network = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, groups=2)
+  shapes = codecs.shapes(network)
+  vector = np.ones(2, np.float32)
+  pretrained.save(folder / "vae", network, randomised(shapes) | {"mean": 0.5 * vector, "std": 3 * vector})
+  assert main(["convert", str(folder / "vae"), str(folder / "w"), "--to", "jldm"]) == 0
+  return folder / "w"
+
+
+@pytest.fixture(scope="module")
+def on_imported(experiment, imported):
+  return dataclasses.replace(
+    experiment, data=Synthetic(height=16, width=16, channels=1, classes=10, count=20), autoencoder=Pretrained(str(imported)),
+  )
+
+
+def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_path, capsys):
+  stages.train(on_imported, tmp_path, devices=1)
+  assert "codec: latents have" not in capsys.readouterr().out  # nothing was measured
+  model, params = pipeline.load(tmp_path)
+  network, codec = pipeline.load_codec(imported)
+  assert model.autoencoder == network and model.latent_shape == (8, 8, 2)
+  jax.tree.map(np.testing.assert_array_equal, params["codec"], codec)
+  np.testing.assert_array_equal(codec["mean"], np.float32([0.5, 0.5]))
+  assert (tmp_path / "images" / f"denoiser-{STEPS:06d}.png").exists()
+  stages.train(on_imported, tmp_path, devices=1)  # nothing is left to train
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, adversarial, tmp_path):
+  network, codec = pipeline.load_codec(imported)
+  objective = Reconstruction(network=network)
+  objective = Adversarial(inner=objective, discriminator=PatchDiscriminator(widths=(4,))) if adversarial else objective
+  at = lambda peak: AdamW(schedule=Constant(peak=peak, warmup_steps=0))
+  still = dataclasses.replace(
+    on_imported.denoiser, objective=objective, steps=1, start=str(imported), optimizer=at(0.0), ema=Decay(0.0)
+  )
+  stages.train(dataclasses.replace(on_imported, autoencoder=still), tmp_path / "still", ("autoencoder",), devices=1)
+  jax.tree.map(np.testing.assert_array_equal, pipeline.load_codec(tmp_path / "still")[1], codec)
+  moved = dataclasses.replace(still, optimizer=at(1e-2))
+  stages.train(dataclasses.replace(on_imported, autoencoder=moved), tmp_path / "moved", ("autoencoder",), devices=1)
+  after = pipeline.load_codec(tmp_path / "moved")[1]
+  np.testing.assert_array_equal(after["std"], codec["std"])
+  assert all(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"])))
+
+
+def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_path):
+  replace = dataclasses.replace
+  start = Stage(objective=Reconstruction(network=KLAutoencoder(channels=1, widths=(4, 8))), start=str(imported))
+  for wrong, told in (
+    (replace(on_imported, data=Synthetic(channels=3, classes=10)), "data has 3 channels and the autoencoder 1; make them equal"),
+    (replace(on_imported, autoencoder=Pretrained(str(tmp_path / "no"))), "does not exist; expected a folder that train.py made"),
+    (replace(on_imported, autoencoder=start), "has another network: autoencoder.objective.network.latent_channels: 2 -> 4"),
+    (replace(on_imported, denoiser=replace(on_imported.denoiser, start="w")), "denoiser.start='w'; an autoencoder alone"),
+    (replace(on_imported, autoencoder=replace(start, start="", steps=0)), "autoencoder.steps=0; expected at least 1"),
+  ):
+    with pytest.raises(UserError, match=told):
+      stages.train(wrong, tmp_path / "w", devices=1)
+  with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: autoencoder=Pretrained"):
+    pipeline.load(imported)
+  assert not (tmp_path / "w").exists()

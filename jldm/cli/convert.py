@@ -1,5 +1,6 @@
 """`jldm convert SOURCE OUT --to {jldm,diffusers} [--kind …]`: weights in other forms.
 
+  autoencoder   a folder of diffusers, a file of CompVis, a name of the hub, or a workdir -> a workdir, or a folder of diffusers
   params   a workdir -> one .safetensors with its experiment and averaged parameters; such a file -> a workdir to sample from
   lpips    a .safetensors of the lpips package's parameters -> the one that jldm's LPIPS reads
   inception  the same for the network of the Fréchet Inception Distance, by the names of pytorch-fid
@@ -14,33 +15,44 @@ from typing import Any
 
 from jldm import pipeline, workdir as workdirs
 from jldm.checkpoint import Checkpoints
+from jldm.core import trees
 from jldm.core.errors import UserError
-from jldm.experiment import dumps, loads
-from jldm.interop import flat, inception as fid, lpips as packaged, safetensors
+from jldm.experiment import Experiment, Stage, dumps, loads
+from jldm.interop import flat, inception as fid, lpips as packaged, pretrained, safetensors, vae
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import inception, weights
+from jldm.objectives.autoencoder import Reconstruction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", metavar="SOURCE", help="a workdir, or a .safetensors file")
-  parser.add_argument("out", metavar="OUT", help="the .safetensors file or the workdir to make")
+  parser.add_argument("source", metavar="SOURCE", help="a workdir, a folder, a .safetensors file, or a name of the hub")
+  parser.add_argument("out", metavar="OUT", help="the .safetensors file, the workdir or the folder to make")
   parser.add_argument("--to", choices=("jldm", "diffusers"), required=True, help="whose form OUT has")
   parser.add_argument("--kind", choices=sorted({kind for kind, _ in RULES}),
                       help="what SOURCE is (default: params, where SOURCE is a workdir or was made from one)")
+  parser.add_argument("--scaling-factor", type=float, help="of latents, where SOURCE does not say it")
+  parser.add_argument("--shift-factor", type=float, help="of latents, where SOURCE does not say (default: 0)")
+  parser.add_argument("--allow-nan", action="store_true", help="take weights that are not finite")
 
 
 def main(args: argparse.Namespace) -> None:
   source, out = Path(args.source), Path(args.out)
-  kind = args.kind or kind_of(source)
+  kind = args.kind or kind_of(source, args.to)
   if (kind, args.to) not in RULES:
     there = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
     raise UserError(f"--kind {kind} --to {args.to}: there is no such rule; there are {there}")
-  print(RULES[kind, args.to](source, out))
+  options = {name: getattr(args, name) for name in OPTIONS.get(kind, ())}
+  print(RULES[kind, args.to](source, out, **options))
 
 
-def kind_of(source: Path) -> str:
+def kind_of(source: Path, to: str) -> str:
   """What a source says of itself; UserError where it does not."""
-  kind = "params" if source.is_dir() else safetensors.read_header(source).metadata.get("kind")
+  if to == "diffusers" or not source.exists():
+    return "autoencoder"
+  if source.is_dir():
+    return "autoencoder" if pretrained.is_folder(source) else "params"
+  header = safetensors.read_header(source)
+  kind = "autoencoder" if vae.is_compvis(header.entries) else header.metadata.get("kind")
   if kind not in {known for known, _ in RULES}:
     raise UserError(f"{str(source)!r} does not say what it is; say it with --kind, one of {', '.join(k for k, _ in RULES)}")
   return kind
@@ -68,8 +80,7 @@ def imported(path: Path, out: Path) -> str:
   model = pipeline.of(experiment)
   like = {"codec": pipeline.codec_shapes(model), "denoiser": pipeline.denoiser_shapes(model)}
   params = flat.unflatten(safetensors.read(path), like)
-  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-    raise UserError(f"{str(out)!r} exists; choose another OUT")
+  check_free(out)
   workdirs.claim(out, experiment)
   stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": params["codec"]}),
             "denoiser": (experiment.denoiser.steps, {"ema": params["denoiser"]})}
@@ -77,6 +88,35 @@ def imported(path: Path, out: Path) -> str:
     with Checkpoints(workdirs.checkpoints(out, stage)) as saved:
       saved.save(step, items)
   return f"{out}: a workdir to sample from"
+
+
+def autoencoder(source: Path, out: Path, **options: Any) -> str:
+  """A published autoencoder as a workdir, for `Pretrained` and `start`."""
+  network, codec = pretrained.load(str(source), **options)
+  check_free(out)
+  stage = Stage(objective=Reconstruction(network=network), steps=0)
+  workdirs.claim(out, Experiment(autoencoder=stage))
+  with Checkpoints(workdirs.checkpoints(out, "autoencoder")) as saved:
+    saved.save(stage.steps, {"codec": codec})
+  return f"{out}: a workdir to start from, {told(network, codec)}"
+
+
+def published(source: Path, out: Path, **options: Any) -> str:
+  """The autoencoder of a workdir, or a published one, as a folder of diffusers."""
+  is_workdir = (source / "experiment.json").is_file()
+  network, codec = pipeline.load_codec(source) if is_workdir else pretrained.load(str(source), **options)
+  check_free(out)
+  pretrained.save(out, network, codec)
+  return f"{out}: a folder for diffusers, {told(network, codec)}"
+
+
+def told(network: Any, codec: dict) -> str:
+  return f"{type(network).__name__}, {trees.count(codec['params']) / 1e6:.2f} M parameters"
+
+
+def check_free(out: Path) -> None:
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    raise UserError(f"{str(out)!r} exists; choose another OUT")
 
 
 def lpips(source: Path, out: Path) -> str:
@@ -103,6 +143,10 @@ def summary(arrays: dict[str, Any]) -> str:
 
 
 EXTRACTORS = {"inception": (fid.rename, inception.unpack)}
-RULES = {("params", "jldm"): params, ("lpips", "jldm"): lpips} | {  # (what, into whose form)
-  (kind, "jldm"): functools.partial(extractor, kind, *how) for kind, how in EXTRACTORS.items()
-}
+RULES = {  # (what, into whose form)
+  ("params", "jldm"): params,
+  ("lpips", "jldm"): lpips,
+  ("autoencoder", "jldm"): autoencoder,
+  ("autoencoder", "diffusers"): published,
+} | {(kind, "jldm"): functools.partial(extractor, kind, *how) for kind, how in EXTRACTORS.items()}
+OPTIONS = {"autoencoder": ("scaling_factor", "shift_factor", "allow_nan")}  # of the command, by what

@@ -7,9 +7,11 @@ A file is 8 bytes, the length of the header; the header, JSON padded with spaces
 with offsets from the start of the data, little-endian and row-major, and perhaps {"__metadata__": {text: text}}.
 Lengths are compared with the size of the file before a byte of what they describe is read, so that what a hostile file
 costs is bounded by MOST_HEADER; nothing in it is ever executed.  https://github.com/huggingface/safetensors
+
+A model in parts has an index, a JSON file {"weight_map": {name: file beside it}}.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import itertools
 import json
@@ -50,6 +52,9 @@ MOST_HEADER = 2 * 2**20  # bytes; that of a model with 2,000 arrays has 0.3 MB
 MOST_AXES = 16
 MOST_BYTES = 2**62  # of an array, its empty axes left out: what numpy can index
 METADATA = "__metadata__"
+INDEX = ".safetensors.index.json"
+MOST_INDEX = 8 * 2**20  # bytes
+PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # how PyTorch's files begin
 
 
 class Entry(NamedTuple):
@@ -73,29 +78,108 @@ class Fault(Exception):
   """What is wrong with a file."""
 
 
+class Tensors(Mapping):
+  """Arrays by name of one or more checked files: each is mapped when it is asked for and unmapped when it is let go."""
+
+  def __init__(self, headers: Mapping[Path, Header]):
+    self._places = {name: (path, found.start, one) for path, found in headers.items() for name, one in found.entries.items()}
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    path, start, one = self._places[name]
+    return opened(path, lambda file: view(file, name, start, one))
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._places)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def entry(self, name: str) -> Entry:
+    """As the header has it: nothing is read."""
+    return self._places[name][2]
+
+
+def tensors(path: str | os.PathLike) -> Tensors:
+  """The arrays of a file, or of all parts that an index (*.safetensors.index.json) names.
+
+  Raises:
+    UserError: as `read`; an index that is none, a part that is missing or does not hold what the index says.
+  """
+  path = Path(path)
+  return Tensors(index_headers(path) if path.name.endswith(INDEX) else {path: read_header(path)})
+
+
+def index_headers(path: Path) -> dict[Path, Header]:
+  """The checked headers of all parts."""
+  parts = opened(path, lambda file: index(file))
+  headers = {}
+  for part in sorted(set(parts.values())):
+    if not (path.parent / part).exists():
+      raise UserError(f"{str(path)!r} names the part {part!r}, which is not beside it; get it there")
+    headers[path.parent / part] = read_header(path.parent / part)
+    told = {name for name, where in parts.items() if where == part}
+    if odd := sorted(told ^ set(headers[path.parent / part].entries)):
+      raise UserError(f"{str(path)!r} and its part {part!r} disagree on {odd[0][:80]!r}; get both anew")
+  return headers
+
+
+def index(file: Any) -> dict[str, str]:
+  """{name: part} of an index opened for reading; raises a Fault."""
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    raise Fault("it is not a regular file")
+  text = file.read(MOST_INDEX + 1)
+  if len(text) > MOST_INDEX:
+    raise Fault(f"it is an index of more than {MOST_INDEX} bytes")
+  parts = parsed(text.strip(), floats=True).get("weight_map")
+  plain = lambda part: isinstance(part, str) and Path(part).name == part and part.endswith(".safetensors") and part.isprintable()
+  if not isinstance(parts, dict) or not parts or not all(map(plain, parts.values())):
+    raise Fault("it has no weight_map of names to .safetensors files beside it")
+  return parts
+
+
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """The arrays of a file by name, read-only views of a memory map: nothing is read before it is used.
 
   Raises:
     UserError: no such file, or one that breaks the format in any way.
   """
-  return opened(path, arrays)
+  return opened(path, lambda file: arrays(file, header(file)))
 
 
 def read_header(path: str | os.PathLike) -> Header:
   """What a file holds; UserError as `read`."""
-  return opened(path, lambda file, found: found)
+  return opened(path, header)
 
 
 def opened(path: str | os.PathLike, use: Any) -> Any:
-  """use(file, its header), where every fault becomes a UserError that names the file."""
+  """use(file), where every fault becomes a UserError that names the file."""
   try:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe does not block
-      return use(file, header(file))
+      try:
+        return use(file)
+      except Fault as fault:
+        broken = f"{str(path)!r} is no sound safetensors file: {fault}; get it anew"
+        raise UserError(pickle_told(Path(path)) if is_pickle(file) else broken) from fault
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a .safetensors file") from error
-  except Fault as fault:
-    raise UserError(f"{str(path)!r} is no sound safetensors file: {fault}; get it anew") from fault
+
+
+def is_pickle(file: Any) -> bool:
+  """Whether a file that is not safetensors begins as PyTorch's files do."""
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    return False
+  file.seek(0)
+  return file.read(8).startswith(PICKLES)
+
+
+def pickle_told(path: Path) -> str:
+  """What to do with a pickle, by one line for a shell that has torch."""
+  line = (
+    f"import torch, safetensors.torch as s; d = torch.load('{path.name}', weights_only=True); "
+    f"s.save_file({{k: v.contiguous() for k, v in d.get('state_dict', d).items() if hasattr(v, 'shape')}}, "
+    f"'{path.stem}.safetensors')"
+  )
+  return f'{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is: python -c "{line}"'
 
 
 def header(file: Any) -> Header:
@@ -119,8 +203,8 @@ def header(file: Any) -> Header:
   return Header(entries, metadata, 8 + length)
 
 
-def parsed(text: bytes) -> dict[str, Any]:
-  """The JSON object of a header; raises a Fault."""
+def parsed(text: bytes, floats: bool = False) -> dict[str, Any]:
+  """The JSON object of a header, where numbers are whole unless `floats`; raises a Fault."""
 
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
@@ -134,7 +218,7 @@ def parsed(text: bytes) -> dict[str, Any]:
   try:
     if not text.startswith(b"{"):
       raise Fault("its header is no JSON object")
-    return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=refuse)
+    return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=float if floats else refuse)
   except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of numbers with thousands of digits
     raise Fault("its header is no JSON") from error
 
@@ -176,15 +260,30 @@ def check_cover(entries: dict[str, Entry], size: int) -> None:
 
 
 def arrays(file: Any, found: Header) -> dict[str, np.ndarray]:
-  """Views of the file's bytes; raises a Fault where a BOOL is neither 0 nor 1."""
+  """Views of the file's bytes."""
   buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-  views = {}
-  for name, one in found.entries.items():
-    flat = np.frombuffer(buffer, np.uint8, one.end - one.begin, found.start + one.begin)
-    if one.dtype == "BOOL" and flat.size and flat.max() > 1:
-      raise Fault(f"{name[:80]!r} is BOOL and has a byte that is neither 0 nor 1")
-    views[name] = flat.view(DTYPES[one.dtype]).reshape(one.shape)
-  return views
+  flat = lambda one: np.frombuffer(buffer, np.uint8, one.end - one.begin, found.start + one.begin)
+  return {name: shaped(flat(one), name, one) for name, one in found.entries.items()}
+
+
+def view(file: Any, name: str, start: int, one: Entry) -> np.ndarray:
+  """One array of a file whose data begin at `start`, a view of a memory map of its own."""
+  if one.begin == one.end:
+    return np.empty(one.shape, DTYPES[one.dtype])
+  if os.fstat(file.fileno()).st_size < start + one.end:
+    raise Fault("it was cut short since it was opened")
+  before = (start + one.begin) % mmap.ALLOCATIONGRANULARITY
+  buffer = mmap.mmap(
+    file.fileno(), before + one.end - one.begin, access=mmap.ACCESS_READ, offset=start + one.begin - before
+  )
+  return shaped(np.frombuffer(buffer, np.uint8, one.end - one.begin, before), name, one)
+
+
+def shaped(flat: np.ndarray, name: str, one: Entry) -> np.ndarray:
+  """Bytes as the array that they are; raises a Fault where a BOOL is neither 0 nor 1."""
+  if one.dtype == "BOOL" and flat.size and flat.max() > 1:
+    raise Fault(f"{name[:80]!r} is BOOL and has a byte that is neither 0 nor 1")
+  return flat.view(DTYPES[one.dtype]).reshape(one.shape)
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:

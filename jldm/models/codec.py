@@ -37,15 +37,32 @@ def variables(codec: dict) -> dict:
   return {"params": codec["params"]} | codec.get("extra", {})
 
 
-def encode(network: Any, codec: dict, images: Array) -> Gaussian:
-  """images [B, H, W, C] -> the raw posterior over [B, h, w, c]."""
+def shapes(network: Any) -> dict:
+  """The tree of a network's codec as shapes, nothing allocated."""
+  image = jax.ShapeDtypeStruct((1, network.factor, network.factor, network.channels), jnp.float32)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  vector = jax.ShapeDtypeStruct((network.latent_channels,), jnp.float32)
+  extra = dict(jax.eval_shape(network.init, jax.random.key(0), image, keys))
+  return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector}
+
+
+def encode(network: Any, codec: dict, images: Array, tiles: Any = None) -> Gaussian:
+  """images [B, H, W, C] -> the raw posterior over [B, h, w, c]; `tiles` is Blended(...) of `models.tiling`, or all at once."""
+  if tiles is not None:
+    return tiles.encode(network, variables(codec), pixels(images))
   return network.apply(variables(codec), pixels(images), method="encode")
 
 
-def decode(network: Any, codec: dict, latents: Array) -> Array:
-  """Standardised latents [B, h, w, c] -> images [B, H, W, C] in [-1, 1], decoded in float32 whatever the training dtype."""
-  raw = latents * codec["std"] + codec["mean"]
-  images = network.clone(dtype="float32").apply(variables(codec), raw, method="decode")
+def decode(network: Any, codec: dict, latents: Array, tiles: Any = None) -> Array:
+  """Standardised latents [B, h, w, c] -> images [B, H, W, C] in [-1, 1], decoded in float32 whatever the training dtype.
+
+  `tiles` is Exact(...) or Blended(...) of `models.tiling`, by default all at once.
+  """
+  raw, network = latents * codec["std"] + codec["mean"], network.clone(dtype="float32")
+  if tiles is not None:
+    images = tiles.decode(network, variables(codec), raw)
+  else:
+    images = network.apply(variables(codec), raw, method="decode")
   return jnp.clip(images, -1, 1)
 
 

@@ -38,12 +38,14 @@ class Downsample(nn.Module):
   features: int
   dtype: str = "float32"
   padding: tuple[int, int] = (0, 1)
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> [B, H / 2, W / 2, features]."""
     pad = [tuple(self.padding)] * 2
-    return nn.Conv(self.features, (3, 3), strides=2, padding=pad, dtype=self.dtype, name="conv")(x)
+    conv = nn.Conv(self.features, (3, 3), 2, pad, use_bias=self.use_bias, dtype=self.dtype, name="conv")
+    return conv(x)
 
 
 def phase_taps(kernel: Array, axis: int) -> list[Array]:
@@ -64,12 +66,13 @@ class Upsample(nn.Module):
 
   features: int
   dtype: str = "float32"
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> [B, 2 H, 2 W, features]."""
     b, h, w, channels = x.shape
-    kernel, bias = ThreeByThree(self.features, name="conv")(channels)
+    kernel, bias = ThreeByThree(self.features, self.use_bias, name="conv")(channels)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     phase = lambda taps, i, j: jax.lax.conv_general_dilated(
       x, taps, (1, 1), ((1 - i, i), (1 - j, j)), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -78,16 +81,18 @@ class Upsample(nn.Module):
       jnp.stack([phase(taps, i, j) for j, taps in enumerate(phase_taps(half, 1))], 3)  # [B, H, W, 2, F]
       for i, half in enumerate(phase_taps(kernel, 0))
     ]
-    return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, self.features) + bias.astype(self.dtype)
+    doubled = jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, self.features)
+    return doubled + bias.astype(self.dtype) if self.use_bias else doubled
 
 
 class ThreeByThree(nn.Module):
   """The parameters of a 3x3 convolution, for a layer that applies them in its own way."""
 
   features: int
+  use_bias: bool = True
 
   @nn.compact
-  def __call__(self, channels: int) -> tuple[Array, Array]:
-    """-> kernel [3, 3, channels, features], bias [features]."""
+  def __call__(self, channels: int) -> tuple[Array, Array | None]:
+    """-> kernel [3, 3, channels, features], bias [features] or None."""
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.features))
-    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None

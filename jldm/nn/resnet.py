@@ -3,7 +3,7 @@
 from flax import linen as nn
 import jax
 
-from jldm.nn.attention import SelfAttention
+from jldm.nn.attention import Kernel, SelfAttention, attend
 from jldm.nn.norm import GroupNorm
 
 Array = jax.Array
@@ -42,10 +42,11 @@ class ImageAttention(nn.Module):
   groups: int = 32
   dtype: str = "float32"
   epsilon: float = 1e-6
+  kernel: Kernel = attend
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> [B, H, W, C]."""
     h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x)
     h = h.reshape(len(x), -1, x.shape[-1])  # [B, H W, C]
-    return x + SelfAttention(self.heads, dtype=self.dtype, name="attention")(h).reshape(x.shape)
+    return x + SelfAttention(self.heads, kernel=self.kernel, dtype=self.dtype, name="attention")(h).reshape(x.shape)

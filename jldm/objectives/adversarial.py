@@ -82,6 +82,11 @@ class Adversarial:
     """What `models.codec` needs of the network."""
     return self.inner.codec(params["autoencoder"], extra["autoencoder"])
 
+  def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
+    """What `init` gave with a trained autoencoder in its place, and a new discriminator."""
+    started, inner = self.inner.start(params["autoencoder"], extra["autoencoder"], codec)
+    return params | {"autoencoder": started}, extra | {"autoencoder": inner}
+
   def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
     key_inner, key_discriminator = jax.random.split(key)
     autoencoder, inner = self.inner.init(key_inner, batch)

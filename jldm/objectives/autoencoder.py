@@ -101,6 +101,11 @@ class Reconstruction:
     """What `models.codec` needs of the network."""
     return {"params": params, "extra": extra}
 
+  def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
+    """What `init` gave with a trained autoencoder in its place; the inverse of `codec`."""
+    del params, extra
+    return codec["params"], codec["extra"]
+
   @property
   def refresh_every_steps(self) -> int:
     """How often `refresh` wants to be called between steps; 0 is never."""

@@ -6,7 +6,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
 from jldm.models.autoencoders.posterior import CEILING, FLOOR, Bottleneck, Gaussian
+from jldm.nn.attention import Kernel, attend
 from jldm.nn.norm import GroupNorm
 from jldm.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
 from jldm.nn.resnet import ImageAttention, ResnetBlock
@@ -17,14 +19,17 @@ Array = jax.Array
 class Middle(nn.Module):
   """Resnet block, attention over all places, resnet block, at the coarsest level."""
 
+  attention: bool
   groups: int
   dtype: str
+  kernel: Kernel = attend
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
     width = h.shape[-1]
     h = ResnetBlock(width, self.groups, self.dtype, name="resnet1")(h)
-    h = ImageAttention(groups=self.groups, dtype=self.dtype, name="attention")(h)
+    if self.attention:
+      h = ImageAttention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name="attention")(h)
     return ResnetBlock(width, self.groups, self.dtype, name="resnet2")(h)
 
 
@@ -34,6 +39,8 @@ class Encoder(nn.Module):
   features: int
   widths: tuple[int, ...]
   resnets: int
+  attention: tuple[int, ...]
+  middle_attention: bool
   groups: int
   patch: int
   dtype: str
@@ -47,7 +54,9 @@ class Encoder(nn.Module):
         h = Downsample(h.shape[-1], self.dtype, name=f"down{level}")(h)
       for i in range(self.resnets):
         h = ResnetBlock(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
-    h = Middle(self.groups, self.dtype, name="middle")(h)
+        if level in self.attention:
+          h = ImageAttention(groups=self.groups, dtype=self.dtype, name=f"level{level}_attention{i}")(h)
+    h = Middle(self.middle_attention, self.groups, self.dtype, name="middle")(h)
     h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
     return nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="out")(h)
 
@@ -58,20 +67,27 @@ class Decoder(nn.Module):
   channels: int
   widths: tuple[int, ...]
   resnets: int
+  attention: tuple[int, ...]
+  middle_attention: bool
   groups: int
   patch: int
   dtype: str
+  kernel: Kernel = attend
 
   @nn.compact
-  def __call__(self, z: Array) -> Array:
-    """z [B, h, w, C] -> [B, H, W, channels]."""
+  def __call__(self, z: Array, levels: int | None = None) -> Array:
+    """z [B, h, w, C] -> [B, H, W, channels], or what the middle and then so many of the coarsest levels give."""
     h = nn.Conv(self.widths[-1], (3, 3), padding=1, dtype=self.dtype, name="in")(z)
-    h = Middle(self.groups, self.dtype, name="middle")(h)
-    for level, width in reversed(list(enumerate(self.widths))):
+    h = Middle(self.middle_attention, self.groups, self.dtype, self.kernel, name="middle")(h)
+    for done, (level, width) in enumerate(list(enumerate(self.widths))[::-1][:levels]):
+      if done:
+        h = Upsample(h.shape[-1], self.dtype, name=f"up{level + 1}")(h)
       for i in range(self.resnets + 1):
         h = ResnetBlock(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
-      if level:
-        h = Upsample(width, self.dtype, name=f"up{level}")(h)
+        if level in self.attention:
+          h = ImageAttention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name=f"level{level}_attention{i}")(h)
+    if levels is not None:
+      return h
     h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
     features = self.channels * self.patch**2
     return depth_to_space(nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name="out")(h), self.patch)
@@ -80,6 +96,22 @@ class Decoder(nn.Module):
 def factor_of(network: Any) -> int:
   """How many pixels of a side become one latent."""
   return network.patch * 2 ** (len(network.widths) - 1)
+
+
+def features_of(network: Any) -> int:
+  """The channels that the decoder takes; UserError where latents of another number meet it without a 1x1 convolution."""
+  features = network.features or network.latent_channels
+  if features != network.latent_channels and not network.pointwise:
+    raise UserError(f"features={features} and latent_channels={network.latent_channels} without pointwise; make them equal")
+  return features
+
+
+def shared_fields(network: Any) -> tuple:
+  """What the encoder and the decoder of a network have in common, in the order of their fields."""
+  return (
+    tuple(network.widths), network.resnets, tuple(network.attention), network.middle_attention, network.groups, network.patch,
+    network.dtype,
+  )
 
 
 def check_images(network: Any, x: Array) -> None:
@@ -95,7 +127,9 @@ class KLAutoencoder(nn.Module):
   """Images in [-1, 1] to a diagonal Gaussian over latents, and back.
 
   Any channels, and any size divisible by `factor` = patch 2^(levels - 1).  `widths` has one entry a level, finest
-  first, each divisible by `groups`; `patch` folds patch x patch pixels into channels at both ends, for speed.
+  first, each divisible by `groups`; `attention` has the levels whose resnet blocks are each followed by attention;
+  `patch` folds patch x patch pixels into channels at both ends, for speed.  `pointwise` puts a 1x1 convolution on either
+  side of the latents, and `features` (0: latent_channels) is how many channels the decoder takes, the encoder twice that.
   """
 
   channels: int = 3
@@ -105,17 +139,22 @@ class KLAutoencoder(nn.Module):
   groups: int = 32
   patch: int = 1
   dtype: str = "float32"
+  attention: tuple[int, ...] = ()
+  middle_attention: bool = True
+  pointwise: bool = True
+  features: int = 0
 
   @property
   def factor(self) -> int:
     return factor_of(self)
 
   def setup(self):
-    shared = (tuple(self.widths), self.resnets, self.groups, self.patch, self.dtype)
-    self.encoder = Encoder(2 * self.latent_channels, *shared)
-    self.decoder = Decoder(self.channels, *shared)
-    self.moments = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
-    self.latents = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+    features = features_of(self)
+    self.encoder = Encoder(2 * features, *shared_fields(self))
+    self.decoder = Decoder(self.channels, *shared_fields(self))
+    if self.pointwise:
+      self.moments = nn.Conv(2 * self.latent_channels, (1, 1), dtype=self.dtype)
+      self.latents = nn.Conv(features, (1, 1), dtype=self.dtype)
 
   def encode(self, x: Array) -> Gaussian:
     """x [B, H, W, C] in [-1, 1] -> posterior over [B, H / factor, W / factor, latent_channels], in float32.
@@ -124,12 +163,19 @@ class KLAutoencoder(nn.Module):
       ValueError: H or W is not divisible by `factor`, or C is not `channels`.
     """
     check_images(self, x)
-    mean, log_variance = jnp.split(self.moments(self.encoder(x)).astype(jnp.float32), 2, -1)
+    moments = self.encoder(x)
+    if self.pointwise:
+      moments = self.moments(moments)
+    mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, -1)
     return Gaussian(mean, jnp.clip(log_variance, FLOOR, CEILING))
 
   def decode(self, z: Array) -> Array:
     """z [B, h, w, latent_channels], raw -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
-    return self.decoder(self.latents(z)).astype(jnp.float32)
+    return self.decoder(self.decoder_input(z)).astype(jnp.float32)
+
+  def decoder_input(self, z: Array) -> Array:
+    """z [B, h, w, latent_channels], raw -> what the decoder's first convolution is fed, as large."""
+    return self.latents(z) if self.pointwise else z
 
   def bottleneck(self, posterior: Gaussian) -> Bottleneck:
     """The KL [B] in nats, divided by the values of an image."""

@@ -28,6 +28,11 @@ class Gaussian(NamedTuple):
     return 0.5 * each.sum(tuple(range(1, each.ndim)))
 
 
+def point(z: Array) -> Gaussian:
+  """The Gaussian at the floor around z [B, h, w, C]."""
+  return Gaussian(z, jnp.full_like(z, FLOOR))
+
+
 class Bottleneck(NamedTuple):
   """What it costs to pass a bottleneck.
 

@@ -57,6 +57,11 @@ class Codebook:
     smoothed = (state["counts"] + self.epsilon / self.size) / (total + self.epsilon) * total
     return state["sums"] / smoothed[:, None]
 
+  def state(self, vectors: Array) -> dict:
+    """A state of which `vectors` are these [K, D], all codes as frequent."""
+    share = jnp.full((self.size,), 1 / self.size)
+    return {"counts": share, "sums": vectors / self.size}
+
   def quantize(self, state: dict, z: Array) -> tuple[Array, Array]:
     """z [..., D] -> (the nearest vectors [..., D], their codes int [...]); gradients pass straight through to z."""
     e = self.vectors(state)

@@ -8,8 +8,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jldm.models.autoencoders.kl import Decoder, Encoder, check_images, factor_of
-from jldm.models.autoencoders.posterior import FLOOR, Bottleneck, Gaussian
+from jldm.models.autoencoders.kl import Decoder, Encoder, check_images, factor_of, shared_fields
+from jldm.models.autoencoders.posterior import Bottleneck, Gaussian, point
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 
 Array = jax.Array
@@ -18,8 +18,8 @@ Array = jax.Array
 class VQAutoencoder(nn.Module):
   """Images in [-1, 1] to latents that stand for one of `quantizer.size` codes at each place, and back.
 
-  Fields as KLAutoencoder's.  A Codebook is read from the collection "codebook", never written: `bottleneck` and
-  `refresh` return it anew.
+  Fields as KLAutoencoder's, but both networks have `features` on the side of the latents.  A Codebook is read from the
+  collection "codebook", never written: `bottleneck` and `refresh` return it anew.
   """
 
   quantizer: Codebook | FSQ = Codebook()
@@ -30,17 +30,20 @@ class VQAutoencoder(nn.Module):
   groups: int = 32
   patch: int = 1
   dtype: str = "float32"
+  attention: tuple[int, ...] = ()
+  middle_attention: bool = True
+  features: int = 0
 
   @property
   def factor(self) -> int:
     return factor_of(self)
 
   def setup(self):
-    shared = (tuple(self.widths), self.resnets, self.groups, self.patch, self.dtype)
-    self.encoder = Encoder(self.latent_channels, *shared)
-    self.decoder = Decoder(self.channels, *shared)
+    features = self.features or self.latent_channels
+    self.encoder = Encoder(features, *shared_fields(self))
+    self.decoder = Decoder(self.channels, *shared_fields(self))
     self.before = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
-    self.after = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
+    self.after = nn.Conv(features, (1, 1), dtype=self.dtype)
 
   def codebook(self) -> dict:
     """The quantiser's state, read; zeros at the network's own `init`."""
@@ -57,8 +60,7 @@ class VQAutoencoder(nn.Module):
       ValueError: H or W is not divisible by `factor`, or C is not `channels`.
     """
     check_images(self, x)
-    mean = self.before(self.encoder(x)).astype(jnp.float32)
-    return Gaussian(mean, jnp.full_like(mean, FLOOR))
+    return point(self.before(self.encoder(x)).astype(jnp.float32))
 
   def quantize(self, z: Array) -> tuple[Array, Array]:
     """z [B, h, w, latent_channels] -> (quantised, codes int [B, h, w])."""
@@ -66,7 +68,11 @@ class VQAutoencoder(nn.Module):
 
   def decode(self, z: Array) -> Array:
     """z [B, h, w, latent_channels], raw, is quantised -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
-    return self.decoder(self.after(self.quantize(z)[0])).astype(jnp.float32)
+    return self.decoder(self.decoder_input(z)).astype(jnp.float32)
+
+  def decoder_input(self, z: Array) -> Array:
+    """z [B, h, w, latent_channels], raw -> what the decoder's first convolution is fed, as large."""
+    return self.after(self.quantize(z)[0])
 
   def bottleneck(self, posterior: Gaussian) -> Bottleneck:
     """The commitment [B], a mean over the values of z, and the codebook that has followed this batch."""

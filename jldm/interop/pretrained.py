@@ -1,0 +1,237 @@
+"""Published autoencoders as (network, codec), and back: from a folder, a file, or a name of the Hugging Face hub.
+
+  network, codec = load("stabilityai/sd-vae-ft-mse")   # or a folder with config.json, or a file of CompVis
+  save("folder", network, codec)                       # diffusers.AutoencoderKL.from_pretrained("folder")
+
+A codec is as in `models.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A config.json says how raw latents become those of
+a denoiser,
+
+  (1)  (raw - shift_factor) scaling_factor   or   (raw - latents_mean) / latents_std scaling_factor
+
+and ours are (raw - mean) / std: they come from there and are never measured.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import json
+import math
+from pathlib import Path
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.core.errors import UserError
+from jldm.interop import rename, safetensors, vae
+from jldm.models import codec as codecs
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.vq import VQAutoencoder
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+FLAX = "diffusion_flax_model.msgpack"
+PART = "vae"  # of a pipeline's folder
+HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)  # owner/name
+SECONDS = 10  # to wait for the hub
+INDEX = WEIGHTS.replace(".safetensors", safetensors.INDEX)
+CLASSES = {"AutoencoderKL": vae, "VQModel": vae}  # of diffusers: each module has network(config), config(network), table(network)
+MODULES = {KLAutoencoder: vae, VQAutoencoder: vae}  # of our networks
+OTHERS = r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
+MOST_CONFIG = 2**20  # bytes
+
+
+def load(
+  source: str | Path, scaling_factor: float | None = None, shift_factor: float | None = None, allow_nan: bool = False
+) -> tuple[Any, dict]:
+  """The network and the codec of a published autoencoder, its parameters in float32.
+
+  `scaling_factor` and `shift_factor` are for a file without a config.json: 0.18215 is that of Stable Diffusion 1 and 2.
+
+  Raises:
+    UserError: nothing there, a network that jldm does not have, or tensors that do not fit (`rename.load` has how).
+  """
+  path = found(source)
+  told = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+  told = {name: value for name, value in told.items() if value is not None}
+  network, tensors, table, config = (from_folder if path.is_dir() else from_file)(path, told)
+  mean, std = read_statistics(config, network.latent_channels)
+  parts = filled(network, tensors, table, repr(str(path)), allow_nan)
+  return network, parts | {"mean": jnp.array(mean), "std": jnp.array(std)}
+
+
+def from_folder(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
+  """-> (network, their tensors by name, the table of these names, the config with what the caller told)."""
+  config, tensors = read_config(path / CONFIG), safetensors.tensors(weights(path))
+  module = CLASSES[config["_class_name"]]
+  network = module.network(config)
+  table = vae.table(network, vae.family(tensors)) if module is vae else module.table(network)
+  return network, tensors, table, {"scaling_factor": module.SCALING} | config | told
+
+
+def from_file(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
+  """The same of a file of CompVis."""
+  tensors = safetensors.tensors(path)
+  prefix = vae.FIRST_STAGE if any(name.startswith(vae.FIRST_STAGE) for name in tensors) else ""
+  arrays = Prefixed(tensors, prefix)
+  network = vae.compvis_network({name: tensors.entry(prefix + name).shape for name in arrays})
+  return network, arrays, vae.table(network, "CompVis"), scaled(told, tensors, repr(str(path)))
+
+
+def filled(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, allow_nan: bool) -> dict:
+  """The parameters and the other collections of a network."""
+  shapes = codecs.shapes(network)
+  like = dict(shapes["params"])
+  if "codebook" in shapes["extra"]:
+    like["codebook"] = {"vectors": shapes["extra"]["codebook"]["sums"]}
+  params = dict(rename.load(table, like, arrays, OTHERS, allow_nan, where))
+  book = params.pop("codebook", None)
+  return {"params": params, "extra": {} if book is None else {"codebook": network.quantizer.state(book["vectors"])}}
+
+
+def scaled(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
+  """The config of a file that has none: what the caller said, or the file's own scale."""
+  if "scaling_factor" in config:
+    return config
+  if "scale_factor" in tensors and tensors["scale_factor"].size == 1:
+    return config | {"scaling_factor": float(tensors["scale_factor"].reshape(()))}
+  raise UserError(
+    f"{where} does not say how its latents are scaled; give --scaling-factor: 0.18215 for Stable Diffusion 1 and 2, "
+    "0.13025 for SDXL, 1 for none"
+  )
+
+
+class Prefixed(Mapping):
+  """The tensors whose names begin with `prefix`, without it."""
+
+  def __init__(self, tensors: Mapping[str, Any], prefix: str):
+    self._tensors, self._prefix = tensors, prefix
+
+  def __getitem__(self, name: str) -> Any:
+    return self._tensors[self._prefix + name]
+
+  def __iter__(self) -> Iterator[str]:
+    return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+
+  def __len__(self) -> int:
+    return sum(1 for _ in self)
+
+
+def save(folder: str | Path, network: Any, codec: dict) -> None:
+  """Writes what `diffusers` reads: config.json and diffusion_pytorch_model.safetensors.
+
+  Raises:
+    UserError: a network that diffusers does not have, or a folder that cannot be written.
+  """
+  folder = Path(folder)
+  module = MODULES.get(type(network))
+  if module is None:
+    raise UserError(f"diffusers has no {type(network).__name__}; it has {', '.join(kind.__name__ for kind in MODULES)}")
+  config = module.config(network) | write_statistics(np.asarray(codec["mean"]), np.asarray(codec["std"]))
+  tree = dict(codec["params"])
+  if codec["extra"]:
+    tree["codebook"] = {"vectors": network.quantizer.vectors(codec["extra"]["codebook"])}
+  tensors = rename.publish(module.table(network), jax.tree.map(np.asarray, tree))
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  except OSError as error:
+    raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
+  safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
+
+
+def found(source: str | Path) -> Path:
+  """The folder with a config.json, or the file, that a source names: the vae of a pipeline's folder too."""
+  path = Path(source)
+  if not path.exists() and HUB.fullmatch(str(source)):
+    path = downloaded(str(source))
+  if path.is_dir():
+    if not is_folder(path):
+      raise UserError(f"{str(source)!r} has no {CONFIG}; expected a folder that diffusers saved, or a .safetensors file")
+    return path if (path / CONFIG).is_file() else path / PART
+  if path.exists():
+    return path
+  raise UserError(f"{str(source)!r} does not exist; expected a folder that diffusers saved, a .safetensors file or owner/name")
+
+
+def is_folder(path: Path) -> bool:
+  """Whether a folder is an autoencoder's, or a pipeline's with one."""
+  return any((folder / CONFIG).is_file() for folder in (path, path / PART))
+
+
+def downloaded(name: str) -> Path:
+  """The folder of a model of the Hugging Face hub: its autoencoder alone, from the cache where it is there.
+
+  Raises:
+    UserError: huggingface_hub is not installed, or the model cannot be got.
+  """
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise UserError(
+      f"{name!r} does not exist here, and huggingface_hub, which would get it, is not installed: pip install huggingface_hub"
+    ) from error
+  files = [folder + file for folder in ("", f"{PART}/") for file in (CONFIG, WEIGHTS, INDEX, WEIGHTS.replace(".", "-*."), FLAX)]
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, etag_timeout=SECONDS))
+  except (OSError, ValueError, RuntimeError) as error:  # of its own errors, all are one of these
+    raise UserError(f"{name!r} is not here and cannot be got from the hub: {' '.join(str(error).split())[:200]}") from error
+
+
+def weights(folder: Path) -> Path:
+  """The file with the tensors of a folder, or the index of its parts."""
+  for name in (WEIGHTS, INDEX):
+    if (folder / name).exists():
+      return folder / name
+  pickles = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+  if pickles:
+    raise UserError(safetensors.pickle_told(pickles[0]))
+  raise UserError(f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}; get it there")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+  """A config.json of one of CLASSES."""
+  try:
+    with path.open("rb") as file:
+      config = json.loads(file.read(MOST_CONFIG))
+  except OSError as error:
+    raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{str(path)!r} is no JSON, or longer than {MOST_CONFIG} bytes; get it anew") from error
+  if not isinstance(config, dict) or config.get("_class_name") not in CLASSES:
+    name = str(config.get("_class_name"))[:40] if isinstance(config, dict) else "nothing"
+    raise UserError(f"{str(path)!r} is of {name}; expected one of {', '.join(CLASSES)}")
+  return config
+
+
+def read_statistics(config: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
+  """Equation (1): mean and std [C] of raw latents.
+
+  Raises:
+    UserError: numbers that are none, not finite, or a scale that is not positive.
+  """
+  def vector(name: str, default: float) -> np.ndarray:
+    value = default if config.get(name) is None else config[name]
+    values = value if isinstance(value, (list, tuple)) else [value] * channels
+    if len(values) != channels or not all(type(one) in (int, float) and math.isfinite(one) for one in values):
+      raise UserError(f"config.json has {name}={str(value)[:80]}; expected a finite number, or {channels} of them")
+    return np.array(values, np.float64)
+
+  scaling, std = vector("scaling_factor", 1.0), vector("latents_std", 1.0)
+  if min(scaling) <= 0 or min(std) <= 0:
+    raise UserError(f"config.json has scaling_factor={scaling[0]} and latents_std={std.tolist()}; expected positive numbers")
+  mean = vector("shift_factor" if config.get("latents_mean") is None else "latents_mean", 0.0)
+  return np.float32(mean), np.float32(std / scaling)
+
+
+def write_statistics(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
+  """Equation (1) the other way: one number where all channels share it."""
+  shared = all(len(set(np.asarray(values).tolist())) == 1 for values in (mean, std))
+  if not shared:
+    return {"scaling_factor": 1.0, "latents_mean": np.asarray(mean).tolist(), "latents_std": np.asarray(std).tolist()}
+  shift = {"shift_factor": shortest(mean[0], np.float32)} if mean[0] else {}
+  return {"scaling_factor": shortest(1 / np.float64(std[0]), lambda scaling: np.float32(1 / scaling))} | shift
+
+
+def shortest(value: Any, kept: Callable[[float], Any]) -> float:
+  """The decimal of the fewest digits that `kept` makes the same of: 0.18215, not 0.18215000629425049."""
+  return next(short for digits in range(1, 18) if kept(short := float(f"{value:.{digits}g}")) == kept(float(value)))

@@ -1,0 +1,154 @@
+"""Published parameters as ours and back, by one table a model.
+
+A table says which of our layers is which of theirs, coarse to fine, and ends in axes:
+
+  CONV = (("kernel", "weight", Axes("hwio", "oihw")), ("bias", "bias", Axes("o", "o")))
+  RESNET = (("norm1", "norm1", NORM), ("conv1", "conv1", CONV), …)
+  MODEL = (("encoder/in", "encoder.conv_in", CONV), ("encoder/level0_resnet0", "encoder.down_blocks.0.resnets.0", RESNET), …)
+
+Names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  Where theirs is a tuple, such as
+("to_q", "to_k", "to_v"), our array is theirs side by side along our last axis.  What our tree has must stand in the table;
+what the table has beyond that (the shortcut of a block that has none) is not there on either side.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.core.errors import UserError
+from jldm.interop import flat
+
+MOST_TOLD = 3  # names in a message
+
+
+class Axes(NamedTuple):
+  """The axes of one array by letter, ours and theirs; "1" is an axis of length one that we do not have."""
+
+  ours: str
+  theirs: str
+
+  def published(self, value: np.ndarray) -> np.ndarray:
+    """Ours -> theirs, a view where it can be."""
+    kept = self.theirs.replace("1", "")
+    moved = value.transpose([self.ours.index(axis) for axis in kept])
+    return moved.reshape(self.shape(value.shape))
+
+  def imported(self, value: np.ndarray) -> np.ndarray:
+    """Theirs -> ours, a view."""
+    value = value.reshape([side for side, axis in zip(value.shape, self.theirs) if axis != "1"])
+    kept = self.theirs.replace("1", "")
+    return value.transpose([kept.index(axis) for axis in self.ours])
+
+  def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """Of theirs, where ours has that shape."""
+    return tuple(1 if axis == "1" else ours[self.ours.index(axis)] for axis in self.theirs)
+
+
+def layer(kernel: Axes) -> tuple:
+  """A kernel, and the bias that it may have."""
+  return (("kernel", "weight", kernel), ("bias", "bias", Axes("o", "o")))
+
+
+CONV = layer(Axes("hwio", "oihw"))
+DENSE = layer(Axes("io", "oi"))
+POINTWISE = layer(Axes("io", "oi11"))  # our dense layer, their 1x1 convolution
+NORM = (("scale", "weight", Axes("c", "c")), ("bias", "bias", Axes("c", "c")))
+
+
+class Leaf(NamedTuple):
+  """One of our arrays: their names, joined along our last axis."""
+
+  theirs: tuple[str, ...]
+  axes: Axes
+
+  def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """Of each of theirs."""
+    return self.axes.shape((*ours[:-1], ours[-1] // len(self.theirs)))
+
+
+def numbered(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tuple:
+  """A table from rows with {fields} in both names, such as ("level{level}", "blocks.{level}", CONV), once for all numbers."""
+  found = {ours.format(**each): (theirs.format(**each), below) for each in numbers for ours, theirs, below in rows}
+  return tuple((ours, theirs, below) for ours, (theirs, below) in found.items())
+
+
+def expand(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Leaf]]:
+  """(our name, what it is of theirs) for all arrays that a table tells of."""
+  for our, their, below in table:
+    name = "/".join(filter(None, (ours, our)))
+    their = (their,) if isinstance(their, str) else their
+    names = tuple(".".join(filter(None, (before, after))) for before in theirs for after in their)
+    yield from [(name, Leaf(names, below))] if isinstance(below, Axes) else expand(below, name, names)
+
+
+def leaves(table: tuple, like: Any) -> dict[str, tuple[Any, Leaf]]:
+  """Our arrays (or shapes) of a tree, each with what it is of theirs; KeyError for one that the table lacks."""
+  known = dict(expand(table))
+  return {name: (leaf, known[name]) for name, leaf in zip(flat.names(like), jax.tree.leaves(like))}
+
+
+def shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:
+  """Theirs by name, of our tree of arrays or shapes."""
+  return {name: leaf.shape(ours.shape) for ours, leaf in leaves(table, like).values() for name in leaf.theirs}
+
+
+def load(
+  table: tuple, like: Any, tensors: Mapping[str, Any], leave_out: str = "", allow_nan: bool = False, where: str = "the file"
+) -> Any:
+  """Their tensors by name -> our tree, in the structure and shapes of `like`, float32, one tensor after the other.
+
+  `leave_out` is a regular expression of names that belong to something else; `where` is what errors call the source.
+
+  Raises:
+    UserError: naming tensors that are missing, in surplus, misshapen, no floats, or not finite unless `allow_nan`.
+  """
+  wanted = shapes(table, like)
+  check_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where)
+  made = []
+  for ours, leaf in leaves(table, like).values():
+    parts = [checked(name, tensors[name], wanted[name], allow_nan, where) for name in leaf.theirs]
+    whole = np.concatenate([leaf.axes.imported(part) for part in parts], -1) if len(parts) > 1 else leaf.axes.imported(parts[0])
+    made.append(jnp.array(whole, ours.dtype))
+  return jax.tree.unflatten(jax.tree.structure(like), made)
+
+
+def check_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str) -> None:
+  """Raises a UserError unless the two have the same names."""
+  shown = lambda names: ", ".join(name[:80] for name in names[:MOST_TOLD]) + (" …" if len(names) > MOST_TOLD else "")
+  if missing := sorted(set(wanted) - set(there)):
+    raise UserError(
+      f"{where} lacks {len(missing)} of {len(wanted)} tensors: {shown(missing)}; "
+      "get it anew, or give the config.json that belongs to it"
+    )
+  if surplus := sorted(set(there) - set(wanted)):
+    raise UserError(
+      f"{where} has {len(surplus)} tensors beyond the {len(wanted)} of this network: {shown(surplus)}; "
+      "give the config.json that belongs to it, or a file without them"
+    )
+
+
+def checked(name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str) -> np.ndarray:
+  """One tensor in float32; UserError unless it is of floats, finite, and of that shape (a dense kernel may end in 1, 1)."""
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    raise UserError(f"{name} of {where} is {value.dtype}; expected float32, float16 or bfloat16: cast it and write the file anew")
+  if value.shape not in (shape, (*shape, 1, 1)):
+    raise UserError(
+      f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; give the config.json that belongs to it"
+    )
+  value = np.asarray(value, np.float32).reshape(shape)
+  if not allow_nan and (bad := value.size - np.count_nonzero(np.isfinite(value))):
+    raise UserError(f"{name} of {where} has {bad} values that are not finite; get it anew, or allow them: --allow-nan")
+  return value
+
+
+def publish(table: tuple, tree: Any) -> dict[str, np.ndarray]:
+  """Our tree -> their tensors by name, the inverse of `load`."""
+  found = {}
+  for ours, leaf in leaves(table, tree).values():
+    parts = np.split(np.asarray(ours), len(leaf.theirs), -1)
+    found |= {name: leaf.axes.published(part) for name, part in zip(leaf.theirs, parts)}
+  return found

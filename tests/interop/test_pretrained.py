@@ -1,0 +1,171 @@
+"""Published folders and files into codecs and back; what is bad is told in one line."""
+
+import json
+from pathlib import Path
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.interop import pretrained, rename, safetensors, vae
+from jldm.models import codec as codecs
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.quantize import FSQ, Codebook
+from jldm.models.autoencoders.vq import VQAutoencoder
+from tests.networks import randomised
+
+SD = Path(__file__).parents[1] / "parity" / "vae_sd"
+TINY = dict(widths=(4, 8), resnets=1, groups=2)
+NETWORKS = (
+  KLAutoencoder(**TINY, attention=(1,)),
+  KLAutoencoder(**TINY, channels=1, latent_channels=2, pointwise=False, middle_attention=False),
+  VQAutoencoder(Codebook(16), **TINY, latent_channels=3, features=5),
+)
+
+
+def codec_of(network, seed: int = 0, mean=0.0, std=2.0) -> dict:
+  codec = randomised(codecs.shapes(network), seed)
+  if codec["extra"]:
+    codec["extra"] = {"codebook": network.quantizer.state(jnp.asarray(codec["extra"]["codebook"]["sums"]))}
+  vector = np.ones(network.latent_channels, np.float32)
+  return codec | {"mean": mean * vector, "std": std * vector}
+
+
+def assert_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)
+def test_what_is_saved_is_loaded(network, tmp_path):
+  codec = codec_of(network)
+  pretrained.save(tmp_path / "x", network, codec)
+  again, back = pretrained.load(tmp_path / "x")
+  assert again == network
+  assert_equal(back, jax.tree.map(jnp.asarray, codec))
+
+
+@pytest.mark.parametrize(("mean", "std", "said"), [
+  (0.0, 1 / 0.18215, {"scaling_factor": 0.18215}),
+  (0.0609, 1 / 1.5305, {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
+  ((0.1, -0.2, 0.3, 0.0), (1.0, 2.0, 3.0, 4.0), None),
+])
+def test_the_scale_of_latents_is_the_configs(mean, std, said, tmp_path):
+  network = NETWORKS[0]
+  codec = codec_of(network) | {"mean": np.float32(np.broadcast_to(mean, 4)), "std": np.float32(np.broadcast_to(std, 4))}
+  pretrained.save(tmp_path, network, codec)
+  config = json.loads((tmp_path / "config.json").read_text())
+  if said:
+    assert {name: config.get(name) for name in ("scaling_factor", "shift_factor") if name in config} == said
+  back = pretrained.load(tmp_path)[1]
+  assert_equal([np.asarray(back[name]) for name in ("mean", "std")], [codec["mean"], codec["std"]])
+
+
+def test_a_config_that_says_nothing_means_stable_diffusion(tmp_path):
+  changed(tmp_path, lambda config: config.pop("scaling_factor"))
+  np.testing.assert_allclose(pretrained.load(tmp_path)[1]["std"], 1 / 0.18215, rtol=1e-6)
+
+
+def test_old_names_of_attention_and_a_pipelines_folder(tmp_path):
+  network, codec = pretrained.load(SD)
+  shutil.copytree(SD, tmp_path / "vae")
+  tensors = rename.publish(vae.table(network, "old diffusers"), codec["params"])
+  assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
+  safetensors.write(tmp_path / "vae" / pretrained.WEIGHTS, tensors)
+  assert_equal(pretrained.load(tmp_path)[1], codec)
+
+
+def test_parts_with_an_index(tmp_path):
+  expected = pretrained.load(SD)[1]
+  tensors = safetensors.read(SD / pretrained.WEIGHTS)
+  places = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
+  for part in sorted(set(places.values())):
+    safetensors.write(tmp_path / part, {name: tensors[name] for name in tensors if places[name] == part})
+  shutil.copy(SD / "config.json", tmp_path)
+  index = tmp_path / pretrained.INDEX
+  index.write_text(json.dumps({"metadata": {"total_size": 1.0}, "weight_map": places}))
+  assert_equal(pretrained.load(tmp_path)[1], expected)
+  (tmp_path / "part-1.safetensors").rename(tmp_path / "elsewhere")
+  assert "names the part 'part-1.safetensors', which is not beside it" in refused(tmp_path)
+  shutil.copy(tmp_path / "part-2.safetensors", tmp_path / "part-1.safetensors")
+  assert "disagree on" in refused(tmp_path)
+  for bad in ({}, {"weight_map": {"a": "../x.safetensors"}}, {"weight_map": {"a": 1}}, {"weight_map": []}):
+    index.write_text(json.dumps(bad))
+    assert "has no weight_map" in refused(tmp_path)
+
+
+def changed(folder: Path, change) -> None:
+  """The folder vae_sd with another config."""
+  shutil.copytree(SD, folder, dirs_exist_ok=True)
+  config = json.loads((folder / "config.json").read_text())
+  change(config)
+  (folder / "config.json").write_text(json.dumps(config))
+
+
+def refused(source, **options) -> str:
+  with pytest.raises(UserError) as error:
+    pretrained.load(source, **options)
+  told = str(error.value)
+  assert told.isprintable() and len(told) < 700 + len(str(source))
+  return told
+
+
+@pytest.mark.parametrize(("name", "value", "told"), [
+  ("_class_name", "UNet2DModel", "is of UNet2DModel; expected one of AutoencoderKL, VQModel"),
+  ("act_fn", "gelu", "act_fn='gelu'; jldm has 'silu' alone"),
+  ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
+  ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
+  ("block_out_channels", [8, 16], "expected 2 of DownEncoderBlock2D"),
+  ("block_out_channels", [8, 8, 20, 20], r"is \[16, 16, 3, 3\], expected \[20, 20, 3, 3\]; give the config.json"),
+  ("norm_num_groups", 5, "groups=5 does not divide 8 channels"),
+  ("layers_per_block", 2, r"lacks \d+ of \d+ tensors: decoder.up_blocks.0.resnets.2.conv1.bias, "),
+  ("use_quant_conv", "yes", "use_quant_conv=yes; expected true or false"),
+  ("use_quant_conv", False, "has one of use_quant_conv and use_post_quant_conv"),
+  ("mid_block_add_attention", False, r"has \d+ tensors beyond the \d+ of this network: decoder.mid_block.attentions"),
+  ("scaling_factor", 0, "expected positive numbers"),
+  ("scaling_factor", "1", "expected a finite number, or 4 of them"),
+  ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
+  ("out_channels", 4, "other out_channels"),
+  ("down_block_types", ["AttnDownEncoderBlock2D"] * 4, "attention at other levels"),
+])
+def test_a_config_that_does_not_fit(name, value, told, tmp_path):
+  changed(tmp_path, lambda config: config.update({name: value}))
+  with pytest.raises(UserError, match=told):
+    pretrained.load(tmp_path)
+
+
+def test_what_is_not_there(tmp_path):
+  assert "does not exist" in refused(tmp_path / "no")
+  assert "has no config.json" in refused(tmp_path)
+  shutil.copy(SD / "config.json", tmp_path)
+  assert "has neither diffusion_pytorch_model.safetensors nor" in refused(tmp_path)
+  (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"PK\x03\x04")
+  assert "is a pickle, which may run code" in refused(tmp_path)
+  (tmp_path / "config.json").write_text("{")
+  assert "is no JSON" in refused(tmp_path)
+
+
+def test_a_file_of_compvis_must_say_its_scale(tmp_path):
+  network, codec = pretrained.load(SD)
+  tensors = rename.publish(vae.table(network, "CompVis"), codec["params"])
+  path = tmp_path / "x.safetensors"
+  safetensors.write(path, tensors)
+  assert "does not say how its latents are scaled; give --scaling-factor: 0.18215" in refused(path)
+  safetensors.write(path, tensors | {"scale_factor": np.float32(0.5)})
+  with pytest.raises(UserError, match="groups=32 does not divide 8"):  # CompVis has no other number
+    pretrained.load(path)
+  safetensors.write(path, {name: value for name, value in tensors.items() if name != "decoder.conv_in.weight"})
+  assert "lacks decoder.conv_in.weight" in refused(path, scaling_factor=1.0)
+
+
+def test_networks_that_diffusers_has_not(tmp_path):
+  for network, told in (
+    (KLAutoencoder(**TINY, patch=2), "patch=2"), (KLAutoencoder(**TINY, features=8), "features=8"),
+    (VQAutoencoder(FSQ((3, 3)), **TINY, latent_channels=2), "FSQ"),
+  ):
+    with pytest.raises(UserError, match=told):
+      pretrained.save(tmp_path / "x", network, codec_of(network))
+  assert not (tmp_path / "x").exists()

@@ -1,0 +1,29 @@
+"""Random arrays, the same in a fixture script and in the test of what it wrote: numpy never changes what RandomState draws."""
+
+import numpy as np
+
+
+def parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+  """float32 by name, none of them zero or one: kernels keep the variance, norms scale by about 1, biases are small."""
+  rng = np.random.RandomState(seed)
+  return {name: parameter(name, tuple(shapes[name]), rng) for name in sorted(shapes)}
+
+
+def parameter(name: str, shape: tuple[int, ...], rng: np.random.RandomState) -> np.ndarray:
+  value = rng.standard_normal(shape)
+  if len(shape) > 1:
+    value = value if "embedding" in name else value / np.sqrt(np.prod(shape[1:]))
+  else:
+    value = 0.1 * value + ("norm" in name and name.endswith("weight"))
+  return value.astype(np.float32)
+
+
+def inputs(factor: int, channels: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Images [1, H, W, 3] in [-1, 1] and latents [1, h, w, channels] of two sizes, one of them not square."""
+  rng, short = np.random.RandomState(1), factor > 8
+  sizes = {"square": (2, 2) if short else (4, 4), "wide": (1, 3) if short else (2, 5)}
+  return {
+    name: (rng.uniform(-1, 1, (1, h * factor, w * factor, 3)).astype(np.float32),
+           rng.standard_normal((1, h, w, channels)).astype(np.float32))
+    for name, (h, w) in sizes.items()
+  }
