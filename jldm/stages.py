@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm import lock, pictures, pipeline, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys, stage_keys
@@ -37,6 +37,7 @@ from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
 from jldm.train.logging import Log, import_wandb, start_wandb
 from jldm.train.loop import Change, Hook, fit
+from jldm.train.preemption import Notice, watched
 from jldm.train.state import TrainState, init_state
 from jldm.train.step import make_step
 
@@ -54,6 +55,7 @@ class Run:
   workdir: Path
   devices: int | None = None
   wandb: Any = None  # a run of Weights & Biases
+  notice: Notice = dataclasses.field(default_factory=Notice)
 
   @property
   def seed(self) -> int:
@@ -73,8 +75,10 @@ def train(
 
   Raises:
     UserError: a data set that is missing or does not fit, a batch that the devices do not divide, another experiment in
-      the workdir, a denoiser asked for before the autoencoder is finished, wandb that is not installed.
+      the workdir, another training in it, a denoiser asked for before the autoencoder is finished, wandb that is not
+      installed, a disk that is full or may not be written to.
     NonFiniteError: ten non-finite updates in a row.
+    Preempted: SIGTERM came; the step it came in is committed.
   """
   workdir = Path(workdir)
   workdirs.check(workdir, experiment)
@@ -91,14 +95,17 @@ def train(
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
     import_wandb()
-  workdirs.claim(workdir, experiment)
-  run = Run(experiment, model, workdir, devices, start_wandb(wandb, workdir, to_data(experiment)) if wandb else None)
-  if "autoencoder" in stages:
-    train_autoencoder(run, train_set, held_out)
-  if "denoiser" in stages:
-    train_denoiser(run, train_set, held_out)
-  if run.wandb is not None:
-    run.wandb.finish()
+  with watched() as notice, workdirs.writing(workdir), lock.held(workdir):
+    workdirs.claim(workdir, experiment)
+    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb else None
+    run = Run(experiment, model, workdir, devices, logged, notice)
+    if "autoencoder" in stages:
+      train_autoencoder(run, train_set, held_out)
+    if "denoiser" in stages:
+      notice.check()
+      train_denoiser(run, train_set, held_out)
+    if run.wandb is not None:
+      run.wandb.finish()
 
 
 def check_stage(stage: Stage, name: str, devices: int | None) -> None:
@@ -188,15 +195,24 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
       if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
         saved.save(n, divide(state))
 
+    def keep(n, state, metrics):
+      log.write(n, state, metrics)
+      if n % stage.save_every_steps:
+        save(n, state, metrics)
+
     own = (
       Hook(1, log.collect),
       Hook(stage.log_every_steps, log.write, at_end=True),
+      Hook(stage.save_every_steps, log.write),  # so that a line's steps never straddle where a run may go on from
       Hook(stage.save_every_steps, save),
       Hook(1, lambda n, state, metrics: saved.commit()),
     )
+    stop = (run.notice.hook(name, stage.steps, keep),)
+    looks = tuple(run.notice.guard(hook, name, stage.steps, keep) for hook in hooks(log))
     try:
-      with snapshots(stage, name, run.workdir) as taken:
-        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log), restarts(stage, key_codes, mesh))
+      with snapshots(stage, name, run.workdir, state) as taken:
+        every = own + taken + stop + looks
+        return fit(step, state, rows, key_steps, frozen, stage.steps, every, restarts(stage, key_codes, mesh))
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
@@ -218,7 +234,7 @@ def restarts(stage: Stage, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
 
 
 @contextlib.contextmanager
-def snapshots(stage: Stage, name: str, workdir: Path) -> Iterator[tuple[Hook, ...]]:
+def snapshots(stage: Stage, name: str, workdir: Path, state: TrainState) -> Iterator[tuple[Hook, ...]]:
   """Where the stage has power-function averages, all of them are kept every so often, to be made into others later."""
   if not isinstance(stage.ema, Power):
     yield ()
@@ -229,6 +245,9 @@ def snapshots(stage: Stage, name: str, workdir: Path) -> Iterator[tuple[Hook, ..
       if n not in kept.steps() and not metrics["skipped"]:  # a run that was resumed comes to the same ones
         kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
 
+    start = int(state.step)
+    if start and start % stage.snapshot_every_steps == 0:  # a kill may come between the commits of a checkpoint and of these
+      take(start, state, {"skipped": 0})
     yield Hook(stage.snapshot_every_steps, take, at_end=True), Hook(1, lambda n, state, metrics: kept.commit())
 
 
@@ -256,7 +275,8 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   def look(log):
     def call(n, state, metrics):
       del metrics
-      held = ((codecs.pixels(sharding.place_batch(mesh, b["image"])), count) for b, count in in_order(held_out, stage.batch_size))
+      batches = run.notice.between(in_order(held_out, stage.batch_size))
+      held = ((codecs.pixels(sharding.place_batch(mesh, batch["image"])), count) for batch, count in batches)
       values, first = reconstruction(lambda images: reconstruct(found(state), images), held)
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
       log.bar.write(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
@@ -317,7 +337,7 @@ def sampled(run: Run, params: dict, mesh: Mesh) -> np.ndarray:
   """A sheet of samples, a row a class."""
   classes = run.model.classes
   labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
-  images = pipeline.generate(run.model, params, labels, run.seed, devices=mesh.size)
+  images = pipeline.generate(run.model, params, labels, run.seed, devices=mesh.size, progress=run.notice.between)
   return pictures.class_rows(images, labels, PREVIEW_COLUMNS)
 
 
@@ -328,7 +348,8 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
   shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows, run.model.autoencoder.factor)
   concat = pipeline.condition(run.model, params, shown if known is None else batch["image"][:count], known)
   size = batch["image"].shape[1:3]
-  drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, size=size, devices=mesh.size, concat=concat)
+  options = dict(size=size, devices=mesh.size, concat=concat, progress=run.notice.between)
+  drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, **options)
   every = (batch["image"][:count], pictures.to_uint8(shown), drawn)
   return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
 
@@ -356,7 +377,7 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
 
   def moments(source: Any) -> Iterator[dict]:
     start = 0
-    for batch, count in in_order(source, batch_size):
+    for batch, count in run.notice.between(in_order(source, batch_size)):
       placed = sharding.place_batch(mesh, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
       found = jax.device_get(arrays(codec, *placed, key)) | {"label": batch["label"]}
       yield {name: array[:count] for name, array in found.items()}

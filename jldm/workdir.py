@@ -6,17 +6,24 @@
   denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
   latents/<codec hash>/           raw moments of the training set
   metrics.jsonl  tb/  wandb/  images/  samples/
+  lock                            of the training that runs there
 """
 
+from collections.abc import Iterator
+import contextlib
+import errno
 import os
 from pathlib import Path
 import tempfile
 
-from jldm.core.errors import UserError
+from jldm import lock
+from jldm.core.errors import GO_ON, UserError
 from jldm.experiment import Experiment, differences, dumps, loads, to_data
 
 STAGES = ("autoencoder", "denoiser")
-PARTIAL = "experiment.json.partial"  # all that a kill in `claim` may leave
+PARTIAL = "experiment.json.partial"
+LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim`
+DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO") if hasattr(errno, name)}
 
 
 def read(workdir: Path) -> Experiment:
@@ -49,7 +56,7 @@ def check(workdir: Path, experiment: Experiment) -> None:
         raise UserError(
           f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
         )
-    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {PARTIAL}):
+    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL):
       raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
     existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     with tempfile.TemporaryFile(dir=existing):
@@ -65,6 +72,22 @@ def claim(workdir: Path, experiment: Experiment) -> None:
   partial = workdir / PARTIAL
   partial.write_text(dumps(experiment))
   os.replace(partial, workdir / "experiment.json")
+
+
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+  """Tells in one line of a disk that is full, or may not be written to, while the block writes to a workdir.
+
+  Raises:
+    UserError: in place of the OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in DISK:
+      raise
+    where = f"{error.filename} of workdir" if error.filename else "workdir"
+    raise UserError(f"cannot write to {where} {str(workdir)!r}: {error.strerror}; see to that, and {GO_ON}") from error
 
 
 def checkpoints(workdir: Path, stage: str) -> Path:

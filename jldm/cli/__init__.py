@@ -1,6 +1,11 @@
 """The command line: `jldm COMMAND …`, one module a command.
 
-Exit codes: 0 done; 2 a person's mistake, told in one line; 3 training was not finite; 130 interrupted.
+Exit codes, each but 0 with one line on stderr:
+  0    done
+  2    a person's mistake, or a disk that is full or may not be written to: what was committed before is whole
+  3    training was not finite
+  75   stopped by SIGTERM, after a commit where there was something to commit: the same command goes on
+  130  interrupted (SIGINT)
 """
 
 import argparse
@@ -8,7 +13,7 @@ from collections.abc import Sequence
 import importlib
 import sys
 
-from jldm.core.errors import NonFiniteError, UserError
+from jldm.core.errors import GO_ON, NonFiniteError, Preempted, UserError
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
@@ -43,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except tuple(EXIT_CODES) as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_CODES[type(error)]
+  except Preempted as told:
+    print(told, file=sys.stderr)
+    return Preempted.EXIT_CODE
   except KeyboardInterrupt:
-    print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    print(f"interrupted; {GO_ON}", file=sys.stderr)
     return 130
   return 0
