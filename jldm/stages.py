@@ -35,6 +35,7 @@ from jldm.models.autoencoders.posterior import Gaussian
 from jldm.named import make_sampler
 from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
+from jldm.train.goodput import Goodput
 from jldm.train.logging import Log, import_wandb, start_wandb
 from jldm.train.loop import Change, Hook, fit
 from jldm.train.preemption import Notice, watched
@@ -56,6 +57,7 @@ class Run:
   devices: int | None = None
   wandb: Any = None  # a run of Weights & Biases
   notice: Notice = dataclasses.field(default_factory=Notice)
+  clock: Goodput = dataclasses.field(default_factory=Goodput)
 
   @property
   def seed(self) -> int:
@@ -169,17 +171,13 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> None:
   jax.eval_shape(stage.objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
 
 
-def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:
-  """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
-
-  hooks(log) -> further hooks.
-  """
+def begin(run: Run, name: str, source: Any, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
+  """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the steps' key, changes)."""
   stage, seed = getattr(run.experiment, name), run.seed
   key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
   init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema)
   example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
-  start = saved.latest() or 0
   if start:
     whole = sharding.replicated(mesh)
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), jax.eval_shape(init, key_init, example))
@@ -189,7 +187,20 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
     state = jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=quick)(key_init, example)
   step = make_step(stage.objective.loss, tx, stage.ema, stage.accumulate)
   rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
-  with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log:
+  return step, state, rows, key_steps, restarts(stage, key_codes, mesh)
+
+
+def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:
+  """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
+
+  hooks(log) -> further hooks.
+  """
+  stage, clock = getattr(run.experiment, name), run.clock
+  with clock.on("restore"):
+    start = saved.latest() or 0
+  with clock.on("restore" if start else "compile"):
+    step, state, rows, key_steps, changes = begin(run, name, source, saved, mesh, start)
+  with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
 
     def save(n, state, metrics):
       if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
@@ -204,15 +215,17 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
       Hook(1, log.collect),
       Hook(stage.log_every_steps, log.write, at_end=True),
       Hook(stage.save_every_steps, log.write),  # so that a line's steps never straddle where a run may go on from
-      Hook(stage.save_every_steps, save),
-      Hook(1, lambda n, state, metrics: saved.commit()),
+      clock.hook("save", Hook(stage.save_every_steps, save)),
+      clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
+      Hook(stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.line()), at_end=True),
     )
     stop = (run.notice.hook(name, stage.steps, keep),)
-    looks = tuple(run.notice.guard(hook, name, stage.steps, keep) for hook in hooks(log))
+    looks = tuple(clock.hook("evaluation", run.notice.guard(hook, name, stage.steps, keep)) for hook in hooks(log))
+    step = clock.steps(step, start, log.made_before)
     try:
       with snapshots(stage, name, run.workdir, state) as taken:
-        every = own + taken + stop + looks
-        return fit(step, state, rows, key_steps, frozen, stage.steps, every, restarts(stage, key_codes, mesh))
+        saves = tuple(clock.hook("save", hook) for hook in taken)
+        return fit(step, state, clock.waiting(rows), key_steps, frozen, stage.steps, own + saves + stop + looks, changes)
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
@@ -288,7 +301,9 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
-    if saved.latest() == stage.steps:
+    with run.clock.on("restore"):
+      done = saved.latest() == stage.steps
+    if done:
       return
     frozen = sharding.place(mesh, lpips_weights(stage.objective))
     state = fit_stage(run, name, train_set, frozen, saved, mesh, look)
@@ -315,9 +330,12 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 2, in the latent space of the committed codec."""
   stage, model, name = run.experiment.denoiser, run.model, "denoiser"
   mesh = mesh_of(stage, run.devices)
-  codec = sharding.place(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
+  with run.clock.on("restore"):
+    codec = sharding.place(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
-    if saved.latest() == stage.steps:
+    with run.clock.on("restore"):
+      done = saved.latest() == stage.steps
+    if done:
       return
     cache = encoded(run, {"params": codec["params"]}, train_set, mesh)
 
@@ -364,7 +382,7 @@ def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   """The training set's cached moments under this codec, with the latents of a condition's source pictures beside them: as
   they are on disk, or encoded now."""
-  folder = run.workdir / "latents" / codec_hash(codec, run.experiment)
+  folder = cache_of(run, codec)
   network, degrade, batch_size = run.model.autoencoder, degradation(run.experiment), run.experiment.autoencoder.batch_size
   key = sharding.place(mesh, jax.random.key(SOURCE_SEED))
 
@@ -383,7 +401,12 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
       yield {name: array[:count] for name, array in found.items()}
       start += count
 
-  return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
+  with run.clock.on("encode"):
+    return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
+
+
+def cache_of(run: Run, codec: dict) -> Path:
+  return run.workdir / "latents" / codec_hash(codec, run.experiment)
 
 
 def degradation(experiment: Experiment) -> Any:

@@ -37,7 +37,7 @@ def read(workdir: Path) -> Experiment:
     if not path.is_file():
       what = "has no experiment.json" if workdir.is_dir() else "does not exist"
       raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
-    return loads(path.read_text())
+    return loads(path.read_bytes())
   except OSError as error:
     raise UserError(f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
 

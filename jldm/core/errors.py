@@ -11,6 +11,10 @@ class NonFiniteError(RuntimeError):
   """Training met too many non-finite updates in a row.  Exit code 3."""
 
 
+class DifferentError(RuntimeError):
+  """What was computed again came to other numbers.  Exit code 4."""
+
+
 class Preempted(RuntimeError):
   """The process was asked to end (SIGTERM) and has kept what there is to go on from.
 

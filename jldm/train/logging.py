@@ -22,14 +22,16 @@ from jldm.train.step import SKIPS_ALLOWED
 FLUSH_S = 10  # of the board, whose flush waits for the disk
 
 
-def forget_after(path: Path, stage: str, step: int) -> None:
-  """Removes from metrics.jsonl what a resumed stage is about to write again, and what is not a line of it."""
+def forget_after(path: Path, stage: str, step: int) -> int:
+  """Removes from metrics.jsonl what a resumed stage is about to write again, and what is not a line of it; returns the
+  last step of the stage that was there."""
   if not path.exists():
-    return
-  partial = path.with_suffix(".partial")
+    return 0
+  partial, every = path.with_suffix(".partial"), list(rows(path))
   with partial.open("wb") as file:
-    file.writelines(line + b"\n" for line, row in rows(path) if row["stage"] != stage or row["step"] <= step)
+    file.writelines(line + b"\n" for line, row in every if row["stage"] != stage or row["step"] <= step)
   os.replace(partial, path)
+  return max((row["step"] for _, row in every if row["stage"] == stage), default=0)
 
 
 def rows(path: Path) -> Iterator[tuple[bytes, dict]]:
@@ -41,6 +43,13 @@ def rows(path: Path) -> Iterator[tuple[bytes, dict]]:
       continue
     if isinstance(row, dict) and isinstance(row.get("stage"), str) and type(row.get("step")) is int:
       yield line, row
+
+
+def means(metrics: list[dict]) -> dict[str, float]:
+  """Of every metric over the steps whose update was made, and how many were `skipped`."""
+  made = [row for row in metrics if not row["skipped"]]
+  found = {name: float(np.mean([row[name] for row in made])) for name in metrics[0]} if made else {}
+  return found | {"skipped": len(metrics) - len(made)}
 
 
 def import_wandb() -> Any:
@@ -114,7 +123,7 @@ class Log:
 
   def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
     self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
-    forget_after(self.path, stage, start)
+    self.made_before = forget_after(self.path, stage, start)  # a step that a killed run had come to
     self.board = Board(workdir / "tb" / stage, start)
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
     self.bar = tqdm(total=stop, initial=start, desc=stage, unit="step", dynamic_ncols=True, **quiet)
@@ -147,11 +156,9 @@ class Log:
     if max(skips) >= SKIPS_ALLOWED:
       first = step - len(rows) + 1 + next(i for i, n in enumerate(skips) if n >= SKIPS_ALLOWED)
       raise NonFiniteError(f"{self.stage}: {SKIPS_ALLOWED} non-finite updates in a row, up to step {first}")
-    made = [row for row in rows if not row["skipped"]]
-    means = {name: float(np.mean([row[name] for row in made])) for name in rows[0]} if made else {}
-    speed = len(rows) * self.batch_size / elapsed
-    self.record(step, means | {"skipped": sum(n > 0 for n in skips), "images_per_second": round(speed, 1)})
-    self.bar.set_postfix_str(f"loss {means.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False)
+    found, speed = means(rows), len(rows) * self.batch_size / elapsed
+    self.record(step, found | {"images_per_second": round(speed, 1)})
+    self.bar.set_postfix_str(f"loss {found.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False)
 
   def record(self, step: int, values: dict[str, float]) -> None:
     """One line in metrics.jsonl and one point a value on the board and on Weights & Biases."""

@@ -94,7 +94,7 @@ def _watch(notice: Notice, reader: int, grace_s: float) -> None:
     if not (came := os.read(reader, 64)):
       return
     terms = came.count(signal.SIGTERM)
-    if terms > 1 or terms and notice.asked:
+    if terms > 1 or (terms and notice.asked):
       _leave(f"stopped by a second SIGTERM; {GO_ON}")
     if terms:
       notice.asked, end = True, time.monotonic() + grace_s

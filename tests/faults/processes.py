@@ -34,21 +34,17 @@ def write_config(folder: Path, steps: int, **changes) -> Path:
   return path
 
 
-def start(config: Path, workdir: Path, devices: int = 1, prefix: tuple[str, ...] = (), **options) -> subprocess.Popen:
-  """`train.py` as a process of its own, whose output goes to a file beside the workdir."""
+def start(config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = ()) -> subprocess.Popen:
+  """`train.py` as a process of its own, whose output is added to a file, by default one beside the workdir."""
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
   command = [*prefix, sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), "--devices", str(devices)]
-  with log_of(workdir).open("ab") as log:
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options)
+  with (log or workdir.with_suffix(".log")).open("ab") as file:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
 
-def log_of(workdir: Path) -> Path:
-  return workdir.with_name(f"{workdir.name}.log")
-
-
-def said(workdir: Path) -> list[str]:
-  """The lines that a training left on stderr which are not of its progress bars."""
-  lines = log_of(workdir).read_text(errors="replace").replace("\r", "\n").splitlines()
+def said(log: Path) -> list[str]:
+  """The lines that a training said which are not of its progress bars."""
+  lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
   return [line for line in lines if line.strip() and "step/s" not in line and "s/step" not in line and "?step" not in line]
 
 

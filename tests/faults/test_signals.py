@@ -9,7 +9,8 @@ import pytest
 
 from jldm import stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
-from jldm.core.errors import Preempted
+from jldm.cli.train import load_config
+from jldm.core.errors import GO_ON, Preempted
 from jldm.train.preemption import GRACE_S
 from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, running, said, until, write_config
 
@@ -25,9 +26,10 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(config):
-  from jldm.cli.train import load_config
+  """By a process of its own: one that has eight devices, as this one, rounds otherwise even on one of them."""
   workdir = config.parent / "unbroken"
-  stages.train(load_config(str(config)), workdir, devices=1)
+  with running(config, workdir) as process:
+    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
   return workdir
 
 
@@ -36,25 +38,20 @@ def committed(workdir, stage) -> list[int]:
     return saved.steps()
 
 
-def sigterm(run=None):
-  """The signal to this process, seen by its notice before anything else happens."""
-  os.kill(os.getpid(), signal.SIGTERM)
-  time.sleep(0.2)
-
-
 @pytest.mark.slow
-def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, unbroken, tmp_path, monkeypatch):
+def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_path, monkeypatch):
   """In turn, in one workdir: in a step, an evaluation, the last evaluation, the encoding, between stages, in a picture."""
-  from jldm.cli.train import load_config
   experiment, workdir = load_config(str(config)), tmp_path / "w"
+  stages.train(experiment, tmp_path / "unbroken", devices=1)
 
   def at(where, name, told, when=lambda *args: True):
     """Runs until the notice, which comes as `where.name` is called."""
-    original = getattr(where, name)
+    original, sent = getattr(where, name), []
 
     def call(*args, **options):
-      if when(*args):
-        sigterm()
+      if when(*args) and not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        time.sleep(0.2)
       return original(*args, **options)
 
     with monkeypatch.context() as patch:
@@ -76,22 +73,23 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, unbr
   at(stages, "sampled", "at denoiser step 4")
   assert committed(workdir, "denoiser") == [4]
   stages.train(experiment, workdir, devices=1)
-  assert_same_bits(unbroken, workdir, STEPS)
+  assert_same_bits(tmp_path / "unbroken", workdir, STEPS)
 
 
 @pytest.mark.slow
-def test_the_command_commits_and_ends_with_75_and_a_second_trainer_is_refused(config, unbroken):
-  workdir = config.parent / "stopped"
+def test_a_second_trainer_is_refused_and_a_killed_one_taken_over_from(config, unbroken):
+  workdir, log = config.parent / "locked", config.parent / "second.log"
   with running(config, workdir) as process:
     assert until(lambda: logged(workdir, "autoencoder") >= 2, process)
-    second = workdir.with_name("second")
-    second.symlink_to(workdir)
-    with running(config, second) as other:
-      assert other.wait(DEADLINE_S) == 2 or process.poll() is not None
-    if process.poll() is None:
-      (line,) = said(second)
-      assert f"is in training by pid {process.pid} on {socket.gethostname()!r}" in line
-  workdir.with_name("second.log").unlink()
+    process.send_signal(signal.SIGSTOP)  # so that it does not end meanwhile
+    with running(config, workdir, log=log) as second:
+      assert second.wait(DEADLINE_S) == 2
+    (line,) = said(log)
+    assert f"is in training by pid {process.pid} on {socket.gethostname()!r}" in line
+  with running(config, workdir) as third:
+    assert third.wait(DEADLINE_S) == 0
+  assert f"{workdir / 'lock'} is of pid {process.pid}, which has ended; it is taken over" in said(workdir.with_suffix(".log"))
+  assert_same_bits(unbroken, workdir, STEPS)
 
 
 @pytest.mark.slow
@@ -101,11 +99,11 @@ def test_sigterm_to_the_command(config, unbroken):
     assert until(lambda: logged(workdir, "denoiser") >= 2, process)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    assert process.wait(DEADLINE_S) == 75, said(workdir)
+    assert process.wait(DEADLINE_S) == 75, said(workdir.with_suffix(".log"))
     assert time.monotonic() - began < GRACE_S
   step = logged(workdir, "denoiser")
-  assert said(workdir)[-1] == f"stopped by SIGTERM at denoiser step {step}; the same command goes on from the last checkpoint"
+  assert said(workdir.with_suffix(".log"))[-1] == f"stopped by SIGTERM at denoiser step {step}; {GO_ON}"
   assert committed(workdir, "denoiser")[-1] == step < STEPS
   with running(config, workdir) as process:
-    assert process.wait(DEADLINE_S) == 0, said(workdir)
+    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
   assert_same_bits(unbroken, workdir, STEPS)
