@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jldm import workdir as workdirs
 from tests.configs import ROOT
 
 DEADLINE_S = 300
@@ -80,19 +81,19 @@ def logged(workdir: Path, stage: str) -> int:
               if line.startswith(f'{{"stage": "{stage}", "step": ') and line.endswith("}")), default=0)
 
 
-def last_state(workdir: Path, steps: int) -> dict[str, np.ndarray]:
-  """Every array of the last checkpoints of both stages, read by Orbax alone."""
+def restored(folder: Path) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint, read by Orbax alone."""
   arrays = {}
-  for folder in sorted(workdir.glob(f"*/latest/{steps}/*")):
-    if folder.is_dir():
-      tree = ocp.PyTreeCheckpointer().restore(folder)
-      arrays |= {f"{folder.relative_to(workdir)}{jax.tree_util.keystr(path)}": np.asarray(leaf)
-                 for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  for item in sorted(path for path in folder.iterdir() if path.is_dir()):
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(item))
+    arrays |= {f"{item.name}{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
   return arrays
 
 
 def assert_same_bits(a: Path, b: Path, steps: int) -> None:
-  left, right = last_state(a, steps), last_state(b, steps)
-  assert left.keys() == right.keys() and len(left) > 150
-  for name, value in left.items():
-    np.testing.assert_array_equal(value, right[name], err_msg=name)
+  """The last checkpoints of both stages."""
+  for stage in workdirs.STAGES:
+    left, right = (restored(workdirs.checkpoints(workdir, stage) / str(steps)) for workdir in (a, b))
+    assert left.keys() == right.keys() and len(left) > 50
+    for name, value in left.items():
+      np.testing.assert_array_equal(value, right[name], err_msg=f"{stage} {name}")

@@ -5,9 +5,7 @@ from pathlib import Path
 import random
 import shutil
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from jldm import stages, workdir as workdirs
@@ -15,6 +13,7 @@ from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
 from jldm.data import cached_latents
 from tests.configs import config, shrunk
+from tests.faults.processes import restored
 
 FLIPS = 200
 STEPS = 4
@@ -38,12 +37,7 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def values(folder: Path) -> dict[str, bytes]:
-  """What a checkpoint restores, by names alone."""
-  found = {}
-  for item in sorted(path for path in folder.iterdir() if path.is_dir()):
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(item))
-    found |= {f"{item.name}{jax.tree_util.keystr(path)}": np.asarray(leaf).tobytes() for path, leaf in leaves}
-  return found
+  return {name: array.tobytes() for name, array in restored(folder).items()}
 
 
 @pytest.mark.parametrize("stage", workdirs.STAGES)
