@@ -11,6 +11,7 @@ Orbax's CheckpointManager deletes old steps once the new one is renamed into pla
 one step kept, a kill could leave none.  So a bare checkpointer saves, and old steps go after the commit of a new one.
 """
 
+from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import hashlib
@@ -29,11 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jldm.core.errors import UserError
+from jldm.core.errors import GO_ON, UserError
 
 PyTree = Any
 MANIFEST = ".manifest.json"
 OURS = re.compile(r"(0|[1-9]\d*)(|\.manifest\.json|\.manifest\.json\.tmp|\.orbax-checkpoint-tmp.*)")  # (step)(kind)
+OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # how TensorStore, which writes Orbax's arrays, tells of one
 
 
 def _loud(record: logging.LogRecord) -> bool:
@@ -79,7 +81,7 @@ class Checkpoints(contextlib.AbstractContextManager):
   def save(self, step: int, items: dict[str, PyTree]) -> None:
     """Commits the save before and starts to save trees of arrays, which may be donated as soon as this returns.
 
-    Raises ValueError where `step` does not follow the newest one, and what the save before met.
+    Raises ValueError where `step` does not follow the newest one, and UserError where this or the save before failed.
     """
     if self.read_only:
       raise ValueError(f"{self.folder} is open for reading only")
@@ -87,7 +89,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     if (steps := self.steps()) and step <= steps[-1]:
       raise ValueError(f"step {step} does not follow step {steps[-1]}, the newest in {self.folder}")
     args = {item: ocp.args.PyTreeSave(_on_host(tree)) for item, tree in items.items() if jax.tree.leaves(tree)}
-    self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**args))
+    with self._told(step):
+      self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**args))
 
     def finish() -> dict[str, list]:
       self._checkpointer.wait_until_finished()
@@ -96,19 +99,34 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._pending = step, self._worker.submit(finish)
 
   def commit(self, wait: bool = False) -> None:
-    """Commits the save in flight if it has ended (`wait`: when it has), removes old steps; raises what the save met."""
+    """Commits the save in flight if it has ended (`wait`: when it has), removes old steps; UserError where it failed."""
     if self._pending is None or not (wait or self._pending[1].done()):
       return
     step, finished = self._pending
     futures.wait([finished])  # an interrupt here leaves the save pending, to be committed on the way out
     self._pending = None
-    files = finished.result()
+    with self._told(step):
+      files = finished.result()
+      if jax.process_index() == 0:
+        _write(self.folder / f"{step}{MANIFEST}", json.dumps({"step": step, "files": files}, separators=(",", ":")))
     if jax.process_index() == 0:
-      _write(self.folder / f"{step}{MANIFEST}", json.dumps({"step": step, "files": files}, separators=(",", ":")))
       for old in self.steps()[:-self.keep]:
         (self.folder / f"{old}{MANIFEST}").unlink()
         self._worker.submit(shutil.rmtree, self.folder / str(old))  # takes tenths of a second
     self._verified.add(step)
+
+  @contextlib.contextmanager
+  def _told(self, step: int) -> Iterator[None]:
+    """Tells of a save that the disk refused in one line; a bug of ours stays one."""
+    try:
+      yield
+    except Exception as error:
+      code = error.errno if isinstance(error, OSError) else next(map(int, OS_ERROR.findall(str(error))), None)
+      if code is None:
+        raise
+      steps = self.steps()
+      there = f"step {steps[-1]} is the newest in {self.folder}" if steps else f"{self.folder} has no step yet"
+      raise UserError(f"step {step} could not be saved: {os.strerror(code)}; {there}, and {GO_ON}") from error
 
   def steps(self) -> list[int]:
     """The committed steps, ascending."""

@@ -154,7 +154,7 @@ def reconstructions(model: Model, codec: dict, among: Real, how: How, lpips: Any
   source, rows = among.sets.held_out
   rows = rows[: how.n]
   batch_size = -(-min(how.batch_size, len(rows)) // len(sharding.choose(how.devices))) * len(sharding.choose(how.devices))
-  mesh = sharding.data_mesh(batch_size, how.devices)
+  mesh = sharding.mesh_for(batch_size, how.devices)
   codec = sharding.place(mesh, codec)
   whole = source[rows]
 

@@ -199,19 +199,23 @@ def from_data(data: Any) -> Any:
   if not isinstance(data, dict):
     return data
   name = data.get("class")
-  if name not in CLASSES:
+  if not isinstance(name, str) or name not in CLASSES:
     raise UserError(f"class {name!r} of the experiment is not known; register it in Python: jldm.register({name})")
+  values = {field: from_data(value) for field, value in data.items() if field != "class"}
   try:
-    return CLASSES[name](**{field: from_data(value) for field, value in data.items() if field != "class"})
-  except TypeError as error:
-    raise UserError(f"{name} of the experiment does not fit this version of jldm: {error}") from error
+    return CLASSES[name](**values)
+  except UserError:
+    raise
+  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # of values not the class's own
+    told = " ".join(str(error).split())
+    raise UserError(f"{name} of the experiment does not fit this version of jldm: {told}") from error
 
 
 def dumps(experiment: Experiment) -> str:
   return json.dumps(to_data(experiment), indent=2) + "\n"
 
 
-def loads(text: str) -> Experiment:
+def loads(text: str | bytes) -> Experiment:
   """Reads what `dumps` wrote.
 
   Raises:
@@ -219,11 +223,13 @@ def loads(text: str) -> Experiment:
   """
   try:
     data = json.loads(text)
-  except json.JSONDecodeError as error:
+    if not isinstance(data, dict) or data.get("class") != "Experiment":
+      raise UserError("not an experiment: its class is not 'Experiment'")
+    return from_data(data)
+  except UserError:
+    raise
+  except (ValueError, RecursionError) as error:
     raise UserError(f"not an experiment: {error}") from error
-  if not isinstance(data, dict) or data.get("class") != "Experiment":
-    raise UserError("not an experiment: its class is not 'Experiment'")
-  return from_data(data)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm import lock, pictures, pipeline, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys, stage_keys
@@ -36,8 +36,10 @@ from jldm.models.autoencoders.posterior import Gaussian
 from jldm.named import make_sampler
 from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
+from jldm.train.goodput import Goodput
 from jldm.train.logging import Log, import_wandb, start_wandb
 from jldm.train.loop import Change, Hook, fit
+from jldm.train.preemption import Notice, watched
 from jldm.train.state import TrainState, init_state
 from jldm.train.step import make_step
 
@@ -55,6 +57,8 @@ class Run:
   workdir: Path
   devices: sharding.Devices = None
   wandb: Any = None  # a run of Weights & Biases
+  notice: Notice = dataclasses.field(default_factory=Notice)
+  clock: Goodput = dataclasses.field(default_factory=Goodput)
 
   @property
   def seed(self) -> int:
@@ -74,8 +78,10 @@ def train(
 
   Raises:
     UserError: a data set that is missing or does not fit, a batch that the devices do not divide, another experiment in
-      the workdir, a denoiser asked for before the autoencoder is finished, wandb that is not installed.
+      the workdir, another training in it, a denoiser asked for before the autoencoder is finished, wandb that is not
+      installed, a disk that is full or may not be written to.
     NonFiniteError: ten non-finite updates in a row.
+    Preempted: SIGTERM came; the step it came in is committed.
   """
   workdir, experiment = Path(workdir), workdirs.resolved(experiment)
   model = pipeline.of(experiment)
@@ -93,14 +99,17 @@ def train(
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
     import_wandb()
-  workdirs.claim(workdir, experiment)
-  run = Run(experiment, model, workdir, devices, start_wandb(wandb, workdir, to_data(experiment)) if wandb else None)
-  if "autoencoder" in stages:
-    train_autoencoder(run, train_set, held_out)
-  if "denoiser" in stages:
-    train_denoiser(run, train_set, held_out)
-  if run.wandb is not None:
-    run.wandb.finish()
+  with watched() as notice, workdirs.writing(workdir), lock.held(workdir):
+    workdirs.claim(workdir, experiment)
+    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb else None
+    run = Run(experiment, model, workdir, devices, logged, notice)
+    if "autoencoder" in stages:
+      train_autoencoder(run, train_set, held_out)
+    if "denoiser" in stages:
+      notice.check()
+      train_denoiser(run, train_set, held_out)
+    if run.wandb is not None:
+      run.wandb.finish()
 
 
 def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
@@ -186,11 +195,8 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[
   return state, batch, frozen
 
 
-def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:
-  """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
-
-  hooks(log) -> further hooks.
-  """
+def begin(run: Run, name: str, source: Any, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
+  """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the steps' key, changes)."""
   stage, seed = getattr(run.experiment, name), run.seed
   key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
@@ -201,7 +207,7 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
     return init_state(*(made if codec is None else stage.objective.start(*made, codec)), tx, stage.ema)
 
   example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
-  start, shapes = saved.latest() or 0, jax.eval_shape(init, key_init, example, codec)
+  shapes = jax.eval_shape(init, key_init, example, codec)
   places = sharding.split(mesh, shapes)
   if start:
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
@@ -211,22 +217,45 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, codec)
   step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
   rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
-  with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log:
+  return step, state, rows, key_steps, restarts(stage, key_codes, mesh)
+
+
+def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints, mesh: Mesh, hooks: Any) -> TrainState:
+  """One stage from its newest good checkpoint, or from the start, to its last step, which is left for the caller to save.
+
+  hooks(log) -> further hooks.
+  """
+  stage, clock = getattr(run.experiment, name), run.clock
+  with clock.on("restore"):
+    start = saved.latest() or 0
+  with clock.on("restore" if start else "compile"):
+    step, state, rows, key_steps, changes = begin(run, name, source, saved, mesh, start)
+  with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
 
     def save(n, state, metrics):
       if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
         saved.save(n, divide(state))
 
+    def keep(n, state, metrics):
+      log.write(n, state, metrics)
+      if n % stage.save_every_steps:
+        save(n, state, metrics)
+
     own = (
       Hook(1, log.collect),
       Hook(stage.log_every_steps, log.write, at_end=True),
-      Hook(stage.save_every_steps, save),
-      Hook(1, lambda n, state, metrics: saved.commit()),
+      Hook(stage.save_every_steps, log.write),  # so that a line's steps never straddle where a run may go on from
+      clock.hook("save", Hook(stage.save_every_steps, save)),
+      clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
+      Hook(stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.line()), at_end=True),
     )
+    stop = (run.notice.hook(name, stage.steps, keep),)
+    looks = tuple(clock.hook("evaluation", run.notice.guard(hook, name, stage.steps, keep)) for hook in hooks(log))
+    step = clock.steps(step, start, log.made_before)
     try:
-      with snapshots(stage, name, run.workdir) as taken:
-        changes = restarts(stage, key_codes, mesh)
-        return fit(step, state, rows, key_steps, frozen, stage.steps, own + taken + hooks(log), changes)
+      with snapshots(stage, name, run.workdir, state) as taken:
+        saves = tuple(clock.hook("save", hook) for hook in taken)
+        return fit(step, state, clock.waiting(rows), key_steps, frozen, stage.steps, own + saves + stop + looks, changes)
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
@@ -248,7 +277,7 @@ def restarts(stage: Stage, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
 
 
 @contextlib.contextmanager
-def snapshots(stage: Stage, name: str, workdir: Path) -> Iterator[tuple[Hook, ...]]:
+def snapshots(stage: Stage, name: str, workdir: Path, state: TrainState) -> Iterator[tuple[Hook, ...]]:
   """Where the stage has power-function averages, all of them are kept every so often, to be made into others later."""
   if not isinstance(stage.ema, Power):
     yield ()
@@ -259,6 +288,9 @@ def snapshots(stage: Stage, name: str, workdir: Path) -> Iterator[tuple[Hook, ..
       if n not in kept.steps() and not metrics["skipped"]:  # a run that was resumed comes to the same ones
         kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
 
+    start = int(state.step)
+    if start and start % stage.snapshot_every_steps == 0:  # a kill may come between the commits of a checkpoint and of these
+      take(start, state, {"skipped": 0})
     yield Hook(stage.snapshot_every_steps, take, at_end=True), Hook(1, lambda n, state, metrics: kept.commit())
 
 
@@ -286,7 +318,8 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   def look(log):
     def call(n, state, metrics):
       del metrics
-      held = ((codecs.pixels(sharding.place_batch(mesh, b["image"])), count) for b, count in in_order(held_out, stage.batch_size))
+      batches = run.notice.between(in_order(held_out, stage.batch_size))
+      held = ((codecs.pixels(sharding.place_batch(mesh, batch["image"])), count) for batch, count in batches)
       each, first = reconstruction(lambda images: reconstruct(found(state), images), held, first_alone=True)
       values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
@@ -299,7 +332,9 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
-    if saved.latest() == stage.steps:
+    with run.clock.on("restore"):
+      done = saved.latest() == stage.steps
+    if done:
       return
     start = pipeline.load_codec(stage.start)[1] if stage.start else None
     if not stage.steps:
@@ -335,9 +370,12 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 2, in the latent space of the committed codec."""
   stage, model, name = run.experiment.denoiser, run.model, "denoiser"
   mesh = mesh_of(stage, run.devices)
-  codec = sharding.place(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
+  with run.clock.on("restore"):
+    codec = sharding.place(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
-    if saved.latest() == stage.steps:
+    with run.clock.on("restore"):
+      done = saved.latest() == stage.steps
+    if done:
       return
     cache = encoded(run, {"params": codec["params"]}, train_set, mesh)
 
@@ -357,7 +395,7 @@ def sampled(run: Run, params: dict, mesh: Mesh) -> np.ndarray:
   """A sheet of samples, a row a class."""
   classes = run.model.classes
   labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
-  images = pipeline.generate(run.model, params, labels, run.seed, devices=layout_of(mesh))
+  images = pipeline.generate(run.model, params, labels, run.seed, devices=layout_of(mesh), progress=run.notice.between)
   return pictures.class_rows(images, labels, PREVIEW_COLUMNS)
 
 
@@ -367,7 +405,8 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
   rows = row_keys(stage_keys(run.seed, workdirs.STAGES.index("denoiser"))[2], np.arange(count))
   shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows, run.model.autoencoder.factor)
   concat = pipeline.condition(run.model, params, shown if known is None else batch["image"][:count], known)
-  options = {"size": batch["image"].shape[1:3], "devices": layout_of(mesh), "concat": concat}
+  size = batch["image"].shape[1:3]
+  options = dict(size=size, devices=layout_of(mesh), concat=concat, progress=run.notice.between)
   drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, **options)
   every = (batch["image"][:count], pictures.to_uint8(shown), drawn)
   return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
@@ -383,7 +422,7 @@ def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   """The training set's cached moments under this codec, with the latents of a condition's source pictures beside them: as
   they are on disk, or encoded now."""
-  folder = run.workdir / "latents" / codec_hash(codec, run.experiment)
+  folder = cache_of(run, codec)
   network, degrade, batch_size = run.model.autoencoder, degradation(run.experiment), run.experiment.autoencoder.batch_size
   key = sharding.place(mesh, jax.random.key(SOURCE_SEED))
 
@@ -396,13 +435,18 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
 
   def moments(source: Any) -> Iterator[dict]:
     start = 0
-    for batch, count in in_order(source, batch_size):
+    for batch, count in run.notice.between(in_order(source, batch_size)):
       placed = sharding.place_batch(mesh, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
       found = jax.device_get(arrays(codec, *placed, key)) | {"label": batch["label"]}
       yield {name: array[:count] for name, array in found.items()}
       start += count
 
-  return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
+  with run.clock.on("encode"):
+    return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
+
+
+def cache_of(run: Run, codec: dict) -> Path:
+  return run.workdir / "latents" / codec_hash(codec, run.experiment)
 
 
 def degradation(experiment: Experiment) -> Any:

@@ -8,19 +8,26 @@
   latents/<codec hash>/           raw moments of the training set
   evaluation/                     what samples of a step, and reconstructions, are worth
   metrics.jsonl  tb/  wandb/  images/  samples/  report.html
+  lock                            of the training that runs there
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import errno
 import os
 from pathlib import Path
 import tempfile
 
-from jldm.core.errors import UserError
+from jldm import lock
+from jldm.core.errors import GO_ON, UserError
 from jldm.experiment import Experiment, Pretrained, Stage, differences, dumps, loads, to_data
 from jldm.objectives.autoencoder import Reconstruction
 
 STAGES = ("autoencoder", "denoiser")
-PARTIAL = "experiment.json.partial"  # all that a kill in `claim` may leave
+PARTIAL = "experiment.json.partial"
+LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim`
+DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO") if hasattr(errno, name)}
 
 
 def read(workdir: Path) -> Experiment:
@@ -34,7 +41,7 @@ def read(workdir: Path) -> Experiment:
     if not path.is_file():
       what = "has no experiment.json" if workdir.is_dir() else "does not exist"
       raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
-    return loads(path.read_text())
+    return loads(path.read_bytes())
   except OSError as error:
     raise UserError(f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
 
@@ -64,7 +71,7 @@ def check(workdir: Path, experiment: Experiment) -> None:
         raise UserError(
           f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
         )
-    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {PARTIAL}):
+    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL):
       raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
     existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     with tempfile.TemporaryFile(dir=existing):
@@ -80,6 +87,22 @@ def claim(workdir: Path, experiment: Experiment) -> None:
   partial = workdir / PARTIAL
   partial.write_text(dumps(experiment))
   os.replace(partial, workdir / "experiment.json")
+
+
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+  """Tells in one line of a disk that is full, or may not be written to, while the block writes to a workdir.
+
+  Raises:
+    UserError: in place of the OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in DISK:
+      raise
+    where = f"{error.filename} of workdir" if error.filename else "workdir"
+    raise UserError(f"cannot write to {where} {str(workdir)!r}: {error.strerror}; see to that, and {GO_ON}") from error
 
 
 def checkpoints(workdir: Path, stage: str) -> Path:

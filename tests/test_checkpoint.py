@@ -362,7 +362,7 @@ def test_failed_save_is_raised(tmp_path, monkeypatch):
   with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
     patch.setattr(checkpoint, "_fingerprints", lambda folder: (folder / "absent").read_bytes())
     checkpoints.save(2, {"state": make_state(2)})
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match=r"step 2 could not be saved: No such file or directory; step 1 is the newest in "):
       checkpoints.commit(wait=True)
     patch.undo()
     assert checkpoints.latest() == 1

@@ -25,13 +25,15 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "interop": "core diffusion models",
   "train": "core data checkpoint sharding metrics pictures",
   "experiment": "core nn diffusion models samplers objectives data metrics train",
-  "workdir": "core objectives experiment",
+  "lock": "core",
+  "workdir": "core objectives experiment lock",
   "named": "core samplers experiment",
   "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir named",
   "canvas": "core pipeline",
   "edit": "core metrics models samplers editing pictures named pipeline canvas",
   "evaluation": "core data metrics models pipeline train pictures sharding experiment",
-  "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
+  "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
+  "replay": "core data train checkpoint experiment models workdir pipeline stages",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train experiment pipeline interop sharding",

@@ -1,6 +1,12 @@
 """The command line: `jldm COMMAND …`, one module a command.
 
-Exit codes: 0 done; 2 a person's mistake, told in one line; 3 training was not finite; 130 interrupted.
+Exit codes, each but 0 with one line on stderr:
+  0    done
+  2    a person's mistake, or a disk that is full or may not be written to: what was committed before is whole
+  3    training was not finite
+  4    a replay came to other numbers than the log has
+  75   stopped by SIGTERM, after a commit where there was something to commit: the same command goes on
+  130  interrupted (SIGINT)
 """
 
 import argparse
@@ -8,17 +14,18 @@ from collections.abc import Sequence
 import importlib
 import sys
 
-from jldm.core.errors import NonFiniteError, UserError
+from jldm.core.errors import GO_ON, DifferentError, NonFiniteError, Preempted, UserError
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
   "train": "train the autoencoder, then the denoiser in its latent space",
+  "replay": "compute logged steps again from a kept checkpoint, and compare to the bit",
   "sample": "draw pictures from a workdir",
   "evaluate": "say what samples and reconstructions are worth, beside real pictures",
   "edit": "change a picture through its latents: vary, fill, translate, restore, walk between and along",
   "convert": "put weights into another form: a workdir into one file and back, LPIPS",
 }
-EXIT_CODES = {UserError: 2, NonFiniteError: 3}
+EXIT_CODES = {UserError: 2, NonFiniteError: 3, DifferentError: 4}
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   except tuple(EXIT_CODES) as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_CODES[type(error)]
+  except Preempted as told:
+    print(told, file=sys.stderr)
+    return Preempted.EXIT_CODE
   except KeyboardInterrupt:
-    print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    print(f"interrupted; {GO_ON}", file=sys.stderr)
     return 130
   return 0

@@ -11,15 +11,22 @@ or, of buckets, such a folder each:
 
 from collections.abc import Callable, Iterable
 import hashlib
+import itertools
 import json
 from pathlib import Path
+import re
 import shutil
+import tokenize
 
 import numpy as np
 
 from jldm.data.buckets import Buckets
 from jldm.data.source import Arrays, Batch, Source
 from jldm.data.staging import staged
+
+NAME = re.compile(r"\w+")  # of an array: what an index says never leaves its folder
+DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+           SyntaxError, tokenize.TokenError)  # the last two are what numpy says of some headers
 
 
 def write_like(folder: str | Path, source: Source | Buckets, encode: Callable[[Source], Iterable[Batch]]) -> Source | Buckets:
@@ -98,11 +105,13 @@ def open_cache(folder: str | Path) -> Source | Buckets | None:
   try:
     index = json.loads((folder / "index.json").read_text())
     if "buckets" in index:
-      sources = tuple(open_cache(folder / str(number)) for number in range(index["buckets"]))
-      return Buckets(sources) if sources and None not in sources else None
+      sources = tuple(itertools.takewhile(bool, (open_cache(folder / str(number)) for number in range(index["buckets"]))))
+      return Buckets(sources) if len(sources) == index["buckets"] > 0 else None
+    if not all(NAME.fullmatch(name) for name in index["arrays"]):
+      return None
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]}
     whole = all(matches(arrays[name], entry, index["count"]) for name, entry in index["arrays"].items())
-  except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+  except DAMAGED:
     return None
   return Arrays(arrays) if arrays and whole else None
 

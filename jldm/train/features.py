@@ -50,7 +50,7 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | Non
   """
   parts = len(sharding.choose(devices))
   batch_size = math.ceil(min(loaded.extractor.batch_size, len(rows)) / parts) * parts
-  mesh = sharding.data_mesh(batch_size, parts)
+  mesh = sharding.mesh_for(batch_size, parts)
   params, apply = sharding.place(mesh, loaded.params), jax.jit(loaded.extractor.apply)
   found = []
   for start in range(0, len(rows), batch_size):

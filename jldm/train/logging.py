@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, a progress bar and, where asked for, Weights & Biases."""
 
+from collections.abc import Iterator
 import json
 import os
 from pathlib import Path
@@ -10,28 +11,45 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.train.step import SKIPS_ALLOWED
 
+FLUSH_S = 10  # of the board, whose flush waits for the disk
 
-def forget_after(path: Path, stage: str, step: int) -> None:
-  """Removes from metrics.jsonl what a resumed stage is about to write again, and a half-written last line."""
+
+def forget_after(path: Path, stage: str, step: int) -> int:
+  """Removes from metrics.jsonl what a resumed stage is about to write again, and what is not a line of it; returns the
+  last step of the stage that was there."""
   if not path.exists():
-    return
-  kept = []
-  for line in path.read_text().splitlines():
+    return 0
+  partial, every = path.with_suffix(".partial"), list(rows(path))
+  with partial.open("wb") as file:
+    file.writelines(line + b"\n" for line, row in every if row["stage"] != stage or row["step"] <= step)
+  os.replace(partial, path)
+  return max((row["step"] for _, row in every if row["stage"] == stage), default=0)
+
+
+def rows(path: Path) -> Iterator[tuple[bytes, dict]]:
+  """The lines of metrics.jsonl and what they say; a kill or a full disk may leave half a line, which is left out."""
+  for line in path.read_bytes().split(b"\n") if path.exists() else ():
     try:
       row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       continue
-    if row.get("stage") != stage or row.get("step", 0) <= step:
-      kept.append(line + "\n")
-  partial = path.with_suffix(".partial")
-  partial.write_text("".join(kept))
-  os.replace(partial, path)
+    if isinstance(row, dict) and isinstance(row.get("stage"), str) and type(row.get("step")) is int:
+      yield line, row
+
+
+def means(metrics: list[dict]) -> dict[str, float]:
+  """Of every metric over the steps whose update was made, and how many were `skipped`."""
+  made = [row for row in metrics if not row["skipped"]]
+  found = {name: float(np.mean([row[name] for row in made])) for name in metrics[0]} if made else {}
+  return found | {"skipped": len(metrics) - len(made)}
 
 
 def import_wandb() -> Any:
@@ -70,6 +88,31 @@ def start_wandb(project: str, workdir: Path, config: dict) -> Any:
                     "out") from error
 
 
+class Board:
+  """TensorBoard's file of a stage; what an earlier run wrote of steps after `start` is purged.
+
+  Written by this thread: SummaryWriter's own ends with a full disk, and then whoever logs to it waits forever.
+  """
+
+  def __init__(self, folder: Path, start: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self.writer, self.flushed = EventsWriter(str(folder / "events"), f".{os.getpid()}.{start}"), 0.0
+    self.add(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+  def add(self, step: int, **what: Any) -> None:
+    self.writer.write_event(Event(wall_time=time.time(), step=step, **what))
+
+  def add_scalars(self, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self.add(step, summary=scalar(name, value))
+    if time.monotonic() > self.flushed + FLUSH_S:
+      self.writer.flush()
+      self.flushed = time.monotonic()
+
+  def close(self) -> None:
+    self.writer.close()
+
+
 class Log:
   """Means over the steps since the last line, written every `every_steps`; a context manager.
 
@@ -80,8 +123,8 @@ class Log:
 
   def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
     self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
-    forget_after(self.path, stage, start)
-    self.board = SummaryWriter(str(workdir / "tb" / stage), purge_step=start + 1)
+    self.made_before = forget_after(self.path, stage, start)  # a step that a killed run had come to
+    self.board = Board(workdir / "tb" / stage, start)
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
     self.bar = tqdm(total=stop, initial=start, desc=stage, unit="step", dynamic_ncols=True, **quiet)
     self.pending, self.since = [], time.perf_counter()
@@ -103,25 +146,24 @@ class Log:
     self.bar.update()
 
   def write(self, step: int, state, metrics: dict) -> None:
-    """One line of means; `skipped` is the number of updates not made."""
+    """One line of means over the steps since the last line, if there are any; `skipped` is the number of updates not made."""
     del state, metrics
+    if not self.pending:
+      return
     rows, self.pending = jax.device_get(self.pending), []
     elapsed, self.since = time.perf_counter() - self.since, time.perf_counter()
     skips = [int(row["skipped"]) for row in rows]
     if max(skips) >= SKIPS_ALLOWED:
       first = step - len(rows) + 1 + next(i for i, n in enumerate(skips) if n >= SKIPS_ALLOWED)
       raise NonFiniteError(f"{self.stage}: {SKIPS_ALLOWED} non-finite updates in a row, up to step {first}")
-    made = [row for row in rows if not row["skipped"]]
-    means = {name: float(np.mean([row[name] for row in made])) for name in rows[0]} if made else {}
-    speed = len(rows) * self.batch_size / elapsed
-    self.record(step, means | {"skipped": sum(n > 0 for n in skips), "images_per_second": round(speed, 1)})
-    self.bar.set_postfix_str(f"loss {means.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False)
+    found, speed = means(rows), len(rows) * self.batch_size / elapsed
+    self.record(step, found | {"images_per_second": round(speed, 1)})
+    self.bar.set_postfix_str(f"loss {found.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False)
 
   def record(self, step: int, values: dict[str, float]) -> None:
     """One line in metrics.jsonl and one point a value on the board and on Weights & Biases."""
     with self.path.open("a") as file:
       file.write(json.dumps({"stage": self.stage, "step": step} | values) + "\n")
-    for name, value in values.items():
-      self.board.add_scalar(name, value, step)
+    self.board.add_scalars(step, values)
     if self.wandb is not None:
       self.wandb.log({f"{self.stage}/{name}": value for name, value in ({"step": step} | values).items()})

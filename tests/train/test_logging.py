@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+from pathlib import Path
 import subprocess
 import sys
 import types
@@ -8,9 +9,10 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jldm.core.errors import NonFiniteError, UserError
-from jldm.train.logging import Log, forget_after, start_wandb
+from jldm.train.logging import Log, forget_after, rows, start_wandb
 from jldm.train.step import SKIPS_ALLOWED
 
 
@@ -29,6 +31,7 @@ def test_a_line_is_the_means_since_the_last(tmp_path):
   with Log(tmp_path, "denoiser", 0, 5, 4) as log:
     collect(log, (1, 2, 3))
     log.write(3, None, {})
+    log.write(3, None, {})  # says nothing twice
     collect(log, (4, 5))
     log.write(5, None, {})
   first, second = lines(tmp_path)
@@ -40,7 +43,8 @@ def test_a_line_is_the_means_since_the_last(tmp_path):
 
 def test_images_per_second_are_those_of_the_batch(tmp_path, monkeypatch):
   now = [100.0]
-  monkeypatch.setattr("jldm.train.logging.time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+  clock = lambda: now[0]
+  monkeypatch.setattr("jldm.train.logging.time", types.SimpleNamespace(perf_counter=clock, monotonic=clock, time=clock))
   with Log(tmp_path, "denoiser", 0, 5, 4) as log:
     for step, seconds in ((3, 2.0), (6, 4.0)):
       collect(log, (step - 2, step - 1, step))
@@ -87,6 +91,42 @@ def test_other_values_are_recorded_as_they_are(tmp_path):
   with Log(tmp_path, "autoencoder", 0, 5, 4) as log:
     log.record(5, {"held_out_psnr": 21.5})
   assert lines(tmp_path) == [{"stage": "autoencoder", "step": 5, "held_out_psnr": 21.5}]
+
+
+def test_the_board_is_read_back_by_tensorboards_own_format(tmp_path):
+  with Log(tmp_path, "denoiser", 4, 9, 4) as log:
+    log.record(5, {"held_out_psnr": 21.5})
+  (path,) = (tmp_path / "tb" / "denoiser").iterdir()
+  data, events = path.read_bytes(), []
+  while data:  # a record: its length, a checksum of that, its bytes, a checksum of them
+    length = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12:12 + length]))
+    data = data[16 + length:]
+  start, point = events[1], events[2].summary.value[0]
+  assert (start.step, start.session_log.status) == (5, SessionLog.START), "what was there of later steps is purged"
+  assert (events[2].step, point.tag, point.simple_value) == (5, "held_out_psnr", 21.5)
+
+
+def test_a_full_disk_is_told_of_at_once(tmp_path):
+  with Log(tmp_path, "denoiser", 0, 50, 4) as log:
+    log.path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+      log.record(1, {"held_out_psnr": 21.5})
+    with open("/dev/full", "wb", buffering=0) as full:
+      log.board.writer._py_recordio_writer._writer, own = full, log.board.writer._py_recordio_writer._writer
+      with pytest.raises(OSError, match="No space left on device"):
+        log.board.add_scalars(1, {"held_out_psnr": 21.5})
+    log.board.writer._py_recordio_writer._writer = own
+
+
+@pytest.mark.parametrize("junk", [b"5", b"[]", b'{"step": 1}', b'{"stage": "denoiser", "step": "1"}', b'{"stage": 1, "step": 1}',
+                                  b"\xff\xfe", b"[" * 100_000, b"{}"])
+def test_what_is_not_a_line_of_it_is_left_out(tmp_path, junk):
+  path, line = tmp_path / "metrics.jsonl", json.dumps(ROWS[0]).encode()
+  path.write_bytes(line + b"\n" + junk + b"\n" + line + b"\n")
+  assert [row for _, row in rows(path)] == [ROWS[0], ROWS[0]]
+  forget_after(path, "denoiser", 0)
+  assert path.read_bytes() == (line + b"\n") * 2
 
 
 ROWS = [

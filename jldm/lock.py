@@ -1,0 +1,104 @@
+"""One trainer a workdir: `W/lock`, {"pid", "host", "started", "since"}.
+
+Two things keep a second trainer out: the kernel's lock on the file (flock), which ends with its holder however that
+ends, and what the file says, which is asked too because not every file system tells one machine of another's lock: NFS
+does unless it is mounted with nolock or local_lock, and where flock is not known at all the file alone must do.  So
+
+  a holder that lives, on this host or by flock                   is refused, with its pid and host;
+  one of this host that has ended, its pid perhaps in use again   is taken over from, with a line;
+  one of another host, whose end cannot be seen from here         is refused, with what to do.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+import socket
+import sys
+from typing import IO
+
+from jldm.core.errors import UserError
+from jldm.core.pids import start_of
+
+NAME = "lock"
+UNKNOWN_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+  """Makes the folder and holds its lock.
+
+  Raises:
+    UserError: another process trains there, or may.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / NAME
+  with _opened(path) as file:
+    _refuse_others(path, _holder(file))
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_of(os.getpid()),
+            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(mine) + "\n")
+    file.flush()
+    try:
+      yield
+    finally:
+      if _is_at(file, path):  # else someone removed it by hand, and what is there now is another's
+        path.unlink()
+
+
+def _opened(path: Path) -> IO[str]:
+  """The lock's file with flock on it; raises UserError where another process has it."""
+  while True:
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", errors="replace")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with file:
+        raise UserError(_told(path, _holder(file))) from None
+    except OSError as error:
+      if error.errno not in UNKNOWN_FLOCK:
+        file.close()
+        raise
+    if _is_at(file, path):
+      return file
+    file.close()  # its holder left, and removed it, between our opening and locking it
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
+
+
+def _holder(file: IO[str]) -> dict:
+  """What a lock says of its holder; nothing where a kill came before it was written, or it is damaged."""
+  file.seek(0)
+  try:
+    found = json.loads(file.read(4096))
+  except (ValueError, RecursionError):
+    return {}
+  kinds = {"pid": int, "host": str, "started": str, "since": str}
+  return found if isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in kinds.items()) else {}
+
+
+def _told(path: Path, holder: dict) -> str:
+  who = "another process" if not holder else f"pid {holder['pid']} on {holder['host']!r} since {holder['since']}"
+  return f"workdir {str(path.parent)!r} is in training by {who}; wait for it, stop it, or choose another --workdir"
+
+
+def _refuse_others(path: Path, holder: dict) -> None:
+  """What flock, which was granted, does not say."""
+  if not holder:
+    return
+  if holder["host"] != socket.gethostname():
+    raise UserError(f"{_told(path, holder)}; if it has ended (that cannot be seen from {socket.gethostname()!r}), remove {path}")
+  if holder["pid"] != os.getpid() and start_of(holder["pid"]) == holder["started"]:
+    raise UserError(_told(path, holder))
+  print(f"{path} is of pid {holder['pid']}, which has ended; it is taken over", file=sys.stderr, flush=True)

@@ -1,0 +1,105 @@
+"""SIGTERM, as a scheduler sends it some seconds before it takes the machine away.
+
+A handler in Python runs between two bytecodes of the main thread, which one compilation may hold for a minute.  So a
+thread reads the signals from a pipe, at once: the first is a notice that the loop looks at between steps, and that ends
+the process by itself when GRACE_S have passed; the second ends it there and then.  What was committed stays committed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from jldm.core.errors import GO_ON, Preempted
+from jldm.train.loop import Hook
+
+GRACE_S = 25.0
+
+
+class Notice:
+  """Whether this process was asked to end."""
+
+  def __init__(self) -> None:
+    self.asked = False
+
+  def check(self) -> None:
+    """Raises Preempted if it was."""
+    if self.asked:
+      raise Preempted(f"stopped by SIGTERM; {GO_ON}")
+
+  def between(self, items: Iterable) -> Iterator:
+    """The items, with a look before each: for what takes long between two steps."""
+    for item in items:
+      self.check()
+      yield item
+
+  def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
+    """Ends a stage after the step in which the notice came, once keep(step, state, metrics) has begun to save it; the
+    last step is left to the caller, who saves it with more."""
+    def call(n, state, metrics):
+      if self.asked and n < stop:
+        keep(n, state, metrics)
+        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {GO_ON}")
+
+    return Hook(1, call)
+
+  def guard(self, hook: Hook, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
+    """A hook that takes long, and may be left by `check`: what its step made is kept."""
+    kept = self.hook(stage, stop, keep)
+
+    def call(n, state, metrics):
+      try:
+        hook.call(n, state, metrics)
+      except Preempted:
+        kept.call(n, state, metrics)
+        raise
+
+    return hook._replace(call=call)
+
+
+@contextlib.contextmanager
+def watched(grace_s: float = GRACE_S) -> Iterator[Notice]:
+  """A notice of SIGTERM while the block runs; one that never comes where signals are another thread's business."""
+  notice = Notice()
+  if threading.current_thread() is not threading.main_thread():
+    yield notice
+    return
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  before = signal.signal(signal.SIGTERM, lambda number, frame: None), signal.set_wakeup_fd(writer)
+  watcher = threading.Thread(target=_watch, args=(notice, reader, grace_s), name="preemption", daemon=True)
+  watcher.start()
+  try:
+    yield notice
+  finally:
+    signal.set_wakeup_fd(before[1])
+    signal.signal(signal.SIGTERM, before[0])
+    os.close(writer)
+    watcher.join()
+    os.close(reader)
+
+
+def _watch(notice: Notice, reader: int, grace_s: float) -> None:
+  """Until the pipe is closed: a byte is the number of a signal."""
+  end = None
+  while True:
+    left = None if end is None else max(0, end - time.monotonic())
+    if not select.select([reader], [], [], left)[0]:
+      _leave(f"stopped by SIGTERM; no step ended within {grace_s:g} s; {GO_ON}")
+    if not (came := os.read(reader, 64)):
+      return
+    terms = came.count(signal.SIGTERM)
+    if terms > 1 or (terms and notice.asked):
+      _leave(f"stopped by a second SIGTERM; {GO_ON}")
+    if terms:
+      notice.asked, end = True, time.monotonic() + grace_s
+
+
+def _leave(told: str) -> None:
+  print(told, file=sys.stderr, flush=True)
+  os._exit(Preempted.EXIT_CODE)

@@ -1,0 +1,99 @@
+"""Real training processes of a tiny experiment, with signals and deadlines; only what was started here is ever killed."""
+
+import contextlib
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jldm import workdir as workdirs
+from tests.configs import ROOT
+
+DEADLINE_S = 300
+CONFIG = """
+from jldm.experiment import override
+from tests.configs import config, shrunk
+
+def experiment():
+  found = shrunk(config("digits"), {steps})
+  for path, value in {changes!r}.items():
+    found = override(found, path, str(value))
+  return found
+"""
+
+
+def write_config(folder: Path, steps: int, **changes) -> Path:
+  """A config file; `denoiser__save_every_steps=5` changes denoiser.save_every_steps."""
+  path = folder / "config.py"
+  path.write_text(CONFIG.format(steps=steps, changes={name.replace("__", "."): value for name, value in changes.items()}))
+  return path
+
+
+def start(config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = ()) -> subprocess.Popen:
+  """`train.py` as a process of its own, whose output is added to a file, by default one beside the workdir."""
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  command = [*prefix, sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), "--devices", str(devices)]
+  with (log or workdir.with_suffix(".log")).open("ab") as file:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+
+def said(log: Path) -> list[str]:
+  """The lines that a training said which are not of its progress bars."""
+  lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+  return [line for line in lines if line.strip() and "step/s" not in line and "s/step" not in line and "?step" not in line]
+
+
+@contextlib.contextmanager
+def running(config: Path, workdir: Path, **options):
+  """A training that does not outlive the block."""
+  process = start(config, workdir, **options)
+  try:
+    yield process
+  finally:
+    if process.poll() is None:
+      process.send_signal(signal.SIGKILL)
+    process.wait(DEADLINE_S)
+
+
+def until(condition, process: subprocess.Popen, poll_s: float = 0.002) -> bool:
+  """Whether `condition()` came true while the process ran."""
+  end = time.monotonic() + DEADLINE_S
+  while time.monotonic() < end:
+    if condition():
+      return True
+    if process.poll() is not None:
+      return False
+    time.sleep(poll_s)
+  raise TimeoutError(f"nothing for {DEADLINE_S} s")
+
+
+def logged(workdir: Path, stage: str) -> int:
+  """The last step of a stage that metrics.jsonl has."""
+  path = workdir / "metrics.jsonl"
+  text = path.read_text(errors="replace") if path.exists() else ""
+  return max((int(line.split('"step": ')[1].split(",")[0].rstrip("}")) for line in text.splitlines()
+              if line.startswith(f'{{"stage": "{stage}", "step": ') and line.endswith("}")), default=0)
+
+
+def restored(folder: Path) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint, read by Orbax alone."""
+  arrays = {}
+  for item in sorted(path for path in folder.iterdir() if path.is_dir()):
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(item))
+    arrays |= {f"{item.name}{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
+  return arrays
+
+
+def assert_same_bits(a: Path, b: Path, steps: int) -> None:
+  """The last checkpoints of both stages."""
+  for stage in workdirs.STAGES:
+    left, right = (restored(workdirs.checkpoints(workdir, stage) / str(steps)) for workdir in (a, b))
+    assert left.keys() == right.keys() and len(left) > 50
+    for name, value in left.items():
+      np.testing.assert_array_equal(value, right[name], err_msg=f"{stage} {name}")

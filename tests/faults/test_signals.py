@@ -1,0 +1,109 @@
+"""SIGTERM and a second trainer: what is committed, what is said, the exit code, and the same bits in the end."""
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from jldm import stages, workdir as workdirs
+from jldm.checkpoint import Checkpoints
+from jldm.cli.train import load_config
+from jldm.core.errors import GO_ON, Preempted
+from jldm.train.preemption import GRACE_S
+from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, running, said, until, write_config
+
+STEPS = 12
+EVERY = dict(save_every_steps=5, picture_every_steps=4)
+CHANGES = {f"{stage}__{name}": value for stage in workdirs.STAGES for name, value in EVERY.items()}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  return write_config(tmp_path_factory.mktemp("config"), STEPS, **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def unbroken(config):
+  """By a process of its own: one that has eight devices, as this one, rounds otherwise even on one of them."""
+  workdir = config.parent / "unbroken"
+  with running(config, workdir) as process:
+    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
+  return workdir
+
+
+def committed(workdir, stage) -> list[int]:
+  with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+    return saved.steps()
+
+
+@pytest.mark.slow
+def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_path, monkeypatch):
+  """In turn, in one workdir: in a step, an evaluation, the last evaluation, the encoding, between stages, in a picture."""
+  experiment, workdir = load_config(str(config)), tmp_path / "w"
+  stages.train(experiment, tmp_path / "unbroken", devices=1)
+
+  def at(where, name, told, when=lambda *args: True):
+    """Runs until the notice, which comes as `where.name` is called."""
+    original, sent = getattr(where, name), []
+
+    def call(*args, **options):
+      if when(*args) and not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        time.sleep(0.2)
+      return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(where, name, call)
+      with pytest.raises(Preempted, match=told):
+        stages.train(experiment, workdir, devices=1)
+    assert not (workdir / "lock").exists()
+
+  at(stages.Log, "write", "at autoencoder step 3", lambda log, step, *_: step == 3)
+  assert committed(workdir, "autoencoder") == [3], "not a step that is saved anyway"
+  at(stages, "reconstruction", "at autoencoder step 4")
+  assert committed(workdir, "autoencoder") == [3, 4]
+  at(stages.Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
+  assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
+  at(stages.cached_latents, "write_like", "by SIGTERM; the")
+  assert committed(workdir, "autoencoder") == [5, 10] and not list((workdir / "latents").iterdir())
+  at(stages.codecs, "measure", "by SIGTERM; the")
+  assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
+  at(stages, "sampled", "at denoiser step 4")
+  assert committed(workdir, "denoiser") == [4]
+  stages.train(experiment, workdir, devices=1)
+  assert_same_bits(tmp_path / "unbroken", workdir, STEPS)
+
+
+@pytest.mark.slow
+def test_a_second_trainer_is_refused_and_a_killed_one_taken_over_from(config, unbroken):
+  workdir, log = config.parent / "locked", config.parent / "second.log"
+  with running(config, workdir) as process:
+    assert until(lambda: logged(workdir, "autoencoder") >= 2, process)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end meanwhile
+    with running(config, workdir, log=log) as second:
+      assert second.wait(DEADLINE_S) == 2
+    (line,) = said(log)
+    assert f"is in training by pid {process.pid} on {socket.gethostname()!r}" in line
+  with running(config, workdir) as third:
+    assert third.wait(DEADLINE_S) == 0
+  assert f"{workdir / 'lock'} is of pid {process.pid}, which has ended; it is taken over" in said(workdir.with_suffix(".log"))
+  assert_same_bits(unbroken, workdir, STEPS)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_command(config, unbroken):
+  workdir = config.parent / "terminated"
+  with running(config, workdir) as process:
+    assert until(lambda: logged(workdir, "denoiser") >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert process.wait(DEADLINE_S) == 75, said(workdir.with_suffix(".log"))
+    assert time.monotonic() - began < GRACE_S
+  step = logged(workdir, "denoiser")
+  assert said(workdir.with_suffix(".log"))[-1] == f"stopped by SIGTERM at denoiser step {step}; {GO_ON}"
+  assert committed(workdir, "denoiser")[-1] == step < STEPS
+  with running(config, workdir) as process:
+    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
+  assert_same_bits(unbroken, workdir, STEPS)

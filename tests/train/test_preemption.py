@@ -1,0 +1,124 @@
+"""A notice of SIGTERM: seen between steps and items, kept what there is, and an end that does not depend on the main thread."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from jldm.core.errors import Preempted
+from jldm.train.loop import Hook
+from jldm.train.preemption import Notice, watched
+from tests.configs import ROOT
+
+
+def asked_within(notice, seconds=5.0) -> bool:
+  end = time.monotonic() + seconds
+  while not notice.asked and time.monotonic() < end:
+    time.sleep(0.001)
+  return notice.asked
+
+
+def test_a_signal_is_noticed_and_the_handlers_before_come_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with watched() as notice:
+    assert not notice.asked
+    notice.check()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked_within(notice)
+    with pytest.raises(Preempted, match="goes on from the last checkpoint"):
+      notice.check()
+  assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
+  assert "preemption" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_other_signals_are_none_of_its_business():
+  with watched() as notice:
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(5)
+    assert not asked_within(notice, 0.05)
+
+
+def test_in_another_thread_it_never_comes():
+  found = []
+
+  def run():
+    with watched() as notice:
+      found.append(notice.asked)
+
+  thread = threading.Thread(target=run)
+  thread.start()
+  thread.join()
+  assert found == [False]
+
+
+def test_items_end_with_the_notice():
+  notice, seen = Notice(), []
+  with pytest.raises(Preempted):
+    for item in notice.between(range(5)):
+      seen.append(item)
+      notice.asked = item == 2
+  assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("at", "kept"), [(3, [3]), (6, [])])
+def test_the_step_of_the_notice_is_kept_unless_it_is_the_last(at, kept):
+  notice, calls = Notice(), []
+  keep = lambda n, state, metrics: calls.append(n)
+  hook = notice.hook("denoiser", 6, keep)
+  hook.call(at, None, {})
+  assert not calls
+  notice.asked = True
+  if kept:
+    with pytest.raises(Preempted, match="at denoiser step 3"):
+      hook.call(at, None, {})
+  else:
+    hook.call(at, None, {})
+  assert calls == kept
+
+
+def test_what_takes_long_is_left_and_its_step_kept():
+  notice, calls = Notice(), []
+
+  def look(n, state, metrics):
+    notice.asked = True
+    notice.check()
+
+  guarded = notice.guard(Hook(2, look, at_end=True), "denoiser", 6, lambda n, state, metrics: calls.append(n))
+  assert (guarded.every_steps, guarded.at_end) == (2, True)
+  with pytest.raises(Preempted, match="step 4"):
+    guarded.call(4, None, {})
+  with pytest.raises(Preempted, match="last checkpoint"):
+    guarded.call(6, None, {})
+  assert calls == [4], "the last step is the caller's, who saves more with it"
+
+
+HELD = """
+import ctypes, sys
+from jldm.train.preemption import watched
+with watched(grace_s=float(sys.argv[1])) as notice:
+  print("ready", flush=True)
+  ctypes.CDLL(None).sleep(30)  # like a compilation: no bytecode of the main thread runs
+  ctypes.CDLL(None).sleep(30)
+"""
+
+
+@pytest.mark.parametrize(("grace_s", "signals", "told"), [
+  ("0.5", 1, "stopped by SIGTERM; no step ended within 0.5 s; the same command goes on from the last checkpoint\n"),
+  ("20", 2, "stopped by a second SIGTERM; the same command goes on from the last checkpoint\n"),
+])
+def test_a_busy_main_thread_does_not_delay_the_end(grace_s, signals, told):
+  command = [sys.executable, "-c", HELD, grace_s]
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes) as process:
+    assert process.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    for _ in range(signals):
+      process.send_signal(signal.SIGTERM)
+      time.sleep(0.1)
+    assert process.communicate(timeout=20)[1] == told and process.returncode == 75
+    assert time.monotonic() - began < 5
