@@ -76,11 +76,12 @@ def denoiser(
   return of, stage("denoiser", steps, batch_size, further, **network)
 
 
+ONE_SCALE = {"patch": 4, "widths": (32,)}
 AUTOENCODERS: dict[str, tuple[str, ...]] = {
-  "f4 w32": autoencoder(3200, 16),
-  "f4 w32, longer": autoencoder(5500, 16),
-  "f4 w32 c8": autoencoder(3200, 16, latent_channels=8),
-  "f4 w16-32": autoencoder(2500, 16, patch=2, widths=(16, 32)),
+  "f4 w32": autoencoder(3200, 16, **ONE_SCALE),
+  "f4 w32, longer": autoencoder(5500, 16, **ONE_SCALE),
+  "f4 w32 c8": autoencoder(3200, 16, **ONE_SCALE, latent_channels=8),
+  "f4 w16-32": autoencoder(2500, 16),
 }
 LIGHTNING = {"objective.network.block": "ModulatedBlock(heads=4, rms_norm=True, swiglu=True)"}
 MUON = {"optimizer": "Muon(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99, hidden='(attention|mlp)/.*kernel$')"}
@@ -91,6 +92,7 @@ DENOISERS: dict[str, tuple[str, tuple[str, ...]]] = {
   "batch 8": denoiser(5700, 8),
   "8 channels": denoiser(3800, 16, of="f4 w32 c8"),
   "two scales in the autoencoder": denoiser(3800, 16, of="f4 w16-32"),
+  "two scales, batch 8": denoiser(5700, 8, of="f4 w16-32"),
   "more autoencoder": denoiser(2700, 16, of="f4 w32, longer"),
   "longer average": denoiser(3800, 16, {"ema.decay": 0.999}),
   "LightningDiT's block": denoiser(3500, 16, LIGHTNING, rotary=True),
