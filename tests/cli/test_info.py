@@ -5,7 +5,7 @@ import pytest
 
 from jldm.cli import main
 from jldm.interop import safetensors
-from tests.interop.test_pretrained import SD
+from tests.parity.drawn import SD
 
 
 def told(capsys, *argv) -> str:
