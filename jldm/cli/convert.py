@@ -87,7 +87,7 @@ def imported(path: Path, out: Path) -> str:
 
 def autoencoder(source: Path, out: Path, **options: Any) -> str:
   """A published autoencoder as a workdir, for `Pretrained` and `start`."""
-  network, codec = pretrained.load(str(source), **options)
+  network, codec = pretrained.read(str(source), **options)
   check_free(out)
   stage = Stage(objective=Reconstruction(network=network), steps=0)
   workdirs.claim(out, Experiment(autoencoder=stage))
@@ -99,7 +99,7 @@ def autoencoder(source: Path, out: Path, **options: Any) -> str:
 def published(source: Path, out: Path, **options: Any) -> str:
   """The autoencoder of a workdir, or a published one, as a folder of diffusers."""
   is_workdir = (source / "experiment.json").is_file()
-  network, codec = pipeline.load_codec(source) if is_workdir else pretrained.load(str(source), **options)
+  network, codec = pipeline.load_codec(source) if is_workdir else pretrained.read(str(source), **options)
   check_free(out)
   pretrained.save(out, network, codec)
   return f"{out}: a folder for diffusers, {told(network, codec)}"

@@ -1,10 +1,11 @@
-"""Published autoencoders as (network, codec), and back: from a folder, a file, or a name of the Hugging Face hub.
+"""Published autoencoders from a folder, a file, or a name of the Hugging Face hub, and back.
 
-  network, codec = load("stabilityai/sd-vae-ft-mse")   # or a folder with config.json, or a file of CompVis
-  save("folder", network, codec)                       # diffusers.AutoencoderKL.from_pretrained("folder")
+  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file of CompVis
+  latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
+  images = autoencoder.decode(params, autoencoder.raw(params, latents))
 
-A codec is as in `models.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A config.json says how raw latents become those of
-a denoiser,
+`params` is a codec as in `models.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A config.json says how raw latents become
+those of a denoiser,
 
   (1)  (raw - shift_factor) scaling_factor   or   (raw - latents_mean) / latents_std scaling_factor
 
@@ -12,6 +13,7 @@ and ours are (raw - mean) / std: they come from there and are never measured.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -23,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.interop import dc, rename, safetensors, tiny, vae
+from jldm.interop import dc, flat, msgpack, rename, safetensors, tiny, vae
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.dc import DCAutoencoder
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
 
@@ -43,8 +46,41 @@ MODULES = {KLAutoencoder: vae, VQAutoencoder: vae, TinyAutoencoder: tiny, DCAuto
 OTHERS = r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
 MOST_CONFIG = 2**20  # bytes
 
+Array = jax.Array
 
-def load(
+
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+  """A network, applied to the tree that `load` gives with it; all of it may be jitted, with the tree as an argument."""
+
+  network: Any  # linen Module
+
+  def encode(self, params: dict, images: Array, tiles: Any = None) -> Gaussian:
+    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c]; `tiles` of models.tiling."""
+    return codecs.encode(self.network, params, images, tiles)
+
+  def decode(self, params: dict, latents: Array, tiles: Any = None) -> Array:
+    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1]; `tiles` of models.tiling."""
+    if tiles is not None:
+      return tiles.decode(self.network, codecs.variables(params), latents)
+    return self.network.apply(codecs.variables(params), latents, method="decode")
+
+  def scaled(self, params: dict, latents: Array) -> Array:
+    """Raw latents as a denoiser knows them: equation (1)."""
+    return (latents - params["mean"]) / params["std"]
+
+  def raw(self, params: dict, latents: Array) -> Array:
+    """The inverse of `scaled`."""
+    return latents * params["std"] + params["mean"]
+
+
+def load(source: str | Path, **options: Any) -> tuple[Autoencoder, dict]:
+  """The autoencoder and its parameters; as `read`, which has the options."""
+  network, codec = read(source, **options)
+  return Autoencoder(network), codec
+
+
+def read(
   source: str | Path, scaling_factor: float | None = None, shift_factor: float | None = None, allow_nan: bool = False
 ) -> tuple[Any, dict]:
   """The network and the codec of a published autoencoder, its parameters in float32.
@@ -65,7 +101,8 @@ def load(
 
 def from_folder(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
   """-> (network, their tensors by name, the table of these names, the config with what the caller told)."""
-  config, tensors = read_config(path / CONFIG), safetensors.tensors(weights(path))
+  config, file = read_config(path / CONFIG), weights(path)
+  tensors = flax_named(msgpack.tensors(file)) if file.suffix == ".msgpack" else safetensors.tensors(file)
   module = CLASSES[config["_class_name"]]
   network = module.network(config)
   table = vae.table(network, vae.family(tensors)) if module is vae else module.table(network)
@@ -76,7 +113,7 @@ def from_file(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
   """The same of a file of CompVis."""
   tensors = safetensors.tensors(path)
   prefix = vae.FIRST_STAGE if any(name.startswith(vae.FIRST_STAGE) for name in tensors) else ""
-  arrays = Prefixed(tensors, prefix)
+  arrays = Renamed(tensors, {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)})
   network = vae.compvis_network({name: tensors.entry(prefix + name).shape for name in arrays})
   return network, arrays, vae.table(network, "CompVis"), scaled(told, tensors, repr(str(path)))
 
@@ -104,20 +141,37 @@ def scaled(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
   )
 
 
-class Prefixed(Mapping):
-  """The tensors whose names begin with `prefix`, without it."""
+def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) -> dict:
+  """The parameters of `network` from the tree that FlaxAutoencoderKL had: what an old checkpoint holds, in `params`' place.
 
-  def __init__(self, tensors: Mapping[str, Any], prefix: str):
-    self._tensors, self._prefix = tensors, prefix
+  Raises:
+    UserError: naming arrays that are missing, in surplus, misshapen, or not finite.
+  """
+  arrays = flax_named(flat.flatten(params))
+  return filled(network, arrays, vae.table(network, "old flax"), "the tree", allow_nan)["params"]
+
+
+def flax_named(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Arrays of a tree, such as "encoder/down_blocks_0/conv/kernel", by the names of torch's modules: "down_blocks.0", "."."""
+  named = lambda path: re.sub(r"_(\d+)(?=/)", r".\1", path.removeprefix("params/")).replace("/", ".")
+  return Renamed(arrays, {named(path): path for path in arrays})
+
+
+class Renamed(Mapping):
+  """Some of the arrays, by other names, fetched when they are asked for."""
+
+  def __init__(self, arrays: Mapping[str, Any], names: Mapping[str, str]):
+    """names: of an array here -> there."""
+    self._arrays, self._names = arrays, names
 
   def __getitem__(self, name: str) -> Any:
-    return self._tensors[self._prefix + name]
+    return self._arrays[self._names[name]]
 
   def __iter__(self) -> Iterator[str]:
-    return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+    return iter(self._names)
 
   def __len__(self) -> int:
-    return sum(1 for _ in self)
+    return len(self._names)
 
 
 def save(folder: str | Path, network: Any, codec: dict) -> None:
@@ -185,13 +239,13 @@ def downloaded(name: str) -> Path:
 
 def weights(folder: Path) -> Path:
   """The file with the tensors of a folder, or the index of its parts."""
-  for name in (WEIGHTS, INDEX):
+  for name in (WEIGHTS, INDEX, FLAX):
     if (folder / name).exists():
       return folder / name
   pickles = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
   if pickles:
     raise UserError(safetensors.pickle_told(pickles[0]))
-  raise UserError(f"{str(folder)!r} has neither {WEIGHTS} nor {INDEX}; get it there")
+  raise UserError(f"{str(folder)!r} has none of {WEIGHTS}, {INDEX}, {FLAX}; get it there")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 import shutil
 
+from flax import serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,7 @@ def assert_equal(a, b):
 def test_what_is_saved_is_loaded(network, tmp_path):
   codec = codec_of(network)
   pretrained.save(tmp_path / "x", network, codec)
-  again, back = pretrained.load(tmp_path / "x")
+  again, back = pretrained.read(tmp_path / "x")
   assert again == network
   assert_equal(back, jax.tree.map(jnp.asarray, codec))
 
@@ -60,26 +61,26 @@ def test_the_scale_of_latents_is_the_configs(mean, std, said, tmp_path):
   config = json.loads((tmp_path / "config.json").read_text())
   if said:
     assert {name: config.get(name) for name in ("scaling_factor", "shift_factor") if name in config} == said
-  back = pretrained.load(tmp_path)[1]
+  back = pretrained.read(tmp_path)[1]
   assert_equal([np.asarray(back[name]) for name in ("mean", "std")], [codec["mean"], codec["std"]])
 
 
 def test_a_config_that_says_nothing_means_stable_diffusion(tmp_path):
   changed(tmp_path, lambda config: config.pop("scaling_factor"))
-  np.testing.assert_allclose(pretrained.load(tmp_path)[1]["std"], 1 / 0.18215, rtol=1e-6)
+  np.testing.assert_allclose(pretrained.read(tmp_path)[1]["std"], 1 / 0.18215, rtol=1e-6)
 
 
 def test_old_names_of_attention_and_a_pipelines_folder(tmp_path):
-  network, codec = pretrained.load(SD)
+  network, codec = pretrained.read(SD)
   shutil.copytree(SD, tmp_path / "vae")
   tensors = rename.publish(vae.table(network, "old diffusers"), codec["params"])
   assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
   safetensors.write(tmp_path / "vae" / pretrained.WEIGHTS, tensors)
-  assert_equal(pretrained.load(tmp_path)[1], codec)
+  assert_equal(pretrained.read(tmp_path)[1], codec)
 
 
 def test_parts_with_an_index(tmp_path):
-  expected = pretrained.load(SD)[1]
+  expected = pretrained.read(SD)[1]
   tensors = safetensors.read(SD / pretrained.WEIGHTS)
   places = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
   for part in sorted(set(places.values())):
@@ -87,7 +88,7 @@ def test_parts_with_an_index(tmp_path):
   shutil.copy(SD / "config.json", tmp_path)
   index = tmp_path / pretrained.INDEX
   index.write_text(json.dumps({"metadata": {"total_size": 1.0}, "weight_map": places}))
-  assert_equal(pretrained.load(tmp_path)[1], expected)
+  assert_equal(pretrained.read(tmp_path)[1], expected)
   (tmp_path / "part-1.safetensors").rename(tmp_path / "elsewhere")
   assert "names the part 'part-1.safetensors', which is not beside it" in refused(tmp_path)
   shutil.copy(tmp_path / "part-2.safetensors", tmp_path / "part-1.safetensors")
@@ -107,7 +108,7 @@ def changed(folder: Path, change) -> None:
 
 def refused(source, **options) -> str:
   with pytest.raises(UserError) as error:
-    pretrained.load(source, **options)
+    pretrained.read(source, **options)
   told = str(error.value)
   assert told.isprintable() and len(told) < 700 + len(str(source))
   return told
@@ -119,7 +120,7 @@ def refused(source, **options) -> str:
   ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
   ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
   ("block_out_channels", [8, 16], "expected 2 of DownEncoderBlock2D"),
-  ("block_out_channels", [8, 8, 20, 20], r"is \[16, 16, 3, 3\], expected \[20, 20, 3, 3\]; give the config.json"),
+  ("block_out_channels", [8, 8, 20, 20], r"is \[16\], expected \[20\]; give the config.json"),
   ("norm_num_groups", 5, "groups=5 does not divide 8 channels"),
   ("layers_per_block", 2, r"lacks \d+ of \d+ tensors: decoder.up_blocks.0.resnets.2.conv1.bias, "),
   ("use_quant_conv", "yes", "use_quant_conv=yes; expected true or false"),
@@ -134,14 +135,14 @@ def refused(source, **options) -> str:
 def test_a_config_that_does_not_fit(name, value, told, tmp_path):
   changed(tmp_path, lambda config: config.update({name: value}))
   with pytest.raises(UserError, match=told):
-    pretrained.load(tmp_path)
+    pretrained.read(tmp_path)
 
 
 def test_what_is_not_there(tmp_path):
   assert "does not exist" in refused(tmp_path / "no")
   assert "has no config.json" in refused(tmp_path)
   shutil.copy(SD / "config.json", tmp_path)
-  assert "has neither diffusion_pytorch_model.safetensors nor" in refused(tmp_path)
+  assert "has none of diffusion_pytorch_model.safetensors, " in refused(tmp_path)
   (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"PK\x03\x04")
   assert "is a pickle, which may run code" in refused(tmp_path)
   (tmp_path / "config.json").write_text("{")
@@ -149,14 +150,14 @@ def test_what_is_not_there(tmp_path):
 
 
 def test_a_file_of_compvis_must_say_its_scale(tmp_path):
-  network, codec = pretrained.load(SD)
+  network, codec = pretrained.read(SD)
   tensors = rename.publish(vae.table(network, "CompVis"), codec["params"])
   path = tmp_path / "x.safetensors"
   safetensors.write(path, tensors)
   assert "does not say how its latents are scaled; give --scaling-factor: 0.18215" in refused(path)
   safetensors.write(path, tensors | {"scale_factor": np.float32(0.5)})
   with pytest.raises(UserError, match="groups=32 does not divide 8"):  # CompVis has no other number
-    pretrained.load(path)
+    pretrained.read(path)
   safetensors.write(path, {name: value for name, value in tensors.items() if name != "decoder.conv_in.weight"})
   assert "lacks decoder.conv_in.weight" in refused(path, scaling_factor=1.0)
 
@@ -169,3 +170,50 @@ def test_networks_that_diffusers_has_not(tmp_path):
     with pytest.raises(UserError, match=told):
       pretrained.save(tmp_path / "x", network, codec_of(network))
   assert not (tmp_path / "x").exists()
+
+
+def old_flax() -> dict:
+  """The parameters of vae_sd as FlaxAutoencoderKL had them: its modules by name, attention as dense layers, norms' scale."""
+  theirs = {}
+  for name, value in safetensors.read(SD / pretrained.WEIGHTS).items():
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+      name = name.replace(new, old)
+    *modules, leaf = name.split(".")
+    path = []
+    for module in modules:  # a list's entry carries the list's name
+      path = [*path[:-1], f"{path[-1]}_{module}"] if module.isdigit() else [*path, module]
+    if leaf == "weight":
+      leaf = "scale" if "norm" in path[-1] else "kernel"
+      value = {4: lambda v: v.transpose(2, 3, 1, 0), 2: np.transpose, 1: np.array}[value.ndim](value)
+    node = theirs
+    for module in path:
+      node = node.setdefault(module, {})
+    node[leaf] = value
+  return theirs
+
+
+def test_old_flax_trees_and_their_msgpack(tmp_path):
+  network, codec = pretrained.read(SD)
+  tree = old_flax()
+  assert tree["encoder"]["down_blocks_0"]["downsamplers_0"]["conv"]["kernel"].shape == (3, 3, 8, 8)
+  assert tree["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"].shape == (16, 16)
+  assert_equal(pretrained.from_flax(network, tree), codec["params"])
+  assert_equal(pretrained.from_flax(network, {"params": tree}), codec["params"])
+  shutil.copy(SD / "config.json", tmp_path)
+  (tmp_path / pretrained.FLAX).write_bytes(serialization.to_bytes(tree))
+  assert_equal(pretrained.read(tmp_path)[1], codec)
+  tree["encoder"]["conv_in"]["kernel"] = tree["encoder"]["conv_in"]["kernel"][:1]
+  (tmp_path / pretrained.FLAX).write_bytes(serialization.to_bytes(tree))
+  assert r"encoder.conv_in.kernel of" in refused(tmp_path)
+
+
+def test_the_autoencoder_of_research_code():
+  autoencoder, params = pretrained.load(SD)
+  images = np.random.RandomState(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+  posterior = jax.jit(autoencoder.encode)(params, images)
+  raw = posterior.sample(jax.random.split(jax.random.key(0), 2))
+  latents = autoencoder.scaled(params, raw)
+  np.testing.assert_allclose(latents, raw * 0.18215, rtol=1e-5)
+  np.testing.assert_allclose(autoencoder.raw(params, latents), raw, rtol=1e-5)
+  back = jax.jit(autoencoder.decode)(params, raw)
+  np.testing.assert_allclose(np.clip(back, -1, 1), codecs.decode(autoencoder.network, params, latents), atol=1e-4)

@@ -51,7 +51,7 @@ def check_outputs(name: str, network, codec: dict, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_of_diffusers_gives_the_same(name, tmp_path):
-  network, codec = pretrained.load(folder(name, tmp_path))
+  network, codec = pretrained.read(folder(name, tmp_path))
   check_outputs(name, network, codec, 2e-4 if name == "large_mean" else 2e-5)
 
 
@@ -61,7 +61,7 @@ def test_a_file_of_compvis_gives_the_same(name, prefix, tmp_path):
   arrays = parameters(TOLD[name]["shapes"], TOLD[name]["seed"])
   other = {"loss.logvar": np.zeros(()), "model.diffusion_model.out.0.weight": np.zeros(3)}
   safetensors.write(tmp_path / "x.safetensors", {prefix + name: value for name, value in arrays.items()} | other)
-  network, codec = pretrained.load(tmp_path / "x.safetensors", scaling_factor=0.5)
+  network, codec = pretrained.read(tmp_path / "x.safetensors", scaling_factor=0.5)
   assert np.array_equal(codec["std"], np.full(network.latent_channels, 2))
   if not prefix:
     check_outputs(name, network, codec, 2e-5)
