@@ -72,7 +72,7 @@ class Walk(NamedTuple):
 
   def decoded(self, model: Model, z: Array) -> Array:
     """[B, h, w, c] -> [B, H, W, C] in [-1, 1]."""
-    return codecs.decode(model.autoencoder, self.params["codec"], z)
+    return codecs.decode(model.autoencoder, self.params["codec"], z, model.tiles)
 
 
 def begin(
@@ -220,7 +220,7 @@ def invert(model: Model, params: dict, images: Any, label: Any = -1, how: How = 
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_decode(model: Model, params: dict, z: Array) -> Array:
-  return codecs.decode(model.autoencoder, params["codec"], z)
+  return codecs.decode(model.autoencoder, params["codec"], z, model.tiles)
 
 
 def revert(model: Model, params: dict, noise: Any, label: Any = -1, how: How = How()) -> np.ndarray:

@@ -30,6 +30,7 @@ from jldm.diffusion.process import (
 from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
+from jldm.models.autoencoders.dc import Convolutions, DCAutoencoder, Level, LinearAttention
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
@@ -126,7 +127,9 @@ ROLES = (  # one of a row may stand where another of it stands
   (ImageData, Synthetic),
   (Reconstruction, Adversarial),
   (PatchDiscriminator,),
-  (KLAutoencoder, VQAutoencoder, TinyAutoencoder),
+  (KLAutoencoder, VQAutoencoder, TinyAutoencoder, DCAutoencoder),
+  (Level,),
+  (Convolutions, LinearAttention),
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),

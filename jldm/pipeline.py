@@ -49,6 +49,7 @@ class Model:
   self_conditioning: bool
   sampling: Any
   condition: Any = None  # what the denoiser is told of the data beside z
+  tiles: Any = None  # how latents are decoded: Exact(...) or Blended(...) of models.tiling, or all at once
 
 
 def of(experiment: Experiment) -> Model:
@@ -180,7 +181,7 @@ def draw(
   """
   denoise = steered(model, params, labels, rule, negative, concat, condition_scale)
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
-  decode = lambda z: codecs.decode(model.autoencoder, params["codec"], z)
+  decode = lambda z: codecs.decode(model.autoencoder, params["codec"], z, model.tiles)
   walk = model.process, denoise, sampler, like, pairs, keys, model.self_conditioning
   if not shown:
     images = decode(draw_latents(*walk))

@@ -1,6 +1,7 @@
 """`jldm sample`: pictures from a workdir, as PNGs or one .npz."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 import tempfile
 
@@ -10,10 +11,13 @@ from tqdm import tqdm
 from jldm import named, pictures, pipeline, sharding, workdir as workdirs
 from jldm.cli.prepare import parse_size
 from jldm.core.errors import UserError
+from jldm.models.tiling import Blended, Exact
 from jldm.samplers.grid import GRIDS
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
-ASKED = ("eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel")  # told where given
+ASKED = (  # told where given
+  "eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile", "overlap",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast")
   parser.add_argument("--negative-label", type=int, help="guide away from this class instead of from no class")
   parser.add_argument("--size", help="HxW or one side, where it is not that of the training data")
+  parser.add_argument("--tile", type=int, metavar="LATENTS", help="decode in tiles: the same pictures in less memory")
+  parser.add_argument("--overlap", type=int, metavar="LATENTS", help="faster, not the same: tiles by themselves, blended")
   parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
@@ -59,8 +65,9 @@ def main(args: argparse.Namespace) -> None:
   pipeline.check_concat(pipeline.of(experiment), None, len(labels))
   check_writable(out)
   sharding.configure(args.devices)
-  size = parse_size(args.size) if args.size else None
+  size, tiles = parse_size(args.size) if args.size else None, parse_tiles(args.tile, args.overlap)
   model, params = pipeline.load(workdir, args.sigma_rel)
+  model = dataclasses.replace(model, tiles=tiles)
   steps = args.steps if args.steps is not None else model.sampling.steps
   options = dict(
     sampler=sampler, steps=steps, grid=args.grid, guidance=rule, negative_label=negative, size=size,
@@ -97,6 +104,19 @@ def parse_labels(text: str, n: int, classes: int) -> np.ndarray:
     raise UserError(f"--label {text}; expected all, a class, a comma list of classes, or -1") from error
   share, rest = divmod(n, len(chosen))
   return np.repeat(chosen, [share + (i < rest) for i in range(len(chosen))]).astype(np.int32)
+
+
+def parse_tiles(tile: int | None, overlap: int | None) -> Exact | Blended | None:
+  """`--tile` and `--overlap`: exact tiles, or blended ones.
+
+  Raises:
+    UserError: an overlap without tiles, or numbers that are not legal.
+  """
+  if tile is None:
+    if overlap is not None:
+      raise UserError(f"--overlap {overlap} without --tile; give the side of tiles too")
+    return None
+  return Exact(tile) if overlap is None else Blended(tile, overlap)
 
 
 def check_writable(out: Path) -> None:

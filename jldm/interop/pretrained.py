@@ -25,10 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.interop import flat, msgpack, rename, safetensors, vae
+from jldm.interop import dc, flat, msgpack, rename, safetensors, tiny, vae
 from jldm.models import codec as codecs
+from jldm.models.autoencoders.dc import DCAutoencoder
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -37,8 +39,10 @@ PART = "vae"  # of a pipeline's folder
 HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)  # owner/name
 SECONDS = 10  # to wait for the hub
 INDEX = WEIGHTS.replace(".safetensors", safetensors.INDEX)
-CLASSES = {"AutoencoderKL": vae, "VQModel": vae}  # of diffusers: each module has network(config), config(network), table(network)
-MODULES = {KLAutoencoder: vae, VQAutoencoder: vae}  # of our networks
+CLASSES = {  # of diffusers: each module has network(config), config(network), table(network)
+  "AutoencoderKL": vae, "VQModel": vae, "AutoencoderTiny": tiny, "AutoencoderDC": dc,
+}
+MODULES = {KLAutoencoder: vae, VQAutoencoder: vae, TinyAutoencoder: tiny, DCAutoencoder: dc}  # of our networks
 OTHERS = r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
 MOST_CONFIG = 2**20  # bytes
 
@@ -51,12 +55,14 @@ class Autoencoder:
 
   network: Any  # linen Module
 
-  def encode(self, params: dict, images: Array) -> Gaussian:
-    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c]."""
-    return codecs.encode(self.network, params, images)
+  def encode(self, params: dict, images: Array, tiles: Any = None) -> Gaussian:
+    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c]; `tiles` of models.tiling."""
+    return codecs.encode(self.network, params, images, tiles)
 
-  def decode(self, params: dict, latents: Array) -> Array:
-    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1]."""
+  def decode(self, params: dict, latents: Array, tiles: Any = None) -> Array:
+    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1]; `tiles` of models.tiling."""
+    if tiles is not None:
+      return tiles.decode(self.network, codecs.variables(params), latents)
     return self.network.apply(codecs.variables(params), latents, method="decode")
 
   def scaled(self, params: dict, latents: Array) -> Array:
@@ -183,6 +189,8 @@ def save(folder: str | Path, network: Any, codec: dict) -> None:
   if codec["extra"]:
     tree["codebook"] = {"vectors": network.quantizer.vectors(codec["extra"]["codebook"])}
   tensors = rename.publish(module.table(network), jax.tree.map(np.asarray, tree))
+  counts = [name.replace("running_mean", "num_batches_tracked") for name in tensors if name.endswith(".running_mean")]
+  tensors |= {name: np.zeros((), np.int64) for name in counts}  # of a batch norm's steps, which says nothing
   try:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

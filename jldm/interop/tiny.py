@@ -8,22 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jldm.core.errors import UserError
+from jldm.interop.config import choice, whole_number, whole_numbers
 from jldm.interop.rename import CONV
 from jldm.models.autoencoders.tiny import ACTIVATIONS, TinyAutoencoder
 
 SCALING = 1.0  # of a config that does not say
-DEFAULTS = {
-  "act_fn": "relu",
-  "decoder_block_out_channels": (64, 64, 64, 64),
-  "encoder_block_out_channels": (64, 64, 64, 64),
-  "in_channels": 3,
-  "latent_channels": 4,
-  "num_decoder_blocks": (3, 3, 3, 1),
-  "num_encoder_blocks": (1, 3, 3, 3),
-  "out_channels": 3,
-  "upsample_fn": "nearest",
-  "upsampling_scaling_factor": 2,
-}
+MOST_BLOCKS = 16
 BLOCK = tuple((f"conv{i + 1}", f"conv.{2 * i}", CONV) for i in range(3))
 
 
@@ -31,44 +21,43 @@ def network(config: Mapping[str, Any]) -> TinyAutoencoder:
   """Of a config.json.
 
   Raises:
-    UserError: something that TinyAutoencoder does not do.
+    UserError: a value that is none, or that asks for what TinyAutoencoder does not have.
   """
-  config = DEFAULTS | config
-  widths = {*config["encoder_block_out_channels"], *config["decoder_block_out_channels"]}
-  legal = {
-    "block_out_channels": (sorted(widths), len(widths) == 1, "one width"),
-    "act_fn": (config["act_fn"], config["act_fn"] in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
-    "upsample_fn": (config["upsample_fn"], config["upsample_fn"] == "nearest", "nearest"),
-    "upsampling_scaling_factor": (config["upsampling_scaling_factor"], config["upsampling_scaling_factor"] == 2, "2"),
-    "out_channels": (config["out_channels"], config["out_channels"] == config["in_channels"], "as many as in_channels"),
-    "num_decoder_blocks": (config["num_decoder_blocks"], len(config["num_decoder_blocks"]) == len(config["num_encoder_blocks"]),
-                           "as many levels as num_encoder_blocks"),
-  }
-  for name, (value, good, expected) in legal.items():
-    if not good:
-      raise UserError(f"AutoencoderTiny with {name}={value}; expected {expected}")
+  channels = whole_number(config, "in_channels", 3)
+  choice(config, "out_channels", 3, (channels,))
+  choice(config, "upsample_fn", "nearest", ("nearest",))
+  choice(config, "upsampling_scaling_factor", 2, (2,))
+  blocks = [whole_numbers(config, f"num_{side}_blocks", default, MOST_BLOCKS, 0)
+            for side, default in (("encoder", (1, 3, 3, 3)), ("decoder", (3, 3, 3, 1)))]
+  widths = [whole_numbers(config, f"{side}_block_out_channels", (64, 64, 64, 64)) for side in ("encoder", "decoder")]
+  if len({*widths[0], *widths[1]}) > 1 or len({*map(len, blocks + widths)}) > 1:
+    raise UserError(
+      f"config.json has blocks={blocks} and block_out_channels={widths} of encoder and decoder; "
+      "jldm has one width alone, and as many levels of both"
+    )
   return TinyAutoencoder(
-    channels=config["in_channels"],
-    latent_channels=config["latent_channels"],
-    width=widths.pop(),
-    encoder_blocks=tuple(config["num_encoder_blocks"]),
-    decoder_blocks=tuple(reversed(config["num_decoder_blocks"])),
-    activation=config["act_fn"],
+    channels=channels,
+    latent_channels=whole_number(config, "latent_channels", 4),
+    width=widths[0][0],
+    encoder_blocks=blocks[0],
+    decoder_blocks=blocks[1][::-1],
+    activation=choice(config, "act_fn", "relu", ACTIVATIONS),
   )
 
 
 def config(network: TinyAutoencoder) -> dict[str, Any]:
-  """The inverse of `network`."""
+  """The config.json of a network, without how its latents are scaled; the inverse of `network`."""
   widths = [network.width] * len(network.encoder_blocks)
   return {
     "_class_name": "AutoencoderTiny",
+    "_diffusers_version": "0.42.0",
     "act_fn": network.activation,
     "block_out_channels": widths,
     "decoder_block_out_channels": widths,
     "encoder_block_out_channels": widths,
     "in_channels": network.channels,
     "latent_channels": network.latent_channels,
-    "num_decoder_blocks": list(reversed(network.decoder_blocks)),
+    "num_decoder_blocks": list(network.decoder_blocks[::-1]),
     "num_encoder_blocks": list(network.encoder_blocks),
     "out_channels": network.channels,
     "upsample_fn": "nearest",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jldm.core.errors import UserError
 from jldm.interop import rename
+from jldm.interop.config import MOST_LEVELS, truth, whole_number, whole_numbers
 from jldm.interop.rename import CONV, DENSE, NORM, POINTWISE, Axes
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import Codebook
@@ -18,7 +19,7 @@ from jldm.models.autoencoders.vq import VQAutoencoder
 SCALING = 0.18215  # of a config that does not say
 COMPVIS_GROUPS = 32
 FIRST_STAGE = "first_stage_model."  # before an autoencoder's names in a whole model's file
-MOST_LEVELS, MOST_RESNETS, MOST_CHANNELS, MOST_CODES = 8, 16, 2**14, 2**20
+MOST_RESNETS, MOST_CODES = 16, 2**20
 
 
 class Layers(NamedTuple):
@@ -170,27 +171,6 @@ def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
   if found["down"] != found["up"][::-1]:
     raise UserError("config.json has attention at other levels on the way up than on the way down; jldm has it on both")
   return tuple(level for level, there in enumerate(found["down"]) if there)
-
-
-def whole_number(config: Mapping[str, Any], name: str, default: int, most: int = MOST_CHANNELS) -> int:
-  value = default if config.get(name) is None else config[name]
-  if type(value) is not int or not 1 <= value <= most:
-    raise UserError(f"config.json has {name}={str(value)[:40]}; expected a whole number from 1 to {most}")
-  return value
-
-
-def whole_numbers(config: Mapping[str, Any], name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-  values = config.get(name, default)
-  if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= MOST_LEVELS:
-    raise UserError(f"config.json has {name}={str(values)[:40]}; expected 1 to {MOST_LEVELS} whole numbers")
-  return tuple(whole_number({name: value}, name, 0) for value in values)
-
-
-def truth(config: Mapping[str, Any], name: str) -> bool:
-  value = config.get(name, True)
-  if type(value) is not bool:
-    raise UserError(f"config.json has {name}={str(value)[:40]}; expected true or false")
-  return value
 
 
 def config(network: Any) -> dict[str, Any]:

@@ -67,13 +67,36 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """RMS norm with a learned scale; computed in float32."""
+  """RMS norm with a learned scale, and a bias where asked for; computed in float32."""
 
   epsilon: float = 1e-6
   dtype: str = "float32"
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> the same."""
     scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
-    return (rms_norm(x, self.epsilon) * scale).astype(self.dtype)
+    h = rms_norm(x, self.epsilon) * scale
+    if self.use_bias:
+      h = h + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+    return h.astype(self.dtype)
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch norm by the mean and variance of a training that is over, which are parameters without a gradient.
+
+  Ioffe & Szegedy 2015 (1502.03167), algorithm 2.  A weight decay must leave "mean" and "variance" out.
+  """
+
+  epsilon: float = 1e-5
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [..., C] -> the same; computed in float32."""
+    zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
+    part = lambda name, init: self.param(name, init, x.shape[-1:])
+    mean, variance = (jax.lax.stop_gradient(part(*pair)) for pair in (("mean", zeros), ("variance", ones)))
+    h = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
+    return (h * part("scale", ones) + part("bias", zeros)).astype(self.dtype)

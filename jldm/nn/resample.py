@@ -21,6 +21,20 @@ def depth_to_space(x: Array, patch: int) -> Array:
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
 
 
+def unshuffle(x: Array, patch: int) -> Array:
+  """[B, H p, W p, C] -> [B, H, W, C p p]: `space_to_depth` with places within channels, as in PyTorch's pixel_unshuffle."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+  return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // patch, w // patch, c * patch * patch)
+
+
+def shuffle(x: Array, patch: int) -> Array:
+  """[B, H, W, C p p] -> [B, H p, W p, C], the inverse of `unshuffle`."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, c // patch**2, patch, patch)
+  return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * patch, w * patch, c // patch**2)
+
+
 def halve(x: Array) -> Array:
   """[B, H, W, C] -> [B, H / 2, W / 2, C], means of 2x2."""
   b, h, w, c = x.shape

@@ -25,8 +25,6 @@ from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys, split_each
 from jldm.metrics import perceptual
 from jldm.metrics.image import psnr
-from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codec import pixels
 from jldm.nn.resample import halve
 from jldm.objectives.objective import Aux
@@ -45,7 +43,7 @@ class Reconstruction:
     UserError: a weight below zero.
   """
 
-  network: KLAutoencoder | VQAutoencoder
+  network: Any  # of models.autoencoders
   l1: float = 1.0
   l2: float = 0.0
   kl_weight: float = 1e-6

@@ -70,6 +70,19 @@ def test_an_npz_has_the_same_pictures(workdir, tmp_path):
     np.testing.assert_array_equal(np.asarray(picture), images[1, ..., 0])
 
 
+@pytest.mark.slow
+def test_tiles_are_the_same_pictures(workdir, tmp_path):
+  common = ["sample", "--workdir", workdir, "--n", "2", "--steps", "2", "--devices", "1"]
+  found = {}
+  for name, options in {"whole": [], "tiles": ["--tile", "3"], "blended": ["--tile", "3", "--overlap", "1"]}.items():
+    assert main([*common, *options, "--out", str(tmp_path / f"{name}.npz")]) == 0
+    found[name] = np.int32(np.load(tmp_path / f"{name}.npz")["images"])
+  assert np.abs(found["tiles"] - found["whole"]).max() <= 1, "a rounding"
+  assert 0 < np.abs(found["blended"] - found["whole"]).mean() < np.abs(found["whole"] - found["whole"][::-1]).mean()
+  assert main([*common, "--tile", "3", "--out", str(tmp_path / "O")]) == 0
+  assert pictures.read_provenance(tmp_path / "O" / "00000.png")["tile"] == 3
+
+
 @pytest.mark.parametrize("options, told", [
   (["--n", "0"], "--n 0; expected at least 1"),
   (["--steps", "0"], "steps=0; expected at least 1"),
@@ -86,6 +99,9 @@ def test_an_npz_has_the_same_pictures(workdir, tmp_path):
   (["--guidance-interval", "0", "inf"], "interval=(0.0, inf); expected two finite log SNR"),
   (["--guidance-rescale", "1.5"], "rescale=1.5; expected a share from 0 to 1"),
   (["--negative-label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
+  (["--tile", "0"], "tile=0; expected at least 1 latent"),
+  (["--tile", "4", "--overlap", "4"], "overlap=4 of tiles of 4 latents; expected 0 to 3"),
+  (["--overlap", "4"], "--overlap 4 without --tile; give the side of tiles too"),
   (["--devices", "99"], "devices=99; expected 1 to 8"),
 ])
 def test_mistakes(workdir, tmp_path, capsys, options, told):

@@ -1,54 +1,36 @@
-import json
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.interop import rename, safetensors, tiny
-from tests.networks import quick
+from jldm.interop import tiny
+from jldm.models.autoencoders.tiny import TinyAutoencoder
+from tests.published import changed, check_outputs, check_written
 
-PARITY = Path(__file__).parents[1] / "parity"
 NAMES = ("tiny_sd", "tiny_flux")
-
-
-def published(name):
-  """-> (config, tensors, outputs) of what diffusers saved and said."""
-  folder = PARITY / name
-  tensors = safetensors.read(folder / "diffusion_pytorch_model.safetensors")
-  return json.loads((folder / "config.json").read_text()), tensors, np.load(folder / "outputs.npz")
-
-
-def shapes(network):
-  images = jnp.zeros((1, 2 * network.factor, network.factor, network.channels))
-  return jax.eval_shape(network.init, jax.random.key(0), images, jax.random.split(jax.random.key(0), 1))["params"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_diffusers(name):
-  config, tensors, outputs = published(name)
-  network = tiny.network(config)
-  params = rename.load(tiny.table(network), shapes(network), tensors)
-  apply = quick(lambda params, x, method: network.apply({"params": params}, x, method=method), static_argnums=2)
-  for size in ("square", "wide"):
-    with jax.default_matmul_precision("highest"):
-      latents = apply(params, outputs[f"{size}_images"], "encode").mean
-      decoded = apply(params, outputs[f"{size}_z"], "decode")
-    for found, expected in ((latents, outputs[f"{size}_latents"]), (decoded, outputs[f"{size}_decoded"])):
-      assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
-      print(np.abs(found - expected).max() / np.abs(expected).max())
+  check_outputs(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_writes_what_it_read(name):
-  config, tensors, _ = published(name)
-  network = tiny.network(config)
-  params = rename.load(tiny.table(network), shapes(network), tensors)
-  back = rename.publish(tiny.table(network), params)
-  assert set(back) == set(tensors)
-  for key, value in back.items():
-    np.testing.assert_array_equal(value, tensors[key])
-  told = tiny.config(network)
-  assert told.items() <= config.items()
+def test_writes_what_it_read(name, tmp_path):
+  check_written(name, tmp_path, {"force_upcast", "latent_magnitude", "latent_shift", "shift_factor"})
+
+
+def test_an_empty_config_is_the_published_one():
+  assert tiny.network({}) == TinyAutoencoder()
+  assert tiny.network(tiny.config(TinyAutoencoder())) == TinyAutoencoder()
+
+
+@pytest.mark.parametrize("values, told", [
+  ({"act_fn": "elu"}, "config.json has act_fn=elu; expected one of relu, silu, gelu, mish"),
+  ({"upsample_fn": "bilinear"}, "upsample_fn=bilinear; expected nearest"),
+  ({"out_channels": 1}, "out_channels=1; expected 3"),
+  ({"num_encoder_blocks": [1, -2, 1]}, "num_encoder_blocks=-2; expected a whole number from 0 to 16"),
+  ({"num_encoder_blocks": [1, 2]}, "jldm has one width alone, and as many levels of both"),
+  ({"decoder_block_out_channels": [8, 8, 9]}, "jldm has one width alone, and as many levels of both"),
+])
+def test_what_it_cannot_be(values, told):
+  with pytest.raises(UserError, match=told):
+    tiny.network(changed("tiny_sd", **values))

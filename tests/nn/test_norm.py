@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.norm import GroupNorm, LayerNorm, RMSNorm, layer_norm, rms_norm
+from jldm.nn.norm import FrozenBatchNorm, GroupNorm, LayerNorm, RMSNorm, layer_norm, rms_norm
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -84,3 +84,23 @@ def test_learned_norms_take_flax_parameters(ours, theirs):
 def test_only_an_affine_layer_norm_has_parameters():
   shapes = lambda module: jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 4), np.float32))
   assert set(shapes(LayerNorm())["params"]) == {"scale", "bias"} and not shapes(LayerNorm(affine=False))
+
+
+def test_rms_norm_with_a_bias():
+  x = np.float32(RNG.normal(2, 3, (2, 5, 4)))
+  module = RMSNorm(1e-5, use_bias=True)
+  params = random_params(module, x)
+  exact = x / np.sqrt(np.square(np.float64(x)).mean(-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+  np.testing.assert_allclose(module.apply({"params": params}, x), exact, atol=1e-5)
+
+
+def test_a_frozen_batch_norm_is_its_formula_and_keeps_its_statistics():
+  x = np.float32(RNG.normal(2, 3, (2, 3, 5, 4)))
+  params = random_params(FrozenBatchNorm(), x)
+  params["variance"] = np.square(params["variance"]) + 0.1
+  exact = (np.float64(x) - params["mean"]) / np.sqrt(params["variance"] + 1e-5) * params["scale"] + params["bias"]
+  apply = lambda params: FrozenBatchNorm().apply({"params": params}, x)
+  np.testing.assert_allclose(apply(params), exact, atol=1e-5)
+  slopes = jax.grad(lambda params: (x * apply(params)).sum())(params)
+  assert {name: bool(np.any(slope)) for name, slope in slopes.items()} == {
+    "scale": True, "bias": True, "mean": False, "variance": False}

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.resample import Downsample, Upsample, depth_to_space, double, halve, space_to_depth
+from jldm.nn.resample import Downsample, Upsample, depth_to_space, double, halve, shuffle, space_to_depth, unshuffle
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -68,6 +68,22 @@ def test_a_patch_is_written_row_by_row_channels_last():
   deep = np.asarray(space_to_depth(X, 2))
   for i, j, a, b, c in np.ndindex(2, 3, 2, 2, 3):
     np.testing.assert_array_equal(deep[:, i, j, (2 * a + b) * 3 + c], X[:, 2 * i + a, 2 * j + b, c])
+
+
+def test_unshuffling_writes_places_within_channels():
+  deep = np.asarray(unshuffle(X, 2))
+  for i, j, a, b, c in np.ndindex(2, 3, 2, 2, 3):
+    np.testing.assert_array_equal(deep[:, i, j, 4 * c + 2 * a + b], X[:, 2 * i + a, 2 * j + b, c])
+  np.testing.assert_array_equal(shuffle(deep, 2), X)
+
+
+@pytest.mark.parametrize("module", [Upsample(5, use_bias=False), Downsample(5, use_bias=False)])
+def test_without_a_bias(module):
+  """As with one that is zero."""
+  params = random_params(module, X)
+  assert set(params["conv"]) == {"kernel"}
+  zero = {"conv": params["conv"] | {"bias": np.zeros(5, np.float32)}}
+  np.testing.assert_array_equal(module.apply({"params": params}, X), module.clone(use_bias=True).apply({"params": zero}, X))
 
 
 def test_the_codecs_padding_is_the_default():

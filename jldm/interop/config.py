@@ -1,0 +1,52 @@
+"""Values of a config.json that anybody may have written: read as what they must be, within bounds, or refused in one line."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jldm.core.errors import UserError
+
+MOST_LEVELS, MOST_CHANNELS = 8, 2**14
+
+
+def whole_number(config: Mapping[str, Any], name: str, default: int, most: int = MOST_CHANNELS, least: int = 1) -> int:
+  value = default if config.get(name) is None else config[name]
+  if type(value) is not int or not least <= value <= most:
+    raise refused(name, value, f"a whole number from {least} to {most}")
+  return value
+
+
+def whole_numbers(
+  config: Mapping[str, Any], name: str, default: tuple[int, ...], most: int = MOST_CHANNELS, least: int = 1
+) -> tuple[int, ...]:
+  values = config.get(name, default)
+  if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= MOST_LEVELS:
+    raise refused(name, values, f"1 to {MOST_LEVELS} whole numbers")
+  return tuple(whole_number({name: value}, name, 0, most, least) for value in values)
+
+
+def truth(config: Mapping[str, Any], name: str) -> bool:
+  value = config.get(name, True)
+  if type(value) is not bool:
+    raise refused(name, value, "true or false")
+  return value
+
+
+def choice(config: Mapping[str, Any], name: str, default: Any, legal: Iterable[Any]) -> Any:
+  """One of `legal`."""
+  value, legal = config.get(name, default), list(legal)
+  if not isinstance(value, (str, int)) or value not in legal:
+    raise refused(name, value, f"{'one of ' if len(legal) > 1 else ''}{', '.join(map(str, legal))}")
+  return value
+
+
+def a_level(config: Mapping[str, Any], name: str, default: Any, levels: int) -> tuple[Any, ...]:
+  """A list of as many values as there are levels; one value that is no list stands for all."""
+  values = config.get(name, default)
+  values = values if isinstance(values, (list, tuple)) else (values,) * levels
+  if len(values) != levels:
+    raise refused(name, values, f"{levels} values, one a level")
+  return tuple(values)
+
+
+def refused(name: str, value: Any, expected: str) -> UserError:
+  return UserError(f"config.json has {name}={str(value)[:40]}; expected {expected}")
