@@ -29,7 +29,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "named": "core samplers experiment",
   "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir named",
   "canvas": "core pipeline",
-  "edit": "core metrics models samplers editing pictures named pipeline canvas",
+  "walk": "core models samplers editing named pipeline",
+  "edit": "core metrics models samplers editing pictures pipeline canvas walk",
   "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
