@@ -31,7 +31,6 @@ from jldm.metrics.image import psnr, ssim
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy, luminance
-from jldm.samplers import grid
 from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import draw
@@ -45,7 +44,7 @@ RUNS = {  # name -> config, what is changed of it, and whose autoencoder it has
   "colour": ("photos_colour", {}, None),
   "plain": ("fashion_inpaint", {"denoiser.objective.condition": "None"}, "inpaint"),
   "restore": ("fashion_inpaint", RESTORE, "inpaint"),
-  "sketch": ("photos_colour", SKETCH, "colour"),
+  "sketch": ("fashion_inpaint", SKETCH, "inpaint"),
 }
 
 
@@ -107,73 +106,78 @@ def quality(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
   }
 
 
-METHODS = {  # name -> whose denoiser, known latents put back after every step, how often every 5 steps are gone over
-  "replacement": ("plain", True, 1),
-  "RePaint": ("plain", True, 5),
-  "trained": ("inpaint", False, 1),
-  "trained, replacement": ("inpaint", True, 1),
-  "trained, RePaint": ("inpaint", True, 5),
+METHODS = {  # name -> whose denoiser, known latents put back after every step, steps, how often every 5 are gone over
+  "RePaint": ("plain", True, 20, 5),
+  "replacement": ("plain", True, 20, 1),
+  "trained": ("inpaint", False, 20, 1),
+  "trained, replacement": ("inpaint", True, 20, 1),
+  "trained, RePaint": ("inpaint", True, 20, 5),
 }
+HIDDEN = ("box", "half_plane", "frame", "strokes")
+AT_ONCE = 64  # samples
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def drawn_in(
-  model: pipeline.Model, put_back: bool, params: dict, sampler: Any, pairs: jax.Array, x0: jax.Array, cells: jax.Array
+  model: pipeline.Model, put_back: bool, params: dict, sampler: Any, pairs: jax.Array, images: jax.Array, known: jax.Array,
+  keys: jax.Array,
 ) -> jax.Array:
-  """Images [B, H, W, C] of latents x0 [B, h, w, c], known where cells [B, h, w, 1] are 1, labels unknown."""
-  told = None if model.condition is None else model.condition.beside(x0, cells)
-  denoise = pipeline.steered(model, params, jnp.full(len(x0), -1), ClassifierFree(1.0), concat=told)
+  """Pictures [B, H, W, C] in [-1, 1], drawn anew where known [B, H, W, 1] is 0, which nothing sees; labels unknown."""
+  encode = functools.partial(pipeline.encode, model, params["codec"])
+  told = None if model.condition is None else model.condition.beside(encode, images, known)
+  denoise = pipeline.steered(model, params, jnp.full(len(images), -1), ClassifierFree(1.0), concat=told)
+  x0 = encode(masks.filled(images, known))
   if put_back:
-    z = blended.inpaint(model.process, denoise, sampler, x0, cells, pairs, keys(len(x0)))
+    z = blended.inpaint(model.process, denoise, sampler, x0, masks.coarse(known, model.autoencoder.factor), pairs, keys)
   else:
-    z = draw(model.process, denoise, sampler, x0, pairs, keys(len(x0)))
+    z = draw(model.process, denoise, sampler, x0, pairs, keys)
   return codecs.decode(model.autoencoder, params["codec"], z)
 
 
-def walk(model: pipeline.Model, repeats: int) -> tuple[Any, jax.Array]:
-  """The sampler and the pairs of times, every 5 steps gone over `repeats` times."""
-  pairs, sampler = pipeline.times(model, model.sampling.steps), pipeline.make_sampler(model.sampling.sampler)
+def fillings(
+  model: pipeline.Model, params: dict, images: np.ndarray, known: jax.Array, put_back: bool, steps: int, repeats: int
+) -> tuple[np.ndarray, int]:
+  """Each picture with what is hidden drawn anew [N, H, W, C] in [-1, 1], and evaluations of the network in each."""
+  pairs, sampler = pipeline.times(model, steps), pipeline.make_sampler(model.sampling.sampler)
   if repeats > 1:
-    pairs, sampler = grid.repaint(np.append(pairs[:, 0], pairs[-1, 1]), 5, repeats), Resample(sampler)
-  return traced(sampler), pairs
+    pairs, sampler = blended.repainted(pairs, 5, repeats), Resample(sampler)
+  rows = codecs.pixels(images), known, keys(len(images))
+  some = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
+  told = params, traced(sampler), pairs
+  drawn = [drawn_in(model, put_back, *told, *(array[part] for array in rows)) for part in some]
+  return np.concatenate(drawn), int((pairs[:, 0] > pairs[:, 1]).sum())
 
 
 def inpainting(folder: Path, docs: Path) -> str:
   """A table of hidden pixels, method by method and shape by shape, and a sheet."""
-  images = held_out(workdirs.read(folder / "inpaint"), 24)
+  images = held_out(workdirs.read(folder / "inpaint"), 256)
   models = {name: pipeline.load(folder / name) for name in ("plain", "inpaint")}
-  several = lambda array: jnp.repeat(jnp.asarray(array), SAMPLES, 0)
-  truth, lines, shown = samples(images, 1), [], {}
-  for shape in ("box", "half_plane", "frame", "strokes"):
-    known = masks.fine(masks.draw((shape,), keys(len(images)), (8, 8)), 4)
-    hidden = 1 - np.asarray(known)[:, None]
-    inside = lambda error, hidden=hidden: (error * hidden).sum((-3, -2, -1)) / hidden.sum((-3, -2, -1))
-    alone = decibels(inside((samples(coded(*models["plain"], images), 1) - truth) ** 2))
-    for seen in ("nothing", "the border"):
-      for name, (whose, put_back, repeats) in METHODS.items():
-        model, params = models[whose]
-        pixels = codecs.pixels(images) if seen == "the border" else blended.filled(codecs.pixels(images), known)
-        x0 = pipeline.encode(model, params["codec"], pixels)
-        drawn = drawn_in(model, put_back, params, *walk(model, repeats), several(x0), several(masks.coarse(known, 4)))
-        drawn = np.asarray(drawn).reshape(-1, SAMPLES, *images.shape[1:])
-        error, mean = inside((drawn - truth) ** 2), inside((drawn.mean(1, keepdims=True) - truth) ** 2)
-        spread = np.sqrt(inside(drawn.var(1, ddof=1)[:, None]).mean())
-        lines.append(
-          f"| {shape}, {100 * hidden.mean():.0f} % | {seen} | {name} | {np.sqrt(error.mean()):.3f} | {decibels(error):.2f} "
-          f"| {decibels(mean):.2f} | {spread:.3f} | {alone:.2f} |"
-        )
-        print(lines[-1], flush=True)
-        if seen == "nothing":
-          shown[shape, name] = pictures.to_uint8(known * codecs.pixels(images) + (1 - known) * drawn[:, 0])
-    shown[shape, "shown"] = pictures.to_uint8(known * codecs.pixels(images))
-  picked = {"box": slice(0, 3), "half_plane": slice(3, 6), "frame": slice(6, 9), "strokes": slice(9, 12)}
+  truth, lines, shown = samples(images, 1)[:, 0], [], {}
+  for shape in HIDDEN:
+    known = np.asarray(masks.draw((shape,), keys(len(images)), images.shape[1:3]))
+    kept, error = lambda drawn, known=known: known * truth + (1 - known) * drawn, {}
+    inside = lambda drawn, known=known: ((drawn - truth) ** 2 * (1 - known)).sum((1, 2, 3)) / (1 - known).sum((1, 2, 3))
+    told, alone = f"| {shape}, {100 * (1 - known).mean():.0f} %", samples(coded(*models["plain"], images), 1)[:, 0]
+    lines.append(f"{told} | the autoencoder, which sees it |  | {np.sqrt(inside(alone).mean()):.3f} |  |")
+    for name, (whose, *method) in METHODS.items():
+      drawn, evaluations = fillings(*models[whose], images, known, *method)
+      error[name], shown[shape, name] = inside(drawn), pictures.to_uint8(kept(drawn))
+      root, less = np.sqrt(error[name].mean()), against(error[name], error["RePaint"])
+      lines.append(f"{told} | {name} | {evaluations} | {root:.3f} | {less} |")
+      print(lines[-1], flush=True)
+    shown[shape, "shown"] = pictures.to_uint8(known * truth)
+  picked = {shape: slice(3 * i, 3 * i + 3) for i, shape in enumerate(HIDDEN)}
   pick = lambda name: np.concatenate([shown[shape, name][some] for shape, some in picked.items()])
   rows = [images[:12], *(pick(name) for name in ("shown", "replacement", "RePaint", "trained, replacement"))]
   pictures.write_png(docs / "conditioned_inpaint.png", pictures.tile_rows(rows, 2), {"what": "inpainting"})
-  return "\n".join([
-    "| hidden | the encoder sees of it | method | RMSE | PSNR of a sample | PSNR of the mean of 4 | spread | the codec there |",
-    "|---|---|---|---|---|---|---|---|", *lines,
-  ])
+  head = "| hidden | method | evaluations | RMSE | squared error less RePaint's |"
+  return "\n".join([head, "|---|---|---|---|---|", *lines])
+
+
+def against(error: np.ndarray, other: np.ndarray) -> str:
+  """The mean of error - other [N] and its standard error, by pictures."""
+  less = error - other
+  return f"{less.mean():+.3f} ± {less.std(ddof=1) / np.sqrt(len(less)):.3f}" if less.any() else ""
 
 
 def bicubic(images: np.ndarray, factor: int) -> np.ndarray:

@@ -15,13 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import named, pipeline
+from jldm import pipeline
 from jldm.canvas import Canvas, check_known, closed, opened
 from jldm.core.errors import UserError
-from jldm.core.keys import row_keys
-from jldm.core.trees import traced
 from jldm.editing import directions, image_to_image as sdedit, inpaint as inpainting, invert as inversion, restore as restoring
-from jldm.editing.edict import EDICT
 from jldm.editing.interpolate import between
 from jldm.editing.translate import translate as translated
 from jldm.metrics.image import psnr
@@ -31,85 +28,13 @@ from jldm.models.conditioners.degradation import Downsampled
 from jldm.pictures import to_uint8
 from jldm.pipeline import Model
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.resample import Resample
-from jldm.samplers.sample import Denoise, draw
+from jldm.samplers.sample import draw
+from jldm.walk import How, Walk, begin
 
 Array = jax.Array
 
 CODEC_ERROR = 0.03  # std of what a decoder cannot say of a picture in [-1, 1]: a restoration does not chase it
-
-
-@dataclasses.dataclass(frozen=True)
-class How:
-  """What all edits share; what is left out stands in `model.sampling`."""
-
-  sampler: Any = None
-  steps: int | None = None
-  guidance_scale: float | None = None
-  seed: int = 0
-  grid: str | None = None  # of samplers.grid.GRIDS
-  guidance: Any = None  # a rule of samplers.guidance in place of ClassifierFree(guidance_scale)
-
-
-class Walk(NamedTuple):
-  """What the samplers are told; all of it is traced."""
-
-  params: dict
-  sampler: Any
-  pairs: Array  # [N, 2]
-  labels: Array  # int [B]
-  rule: Any  # of guidance
-  concat: Array | None  # [B, h, w, Cc] the condition of a model that has one
-  keys: Array  # [B]
-
-  def denoise(self, model: Model) -> Denoise:
-    return pipeline.steered(model, self.params, self.labels, self.rule, concat=self.concat)
-
-  def told(self, model: Model, *x0: Array, pairs: Array | None = None) -> tuple:
-    """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them."""
-    return model.process, self.denoise(model), self.sampler, *x0, self.pairs if pairs is None else pairs, self.keys
-
-  def decoded(self, model: Model, z: Array) -> Array:
-    """[B, h, w, c] -> [B, H, W, C] in [-1, 1]."""
-    return codecs.decode(model.autoencoder, self.params["codec"], z, model.tiles)
-
-
-def begin(
-  model: Model, params: dict, how: How, label: Any, count: int, back: bool = False, beside: Array | None = None
-) -> Walk:
-  """The walk of `count` samples; `back` where the sampler must lead from data to noise too (by default EDICT).
-
-  `beside` is what a model with a condition is told; by default, that nothing is known.
-
-  Raises:
-    UserError: an illegal label, steps < 1, a network that says nothing at one of the times, a sampler that draws noise
-      where it must lead back, or a model that was always trained beside a condition.
-  """
-  sampling = model.sampling
-  labels = pipeline.check_labels(np.asarray(label, np.int32).reshape(-1), model.classes)
-  if len(labels) not in (1, count):
-    raise UserError(f"{len(labels)} labels for {count} pictures; expected one, or one a picture")
-  sampler = traced(how.sampler or (EDICT() if back else named.make_sampler(sampling.sampler)))
-  if isinstance(sampler, EDICT) and not back:
-    raise UserError("EDICT walks a pair of states, for inversion; this edit begins with one: use another sampler")
-  if back:
-    inversion.refuse_noise(model.process, sampler)
-  pairs = pipeline.times(model, sampling.steps if how.steps is None else how.steps, how.grid)
-  rule = how.guidance or ClassifierFree(sampling.guidance_scale if how.guidance_scale is None else how.guidance_scale)
-  keys = row_keys(jax.random.key(how.seed), jnp.arange(count, dtype=jnp.uint32))
-  labels = jnp.asarray(np.broadcast_to(labels, count))
-  return Walk(params, sampler, pairs, labels, traced(rule), nothing_known(model, count) if beside is None else beside, keys)
-
-
-def nothing_known(model: Model, count: int) -> Array | None:
-  """Zeros for a model with a condition: what it was told now and then in training."""
-  if model.condition is None:
-    return None
-  if not model.condition.dropout:
-    kind = type(model.condition).__name__
-    raise UserError(f"this model was always trained beside a condition, {kind}; this edit needs a model that was not")
-  return jnp.zeros((count, *pipeline.concat_shape(model)))
 
 
 def latents(canvas: Canvas, params: dict, copies: int = 1) -> Array:
@@ -146,15 +71,14 @@ def image_to_image(
 @functools.partial(jax.jit, static_argnums=0)
 def run_inpaint(model: Model, walk: Walk, images: Array, known: Array, strength: Array) -> Array:
   """images float [B, H, W, C], known [B, H, W, 1] -> [B, H, W, C]."""
-  hidden = jnp.where(strength < 1, images, inpainting.filled(images, known))  # below 1, what is hidden is a start
-  x0 = pipeline.encode(model, walk.params["codec"], hidden)
+  hidden = jnp.where(strength < 1, images, masks.filled(images, known))  # below 1, what is hidden is a start
+  encode = functools.partial(pipeline.encode, model, walk.params["codec"])
+  x0 = encode(hidden)
   cells, pairs = masks.coarse(known, model.autoencoder.factor), sdedit.shortened(walk.pairs, strength)
   start = jnp.where(strength < 1, x0, cells * x0)
-  if model.condition is None:
-    z = inpainting.inpaint(*walk.told(model, x0, cells, pairs=pairs), start, model.self_conditioning)
-  else:
-    walk = walk._replace(concat=model.condition.beside(x0, cells))
-    z = sdedit.image_to_image(*walk.told(model, start, pairs=pairs), model.self_conditioning)
+  if model.condition is not None:
+    walk = walk._replace(concat=model.condition.beside(encode, images, known))
+  z = inpainting.inpaint(*walk.told(model, x0, cells, pairs=pairs), start, model.self_conditioning)
   return walk.decoded(model, z)
 
 
@@ -165,7 +89,7 @@ def inpaint(
   """`n` fillings of each picture, uint8 [N n, H, W, C], bit for bit the picture where known [H, W] or [N, H, W, 1] is 1.
 
   `repeats` > 1 goes over every stretch of `jump` steps that often: RePaint.  A model that was trained on masked pictures
-  (`Masked`) is told the mask instead.  `strength` < 1 begins with what is there.
+  (`Masked`) is told the mask besides.  `strength` < 1 begins with what is there.
 
   Raises:
     UserError: a mask of another size or an empty one, and what `image_to_image` raises.

@@ -25,7 +25,6 @@ from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import denoiser, refuse_singular
 from jldm.experiment import Experiment
 from jldm.models import codec as codecs
-from jldm.models.conditioners import masks
 from jldm.named import make_sampler
 from jldm.pictures import to_uint8
 from jldm.samplers.grid import GRIDS, log_snr_uniform
@@ -324,7 +323,7 @@ def condition(model: Model, params: dict, images: Any, known: Any = None, batch_
   """What a model with a condition is told of pictures: float32 [N, h, w, Cc].
 
   images uint8, or float in [-1, 1], [N, H, W, C]: those of which parts are known, where `known` [N, H, W, 1] is 1, or the
-  source pictures of a `Paired` model.  A latent is known where every pixel of it is.
+  source pictures of a `Paired` model.
 
   Raises:
     UserError: a model without a condition, a mask where none is asked for or the other way round, or one of another size.
@@ -337,12 +336,11 @@ def condition(model: Model, params: dict, images: Any, known: Any = None, batch_
     raise UserError(f"a model conditioned by {type(model.condition).__name__}: {told}")
   if masked and (known := np.asarray(known, np.float32)).shape != (*images.shape[:3], 1):
     raise UserError(f"known of shape {known.shape} and images of {images.shape}; expected {(*images.shape[:3], 1)}")
-  whole = np.concatenate([
-    encode(model, params["codec"], images[start : start + batch_size]) for start in range(0, len(images), batch_size)
-  ])
+  latents = functools.partial(encode, model, params["codec"])
+  some = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
   if not masked:
-    return whole
-  return np.asarray(model.condition.beside(whole, masks.coarse(known, model.autoencoder.factor)))
+    return np.concatenate([latents(images[s]) for s in some])
+  return np.concatenate([model.condition.beside(latents, codecs.pixels(images[s]), known[s]) for s in some])
 
 
 @functools.partial(jax.jit, static_argnums=0)

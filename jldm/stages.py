@@ -165,7 +165,7 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
       if model.condition is not None:
         image = jax.ShapeDtypeStruct((1, *size, data.channels), jnp.float32)
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        jax.eval_shape(lambda images, keys: model.condition.example(images, keys, model.autoencoder.factor), image, key)
+        jax.eval_shape(lambda images, keys: model.condition.example(images, keys), image, key)
     pipeline.codec_shapes(model)
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
@@ -180,14 +180,14 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[
   if hasattr(stage.objective, "check"):
     stage.objective.check()
   each = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
-  latent, vector = each(jnp.float32, *model.latent_shape), jax.ShapeDtypeStruct(model.latent_shape[-1:], jnp.float32)
+  latent, image = each(jnp.float32, *model.latent_shape), each(jnp.uint8, data.height, data.width, data.channels)
   batches_and_frozen = {
-    "autoencoder": ({"image": each(jnp.uint8, data.height, data.width, data.channels)}, lpips_weights(stage.objective)),
-    "denoiser": ({"mean": latent, "log_variance": latent}, codecs.Statistics(vector, vector)),
+    "autoencoder": ({"image": image}, lpips_weights(stage.objective)),
+    "denoiser": ({"mean": latent, "log_variance": latent}, handed(model, pipeline.codec_shapes(model))),
   }
   batch, frozen = batches_and_frozen[name]
-  if name == "denoiser" and degradation(experiment) is not None:
-    batch = batch | {"source": latent}
+  if name == "denoiser":
+    batch = batch | ({"image": image} if masked(model) else {}) | ({"source": latent} if degradation(experiment) else {})
   batch = batch | {"label": each(jnp.int32), "row": each(jnp.int32), "stratum": each(jnp.float32)}
   key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
   state = jax.eval_shape(lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema), key, batch)
@@ -385,9 +385,8 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
       sheet = conditioned(run, params, held_out, mesh) if model.condition else sampled(run, params, mesh)
       write_image(run.workdir, name, n, sheet, "samples")
 
-    statistics = codecs.Statistics(codec["mean"], codec["std"])
     look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True),)
-    state = fit_stage(run, name, cache, statistics, saved, mesh, look)
+    state = fit_stage(run, name, cache, handed(model, codec), saved, mesh, look)
     saved.save(stage.steps, divide(state))
 
 
@@ -403,7 +402,7 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
   """A sheet of held-out pictures, below each what the model is shown of it, and below that what it makes of it."""
   batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
   rows = row_keys(stage_keys(run.seed, workdirs.STAGES.index("denoiser"))[2], np.arange(count))
-  shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows, run.model.autoencoder.factor)
+  shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows)
   concat = pipeline.condition(run.model, params, shown if known is None else batch["image"][:count], known)
   size = batch["image"].shape[1:3]
   options = dict(size=size, devices=layout_of(mesh), concat=concat, progress=run.notice.between)
@@ -420,15 +419,15 @@ def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
 
 
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """The training set's cached moments under this codec, with the latents of a condition's source pictures beside them: as
-  they are on disk, or encoded now."""
+  """The training set's cached moments under this codec, with what a condition is drawn from beside them, the pictures or the
+  latents of its source pictures: as they are on disk, or encoded now."""
   folder = cache_of(run, codec)
   network, degrade, batch_size = run.model.autoencoder, degradation(run.experiment), run.experiment.autoencoder.batch_size
   key = sharding.place(mesh, jax.random.key(SOURCE_SEED))
 
   @jax.jit
   def arrays(codec: dict, images: jax.Array, rows: jax.Array, key: jax.Array) -> dict:
-    found = codecs.encode(network, codec, images)._asdict()
+    found = codecs.encode(network, codec, images)._asdict() | ({"image": images} if masked(run.model) else {})
     if degrade is None:
       return found
     return found | {"source": codecs.encode(network, codec, degrade(codecs.pixels(images), row_keys(key, rows))).mean}
@@ -449,6 +448,18 @@ def cache_of(run: Run, codec: dict) -> Path:
   return run.workdir / "latents" / codec_hash(codec, run.experiment)
 
 
+def handed(model: pipeline.Model, codec: dict) -> codecs.Statistics | codecs.Encoder:
+  """What a step of the denoiser needs of the codec."""
+  if not masked(model):
+    return codecs.Statistics(codec["mean"], codec["std"])
+  return codecs.Encoder(codec["mean"], codec["std"], codec["params"], model.autoencoder)
+
+
+def masked(model: pipeline.Model) -> bool:
+  """Whether the denoiser is told of parts of a picture, which are drawn and encoded in its steps."""
+  return hasattr(model.condition, "beside")
+
+
 def degradation(experiment: Experiment) -> Any:
   """What makes the source pictures of a condition of pairs; None where there are none."""
   return getattr(getattr(experiment.denoiser.objective, "condition", None), "degradation", None)
@@ -457,6 +468,8 @@ def degradation(experiment: Experiment) -> Any:
 def codec_hash(codec: dict, experiment: Experiment) -> str:
   """What cached moments depend on: the encoder's parameters, the network, the data, and what is made of them."""
   config = [to_data(experiment.autoencoder.objective.network), to_data(experiment.data)]
+  if masked(pipeline.of(experiment)):
+    config.append("image")
   if degradation(experiment) is not None:
     config.append(to_data(degradation(experiment)))
   digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)

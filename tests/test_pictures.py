@@ -165,7 +165,7 @@ def test_a_film_has_the_frames(tmp_path):
   pytest.importorskip("imageio_ffmpeg")
   images = np.stack([np.full((9, 8, 1), level, np.uint8) for level in (0, 100, 200)])
   pictures.write_mp4(tmp_path / "a.mp4", images, {"edit": "interpolate"})
-  frames = np.stack(list(imageio.get_reader(tmp_path / "a.mp4")))
+  frames = np.stack(imageio.mimread(tmp_path / "a.mp4"))
   assert frames.shape == (4, 72, 64, 3)
   np.testing.assert_allclose(frames.mean((1, 2, 3)), [0, 100, 200, 100], atol=3)
   assert b"interpolate" in (tmp_path / "a.mp4").read_bytes()

@@ -331,8 +331,20 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   assert (np.abs(rows["source"] - rows["mean"]).max((1, 2, 3)) > 0.01).all()
   others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()", "None")
   hashes = {stages.codec_hash(codec, override(changed, "denoiser.objective.condition", other)) for other in others}
-  assert len(hashes | {stages.codec_hash(codec, changed)}) == 4, "those without a source share the cache that there was"
+  assert len(hashes | {stages.codec_hash(codec, changed)}) == 5, "each has a cache of its own"
   assert {stages.codec_hash({"params": codec["params"]}, experiment)} == {path.name for path in (unbroken / "latents").iterdir()}
+
+
+def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(experiment, unbroken, tmp_path):
+  changed = with_condition(experiment, "Masked()", unbroken, tmp_path / "w")
+  source, model = changed.data.open("train"), pipeline.of(changed)
+  codec, mesh = stages.committed_codec(model, tmp_path / "w", STEPS), stages.mesh_of(changed.denoiser, 1)
+  rows = stages.encoded(stages.Run(changed, model, tmp_path / "w", 1), {"params": codec["params"]}, source, mesh)[np.arange(20)]
+  images = source[np.arange(20)]["image"]
+  np.testing.assert_array_equal(rows["image"], images)
+  np.testing.assert_allclose(rows["mean"], codecs.encode(model.autoencoder, codec, images).mean, rtol=1e-3, atol=1e-4)
+  encoder = stages.handed(model, codec)
+  np.testing.assert_allclose(encoder(images), codecs.standardised(encoder, rows["mean"]), rtol=1e-3, atol=1e-3)
 
 
 def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):

@@ -70,9 +70,3 @@ def repainted(pairs: Array, jump: int, repeats: int) -> Array:
   if not np.array_equal(pairs[1:, 0], pairs[:-1, 1]):
     raise UserError(f"repeats={repeats} on a grid with gaps, which cannot be gone over again; choose another grid")
   return repaint(np.append(pairs[:, 0], pairs[-1, 1]), jump, repeats)
-
-
-def filled(images: Array, known: Array) -> Array:
-  """Images [B, H, W, C] with the mean of what is known [B, H, W, 1] in place of the rest, so that no encoder sees it."""
-  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(jnp.sum(known, (1, 2), keepdims=True), 1)
-  return jnp.where(known > 0, images, mean)

@@ -23,7 +23,7 @@ from jldm.diffusion.target import Predict, combine, decode, with_variance
 from jldm.diffusion.times import Uniform, draw as draw_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
-from jldm.models.codec import Statistics, draw, standardised
+from jldm.models.codec import Encoder, Statistics, draw
 from jldm.objectives.objective import Aux
 
 Array = jax.Array
@@ -33,8 +33,9 @@ Array = jax.Array
 class Diffusion:
   """Equations (1) to (3) on latents drawn from cached posteriors.
 
-  A batch has the raw moments `mean` and `log_variance` [B, h, w, C] and `label` int [B], and for a condition that shows
-  another picture the raw `source` [B, h, w, C]; `frozen` is their Statistics.
+  A batch has the raw moments `mean` and `log_variance` [B, h, w, C] and `label` int [B], and what a condition is drawn
+  from: of Paired the raw `source` [B, h, w, C], of Masked the picture `image` uint8 [B, H, W, C].  `frozen` is the latents'
+  Statistics, or of Masked their Encoder.
 
   label_dropout: how often a label becomes -1, the unknown class, for classifier-free guidance.
   offset_noise: std of noise that all places of a channel share, added to eps (Guttenberg 2023).
@@ -76,7 +77,7 @@ class Diffusion:
     told = {"concat": jnp.zeros((*z.shape[:-1], self.condition.channels(z.shape[-1])))} if self.condition else {}
     return self.network.init(key, z, jnp.zeros(len(z)), batch["label"], **told)["params"], {}
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: Statistics, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: Statistics | Encoder, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
     key_x0, key_t, key_eps, key_drop, key_offset, key_self, key_condition = jax.random.split(key, 7)
     rows, drawn = batch["row"], jax.vmap(jax.random.uniform)
@@ -86,7 +87,7 @@ class Diffusion:
       eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), x0[:, :1, :1])
     t, dt_du = draw_times(self.times, self.process, key_t, batch["stratum"])
     labels = jnp.where(drawn(row_keys(key_drop, rows)) < self.label_dropout, -1, batch["label"])
-    told = self.told(x0, frozen, batch, row_keys(key_condition, rows))
+    told = {"concat": self.condition.drawn(frozen, batch, row_keys(key_condition, rows))} if self.condition else {}
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)
     level = self.parametrization.c_noise(self.process, t)
@@ -111,13 +112,6 @@ class Diffusion:
     if self.direction:
       loss = loss + self.direction * mean(1 - cosine(output, target))
     return loss, Aux({"mse": mean(error).mean()}, extra)
-
-  def told(self, x0: Array, frozen: Statistics, batch: dict, keys: Array) -> dict:
-    """What the network is called with besides, by name; keys [B]."""
-    if self.condition is None:
-      return {}
-    source = standardised(frozen, batch["source"]) if "source" in batch else None
-    return {"concat": self.condition.drawn(x0, source, keys)}
 
   def factor(self, row: Any, r: Rates, dt_du: Array) -> Array:
     """What squared error in `row` is multiplied by, [] or [B, 1, ...]."""

@@ -11,7 +11,7 @@ from jldm.core.errors import UserError
 from jldm.core.keys import row_keys, split_each
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
-from jldm.editing.inpaint import Blended, filled, inpaint, repainted
+from jldm.editing.inpaint import Blended, inpaint, repainted
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import chain, uniform
@@ -93,11 +93,3 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
 def test_a_grid_with_gaps_is_not_gone_over_again():
   with pytest.raises(UserError, match="repeats=2 on a grid with gaps"):
     repainted(jnp.array([[1.0, 0.6], [0.5, 0.0]]), 1, 2)
-
-
-def test_filled_hides_what_is_unknown():
-  images, known = jnp.arange(12.0).reshape(1, 2, 3, 2), jnp.zeros((1, 2, 3, 1)).at[:, :, :2].set(1)
-  found = filled(images, known)
-  np.testing.assert_array_equal(found, filled(images + 9 * (1 - known), known))
-  np.testing.assert_array_equal(found[:, :, :2], images[:, :, :2])
-  np.testing.assert_allclose(found[0, :, 2], [[4, 5]] * 2)

@@ -1,6 +1,6 @@
 """What is known of a picture, as channels beside its noisy latent.
 
-  Masked   its latent where it is known, and where that is:  (known x0, known)
+  Masked   the latent of what is known of it, and where that is
   Paired   the latent of another picture, which is made of it: grey of colour, blurred of sharp
 
 Concatenation is how latent diffusion inpaints and enlarges: Rombach et al. 2022 (2112.10752), sections 3.3, 4.4 and
@@ -8,6 +8,7 @@ Concatenation is how latent diffusion inpaints and enlarges: Rombach et al. 2022
 guidance by the condition needs (Brooks et al. 2022, 2211.09800, eq. 3).
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.core.keys import split_each
 from jldm.core.shapes import expand
+from jldm.models.codec import Encoder, Statistics, pixels, standardised
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Downsampled
 
@@ -30,10 +32,9 @@ def check_dropout(dropout: float) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked:
-  """Random `shapes` of `masks` hide parts of a latent.
+  """Random `shapes` of `masks` hide parts of a picture, which is encoded without them.
 
-  Masks are drawn on the latent grid and hide latents of the whole picture; the papers' hide pixels before they are
-  encoded.  `dropout` is how often everything is hidden.
+  Both are drawn anew each time, so that training runs the encoder too.  `dropout` is how often everything is hidden.
   """
 
   shapes: tuple[str, ...] = tuple(masks.SHAPES)
@@ -46,19 +47,24 @@ class Masked:
   def channels(self, latent_channels: int) -> int:
     return latent_channels + 1
 
-  def beside(self, x0: Array, known: Array) -> Array:
-    """x0 [B, h, w, C] standardised, known [B, h, w, 1] -> [B, h, w, C + 1]."""
-    return jnp.concatenate([known * x0, known], -1)
+  def beside(self, encode: Callable[[Array], Array], images: Array, known: Array) -> Array:
+    """Pictures [B, H, W, C] in [-1, 1], known [B, H, W, 1], as the network is told them: [B, h, w, C + 1].
 
-  def drawn(self, x0: Array, source: Array | None, keys: Array) -> Array:
-    """Of an example in training: [B, h, w, C + 1], row b from keys[b] alone."""
+    `encode` makes standardised latents of pictures; what is hidden is filled before they are encoded.
+    """
+    z = encode(masks.filled(images, known))
+    return jnp.concatenate([z, masks.share(known, images.shape[1] // z.shape[1])], -1)
+
+  def drawn(self, codec: Encoder, batch: dict, keys: Array) -> Array:
+    """Of examples in training, `image` uint8 [B, H, W, C]: [B, h, w, C + 1], row b from keys[b] alone."""
     key_mask, key_drop = split_each(keys)
-    return dropped(self.beside(x0, masks.draw(self.shapes, key_mask, x0.shape[1:3])), self.dropout, key_drop)
+    images = pixels(batch["image"])
+    known = masks.draw(self.shapes, key_mask, images.shape[1:3])
+    return dropped(self.beside(codec, images, known), self.dropout, key_drop)
 
-  def example(self, images: Array, keys: Array, factor: int) -> tuple[Array, Array | None]:
+  def example(self, images: Array, keys: Array) -> tuple[Array, Array | None]:
     """Pictures [B, H, W, C] with parts hidden, at random, in grey, and what is known of them [B, H, W, 1]."""
-    size = images.shape[1] // factor, images.shape[2] // factor
-    known = masks.fine(masks.draw(self.shapes, keys, size), factor)
+    known = masks.draw(self.shapes, keys, images.shape[1:3])
     return known * images, known
 
 
@@ -75,11 +81,11 @@ class Paired:
   def channels(self, latent_channels: int) -> int:
     return latent_channels
 
-  def drawn(self, x0: Array, source: Array | None, keys: Array) -> Array:
-    """source [B, h, w, C], standardised, as the network is shown it."""
-    return dropped(source, self.dropout, keys)
+  def drawn(self, codec: Statistics, batch: dict, keys: Array) -> Array:
+    """Of examples in training, `source` [B, h, w, C] raw: the same standardised, as the network is shown it."""
+    return dropped(standardised(codec, batch["source"]), self.dropout, keys)
 
-  def example(self, images: Array, keys: Array, factor: int) -> tuple[Array, Array | None]:
+  def example(self, images: Array, keys: Array) -> tuple[Array, Array | None]:
     """The source pictures of images [B, H, W, C], and no mask."""
     return self.degradation(images, keys), None
 

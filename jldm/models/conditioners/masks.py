@@ -76,10 +76,25 @@ def check(shapes: tuple[str, ...]) -> None:
 
 def coarse(known: Array, factor: int) -> Array:
   """Known places of a grid `factor` times coarser, those of which every pixel is: [B, H, W, 1] -> [B, h, w, 1]."""
+  return blocks(known, factor).min((2, 4))
+
+
+def share(known: Array, factor: int) -> Array:
+  """How much of each place of a grid `factor` times coarser is known: [B, H, W, 1] -> [B, h, w, 1] from 0 to 1."""
+  return blocks(known, factor).mean((2, 4))
+
+
+def blocks(known: Array, factor: int) -> Array:
   b, h, w, _ = known.shape
-  return known.reshape(b, h // factor, factor, w // factor, factor, 1).min((2, 4))
+  return known.reshape(b, h // factor, factor, w // factor, factor, 1)
 
 
 def fine(known: Array, factor: int) -> Array:
   """The pixels of the known places: [B, h, w, 1] -> [B, H, W, 1]."""
   return jnp.repeat(jnp.repeat(known, factor, 1), factor, 2)
+
+
+def filled(images: Array, known: Array) -> Array:
+  """Images [B, H, W, C] with the mean of what is known [B, H, W, 1] in place of the rest, so that no encoder sees it."""
+  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(jnp.sum(known, (1, 2), keepdims=True), 1)
+  return jnp.where(known > 0, images, mean)

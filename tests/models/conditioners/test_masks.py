@@ -61,6 +61,19 @@ def test_pixels_and_places():
                                 np.ones((4, 6)) - np.outer(np.arange(4) == 1, np.arange(6) == 2))
 
 
+def test_shares_of_places():
+  known = jnp.ones((1, 16, 24, 1)).at[0, :8, 6:].set(0)
+  np.testing.assert_array_equal(masks.share(known, 4)[0, ..., 0], [[1, 0.5, 0, 0, 0, 0]] * 2 + [[1] * 6] * 2)
+
+
+def test_filled_hides_what_is_unknown():
+  images, known = jnp.arange(12.0).reshape(1, 2, 3, 2), jnp.zeros((1, 2, 3, 1)).at[:, :, :2].set(1)
+  found = masks.filled(images, known)
+  np.testing.assert_array_equal(found, masks.filled(images + 9 * (1 - known), known))
+  np.testing.assert_array_equal(found[:, :, :2], images[:, :, :2])
+  np.testing.assert_allclose(found[0, :, 2], [[4, 5]] * 2)
+
+
 def test_unknown_shapes_are_refused():
   for shapes in ((), ("ball",)):
     with pytest.raises(UserError, match=r"expected some of \['box', 'frame', 'half_plane', 'strokes'\]"):
