@@ -8,7 +8,6 @@ reference.  Sampling and networks are handed in; what is handed out is data.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jldm.core.errors import UserError
@@ -19,7 +18,7 @@ from jldm.metrics.image import psnr, ssim
 from jldm.metrics.inception_score import inception_score
 from jldm.metrics.intervals import Interval
 from jldm.metrics.manifold import manifold
-from jldm.train.features import Features, labels_of
+from jldm.train.features import Features
 
 Told = dict[str, Any]
 ORDER_SEED = 0  # which real pictures are taken belongs to the data, not to a run

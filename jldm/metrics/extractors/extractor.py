@@ -14,13 +14,13 @@ of features goes by its `source`.
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.metrics.extractors import weights
 
 Array = jax.Array
 
@@ -44,8 +44,7 @@ class Extractor:
   """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8 [B, H, W, C].
 
   `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of arrays by name, those of
-  a person's file, or of None: those that ship, whose hash is `blake2b`.  `official` has, by hash of weights, what the field
-  calls the Fréchet distance of these features, such as "FID".
+  a person's file, or of None: those that ship, whose hash is `blake2b`.
   """
 
   name: str
@@ -55,27 +54,22 @@ class Extractor:
   prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
   load: Callable[[Mapping[str, np.ndarray] | None], Any] = needs_none
   blake2b: str = ""
-  official: tuple[tuple[str, str], ...] = ()
   batch_size: int = 250
 
 
 class Loaded(NamedTuple):
-  """An extractor with parameters, and the hash of the arrays that they are of."""
+  """An extractor with parameters, the hash of the arrays that they are of, and what the Fréchet distance may be called."""
 
   extractor: Extractor
   params: Any
   weights: str
+  distance: str = "Fréchet distance"  # "FID" of the official weights alone
 
   @property
   def source(self) -> str:
     """What features depend on: features of two sources do not compare."""
     each = self.extractor
     return f"{each.name} {each.version}, weights {self.weights or 'none'}, {each.preprocessing}"
-
-  @property
-  def distance(self) -> str:
-    """What the Fréchet distance may be called."""
-    return dict(self.extractor.official).get(self.weights, "Fréchet distance")
 
   def width(self, shape: tuple[int, int, int]) -> int:
     """The number of features D of images [H, W, C]; UserError for images that do not fit."""
@@ -107,16 +101,11 @@ def find(name: str) -> Extractor:
   return EXTRACTORS[name]
 
 
-def opened(extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None) -> Loaded:
-  """An extractor with the arrays of a person's file, or with what ships."""
-  return Loaded(extractor, extractor.load(arrays), extractor.blake2b if arrays is None else digest(arrays))
-
-
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-  """A hash of arrays by name, whatever their order and the file that they are of."""
-  found = hashlib.blake2b(digest_size=16)
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    found.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    found.update(array.tobytes())
-  return found.hexdigest()
+def opened(
+  extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None, metadata: Mapping[str, str] | None = None
+) -> Loaded:
+  """An extractor with the arrays of a person's file and its metadata, or with what ships."""
+  if arrays is None:
+    return Loaded(extractor, extractor.load(None), extractor.blake2b)
+  params, name = extractor.load(arrays), weights.official(metadata or {}, arrays)
+  return Loaded(extractor, params, weights.digest(arrays), name or "Fréchet distance")
