@@ -80,7 +80,7 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
     "parameters": count(codec["params"]),
     "steps": found.autoencoder.steps,
     "batch_size": found.autoencoder.batch_size,
-    **values,
+    **{name: float(each.mean()) for name, each in values.items()},
     **cost,
   }
   if hasattr(network, "quantizer"):

@@ -78,6 +78,21 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """What samples are judged by where the caller does not say, and how often while the denoiser trains.
+
+  Of every `every_steps` steps, and the last, `n` samples are drawn; the denoiser whose `metric` is best is kept beside the
+  newest.  `weights` is a file of the extractor's parameters, where it needs one.
+  """
+
+  extractor: str = ""  # a name of jldm.metrics.extractors
+  weights: str = ""
+  n: int = 1000
+  every_steps: int = 0  # 0: not while training
+  metric: str = "frechet"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """Data, the two stages, and the seed of all that is random."""
 
@@ -85,6 +100,7 @@ class Experiment:
   autoencoder: Stage
   denoiser: Stage
   sampling: Sampling = Sampling()
+  evaluation: Evaluation = Evaluation()
   seed: int = 0
 
 
@@ -92,6 +108,7 @@ ROLES = (  # one of a row may stand where another of it stands
   (Experiment,),
   (Stage,),
   (Sampling,),
+  (Evaluation,),
   (ImageData, Synthetic),
   (Reconstruction, Adversarial),
   (PatchDiscriminator,),

@@ -85,27 +85,38 @@ def concat_shape(model: Model) -> tuple[int, int, int]:
   return *grid, model.condition.channels(channels)
 
 
-def load(workdir: str | Path, sigma_rel: float | None = None) -> tuple[Model, dict]:
+def load(workdir: str | Path, sigma_rel: float | None = None, best: bool = False) -> tuple[Model, dict]:
   """The model of a workdir and its averaged parameters {"denoiser", "codec"}, from the newest good checkpoints.
 
   `sigma_rel` makes the denoiser's average anew with another length, as a share of the training: EDM2 (2312.02696).
+  `best`: the denoiser that the evaluations while training liked best, in place of the newest.
 
   Raises:
-    UserError: not a workdir, a stage has no checkpoint yet, or `sigma_rel` where no averages were kept.
+    UserError: not a workdir, a stage has no checkpoint yet, or `sigma_rel` or `best` where nothing was kept for them.
   """
   workdir = Path(workdir)
   model = of(workdirs.read(workdir))
-  wanted = {"autoencoder": ("codec", codec_shapes(model)), "denoiser": ("ema", denoiser_shapes(model))}
-  found = {}
-  for stage, (item, like) in wanted.items():
-    with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
-      step = saved.latest()
-      if step is None or item not in saved.items(step):
-        raise UserError(f"workdir {str(workdir)!r} has no trained {stage} yet; run train.py on it first")
-      found[item] = saved.restore(step, {item: like})[item]
+  (_, codec), (_, denoiser) = (restored(model, workdir, stage, best) for stage in workdirs.STAGES)
   if sigma_rel is not None:
-    found["ema"] = average(workdir, sigma_rel, found["ema"])
-  return model, {"denoiser": found["ema"], "codec": found["codec"]}
+    denoiser = average(workdir, sigma_rel, denoiser)
+  return model, {"denoiser": denoiser, "codec": codec}
+
+
+def restored(model: Model, workdir: Path, stage: str, best: bool = False) -> tuple[int, dict]:
+  """The step of a stage and what samples need of it, the codec or the denoiser's averaged parameters.
+
+  Raises:
+    UserError: there is no checkpoint yet, or no best one.
+  """
+  item, shapes = {"autoencoder": ("codec", codec_shapes), "denoiser": ("ema", denoiser_shapes)}[stage]
+  best = best and stage == "denoiser"
+  with Checkpoints((workdirs.best if best else workdirs.checkpoints)(workdir, stage), read_only=True) as saved:
+    step = saved.latest()
+    if step is None or item not in saved.items(step):
+      if best:
+        raise UserError(f"workdir {str(workdir)!r} keeps no best denoiser; train with --set evaluation.every_steps=1000")
+      raise UserError(f"workdir {str(workdir)!r} has no trained {stage} yet; run train.py on it first")
+    return step, saved.restore(step, {item: shapes(model)})[item]
 
 
 def average(workdir: Path, sigma_rel: float, like: Any) -> Any:

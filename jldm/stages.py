@@ -257,12 +257,13 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
     def call(n, state, metrics):
       del metrics
       held = ((codecs.pixels(sharding.place_batch(mesh, b["image"])), count) for b, count in in_order(held_out, stage.batch_size))
-      values, first = reconstruction(lambda images: reconstruct(found(state), images), held)
+      each, first = reconstruction(lambda images: reconstruct(found(state), images), held, first_alone=True)
+      values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
       log.bar.write(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
-      sheet = pictures.beside(originals["image"], pictures.to_uint8(first[:shown]))
+      sheet = pictures.beside(originals["image"], first[:shown])
       write_image(run.workdir, name, n, sheet, "reconstruction")
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)

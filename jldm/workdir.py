@@ -3,9 +3,11 @@
   experiment.json                 resolved, as data
   autoencoder/latest/<step>/      checkpoints; the last one holds the codec
   denoiser/latest/<step>/
+  denoiser/best/<step>/           what the evaluations while training liked best
   denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
   latents/<codec hash>/           raw moments of the training set
-  metrics.jsonl  tb/  wandb/  images/  samples/
+  evaluation/                     what samples of a step, and reconstructions, are worth
+  metrics.jsonl  tb/  wandb/  images/  samples/  report.html
 """
 
 import os
@@ -71,5 +73,13 @@ def checkpoints(workdir: Path, stage: str) -> Path:
   return workdir / stage / "latest"
 
 
+def best(workdir: Path, stage: str) -> Path:
+  return workdir / stage / "best"
+
+
 def averages(workdir: Path, stage: str) -> Path:
   return workdir / stage / "averages"
+
+
+def evaluation(workdir: Path) -> Path:
+  return workdir / "evaluation"

@@ -30,6 +30,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir named",
   "canvas": "core pipeline",
   "edit": "core metrics models samplers editing pictures named pipeline canvas",
+  "evaluation": "core data metrics models pipeline train pictures sharding experiment",
   "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it

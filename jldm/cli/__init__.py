@@ -14,6 +14,7 @@ COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
   "train": "train the autoencoder, then the denoiser in its latent space",
   "sample": "draw pictures from a workdir",
+  "evaluate": "say what samples and reconstructions are worth, beside real pictures",
   "edit": "change a picture through its latents: vary, fill, translate, restore, walk between and along",
   "convert": "put weights into another form: a workdir into one file and back, LPIPS",
 }

@@ -1,6 +1,6 @@
-"""What pictures are worth beside real ones, and reconstructions beside their originals, with the same of real pictures.
+"""What pictures are worth beside real ones, and reconstructions beside their originals.
 
-A figure of N samples alone says little: Fréchet distances are too large for few pictures, coverage is small where there are
+A figure of N samples alone says little: Fréchet distances are too large for few pictures, and coverage small where there are
 fewer samples than real ones.  So every figure of samples stands beside that of as many real pictures, against the same
 reference.  Sampling and networks are handed in; what is handed out is data.
 """
@@ -8,6 +8,7 @@ reference.  Sampling and networks are handed in; what is handed out is data.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jldm.core.errors import UserError
@@ -17,10 +18,11 @@ from jldm.metrics import frechet, intervals, mmd
 from jldm.metrics.image import psnr, ssim
 from jldm.metrics.inception_score import inception_score
 from jldm.metrics.intervals import Interval
-from jldm.metrics.manifold import manifold
+from jldm.metrics.manifold import manifold, radii
+from jldm.pictures import to_uint8
 from jldm.train.features import Features
 
-Told = dict[str, Any]
+Told = dict[str, Any]  # JSON
 ORDER_SEED = 0  # which real pictures are taken belongs to the data, not to a run
 MOST_PAIRS = 10_000  # real pictures that every sample is compared with by a kernel
 GROUPS = 10  # of the jackknife
@@ -34,13 +36,10 @@ class Split(NamedTuple):
   source: Source
   rows: np.ndarray
 
-  def __len__(self) -> int:
-    return len(self.rows)
-
 
 class Sets(NamedTuple):
-  """`reference`: training pictures that others are compared with; `real`: as many pictures as there are samples, none of
-  them in the reference; `held_out`: pictures that were not trained on."""
+  """`reference`: training pictures; `real`: as many pictures as there are samples, none of them in the reference;
+  `held_out`: pictures that were not trained on."""
 
   reference: Split
   real: Split
@@ -48,9 +47,9 @@ class Sets(NamedTuple):
 
 
 def choose(train: Source, held_out: Source, n: int, most: int) -> Sets:
-  """The real pictures of a comparison of n samples, the same at every call; at most `most` of the reference.
+  """The real pictures that n samples are compared with, the same at every call; at most `most` of the reference.
 
-  Where fewer than n are held out, n training pictures are set aside.
+  Where fewer than n are held out, n training pictures are set aside to be the real ones.
 
   Raises:
     UserError: then none are left.
@@ -65,14 +64,13 @@ def choose(train: Source, held_out: Source, n: int, most: int) -> Sets:
 
 
 def in_proportion(labels: np.ndarray, n: int) -> np.ndarray:
-  """n labels, ascending, int32, in the proportion in which they occur in `labels` [N]; -1 all where none is known."""
+  """n labels, ascending, int32, in the proportion in which they occur in `labels` [N]; all -1 where none is known."""
   names, counts = np.unique(labels[labels >= 0], return_counts=True)
   if not len(names):
     return np.full(n, -1, np.int32)
   exact = n * counts / counts.sum()
   shares = np.floor(exact).astype(int)
-  rest = np.argsort(shares - exact, kind="stable")[: n - shares.sum()]
-  shares[rest] += 1
+  shares[np.argsort(shares - exact, kind="stable")[: n - shares.sum()]] += 1
   return np.repeat(names, shares).astype(np.int32)
 
 
@@ -89,9 +87,15 @@ def by_kernel(reference: Features, found: Features) -> dict[str, Interval]:
   return {"kid": mmd.kernel_distance(reference.features[:MOST_PAIRS], found.features)}
 
 
+def by_direction(reference: Features, found: Features) -> dict[str, Interval]:
+  return {"cmmd": mmd.cmmd(reference.features[:MOST_PAIRS], found.features)}
+
+
 def by_neighbours(reference: Features, found: Features) -> dict[str, Interval]:
   """Of as many real pictures as samples, where there are so many."""
-  return intervals.jackknife(manifold, reference.features[: len(found.features)], found.features, groups=GROUPS)
+  values = intervals.jackknife(manifold, reference.features[: len(found)], found.features, groups=GROUPS)
+  most = {"density": np.inf}
+  return {name: Interval(each.value, max(each.low, 0.0), min(each.high, most.get(name, 1.0))) for name, each in values.items()}
 
 
 def by_class(reference: Features, found: Features) -> dict[str, Interval]:
@@ -99,35 +103,61 @@ def by_class(reference: Features, found: Features) -> dict[str, Interval]:
 
 
 def by_confidence(reference: Features, found: Features) -> dict[str, Interval]:
-  score = lambda logits: {"inception_score": inception_score(logits, seed=None).mean}
+  score = lambda logits: {"inception_score": inception_score(logits).mean}  # shuffled: samples come class by class
   return intervals.jackknife(score, found.logits, groups=GROUPS)
+
+
+def by_twins(reference: Features, found: Features, share: float = 0.01) -> dict[str, Interval]:
+  """The share of pictures with another one of their set nearer than `share` of as many reference pictures have one."""
+  nearest = lambda each: radii(np.asarray(each.features, np.float64), 1)[0]
+  limit = np.quantile(nearest(reference.take(slice(len(found)))), share)
+  return {"duplicates": intervals.share(nearest(found) <= limit)}
 
 
 METRICS: dict[str, Callable[[Features, Features], dict[str, Interval]]] = {
   "frechet": by_distance,
   "kid": by_kernel,
+  "cmmd": by_direction,
   "manifold": by_neighbours,
   "agreement": by_class,
   "inception_score": by_confidence,
+  "duplicates": by_twins,
 }
+USUAL = tuple(name for name in METRICS if name != "cmmd")  # which is made for CLIP's features
+OF_CLASSES = ("manifold", "agreement")  # what the pictures of one class are enough for
+LESS_IS_BETTER = ("frechet", "kid", "cmmd", "duplicates")
+OF_LOGITS = ("agreement", "inception_score")
 
 
 class Judge(NamedTuple):
-  """The features of real pictures, and what of METRICS is asked for."""
+  """Features of real pictures, which of METRICS are asked for, and why others are not."""
 
   reference: Features
   real: Features
   metrics: tuple[str, ...]
+  left_out: dict[str, str]
 
   def score(self, found: Features) -> dict[str, Interval]:
-    """Every figure of pictures [N]."""
+    """Every figure of pictures; UserError for features of another extractor."""
+    if found.source != self.reference.source:
+      raise UserError(f"features of {found.source!r} and of {self.reference.source!r} do not compare; make both with one")
     return {key: value for name in self.metrics for key, value in METRICS[name](self.reference, found).items()}
 
-  def beside(self, found: Features) -> dict[str, Told]:
-    """Every figure of pictures [N] as data, with that of the real pictures."""
-    real = self.score(self.real)
-    return {name: told(value, len(found.labels)) | {"real": told(real[name], len(self.real.labels))}
+  def beside(self, found: Features, real: dict[str, Interval] | None = None) -> Told:
+    """Every figure of pictures, with that of the real pictures, which is computed where it is not given."""
+    real = self.score(self.real) if real is None else real
+    return {name: told(value, len(found)) | {"real": told(real[name], len(self.real))}
             for name, value in self.score(found).items()}
+
+  def classes(self, found: Features) -> Told:
+    """OF_CLASSES, of each class with FEWEST pictures in every set."""
+    few = self._replace(metrics=tuple(name for name in self.metrics if name in OF_CLASSES))
+    each = {}
+    for label in np.unique(found.labels[found.labels >= 0]):
+      reference, real, own = (part.take(part.labels == label) for part in (self.reference, self.real, found))
+      if few.metrics and min(map(len, (reference, real, own))) >= FEWEST:
+        each[str(label)] = few._replace(reference=reference, real=real).beside(own)
+    return each
 
 
 def told(found: Interval, n: int) -> Told:
@@ -135,64 +165,46 @@ def told(found: Interval, n: int) -> Told:
   return {name: float(value) for name, value in found._asdict().items()} | {"n": n}
 
 
-def usable(names: Iterable[str], real: Features, width: int, n: int) -> tuple[tuple[str, ...], dict[str, str]]:
-  """Which of METRICS this extractor can tell of these data, and why not the others.
+def judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
+  """Without what this extractor cannot tell of these data.
 
   Raises:
-    UserError: n pictures are too few for one of them.
+    UserError: too few pictures for one of `metrics`.
   """
-  if "frechet" in names and n <= width:
-    raise UserError(f"n={n}, where features are {width} wide: of so few pictures the Fréchet distance means nothing; expected "
-                    f"more than {width}, or --metrics without frechet")
+  n, width = min(len(reference), len(real)), reference.features.shape[1]
+  if "frechet" in metrics:
+    check_enough(n, width)
   left_out = {}
-  knows = real.logits.shape[1] > 0 and float(np.mean(agreement(real)))
-  if not knows:
-    left_out |= {name: "the extractor is no classifier" for name in ("agreement", "inception_score") if name in names}
-  elif "agreement" in names and knows < KNOWS:
-    left_out["agreement"] = f"of real pictures the extractor classes {100 * knows:.0f} % as their labels: its classes are others"
-  return tuple(name for name in names if name not in left_out), left_out
+  right = float(np.mean(agreement(real))) if real.logits.shape[1] else 0.0
+  if not real.logits.shape[1]:
+    left_out = {name: "the extractor is no classifier" for name in OF_LOGITS}
+  elif right < KNOWS:
+    left_out = {"agreement": f"of real pictures the extractor classes {100 * right:.0f} % as they are labelled: it knows others"}
+  left_out = {name: why for name, why in left_out.items() if name in metrics}
+  return Judge(reference, real, tuple(name for name in metrics if name not in left_out), left_out)
 
 
-def each_class(judge: Judge, found: Features) -> dict[str, Told]:
-  """By class what of METRICS a few pictures can tell, of classes with FEWEST pictures in every set."""
-  few = judge._replace(metrics=tuple(name for name in judge.metrics if name in ("manifold", "agreement")))
-  classes = {}
-  for label in np.unique(found.labels[found.labels >= 0]):
-    own = [each.take(each.labels == label) for each in (judge.reference, judge.real, found)]
-    if min(len(each.labels) for each in own) >= FEWEST:
-      classes[str(label)] = few._replace(reference=own[0], real=own[1]).beside(own[2])
-  return classes
+def check_enough(n: int, width: int) -> None:
+  """Raises a UserError where n pictures are too few for a Fréchet distance."""
+  if n <= width:
+    raise UserError(f"{n} pictures, where features are {width} wide: their covariance is singular and the Fréchet distance means "
+                    f"nothing; expected --n above {width}, or --metrics without frechet")
 
 
-def nearest_other(features: np.ndarray) -> np.ndarray:
-  """The squared distance of each of [N, D] to its nearest other one, [N]."""
-  (found,) = radii(np.asarray(features, np.float64), 1)
-  return found
+def reconstruction(
+  call: Callable, batches: Iterable[tuple[jax.Array, int]], distance: Callable | None = None, first_alone: bool = False
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """PSNR in dB and SSIM of call(images) against images [B, H, W, C] in [-1, 1], by name float64 [N], and what came back.
 
-
-def duplicates(real: np.ndarray, samples: np.ndarray, share: float = 0.01) -> Interval:
-  """The share of samples [N, D] with another one nearer than `share` of as many real pictures have another one."""
-  limit = np.quantile(nearest_other(real[: len(samples)]), share)
-  return intervals.share(nearest_other(samples) <= limit)
-
-
-class Reconstructed(NamedTuple):
-  """Of N pictures: what came back, uint8 [N, H, W, C], and how near it is, by name float [N]."""
-
-  images: np.ndarray
-  values: dict[str, np.ndarray]
-
-
-def reconstruct(call: Callable, batches: Iterable[tuple[np.ndarray, int]], distance: Callable | None = None) -> Reconstructed:
-  """call(images) of images uint8 [B, H, W, C] -> [-1, 1]; `batches` gives (images, how many of them count).
-
-  `distance(a, b) -> [B]` is LPIPS where a person has weights of it.
+  `batches` gives (images, how many of them count).  `distance(a, b) -> [B]` is LPIPS, where a person has weights of it.  What
+  came back is uint8 [N, H, W, C], or of the first batch alone, since a whole split may be large.
   """
   measures = {"psnr": psnr, "ssim": ssim} | ({"lpips": distance} if distance else {})
-  values, backs = {name: [] for name in measures}, []
+  values, kept = {name: [] for name in measures}, []
   for images, count in batches:
-    shown, back = pixels(images), call(images)
+    back = call(images)
     for name, measure in measures.items():
-      values[name].append(np.asarray(measure(shown, back), np.float64)[:count])
-    backs.append(to_uint8(back)[:count])
-  return Reconstructed(np.concatenate(backs), {name: np.concatenate(each) for name, each in values.items()})
+      values[name].append(np.asarray(measure(images, back), np.float64)[:count])
+    if not (first_alone and kept):
+      kept.append(to_uint8(back)[:count])
+  return {name: np.concatenate(each) for name, each in values.items()}, np.concatenate(kept)

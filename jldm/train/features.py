@@ -1,10 +1,10 @@
 """Features of pictures, extracted over all devices and kept on disk under a hash of what they depend on."""
 
 from collections.abc import Iterator
+import dataclasses
 import hashlib
 import math
 from pathlib import Path
-from typing import NamedTuple
 import zipfile
 
 import jax
@@ -19,19 +19,27 @@ from jldm.pictures import replacing
 CHUNK = 1024  # pictures read at once where nothing is computed of them
 
 
-class Features(NamedTuple):
-  """What is known of N pictures: features float32 [N, D], logits float32 [N, K], K = 0 without a classifier, labels int32 [N]."""
+@dataclasses.dataclass(frozen=True)
+class Features:
+  """What is known of N pictures: features float32 [N, D], logits float32 [N, K], K = 0 without a classifier, labels int32 [N];
+  and of which extractor."""
 
   features: np.ndarray
   logits: np.ndarray
   labels: np.ndarray
+  source: str
+
+  def __len__(self) -> int:
+    return len(self.labels)
 
   def take(self, rows: np.ndarray | slice) -> "Features":
-    return Features(*(each[rows] for each in self))
+    return Features(self.features[rows], self.logits[rows], self.labels[rows], self.source)
 
 
 def join(*parts: Features) -> Features:
-  return Features(*(np.concatenate(each) for each in zip(*parts)))
+  """All rows of one extractor's features."""
+  columns = zip(*((part.features, part.logits, part.labels) for part in parts))
+  return Features(*(np.concatenate(column) for column in columns), parts[0].source)
 
 
 def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | None = None) -> Features:
@@ -50,10 +58,10 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | Non
     features, logits = apply(params, sharding.place_batch(mesh, loaded.extractor.prepare(batch["image"])))
     logits = np.zeros((batch_size, 0)) if logits is None else logits
     each = (np.asarray(features, np.float32), np.asarray(logits, np.float32), np.asarray(batch["label"], np.int32))
-    found.append(Features(*each).take(slice(len(rows) - start)))
+    found.append(Features(*each, loaded.source).take(slice(len(rows) - start)))
   whole = join(*found)
   if bad := np.count_nonzero(~np.isfinite(whole.features).all(1)):
-    raise UserError(f"features of {bad} of {len(rows)} pictures are not finite; the extractor's weights or the pictures are broken")
+    raise UserError(f"features of {bad} of {len(rows)} pictures are not finite; the extractor's weights are broken")
   return whole
 
 
@@ -66,12 +74,12 @@ def cached(folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devic
   """`extract`, or what an earlier call left in `folder` under the hash of these very pictures and this extractor."""
   path = folder / f"features-{key(loaded, source, rows)}.npz"
   try:
-    with np.load(path, allow_pickle=False) as stored:
-      return Features(*(stored[name] for name in Features._fields))
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      return Features(stored["features"], stored["logits"], stored["labels"], loaded.source)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     found = extract(loaded, source, rows, devices)
     with replacing(path) as file:
-      np.savez(file, **found._asdict())
+      np.savez(file, features=found.features, logits=found.logits, labels=found.labels)
     return found
 
 

@@ -1,0 +1,132 @@
+"""`jldm evaluate`: what the samples and the reconstructions of a workdir are worth, beside what real pictures are."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jldm import evaluation, pictures, pipeline, sharding, workdir as workdirs
+from jldm.core.errors import UserError
+from jldm.evaluation import How, Told
+from jldm.experiment import Experiment
+from jldm.interop import safetensors
+from jldm.metrics import perceptual
+from jldm.metrics.extractors.extractor import EXTRACTORS
+from jldm.samplers.grid import GRIDS
+from jldm.train.evaluate import METRICS, USUAL
+
+NAMES = {"frechet": "Fréchet distance", "kid": "kernel distance (KID)", "cmmd": "CMMD", "agreement": "class agreement",
+         "inception_score": "inception score", "psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS",
+         "reconstruction_frechet": "Fréchet distance", "reconstruction_kid": "kernel distance (KID)"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--workdir", required=True, help="a folder that train.py made; its data set must still be there")
+  parser.add_argument("--stage", choices=("all", *workdirs.STAGES), default="all", help="what is judged (default: all)")
+  parser.add_argument("--n", type=int, help="how many pictures (default: the experiment's, 1000 where it does not say)")
+  parser.add_argument("--extractor", help=f"what makes features: {', '.join(sorted(EXTRACTORS))} (default: the experiment's)")
+  parser.add_argument("--weights", help="the extractor's parameters, a .safetensors file, where it has none of its own")
+  parser.add_argument("--lpips", help="weights that jldm convert --kind lpips made: LPIPS of reconstructions as well")
+  parser.add_argument("--metrics", default=",".join(USUAL), help=f"a comma list of {', '.join(METRICS)} (default: all but cmmd)")
+  parser.add_argument("--best", action="store_true", help="the denoiser that was best while training, not the newest")
+  parser.add_argument("--sampler", help="as of jldm sample (default: the experiment's)")
+  parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
+  parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
+  parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
+  parser.add_argument("--seed", type=int, default=0, help="of the samples; the same seed gives the same digits")
+  parser.add_argument("--reference", type=int, default=evaluation.MOST_REAL,
+                      help=f"compare with at most so many training pictures (default: {evaluation.MOST_REAL})")
+  parser.add_argument("--data-dir", help="where the data set is (default: the experiment's)")
+  parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
+  parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+
+
+def main(args: argparse.Namespace) -> None:
+  workdir = Path(args.workdir)
+  experiment = changed(workdirs.read(workdir), args)
+  how = how_of(args, experiment)
+  evaluator = experiment.evaluation
+  loaded = evaluation.extractor_of(evaluator, safetensors.read(Path(evaluator.weights)) if evaluator.weights else None)
+  lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
+  sharding.configure(args.devices)
+  model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
+  codec_step, codec = pipeline.restored(model, workdir, "autoencoder")
+  if args.stage != "autoencoder":
+    step, denoiser = pipeline.restored(model, workdir, "denoiser", args.best)
+    pipeline.check_concat(model, None, how.n)
+  real = evaluation.real(experiment, loaded, how, folder)
+  if args.stage != "denoiser":
+    back = evaluation.reconstructions(model, codec, real, how, lpips)
+    told = {"stage": "autoencoder", "step": codec_step} | evaluation.of_autoencoder(back, real, how)
+    pictures.write_png(folder / f"autoencoder-{codec_step}-worst.png", evaluation.worst(back), {"what": "worst reconstructions"})
+    finish(folder / f"autoencoder-{codec_step}.json", told, loaded.distance)
+  if args.stage != "autoencoder":
+    samples = evaluation.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
+    told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
+    told |= evaluation.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
+    finish(folder / f"{step}.json", told, loaded.distance)
+
+
+def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
+  """With the data's place and what judges it as the command line has them."""
+  asked = {name: getattr(args, name) for name in ("extractor", "weights", "n") if getattr(args, name) is not None}
+  if "extractor" in asked:
+    asked = {"weights": ""} | asked
+  evaluator = dataclasses.replace(experiment.evaluation, **asked)
+  data = experiment.data
+  if args.data_dir is not None:
+    if not hasattr(data, "data_dir"):
+      raise UserError(f"--data-dir {args.data_dir}: the data, {type(data).__name__}, has no data_dir; leave it out")
+    data = dataclasses.replace(data, data_dir=args.data_dir)
+  return dataclasses.replace(experiment, evaluation=evaluator, data=data)
+
+
+def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
+  """What is asked for; UserError for numbers and names that are not legal."""
+  metrics = tuple(args.metrics.split(","))
+  if unknown := [name for name in metrics if name not in METRICS]:
+    raise UserError(f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}")
+  n = experiment.evaluation.n
+  for name, value, least in (("n", n, 20), ("reference", args.reference, 20), ("batch_size", args.batch_size, 1)):
+    if value < least:
+      raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
+  if not 0 <= args.seed < 2**32:
+    raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
+  same = ("seed", "sampler", "steps", "grid", "guidance_scale", "reference", "batch_size", "devices")
+  return How(n=n, metrics=metrics, **{name: getattr(args, name) for name in same})
+
+
+def progress(batches: Any) -> Any:
+  return tqdm(batches, desc="sample", unit="batch")
+
+
+def finish(path: Path, told: Told, distance: str) -> None:
+  """Writes what was found, and prints it as a table."""
+  evaluation.write(path, told | {"versions": evaluation.versions()})
+  print(f"{told['stage']}, step {told['step']}; {described(told)}")
+  print("\n".join(table(told, NAMES | {name: distance for name in ("frechet", "reconstruction_frechet")})))
+  for name, why in told.get("left_out", {}).items():
+    print(f"{name} is left out: {why}")
+  print(f"in {path}\n")
+
+
+def described(told: Told) -> str:
+  """One line: of what, compared with what, in whose features."""
+  each, among, drawn = told["extractor"], told["reference"], told.get("samples")
+  how = "{n} samples, {sampler} in {steps} steps, guidance {guidance_scale:g}, seed {seed}; ".format(**drawn) if drawn else ""
+  weights = f"weights {each['weights']}" if each["weights"] else "no weights"
+  return f"{how}features of {each['name']} {each['version']} ({weights}), against {among['n']} of {among['split']}"
+
+
+def table(told: Told, names: dict[str, str]) -> list[str]:
+  """Lines: each figure with its interval, and that of as many real pictures."""
+  rows = [("", "value", "95 % interval", "n", "real against real")]
+  for name, each in told["metrics"].items():
+    span = f"{each['low']:.4g} to {each['high']:.4g}"
+    rows.append((names.get(name, name), f"{each['value']:.4g}", span, str(each["n"]),
+                 f"{each['real']['value']:.4g}" if "real" in each else ""))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+          for row in rows]

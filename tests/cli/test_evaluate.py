@@ -1,0 +1,106 @@
+"""`jldm evaluate` on a workdir of two shrunk steps: what is written and printed, the same digits again, and mistakes."""
+
+import dataclasses
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from jldm import pictures, stages
+from jldm.cli import main
+from tests.configs import config, shrunk
+
+OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-scale", "0.9", "--devices", "1"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("runs") / "w"
+  experiment = shrunk(config("digits"))
+  stages.train(dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, count=160)), path, devices=1)
+  return path
+
+
+@pytest.fixture(scope="module")
+def told(workdir):
+  assert main(["evaluate", "--workdir", str(workdir), *OPTIONS]) == 0
+  return {name: json.loads((workdir / "evaluation" / f"{name}.json").read_text()) for name in ("2", "autoencoder-2")}
+
+
+def test_everything_that_a_figure_depends_on_stands_beside_it(told):
+  denoiser = told["2"]
+  assert denoiser["samples"] == {"n": 70, "seed": 0, "sampler": "dpmpp_2m", "steps": 2, "grid": "uniform", "guidance_scale": 0.9}
+  assert denoiser["extractor"]["name"] == "pixels" and denoiser["extractor"]["width"] == 64
+  assert denoiser["reference"] == {"split": "train", "n": 160} and denoiser["real"] == {"split": "test", "n": 70}
+  assert {"jldm", "jax", "numpy", "python", "device"} <= denoiser["versions"].keys()
+  assert denoiser["stage"] == "denoiser" and denoiser["step"] == 2 and denoiser["checkpoint"] == "latest"
+
+
+def test_samples_of_an_untrained_denoiser_are_far_from_real_ones(told):
+  metrics = told["2"]["metrics"]
+  assert metrics["frechet"]["low"] > metrics["frechet"]["real"]["high"]
+  assert metrics["recall"]["high"] < 0.5 < metrics["recall"]["real"]["low"]
+  assert "agreement" not in metrics and told["2"]["left_out"]["agreement"] == "the extractor is no classifier"
+  assert all(each["n"] == each["real"]["n"] == 70 for each in metrics.values())
+
+
+def test_reconstructions_in_all_and_by_class(told):
+  found = told["autoencoder-2"]
+  assert {"psnr", "ssim", "reconstruction_frechet", "reconstruction_kid"} == found["metrics"].keys()
+  assert len(found["classes"]) == 10 and sum(each["psnr"]["n"] for each in found["classes"].values()) == 70
+  mean = sum(each["psnr"]["value"] * each["psnr"]["n"] for each in found["classes"].values()) / 70
+  assert mean == pytest.approx(found["metrics"]["psnr"]["value"])
+
+
+def test_the_worst_reconstructions_are_drawn(workdir, told):
+  path = workdir / "evaluation" / "autoencoder-2-worst.png"
+  with Image.open(path) as sheet:
+    assert sheet.size == (8 * 66 + 2, 4 * 66 + 2)
+  assert pictures.read_provenance(path)["what"] == "worst reconstructions"
+
+
+def test_the_same_seed_gives_the_same_bytes(workdir, told, tmp_path):
+  before = {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()}
+  for path in (workdir / "evaluation").glob("features-*"):
+    path.unlink()
+  assert main(["evaluate", "--workdir", str(workdir), *OPTIONS]) == 0
+  after = {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()}
+  assert {name: after[name] == each for name, each in before.items() if not name.endswith(".npz")} == {
+    name: True for name in before if not name.endswith(".npz")}
+  assert after.keys() == before.keys()
+
+
+def test_another_seed_gives_others(workdir, told, capsys):
+  options = ["--stage", "denoiser", "--seed", "1", "--metrics", "kid"]
+  assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, *options]) == 0
+  found = json.loads((workdir / "evaluation" / "2.json").read_text())
+  assert found["metrics"].keys() == {"kid"} and found["metrics"]["kid"]["value"] != told["2"]["metrics"]["kid"]["value"]
+  assert found["metrics"]["kid"]["real"] == told["2"]["metrics"]["kid"]["real"]
+  lines = capsys.readouterr().out.splitlines()
+  assert "seed 1; features of pixels 1 (no weights), against 160 of train" in lines[0]
+  assert lines[1].split() == ["value", "95", "%", "interval", "n", "real", "against", "real"]
+  assert lines[2].startswith("kernel distance (KID)") and lines[3].startswith("in ")
+
+
+@pytest.mark.parametrize(("options", "told"), [
+  (["--n", "64"], "64 pictures, where features are 64 wide"),
+  (["--n", "5"], "--n 5; expected at least 20"),
+  (["--n", "170"], "n=170, where 160 pictures are held out and 160 trained on; expected at most 160"),
+  (["--extractor", "pixel"], "did you mean 'pixels'?"),
+  (["--metrics", "fid"], "there is no 'fid'; expected a comma list of frechet"),
+  (["--weights", "nowhere.safetensors"], "cannot read 'nowhere.safetensors'"),
+  (["--best"], "keeps no best denoiser; train with --set evaluation.every_steps=1000"),
+  (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
+  (["--seed", "-1"], "--seed -1; expected 0 to"),
+  (["--data-dir", "x"], "has no data_dir"),
+])
+def test_mistakes_are_told_in_one_line(workdir, capsys, options, told):
+  assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, "--stage", "denoiser", *options]) == 2
+  error = capsys.readouterr().err
+  assert told in error and error.count("\n") == 1
+
+
+def test_without_an_extractor_those_that_there_are_are_told(workdir, capsys):
+  assert main(["evaluate", "--workdir", str(workdir)]) == 2
+  assert "give --extractor, one of: fashion (the middle 28x28 of grey pictures" in capsys.readouterr().err
