@@ -31,6 +31,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "canvas": "core pipeline",
   "edit": "core metrics models samplers editing pictures named pipeline canvas",
   "evaluation": "core data metrics models pipeline train pictures sharding experiment",
+  "page": "pictures",
+  "report": "core pictures experiment workdir pipeline page",
   "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
