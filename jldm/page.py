@@ -66,14 +66,14 @@ def tiles(facts: Iterable[tuple[str, str, str]]) -> str:
   return f'<dl class="tiles">{"".join(each)}</dl>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], drawn: Sequence[str] = ()) -> str:
-  """Cells of text, the first of a row its name; `drawn` is markup for a last cell of each row."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = (), drawn: Sequence[str] = ()) -> str:
+  """Cells of text, the first of a row its name, with a remark below; `drawn` is markup for a last cell of each row."""
   top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
   lines = []
-  for number, cells in enumerate(rows):
-    name, *rest = (escape(cell) for cell in cells)
-    more = "".join(f"<td>{cell}</td>" for cell in rest) + (f"<td>{drawn[number]}</td>" if drawn else "")
-    lines.append(f"<tr><th>{name}</th>{more}</tr>")
+  for number, (name, *cells) in enumerate(rows):
+    below = f"<small>{escape(remarks[number])}</small>" if remarks else ""
+    more = "".join(f"<td>{escape(cell)}</td>" for cell in cells) + (f"<td>{drawn[number]}</td>" if drawn else "")
+    lines.append(f"<tr><th>{escape(name)}{below}</th>{more}</tr>")
   return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 

@@ -181,11 +181,12 @@ def figures(told: Told | None) -> str:
   for name, each in told["metrics"].items():
     real = each.get("real")
     lines.append((NAMES.get(name, name), f"{each['value']:.4g}", f"{each['low']:.4g} to {each['high']:.4g}",
-                  f"{real['value']:.4g}" if real else "", f"{each['n']:,}", MEANS.get(name, "")))
+                  f"{real['value']:.4g}" if real else "", f"{each['n']:,}"))
     ends = tuple((part["low"], part["value"], part["high"]) for part in (each, real) if part)
     marks.append(page.whisker(*ends[0], *ends[1:]))
-  head = ("", "value", "95 % interval", "real against real", "n", "what it says", "its interval, real below")
-  parts = [page.table(head, lines, marks), by_class(told.get("classes", {}))]
+  head = ("", "value", "95 % interval", "real against real", "n", "intervals, that of real pictures below")
+  remarks = [MEANS.get(name, "") for name in told["metrics"]]
+  parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
   parts += [page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.") for name, why in told.get("left_out", {}).items()]
   what = "samples" if told["stage"] == "denoiser" else "reconstructions"
   return page.section(f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {conditions(told)}")
@@ -194,9 +195,9 @@ def figures(told: Told | None) -> str:
 def conditions(told: Told) -> str:
   """What a figure depends on, as a sentence."""
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
-  how = "{n} samples, {sampler} in {steps} steps on the grid {grid}, guidance {guidance_scale:g}, seed {seed}; "
+  how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, guidance {guidance_scale:g}, seed {seed}. "
   weights = f"weights {each['weights']}" if each["weights"] else "no weights"
-  return (f"{how.format(**drawn) if drawn else ''}features of {each['name']} {each['version']} ({each['preprocessing']}; "
+  return (f"{how.format(**drawn) if drawn else ''}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
           f"{weights}), against {among['n']:,} pictures of {among['split']}; real pictures are {told['real']['n']:,} of "
           f"{told['real']['split']}.")
 
