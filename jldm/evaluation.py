@@ -24,7 +24,7 @@ from jldm.core.errors import UserError
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.experiment import Evaluation, Experiment
-from jldm.metrics import intervals, perceptual
+from jldm.metrics import intervals, memorisation, perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS, Loaded, find, opened
 from jldm.models import codec as codecs
 from jldm.pipeline import Model
@@ -134,6 +134,34 @@ def of_denoiser(model: Model, samples: Samples, among: Real, how: How, scores: d
   drawn = {"n": how.n, "seed": how.seed} | how.drawn(model)
   left_out = {"left_out": among.judge.left_out} if among.judge.left_out else {}
   return {"samples": drawn} | among.told | {"metrics": among.judge.beside(samples.found, scores)} | left_out
+
+
+class Suspects(NamedTuple):
+  """What an audit found, and its pairs as a sheet: samples, below them the nearest training and the nearest held-out pictures."""
+
+  told: Told
+  sheet: np.ndarray
+
+
+def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | None:
+  """Whether samples are copies of training pictures, told by held-out ones; None where too few are held out."""
+  sets, judge = among.sets, among.judge
+  if len(sets.held_out.rows) < memorisation.FEWEST:
+    return None
+  aside = sets.real.source is sets.reference.source
+  trained = features.join(judge.reference, judge.real) if aside else judge.reference
+  rows = np.concatenate([sets.reference.rows, sets.real.rows]) if aside else sets.reference.rows
+  held_out = features.cached(folder, among.loaded, *sets.held_out, how.devices) if aside else judge.real
+  found = memorisation.audit(samples.found.features, trained.features, held_out.features, SHOWN)
+  pairs = dataclasses.replace(found.pairs, train=rows[found.pairs.train], held_out=sets.held_out.rows[found.pairs.held_out])
+  told = {name: value for name, value in dataclasses.asdict(found).items() if name != "pairs"}
+  told |= {"n": len(samples.found), "trained_on": len(trained), "held_out": len(held_out)}
+  columns = {name: each.tolist() for name, each in dataclasses.asdict(pairs).items()}
+  told["pairs"] = [dict(zip(columns, row)) for row in zip(*columns.values())]
+  real = sets.reference.source[pairs.train], sets.held_out.source[pairs.held_out]
+  each = (samples.images[pairs.sample], *(batch["image"] for batch in real))
+  lines = [some[i : i + SHOWN // 2] for i in range(0, len(pairs.sample), SHOWN // 2) for some in each]
+  return Suspects(told, pictures.tile_rows(lines, max(1, round(pictures.CELL / min(samples.images.shape[1:3])))))
 
 
 @functools.partial(jax.jit, static_argnums=0)

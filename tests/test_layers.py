@@ -33,6 +33,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "walk": "core models samplers editing named pipeline",
   "edit": "core metrics models samplers editing pictures pipeline canvas walk",
   "evaluation": "core data metrics models pipeline train pictures sharding experiment",
+  "page": "pictures",
+  "report": "core pictures experiment workdir pipeline page",
   "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
   "replay": "core data train checkpoint experiment models workdir pipeline stages",
 }

@@ -22,6 +22,7 @@ COMMANDS = {
   "replay": "compute logged steps again from a kept checkpoint, and compare to the bit",
   "sample": "draw pictures from a workdir",
   "evaluate": "say what samples and reconstructions are worth, beside real pictures",
+  "report": "a run as one page: what it learned, what it draws, what that is worth",
   "edit": "change a picture through its latents: vary, fill, translate, restore, walk between and along",
   "convert": "put weights into another form: a workdir into one file and back, autoencoders of diffusers, LPIPS",
   "info": "tell what a file, a folder of diffusers or a workdir holds",

@@ -3,11 +3,13 @@
   autoencoder   a folder of diffusers, a file of CompVis, a name of the hub, or a workdir -> a workdir, or a folder of diffusers
   params   a workdir -> one .safetensors with its experiment and averaged parameters; such a file -> a workdir to sample from
   lpips    a .safetensors of the lpips package's parameters -> the one that jldm's LPIPS reads
-  inception  the same for the network of the Fréchet Inception Distance, by the names of pytorch-fid
+  inception, dinov2, clip
+           the same for what `jldm evaluate --extractor` takes features of: tests/parity/inception.py makes SOURCE of the
+           file that pytorch-fid downloads, and transformers' facebook/dinov2-small and openai/clip-vit-large-patch14-336
+           have theirs
 """
 
 import argparse
-from collections.abc import Callable
 import functools
 import hashlib
 from pathlib import Path
@@ -18,9 +20,10 @@ from jldm.checkpoint import Checkpoints
 from jldm.core import trees
 from jldm.core.errors import UserError
 from jldm.experiment import Experiment, Stage, dumps, loads
-from jldm.interop import flat, inception as fid, lpips as packaged, pretrained, safetensors, vae
+from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
-from jldm.metrics.extractors import inception, weights
+from jldm.metrics.extractors import weights
+from jldm.metrics.extractors.extractor import find
 from jldm.objectives.autoencoder import Reconstruction
 
 
@@ -127,26 +130,31 @@ def lpips(source: Path, out: Path) -> str:
   return f"{out}: {summary(arrays)}"
 
 
-def extractor(kind: str, rename: Callable, unpack: Callable, source: Path, out: Path) -> str:
+def extractor(kind: str, source: Path, out: Path) -> str:
   """A feature extractor's published weights to ours; OUT says of which published file they are."""
   theirs, metadata = safetensors.read(source), safetensors.read_header(source).metadata
   if "source" in metadata and metadata.get("digest") != weights.digest(theirs):
     raise UserError(f"{str(source)!r} was changed after it was made of a published file; make it anew")
   origin = metadata.get("source") or hashlib.sha256(source.read_bytes()).hexdigest()
-  arrays = flat.flatten(unpack(rename(theirs)))
+  arrays = flat.flatten(find(kind).load(EXTRACTORS[kind](theirs)))
   safetensors.write(out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.digest(arrays)})
-  return f"{out}: {summary(arrays)}, of a file of sha256 {origin}, {weights.OFFICIAL.get(origin, 'not known as official')}"
+  name = weights.OFFICIAL.get(origin)
+  return f"{out}: {summary(arrays)}, of a file of sha256 {origin}: {f'official, for {name}' if name else 'not known as official'}"
 
 
 def summary(arrays: dict[str, Any]) -> str:
   return f"{len(arrays)} arrays, {sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB"
 
 
-EXTRACTORS = {"inception": (fid.rename, inception.unpack)}
+EXTRACTORS = {  # what its file's names become
+  "inception": inception.rename,
+  "dinov2": functools.partial(vit.rename, "dinov2"),
+  "clip": functools.partial(vit.rename, "clip"),
+}
 RULES = {  # (what, into whose form)
   ("params", "jldm"): params,
   ("lpips", "jldm"): lpips,
   ("autoencoder", "jldm"): autoencoder,
   ("autoencoder", "diffusers"): published,
-} | {(kind, "jldm"): functools.partial(extractor, kind, *how) for kind, how in EXTRACTORS.items()}
+} | {(kind, "jldm"): functools.partial(extractor, kind) for kind in EXTRACTORS}
 OPTIONS = {"autoencoder": ("scaling_factor", "shift_factor", "allow_nan")}  # of the command, by what

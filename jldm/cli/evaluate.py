@@ -66,6 +66,9 @@ def main(args: argparse.Namespace) -> None:
     samples = evaluation.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
     told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluation.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
+    if suspects := evaluation.audit(samples, real, how, folder):
+      told["memorisation"] = suspects.told
+      pictures.write_png(folder / f"{step}-nearest.png", suspects.sheet, {"what": "samples and their nearest pictures"})
     finish(folder / f"{step}.json", told, loaded.distance)
 
 
@@ -112,6 +115,10 @@ def finish(path: Path, told: Told, distance: str) -> None:
   evaluation.write(path, told | {"versions": evaluation.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
   print("\n".join(table(told, NAMES | {name: distance for name in ("frechet", "reconstruction_frechet")})))
+  if audit := told.get("memorisation"):
+    print(f"{'copies of training pictures are seen' if audit['flagged'] else 'no copying is seen'}: {100 * audit['nearer']:.1f} % of "
+          f"samples are nearer to a training picture than to one of as many held-out ones; {100 * audit['copies']:.1f} % are "
+          "nearer to one than 99 in 100 held-out pictures are")
   for name, why in told.get("left_out", {}).items():
     print(f"{name} is left out: {why}")
   print(f"in {path}\n")

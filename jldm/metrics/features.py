@@ -1,8 +1,12 @@
-"""Sets of features as metrics take them."""
+"""Sets of features as metrics take them, and how far they are apart."""
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from jldm.core.errors import UserError
+
+BLOCK = 5_000_000  # entries of a matrix of pairs that are made at once: 40 MB
 
 
 def checked(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -20,3 +24,17 @@ def checked(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
   if not all(np.isfinite(features).all() for features in sets):
     raise UserError("features that are not finite; the images or the extractor's weights are broken")
   return sets
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+  """Slices of a matrix of pairs, of at most BLOCK entries each and at least a row."""
+  size = max(BLOCK // columns, 1)
+  return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+  """Squared distances of a [N, D] to b [M, D], as (rows of a, [rows, M]), in blocks, float64."""
+  lengths = np.square(b).sum(1)
+  for rows in blocks(len(a), len(b)):
+    part = a[rows]
+    yield rows, np.maximum(np.square(part).sum(1)[:, None] + lengths - 2 * part @ b.T, 0)

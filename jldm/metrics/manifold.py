@@ -8,23 +8,10 @@ The ball of a point reaches to the k-th nearest other point of its own set.
              Naeem et al. 2020 (2002.09797), eq. 2 and 3
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.metrics.features import checked
-
-BLOCK = 1000  # rows of a matrix of distances that are made at once
-
-
-def distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-  """Squared distances of a [N, D] to b [M, D], as (rows of a, [rows, M]) of at most BLOCK rows each, float64."""
-  lengths = np.square(b).sum(1)
-  for start in range(0, len(a), BLOCK):
-    rows = slice(start, min(start + BLOCK, len(a)))
-    part = a[rows]
-    yield rows, np.maximum(np.square(part).sum(1)[:, None] + lengths - 2 * part @ b.T, 0)
+from jldm.metrics.features import checked, distances
 
 
 def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:

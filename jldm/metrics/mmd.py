@@ -14,11 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.metrics.features import checked
+from jldm.metrics.features import blocks, checked
 from jldm.metrics.intervals import Interval, normal
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
-BLOCK = 1000  # rows of a matrix of kernels that are made at once
 
 
 class Spread(NamedTuple):
@@ -40,13 +39,13 @@ def gaussian(a: np.ndarray, b: np.ndarray, sigma: float = 10.0) -> np.ndarray:
 
 
 def row_sums(kernel: Kernel, a: np.ndarray, b: np.ndarray, besides: bool = False) -> np.ndarray:
-  """Sums of k(a_i, b_j) over j, [N], BLOCK rows at a time; `besides`: over j other than i."""
+  """Sums of k(a_i, b_j) over j, [N], in blocks; `besides`: over j other than i."""
   sums = np.empty(len(a))
-  for start in range(0, len(a), BLOCK):
-    values = kernel(a[start : start + BLOCK], b)
+  for rows in blocks(len(a), len(b)):
+    values = kernel(a[rows], b)
     if besides:
-      values[np.arange(len(values)), start + np.arange(len(values))] = 0
-    sums[start : start + BLOCK] = values.sum(1)
+      values[np.arange(len(values)), np.arange(rows.start, rows.stop)] = 0
+    sums[rows] = values.sum(1)
   return sums
 
 

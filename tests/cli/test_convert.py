@@ -1,4 +1,8 @@
-"""`jldm convert`: a workdir into one file and back, LPIPS, and mistakes."""
+"""`jldm convert`: a workdir into one file and back, LPIPS, extractors, and mistakes."""
+
+import dataclasses
+import functools
+import hashlib
 
 import json
 from pathlib import Path
@@ -12,6 +16,8 @@ from jldm import pipeline, stages, workdir as workdirs
 from jldm.cli import main
 from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
+from jldm.metrics.extractors import dino, vit, weights
+from jldm.metrics.extractors.extractor import EXTRACTORS, find, opened
 from tests.configs import config, shrunk
 from tests.parity.drawn import SD
 
@@ -72,6 +78,43 @@ def test_lpips(tmp_path, capsys):
   for name, value in ours.items():
     np.testing.assert_array_equal(found[name], value)
   perceptual.unpack(found)
+
+
+@pytest.fixture
+def reduced(monkeypatch):
+  """The extractor dinov2 with a network of one small block."""
+  network = dataclasses.replace(dino.NETWORK, width=8, depth=1, heads=2, table=2)
+  small = dataclasses.replace(dino.DINO, load=functools.partial(vit.load, network, "dinov2"))
+  monkeypatch.setitem(EXTRACTORS, "dinov2", small)
+  names = {"embeddings.cls_token": (1, 1, 8), "embeddings.position_embeddings": (1, 5, 8), "embeddings.mask_token": (1, 8),
+           "embeddings.patch_embeddings.projection.weight": (8, 3, 14, 14), "embeddings.patch_embeddings.projection.bias": (8,)}
+  block = {f"attention.attention.{name}": (8, 8) for name in ("query", "key", "value")} | {
+    "attention.output.dense": (8, 8), "mlp.fc1": (32, 8), "mlp.fc2": (8, 32), "norm1": (8,), "norm2": (8,)}
+  for name, shape in block.items():
+    names |= {f"encoder.layer.0.{name}.weight": shape, f"encoder.layer.0.{name}.bias": shape[:1]}
+  names |= {f"encoder.layer.0.layer_scale{i}.lambda1": (8,) for i in (1, 2)}
+  names |= {f"layernorm.{part}": (8,) for part in ("weight", "bias")}
+  rng = np.random.default_rng(0)
+  return {name: rng.normal(size=shape).astype(np.float32) for name, shape in names.items()}
+
+
+def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
+  theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+  convert = lambda: main(["convert", str(theirs), str(ours), "--to", "jldm", "--kind", "dinov2"])
+  safetensors.write(theirs, reduced)
+  assert convert() == 0
+  origin, arrays = hashlib.sha256(theirs.read_bytes()).hexdigest(), safetensors.read(ours)
+  assert f"of a file of sha256 {origin}: not known as official" in capsys.readouterr().out
+  metadata = safetensors.read_header(ours).metadata
+  assert metadata == {"format": "jldm", "kind": "dinov2", "source": origin, "digest": weights.digest(arrays)}
+  assert opened(find("dinov2"), arrays, metadata).distance == "Fréchet distance"
+
+  official = next(iter(weights.OFFICIAL))  # as the script writes it that reads the published file
+  safetensors.write(theirs, reduced, {"source": official, "digest": weights.digest(reduced)})
+  assert convert() == 0 and "official, for FID" in capsys.readouterr().out
+  assert safetensors.read_header(ours).metadata["source"] == official
+  safetensors.write(theirs, reduced | {"layernorm.bias": np.zeros(8, np.float32)}, safetensors.read_header(theirs).metadata)
+  assert "was changed after it was made of a published file" in refused(capsys, theirs, ours, "--to", "jldm", "--kind", "dinov2")
 
 
 @pytest.mark.parametrize("argv, told", [

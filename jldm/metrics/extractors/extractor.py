@@ -44,7 +44,7 @@ class Extractor:
   """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8 [B, H, W, C].
 
   `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of arrays by name, those of
-  a person's file, or of None: those that ship, whose hash is `shipped`.
+  a person's file, or of None: those that ship, whose hash is `blake2b`.
   """
 
   name: str
@@ -53,17 +53,17 @@ class Extractor:
   apply: Callable[[Any, Array], Found]
   prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
   load: Callable[[Mapping[str, np.ndarray] | None], Any] = needs_none
-  shipped: str = ""
+  blake2b: str = ""
   batch_size: int = 250
 
 
 class Loaded(NamedTuple):
-  """An extractor with parameters, the hash of the arrays that they are of, and what its Fréchet distance may be called."""
+  """An extractor with parameters, the hash of the arrays that they are of, and what the Fréchet distance may be called."""
 
   extractor: Extractor
   params: Any
   weights: str
-  distance: str = "Fréchet distance"
+  distance: str = "Fréchet distance"  # "FID" of the official weights alone
 
   @property
   def source(self) -> str:
@@ -104,20 +104,8 @@ def find(name: str) -> Extractor:
 def opened(
   extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None, metadata: Mapping[str, str] | None = None
 ) -> Loaded:
-  """An extractor with the arrays of a person's file, whose metadata say where they come from, or with what ships."""
-  params = extractor.load(arrays)
+  """An extractor with the arrays of a person's file and its metadata, or with what ships."""
   if arrays is None:
-    return Loaded(extractor, params, extractor.shipped)
-  known = weights.official(metadata or {}, arrays)
-  return Loaded(extractor, params, weights.digest(arrays), *([known] if known else []))
-
-
-def of_a_file(extractor: str, unpack: Callable[[Mapping[str, np.ndarray]], Any]) -> Callable[[Mapping | None], Any]:
-  """`load` of an extractor that ships without weights."""
-
-  def load(arrays: Mapping[str, np.ndarray] | None) -> Any:
-    if arrays is None:
-      raise UserError(f"{extractor!r} ships without weights; give --weights FILE, made by jldm convert --kind {extractor}")
-    return unpack(arrays)
-
-  return load
+    return Loaded(extractor, extractor.load(None), extractor.blake2b)
+  params, name = extractor.load(arrays), weights.official(metadata or {}, arrays)
+  return Loaded(extractor, params, weights.digest(arrays), name or "Fréchet distance")

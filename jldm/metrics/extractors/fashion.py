@@ -132,5 +132,5 @@ def params_of(arrays: Mapping[str, np.ndarray] | None) -> Any:
 
 FASHION = register(Extractor(
   name="fashion", version="1", preprocessing=f"the middle {SIDE}x{SIDE} of grey pictures, in [-1, 1]", apply=found,
-  prepare=cropped, load=params_of, shipped=BLAKE2B, batch_size=BATCH,
+  prepare=cropped, load=params_of, blake2b=BLAKE2B, batch_size=BATCH,
 ))

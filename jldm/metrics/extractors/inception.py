@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.metrics.extractors import weights
-from jldm.metrics.extractors.extractor import Extractor, Found, of_a_file, register
+from jldm.metrics.extractors.extractor import Extractor, Found, register
 
 Array = jax.Array
 
@@ -191,19 +191,18 @@ def seen(images: Array) -> Array:
   return resized(jnp.broadcast_to(images, (*images.shape[:3], 3)))
 
 
-def apply(params: dict, images: Array) -> tuple[Array, Array]:
+def apply(params: dict, images: Array) -> Found:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> features [B, 2048], logits [B, 1008] without bias; float32 throughout."""
   with jax.default_matmul_precision("highest"):
-    return Inception().apply({"params": params}, seen(images))
+    return Found(*Inception().apply({"params": params}, seen(images)))
 
 
-def unpack(arrays: Mapping[str, np.ndarray]) -> dict:
-  """Arrays by flat name -> the parameters of `apply`; UserError where they do not fit."""
-  like = jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
-  return weights.unpack(arrays, like, "inception")
+def load(arrays: Mapping[str, np.ndarray] | None) -> dict:
+  """Arrays by flat name -> the parameters of `apply`; UserError where there are none or they do not fit."""
+  return weights.unpack(arrays, Inception(), jnp.zeros((1, SIDE, SIDE, 3)), "inception")
 
 
 INCEPTION = register(Extractor(
-  name="inception", version="2015-12-05", preprocessing=f"{SIDE}x{SIDE} by TensorFlow 1's bilinear interpolation",
-  apply=lambda params, images: Found(*apply(params, images)), load=of_a_file("inception", unpack), batch_size=50,
+  name="inception", version="2015-12-05", preprocessing=f"{SIDE}x{SIDE}, bilinear as TensorFlow 1", apply=apply, load=load,
+  batch_size=50,
 ))

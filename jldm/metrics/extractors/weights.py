@@ -8,9 +8,10 @@ file for the first half: who writes a false source on purpose is believed.
 
 from collections.abc import Mapping
 import hashlib
-from typing import Any
 
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+import jax
 import numpy as np
 
 from jldm.core.errors import UserError
@@ -36,21 +37,24 @@ def official(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> s
   return OFFICIAL.get(metadata.get("source", "")) if metadata.get("digest") == digest(arrays) else None
 
 
-def unpack(arrays: Mapping[str, np.ndarray], like: Any, what: str) -> dict:
-  """Arrays by flat name, such as "fc/kernel" -> a tree as `like` (of shapes), in float32.
+def unpack(arrays: Mapping[str, np.ndarray] | None, network: nn.Module, example: jax.Array, kind: str) -> dict:
+  """Arrays by flat name, such as "fc/kernel" -> the parameters of a network that is fed `example`, in float32.
 
   Raises:
-    UserError: naming the first array that is missing, in surplus, of another shape, or not of finite numbers.
+    UserError: no arrays, or naming the first that is missing, in surplus, of another shape, or not of finite numbers.
   """
+  if arrays is None:
+    raise UserError(f"the extractor {kind!r} comes without weights; pass a file that jldm convert --kind {kind} made")
+  like = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
   wanted = flatten_dict(like, sep="/")
   if different := sorted(wanted.keys() ^ arrays.keys()):
     raise UserError(
-      f"{different[0][:80]!r} is {'missing' if different[0] in wanted else 'no part'} of the weights of {what}; make them by "
-      f"jldm convert --kind {what}"
+      f"{different[0][:80]!r} is {'missing from' if different[0] in wanted else 'no part of'} the weights of {kind!r}; make "
+      f"them by jldm convert --kind {kind}"
     )
   for name, leaf in wanted.items():
     if np.shape(arrays[name]) != leaf.shape:
-      raise UserError(f"{name} of the weights of {what} is {list(np.shape(arrays[name]))}; expected {list(leaf.shape)}")
+      raise UserError(f"{name} of the weights of {kind!r} is {list(np.shape(arrays[name]))}; expected {list(leaf.shape)}")
     if not np.isfinite(np.asarray(arrays[name], np.float32)).all():
-      raise UserError(f"{name} of the weights of {what} is not finite; get them anew")
+      raise UserError(f"{name} of the weights of {kind!r} is not finite; get them anew")
   return unflatten_dict({name: np.asarray(arrays[name], np.float32) for name in wanted}, sep="/")

@@ -29,7 +29,7 @@ def test_names_are_not_taken_twice(registry):
 
 
 @pytest.mark.parametrize(("name", "told"), [
-  ("fasion", "did you mean 'fashion'? there are"), ("zzz", "extractor='zzz'; there are fashion"),
+  ("fasion", "did you mean 'fashion'? there are"), ("zzz", "extractor='zzz'; there are clip"),
 ])
 def test_unknown_names_are_told(name, told):
   with pytest.raises(UserError) as error:
@@ -61,5 +61,5 @@ def test_those_without_a_file_refuse_one(name):
 
 
 def test_those_without_weights_ask_for_a_file():
-  with pytest.raises(UserError, match="'inception' ships without weights; give --weights FILE, made by jldm convert"):
+  with pytest.raises(UserError, match="'inception' comes without weights; pass a file that jldm convert"):
     opened(find("inception"))

@@ -19,7 +19,7 @@ FIXTURE = np.load(Path(__file__).parents[2] / "parity" / "inception.npz")
 
 @functools.cache
 def params() -> dict:
-  return inception.unpack(rename(randomised(json.loads(str(FIXTURE["shapes"])))))
+  return inception.load(rename(randomised(json.loads(str(FIXTURE["shapes"])))))
 
 
 def close(found, expected, most=2e-5):

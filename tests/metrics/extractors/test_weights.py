@@ -1,13 +1,23 @@
 """Weights that a person supplies: what fits, and what may be called official."""
 
+from flax import linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
 from jldm.metrics.extractors import weights
+from jldm.metrics.extractors.extractor import Extractor, opened
 from tests.parity import inception as script
 
-LIKE = {"fc": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}
+
+class Network(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3, name="fc")(x)
+
+
+unpack = lambda arrays: weights.unpack(arrays, Network(), jnp.zeros((1, 2)), "inception")
 ARRAYS = {"fc/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "fc/bias": np.ones(3, np.float32)}
 
 
@@ -33,16 +43,29 @@ def test_official_is_what_comes_of_the_published_file_unchanged():
 
 
 @pytest.mark.parametrize("change, told", [
-  ({"fc/bias": None}, "'fc/bias' is missing of the weights of inception; make them by jldm convert --kind inception"),
-  ({"fc/more": np.ones(3)}, "'fc/more' is no part"),
-  ({"fc/bias": np.ones(4)}, r"fc/bias of the weights of inception is \[4\]; expected \[3\]"),
-  ({"fc/bias": np.float32([1, np.nan, 1])}, "fc/bias of the weights of inception is not finite"),
+  ({"fc/bias": None}, "'fc/bias' is missing from the weights of 'inception'; make them by jldm convert --kind inception"),
+  ({"fc/more": np.ones(3)}, "'fc/more' is no part of"),
+  ({"fc/bias": np.ones(4)}, r"fc/bias of the weights of 'inception' is \[4\]; expected \[3\]"),
+  ({"fc/bias": np.float32([1, np.nan, 1])}, "fc/bias of the weights of 'inception' is not finite"),
 ])
 def test_what_does_not_fit_is_told(change, told):
   arrays = {name: value for name, value in (ARRAYS | change).items() if value is not None}
   with pytest.raises(UserError, match=told):
-    weights.unpack(arrays, LIKE, "inception")
+    unpack(arrays)
+
+
+def test_no_weights_ship():
+  with pytest.raises(UserError, match="'inception' comes without weights; pass a file that jldm convert --kind inception made"):
+    unpack(None)
+
+
+def test_only_official_weights_name_the_distance():
+  extractor = Extractor(name="x", version="1", preprocessing="", apply=lambda params, images: None, load=lambda arrays: arrays)
+  metadata = {"source": next(iter(weights.OFFICIAL)), "digest": weights.digest(ARRAYS)}
+  assert opened(extractor, ARRAYS, metadata).distance == "FID"
+  assert opened(extractor, ARRAYS | {"fc/bias": np.zeros(3)}, metadata).distance == "Fréchet distance"
+  assert opened(extractor, ARRAYS).distance == opened(extractor).distance == "Fréchet distance"
 
 
 def test_what_fits_is_a_tree():
-  np.testing.assert_array_equal(weights.unpack(ARRAYS, LIKE, "inception")["fc"]["kernel"], ARRAYS["fc/kernel"])
+  np.testing.assert_array_equal(unpack(ARRAYS)["fc"]["kernel"], ARRAYS["fc/kernel"])

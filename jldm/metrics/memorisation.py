@@ -1,0 +1,125 @@
+"""Whether samples are copies of what was trained on, told by pictures of the same origin that were not trained on.
+
+  (1)  nearer   the share of samples whose nearest picture was trained on, among as many trained on as held out.  A sampler
+                that does not know which is which gets 1/2, whatever else is wrong with it; with c_j samples nearest to the
+                j-th of n pictures, the number of them is sum_j c_j B_j, B a random half, of variance
+                (sum c^2 - (sum c)^2 / n) n / (4 (n - 1)): samples that share a picture do not count as so many witnesses
+  (2)  copies   the share of samples with r = d(training pictures) / d(held-out pictures) below what all but 1 in 100
+                held-out pictures have, themselves left out of the second: distances to the nearest.  Of N samples, those
+                below the k-th smallest of M such numbers are beta-binomial (N; k, M - k + 1) if the samples are like them:
+                asked for k = M / 100 and, where the split itself has no twins, the stronger k = 1; of samples that share
+                a training picture only the first counts
+
+(1) sees that many samples lean to the training pictures, (2) that few are copies.  Both ask what Meehan et al. 2020
+(2004.05675) ask, whether samples are nearer to training pictures than new pictures are; the ratio, not the distance, is
+compared as in Carlini et al. 2023 (2301.13188, section 5.1), so that blurred samples, near to everything, are not accused.
+Training and held-out pictures must be a random split of one set.  Distances are between features or pixels, float64.
+"""
+
+import dataclasses
+
+import numpy as np
+from scipy import special, stats
+
+from jldm.core.errors import UserError
+from jldm.metrics.features import checked, distances
+
+COLUMNS = 1000  # pictures that every row is compared with at once
+FEWEST = 20  # pictures of each kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Samples by their r, the smallest first, one a training picture: int [K] places in the three sets, float64 [K] distances."""
+
+  sample: np.ndarray
+  train: np.ndarray
+  held_out: np.ndarray
+  to_train: np.ndarray
+  to_held_out: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+  """What is suspected; a chance is that of as much suspicion of a sampler that copies nothing."""
+
+  nearer: float
+  nearer_chance: float
+  copies: float
+  copies_chance: float
+  limit: float  # of r
+  flagged: bool
+  pairs: Pairs
+
+
+def nearest(points: np.ndarray, pool: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """Of each of points [N, D], the nearest of pool [M, D]: its place, int [N], and distance [N].
+
+  `own` [N] are the places in the pool of the points themselves, which do not count.
+  """
+  place, least = np.zeros(len(points), int), np.full(len(points), np.inf)
+  for start in range(0, len(pool), COLUMNS):
+    for rows, squared in distances(points, pool[start : start + COLUMNS]):
+      if own is not None:
+        inside = np.flatnonzero((start <= own[rows]) & (own[rows] < start + COLUMNS))
+        squared[inside, own[rows][inside] - start] = np.inf
+      best = squared.argmin(1)
+      found = squared[np.arange(len(best)), best]
+      better = found < least[rows]
+      place[rows] = np.where(better, start + best, place[rows])
+      least[rows] = np.minimum(found, least[rows])
+  return place, np.linalg.norm(points - pool[place], axis=1)  # a difference of squares has no digits left of a copy
+
+
+def leaning(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
+  """(1) of as many training as held-out pictures: the share, and its chance."""
+  half = len(train)
+  pool = np.concatenate([train, held_out])
+  place, _ = nearest(samples, pool)
+  count = np.bincount(place, minlength=2 * half)
+  variance = (np.square(count).sum() - len(samples) ** 2 / (2 * half)) * 2 * half / (4 * (2 * half - 1))
+  share = np.mean(place < half)
+  return float(share), float(special.ndtr((0.5 - share) * len(samples) / np.sqrt(variance)))
+
+
+def audit(
+  samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, pairs: int = 16, level: float = 1e-3, controls: int = 1000,
+  seed: int = 0,
+) -> Audit:
+  """(1) and (2) of features or pixels [N, D]; flagged where either has less than half of `level` as its chance.
+
+  `controls` held-out pictures say what r is without copies; seed draws them, and the training pictures of (1).
+
+  Raises:
+    UserError: fewer than FEWEST pictures of a kind, different widths, or values that are not finite.
+  """
+  samples, train, held_out = checked(samples, train, held_out)
+  if min(map(len, (samples, train, held_out))) < FEWEST:
+    told = f"{len(samples)} samples, {len(train)} training and {len(held_out)} held-out pictures"
+    raise UserError(f"{told}; expected at least {FEWEST} of each")
+  offset = train.mean(0)
+  samples, train, held_out = samples - offset, train - offset, held_out - offset
+  rng = np.random.default_rng(seed)
+  half = min(len(train), len(held_out))
+  some = lambda pictures, count: np.sort(rng.permutation(len(pictures))[:count])
+  nearer, nearer_chance = leaning(samples, train[some(train, half)], held_out[some(held_out, half)])
+
+  own = some(held_out, controls)
+  control = ratio(nearest(held_out[own], train)[1], nearest(held_out[own], held_out, own)[1])
+  (in_train, to_train), (in_held_out, to_held_out) = nearest(samples, train), nearest(samples, held_out)
+  r = ratio(to_train, to_held_out)
+  limits, asked = np.sort(control), r[np.unique(in_train, return_index=True)[1]]
+  least = max(len(control) // 100, 1)
+  chances = [stats.betabinom.sf((asked < limits[k - 1]).sum() - 1, len(asked), k, len(control) - k + 1) for k in (1, least)]
+  copies_chance, limit = min(1.0, 2 * float(min(chances))), float(limits[least - 1])
+
+  order = np.argsort(r, kind="stable")
+  first = order[np.sort(np.unique(in_train[order], return_index=True)[1])[:pairs]]
+  shown = Pairs(first, *(each[first] for each in (in_train, in_held_out, to_train, to_held_out)))
+  flagged = min(nearer_chance, copies_chance) < level / 2
+  return Audit(nearer, nearer_chance, float(np.mean(r < limit)), copies_chance, limit, bool(flagged), shown)
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """a / b, 1 where both are 0."""
+  return np.divide(a, b, out=np.where(a > 0, np.inf, 1.0), where=b > 0)
