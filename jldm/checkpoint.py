@@ -228,7 +228,7 @@ def _fault(folder: Path, step: int) -> str | None:
     return None if manifest["step"] == step else "its manifest is of another step"
   except OSError as error:
     return f"{error.filename} cannot be read ({error.strerror})"
-  except (ValueError, TypeError, KeyError, AttributeError):
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
     return "its manifest cannot be read"
 
 

@@ -85,7 +85,8 @@ def _holder(file: IO[str]) -> dict:
   except (ValueError, RecursionError):
     return {}
   kinds = {"pid": int, "host": str, "started": str, "since": str}
-  return found if isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in kinds.items()) else {}
+  whole = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in kinds.items())
+  return found if whole and found["pid"] > 0 and found["since"].isprintable() else {}
 
 
 def _told(path: Path, holder: dict) -> str:

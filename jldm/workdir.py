@@ -101,8 +101,8 @@ def writing(workdir: Path) -> Iterator[None]:
   except OSError as error:
     if error.errno not in DISK:
       raise
-    where = f"{error.filename} of workdir" if error.filename else "workdir"
-    raise UserError(f"cannot write to {where} {str(workdir)!r}: {error.strerror}; see to that, and {GO_ON}") from error
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    raise UserError(f"cannot go on in workdir {str(workdir)!r}: {what}; see to that, and {GO_ON}") from error
 
 
 def checkpoints(workdir: Path, stage: str) -> Path:

@@ -15,20 +15,20 @@ from jldm.replay import replay
 from jldm.train.logging import rows
 from tests.configs import config, shrunk
 
-STEPS = 10
+STEPS = 6  # as tests/test_stages.py has, so that programs are compiled once
 
 
 @pytest.fixture(scope="module")
 def experiment():
   found = shrunk(config("digits"), STEPS)
-  for path, value in (("save_every_steps", 4), ("log_every_steps", 3)):
+  for path, value in (("save_every_steps", 3), ("log_every_steps", 2)):
     found = override(found, f"denoiser.{path}", str(value))
   return found
 
 
 @pytest.fixture(scope="module")
 def workdir(experiment, tmp_path_factory):
-  """Lines of the denoiser at 3, 4, 6, 8, 9, 10; checkpoints of 8 and 10."""
+  """Lines of the denoiser at 2, 3, 4, 6, checkpoints of 3 and 6; of the autoencoder at every step, and of 4 and 6."""
   folder = tmp_path_factory.mktemp("runs") / "w"
   stages.train(experiment, folder, devices=1)
   return folder
@@ -44,36 +44,37 @@ def tampered(workdir, folder, stage, step, **values):
 
 def test_every_checkpoint_ends_a_line(workdir):
   lines = [row["step"] for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == "denoiser" and "loss" in row]
-  assert lines == [3, 4, 6, 8, 9, 10]
+  assert lines == [2, 3, 4, 6]
 
 
 def test_an_untouched_log_is_equal(workdir):
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-  assert replay(workdir, "denoiser", 9, 10, devices=1) == replays.Replayed(8, 10, 2)
-  assert replay(workdir, "denoiser", 10, 99, devices=1) == replays.Replayed(8, 10, 1), "the line of 9 is computed, not compared"
-  assert replay(workdir, "autoencoder", 9, 10, devices=1) == replays.Replayed(8, 10, 2)
+  assert replay(workdir, "denoiser", 4, 6, devices=1) == replays.Replayed(3, 6, 2)
+  assert replay(workdir, "denoiser", 5, 99, devices=1) == replays.Replayed(3, 6, 1), "the line of 4 is computed, not compared"
+  assert replay(workdir, "autoencoder", 5, 6, devices=1) == replays.Replayed(4, 6, 2)
   assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before, "nothing is written"
 
 
 def test_the_first_line_that_differs_is_named(workdir, tmp_path):
-  loss = next(row["loss"] for _, row in rows(workdir / "metrics.jsonl") if (row["stage"], row["step"]) == ("denoiser", 9))
+  every = (row for _, row in rows(workdir / "metrics.jsonl") if (row["stage"], row["step"]) == ("denoiser", 4))
+  loss = next(row["loss"] for row in every if "loss" in row)
   last_bit = math.nextafter(loss, 9)
-  folder = tampered(workdir, tmp_path / "w", "denoiser", 9, loss=last_bit)
-  with pytest.raises(DifferentError, match=rf"denoiser step 9 differs: loss is logged as {last_bit!r} and computed as {loss!r}; "):
-    replay(folder, "denoiser", 9, 10, devices=1)
-  assert replay(folder, "denoiser", 10, 10, devices=1).lines == 1
+  folder = tampered(workdir, tmp_path / "w", "denoiser", 4, loss=last_bit)
+  with pytest.raises(DifferentError, match=rf"step 4 differs: loss is logged as {last_bit!r} and computed as {loss!r}; "):
+    replay(folder, "denoiser", 4, 6, devices=1)
+  assert replay(folder, "denoiser", 6, 6, devices=1).lines == 1
 
 
 def test_what_was_left_out_of_the_log_differs_too(workdir, tmp_path):
-  folder = tampered(workdir, tmp_path / "w", "autoencoder", 10, skipped=1)
-  with pytest.raises(DifferentError, match="autoencoder step 10 differs: skipped is logged as 1 and computed as 0"):
-    replay(folder, "autoencoder", 9, 10, devices=1)
+  folder = tampered(workdir, tmp_path / "w", "autoencoder", 6, skipped=1)
+  with pytest.raises(DifferentError, match="autoencoder step 6 differs: skipped is logged as 1 and computed as 0"):
+    replay(folder, "autoencoder", 5, 6, devices=1)
 
 
 @pytest.mark.parametrize(("steps", "told"), [
-  ((1, 8), "denoiser steps 1:8 need a checkpoint of step 0 or before, and none is kept; steps after 8 can be replayed"),
-  ((6, 10), "need a checkpoint of step 4 or before"),
-  ((11, 20), "no line of denoiser at steps 11:20; its lines are of steps 3 to 10"),
+  ((1, 6), "denoiser steps 1:6 need a checkpoint of step 0 or before, and none is kept; steps after 3 can be replayed"),
+  ((3, 6), "need a checkpoint of step 2 or before"),
+  ((7, 20), "no line of denoiser at steps 7:20; its lines are of steps 2 to 6"),
 ])
 def test_ranges_that_cannot_be_replayed(workdir, steps, told):
   with pytest.raises(UserError, match=told):
@@ -84,21 +85,21 @@ def test_lost_latents_are_told(workdir, tmp_path):
   folder = tmp_path / "w"
   shutil.copytree(workdir, folder)
   shutil.rmtree(folder / "latents")
-  with pytest.raises(UserError, match="latents of .* are not there any more, or damaged; jldm train makes them again"):
-    replay(folder, "denoiser", 9, 10, devices=1)
+  with pytest.raises(UserError, match=r"latents of .* are not there any more, or damaged; jldm train makes them again"):
+    replay(folder, "denoiser", 4, 6, devices=1)
   assert not (folder / "latents").exists()
 
 
 def test_exit_codes(workdir, tmp_path, capsys):
   options = ["--workdir", str(workdir), "--devices", "1"]
-  assert main(["replay", *options, "--steps", "9:10"]) == 0
+  assert main(["replay", *options, "--steps", "4:6"]) == 0
   told = capsys.readouterr().out
-  assert "denoiser: 2 lines, the last at step 10, are equal to the bit; computed from the checkpoint of step 8" in told
-  folder = tampered(workdir, tmp_path / "w", "denoiser", 10, loss=0.5)
-  assert main(["replay", "--workdir", str(folder), "--devices", "1", "--steps", "9:10"]) == 4
+  assert "denoiser: 2 lines, the last at step 6, are equal to the bit; computed from the checkpoint of step 3" in told
+  folder = tampered(workdir, tmp_path / "w", "denoiser", 6, loss=0.5)
+  assert main(["replay", "--workdir", str(folder), "--devices", "1", "--steps", "4:6"]) == 4
   error = capsys.readouterr().err
-  assert "denoiser step 10 differs" in error and error.count("\n") == 1
-  for steps in ("9", "10:9", "a:b", "-1:2"):
+  assert "denoiser step 6 differs" in error and error.count("\n") == 1
+  for steps in ("9", "6:4", "a:b", "-1:2"):
     assert main(["replay", *options, f"--steps={steps}"]) == 2
     assert "expected A:B" in capsys.readouterr().err
 
@@ -113,7 +114,7 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
     pass
 
   def interrupt(n, state, metrics):
-    if n == 7:
+    if n == 5:
       raise Stop
 
   with monkeypatch.context() as patch:
@@ -121,7 +122,7 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
     with pytest.raises(Stop):
       stages.train(experiment, folder, devices=1)
   with Checkpoints(folder / "denoiser" / "latest", read_only=True) as saved:
-    assert saved.steps() == [4]
+    assert saved.steps() == [3]
   stages.train(experiment, folder, devices=1)
   said = lambda path: [{name: value for name, value in row.items() if name != replays.PACE}
                        for _, row in rows(path / "metrics.jsonl") if "loss" in row]

@@ -28,6 +28,13 @@ def test_a_workdir_is_claimed_read_and_claimed_again(tmp_path, inner):
     assert [path.name for path in workdir.iterdir()] == ["experiment.json"]
 
 
+def test_what_a_kill_leaves_before_there_is_an_experiment_is_not_in_the_way(tmp_path):
+  for name in ("lock", "experiment.json.partial"):
+    (tmp_path / name).write_text("{")
+  workdirs.claim(tmp_path, DIGITS)
+  assert workdirs.read(tmp_path) == DIGITS
+
+
 def test_what_a_run_adds_does_not_matter(tmp_path):
   workdirs.claim(tmp_path, DIGITS)
   (tmp_path / "metrics.jsonl").write_text("{}\n")

@@ -177,8 +177,11 @@ def missing(name: str, data_dir: str | Path) -> str:
 
 def open_builder(folder: Path) -> Any:
   """A TFDS builder that reads the prepared `folder`; UserError unless it is stored as array_record."""
-  info = json.loads((folder / "dataset_info.json").read_text())
-  formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())]
+  try:
+    info = json.loads((folder / "dataset_info.json").read_bytes())
+    formats = [str(name) for name in (info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ()))]
+  except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    raise UserError(f"data set '{folder}' has a dataset_info.json that cannot be read; build it anew") from error
   if "array_record" not in formats:
     raise UserError(f"data set '{folder}' is stored as {formats[0]}, jldm reads array_record; build it anew with "
                     "--file_format array_record and another --data_dir, or convert it: pip install 'jldm[tf]' and tfds "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import json
 import os
 from pathlib import Path
+import re
 import secrets
 import sys
 import time
@@ -75,8 +76,8 @@ def start_wandb(project: str, workdir: Path, config: dict) -> Any:
   wandb = import_wandb()
   path = workdir / "wandb" / "id"
   path.parent.mkdir(exist_ok=True)
-  name = path.read_text().strip() if path.exists() else ""
-  if not name:  # or a kill left the file empty
+  name = path.read_text(errors="replace").strip() if path.exists() else ""
+  if not re.fullmatch(r"[\w-]{1,64}", name):  # a kill left the file empty, or it is damaged: wandb makes a folder of that name
     name = secrets.token_hex(4)
     path.write_text(name + "\n")
   where = workdir.resolve()

@@ -16,7 +16,7 @@ from tests.configs import config, shrunk
 from tests.faults.processes import restored
 
 FLIPS = 200
-STEPS = 4
+STEPS = 6  # as tests/test_stages.py has, so that programs are compiled once
 
 
 @pytest.fixture(scope="module")
