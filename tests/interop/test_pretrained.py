@@ -17,7 +17,7 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from tests.networks import randomised
-from tests.parity.drawn import SD
+from tests.parity.drawn import SD, old_flax
 
 TINY = dict(widths=(4, 8), resnets=1, groups=2)
 NETWORKS = (
@@ -172,29 +172,9 @@ def test_networks_that_diffusers_has_not(tmp_path):
   assert not (tmp_path / "x").exists()
 
 
-def old_flax() -> dict:
-  """The parameters of vae_sd as FlaxAutoencoderKL had them: its modules by name, attention as dense layers, norms' scale."""
-  theirs = {}
-  for name, value in safetensors.read(SD / pretrained.WEIGHTS).items():
-    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
-      name = name.replace(new, old)
-    *modules, leaf = name.split(".")
-    path = []
-    for module in modules:  # a list's entry carries the list's name
-      path = [*path[:-1], f"{path[-1]}_{module}"] if module.isdigit() else [*path, module]
-    if leaf == "weight":
-      leaf = "scale" if "norm" in path[-1] else "kernel"
-      value = {4: lambda v: v.transpose(2, 3, 1, 0), 2: np.transpose, 1: np.array}[value.ndim](value)
-    node = theirs
-    for module in path:
-      node = node.setdefault(module, {})
-    node[leaf] = value
-  return theirs
-
-
 def test_old_flax_trees_and_their_msgpack(tmp_path):
   network, codec = pretrained.read(SD)
-  tree = old_flax()
+  tree = old_flax(safetensors.read(SD / pretrained.WEIGHTS))
   assert tree["encoder"]["down_blocks_0"]["downsamplers_0"]["conv"]["kernel"].shape == (3, 3, 8, 8)
   assert tree["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"].shape == (16, 16)
   assert_equal(pretrained.from_flax(network, tree), codec["params"])
