@@ -5,6 +5,7 @@ from pathlib import Path
 import shutil
 
 from flax import serialization
+from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,7 @@ def refused(source, **options) -> str:
 
 
 @pytest.mark.parametrize(("name", "value", "told"), [
-  ("_class_name", "UNet2DModel", "is of UNet2DModel; expected one of AutoencoderKL, VQModel"),
+  ("_class_name", "UNet2DModel", "is of 'UNet2DModel'; expected one of AutoencoderKL, VQModel"),
   ("act_fn", "gelu", "act_fn='gelu'; jldm has 'silu' alone"),
   ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
   ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
@@ -127,6 +128,7 @@ def refused(source, **options) -> str:
   ("use_quant_conv", False, "has one of use_quant_conv and use_post_quant_conv"),
   ("mid_block_add_attention", False, r"has \d+ tensors beyond the \d+ of this network: decoder.mid_block.attentions"),
   ("scaling_factor", 0, "expected positive numbers"),
+  ("scaling_factor", 1e-300, "expected positive numbers"),
   ("scaling_factor", "1", "expected a finite number, or 4 of them"),
   ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
   ("out_channels", 4, "other out_channels"),
@@ -136,6 +138,26 @@ def test_a_config_that_does_not_fit(name, value, told, tmp_path):
   changed(tmp_path, lambda config: config.update({name: value}))
   with pytest.raises(UserError, match=told):
     pretrained.read(tmp_path)
+
+
+VALUES = st.recursive(
+  st.one_of(st.none(), st.booleans(), st.integers(-(10**40), 10**40), st.integers(0, 9), st.floats(), st.text(max_size=3)),
+  lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=2), inner, max_size=2)), max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(sorted(json.loads((SD / "config.json").read_text()))), VALUES, min_size=1, max_size=3))
+def test_whatever_a_config_says_our_errors_alone_are_raised(tmp_path, changes):
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(json.loads((SD / "config.json").read_text()) | changes))
+  try:
+    config = pretrained.read_config(path)
+    network = vae.network(config)
+    mean, std = pretrained.read_statistics(config, network.latent_channels)
+    assert np.isfinite(mean).all() and (std > 0).all() and np.isfinite(std).all()
+  except UserError as error:
+    assert str(error).isprintable() and len(str(error)) < 500 + len(str(path))
 
 
 def test_what_is_not_there(tmp_path):
