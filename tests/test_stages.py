@@ -395,22 +395,19 @@ def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_pat
   stages.train(on_imported, tmp_path, devices=1)  # nothing is left to train
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, adversarial, tmp_path):
+def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, tmp_path):
   network, codec = pipeline.load_codec(imported)
-  objective = Reconstruction(network=network)
-  objective = Adversarial(inner=objective, discriminator=PatchDiscriminator(widths=(4,))) if adversarial else objective
-  at = lambda peak: AdamW(schedule=Constant(peak=peak, warmup_steps=0))
-  still = dataclasses.replace(
-    on_imported.denoiser, objective=objective, steps=1, start=str(imported), optimizer=at(0.0), ema=Decay(0.0)
+  peak = 1e-3  # how far a step of Adam moves a parameter
+  tuned = dataclasses.replace(
+    on_imported.denoiser, objective=Reconstruction(network=network), steps=1, start=str(imported), ema=Decay(0.0),
+    optimizer=AdamW(schedule=Constant(peak=peak)),
   )
-  stages.train(dataclasses.replace(on_imported, autoencoder=still), tmp_path / "still", ("autoencoder",), devices=1)
-  jax.tree.map(np.testing.assert_array_equal, pipeline.load_codec(tmp_path / "still")[1], codec)
-  moved = dataclasses.replace(still, optimizer=at(1e-2))
-  stages.train(dataclasses.replace(on_imported, autoencoder=moved), tmp_path / "moved", ("autoencoder",), devices=1)
-  after = pipeline.load_codec(tmp_path / "moved")[1]
+  stages.train(dataclasses.replace(on_imported, autoencoder=tuned), tmp_path, ("autoencoder",), devices=1)
+  after = pipeline.load_codec(tmp_path)[1]
+  np.testing.assert_array_equal(after["mean"], codec["mean"])
   np.testing.assert_array_equal(after["std"], codec["std"])
-  assert all(np.abs(a - b).max() > 0 for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"])))
+  moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"]))]
+  assert 0 < max(moved) < 1.1 * peak
 
 
 def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_path):

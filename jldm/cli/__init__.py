@@ -15,7 +15,8 @@ COMMANDS = {
   "train": "train the autoencoder, then the denoiser in its latent space",
   "sample": "draw pictures from a workdir",
   "edit": "change a picture through its latents: vary, fill, translate, restore, walk between and along",
-  "convert": "put weights into another form: a workdir into one file and back, LPIPS",
+  "convert": "put weights into another form: a workdir into one file and back, autoencoders of diffusers, LPIPS",
+  "info": "tell what a file, a folder of diffusers or a workdir holds",
 }
 EXIT_CODES = {UserError: 2, NonFiniteError: 3}
 

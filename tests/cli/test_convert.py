@@ -1,14 +1,19 @@
 """`jldm convert`: a workdir into one file and back, LPIPS, and mistakes."""
 
+import json
+from pathlib import Path
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from jldm import pipeline, stages, workdir as workdirs
 from jldm.cli import main
-from jldm.interop import safetensors
+from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from tests.configs import config, shrunk
+from tests.parity.drawn import SD
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +76,9 @@ def test_lpips(tmp_path, capsys):
 
 @pytest.mark.parametrize("argv, told", [
   ((), "SOURCE, OUT, --to"),
-  (("missing", "o", "--to", "jldm"), "cannot read 'missing'"),
-  ((".", "o", "--to", "diffusers"), "no such rule; there are --kind params --to jldm, --kind lpips"),
+  (("missing", "o", "--to", "jldm"), "'missing' does not exist; expected a folder that diffusers saved"),
+  ((".", "o", "--to", "diffusers"), "'.' has no config.json"),
+  ((".", "o", "--to", "diffusers", "--kind", "lpips"), "no such rule; there are --kind params --to jldm, --kind lpips"),
   ((".", "o", "--to", "torch"), "--to"),
   ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
   ((".", "o", "--to", "jldm"), "has no experiment.json"),
@@ -82,3 +88,54 @@ def test_mistakes(tmp_path, monkeypatch, capsys, argv, told):
   monkeypatch.chdir(tmp_path)
   assert told in refused(capsys, *argv)
   assert not list(tmp_path.iterdir())
+
+
+def test_an_autoencoder_of_diffusers_into_a_workdir_and_back(tmp_path, capsys):
+  workdir, out = tmp_path / "w", tmp_path / "out"
+  assert main(["convert", str(SD), str(workdir), "--to", "jldm"]) == 0
+  assert main(["convert", str(workdir), str(out), "--to", "diffusers"]) == 0
+  assert "KLAutoencoder, 0.07 M parameters" in capsys.readouterr().out
+  before, after = (safetensors.read(folder / pretrained.WEIGHTS) for folder in (SD, out))
+  assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+  theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in (SD, out))
+  assert {name: theirs[name] for name in ours} == ours
+  assert "exists; choose another" in refused(capsys, SD, workdir, "--to", "jldm")
+  assert "exists; choose another" in refused(capsys, workdir, out, "--to", "diffusers")
+
+
+def damaged(folder: Path, content: bytes) -> Path:
+  folder.mkdir(exist_ok=True)
+  shutil.copy(SD / "config.json", folder)
+  (folder / pretrained.WEIGHTS).write_bytes(content)
+  return folder
+
+
+def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
+  whole = (SD / pretrained.WEIGHTS).read_bytes()
+  for size in np.linspace(0, len(whole) - 1, 64).astype(int):
+    assert "no sound safetensors file" in refused(capsys, damaged(tmp_path / "x", whole[:size]), tmp_path / "w", "--to", "jldm")
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("change", "told"), [
+  (lambda t: t.pop("quant_conv.bias"), "lacks 1 of 180 tensors: quant_conv.bias; get it anew, or give"),
+  (lambda t: t.update({"quant.bias": np.zeros(8)}), "has 1 tensors beyond the 180 of this network: quant.bias; give"),
+  (lambda t: t.update({"quant_conv.bias": np.zeros(7)}), "is [7], expected [8]; give"),
+  (lambda t: t.update({"quant_conv.bias": np.zeros(8, np.int32)}), "is int32; expected float32, float16 or bfloat16: cast it"),
+  (lambda t: t.update({"quant_conv.bias": np.full(8, np.inf)}), "has 8 values that are not finite; get it anew, or allow"),
+])
+def test_tensors_that_do_not_fit_are_told_by_name(change, told, tmp_path, capsys):
+  tensors = dict(safetensors.read(SD / pretrained.WEIGHTS))
+  change(tensors)
+  folder = damaged(tmp_path / "x", b"")
+  safetensors.write(folder / pretrained.WEIGHTS, tensors)
+  line = refused(capsys, folder, tmp_path / "w", "--to", "jldm")
+  assert told in line and "quant" in line
+  if "not finite" in told:
+    assert main(["convert", str(folder), str(tmp_path / "w"), "--to", "jldm", "--allow-nan"]) == 0
+
+
+def test_a_file_of_compvis_needs_a_scale(tmp_path, capsys):
+  names = {"encoder.down.0.block.0.conv2.weight": np.zeros((32, 32, 3, 3), np.float32), "loss.logvar": np.zeros(1)}
+  safetensors.write(tmp_path / "x.safetensors", names)
+  assert "lacks decoder.conv_in.weight" in refused(capsys, tmp_path / "x.safetensors", tmp_path / "w", "--to", "jldm")

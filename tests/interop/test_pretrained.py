@@ -17,8 +17,8 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from tests.networks import randomised
+from tests.parity.drawn import SD
 
-SD = Path(__file__).parents[1] / "parity" / "vae_sd"
 TINY = dict(widths=(4, 8), resnets=1, groups=2)
 NETWORKS = (
   KLAutoencoder(**TINY, attention=(1,)),

@@ -5,6 +5,7 @@ import os
 import struct
 import tracemalloc
 
+from hypothesis import HealthCheck, given, settings, strategies as st
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -200,3 +201,82 @@ def test_a_failed_write_leaves_what_was_there(path, tmp_path):
     with pytest.raises(UserError, match="cannot write"):
       safetensors.write(place, TENSORS)
   assert os.listdir(tmp_path) == [path.name] and safetensors.read(path)["a"].tolist() == [0, 0]
+
+
+def test_arrays_are_mapped_one_by_one(path):
+  safetensors.write(path, TENSORS)
+  found = safetensors.tensors(path)
+  assert found.keys() == TENSORS.keys() and len(found) == len(TENSORS)
+  for name, value in TENSORS.items():
+    assert found[name].tobytes() == np.asarray(value).tobytes() and found[name].dtype == value.dtype
+    assert found.entry(name).shape == np.shape(value)
+  held = found["conv/kernel"]
+  path.write_bytes(path.read_bytes()[:-1])
+  cut = max(TENSORS, key=lambda name: found.entry(name).end)
+  with pytest.raises(UserError, match="cut short since it was opened"):
+    found[cut]
+  assert held.sum() == TENSORS["conv/kernel"].sum() or cut == "conv/kernel"
+
+
+@pytest.mark.parametrize("content", [
+  b"PK\x03\x04" + bytes(100), b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x04\x95" + bytes(20),
+])
+def test_a_pickle_is_told_with_the_way_around_it(tmp_path, content):
+  path = tmp_path / "model.ckpt"
+  path.write_bytes(content)
+  for read in (safetensors.read, safetensors.tensors, safetensors.read_header):
+    with pytest.raises(UserError, match=r"is a pickle, .* torch.load\('model.ckpt', weights_only=True\); s.save_file") as error:
+      read(path)
+    assert str(error.value).isprintable() and "'model.safetensors')" in str(error.value)
+
+
+def test_a_header_that_begins_like_a_pickle_is_read(path):
+  padded = json.dumps(one()).encode()
+  path.write_bytes(stored(padded + b" " * (0x280 - len(padded)), bytes(8)))  # 0x280 is 80 02
+  assert safetensors.tensors(path)["a"].shape == (2,)
+
+
+NUMBERS = st.one_of(st.integers(0, 40), st.integers(-(2**70), 2**70), st.just(2**63 - 1), st.none(), st.floats())
+ENTRIES = st.fixed_dictionaries({
+  "dtype": st.sampled_from([*safetensors.DTYPES, "F7", "", 3]), "shape": st.lists(NUMBERS, max_size=4),
+  "data_offsets": st.lists(NUMBERS, min_size=1, max_size=3),
+})
+HEADERS = st.dictionaries(st.text(max_size=6), st.one_of(ENTRIES, NUMBERS, st.text(max_size=3)), max_size=4)
+CONTENTS = st.one_of(
+  st.binary(max_size=200),
+  st.builds(stored, st.binary(max_size=60), st.binary(max_size=20)),
+  st.builds(stored, HEADERS, st.binary(max_size=60)),
+  st.builds(lambda at, new: sound()[:at] + new + sound()[at + len(new):], st.integers(0, 200), st.binary(max_size=8)),
+  st.builds(lambda length, rest: struct.pack("<Q", length) + rest, st.integers(0, 2**64 - 1), st.binary(max_size=60)),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CONTENTS)
+def test_whatever_a_file_holds_our_errors_alone_are_raised(path, content):
+  path.write_bytes(content)
+  tracemalloc.start()
+  try:
+    found = safetensors.tensors(path)
+    assert sum(found[name].nbytes for name in found) <= len(content)
+  except UserError as error:
+    assert str(error).isprintable() and str(path) in str(error)
+  finally:
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+  assert peak < 1e6
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=100), st.builds(
+  lambda map: json.dumps({"weight_map": map}).encode(),
+  st.one_of(NUMBERS, st.dictionaries(st.text(max_size=4), st.one_of(NUMBERS, st.text(max_size=20), st.just("x.safetensors")))),
+)))
+def test_whatever_an_index_holds_our_errors_alone_are_raised(path, content):
+  safetensors.write(path, {"a": np.zeros(2)})
+  index = path.with_name("x" + safetensors.INDEX)
+  index.write_bytes(content)
+  try:
+    assert list(safetensors.tensors(index)) == ["a"]
+  except UserError as error:
+    assert str(error).isprintable()

@@ -241,3 +241,12 @@ def test_numbers_that_are_not_legal_are_refused(change, told):
 def test_a_last_kernel_that_is_not_there_is_refused(last, told):
   with pytest.raises(UserError, match=told):
     jax.eval_shape(dataclasses.replace(OBJECTIVE, last=last).init, KEY, batch_of(0))
+
+
+def test_a_trained_autoencoder_takes_the_place_of_a_new_one():
+  objective = Adversarial(inner=Reconstruction(network=KLAutoencoder()))
+  codec = {"params": "trained", "extra": {"codebook": "its"}, "mean": 0, "std": 1}
+  params, extra = objective.start({"autoencoder": "new", "discriminator": "new"}, {"autoencoder": {}, "steps": 0}, codec)
+  assert params == {"autoencoder": "trained", "discriminator": "new"}
+  assert extra == {"autoencoder": {"codebook": "its"}, "steps": 0}
+  assert objective.codec(params, extra) == {"params": "trained", "extra": {"codebook": "its"}}

@@ -1,6 +1,10 @@
 """Random arrays, the same in a fixture script and in the test of what it wrote: numpy never changes what RandomState draws."""
 
+from pathlib import Path
+
 import numpy as np
+
+SD = Path(__file__).parent / "vae_sd"  # what diffusers saved
 
 
 def parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

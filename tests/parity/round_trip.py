@@ -73,7 +73,7 @@ def check(folder: Path) -> None:
   for path in sorted(folder.glob("*_diffusers")):
     name, kept = path.name.removesuffix("_diffusers"), np.load(folder / f"{path.name.removesuffix('_diffusers')}.npz")
     kind = getattr(diffusers, json.loads((path / "config.json").read_text())["_class_name"])
-    model, told = kind.from_pretrained(path, output_loading_info=True)
+    model, told = kind.from_pretrained(path, output_loading_info=True, low_cpu_mem_usage=False)
     first = lambda value: torch.from_numpy(value).permute(0, 3, 1, 2)
     last = lambda value: value.permute(0, 2, 3, 1).numpy()
     with torch.no_grad():

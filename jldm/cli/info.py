@@ -1,0 +1,106 @@
+"""`jldm info SOURCE`: what a file, a folder of diffusers or a workdir holds.
+
+One line an array: name, dtype, shape; with --statistics also least, greatest, mean, standard deviation of its finite
+values, and how many are not finite.  Arrays are read one after the other, and only for --statistics.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jldm import pipeline, workdir as workdirs
+from jldm.checkpoint import Checkpoints
+from jldm.experiment import fields
+from jldm.interop import flat, msgpack, pretrained, safetensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("source", metavar="SOURCE", help="a workdir, a folder of diffusers, a file, or a name of the hub")
+  parser.add_argument("--statistics", action="store_true", help="read all arrays, and tell of their values")
+
+
+def main(args: argparse.Namespace) -> None:
+  path = Path(args.source)
+  tell = workdir if (path / "experiment.json").is_file() else published
+  for line in tell(path, args.statistics):
+    print(line)
+
+
+def published(path: Path, statistics: bool) -> Iterator[str]:
+  """A folder of diffusers, or a file."""
+  path = pretrained.found(str(path))
+  file = pretrained.weights(path) if path.is_dir() else path
+  if path.is_dir():
+    config = pretrained.read_config(path / pretrained.CONFIG)
+    network = pretrained.CLASSES[config["_class_name"]].network(config)
+    mean, std = pretrained.read_statistics(config, network.latent_channels)
+    yield f"{path}: {config['_class_name']} of diffusers"
+    yield from described(network, mean, std)
+  else:
+    yield f"{path}: a file of arrays"
+    if file.suffix == ".safetensors":
+      yield from (f"  {name}: {value[:100]}" for name, value in safetensors.read_header(file).metadata.items())
+  yield from rows(msgpack.tensors(file) if file.suffix == ".msgpack" else safetensors.tensors(file), statistics)
+
+
+def workdir(path: Path, statistics: bool) -> Iterator[str]:
+  """A workdir: its stages, and the codec and the averaged denoiser where they are there."""
+  experiment = workdirs.read(path)
+  yield f"{path}: a workdir"
+  steps = {}
+  for stage in workdirs.STAGES:
+    with Checkpoints(workdirs.checkpoints(path, stage), read_only=True) as saved:
+      steps[stage] = saved.latest()
+    if (planned := getattr(experiment, stage)) is not None:
+      at = "not begun" if steps[stage] is None else f"at step {steps[stage]} of {planned.steps}"
+      yield f"{stage}: {type(planned.objective).__name__}, {at}"
+  if steps["autoencoder"] == experiment.autoencoder.steps:
+    network, codec = pipeline.load_codec(path)
+    yield from described(network, codec["mean"], codec["std"])
+    yield from rows(flat.flatten(codec), statistics)
+  if steps["denoiser"] is not None:
+    network, params = experiment.denoiser.objective.network, pipeline.load(path)[1]["denoiser"]
+    yield from described(network)
+    yield from rows(flat.flatten(params), statistics)
+
+
+def described(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:
+  """A network, and the scale of its latents."""
+  shown = ", ".join(f"{name}={getattr(network, name)!r}" for name in fields(network))
+  yield f"{type(network).__name__}({shown})"
+  for name, values in (("mean", mean), ("std", std)):
+    if values is not None:
+      values = np.unique(np.asarray(values)) if np.ptp(values) == 0 else np.asarray(values)
+      yield f"  {name} of latents: {' '.join(f'{value:.6g}' for value in values)}"
+
+
+def rows(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
+  """A line an array, and the sum of all."""
+  width = max((len(name) for name in arrays), default=0)
+  count, size, dtypes, bad = 0, 0, {}, 0
+  for name in arrays:
+    value = arrays[name]
+    line = f"  {name:{width}}  {value.dtype.name:8} {list(value.shape)}"
+    if statistics and jnp.issubdtype(value.dtype, jnp.floating) and value.size:
+      told, odd = values_of(value)
+      line, bad = f"{line:{width + 32}} {told}", bad + odd
+    count, size = count + value.size, size + value.nbytes
+    dtypes[value.dtype.name] = dtypes.get(value.dtype.name, 0) + 1
+    yield line
+  kinds = ", ".join(f"{number} {name}" for name, number in sorted(dtypes.items()))
+  yield f"{len(arrays)} arrays ({kinds}), {count / 1e6:.3f} M values, {size / 1e6:.1f} MB" + (
+    f", {bad} values not finite" if statistics else "")
+
+
+def values_of(value: Any) -> tuple[str, int]:
+  """What there is to say of an array's values, and how many are not finite."""
+  value = np.asarray(value, np.float32)
+  good = value[np.isfinite(value)]
+  odd = value.size - good.size
+  least, most = (good.min(), good.max()) if good.size else (np.nan, np.nan)
+  mean, std = (good.mean(dtype=np.float64), good.std(dtype=np.float64)) if good.size else (np.nan, np.nan)
+  return f"{least:10.4g} to {most:10.4g}, mean {mean:10.4g}, std {std:10.4g}" + (f", {odd} not finite" if odd else ""), odd

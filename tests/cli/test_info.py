@@ -1,0 +1,41 @@
+"""`jldm info`: files, folders and workdirs."""
+
+import numpy as np
+import pytest
+
+from jldm.cli import main
+from jldm.interop import safetensors
+from tests.parity.drawn import SD
+
+
+def told(capsys, *argv) -> str:
+  assert main(["info", *map(str, argv)]) == 0
+  return capsys.readouterr().out
+
+
+def test_a_file(tmp_path, capsys):
+  path = tmp_path / "x.safetensors"
+  safetensors.write(path, {"a": np.float32([1, 3, np.nan]), "b": np.zeros((2, 0), np.int32)}, {"kind": "test"})
+  brief, long = told(capsys, path), told(capsys, path, "--statistics")
+  assert "kind: test" in brief and "a  float32  [3]" in brief and "b  int32    [2, 0]" in brief
+  assert "2 arrays (1 float32, 1 int32), 0.000 M values, 0.0 MB" in brief and "not finite" not in brief
+  assert "1 to          3, mean          2, std          1, 1 not finite" in long and "1 values not finite" in long
+
+
+def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
+  folder = told(capsys, SD)
+  assert "AutoencoderKL of diffusers" in folder and "KLAutoencoder(channels=3, latent_channels=4" in folder
+  assert "std of latents: 5.48998" in folder  # 1 / 0.18215
+  assert "decoder.conv_in.bias " in folder and "248 arrays" not in folder and "0.067 M values" in folder
+  assert main(["convert", str(SD), str(tmp_path / "w"), "--to", "jldm"]) == 0
+  workdir = told(capsys, tmp_path / "w", "--statistics")
+  assert "autoencoder: Reconstruction, at step 0 of 0" in workdir and "denoiser" not in workdir
+  assert "params/decoder/in/bias " in workdir and "0 values not finite" in workdir
+
+
+@pytest.mark.parametrize(("source", "said"), [("no", "does not exist"), (".", "has no config.json")])
+def test_mistakes(source, said, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main(["info", source]) == 2
+  error = capsys.readouterr().err
+  assert said in error and error.count("\n") == 1
