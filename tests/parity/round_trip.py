@@ -20,26 +20,33 @@ def trained(folder: Path) -> dict[str, Path]:
   from jldm.data.synthetic import Synthetic
   from jldm.diffusion.process import Cosine
   from jldm.experiment import Experiment, Stage
+  from jldm.models.autoencoders.dc import DCAutoencoder, Level, LinearAttention
   from jldm.models.autoencoders.kl import KLAutoencoder
   from jldm.models.autoencoders.quantize import Codebook
+  from jldm.models.autoencoders.tiny import TinyAutoencoder
   from jldm.models.autoencoders.vq import VQAutoencoder
   from jldm.models.denoisers.dit import DiT
   from jldm.objectives.autoencoder import Reconstruction
   from jldm.objectives.diffusion import Diffusion
 
   small = dict(widths=(8, 12), resnets=1, groups=4)
+  levels = (Level(8, 1), Level(12, 1, LinearAttention(4, scales=(5,))))
   networks = {
     "trained_kl": KLAutoencoder(**small, attention=(1,)),
     "trained_vq": VQAutoencoder(Codebook(32), **small, latent_channels=3),
+    "trained_tiny": TinyAutoencoder(width=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1)),
+    "trained_dc": DCAutoencoder(latent_channels=4, encoder_levels=levels, decoder_levels=levels),
   }
   for name, network in networks.items():
     stage = Stage(objective=Reconstruction(network=network), steps=20, batch_size=8)
     denoiser = Stage(objective=Diffusion(network=DiT(), process=Cosine()))
     experiment = Experiment(data=Synthetic(height=16, width=16, channels=3, count=32), autoencoder=stage, denoiser=denoiser)
     stages.train(experiment, folder / name, ("autoencoder",), devices=1)
-  if main(["convert", str(HERE / "vae_sd"), str(folder / "imported_sd"), "--to", "jldm"]):
-    raise SystemExit("the folder vae_sd could not be imported")
-  return {name: folder / name for name in (*networks, "imported_sd")}
+  imported = {"imported_sd": "vae_sd", "imported_tiny": "tiny_flux", "imported_dc": "dc_in"}
+  for name, source in imported.items():
+    if main(["convert", str(HERE / source), str(folder / name), "--to", "jldm"]):
+      raise SystemExit(f"the folder {source} could not be imported")
+  return {name: folder / name for name in (*networks, *imported)}
 
 
 def write(folder: Path) -> None:
@@ -78,7 +85,7 @@ def check(folder: Path) -> None:
     last = lambda value: value.permute(0, 2, 3, 1).numpy()
     with torch.no_grad():
       encoded = model.encode(first(kept["images"]))
-      found = {"mean": last(encoded.latents if kind is diffusers.VQModel else encoded.latent_dist.mean),
+      found = {"mean": last(encoded.latent_dist.mean if kind is diffusers.AutoencoderKL else encoded[0]),
                "decoded": last(model.decode(first(kept["latents"])).sample)}
     far = {what: np.abs(value - kept[what]).max() / np.abs(kept[what]).max() for what, value in found.items()}
     print(f"{name}: {kind.__name__}, {len(told['missing_keys'])} missing, {len(told['unexpected_keys'])} unexpected, "
