@@ -21,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from benchmarks.editing import silhouettes
 from jldm import edit, pictures, pipeline, sharding, stages, workdir as workdirs
 from jldm.cli.train import load_config
 from jldm.core.keys import row_keys
 from jldm.core.trees import traced
 from jldm.editing import inpaint as blended
 from jldm.experiment import Experiment, override
+from jldm.metrics.extractors import fashion
 from jldm.metrics.image import psnr, ssim
 from jldm.models import codec as codecs
 from jldm.models.conditioners import masks
@@ -70,10 +72,11 @@ def train(folder: Path, name: str, data_dir: str) -> None:
       cost.write_text(json.dumps(costs := costs | {stage: time.process_time() - start}))
 
 
-def held_out(found: Experiment, count: int) -> np.ndarray:
-  """`count` held-out pictures, evenly spread: uint8 [N, H, W, C]."""
+def held_out(found: Experiment, count: int, labelled: bool = False) -> Any:
+  """`count` held-out pictures, evenly spread: uint8 [N, H, W, C], or with their labels."""
   source = found.data.open(found.data.held_out)
-  return source[np.arange(count) * len(source) // count]["image"]
+  rows = source[np.arange(count) * len(source) // count]
+  return (rows["image"], rows["label"]) if labelled else rows["image"]
 
 
 def keys(count: int) -> jax.Array:
@@ -234,38 +237,71 @@ def tinted(grey: jax.Array, colours: Any) -> jax.Array:
 
 
 def photographs(folder: Path, docs: Path) -> str:
-  """A table of grey -> colour and of edges -> picture on held-out crops, and a sheet each."""
-  images, lines = held_out(workdirs.read(folder / "colour"), 24), []
-  truth = samples(images, 1)[:, 0]
-  training = workdirs.read(folder / "colour").data.open("train")
-  mean_colour = codecs.pixels(training[np.arange(len(training))]["image"]).mean((0, 1, 2))
-  for name, degrade in (("colour", Grey()), ("sketch", Edges())):
-    model = pipeline.load(folder / name)
-    told = degrade(codecs.pixels(images))
-    source = pictures.to_uint8(told)
-    made = edit.paired(*model, source, n=SAMPLES)
-    drawn = samples(made, SAMPLES)
-    results = {
-      "the source itself": np.asarray(told)[:, None],
-      "the mean colour everywhere": np.broadcast_to(mean_colour, truth.shape)[:, None],
-      "made of another source": np.roll(drawn, 1, 0),
-      "made of its source": drawn,
-    }
-    if name == "colour":
-      results["the grey picture in the mean colour"] = np.asarray(tinted(told, mean_colour))[:, None]
-      results["the grey picture in the colours made"] = np.asarray(tinted(told[:, None], drawn))
-    results["the autoencoder alone"] = samples(coded(*model, images), 1)
-    for what, some in results.items():
-      own = psnr(degrade(some.reshape(-1, *truth.shape[1:])), np.asarray(told).repeat(some.shape[1], 0))
-      own = float(own.mean())
-      lines.append(f"| {name} | {what} | {figures(some, truth)} | {own:.2f} |" if own < 80 else
-                   f"| {name} | {what} | {figures(some, truth)} | exact |")
-      print(lines[-1], flush=True)
-    some = np.arange(1, len(images), 3)[:7]
-    shown = made if name == "sketch" else pictures.to_uint8(results["the grey picture in the colours made"].reshape(made.shape))
-    rows = [images[some], source[some], made[some * SAMPLES], shown[some * SAMPLES + (name == "sketch")]]
-    pictures.write_png(docs / f"conditioned_{name}.png", pictures.tile_rows(rows), {"what": name})
-  head = "| model | what | PSNR of a sample | SSIM | PSNR of the mean of 4 | PSNR of its own source |"
+  """A table of grey -> colour on held-out crops, and a sheet."""
+  found = workdirs.read(folder / "colour")
+  images, model, lines = held_out(found, 24), pipeline.load(folder / "colour"), []
+  truth, told = samples(images, 1)[:, 0], Grey()(codecs.pixels(images))
+  source = pictures.to_uint8(told)
+  made = edit.paired(*model, source, n=SAMPLES)
+  drawn, mean_colour = samples(made, SAMPLES), mean_picture(found).mean((0, 1))
+  results = {
+    "the source itself": np.asarray(told)[:, None],
+    "the mean colour everywhere": np.broadcast_to(mean_colour, truth.shape)[:, None],
+    "made of another source": np.roll(drawn, 1, 0),
+    "made of its source": drawn,
+    "the grey picture in the mean colour": np.asarray(tinted(told, mean_colour))[:, None],
+    "the grey picture in the colours made": np.asarray(tinted(told[:, None], drawn)),
+    "the autoencoder alone": samples(coded(*model, images), 1),
+  }
+  for what, some in results.items():
+    own = own_source(Grey(), some, told)
+    lines.append(f"| {what} | {figures(some, truth)} | {f'{own:.2f}' if own < 80 else 'exact'} |")
+    print(lines[-1], flush=True)
+  some = np.arange(1, len(images), 3)[:7]
+  shown = pictures.to_uint8(results["the grey picture in the colours made"].reshape(made.shape))
+  rows = [images[some], source[some], made[some * SAMPLES], shown[some * SAMPLES]]
+  pictures.write_png(docs / "conditioned_colour.png", pictures.tile_rows(rows), {"what": "colour"})
+  head = "| what | PSNR of a sample | SSIM | PSNR of the mean of 4 | PSNR of its own source |"
+  return "\n".join([head, "|---|---|---|---|---|", *lines])
+
+
+def mean_picture(found: Experiment) -> np.ndarray:
+  """Of the training set: [H, W, C] in [-1, 1]."""
+  training = found.data.open(found.data.train)
+  return training[np.arange(len(training))]["image"].mean(0, dtype=np.float64) / 127.5 - 1
+
+
+def own_source(degrade: Any, drawn: np.ndarray, told: jax.Array) -> float:
+  """PSNR of what `degrade` makes of samples [N, S, H, W, C] against what they were made of [N, H, W, C]."""
+  return float(psnr(degrade(drawn.reshape(-1, *drawn.shape[2:])), np.asarray(told).repeat(drawn.shape[1], 0)).mean())
+
+
+def sketches(folder: Path, docs: Path) -> str:
+  """A table of edges -> picture of Fashion-MNIST, and a sheet."""
+  found = workdirs.read(folder / "sketch")
+  model, (images, labels) = pipeline.load(folder / "sketch"), held_out(found, 128, labelled=True)
+  truth, told, lines = samples(images, 1)[:, 0], Edges()(codecs.pixels(images)), []
+  source = pictures.to_uint8(told)
+  made = edit.paired(*model, source, n=SAMPLES)
+  drawn = samples(made, SAMPLES)
+  results = {
+    "the sketch itself": np.asarray(told)[:, None],
+    "the mean picture of the training set": np.broadcast_to(mean_picture(found), truth.shape)[:, None],
+    "made of another sketch": np.roll(drawn, 1, 0),
+    "made of its sketch": drawn,
+    "the autoencoder alone": samples(coded(*model, images), 1),
+    "the picture itself": truth[:, None],
+  }
+  for what, some in results.items():
+    flat = pictures.to_uint8(some.reshape(-1, *truth.shape[1:]))
+    right = 100 * (fashion.classify(flat) == labels.repeat(some.shape[1])).mean()
+    overlap = silhouettes(flat, images.repeat(some.shape[1], 0))
+    quality = "exact |  |" if what == "the picture itself" else f"{figures(some, truth)} |"
+    lines.append(f"| {what} | {quality} {overlap:.2f} | {right:.0f} |")
+    print(lines[-1], flush=True)
+  rows = [images[:12], source[:12], *(made[i : 12 * SAMPLES : SAMPLES] for i in range(2))]
+  pictures.write_png(docs / "conditioned_sketch.png", pictures.tile_rows(rows), {"what": "sketch"})
+  head = "| what | PSNR of a sample | SSIM | PSNR of the mean of 4 | silhouettes, IoU | classified as the truth is, % |"
   return "\n".join([head, "|---|---|---|---|---|---|", *lines])
 
 
@@ -280,6 +316,7 @@ TABLES = {
   "inpainting": inpainting,
   "restoration": restoration,
   "photographs": photographs,
+  "sketches": sketches,
   "costs": lambda folder, docs: costs(folder),
 }
 

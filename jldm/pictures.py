@@ -12,6 +12,7 @@ import math
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
+import warnings
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -124,7 +125,10 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   frames = there_and_back(images)
   frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")  # yuv420: even
   Path(path).parent.mkdir(parents=True, exist_ok=True)
-  imageio.mimwrite(path, frames, fps=len(images) / seconds, macro_block_size=1, output_params=["-metadata", f"comment={told}"])
+  options = {"fps": len(images) / seconds, "macro_block_size": 1, "output_params": ["-metadata", f"comment={told}"]}
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's, of a process that is ffmpeg at once
+    imageio.mimwrite(path, frames, **options)
 
 
 def there_and_back(images: np.ndarray) -> np.ndarray:

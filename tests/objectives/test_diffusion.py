@@ -41,6 +41,7 @@ X0 = (5 - CODEC.mean) / CODEC.std  # the latent of STILL, everywhere
 class Scaled(nn.Module):
   """An autoencoder whose latents are every second pixel of a side, by a parameter."""
 
+  @nn.compact
   def encode(self, x):
     return Gaussian(self.param("scale", nn.initializers.ones, ()) * x[:, ::2, ::2], jnp.zeros(()))
 
