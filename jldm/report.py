@@ -69,7 +69,7 @@ def build(workdir: Path, devices: int | None = None) -> str:
     page.section("The experiment", page.folded("as it was run", json.dumps(to_data(experiment), indent=2))),
     versions(judged),
   ]
-  lead = f"{type(experiment.data).__name__} {getattr(experiment.data, 'name', '')}, in {workdir.resolve()}"
+  lead = f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
   return page.page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
 
 
@@ -124,8 +124,9 @@ def training(name: str, stage: Stage, logged: list[dict]) -> str:
     return ""
   of = lambda key: line([(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))])
   timed = [(row["step"], 1000 * stage.batch_size / row["images_per_second"]) for row in logged if row.get("images_per_second")]
-  terms = sorted({key for row in logged for key in row} - ELSEWHERE)
-  terms = [key for key in terms if not key.startswith("held_out_") and len(set(of(key).y)) > 1 and of(key) != of("loss")]
+  known = sorted({key for row in logged for key in row} - ELSEWHERE)
+  terms = [key for key in known if not key.startswith(("held_out_", "evaluation_"))]
+  terms = [key for key in terms if len(set(of(key).y)) > 1 and of(key) != of("loss")]
   charts = [
     page.chart("Loss", {"loss": of("loss")}, "mean since the last line"),
     *(page.chart(key.replace("_", " "), {key: of(key)}, "") for key in terms),
@@ -184,7 +185,7 @@ def figures(told: Told | None) -> str:
                   f"{real['value']:.4g}" if real else "", f"{each['n']:,}"))
     ends = tuple((part["low"], part["value"], part["high"]) for part in (each, real) if part)
     marks.append(page.whisker(*ends[0], *ends[1:]))
-  head = ("", "value", "95 % interval", "real against real", "n", "intervals, that of real pictures below")
+  head = ("", "value", "95 % interval", "real against real", "n", "intervals, real below")
   remarks = [MEANS.get(name, "") for name in told["metrics"]]
   parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
   parts += [page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.") for name, why in told.get("left_out", {}).items()]

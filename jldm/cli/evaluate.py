@@ -47,8 +47,7 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = changed(workdirs.read(workdir), args)
   how = how_of(args, experiment)
-  evaluator = experiment.evaluation
-  loaded = evaluation.extractor_of(evaluator, *read_weights(evaluator.weights))
+  loaded = evaluation.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   sharding.configure(args.devices)
   model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
@@ -86,18 +85,13 @@ def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   return dataclasses.replace(experiment, evaluation=evaluator, data=data)
 
 
-def read_weights(path: str) -> tuple[Any, ...]:
-  """Arrays and metadata of a file, where one is named."""
-  return (safetensors.read(Path(path)), safetensors.read_header(Path(path)).metadata) if path else ()
-
-
 def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
   """What is asked for; UserError for numbers and names that are not legal."""
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
     raise UserError(f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}")
-  n = experiment.evaluation.n
-  for name, value, least in (("n", n, 20), ("reference", args.reference, 20), ("batch_size", args.batch_size, 1)):
+  n, few = experiment.evaluation.n, evaluation.FEWEST
+  for name, value, least in (("n", n, few), ("reference", args.reference, few), ("batch_size", args.batch_size, 1)):
     if value < least:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
   if not 0 <= args.seed < 2**32:
@@ -116,9 +110,9 @@ def finish(path: Path, told: Told, distance: str) -> None:
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
   print("\n".join(table(told, NAMES | {name: distance for name in ("frechet", "reconstruction_frechet")})))
   if audit := told.get("memorisation"):
-    print(f"{'copies of training pictures are seen' if audit['flagged'] else 'no copying is seen'}: {100 * audit['nearer']:.1f} % of "
-          f"samples are nearer to a training picture than to one of as many held-out ones; {100 * audit['copies']:.1f} % are "
-          "nearer to one than 99 in 100 held-out pictures are")
+    verdict = "copies of training pictures are seen" if audit["flagged"] else "no copying is seen"
+    print(f"{verdict}: {100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many held-out "
+          f"ones; {100 * audit['copies']:.1f} % are nearer to one than 99 in 100 held-out pictures are")
   for name, why in told.get("left_out", {}).items():
     print(f"{name} is left out: {why}")
   print(f"in {path}\n")
