@@ -24,7 +24,8 @@ from jldm.core.errors import UserError
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.experiment import Evaluation, Experiment
-from jldm.metrics import intervals, perceptual
+from jldm.interop import safetensors
+from jldm.metrics import intervals, memorisation, perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS, Loaded, find, opened
 from jldm.models import codec as codecs
 from jldm.pipeline import Model
@@ -33,6 +34,7 @@ from jldm.train.evaluate import Judge, Sets, Told
 
 MOST_REAL = 50_000  # training pictures that samples are compared with
 PACKAGES = ("jldm", "jax", "jaxlib", "flax", "numpy", "scipy")
+FEWEST = 20  # samples
 SHOWN = 16  # pictures on a sheet
 
 
@@ -66,8 +68,8 @@ class Real(NamedTuple):
   told: Told
 
 
-def extractor_of(evaluation: Evaluation, arrays: Any = None) -> Loaded:
-  """The extractor that an experiment names.
+def extractor_of(evaluation: Evaluation) -> Loaded:
+  """The extractor that an experiment names, with its file of weights, where there is one.
 
   Raises:
     UserError: it names none, one that is not known, or one whose weights do not fit.
@@ -75,7 +77,8 @@ def extractor_of(evaluation: Evaluation, arrays: Any = None) -> Loaded:
   if not evaluation.extractor:
     known = ", ".join(f"{name} ({each.preprocessing})" for name, each in sorted(EXTRACTORS.items()))
     raise UserError(f"no extractor is named, and none fits all data; give --extractor, one of: {known}")
-  return opened(find(evaluation.extractor), arrays)
+  path = evaluation.weights and Path(evaluation.weights)
+  return opened(find(evaluation.extractor), *((safetensors.read(path), safetensors.read_header(path).metadata) if path else ()))
 
 
 def plain(data: Any) -> Any:
@@ -94,15 +97,24 @@ def one_shape(source: Source | Buckets, data: Any) -> Source:
   raise UserError(f"no picture of {data.height}x{data.width}, the shape that samples have; there are others only")
 
 
+def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
+  """Raises a UserError for a number of pictures that is too small for the extractor."""
+  data = experiment.data
+  if how.n < FEWEST:
+    raise UserError(f"n={how.n}; expected at least {FEWEST} pictures")
+  width = loaded.width((data.height, data.width, data.channels))
+  if "frechet" in how.metrics:
+    evaluate.check_enough(how.n, width)
+
+
 def real(experiment: Experiment, loaded: Loaded, how: How, folder: Path) -> Real:
   """Opens the data and extracts what samples are compared with, or reads it from `folder`.
 
   Raises:
     UserError: data that are missing, too few, or do not fit the extractor.
   """
+  check(experiment, loaded, how)
   data = plain(experiment.data)
-  if "frechet" in how.metrics:
-    evaluate.check_enough(how.n, loaded.width((data.height, data.width, data.channels)))
   train, held_out = (one_shape(data.open(split), data) for split in (data.train, data.held_out))
   sets = evaluate.choose(train, held_out, how.n, how.reference)
   reference, beside = (features.cached(folder, loaded, *split, how.devices) for split in sets[:2])
@@ -134,6 +146,34 @@ def of_denoiser(model: Model, samples: Samples, among: Real, how: How, scores: d
   drawn = {"n": how.n, "seed": how.seed} | how.drawn(model)
   left_out = {"left_out": among.judge.left_out} if among.judge.left_out else {}
   return {"samples": drawn} | among.told | {"metrics": among.judge.beside(samples.found, scores)} | left_out
+
+
+class Suspects(NamedTuple):
+  """What an audit found, and its pairs as a sheet: samples, below them the nearest training and the nearest held-out pictures."""
+
+  told: Told
+  sheet: np.ndarray
+
+
+def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | None:
+  """Whether samples are copies of training pictures, told by held-out ones; None where too few are held out."""
+  sets, judge = among.sets, among.judge
+  if len(sets.held_out.rows) < memorisation.FEWEST:
+    return None
+  aside = sets.real.source is sets.reference.source
+  trained = features.join(judge.reference, judge.real) if aside else judge.reference
+  rows = np.concatenate([sets.reference.rows, sets.real.rows]) if aside else sets.reference.rows
+  held_out = features.cached(folder, among.loaded, *sets.held_out, how.devices) if aside else judge.real
+  found = memorisation.audit(samples.found.features, trained.features, held_out.features, SHOWN)
+  pairs = dataclasses.replace(found.pairs, train=rows[found.pairs.train], held_out=sets.held_out.rows[found.pairs.held_out])
+  told = {name: value for name, value in dataclasses.asdict(found).items() if name != "pairs"}
+  told |= {"n": len(samples.found), "trained_on": len(trained), "held_out": len(held_out)}
+  columns = {name: each.tolist() for name, each in dataclasses.asdict(pairs).items()}
+  told["pairs"] = [dict(zip(columns, row)) for row in zip(*columns.values())]
+  real = sets.reference.source[pairs.train], sets.held_out.source[pairs.held_out]
+  each = (samples.images[pairs.sample], *(batch["image"] for batch in real))
+  lines = [some[i : i + SHOWN // 2] for i in range(0, len(pairs.sample), SHOWN // 2) for some in each]
+  return Suspects(told, pictures.tile_rows(lines, max(1, round(pictures.CELL / min(samples.images.shape[1:3])))))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,6 +6,7 @@ object in its text chunks.  A file appears whole or not at all.
 
 from collections.abc import Iterator
 import contextlib
+import io
 import json
 import math
 import os
@@ -39,11 +40,17 @@ def to_uint8(images: Any) -> np.ndarray:
 
 def write_png(path: str | os.PathLike, image: np.ndarray, provenance: dict) -> None:
   """Writes uint8 [H, W, C] with `provenance`, a JSON object, beside it in the same file."""
-  info = PngInfo()
+  with replacing(Path(path)) as file:
+    file.write(encode_png(image, provenance))
+
+
+def encode_png(image: np.ndarray, provenance: dict) -> bytes:
+  """The file of `write_png`."""
+  info, file = PngInfo(), io.BytesIO()
   info.add_text("ai_generated", "true")
   info.add_text("jldm", json.dumps(provenance))
-  with replacing(Path(path)) as file:
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG", pnginfo=info)
+  Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG", pnginfo=info)
+  return file.getvalue()
 
 
 def read_provenance(path: str | os.PathLike) -> dict | None:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm import pictures, pipeline, sharding, workdir as workdirs
+from jldm import best, pictures, pipeline, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys, stage_keys
@@ -53,6 +53,7 @@ class Run:
   model: pipeline.Model
   workdir: Path
   devices: int | None = None
+  extractor: Any = None  # that the denoiser is judged by while it trains
   wandb: Any = None  # a run of Weights & Biases
 
   @property
@@ -87,12 +88,14 @@ def train(
   make_sampler(model.sampling.sampler)
   for name in stages:
     rehearse(experiment, model, name)
+  extractor = best.check(experiment, model)
   if "autoencoder" not in stages:
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
     import_wandb()
   workdirs.claim(workdir, experiment)
-  run = Run(experiment, model, workdir, devices, start_wandb(wandb, workdir, to_data(experiment)) if wandb else None)
+  logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb else None
+  run = Run(experiment, model, workdir, devices, extractor, logged)
   if "autoencoder" in stages:
     train_autoencoder(run, train_set, held_out)
   if "denoiser" in stages:
@@ -309,8 +312,9 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
       write_image(run.workdir, name, n, sheet, "samples")
 
     statistics = codecs.Statistics(codec["mean"], codec["std"])
-    look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True),)
-    state = fit_stage(run, name, cache, statistics, saved, mesh, look)
+    with best.judged(run.experiment, model, codec, run.workdir, run.extractor, mesh.size) as judge:
+      look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
+      state = fit_stage(run, name, cache, statistics, saved, mesh, look)
     saved.save(stage.steps, divide(state))
 
 

@@ -30,8 +30,11 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "pipeline": "core diffusion models samplers editing data train checkpoint sharding pictures experiment workdir named",
   "canvas": "core pipeline",
   "edit": "core metrics models samplers editing pictures named pipeline canvas",
-  "evaluation": "core data metrics models pipeline train pictures sharding experiment",
-  "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
+  "evaluation": "core data interop metrics models pipeline train pictures sharding experiment",
+  "best": "core metrics train checkpoint experiment workdir pipeline evaluation",
+  "page": "pictures",
+  "report": "core pictures experiment workdir pipeline page",
+  "stages": "core models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline best",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train experiment pipeline interop sharding",

@@ -15,6 +15,7 @@ COMMANDS = {
   "train": "train the autoencoder, then the denoiser in its latent space",
   "sample": "draw pictures from a workdir",
   "evaluate": "say what samples and reconstructions are worth, beside real pictures",
+  "report": "a run as one page: what it learned, what it draws, what that is worth",
   "edit": "change a picture through its latents: vary, fill, translate, restore, walk between and along",
   "convert": "put weights into another form: a workdir into one file and back, LPIPS",
 }

@@ -47,8 +47,7 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = changed(workdirs.read(workdir), args)
   how = how_of(args, experiment)
-  evaluator = experiment.evaluation
-  loaded = evaluation.extractor_of(evaluator, safetensors.read(Path(evaluator.weights)) if evaluator.weights else None)
+  loaded = evaluation.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   sharding.configure(args.devices)
   model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
@@ -66,6 +65,9 @@ def main(args: argparse.Namespace) -> None:
     samples = evaluation.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
     told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluation.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
+    if suspects := evaluation.audit(samples, real, how, folder):
+      told["memorisation"] = suspects.told
+      pictures.write_png(folder / f"{step}-nearest.png", suspects.sheet, {"what": "samples and their nearest pictures"})
     finish(folder / f"{step}.json", told, loaded.distance)
 
 
@@ -88,8 +90,8 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
     raise UserError(f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}")
-  n = experiment.evaluation.n
-  for name, value, least in (("n", n, 20), ("reference", args.reference, 20), ("batch_size", args.batch_size, 1)):
+  n, few = experiment.evaluation.n, evaluation.FEWEST
+  for name, value, least in (("n", n, few), ("reference", args.reference, few), ("batch_size", args.batch_size, 1)):
     if value < least:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
   if not 0 <= args.seed < 2**32:
@@ -107,6 +109,10 @@ def finish(path: Path, told: Told, distance: str) -> None:
   evaluation.write(path, told | {"versions": evaluation.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
   print("\n".join(table(told, NAMES | {name: distance for name in ("frechet", "reconstruction_frechet")})))
+  if audit := told.get("memorisation"):
+    verdict = "copies of training pictures are seen" if audit["flagged"] else "no copying is seen"
+    print(f"{verdict}: {100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many held-out "
+          f"ones; {100 * audit['copies']:.1f} % are nearer to one than 99 in 100 held-out pictures are")
   for name, why in told.get("left_out", {}).items():
     print(f"{name} is left out: {why}")
   print(f"in {path}\n")

@@ -13,7 +13,8 @@ from jldm.core.errors import UserError
 from jldm.samplers.grid import GRIDS
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
-ASKED = ("eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel")  # told where given
+ASKED = (  # told where given
+  "eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "best")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--negative-label", type=int, help="guide away from this class instead of from no class")
   parser.add_argument("--size", help="HxW or one side, where it is not that of the training data")
   parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
+  parser.add_argument("--best", action="store_const", const=True, help="the denoiser that was best while training")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
@@ -60,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
   check_writable(out)
   sharding.configure(args.devices)
   size = parse_size(args.size) if args.size else None
-  model, params = pipeline.load(workdir, args.sigma_rel)
+  model, params = pipeline.load(workdir, args.sigma_rel, bool(args.best))
   steps = args.steps if args.steps is not None else model.sampling.steps
   options = dict(
     sampler=sampler, steps=steps, grid=args.grid, guidance=rule, negative_label=negative, size=size,

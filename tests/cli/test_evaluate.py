@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 from PIL import Image
 import pytest
 

@@ -104,7 +104,7 @@ def test_a_class_of_few_pictures_is_not_judged(judge):
 
 
 def test_too_few_pictures_for_a_covariance_are_refused():
-  with pytest.raises(UserError, match="6 pictures, where features are 6 wide: .* expected --n above 6, or --metrics without"):
+  with pytest.raises(UserError, match=r"6 pictures, where features are 6 wide: .* expected --n above 6, or --metrics without"):
     evaluate.judge(REFERENCE, REAL.take(slice(6)), ("frechet",))
   assert evaluate.judge(REFERENCE, REAL.take(slice(6)), ("kid",)).metrics == ("kid",)
 
