@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
+import re
+import shutil
 
 from PIL import Image
 import pytest
 
 from jldm import pictures, stages
 from jldm.cli import main
+from jldm.metrics.extractors import extractor
 from tests.configs import config, shrunk
 
 OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-scale", "0.9", "--devices", "1"]
@@ -50,6 +54,15 @@ def test_reconstructions_in_all_and_by_class(told):
   assert len(found["classes"]) == 10 and sum(each["psnr"]["n"] for each in found["classes"].values()) == 70
   mean = sum(each["psnr"]["value"] * each["psnr"]["n"] for each in found["classes"].values()) / 70
   assert mean == pytest.approx(found["metrics"]["psnr"]["value"])
+
+
+def test_copies_are_looked_for_and_drawn(workdir, told):
+  audit = told["2"]["memorisation"]
+  assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160 and len(audit["pairs"]) == 16
+  ratios = [pair["to_train"] / pair["to_held_out"] for pair in audit["pairs"]]
+  assert ratios == sorted(ratios) and {pair["sample"] for pair in audit["pairs"]} <= set(range(70))
+  with Image.open(workdir / "evaluation" / "2-nearest.png") as sheet:
+    assert sheet.size == (8 * 66 + 2, 6 * 66 + 2)
 
 
 def test_the_worst_reconstructions_are_drawn(workdir, told):
@@ -103,3 +116,15 @@ def test_mistakes_are_told_in_one_line(workdir, capsys, options, told):
 def test_without_an_extractor_those_that_there_are_are_told(workdir, capsys):
   assert main(["evaluate", "--workdir", str(workdir)]) == 2
   assert "give --extractor, one of: fashion (the middle 28x28 of grey pictures" in capsys.readouterr().err
+
+
+def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
+  """The example in docs/evaluation.md, in a workdir where it says."""
+  text = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+  (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+  monkeypatch.setattr(extractor, "EXTRACTORS", dict(extractor.EXTRACTORS))
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(workdir, "runs/digits")
+  exec(compile(code.replace('"200"', '"70"'), "evaluation.md", "exec"), {})
+  told = json.loads(Path("runs/digits/evaluation/2.json").read_text())
+  assert told["extractor"]["name"] == "some_pixels" and told["extractor"]["width"] == 16
