@@ -35,6 +35,7 @@ def test_everything_that_a_figure_depends_on_stands_beside_it(told):
   denoiser = told["2"]
   assert denoiser["samples"] == {"n": 70, "seed": 0, "sampler": "dpmpp_2m", "steps": 2, "grid": "uniform", "guidance_scale": 0.9}
   assert denoiser["extractor"]["name"] == "pixels" and denoiser["extractor"]["width"] == 64
+  assert denoiser["extractor"]["distance"] == "Fréchet distance"
   assert denoiser["reference"] == {"split": "train", "n": 160} and denoiser["real"] == {"split": "test", "n": 70}
   assert {"jldm", "jax", "numpy", "python", "device"} <= denoiser["versions"].keys()
   assert denoiser["stage"] == "denoiser" and denoiser["step"] == 2 and denoiser["checkpoint"] == "latest"
@@ -111,6 +112,14 @@ def test_mistakes_are_told_in_one_line(workdir, capsys, options, told):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, "--stage", "denoiser", *options]) == 2
   error = capsys.readouterr().err
   assert told in error and error.count("\n") == 1
+
+
+def test_what_was_trained_on_does_not_judge(workdir, tmp_path, capsys):
+  shutil.copytree(workdir, tmp_path / "w")
+  path = tmp_path / "w" / "experiment.json"
+  path.write_text(path.read_text().replace('"held_out": "test"', '"held_out": "train"'))
+  assert main(["evaluate", "--workdir", str(tmp_path / "w"), *OPTIONS]) == 2
+  assert "both 'train': nothing is held out" in capsys.readouterr().err
 
 
 def test_without_an_extractor_those_that_there_are_are_told(workdir, capsys):
