@@ -98,10 +98,13 @@ def one_shape(source: Source | Buckets, data: Any) -> Source:
 
 
 def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
-  """Raises a UserError for a number of pictures that is too small for the extractor."""
+  """Raises a UserError for too few pictures for the extractor, or data of which nothing is held out."""
   data = experiment.data
   if how.n < FEWEST:
     raise UserError(f"n={how.n}; expected at least {FEWEST} pictures")
+  if data.train == data.held_out:
+    raise UserError(f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
+                    "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'")
   width = loaded.width((data.height, data.width, data.channels))
   if "frechet" in how.metrics:
     evaluate.check_enough(how.n, width)
@@ -120,7 +123,7 @@ def real(experiment: Experiment, loaded: Loaded, how: How, folder: Path) -> Real
   reference, beside = (features.cached(folder, loaded, *split, how.devices) for split in sets[:2])
   set_aside = sets.real.source is train
   told = {
-    "extractor": loaded.told() | {"width": reference.features.shape[1]},
+    "extractor": loaded.told() | {"width": reference.features.shape[1], "distance": loaded.distance},
     "reference": {"split": data.train, "n": len(reference)},
     "real": {"split": data.train if set_aside else data.held_out, "n": len(beside)},
   }

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import best, pipeline, stages, workdir as workdirs
+from jldm import best, pictures, pipeline, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
+from jldm.cli import main
 from jldm.core.errors import UserError
 from jldm.experiment import Evaluation, override
 from tests.configs import config, shrunk
@@ -83,6 +84,17 @@ def test_what_is_best_is_kept(run):
     pipeline.load(run, 0.1, best=True)
 
 
+def test_the_best_is_sampled_and_evaluated(run, tmp_path):
+  common = ["--workdir", str(run), "--best", "--n", "70", "--steps", "2", "--devices", "1"]
+  assert main(["sample", *common, "--out", str(tmp_path / "O")]) == 0
+  assert pictures.read_provenance(tmp_path / "O" / "00000.png")["best"] is True
+  copy = tmp_path / "w"
+  shutil.copytree(run, copy)
+  assert main(["evaluate", *common, "--workdir", str(copy), "--stage", "denoiser", "--metrics", "kid"]) == 0
+  step = min(scores(run), key=scores(run).get)
+  assert json.loads((workdirs.evaluation(copy) / f"{step}.json").read_text())["checkpoint"] == "best"
+
+
 def test_figures_go_to_the_log(run):
   logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
   assert {row["step"]: row["evaluation_frechet"] for row in logged if "evaluation_frechet" in row} == scores(run)
@@ -92,6 +104,7 @@ class Stop(Exception):
   pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 4, 5])
 def test_a_run_that_was_stopped_keeps_the_same(judged, run, unjudged_run, tmp_path, monkeypatch, at):
   """It saves every second step, after which a judged step may come twice."""
