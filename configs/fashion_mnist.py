@@ -18,7 +18,7 @@ from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
+from jldm.experiment import Evaluation, Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
@@ -63,4 +63,5 @@ def experiment() -> Experiment:
       picture_every_steps=AT_THE_END,
     ),
     sampling=Sampling(sampler="dpmpp_2m", steps=10, guidance_scale=1.5),
+    evaluation=Evaluation(extractor="fashion"),
   )

@@ -24,6 +24,7 @@ from jldm.core.errors import UserError
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.experiment import Evaluation, Experiment
+from jldm.interop import safetensors
 from jldm.metrics import intervals, memorisation, perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS, Loaded, find, opened
 from jldm.models import codec as codecs
@@ -33,6 +34,7 @@ from jldm.train.evaluate import Judge, Sets, Told
 
 MOST_REAL = 50_000  # training pictures that samples are compared with
 PACKAGES = ("jldm", "jax", "jaxlib", "flax", "numpy", "scipy")
+FEWEST = 20  # samples
 SHOWN = 16  # pictures on a sheet
 
 
@@ -66,8 +68,8 @@ class Real(NamedTuple):
   told: Told
 
 
-def extractor_of(evaluation: Evaluation, arrays: Any = None, metadata: Any = None) -> Loaded:
-  """The extractor that an experiment names, with the arrays and metadata of a file of weights, where there is one.
+def extractor_of(evaluation: Evaluation) -> Loaded:
+  """The extractor that an experiment names, with its file of weights, where there is one.
 
   Raises:
     UserError: it names none, one that is not known, or one whose weights do not fit.
@@ -75,7 +77,8 @@ def extractor_of(evaluation: Evaluation, arrays: Any = None, metadata: Any = Non
   if not evaluation.extractor:
     known = ", ".join(f"{name} ({each.preprocessing})" for name, each in sorted(EXTRACTORS.items()))
     raise UserError(f"no extractor is named, and none fits all data; give --extractor, one of: {known}")
-  return opened(find(evaluation.extractor), arrays, metadata)
+  path = evaluation.weights and Path(evaluation.weights)
+  return opened(find(evaluation.extractor), *((safetensors.read(path), safetensors.read_header(path).metadata) if path else ()))
 
 
 def plain(data: Any) -> Any:
@@ -94,21 +97,33 @@ def one_shape(source: Source | Buckets, data: Any) -> Source:
   raise UserError(f"no picture of {data.height}x{data.width}, the shape that samples have; there are others only")
 
 
+def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
+  """Raises a UserError for too few pictures for the extractor, or data of which nothing is held out."""
+  data = experiment.data
+  if how.n < FEWEST:
+    raise UserError(f"n={how.n}; expected at least {FEWEST} pictures")
+  if data.train == data.held_out:
+    raise UserError(f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
+                    "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'")
+  width = loaded.width((data.height, data.width, data.channels))
+  if "frechet" in how.metrics:
+    evaluate.check_enough(how.n, width)
+
+
 def real(experiment: Experiment, loaded: Loaded, how: How, folder: Path) -> Real:
   """Opens the data and extracts what samples are compared with, or reads it from `folder`.
 
   Raises:
     UserError: data that are missing, too few, or do not fit the extractor.
   """
+  check(experiment, loaded, how)
   data = plain(experiment.data)
-  if "frechet" in how.metrics:
-    evaluate.check_enough(how.n, loaded.width((data.height, data.width, data.channels)))
   train, held_out = (one_shape(data.open(split), data) for split in (data.train, data.held_out))
   sets = evaluate.choose(train, held_out, how.n, how.reference)
   reference, beside = (features.cached(folder, loaded, *split, how.devices) for split in sets[:2])
   set_aside = sets.real.source is train
   told = {
-    "extractor": loaded.told() | {"width": reference.features.shape[1]},
+    "extractor": loaded.told() | {"width": reference.features.shape[1], "distance": loaded.distance},
     "reference": {"split": data.train, "n": len(reference)},
     "real": {"split": data.train if set_aside else data.held_out, "n": len(beside)},
   }

@@ -5,7 +5,7 @@ of markup; everything else that comes in is text.
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 import math
 from pathlib import Path
@@ -130,7 +130,7 @@ def chart(title: str, lines: dict[str, Line], up: str, across: str = "step") -> 
           f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></figure>')
 
 
-def drawn(line: Line, number: int, place_x, place_y) -> list[str]:
+def drawn(line: Line, number: int, place_x: Callable, place_y: Callable) -> list[str]:
   """A line's marks: its intervals, itself, and its running mean where it has many points."""
   path = lambda x, y: "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(place_x(x), place_y(y)))
   marks = []

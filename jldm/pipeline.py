@@ -89,8 +89,10 @@ def load(workdir: str | Path, sigma_rel: float | None = None, best: bool = False
   `best`: the denoiser that the evaluations while training liked best, in place of the newest.
 
   Raises:
-    UserError: not a workdir, a stage has no checkpoint yet, or `sigma_rel` or `best` where nothing was kept for them.
+    UserError: not a workdir, a stage has no checkpoint yet, both of them, or one of them where nothing was kept for it.
   """
+  if best and sigma_rel is not None:
+    raise UserError(f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step")
   workdir = Path(workdir)
   model = of(workdirs.read(workdir))
   (_, codec), (_, denoiser) = (restored(model, workdir, stage, best) for stage in workdirs.STAGES)

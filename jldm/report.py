@@ -17,6 +17,7 @@ from jldm.experiment import Stage, to_data
 from jldm.page import Line
 
 Told = dict[str, Any]
+NEEDED = ("stage", "step", "metrics", "extractor", "reference", "real", "versions")  # of an evaluation
 MOST_SHEETS = 6  # of a stage, over time
 PREVIEWS, MOST_DRAWN = 8, 10  # steps and pictures of the denoising trajectory
 ELSEWHERE = {"stage", "step", "skipped", "images_per_second", "loss", "grad_norm", "psnr"}  # not a chart of their own
@@ -69,7 +70,7 @@ def build(workdir: Path, devices: int | None = None) -> str:
     page.section("The experiment", page.folded("as it was run", json.dumps(to_data(experiment), indent=2))),
     versions(judged),
   ]
-  lead = f"{type(experiment.data).__name__} {getattr(experiment.data, 'name', '')}, in {workdir.resolve()}"
+  lead = f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
   return page.page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
 
 
@@ -94,7 +95,7 @@ def evaluations(workdir: Path) -> list[Told]:
   for path in workdirs.evaluation(workdir).glob("*.json"):
     try:
       told = json.loads(path.read_text())
-      found.append((told["stage"], told["step"], told | {"file": path.stem}))
+      found.append((told["stage"], told["step"], {key: told[key] for key in NEEDED} | told | {"file": path.stem}))
     except (ValueError, TypeError, KeyError) as error:
       raise UserError(f"{str(path)!r} is no evaluation; remove it, or make it anew with jldm evaluate") from error
   return [told for _, _, told in sorted(found, key=lambda each: each[:2])]
@@ -114,7 +115,7 @@ def summary(judged: list[Told]) -> str:
       if each := told["metrics"].get(name):
         beside = f"real pictures {each['real']['value']:.3g}" if "real" in each else f"of {each['n']:,} pictures"
         what = " of reconstructions" if name == "reconstruction_frechet" else ""
-        facts.append((NAMES[name] + what, f"{each['value']:.3g}", f"{each['low']:.3g} to {each['high']:.3g}; {beside}"))
+        facts.append((names(told)[name] + what, f"{each['value']:.3g}", f"{each['low']:.3g} to {each['high']:.3g}; {beside}"))
   return page.tiles(facts) if facts else ""
 
 
@@ -124,8 +125,9 @@ def training(name: str, stage: Stage, logged: list[dict]) -> str:
     return ""
   of = lambda key: line([(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))])
   timed = [(row["step"], 1000 * stage.batch_size / row["images_per_second"]) for row in logged if row.get("images_per_second")]
-  terms = sorted({key for row in logged for key in row} - ELSEWHERE)
-  terms = [key for key in terms if not key.startswith("held_out_") and len(set(of(key).y)) > 1 and of(key) != of("loss")]
+  known = sorted({key for row in logged for key in row} - ELSEWHERE)
+  terms = [key for key in known if not key.startswith(("held_out_", "evaluation_"))]
+  terms = [key for key in terms if len(set(of(key).y)) > 1 and of(key) != of("loss")]
   charts = [
     page.chart("Loss", {"loss": of("loss")}, "mean since the last line"),
     *(page.chart(key.replace("_", " "), {key: of(key)}, "") for key in terms),
@@ -180,16 +182,21 @@ def figures(told: Told | None) -> str:
   lines, marks = [], []
   for name, each in told["metrics"].items():
     real = each.get("real")
-    lines.append((NAMES.get(name, name), f"{each['value']:.4g}", f"{each['low']:.4g} to {each['high']:.4g}",
+    lines.append((names(told).get(name, name), f"{each['value']:.4g}", f"{each['low']:.4g} to {each['high']:.4g}",
                   f"{real['value']:.4g}" if real else "", f"{each['n']:,}"))
     ends = tuple((part["low"], part["value"], part["high"]) for part in (each, real) if part)
     marks.append(page.whisker(*ends[0], *ends[1:]))
-  head = ("", "value", "95 % interval", "real against real", "n", "intervals, that of real pictures below")
+  head = ("", "value", "95 % interval", "real against real", "n", "intervals, real below")
   remarks = [MEANS.get(name, "") for name in told["metrics"]]
   parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
   parts += [page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.") for name, why in told.get("left_out", {}).items()]
   what = "samples" if told["stage"] == "denoiser" else "reconstructions"
   return page.section(f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {conditions(told)}")
+
+
+def names(told: Told) -> dict[str, str]:
+  """Of figures, the Fréchet distance as the extractor's weights allow to call it."""
+  return NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"].get("distance", NAMES["frechet"]))
 
 
 def conditions(told: Told) -> str:
@@ -253,6 +260,6 @@ def of_file(workdir: Path, judged: list[Told], stage: str, what: str, title: str
 
 def versions(judged: list[Told]) -> str:
   """Of whatever made the newest figures."""
-  lines = [(told["stage"], *map(str, told["versions"].values())) for told in newest(judged) if "versions" in told]
-  head = next((("figures of", *told["versions"]) for told in newest(judged) if "versions" in told), ())
+  lines = [(told["stage"], *map(str, told["versions"].values())) for told in newest(judged)]
+  head = next((("figures of", *told["versions"]) for told in newest(judged)), ())
   return page.section("Versions", page.table(head, lines)) if lines else ""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm import lock, pictures, pipeline, sharding, workdir as workdirs
+from jldm import best, lock, pictures, pipeline, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys, stage_keys
@@ -56,6 +56,7 @@ class Run:
   model: pipeline.Model
   workdir: Path
   devices: sharding.Devices = None
+  extractor: Any = None  # that the denoiser is judged by while it trains
   wandb: Any = None  # a run of Weights & Biases
   notice: Notice = dataclasses.field(default_factory=Notice)
   clock: Goodput = dataclasses.field(default_factory=Goodput)
@@ -95,6 +96,7 @@ def train(
   make_sampler(model.sampling.sampler)
   for name in stages:
     rehearse(experiment, model, name)
+  extractor = best.check(experiment, model)
   if "autoencoder" not in stages:
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
@@ -102,7 +104,7 @@ def train(
   with watched() as notice, workdirs.writing(workdir), lock.held(workdir):
     workdirs.claim(workdir, experiment)
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb else None
-    run = Run(experiment, model, workdir, devices, logged, notice)
+    run = Run(experiment, model, workdir, devices, extractor, logged, notice)
     if "autoencoder" in stages:
       train_autoencoder(run, train_set, held_out)
     if "denoiser" in stages:
@@ -385,8 +387,9 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
       sheet = conditioned(run, params, held_out, mesh) if model.condition else sampled(run, params, mesh)
       write_image(run.workdir, name, n, sheet, "samples")
 
-    look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True),)
-    state = fit_stage(run, name, cache, handed(model, codec), saved, mesh, look)
+    with best.judged(run.experiment, model, codec, run.workdir, run.extractor, mesh.size) as judge:
+      look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
+      state = fit_stage(run, name, cache, handed(model, codec), saved, mesh, look)
     saved.save(stage.steps, divide(state))
 
 

@@ -32,10 +32,11 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "canvas": "core pipeline",
   "walk": "core models samplers editing named pipeline",
   "edit": "core metrics models samplers editing pictures pipeline canvas walk",
-  "evaluation": "core data metrics models pipeline train pictures sharding experiment",
+  "evaluation": "core data interop metrics models pipeline train pictures sharding experiment",
+  "best": "core metrics train checkpoint experiment workdir pipeline evaluation",
   "page": "pictures",
   "report": "core pictures experiment workdir pipeline page",
-  "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
+  "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline best",
   "replay": "core data train checkpoint experiment models workdir pipeline stages",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it

@@ -14,12 +14,9 @@ from jldm.experiment import Experiment
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS
+from jldm.report import NAMES
 from jldm.samplers.grid import GRIDS
 from jldm.train.evaluate import METRICS, USUAL
-
-NAMES = {"frechet": "Fréchet distance", "kid": "kernel distance (KID)", "cmmd": "CMMD", "agreement": "class agreement",
-         "inception_score": "inception score", "psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS",
-         "reconstruction_frechet": "Fréchet distance", "reconstruction_kid": "kernel distance (KID)"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +44,9 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = changed(workdirs.read(workdir), args)
   how = how_of(args, experiment)
-  evaluator = experiment.evaluation
-  loaded = evaluation.extractor_of(evaluator, *read_weights(evaluator.weights))
-  lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   sharding.configure(args.devices)
+  loaded = evaluation.extractor_of(experiment.evaluation)
+  lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
   codec_step, codec = pipeline.restored(model, workdir, "autoencoder")
   if args.stage != "autoencoder":
@@ -61,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     back = evaluation.reconstructions(model, codec, real, how, lpips)
     told = {"stage": "autoencoder", "step": codec_step} | evaluation.of_autoencoder(back, real, how)
     pictures.write_png(folder / f"autoencoder-{codec_step}-worst.png", evaluation.worst(back), {"what": "worst reconstructions"})
-    finish(folder / f"autoencoder-{codec_step}.json", told, loaded.distance)
+    finish(folder / f"autoencoder-{codec_step}.json", told)
   if args.stage != "autoencoder":
     samples = evaluation.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
     told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
@@ -69,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     if suspects := evaluation.audit(samples, real, how, folder):
       told["memorisation"] = suspects.told
       pictures.write_png(folder / f"{step}-nearest.png", suspects.sheet, {"what": "samples and their nearest pictures"})
-    finish(folder / f"{step}.json", told, loaded.distance)
+    finish(folder / f"{step}.json", told)
 
 
 def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
@@ -86,18 +82,13 @@ def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   return dataclasses.replace(experiment, evaluation=evaluator, data=data)
 
 
-def read_weights(path: str) -> tuple[Any, ...]:
-  """Arrays and metadata of a file, where one is named."""
-  return (safetensors.read(Path(path)), safetensors.read_header(Path(path)).metadata) if path else ()
-
-
 def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
   """What is asked for; UserError for numbers and names that are not legal."""
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
     raise UserError(f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}")
-  n = experiment.evaluation.n
-  for name, value, least in (("n", n, 20), ("reference", args.reference, 20), ("batch_size", args.batch_size, 1)):
+  n, few = experiment.evaluation.n, evaluation.FEWEST
+  for name, value, least in (("n", n, few), ("reference", args.reference, few), ("batch_size", args.batch_size, 1)):
     if value < least:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
   if not 0 <= args.seed < 2**32:
@@ -110,15 +101,15 @@ def progress(batches: Any) -> Any:
   return tqdm(batches, desc="sample", unit="batch")
 
 
-def finish(path: Path, told: Told, distance: str) -> None:
+def finish(path: Path, told: Told) -> None:
   """Writes what was found, and prints it as a table."""
   evaluation.write(path, told | {"versions": evaluation.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
-  print("\n".join(table(told, NAMES | {name: distance for name in ("frechet", "reconstruction_frechet")})))
+  print("\n".join(table(told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"]))))
   if audit := told.get("memorisation"):
-    print(f"{'copies of training pictures are seen' if audit['flagged'] else 'no copying is seen'}: {100 * audit['nearer']:.1f} % of "
-          f"samples are nearer to a training picture than to one of as many held-out ones; {100 * audit['copies']:.1f} % are "
-          "nearer to one than 99 in 100 held-out pictures are")
+    verdict = "copies of training pictures are seen" if audit["flagged"] else "no copying is seen"
+    print(f"{verdict}: {100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many held-out "
+          f"ones; {100 * audit['copies']:.1f} % are nearer to one than 99 in 100 held-out pictures are")
   for name, why in told.get("left_out", {}).items():
     print(f"{name} is left out: {why}")
   print(f"in {path}\n")

@@ -16,7 +16,7 @@ from jldm.samplers.grid import GRIDS
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
 ASKED = (  # told where given
-  "eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile", "overlap",
+  "eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile", "overlap", "best",
 )
 
 
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--tile", type=int, metavar="LATENTS", help="decode in tiles: the same pictures in less memory")
   parser.add_argument("--overlap", type=int, metavar="LATENTS", help="faster, not the same: tiles by themselves, blended")
   parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
+  parser.add_argument("--best", action="store_const", const=True, help="the denoiser that was best while training")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   sharding.add_arguments(parser)
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
   check_writable(out)
   sharding.configure(args.devices)
   size, tiles = parse_size(args.size) if args.size else None, parse_tiles(args.tile, args.overlap)
-  model, params = pipeline.load(workdir, args.sigma_rel)
+  model, params = pipeline.load(workdir, args.sigma_rel, bool(args.best))
   model = dataclasses.replace(model, tiles=tiles)
   steps = args.steps if args.steps is not None else model.sampling.steps
   options = dict(

@@ -123,6 +123,7 @@ METRICS: dict[str, Callable[[Features, Features], dict[str, Interval]]] = {
   "inception_score": by_confidence,
   "duplicates": by_twins,
 }
+FIGURES = {name: (name,) for name in METRICS} | {"manifold": ("precision", "recall", "density", "coverage")}  # of each
 USUAL = tuple(name for name in METRICS if name != "cmmd")  # which is made for CLIP's features
 OF_CLASSES = ("manifold", "agreement")  # what the pictures of one class are enough for
 LESS_IS_BETTER = ("frechet", "kid", "cmmd", "duplicates")

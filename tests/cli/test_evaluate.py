@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+from pathlib import Path
+import re
+import shutil
 
 from PIL import Image
 import pytest
 
 from jldm import pictures, stages
 from jldm.cli import main
+from jldm.metrics.extractors import extractor
 from tests.configs import config, shrunk
 
 OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-scale", "0.9", "--devices", "1"]
@@ -31,6 +35,7 @@ def test_everything_that_a_figure_depends_on_stands_beside_it(told):
   denoiser = told["2"]
   assert denoiser["samples"] == {"n": 70, "seed": 0, "sampler": "dpmpp_2m", "steps": 2, "grid": "uniform", "guidance_scale": 0.9}
   assert denoiser["extractor"]["name"] == "pixels" and denoiser["extractor"]["width"] == 64
+  assert denoiser["extractor"]["distance"] == "Fréchet distance"
   assert denoiser["reference"] == {"split": "train", "n": 160} and denoiser["real"] == {"split": "test", "n": 70}
   assert {"jldm", "jax", "numpy", "python", "device"} <= denoiser["versions"].keys()
   assert denoiser["stage"] == "denoiser" and denoiser["step"] == 2 and denoiser["checkpoint"] == "latest"
@@ -50,6 +55,15 @@ def test_reconstructions_in_all_and_by_class(told):
   assert len(found["classes"]) == 10 and sum(each["psnr"]["n"] for each in found["classes"].values()) == 70
   mean = sum(each["psnr"]["value"] * each["psnr"]["n"] for each in found["classes"].values()) / 70
   assert mean == pytest.approx(found["metrics"]["psnr"]["value"])
+
+
+def test_copies_are_looked_for_and_drawn(workdir, told):
+  audit = told["2"]["memorisation"]
+  assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160 and len(audit["pairs"]) == 16
+  ratios = [pair["to_train"] / pair["to_held_out"] for pair in audit["pairs"]]
+  assert ratios == sorted(ratios) and {pair["sample"] for pair in audit["pairs"]} <= set(range(70))
+  with Image.open(workdir / "evaluation" / "2-nearest.png") as sheet:
+    assert sheet.size == (8 * 66 + 2, 6 * 66 + 2)
 
 
 def test_the_worst_reconstructions_are_drawn(workdir, told):
@@ -100,6 +114,26 @@ def test_mistakes_are_told_in_one_line(workdir, capsys, options, told):
   assert told in error and error.count("\n") == 1
 
 
+def test_what_was_trained_on_does_not_judge(workdir, tmp_path, capsys):
+  shutil.copytree(workdir, tmp_path / "w")
+  path = tmp_path / "w" / "experiment.json"
+  path.write_text(path.read_text().replace('"held_out": "test"', '"held_out": "train"'))
+  assert main(["evaluate", "--workdir", str(tmp_path / "w"), *OPTIONS]) == 2
+  assert "both 'train': nothing is held out" in capsys.readouterr().err
+
+
 def test_without_an_extractor_those_that_there_are_are_told(workdir, capsys):
   assert main(["evaluate", "--workdir", str(workdir)]) == 2
   assert "give --extractor, one of: fashion (the middle 28x28 of grey pictures" in capsys.readouterr().err
+
+
+def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
+  """The example in docs/evaluation.md, in a workdir where it says."""
+  text = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+  (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+  monkeypatch.setattr(extractor, "EXTRACTORS", dict(extractor.EXTRACTORS))
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(workdir, "runs/digits")
+  exec(compile(code.replace('"200"', '"70"'), "evaluation.md", "exec"), {})
+  told = json.loads(Path("runs/digits/evaluation/2.json").read_text())
+  assert told["extractor"]["name"] == "some_pixels" and told["extractor"]["width"] == 16

@@ -1,11 +1,24 @@
 """Who copies is flagged, and who does not is not: blurred, far from the data, or of three pictures only."""
 
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from sklearn.datasets import load_digits
 
 from jldm.core.errors import UserError
+from jldm.diffusion.process import Cosine, rates
+from jldm.diffusion.target import Predict, combine, denoiser
 from jldm.metrics import features, memorisation
 from jldm.metrics.memorisation import audit, leaning, nearest
+from jldm.nn.embedding import sinusoids
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.grid import chain, uniform
+from jldm.samplers.sample import draw
 
 MIXING = np.random.default_rng(99).normal(size=(10, 30))
 
@@ -71,6 +84,11 @@ def test_a_shared_picture_is_one_witness():
   assert share == 1 and chance > 0.1
 
 
+def test_the_pool_itself_leans_nowhere():
+  train, held_out = np.random.default_rng(0).normal(size=(2, 20, 3))
+  assert leaning(np.concatenate([train, held_out]), train, held_out) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize("block", [10_000, 30])
 def test_the_nearest_is_found_in_blocks(block, monkeypatch):
   monkeypatch.setattr(features, "BLOCK", block)
@@ -116,10 +134,59 @@ def test_exact_copies_of_held_out_pictures_are_no_copies():
 
 
 @pytest.mark.parametrize("sets, told", [
-  ((np.zeros((19, 3)), np.zeros((30, 3)), np.zeros((30, 3))), "19 samples, 30 training and 30 held-out pictures; expected at least 20"),
+  ((np.zeros((19, 3)), np.zeros((30, 3)), np.zeros((30, 3))), "19 samples, 30 training and 30 held-out pictures; expected"),
   ((np.zeros((30, 3)), np.zeros((30, 2)), np.zeros((30, 3))), "of one width"),
   ((np.full((30, 3), np.nan), np.zeros((30, 3)), np.zeros((30, 3))), "not finite"),
 ])
 def test_what_cannot_be_audited_is_refused(sets, told):
   with pytest.raises(UserError, match=told):
     audit(*sets)
+
+
+class Network(nn.Module):
+  """A small residual network of whole pictures."""
+
+  width: int = 128
+
+  @nn.compact
+  def __call__(self, z, t):
+    h = nn.Dense(self.width)(jnp.concatenate([z, sinusoids(1000 * t, 32)], -1))
+    for _ in range(3):
+      h = h + nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(h)))
+    return nn.Dense(z.shape[-1])(h)
+
+
+NETWORK, PROCESS, V = Network(), Cosine(), Predict("v")
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def samples_of_a_denoiser(pictures, steps, key):
+  """300 samples [300, 64] of a denoiser that was trained on pictures [N, 64]."""
+  key_init, key_steps, key_draw = jax.random.split(key, 3)
+  optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+  def step(carry, key):
+    params, state = carry
+    key_row, key_time, key_noise = jax.random.split(key, 3)
+    x0 = pictures[jax.random.randint(key_row, (64,), 0, len(pictures))]
+    t, eps = jax.random.uniform(key_time, (64,)), jax.random.normal(key_noise, x0.shape)
+    r = rates(PROCESS, t, x0)
+    error = lambda params: NETWORK.apply(params, r.alpha * x0 + r.sigma * eps, t) - combine(V.row(r), x0, eps)
+    updates, state = optimizer.update(jax.grad(lambda params: jnp.square(error(params)).mean())(params), state)
+    return (optax.apply_updates(params, updates), state), None
+
+  params = NETWORK.init(key_init, pictures[:1], jnp.zeros(1))
+  (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))
+  denoise = denoiser(PROCESS, V, functools.partial(NETWORK.apply, params))
+  return draw(PROCESS, denoise, DDIM(), jnp.zeros((300, 64)), chain(uniform(50)), jax.random.split(key_draw, 300))
+
+
+@pytest.mark.slow  # 30 s on one core
+@pytest.mark.parametrize("count, steps, copies", [(64, 6000, True), (1297, 2000, False)])
+def test_a_denoiser_overfit_to_64_digits_is_flagged_and_one_of_all_is_not(count, steps, copies):
+  digits = load_digits().data / 8 - 1
+  digits = digits[np.random.default_rng(0).permutation(len(digits))]
+  held_out, train = digits[:500], digits[500:][:count]
+  found = audit(samples_of_a_denoiser(np.float32(train), steps, jax.random.key(0)), train, held_out)
+  assert found.flagged == copies, found
+  assert (found.nearer > 0.8) == (found.copies > 0.1) == copies

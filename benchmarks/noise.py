@@ -1,0 +1,60 @@
+"""How noisy figures are: those of real pictures, drawn anew again and again, and whether intervals say so.
+
+  python -m benchmarks.noise runs/fashion_mnist --extractor fashion
+
+N training pictures are set aside and judged against MOST others as samples would be, DRAWS times, none twice.  For each N
+and figure: mean and standard deviation over the draws, half an interval's width over 1.96, which should be the latter, and in
+how many draws the interval holds the mean.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jldm import evaluation, sharding, workdir as workdirs
+from jldm.evaluation import How
+from jldm.train import evaluate, features
+
+SIZES, DRAWS, MOST = (1000, 300), 12, 5000
+METRICS = ("frechet", "kid", "manifold", "agreement", "inception_score", "duplicates")
+
+
+def measured(found: features.Features, size: int, draws: int, metrics: tuple[str, ...] = METRICS) -> dict[str, np.ndarray]:
+  """Figures of pictures drawn from `found` against the others: value, low, high of every draw, [draws, 3] by name."""
+  order, values = np.random.default_rng(0).permutation(len(found)), {}
+  for draw in range(draws):
+    rows = np.arange(draw * size, (draw + 1) * size)
+    others = np.delete(order, rows)[:MOST]
+    judge = evaluate.Judge(found.take(others), found.take(order[rows]), metrics, {})
+    for name, each in judge.score(judge.real).items():
+      values.setdefault(name, []).append(each)
+  return {name: np.array(each) for name, each in values.items()}
+
+
+def row(name: str, size: int, each: np.ndarray) -> str:
+  """One line of the table."""
+  value, low, high = each.T
+  mean, spread, told = value.mean(), value.std(ddof=1), (high - low).mean() / (2 * 1.96)
+  held = int(((low <= mean) & (mean <= high)).sum())
+  return f"| {name} | {size} | {mean:.3g} | {spread:.2g} | {told:.2g} | {held} of {len(value)} |"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("workdir", type=Path)
+  parser.add_argument("--extractor", required=True)
+  options = parser.parse_args()
+  sharding.configure(None)
+  experiment = workdirs.read(options.workdir)
+  asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
+  among = evaluation.real(experiment, evaluation.extractor_of(asked), How(), workdirs.evaluation(options.workdir))
+  print("| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|")
+  for size in SIZES:
+    for name, each in measured(among.judge.reference, size, DRAWS).items():
+      print(row(name, size, each), flush=True)
+
+
+if __name__ == "__main__":
+  main()
