@@ -95,7 +95,8 @@ def extractor(kind: str, source: Path, out: Path) -> str:
   theirs, metadata = safetensors.read(source), safetensors.read_header(source).metadata
   if "source" in metadata and metadata.get("digest") != weights.digest(theirs):
     raise UserError(f"{str(source)!r} was changed after it was made of a published file; make it anew")
-  origin = metadata.get("source") or hashlib.sha256(source.read_bytes()).hexdigest()
+  with source.open("rb") as file:
+    origin = metadata.get("source") or hashlib.file_digest(file, "sha256").hexdigest()
   arrays = flat.flatten(find(kind).load(EXTRACTORS[kind](theirs)))
   safetensors.write(out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.digest(arrays)})
   name = weights.OFFICIAL.get(origin)

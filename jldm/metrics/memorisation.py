@@ -79,7 +79,8 @@ def leaning(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tup
   count = np.bincount(place, minlength=2 * half)
   variance = (np.square(count).sum() - len(samples) ** 2 / (2 * half)) * 2 * half / (4 * (2 * half - 1))
   share = np.mean(place < half)
-  return float(share), float(special.ndtr((0.5 - share) * len(samples) / np.sqrt(variance)))
+  spread = np.sqrt(max(variance, 1e-9))  # 0 where every picture has as many samples
+  return float(share), float(special.ndtr((0.5 - share) * len(samples) / spread))
 
 
 def audit(

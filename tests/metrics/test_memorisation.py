@@ -84,6 +84,11 @@ def test_a_shared_picture_is_one_witness():
   assert share == 1 and chance > 0.1
 
 
+def test_the_pool_itself_leans_nowhere():
+  train, held_out = np.random.default_rng(0).normal(size=(2, 20, 3))
+  assert leaning(np.concatenate([train, held_out]), train, held_out) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize("block", [10_000, 30])
 def test_the_nearest_is_found_in_blocks(block, monkeypatch):
   monkeypatch.setattr(features, "BLOCK", block)
