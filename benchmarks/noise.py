@@ -2,8 +2,8 @@
 
   python -m benchmarks.noise runs/fashion_mnist --extractor fashion
 
-N training pictures are set aside and judged against MOST others as samples would be, DRAWS times, none twice.  For each N
-and figure: mean and standard deviation over the draws, half an interval's width over 1.96, which should be the latter, and in
+SIZE training pictures are set aside and judged against MOST others as samples would be, DRAWS times, none twice.  For each
+figure: mean and standard deviation over the draws, half an interval's width over 1.96, which should be the latter, and in
 how many draws the interval holds the mean.
 """
 
@@ -17,7 +17,7 @@ from jldm import evaluation, sharding, workdir as workdirs
 from jldm.evaluation import How
 from jldm.train import evaluate, features
 
-SIZES, DRAWS, MOST = (1000, 300), 12, 5000
+SIZE, DRAWS, MOST = 1000, 12, 5000
 METRICS = ("frechet", "kid", "manifold", "agreement", "inception_score", "duplicates")
 
 
@@ -51,9 +51,8 @@ def main() -> None:
   asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
   among = evaluation.real(experiment, evaluation.extractor_of(asked), How(), workdirs.evaluation(options.workdir))
   print("| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|")
-  for size in SIZES:
-    for name, each in measured(among.judge.reference, size, DRAWS).items():
-      print(row(name, size, each), flush=True)
+  for name, each in measured(among.judge.reference, SIZE, DRAWS).items():
+    print(row(name, SIZE, each), flush=True)
 
 
 if __name__ == "__main__":
