@@ -32,7 +32,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "canvas": "core pipeline",
   "edit": "core metrics models samplers editing pictures named pipeline canvas",
   "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline",
-  "replay": "core data train checkpoint experiment models workdir pipeline stages",
+  "replay": "core models data train checkpoint sharding workdir pipeline stages",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train experiment pipeline interop sharding",
