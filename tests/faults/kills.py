@@ -92,7 +92,8 @@ def starting(workdir: Path, draw: random.Random, began: int) -> Callable[[], boo
   return lambda: time.monotonic() >= end
 
 
-MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encoding: 1, between_stages: 1}  # and how many of a deck of 13
+# How many of each are in a deck of 13.
+MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encoding: 1, between_stages: 1}
 
 
 def committed(workdir: Path) -> dict[str, list[int]]:
