@@ -39,8 +39,8 @@ OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # how TensorStore, which writes
 
 
 def _loud(record: logging.LogRecord) -> bool:
-  """False for what Orbax says below a warning, dozens of lines a save."""
-  return record.levelno >= logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
+  """False for what Orbax says below a warning, dozens of lines a save, and of errors, each of which it raises as well."""
+  return f"{os.sep}orbax{os.sep}" not in record.pathname or (record.levelno >= logging.WARNING and not record.exc_info)
 
 
 logging.getLogger("absl").addFilter(_loud)

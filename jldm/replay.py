@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jldm import pipeline, stages, workdir as workdirs
+from jldm import pipeline, sharding, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import DifferentError, UserError
 from jldm.data import cached_latents
@@ -39,7 +39,8 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   workdir = Path(workdir)
   experiment = workdirs.read(workdir)
   run = stages.Run(experiment, pipeline.of(experiment), workdir, devices)
-  logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row]
+  steps = range(1, getattr(experiment, stage).steps + 1)
+  logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
   after, wanted = chosen(logged, stage, first, last)
   with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
     kept = saved.steps()
@@ -87,8 +88,9 @@ def inputs(run: stages.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
   """What a stage reads, and its frozen networks."""
   experiment = run.experiment
   if stage == "autoencoder":
-    return experiment.data.open(experiment.data.train), stages.lpips_weights(experiment.autoencoder.objective)
-  codec = stages.sharding.place(mesh, stages.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
+    weights = stages.lpips_weights(experiment.autoencoder.objective)
+    return experiment.data.open(experiment.data.train), sharding.place(mesh, weights)
+  codec = sharding.place(mesh, stages.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
   cache = cached_latents.open_cache(stages.cache_of(run, {"params": codec["params"]}))
   if cache is None:
     raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again")

@@ -37,7 +37,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "page": "pictures",
   "report": "core pictures experiment workdir pipeline page",
   "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline best",
-  "replay": "core data train checkpoint experiment models workdir pipeline stages",
+  "replay": "core models data train checkpoint sharding experiment workdir pipeline stages",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train experiment pipeline interop sharding",

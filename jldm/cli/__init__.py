@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 import importlib
 import sys
+from typing import Any
 
 from jldm.core.errors import GO_ON, DifferentError, NonFiniteError, Preempted, UserError
 
@@ -37,9 +38,15 @@ class Parser(argparse.ArgumentParser):
     raise UserError(message)
 
 
+def unraisable(error: Any) -> None:
+  """Python's own hook, but for what TensorStore says of writes that end after one that failed: that one is told of."""
+  if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
+    sys.__unraisablehook__(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code; only a bug shows a traceback."""
-  argv = sys.argv[1:] if argv is None else list(argv)
+  argv, sys.unraisablehook = sys.argv[1:] if argv is None else list(argv), unraisable
   parser = Parser(prog="jldm", description="Latent diffusion in pure, functional JAX.")
   commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
   for name, summary in COMMANDS.items():

@@ -34,7 +34,7 @@ def age_s() -> float:
   fields = _stat(os.getpid())
   if fields is None:
     return time.monotonic() - _IMPORTED
-  return float(Path("/proc/uptime").read_text().split()[0]) - int(fields[_START]) / os.sysconf("SC_CLK_TCK")
+  return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[_START]) / os.sysconf("SC_CLK_TCK")
 
 
 def _stat(pid: int) -> list[str] | None:

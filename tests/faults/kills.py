@@ -92,7 +92,8 @@ def starting(workdir: Path, draw: random.Random, began: int) -> Callable[[], boo
   return lambda: time.monotonic() >= end
 
 
-MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encoding: 1, between_stages: 1}  # and their shares
+# How many of each are in a deck of 13.
+MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encoding: 1, between_stages: 1}
 
 
 def committed(workdir: Path) -> dict[str, list[int]]:
@@ -113,11 +114,19 @@ def check(workdir: Path, before: dict[str, int]) -> dict[str, int]:
   return newest
 
 
-def kill(config: Path, workdir: Path, draw: random.Random, before: dict[str, int]) -> tuple[str | None, dict[str, int]]:
+def dealt(deck: list[Callable], draw: random.Random, before: dict[str, int]) -> Callable:
+  """The next kind of a shuffled deck that can come yet: each comes as often as its share says."""
+  while True:
+    for place, moment in enumerate(deck):
+      if before["autoencoder"] < STEPS or moment not in (encoding, between_stages):
+        return deck.pop(place)
+    every = [moment for moment, share in MOMENTS.items() for _ in range(share)]
+    deck += draw.sample(every, len(every))
+
+
+def kill(config: Path, workdir: Path, moment: Callable, draw: random.Random, before: dict) -> tuple[str | None, dict[str, int]]:
   """One training until its moment: (its kind, or None where the training ended before it came; the newest steps)."""
-  log, finished = workdir.with_suffix(".log"), before["autoencoder"] == STEPS
-  kinds = {moment: share for moment, share in MOMENTS.items() if not (finished and moment in (encoding, between_stages))}
-  (moment,), delay = draw.choices(list(kinds), kinds.values()), draw.uniform(0, 0.05)
+  log, delay = workdir.with_suffix(".log"), draw.uniform(0, 0.05)
   began = log.stat().st_size if log.exists() else 0
   with running(config, workdir, prefix=("nice", "-n", "10")) as process:
     if until(moment(workdir, draw, began), process):
@@ -136,13 +145,13 @@ def finish(config: Path, workdir: Path) -> None:
 
 def kills(folder: Path, count: int, seed: int) -> Iterator[tuple[str, int, float]]:
   """`count` kills, each as (its kind, the number of its workdir, its seconds); AssertionError at a fault."""
-  config, draw, number = write_config(folder, STEPS, **CHANGES), random.Random(seed), 0
+  config, draw, deck, number = write_config(folder, STEPS, **CHANGES), random.Random(seed), [], 0
   finish(config, folder / "unbroken")
   for place in itertools.count():
     workdir, newest = folder / f"killed-{place}", dict.fromkeys(workdirs.STAGES, 0)
     while min(newest.values()) < STEPS and number < count:
       began = time.monotonic()
-      kind, newest = kill(config, workdir, draw, newest)
+      kind, newest = kill(config, workdir, dealt(deck, draw, newest), draw, newest)
       if kind:
         number += 1
         yield kind, place, time.monotonic() - began
@@ -171,8 +180,8 @@ def main() -> None:
         bar.set_postfix_str(f"{kind.replace('_', ' ')} in workdir {place}")
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   told = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in counts.most_common())
-  print(f"{sum(counts.values())} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} trainings "
-        f"ended with the bits of the unbroken one; {sorted(seconds)[len(seconds) // 2]:.1f} s a kill (median), "
+  print(f"{args.count} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} trainings ended with "
+        f"the bits of the unbroken one; {sorted(seconds)[len(seconds) // 2]:.1f} s a kill (median), "
         f"{time.monotonic() - began:.0f} s in all, {used.ru_utime + used.ru_stime:.0f} s of them of one core")
 
 

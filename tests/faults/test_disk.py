@@ -97,7 +97,8 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_the_step_before_stays(tmp_
 def test_what_a_disk_says_is_one_line(tmp_path, name):
   import errno
   code = getattr(errno, name)
-  with pytest.raises(UserError, match=f"cannot go on in workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on") as error, workdirs.writing(tmp_path):
+  told = f"cannot go on in workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
+  with pytest.raises(UserError, match=told) as error, workdirs.writing(tmp_path):
     raise OSError(code, os.strerror(code), str(tmp_path / "metrics.jsonl"))
   assert "\n" not in str(error.value)
 
