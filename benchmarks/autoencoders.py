@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 
-from jldm import pictures, pipeline, sharding, stages
+from jldm import latents, pictures, pipeline, sharding, stages
 from jldm.cli.train import load_config
 from jldm.core.trees import count
 from jldm.data.batches import in_order
@@ -60,7 +60,7 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   """One row of the table, and its sheet."""
   found, workdir = experiment(name, data_dir), folder / slug(name)
   cost, model = train(workdir, found), pipeline.of(found)
-  codec, network, data = stages.committed_codec(model, workdir, found.autoencoder.steps), model.autoencoder, found.data
+  codec, network, data = latents.committed_codec(model, workdir, found.autoencoder.steps), model.autoencoder, found.data
   held_out = data.open(data.held_out)
 
   @jax.jit

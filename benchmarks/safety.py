@@ -20,7 +20,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from jldm import pipeline, sharding, stages, workdir as workdirs
+from jldm import pipeline, run as runs, sharding, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.cli.train import load_config
 from jldm.data.batches import in_order
@@ -52,7 +52,7 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
   return tuple(now - then for now, then in zip(clocks(), before))
 
 
-def bare(run: stages.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
+def bare(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
   stage = dataclasses.replace(getattr(run.experiment, name), ema=NoAverage())
   run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, **{name: stage}))
   step, state, batches, key, _ = stages.begin(run, name, source, None, mesh, 0)
@@ -71,7 +71,7 @@ def bare(run: stages.Run, name: str, source, frozen, mesh, steps: int) -> tuple[
   raise ValueError(f"the stage ended before step {WARM + steps}")
 
 
-def safe(run: stages.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
+def safe(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
   """With the commit of the last checkpoint that is begun."""
   times = []
 
@@ -116,8 +116,8 @@ def main() -> None:
   for name in workdirs.STAGES:
     ratios, per_step = [], []
     with tempfile.TemporaryDirectory() as temporary:
-      run = stages.Run(experiment, pipeline.of(experiment), Path(temporary), args.devices)
-      mesh = stages.mesh_of(getattr(experiment, name), args.devices)
+      run = runs.Run(experiment, pipeline.of(experiment), Path(temporary), args.devices)
+      mesh = runs.mesh_of(getattr(experiment, name), args.devices)
       source, frozen = inputs(experiment, name, Path(temporary))
       frozen = sharding.place(mesh, frozen)
       for pair in range(args.pairs):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import jax
 
-from jldm import pipeline, sharding, stages, workdir as workdirs
+from jldm import latents, pipeline, rehearsal, run as runs, sharding, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import DifferentError, UserError
 from jldm.data import cached_latents
-from jldm.models import codec as codecs
 from jldm.train.logging import means, rows
 from jldm.train.loop import Hook, fit
 
@@ -38,7 +37,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   """
   workdir = Path(workdir)
   experiment = workdirs.read(workdir)
-  run = stages.Run(experiment, pipeline.of(experiment), workdir, devices)
+  run = runs.Run(experiment, pipeline.of(experiment), workdir, devices)
   steps = range(1, getattr(experiment, stage).steps + 1)
   logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
   after, wanted = chosen(logged, stage, first, last)
@@ -47,7 +46,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     if not (before := [step for step in kept if step <= after]):
       there = f"steps after {kept[0]} can be replayed" if kept else "it has none"
       raise UserError(f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}")
-    mesh = stages.mesh_of(getattr(experiment, stage), devices)
+    mesh = runs.mesh_of(getattr(experiment, stage), devices)
     source, frozen = inputs(run, stage, mesh)
     step, state, batches, key, changes = stages.begin(run, stage, source, saved, mesh, before[-1])
   pending, equal = [], []
@@ -84,14 +83,14 @@ def differing(logged: dict, found: dict, where: str, start: str) -> None:
     raise DifferentError(f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on")
 
 
-def inputs(run: stages.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
+def inputs(run: runs.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
   """What a stage reads, and its frozen networks."""
   experiment = run.experiment
   if stage == "autoencoder":
-    weights = stages.lpips_weights(experiment.autoencoder.objective)
+    weights = rehearsal.lpips_weights(experiment.autoencoder.objective)
     return experiment.data.open(experiment.data.train), sharding.place(mesh, weights)
-  codec = sharding.place(mesh, stages.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
-  cache = cached_latents.open_cache(stages.cache_of(run, {"params": codec["params"]}))
+  codec = sharding.place(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
+  cache = cached_latents.open_cache(latents.cache_of(run, {"params": codec["params"]}))
   if cache is None:
     raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again")
-  return cache, codecs.Statistics(codec["mean"], codec["std"])
+  return cache, latents.handed(run.model, codec)

@@ -10,9 +10,6 @@ Whatever is interrupted goes on from the newest good checkpoint: data and keys a
 
 from collections.abc import Iterator
 import contextlib
-import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +20,25 @@ import numpy as np
 
 from jldm import best, lock, pictures, pipeline, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
-from jldm.core.errors import NonFiniteError, UserError
+from jldm.core.errors import NonFiniteError
 from jldm.core.keys import row_keys, stage_keys
-from jldm.data import cached_latents
 from jldm.data.batches import batches, in_order
-from jldm.data.buckets import shapes
-from jldm.experiment import Experiment, Stage, differences, to_data
-from jldm.interop import safetensors
-from jldm.metrics import perceptual
+from jldm.experiment import Experiment, Stage, to_data
+from jldm.latents import committed_codec, encoded, handed, measured
 from jldm.models import codec as codecs
-from jldm.models.autoencoders.posterior import Gaussian
 from jldm.named import make_sampler
+from jldm.rehearsal import check_shapes, check_stage, check_start, lpips_weights, rehearse
+from jldm.run import Run, layout_of, mesh_of
 from jldm.train.ema import Power
 from jldm.train.evaluate import reconstruction
-from jldm.train.goodput import Goodput
 from jldm.train.logging import Log, import_wandb, start_wandb
 from jldm.train.loop import Change, Hook, fit
-from jldm.train.preemption import Notice, watched
+from jldm.train.preemption import watched
 from jldm.train.state import TrainState, init_state
 from jldm.train.step import make_step
 
 PREVIEW_COLUMNS = 8
 PREVIEW_CLASSES = 10
-SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the data, not to a run
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """What both stages know."""
-
-  experiment: Experiment
-  model: pipeline.Model
-  workdir: Path
-  devices: sharding.Devices = None
-  extractor: Any = None  # that the denoiser is judged by while it trains
-  wandb: Any = None  # a run of Weights & Biases
-  notice: Notice = dataclasses.field(default_factory=Notice)
-  clock: Goodput = dataclasses.field(default_factory=Goodput)
-
-  @property
-  def seed(self) -> int:
-    return self.experiment.seed
 
 
 def train(
@@ -112,89 +87,6 @@ def train(
       train_denoiser(run, train_set, held_out)
     if run.wandb is not None:
       run.wandb.finish()
-
-
-def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
-  """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
-  if stage.start and name != "autoencoder":
-    raise UserError(f"{name}.start={stage.start!r}; an autoencoder alone may start from another workdir")
-  counts = ("batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps", "snapshot_every_steps")
-  for field in counts if stage.start else ("steps", *counts):
-    if getattr(stage, field) < 1:
-      raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
-  if not hasattr(stage.ema, "update"):
-    raise UserError(f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))")
-  mesh = mesh_of(stage, devices)
-  parts = sharding.ways(mesh)
-  if stage.batch_size % (stage.accumulate * parts):
-    raise UserError(
-      f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {parts} devices"
-    )
-
-
-def check_start(experiment: Experiment) -> None:
-  """Raises a UserError unless the autoencoder that this one starts from is finished and has the same network."""
-  stage = experiment.autoencoder
-  if stage.start and (changed := differences(
-    to_data(pipeline.load_codec(stage.start)[0]), to_data(stage.objective.network), "autoencoder.objective.network"
-  )):
-    raise UserError(f"autoencoder.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
-
-
-def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
-  """The devices of a stage: as many as the caller asks for, else as the stage does."""
-  wanted = sharding.layout(devices)
-  return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or stage.devices or None))
-
-
-def layout_of(mesh: Mesh) -> sharding.Layout:
-  """What to draw samples on beside a training."""
-  return sharding.Layout(mesh.size, mesh.shape["fsdp"], mesh.shape["tensor"])
-
-
-def check_shapes(model: pipeline.Model, data: Any) -> None:
-  """Builds both networks as shapes: a size that does not fit is a person's mistake, and costs nothing."""
-  if data.channels != model.autoencoder.channels:
-    raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
-  known = getattr(model.denoiser, "classes", data.classes)
-  if known != data.classes:
-    raise UserError(
-      f"data has {data.classes} classes and the denoiser {known}; --set denoiser.objective.network.classes={data.classes}"
-    )
-  try:
-    for size in shapes(data):
-      pipeline.resized(model, size)
-      if model.condition is not None:
-        image = jax.ShapeDtypeStruct((1, *size, data.channels), jnp.float32)
-        key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        jax.eval_shape(lambda images, keys: model.condition.example(images, keys), image, key)
-    pipeline.codec_shapes(model)
-  except (ValueError, TypeError) as error:
-    raise UserError(" ".join(str(error).split())) from error
-
-
-def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[TrainState, dict, Any]:
-  """A stage's state, batch and frozen networks as shapes, after one loss of them: whatever does not fit together is told
-  before anything is done."""
-  stage, data = getattr(experiment, name), experiment.data
-  if not stage.steps:
-    return
-  if hasattr(stage.objective, "check"):
-    stage.objective.check()
-  each = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
-  latent, image = each(jnp.float32, *model.latent_shape), each(jnp.uint8, data.height, data.width, data.channels)
-  batches_and_frozen = {
-    "autoencoder": ({"image": image}, lpips_weights(stage.objective)),
-    "denoiser": ({"mean": latent, "log_variance": latent}, handed(model, pipeline.codec_shapes(model))),
-  }
-  batch, frozen = batches_and_frozen[name]
-  if name == "denoiser":
-    batch = batch | ({"image": image} if masked(model) else {}) | ({"source": latent} if degradation(experiment) else {})
-  batch = batch | {"label": each(jnp.int32), "row": each(jnp.int32), "stratum": each(jnp.float32)}
-  key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
-  state = jax.eval_shape(lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema), key, batch)
-  jax.eval_shape(stage.objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
-  return state, batch, frozen
 
 
 def begin(run: Run, name: str, source: Any, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
@@ -348,26 +240,6 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
     saved.save(stage.steps, divide(state) | {"codec": found(state) | known})
 
 
-def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
-  """The mean and std of the latents that the training set has by these parameters."""
-  cache = encoded(run, {"params": params}, train_set, mesh)
-  statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
-  told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
-  print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
-  return statistics._asdict()
-
-
-def lpips_weights(objective: Any) -> Any:
-  """What the perceptual term of an autoencoder's objective compares by; nothing where it has none."""
-  if not getattr(objective, "perceptual_weight", 0):
-    return ()
-  if not objective.lpips:
-    raise UserError(
-      f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that jldm convert --kind lpips made"
-    )
-  return perceptual.unpack(safetensors.read(Path(objective.lpips)))
-
-
 def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 2, in the latent space of the committed codec."""
   stage, model, name = run.experiment.denoiser, run.model, "denoiser"
@@ -412,73 +284,6 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
   drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, **options)
   every = (batch["image"][:count], pictures.to_uint8(shown), drawn)
   return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
-
-
-def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
-  with Checkpoints(workdirs.checkpoints(workdir, "autoencoder"), read_only=True) as saved:
-    if saved.latest() != steps:
-      raise UserError(f"the autoencoder in {str(workdir)!r} is not finished; train it first: --stage autoencoder")
-    return saved.restore(steps, {"codec": pipeline.codec_shapes(model)})["codec"]
-
-
-def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """The training set's cached moments under this codec, with what a condition is drawn from beside them, the pictures or the
-  latents of its source pictures: as they are on disk, or encoded now."""
-  folder = cache_of(run, codec)
-  network, degrade, batch_size = run.model.autoencoder, degradation(run.experiment), run.experiment.autoencoder.batch_size
-  key = sharding.place(mesh, jax.random.key(SOURCE_SEED))
-
-  @jax.jit
-  def arrays(codec: dict, images: jax.Array, rows: jax.Array, key: jax.Array) -> dict:
-    found = codecs.encode(network, codec, images)._asdict() | ({"image": images} if masked(run.model) else {})
-    if degrade is None:
-      return found
-    return found | {"source": codecs.encode(network, codec, degrade(codecs.pixels(images), row_keys(key, rows))).mean}
-
-  def moments(source: Any) -> Iterator[dict]:
-    start = 0
-    for batch, count in run.notice.between(in_order(source, batch_size)):
-      placed = sharding.place_batch(mesh, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
-      found = jax.device_get(arrays(codec, *placed, key)) | {"label": batch["label"]}
-      yield {name: array[:count] for name, array in found.items()}
-      start += count
-
-  with run.clock.on("encode"):
-    return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
-
-
-def cache_of(run: Run, codec: dict) -> Path:
-  return run.workdir / "latents" / codec_hash(codec, run.experiment)
-
-
-def handed(model: pipeline.Model, codec: dict) -> codecs.Statistics | codecs.Encoder:
-  """What a step of the denoiser needs of the codec."""
-  if not masked(model):
-    return codecs.Statistics(codec["mean"], codec["std"])
-  return codecs.Encoder(codec["mean"], codec["std"], codec["params"], model.autoencoder)
-
-
-def masked(model: pipeline.Model) -> bool:
-  """Whether the denoiser is told of parts of a picture, which are drawn and encoded in its steps."""
-  return hasattr(model.condition, "beside")
-
-
-def degradation(experiment: Experiment) -> Any:
-  """What makes the source pictures of a condition of pairs; None where there are none."""
-  return getattr(getattr(experiment.denoiser.objective, "condition", None), "degradation", None)
-
-
-def codec_hash(codec: dict, experiment: Experiment) -> str:
-  """What cached moments depend on: the encoder's parameters, the network, the data, and what is made of them."""
-  config = [to_data(experiment.autoencoder.objective.network), to_data(experiment.data)]
-  if masked(pipeline.of(experiment)):
-    config.append("image")
-  if degradation(experiment) is not None:
-    config.append(to_data(degradation(experiment)))
-  digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
-  for leaf in jax.tree.leaves(jax.device_get(codec)):
-    digest.update(np.ascontiguousarray(leaf).data)
-  return digest.hexdigest()
 
 
 def write_image(workdir: Path, stage: str, step: int, image: np.ndarray, what: str) -> None:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import experiment as experiments, pipeline, stages
+from jldm import experiment as experiments, pipeline, rehearsal, stages
 from jldm.core.trees import count
 from tests.configs import ROOT, config, shrunk
 
@@ -16,7 +16,7 @@ def test_builds_as_shapes_and_as_data(name):
   experiment = config(name)
   assert experiments.loads(experiments.dumps(experiment)) == experiment
   model = pipeline.of(experiment)
-  stages.check_shapes(model, experiment.data)
+  rehearsal.check_shapes(model, experiment.data)
   assert count(pipeline.codec_shapes(model)) > 1000 and count(pipeline.denoiser_shapes(model)) > 1000
 
 

@@ -36,8 +36,11 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "best": "core metrics train checkpoint experiment workdir pipeline evaluation",
   "page": "pictures",
   "report": "core pictures experiment workdir pipeline page",
-  "stages": "core lock models data metrics train checkpoint sharding pictures experiment interop workdir named pipeline best",
-  "replay": "core models data train checkpoint sharding experiment workdir pipeline stages",
+  "run": "experiment pipeline sharding train",
+  "latents": "core models data checkpoint sharding experiment workdir pipeline run",
+  "rehearsal": "core data experiment interop latents metrics models pipeline run sharding train",
+  "stages": "core lock models data train checkpoint sharding pictures experiment workdir named pipeline best rehearsal run latents",
+  "replay": "core data train checkpoint sharding workdir pipeline latents rehearsal run stages",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train experiment pipeline interop sharding",

@@ -4,7 +4,7 @@ import jax
 from jax import export
 import pytest
 
-from jldm import pipeline, stages, workdir as workdirs
+from jldm import pipeline, rehearsal, workdir as workdirs
 from jldm.train.step import make_step
 from tests.configs import ROOT, config
 
@@ -20,7 +20,7 @@ def marked(name: str, stage: str) -> object:
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
   part = getattr(experiment, stage)
-  state, batch, frozen = stages.rehearse(experiment, pipeline.of(experiment), stage)
+  state, batch, frozen = rehearsal.rehearse(experiment, pipeline.of(experiment), stage)
   step = make_step(part.objective.loss, part.optimizer.build(part.steps), part.ema, part.accumulate)
   key = jax.eval_shape(jax.random.key, 0)
   lowered = export.export(step, platforms=("tpu", "cuda"))(state, batch, key, frozen)

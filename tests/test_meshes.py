@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import pipeline, sharding, stages, workdir as workdirs
+from jldm import pipeline, rehearsal, sharding, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
 from jldm.experiment import Experiment
@@ -75,7 +75,7 @@ def test_samples_are_the_same_on_every_mesh(trained, layout):
 @functools.cache
 def first_state(name: str) -> object:
   """A stage's state as zeros of the right shapes, with every value told apart."""
-  state, _, _ = stages.rehearse(experiment(), pipeline.of(experiment()), name)
+  state, _, _ = rehearsal.rehearse(experiment(), pipeline.of(experiment()), name)
   count = itertools.count()
   numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(x.dtype)
   return jax.tree.map(numbered, state)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import pipeline, stages, workdir as workdirs
+from jldm import latents, pipeline, run as runs, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.cli import main
 from jldm.core.errors import NonFiniteError, UserError
@@ -316,10 +316,10 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   """In the cache row i has the latents of picture i and of what is made of it, and another degradation is another cache."""
   changed = with_condition(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
   source = changed.data.open("train")
-  model, mesh = pipeline.of(changed), stages.mesh_of(changed.denoiser, 1)
-  codec = stages.committed_codec(model, tmp_path / "w", STEPS)
-  run = stages.Run(changed, model, tmp_path / "w", 1)
-  cache = stages.encoded(run, {"params": codec["params"]}, source, mesh)
+  model, mesh = pipeline.of(changed), runs.mesh_of(changed.denoiser, 1)
+  codec = latents.committed_codec(model, tmp_path / "w", STEPS)
+  run = runs.Run(changed, model, tmp_path / "w", 1)
+  cache = latents.encoded(run, {"params": codec["params"]}, source, mesh)
   rows = cache[np.arange(len(source))]
   images = codecs.pixels(source[np.arange(len(source))]["image"])
   assert len(source) == 20 > changed.autoencoder.batch_size, "several batches, the last one short"
@@ -330,20 +330,20 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   np.testing.assert_allclose(rows["source"], encode(made), rtol=1e-3, atol=1e-4)
   assert (np.abs(rows["source"] - rows["mean"]).max((1, 2, 3)) > 0.01).all()
   others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()", "None")
-  hashes = {stages.codec_hash(codec, override(changed, "denoiser.objective.condition", other)) for other in others}
-  assert len(hashes | {stages.codec_hash(codec, changed)}) == 5, "each has a cache of its own"
-  assert {stages.codec_hash({"params": codec["params"]}, experiment)} == {path.name for path in (unbroken / "latents").iterdir()}
+  hashes = {latents.codec_hash(codec, override(changed, "denoiser.objective.condition", other)) for other in others}
+  assert len(hashes | {latents.codec_hash(codec, changed)}) == 5, "each has a cache of its own"
+  assert {latents.codec_hash({"params": codec["params"]}, experiment)} == {path.name for path in (unbroken / "latents").iterdir()}
 
 
 def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(experiment, unbroken, tmp_path):
   changed = with_condition(experiment, "Masked()", unbroken, tmp_path / "w")
   source, model = changed.data.open("train"), pipeline.of(changed)
-  codec, mesh = stages.committed_codec(model, tmp_path / "w", STEPS), stages.mesh_of(changed.denoiser, 1)
-  rows = stages.encoded(stages.Run(changed, model, tmp_path / "w", 1), {"params": codec["params"]}, source, mesh)[np.arange(20)]
+  codec, mesh = latents.committed_codec(model, tmp_path / "w", STEPS), runs.mesh_of(changed.denoiser, 1)
+  rows = latents.encoded(runs.Run(changed, model, tmp_path / "w", 1), {"params": codec["params"]}, source, mesh)[np.arange(20)]
   images = source[np.arange(20)]["image"]
   np.testing.assert_array_equal(rows["image"], images)
   np.testing.assert_allclose(rows["mean"], codecs.encode(model.autoencoder, codec, images).mean, rtol=1e-3, atol=1e-4)
-  encoder = stages.handed(model, codec)
+  encoder = latents.handed(model, codec)
   np.testing.assert_allclose(encoder(images), codecs.standardised(encoder, rows["mean"]), rtol=1e-3, atol=1e-3)
 
 

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from benchmarks import conditioned
-from jldm import pipeline, stages
+from jldm import pipeline, rehearsal
 from jldm.models.conditioners.degradation import Downsampled
 
 
 @pytest.mark.parametrize("name", conditioned.RUNS)
 def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
   found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
-  stages.check_shapes(pipeline.of(found), found.data)
+  rehearsal.check_shapes(pipeline.of(found), found.data)
   assert found.data.data_dir == "somewhere" and (found.denoiser.objective.condition is None) == (name == "plain")
   if lender:
     lent = conditioned.experiment(lender, "somewhere")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import recipes
-from jldm import pipeline, stages
+from jldm import pipeline, rehearsal
 from jldm.metrics.frechet import statistics
 
 
@@ -12,7 +12,7 @@ from jldm.metrics.frechet import statistics
 def test_a_recipe_builds(name):
   of, settings = recipes.DENOISERS[name]
   found = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)
-  stages.check_shapes(pipeline.of(found), found.data)
+  rehearsal.check_shapes(pipeline.of(found), found.data)
 
 
 @pytest.fixture

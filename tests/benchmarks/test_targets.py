@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import averages, log_variance, targets
-from jldm import stages, workdir as workdirs
+from jldm import rehearsal, stages, workdir as workdirs
 from jldm.experiment import from_data, override, to_data
 from tests.configs import config, shrunk
 
@@ -19,7 +19,7 @@ def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
   experiment = targets.experiment(network, target, 10)
   assert from_data(to_data(experiment)) == experiment and experiment.autoencoder == config("digits").autoencoder
   model = pipeline.of(experiment)
-  stages.check_shapes(model, experiment.data)
+  rehearsal.check_shapes(model, experiment.data)
   pipeline.times(model, 20)
 
 

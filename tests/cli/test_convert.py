@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-
 import json
 from pathlib import Path
 import shutil
