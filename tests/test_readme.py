@@ -5,10 +5,17 @@ import importlib
 from pathlib import Path
 import re
 import shlex
+import shutil
 
+import jax
+import numpy as np
 import pytest
 
-from jldm.cli import COMMANDS, Parser
+from jldm import workdir as workdirs
+from jldm.cli import COMMANDS, Parser, main
+from jldm.interop import pretrained, safetensors
+from tests.configs import config
+from tests.parity.drawn import SD, old_flax
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -16,6 +23,8 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 DOCS = [path.read_text().replace("\\\n", " ") for path in (ROOT / "docs").glob("*.md")]
 BLOCKS += [block for text in DOCS for block in re.findall(r"```(sh)\n(.*?)```", text, re.S)]
 LINES = [line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines() if line]
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+PAGE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pretrained.md").read_text(), re.S)
 DOORS = {"train.py": "train", "sample.py": "sample"}
 
 
@@ -78,10 +87,28 @@ def test_pages_link_to_what_is_there_and_have_their_tables(page):
 def test_the_python_example_runs(tmp_path, monkeypatch):
   """On a shrunk workdir in the place that the README names."""
   from jldm import stages
-  from tests.configs import config, shrunk
-  (code,) = [text for language, text in BLOCKS if language == "python"]
+  from tests.configs import shrunk
   monkeypatch.chdir(tmp_path)
   stages.train(shrunk(config("digits")), "runs/digits", devices=1)
   names: dict = {}
-  exec(compile(code, "README.md", "exec"), names)
+  exec(compile(PYTHON[0], "README.md", "exec"), names)
   assert names["images"].shape == (8, 32, 32, 1)
+
+
+def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
+  """What README.md and docs/pretrained.md say of it, with a tiny one in the place that they name."""
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(SD, "sd-vae-ft-mse")
+  assert main(["convert", "sd-vae-ft-mse", "runs/sd", "--to", "jldm"]) == 0
+  given = {
+    "images": np.zeros((2, 16, 16, 3), np.uint8), "keys": jax.random.split(jax.random.key(0), 2),
+    "old": {"params": old_flax(safetensors.read(SD / pretrained.WEIGHTS))}, "experiment": config("digits"),
+  }
+  names = dict(given)
+  exec(compile(PYTHON[1], "README.md", "exec"), names)
+  assert names["images"].shape == (2, 16, 16, 3) and names["latents"].shape == (2, 2, 2, 4)
+  first, *others = PAGE
+  exec(compile(first, "docs/pretrained.md", "exec"), names | given)
+  exec(compile("".join(others), "docs/pretrained.md", "exec"), names := names | given)
+  assert workdirs.resolved(names["experiment"]).autoencoder.start == names["tuned"].start == "runs/sd"
+  assert names["mean"].shape == (2, 2, 2, 4) and Path("latents.npz").exists()

@@ -15,7 +15,6 @@ and ours are (raw - mean) / std: they come from there and are never measured.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
-import math
 from pathlib import Path
 import re
 from typing import Any
@@ -45,6 +44,7 @@ CLASSES = {  # of diffusers: each module has network(config), config(network), t
 MODULES = {KLAutoencoder: vae, VQAutoencoder: vae, TinyAutoencoder: tiny, DCAutoencoder: dc}  # of our networks
 OTHERS = r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
 MOST_CONFIG = 2**20  # bytes
+MOST = 1e30  # of numbers in a config.json
 
 Array = jax.Array
 
@@ -152,7 +152,7 @@ def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) 
 
 
 def flax_named(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Arrays of a tree, such as "encoder/down_blocks_0/conv/kernel", by the names of torch's modules: "down_blocks.0", "."."""
+  """Arrays of a tree by the names of torch's modules: "encoder/down_blocks_0/…" as "encoder.down_blocks.0.…"."""
   named = lambda path: re.sub(r"_(\d+)(?=/)", r".\1", path.removeprefix("params/")).replace("/", ".")
   return Renamed(arrays, {named(path): path for path in arrays})
 
@@ -257,9 +257,9 @@ def read_config(path: Path) -> dict[str, Any]:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
   except (ValueError, RecursionError) as error:
     raise UserError(f"{str(path)!r} is no JSON, or longer than {MOST_CONFIG} bytes; get it anew") from error
-  if not isinstance(config, dict) or config.get("_class_name") not in CLASSES:
-    name = str(config.get("_class_name"))[:40] if isinstance(config, dict) else "nothing"
-    raise UserError(f"{str(path)!r} is of {name}; expected one of {', '.join(CLASSES)}")
+  name = config.get("_class_name") if isinstance(config, dict) else None
+  if not isinstance(name, str) or name not in CLASSES:
+    raise UserError(f"{str(path)!r} is of {str(name)[:40]!r}; expected one of {', '.join(CLASSES)}")
   return config
 
 
@@ -272,12 +272,12 @@ def read_statistics(config: Mapping[str, Any], channels: int) -> tuple[np.ndarra
   def vector(name: str, default: float) -> np.ndarray:
     value = default if config.get(name) is None else config[name]
     values = value if isinstance(value, (list, tuple)) else [value] * channels
-    if len(values) != channels or not all(type(one) in (int, float) and math.isfinite(one) for one in values):
+    if len(values) != channels or not all(type(one) in (int, float) and abs(one) < MOST for one in values):
       raise UserError(f"config.json has {name}={str(value)[:80]}; expected a finite number, or {channels} of them")
     return np.array(values, np.float64)
 
   scaling, std = vector("scaling_factor", 1.0), vector("latents_std", 1.0)
-  if min(scaling) <= 0 or min(std) <= 0:
+  if min(*scaling, *std) < 1 / MOST or max(std / scaling) > MOST:
     raise UserError(f"config.json has scaling_factor={scaling[0]} and latents_std={std.tolist()}; expected positive numbers")
   mean = vector("shift_factor" if config.get("latents_mean") is None else "latents_mean", 0.0)
   return np.float32(mean), np.float32(std / scaling)

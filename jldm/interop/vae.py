@@ -165,7 +165,7 @@ def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
   for side, plain, attending in (("down", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
                                  ("up", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")):
     types = config.get(f"{side}_block_types", (plain,))
-    if not isinstance(types, (list, tuple)) or len(types) != levels or not set(types) <= {plain, attending}:
+    if not isinstance(types, (list, tuple)) or len(types) != levels or any(kind not in (plain, attending) for kind in types):
       raise UserError(f"config.json has {side}_block_types={str(types)[:80]}; expected {levels} of {plain} or {attending}")
     found[side] = [kind == attending for kind in types]
   if found["down"] != found["up"][::-1]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import shutil
 
 from flax import serialization
+from hypothesis import HealthCheck, given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from tests.networks import randomised
-from tests.parity.drawn import SD
+from tests.parity.drawn import SD, old_flax
 
 TINY = dict(widths=(4, 8), resnets=1, groups=2)
 NETWORKS = (
@@ -115,7 +116,7 @@ def refused(source, **options) -> str:
 
 
 @pytest.mark.parametrize(("name", "value", "told"), [
-  ("_class_name", "UNet2DModel", "is of UNet2DModel; expected one of AutoencoderKL, VQModel"),
+  ("_class_name", "UNet2DModel", "is of 'UNet2DModel'; expected one of AutoencoderKL, VQModel"),
   ("act_fn", "gelu", "act_fn='gelu'; jldm has 'silu' alone"),
   ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
   ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
@@ -127,6 +128,7 @@ def refused(source, **options) -> str:
   ("use_quant_conv", False, "has one of use_quant_conv and use_post_quant_conv"),
   ("mid_block_add_attention", False, r"has \d+ tensors beyond the \d+ of this network: decoder.mid_block.attentions"),
   ("scaling_factor", 0, "expected positive numbers"),
+  ("scaling_factor", 1e-300, "expected positive numbers"),
   ("scaling_factor", "1", "expected a finite number, or 4 of them"),
   ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
   ("out_channels", 4, "other out_channels"),
@@ -136,6 +138,26 @@ def test_a_config_that_does_not_fit(name, value, told, tmp_path):
   changed(tmp_path, lambda config: config.update({name: value}))
   with pytest.raises(UserError, match=told):
     pretrained.read(tmp_path)
+
+
+VALUES = st.recursive(
+  st.one_of(st.none(), st.booleans(), st.integers(-(10**40), 10**40), st.integers(0, 9), st.floats(), st.text(max_size=3)),
+  lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=2), inner, max_size=2)), max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(sorted(json.loads((SD / "config.json").read_text()))), VALUES, min_size=1, max_size=3))
+def test_whatever_a_config_says_our_errors_alone_are_raised(tmp_path, changes):
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(json.loads((SD / "config.json").read_text()) | changes))
+  try:
+    config = pretrained.read_config(path)
+    network = vae.network(config)
+    mean, std = pretrained.read_statistics(config, network.latent_channels)
+    assert np.isfinite(mean).all() and (std > 0).all() and np.isfinite(std).all()
+  except UserError as error:
+    assert str(error).isprintable() and len(str(error)) < 500 + len(str(path))
 
 
 def test_what_is_not_there(tmp_path):
@@ -172,29 +194,9 @@ def test_networks_that_diffusers_has_not(tmp_path):
   assert not (tmp_path / "x").exists()
 
 
-def old_flax() -> dict:
-  """The parameters of vae_sd as FlaxAutoencoderKL had them: its modules by name, attention as dense layers, norms' scale."""
-  theirs = {}
-  for name, value in safetensors.read(SD / pretrained.WEIGHTS).items():
-    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
-      name = name.replace(new, old)
-    *modules, leaf = name.split(".")
-    path = []
-    for module in modules:  # a list's entry carries the list's name
-      path = [*path[:-1], f"{path[-1]}_{module}"] if module.isdigit() else [*path, module]
-    if leaf == "weight":
-      leaf = "scale" if "norm" in path[-1] else "kernel"
-      value = {4: lambda v: v.transpose(2, 3, 1, 0), 2: np.transpose, 1: np.array}[value.ndim](value)
-    node = theirs
-    for module in path:
-      node = node.setdefault(module, {})
-    node[leaf] = value
-  return theirs
-
-
 def test_old_flax_trees_and_their_msgpack(tmp_path):
   network, codec = pretrained.read(SD)
-  tree = old_flax()
+  tree = old_flax(safetensors.read(SD / pretrained.WEIGHTS))
   assert tree["encoder"]["down_blocks_0"]["downsamplers_0"]["conv"]["kernel"].shape == (3, 3, 8, 8)
   assert tree["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"].shape == (16, 16)
   assert_equal(pretrained.from_flax(network, tree), codec["params"])

@@ -31,3 +31,23 @@ def inputs(factor: int, channels: int) -> dict[str, tuple[np.ndarray, np.ndarray
            rng.standard_normal((1, h, w, channels)).astype(np.float32))
     for name, (h, w) in sizes.items()
   }
+
+
+def old_flax(arrays: dict[str, np.ndarray]) -> dict:
+  """AutoencoderKL's parameters as FlaxAutoencoderKL had them: its modules by name, attention as dense layers, norms' scale."""
+  theirs = {}
+  for name, value in arrays.items():
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+      name = name.replace(new, old)
+    *modules, leaf = name.split(".")
+    path = []
+    for module in modules:  # a list's entry carries the list's name
+      path = [*path[:-1], f"{path[-1]}_{module}"] if module.isdigit() else [*path, module]
+    if leaf == "weight":
+      leaf = "scale" if "norm" in path[-1] else "kernel"
+      value = {4: lambda v: v.transpose(2, 3, 1, 0), 2: np.transpose, 1: np.array}[value.ndim](value)
+    node = theirs
+    for module in path:
+      node = node.setdefault(module, {})
+    node[leaf] = value
+  return theirs
