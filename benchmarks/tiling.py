@@ -25,9 +25,9 @@ ROWS = {  # what is run, and in what tiles
   "decode, whole": ("decode", None),
   "decode, Exact(8)": ("decode", Exact(8)),
   "decode, Exact(8, thrifty=True)": ("decode", Exact(8, thrifty=True)),
-  "decode, Blended(32, 8)": ("decode", Blended(32, 8)),
+  "decode, Blended(16, 4)": ("decode", Blended(16, 4)),
   "encode, whole": ("encode", None),
-  "encode, Blended(32, 8)": ("encode", Blended(32, 8)),
+  "encode, Blended(16, 4)": ("encode", Blended(16, 4)),
 }
 MIB = 2**20
 

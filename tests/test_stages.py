@@ -407,6 +407,7 @@ def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_pat
   stages.train(on_imported, tmp_path, devices=1)  # nothing is left to train
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, tmp_path):
   network, codec = pipeline.load_codec(imported)
   peak = 1e-3  # how far a step of Adam moves a parameter
