@@ -272,7 +272,7 @@ def photographs(folder: Path, docs: Path) -> str:
 def mean_picture(found: Experiment) -> np.ndarray:
   """Of the training set: [H, W, C] in [-1, 1]."""
   training = found.data.open(found.data.train)
-  return training[np.arange(len(training))]["image"].mean(0, dtype=np.float64) / 127.5 - 1
+  return np.float32(training[np.arange(len(training))]["image"].mean(0) / 127.5 - 1)
 
 
 def own_source(degrade: Any, drawn: np.ndarray, told: jax.Array) -> float:
