@@ -116,7 +116,10 @@ METHODS = {  # name -> whose denoiser, known latents put back after every step, 
   "trained, replacement": ("inpaint", True, 20, 1),
   "trained, RePaint": ("inpaint", True, 20, 5),
 }
-HIDDEN = ("box", "half_plane", "frame", "strokes")
+HIDDEN = {  # name -> shape of masks, and of how many pixels its steps are
+  "box": ("box", 1), "half_plane": ("half_plane", 1), "frame": ("frame", 1), "strokes": ("strokes", 1),
+  "box of whole latents": ("box", 4),
+}
 AT_ONCE = 64  # samples
 
 
@@ -156,8 +159,9 @@ def inpainting(folder: Path, docs: Path) -> str:
   images = held_out(workdirs.read(folder / "inpaint"), 256)
   models = {name: pipeline.load(folder / name) for name in ("plain", "inpaint")}
   truth, lines, shown = samples(images, 1)[:, 0], [], {}
-  for shape in HIDDEN:
-    known = np.asarray(masks.draw((shape,), keys(len(images)), images.shape[1:3]))
+  for shape, (kind, step) in HIDDEN.items():
+    size = images.shape[1] // step, images.shape[2] // step
+    known = np.asarray(masks.fine(masks.draw((kind,), keys(len(images)), size), step))
     kept, error = lambda drawn, known=known: known * truth + (1 - known) * drawn, {}
     inside = lambda drawn, known=known: ((drawn - truth) ** 2 * (1 - known)).sum((1, 2, 3)) / (1 - known).sum((1, 2, 3))
     told, alone = f"| {shape}, {100 * (1 - known).mean():.0f} %", samples(coded(*models["plain"], images), 1)[:, 0]
@@ -169,7 +173,7 @@ def inpainting(folder: Path, docs: Path) -> str:
       lines.append(f"{told} | {name} | {evaluations} | {root:.3f} | {less} |")
       print(lines[-1], flush=True)
     shown[shape, "shown"] = pictures.to_uint8(known * truth)
-  picked = {shape: slice(3 * i, 3 * i + 3) for i, shape in enumerate(HIDDEN)}
+  picked = {shape: slice(3 * i, 3 * i + 3) for i, shape in enumerate(list(HIDDEN)[:4])}
   pick = lambda name: np.concatenate([shown[shape, name][some] for shape, some in picked.items()])
   rows = [images[:12], *(pick(name) for name in ("shown", "replacement", "RePaint", "trained, replacement"))]
   pictures.write_png(docs / "conditioned_inpaint.png", pictures.tile_rows(rows, 2), {"what": "inpainting"})
@@ -268,7 +272,7 @@ def photographs(folder: Path, docs: Path) -> str:
 def mean_picture(found: Experiment) -> np.ndarray:
   """Of the training set: [H, W, C] in [-1, 1]."""
   training = found.data.open(found.data.train)
-  return training[np.arange(len(training))]["image"].mean(0, dtype=np.float64) / 127.5 - 1
+  return np.float32(training[np.arange(len(training))]["image"].mean(0) / 127.5 - 1)
 
 
 def own_source(degrade: Any, drawn: np.ndarray, told: jax.Array) -> float:
@@ -296,7 +300,7 @@ def sketches(folder: Path, docs: Path) -> str:
     flat = pictures.to_uint8(some.reshape(-1, *truth.shape[1:]))
     right = 100 * (fashion.classify(flat) == labels.repeat(some.shape[1])).mean()
     overlap = silhouettes(flat, images.repeat(some.shape[1], 0))
-    quality = "exact |  |" if what == "the picture itself" else f"{figures(some, truth)} |"
+    quality = "exact |  |  |" if what == "the picture itself" else f"{figures(some, truth)} |"
     lines.append(f"| {what} | {quality} {overlap:.2f} | {right:.0f} |")
     print(lines[-1], flush=True)
   rows = [images[:12], source[:12], *(made[i : 12 * SAMPLES : SAMPLES] for i in range(2))]

@@ -8,11 +8,13 @@ Restoration of noisy, blurred, 4x down-sampled pictures and of half of their pix
 
   python train.py … --set "denoiser.objective.condition=Paired(degradation=Mixture())" --workdir runs/fashion_restore
 
+and pictures of sketches, which an edge filter makes of them, are those of Paired(degradation=Edges()).
+
 One pinned core of a busy machine: 357 CPU-seconds for both stages of the first. RMSE of hidden pixels, in [-1, 1], under
 boxes, half planes, frames and strokes: 0.35, 0.46, 0.53, 0.39, where a denoiser without a condition has 0.47, 0.58, 0.62, 0.55
 at the same 20 evaluations, and 0.38, 0.51, 0.60, 0.45 by RePaint at 80. PSNR of the second: 20.7 dB from noise, 20.5 from
-blur, 19.5 from down-sampling (bicubic: 17.0) and 19.5 from half of the pixels, 25.6 for the autoencoder alone
-(docs/conditioned.md).
+blur, 19.5 from down-sampling (bicubic: 17.0) and 19.5 from half of the pixels; of the third 21.2 dB, and 87 % are classified
+as the truth is. The autoencoder alone: 25.6 dB (docs/conditioned.md).
 """
 
 from jldm.data.tfds import ImageData

@@ -3,13 +3,8 @@
   jldm prepare photos --size 64 --data-dir data        (pip install 'jldm[photos]')
   python train.py --config configs/photos_colour.py --workdir runs/photos_colour
 
-Pictures from their edges, as in a sketch, are
-
-  python train.py … --set "denoiser.objective.condition=Paired(degradation=Edges())" --workdir runs/photos_sketch
-
 One pinned core of a busy machine: about 490 CPU-seconds for both stages. Held-out crops in the colours of a sample,
-luminance of the source: 19.0 dB (18.5 dB in grey). Pictures from edges are blurred and far from the truth, 9.8 dB: train
-for longer (docs/conditioned.md).
+luminance of the source: 19.0 dB (18.5 dB in grey; docs/conditioned.md).
 """
 
 from jldm.data.tfds import ImageData
