@@ -59,11 +59,12 @@ def test_reconstructions_in_all_and_by_class(told):
 
 def test_copies_are_looked_for_and_drawn(workdir, told):
   audit = told["2"]["memorisation"]
-  assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160 and len(audit["pairs"]) == 16
+  assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160
+  assert len({pair["train"] for pair in audit["pairs"]}) == len(audit["pairs"]) <= 16, "each training picture once"
   ratios = [pair["to_train"] / pair["to_held_out"] for pair in audit["pairs"]]
   assert ratios == sorted(ratios) and {pair["sample"] for pair in audit["pairs"]} <= set(range(70))
   with Image.open(workdir / "evaluation" / "2-nearest.png") as sheet:
-    assert sheet.size == (8 * 66 + 2, 6 * 66 + 2)
+    assert sheet.size[0] <= 8 * 66 + 2 and sheet.size[1] in (3 * 66 + 2, 6 * 66 + 2)
 
 
 def test_the_worst_reconstructions_are_drawn(workdir, told):
