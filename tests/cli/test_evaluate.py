@@ -59,11 +59,12 @@ def test_reconstructions_in_all_and_by_class(told):
 
 def test_copies_are_looked_for_and_drawn(workdir, told):
   audit = told["2"]["memorisation"]
-  assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160 and len(audit["pairs"]) == 16
+  assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160
+  assert len({pair["train"] for pair in audit["pairs"]}) == len(audit["pairs"]) <= 16, "each training picture once"
   ratios = [pair["to_train"] / pair["to_held_out"] for pair in audit["pairs"]]
   assert ratios == sorted(ratios) and {pair["sample"] for pair in audit["pairs"]} <= set(range(70))
   with Image.open(workdir / "evaluation" / "2-nearest.png") as sheet:
-    assert sheet.size == (8 * 66 + 2, 6 * 66 + 2)
+    assert sheet.size[0] <= 8 * 66 + 2 and sheet.size[1] in (3 * 66 + 2, 6 * 66 + 2)
 
 
 def test_the_worst_reconstructions_are_drawn(workdir, told):
@@ -93,7 +94,7 @@ def test_another_seed_gives_others(workdir, told, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert "seed 1; features of pixels 1 (no weights), against 160 of train" in lines[0]
   assert lines[1].split() == ["value", "95", "%", "interval", "n", "real", "against", "real"]
-  assert lines[2].startswith("kernel distance (KID)") and lines[3].startswith("in ")
+  assert lines[2].startswith("kernel distance (KID)") and lines[3].startswith("no copying is seen") and lines[4].startswith("in ")
 
 
 @pytest.mark.parametrize(("options", "told"), [
