@@ -94,7 +94,8 @@ def inputs(experiment, name: str, folder: Path):
   if name == "autoencoder":
     return train_set, ()
   network, channels = experiment.autoencoder.objective.network, experiment.autoencoder.objective.network.latent_channels
-  params = jax.jit(network.init)(jax.random.key(0), codecs.pixels(train_set[jnp.arange(1)]["image"]))
+  images = codecs.pixels(train_set[jnp.arange(1)]["image"])
+  params = jax.jit(network.init)(jax.random.key(0), images, jax.random.split(jax.random.key(1), 1))
   encode = jax.jit(lambda images: codecs.encode(network, params, images)._asdict())
   every = lambda source: (batch for batch, _ in in_order(source, 64, pad=False))
   moments = lambda source: (jax.device_get(encode(batch["image"])) | {"label": batch["label"]} for batch in every(source))

@@ -39,7 +39,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "run": "experiment pipeline sharding train",
   "latents": "core models data checkpoint sharding experiment workdir pipeline run",
   "rehearsal": "core data experiment interop latents metrics models pipeline run sharding train",
-  "stages": "core lock models data train checkpoint sharding pictures experiment workdir named pipeline best rehearsal run latents",
+  "stages": "core lock models data train checkpoint sharding pictures experiment workdir named pipeline best rehearsal run "
+            "latents",
   "replay": "core data train checkpoint sharding workdir pipeline latents rehearsal run stages",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it

@@ -88,7 +88,8 @@ def test_a_second_trainer_is_refused_and_a_killed_one_taken_over_from(config, un
     assert f"is in training by pid {process.pid} on {socket.gethostname()!r}" in line
   with running(config, workdir) as third:
     assert third.wait(DEADLINE_S) == 0
-  assert f"{workdir / 'lock'} is of pid {process.pid}, which has ended; it is taken over" in said(workdir.with_suffix(".log"))
+  told = f"{workdir / 'lock'} is of pid {process.pid}, which has ended; it is taken over\n"
+  assert told in workdir.with_suffix(".log").read_text()
   assert_same_bits(unbroken, workdir, STEPS)
 
 
