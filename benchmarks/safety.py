@@ -1,7 +1,7 @@
 """What safety costs: training with its log, average and checkpoints against the bare jitted step.
 
   jldm prepare digits --data-dir data
-  python benchmarks/safety.py --steps 200 --pairs 3 --devices 1
+  python -m benchmarks.safety --steps 200 --pairs 3 --devices 1
 
 Bare is a loop over the jitted step of a stage that keeps no average, on the same batches, with nothing else in it.  Safe is
 `jldm train`'s own stage: the average, a line and the board every 50 steps, goodput, the notice of SIGTERM, and a checkpoint
