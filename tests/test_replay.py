@@ -13,6 +13,7 @@ from jldm.core.errors import DifferentError, UserError
 from jldm.experiment import override
 from jldm.replay import replay
 from jldm.train.logging import rows
+from jldm.train.preemption import Notice
 from tests.configs import config, shrunk
 
 STEPS = 6  # as tests/test_stages.py has, so that programs are compiled once
@@ -118,7 +119,7 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
       raise Stop
 
   with monkeypatch.context() as patch:
-    patch.setattr(stages.Notice, "hook", lambda *args: stages.Hook(1, interrupt))
+    patch.setattr(Notice, "hook", lambda *args: stages.Hook(1, interrupt))
     with pytest.raises(Stop):
       stages.train(experiment, folder, devices=1)
   with Checkpoints(folder / "denoiser" / "latest", read_only=True) as saved:

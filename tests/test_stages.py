@@ -323,7 +323,7 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   rows = cache[np.arange(len(source))]
   images = codecs.pixels(source[np.arange(len(source))]["image"])
   assert len(source) == 20 > changed.autoencoder.batch_size, "several batches, the last one short"
-  keys = row_keys(jax.random.key(stages.SOURCE_SEED), np.arange(20))
+  keys = row_keys(jax.random.key(latents.SOURCE_SEED), np.arange(20))
   made = changed.denoiser.objective.condition.degradation(images, keys)
   encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
   np.testing.assert_allclose(rows["mean"], encode(images), rtol=1e-3, atol=1e-4)

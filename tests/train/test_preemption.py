@@ -1,5 +1,6 @@
 """A notice of SIGTERM: seen between steps and items, kept what there is, and an end that does not depend on the main thread."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -35,7 +36,9 @@ def test_a_signal_is_noticed_and_the_handlers_before_come_back():
   assert "preemption" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_other_signals_are_none_of_its_business():
+def test_other_signals_are_none_of_its_business(request):
+  request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a script runs in the background
   with watched() as notice:
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
