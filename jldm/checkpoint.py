@@ -43,7 +43,13 @@ def _loud(record: logging.LogRecord) -> bool:
   return f"{os.sep}orbax{os.sep}" not in record.pathname or (record.levelno >= logging.WARNING and not record.exc_info)
 
 
+def _untold(record: logging.LogRecord) -> bool:
+  """False for what a task of Orbax met on a full disk after the first, which is raised."""
+  return not (record.exc_info and OS_ERROR.search(str(record.exc_info[1])))
+
+
 logging.getLogger("absl").addFilter(_loud)
+logging.getLogger("asyncio").addFilter(_untold)
 
 
 class Checkpoints(contextlib.AbstractContextManager):

@@ -28,6 +28,5 @@ def test_the_parts_add_up_to_the_wall_clock_and_what_a_kill_cost_is_lost(tmp_pat
   assert (last["stage"], last["step"]) == ("denoiser", STEPS) and "seconds" in last
   assert abs(last["seconds"] - wall) < 0.01 * wall
   assert abs(sum(last[f"seconds_{part}"] for part in PARTS) - wall) < 0.01 * wall
-  for part in ("start", "compile", "restore", "data", "step", "lost", "save", "encode"):
+  for part in ("start", "compile", "restore", "data", "step", "lost", "save", "encode", "evaluation"):
     assert last[f"seconds_{part}"] > 0, part
-  assert last["seconds_evaluation"] == 0, "the one of the last step is yet to come"

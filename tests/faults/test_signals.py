@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jldm import stages, workdir as workdirs
+from jldm import latents, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.cli.train import load_config
 from jldm.core.errors import GO_ON, Preempted
@@ -66,7 +66,7 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
   assert committed(workdir, "autoencoder") == [3, 4]
   at(stages.Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
   assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
-  at(stages.cached_latents, "write_like", "by SIGTERM; the")
+  at(latents.cached_latents, "write_like", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [5, 10] and not list((workdir / "latents").iterdir())
   at(stages.codecs, "measure", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
