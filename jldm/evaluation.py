@@ -196,8 +196,7 @@ def reconstructions(model: Model, codec: dict, among: Real, how: How, lpips: Any
   """At most how.n held-out pictures and what comes back of them; `lpips` are weights of jldm.metrics.perceptual."""
   source, rows = among.sets.held_out
   rows = rows[: how.n]
-  batch_size = -(-min(how.batch_size, len(rows)) // len(sharding.choose(how.devices))) * len(sharding.choose(how.devices))
-  mesh = sharding.mesh_for(batch_size, how.devices)
+  mesh, batch_size = sharding.mesh_of_rows(len(rows), how.batch_size, how.devices)
   codec = sharding.place(mesh, codec)
   whole = source[rows]
 

@@ -255,12 +255,7 @@ def trajectory(
   sampler = model.sampling.sampler if sampler is None else sampler
   sampler = traced(make_sampler(sampler) if isinstance(sampler, str) else sampler)
   numbers = np.arange(len(labels)) if rows is None else np.asarray(rows)
-  wanted = sharding.layout(devices)
-  parts = len(sharding.choose(wanted.devices)) // wanted.tensor
-  if wanted.fsdp == wanted.tensor == 1:
-    parts = min(parts, len(labels))
-  batch_size = math.ceil(min(batch_size, len(labels)) / parts) * parts  # what is over is drawn and dropped
-  mesh = sharding.mesh_for(batch_size, wanted._replace(devices=parts * wanted.tensor))
+  mesh, batch_size = sharding.mesh_of_rows(len(labels), batch_size, devices)
   whole = (sampler, pairs, rule, jnp.int32(negative_label), traced(condition_scale), jax.random.key(seed))
   sampler, pairs, rule, negative, condition_scale, key = sharding.place(mesh, whole)
   params, drawn = sharding.spread(mesh, params), sharding.on(mesh, draw)

@@ -65,12 +65,12 @@ def check_shapes(model: pipeline.Model, data: Any) -> None:
     raise UserError(" ".join(str(error).split())) from error
 
 
-def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[TrainState, dict, Any]:
+def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[TrainState, dict, Any] | None:
   """A stage's state, batch and frozen networks as shapes, after one loss of them: whatever does not fit together is told
-  before anything is done."""
+  before anything is done.  None where the stage has no steps."""
   stage, data = getattr(experiment, name), experiment.data
   if not stage.steps:
-    return
+    return None
   if hasattr(stage.objective, "check"):
     stage.objective.check()
   each = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)

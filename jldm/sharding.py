@@ -115,6 +115,20 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
   return Mesh(np.asarray(chosen).reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_of_rows(count: int, most: int, devices: Devices = None) -> tuple[Mesh, int]:
+  """A mesh for `count` rows, about `most` at a time, and the batch size that it divides: what fills a batch up is dropped.
+
+  Raises:
+    UserError: as `mesh_for`.
+  """
+  wanted = layout(devices)
+  parts = max(1, len(choose(wanted.devices)) // wanted.tensor)
+  if wanted.fsdp == wanted.tensor == 1:
+    parts = min(parts, count)
+  batch_size = math.ceil(min(most, count) / parts) * parts
+  return mesh_for(batch_size, wanted._replace(devices=parts * wanted.tensor)), batch_size
+
+
 def ways(mesh: Mesh) -> int:
   """Into how many parts a batch is split."""
   return math.prod(mesh.shape[axis] for axis in BATCH)

@@ -91,3 +91,11 @@ assert jax.device_count() == {expected.split()[0]}
   done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100)
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().replace(f"{tmp_path}/", "") == expected
+
+
+@pytest.mark.parametrize("count, most, devices, size", [
+  (20, 250, None, 24), (3, 250, None, 3), (100, 10, 4, 12), (7, 250, sharding.Layout(8, fsdp=2, tensor=2), 8),
+])
+def test_rows_are_filled_up_to_what_the_mesh_divides(count, most, devices, size):
+  mesh, batch_size = sharding.mesh_of_rows(count, most, devices)
+  assert batch_size == size and batch_size % sharding.ways(mesh) == 0

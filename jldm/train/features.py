@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 import dataclasses
 import hashlib
-import math
 from pathlib import Path
 import zipfile
 
@@ -48,9 +47,7 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | Non
   Raises:
     UserError: pictures that do not fit the extractor, or features that are not finite.
   """
-  parts = len(sharding.choose(devices))
-  batch_size = math.ceil(min(loaded.extractor.batch_size, len(rows)) / parts) * parts
-  mesh = sharding.mesh_for(batch_size, parts)
+  mesh, batch_size = sharding.mesh_of_rows(len(rows), loaded.extractor.batch_size, devices)
   params, apply = sharding.place(mesh, loaded.params), jax.jit(loaded.extractor.apply)
   found = []
   for start in range(0, len(rows), batch_size):
