@@ -12,6 +12,7 @@ Exit codes, each but 0 with one line on stderr:
 import argparse
 from collections.abc import Sequence
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -57,12 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     args = parser.parse_args(argv)
     module.main(args)
+    sys.stdout.flush()
   except tuple(EXIT_CODES) as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_CODES[type(error)]
   except Preempted as told:
     print(told, file=sys.stderr)
     return Preempted.EXIT_CODE
+  except BrokenPipeError:  # whoever read what was printed, such as head, has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except KeyboardInterrupt:
     print(f"interrupted; {GO_ON}", file=sys.stderr)
     return 130

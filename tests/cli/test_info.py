@@ -1,10 +1,15 @@
 """`jldm info`: files, folders and workdirs."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from jldm.cli import main
 from jldm.interop import safetensors
+from tests.configs import ROOT
 from tests.parity.drawn import SD
 
 
@@ -39,3 +44,14 @@ def test_mistakes(source, said, tmp_path, monkeypatch, capsys):
   assert main(["info", source]) == 2
   error = capsys.readouterr().err
   assert said in error and error.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
+  safetensors.write(tmp_path / "x.safetensors", {f"array{n}": np.zeros(3, np.float32) for n in range(1000)})
+  reads, writes = os.pipe()
+  os.close(reads)
+  call = "import sys; from jldm.cli import main; sys.exit(main(sys.argv[1:]))"
+  done = subprocess.run([sys.executable, "-c", call, "info", str(tmp_path / "x.safetensors")], cwd=ROOT, stdout=writes,
+                        stderr=subprocess.PIPE, text=True, timeout=120)
+  os.close(writes)
+  assert (done.returncode, done.stderr) == (0, "")
