@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import evaluation, workdir as workdirs
+from jldm import evaluation, processes, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
 from jldm.evaluation import How
@@ -26,7 +26,7 @@ from jldm.train.loop import Hook
 SCORE = jax.ShapeDtypeStruct((), jnp.float32)  # less is better
 
 
-def how_of(experiment: Experiment, devices: int | None) -> How:
+def how_of(experiment: Experiment, devices: sharding.Devices) -> How:
   """What is drawn and judged while training."""
   asked = experiment.evaluation
   metrics = [name for name, figures in evaluate.FIGURES.items() if asked.metric in figures]
@@ -55,7 +55,7 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
 
 @contextlib.contextmanager
 def judged(
-  experiment: Experiment, model: Model, codec: dict, workdir: Path, loaded: Loaded | None, devices: int
+  experiment: Experiment, model: Model, codec: dict, workdir: Path, loaded: Loaded | None, devices: sharding.Devices
 ) -> Iterator[Callable[[Log], tuple[Hook, ...]]]:
   """hooks(log) -> what judges the denoiser and keeps the best."""
   if loaded is None:
@@ -78,8 +78,8 @@ def judged(
         values = {name: each["value"] for name, each in told["metrics"].items()}
         log.record(n, {f"evaluation_{name}": value for name, value in values.items()})
         value, of_real = values[asked.metric], scores[asked.metric].value
-        log.bar.write(f"denoiser step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
-        score = np.float32(value if asked.metric in evaluate.LESS_IS_BETTER else -value)
+        log.say(f"denoiser step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
+        score = np.float32(processes.agreed(value if asked.metric in evaluate.LESS_IS_BETTER else -value))
         if not metrics["skipped"] and better(kept, n, score):
           kept.save(n, {"ema": state.ema[0], "score": score})
 
@@ -91,5 +91,6 @@ def judged(
 def better(kept: Checkpoints, step: int, score: np.float32) -> bool:
   """Whether a score is the best so far.  A run that was resumed comes to steps that were judged before: they stay as they are."""
   kept.commit(wait=True)
+  processes.meet("best")
   best = kept.steps()
   return not best or (step > best[-1] and score < kept.restore(best[-1], {"score": SCORE})["score"])

@@ -25,12 +25,12 @@ import sys
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jldm.core.errors import GO_ON, UserError
+from jldm import processes
+from jldm.core.errors import GO_ON, NonFiniteError, Preempted, UserError
 
 PyTree = Any
 MANIFEST = ".manifest.json"
@@ -72,11 +72,13 @@ class Checkpoints(contextlib.AbstractContextManager):
       handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=options))
       self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
       self._worker = futures.ThreadPoolExecutor(1, "checkpoint")
-      if jax.process_index() == 0:
+      if processes.first():
         self.folder.mkdir(parents=True, exist_ok=True)
         _remove_uncommitted(self.folder, self.steps())
 
-  def __exit__(self, *exception: object) -> None:
+  def __exit__(self, kind: type | None, *exception: object) -> None:
+    if processes.several() and kind not in (None, NonFiniteError, Preempted):
+      return  # what the others do not know of: they will not come to finish a save
     try:
       self.commit(wait=True)
     finally:
@@ -100,7 +102,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def finish() -> dict[str, list]:
       self._checkpointer.wait_until_finished()
-      return _fingerprints(self.folder / str(step)) if jax.process_index() == 0 else {}
+      return _fingerprints(self.folder / str(step)) if processes.first() else {}
 
     self._pending = step, self._worker.submit(finish)
 
@@ -113,9 +115,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._pending = None
     with self._told(step):
       files = finished.result()
-      if jax.process_index() == 0:
+      if processes.first():
         _write(self.folder / f"{step}{MANIFEST}", json.dumps({"step": step, "files": files}, separators=(",", ":")))
-    if jax.process_index() == 0:
+    if processes.first():
       for old in self.steps()[:-self.keep]:
         (self.folder / f"{old}{MANIFEST}").unlink()
         self._worker.submit(shutil.rmtree, self.folder / str(old))  # takes tenths of a second
@@ -142,10 +144,9 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def latest(self) -> int | None:
     """The newest committed step that agrees with its manifest; damaged ones are told of and moved into `damaged/`."""
-    step = self._newest_sound() if jax.process_index() == 0 else None
-    if jax.process_count() > 1:  # one process looks, so that all go on from the same step
-      agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-      step = None if agreed < 0 else agreed
+    step = self._newest_sound() if processes.first() else None
+    agreed = processes.agreed(-1 if step is None else step)  # one process looks, so that all go on from the same step
+    step = None if agreed < 0 else agreed
     self._verified |= {step} - {None}
     return step
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm import pipeline, sharding, workdir as workdirs
+from jldm import pipeline, processes, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
-from jldm.core.errors import UserError
+from jldm.core.errors import Preempted, UserError
 from jldm.core.keys import row_keys
 from jldm.data import cached_latents
 from jldm.data.batches import in_order
+from jldm.data.source import Part
 from jldm.experiment import Experiment, to_data
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.posterior import Gaussian
@@ -36,16 +38,18 @@ def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   cache = encoded(run, {"params": params}, train_set, mesh)
   statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
   told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
-  print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
+  if processes.first():
+    print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
   return statistics._asdict()
 
 
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   """The training set's cached moments under this codec, with what a condition is drawn from beside them, the pictures or the
-  latents of its source pictures: as they are on disk, or encoded now."""
-  folder = cache_of(run, codec)
-  network, degrade, batch_size = run.model.autoencoder, degradation(run.experiment), run.experiment.autoencoder.batch_size
-  key = sharding.place(mesh, jax.random.key(SOURCE_SEED))
+  latents of its source pictures: as they are on disk, or encoded now, by every process some parts on its own devices."""
+  network, degrade = run.model.autoencoder, degradation(run.experiment)
+  own, codec = sharding.own(mesh), sharding.fetch(codec)
+  batch_size = math.ceil(run.experiment.autoencoder.batch_size / own.size) * own.size
+  placed, key = sharding.place(own, (codec, jax.random.key(SOURCE_SEED)))
 
   @jax.jit
   def arrays(codec: dict, images: jax.Array, rows: jax.Array, key: jax.Array) -> dict:
@@ -54,16 +58,24 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
       return found
     return found | {"source": codecs.encode(network, codec, degrade(codecs.pixels(images), row_keys(key, rows))).mean}
 
-  def moments(source: Any) -> Iterator[dict]:
-    start = 0
-    for batch, count in run.notice.between(in_order(source, batch_size)):
-      placed = sharding.place_batch(mesh, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
-      found = jax.device_get(arrays(codec, *placed, key)) | {"label": batch["label"]}
+  def moments(part: Part) -> Iterator[dict]:
+    start = part.start
+    for batch, count in run.notice.between(in_order(part, batch_size), alone=True):
+      shown = sharding.place_batch(own, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
+      found = jax.device_get(arrays(placed, *shown, key)) | {"label": batch["label"]}
       yield {name: array[:count] for name, array in found.items()}
       start += count
 
   with run.clock.on("encode"):
-    return cached_latents.open_cache(folder) or cached_latents.write_like(folder, source, moments)
+    folder = cache_of(run, codec)
+    found = cached_latents.open_cache(folder)
+    if processes.all_of(found is not None):
+      return found
+    try:
+      return cached_latents.write_like(folder, source, moments, jax.process_index(), jax.process_count(), run.notice.check)
+    except Preempted:
+      run.notice.check()  # where all processes meet
+      raise
 
 
 def cache_of(run: Run, codec: dict) -> Path:
@@ -78,7 +90,7 @@ def codec_hash(codec: dict, experiment: Experiment) -> str:
   if degradation(experiment) is not None:
     config.append(to_data(degradation(experiment)))
   digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
-  for leaf in jax.tree.leaves(jax.device_get(codec)):
+  for leaf in jax.tree.leaves(sharding.fetch(codec)):
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 

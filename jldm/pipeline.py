@@ -266,7 +266,7 @@ def trajectory(
     some, places, told = sharding.place_batch(mesh, (labels[read], numbers[read].astype(np.uint32), told))
     keys = row_keys(key, places)
     both = drawn(model, params, sampler, some, pairs, rule, negative, keys, told, condition_scale, shown=shown)
-    found.append([to_uint8(part) for part in both])
+    found.append([to_uint8(part) for part in sharding.fetch(both)])
   return tuple(np.concatenate(part)[: len(labels)] for part in zip(*found))
 
 

@@ -1,9 +1,11 @@
 """What both stages of a run know, and the devices of each."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from jldm import pipeline, sharding
@@ -31,9 +33,10 @@ class Run:
 
 
 def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
-  """The devices of a stage: as many as the caller asks for, else as the stage does."""
-  wanted = sharding.layout(devices)
-  return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or stage.devices or None))
+  """The devices of a stage: as many as the caller asks for, else as the stage does, and at least one of each process."""
+  wanted, least = sharding.layout(devices), jax.process_count()
+  asked = math.ceil(stage.devices / least) * least
+  return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or asked or None))
 
 
 def layout_of(mesh: Mesh) -> sharding.Layout:

@@ -4,6 +4,9 @@ A mesh has three axes.  The batch is split over `data` and `fsdp`.  Parameters, 
 whole along `data`, split along `fsdp` (ZeRO 3, Rajbhandari et al. 2020, 1910.02054: gathered where they are used), and
 along `tensor` where TENSOR_PARALLEL has a row for them (Shoeybi et al. 2019, 1909.08053, section 3).  Networks name the axes of
 their activations; LOGICAL says what the names mean on a mesh.  Which mesh, the results agree but for rounding.
+
+Where several processes run, a mesh has the same number of devices of each; what is placed on it every process holds whole,
+but for the batches of a training, of which each reads its rows.
 """
 
 import argparse
@@ -18,9 +21,12 @@ from typing import Any, NamedTuple
 
 from flax import linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils, multihost_utils
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
+from jldm import processes
 from jldm.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -48,8 +54,8 @@ class Layout(NamedTuple):
 Devices = int | Layout | None
 
 
-def configure(devices: int | None = None) -> None:
-  """To be called by an entry point before anything touches a device.
+def configure(devices: int | None = None, args: argparse.Namespace | None = None) -> None:
+  """To be called by an entry point before anything touches a device; `args` of `add_arguments` join other processes.
 
   The CPU becomes as many devices as it has cores (or as are asked for): convolutions leave half a core idle within an
   op, and a sharded batch does not.  Where XLA_FLAGS already says so, or a device has been touched, nothing changes.
@@ -62,17 +68,20 @@ def configure(devices: int | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jldm" / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  if args is not None:
+    processes.join(args)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options that choose a layout, for a command's parser."""
-  parser.add_argument("--devices", type=int, help="how many devices (default: all)")
+  """The options that choose a layout, and join processes, for a command's parser."""
+  parser.add_argument("--devices", type=int, help="how many devices, where several processes run of each (default: all)")
   parser.add_argument("--fsdp", type=int, default=1, help="ways to split parameters, gathered where used; splits the batch too")
   parser.add_argument("--tensor", type=int, default=1, help="ways to split wide layers, and their work")
+  processes.add_arguments(parser)
 
 
 def asked(args: argparse.Namespace) -> Layout:
-  return Layout(args.devices, args.fsdp, args.tensor)
+  return Layout(args.devices and args.devices * jax.process_count(), args.fsdp, args.tensor)
 
 
 def layout(devices: Devices) -> Layout:
@@ -80,15 +89,18 @@ def layout(devices: Devices) -> Layout:
 
 
 def choose(devices: int | None = None) -> list[jax.Device]:
-  """The first `devices` devices; by default all.
+  """The first `devices` devices, as many of each process; by default all.
 
   Raises:
-    UserError: fewer than one, or more than there are.
+    UserError: fewer than one, more than there are, or not as many of each process.
   """
-  available = jax.devices()
+  available, count = jax.devices(), jax.process_count()
   if devices is not None and not 1 <= devices <= len(available):
     raise UserError(f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices here")
-  return available[:devices]
+  if devices is not None and devices % count:
+    raise UserError(f"devices={devices} are not as many of each of {count} processes; expected a multiple of {count}")
+  each = [[device for device in available if device.process_index == process] for process in range(count)]
+  return available if devices is None else [device for own in each for device in own[: devices // count]]
 
 
 def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
@@ -101,9 +113,10 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
   chosen = choose(wanted)
   if fsdp < 1 or tensor < 1 or len(chosen) % (fsdp * tensor):
     raise UserError(f"fsdp={fsdp} times tensor={tensor} does not divide {len(chosen)} devices; expected factors of it")
-  legal_counts = [n for n in range(fsdp * tensor, len(jax.devices()) + 1, fsdp * tensor) if batch_size % (n // tensor) == 0]
+  least = math.lcm(fsdp * tensor, jax.process_count())
+  legal_counts = [n for n in range(least, len(jax.devices()) + 1, least) if batch_size % (n // tensor) == 0]
   if wanted is None and chosen[0].platform == "cpu" and legal_counts:
-    chosen = chosen[: legal_counts[-1]]
+    chosen = choose(legal_counts[-1])
   ways = len(chosen) // tensor
   if batch_size % ways:
     below = batch_size // ways * ways
@@ -112,7 +125,15 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
       f"batch size {batch_size} is not divisible by {ways} devices; use batch size {' or '.join(legal)}"
       + (f", or --devices {' or '.join(map(str, legal_counts))}" if legal_counts else "")
     )
-  return Mesh(np.asarray(chosen).reshape(-1, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return arranged(chosen, fsdp, tensor)
+
+
+def arranged(devices: list[jax.Device], fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """The mesh of some devices; that of all is laid out by how they are wired, so that what is split last talks least far."""
+  shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
+  wired = devices[0].platform == "tpu" and len(devices) == jax.device_count()
+  grid = mesh_utils.create_device_mesh(shape, devices) if wired else np.asarray(devices).reshape(shape)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_of_rows(count: int, most: int, devices: Devices = None) -> tuple[Mesh, int]:
@@ -123,7 +144,7 @@ def mesh_of_rows(count: int, most: int, devices: Devices = None) -> tuple[Mesh, 
   """
   wanted = layout(devices)
   parts = max(1, len(choose(wanted.devices)) // wanted.tensor)
-  if wanted.fsdp == wanted.tensor == 1:
+  if wanted.fsdp == wanted.tensor == jax.process_count() == 1:
     parts = min(parts, count)
   batch_size = math.ceil(min(most, count) / parts) * parts
   return mesh_for(batch_size, wanted._replace(devices=parts * wanted.tensor)), batch_size
@@ -180,20 +201,59 @@ def on(mesh: Mesh, call: Callable) -> Callable:
   return bound
 
 
+def own(mesh: Mesh) -> Mesh:
+  """The devices of this process, for what it does by itself."""
+  return arranged([device for device in mesh.devices.flat if device.process_index == jax.process_index()])
+
+
+def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The rows of a batch that the devices of this process hold, ascending: what it has to read."""
+  held = batched(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+
+def place_share(mesh: Mesh, batch_size: int, share: Any) -> Any:
+  """`rows_here` of a batch (numpy, [b, ...]) as global arrays [B, ...]."""
+  sharding, rows = batched(mesh), rows_here(mesh, batch_size)
+
+  def whole(x: np.ndarray) -> jax.Array:
+    part = lambda index: x[slice(*np.searchsorted(rows, index[0].indices(batch_size)[:2]))]
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+
+  return jax.tree.map(whole, share)
+
+
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-  """This process's rows of a batch (numpy, [b, ...]) as global arrays [B, ...]."""
-  sharding = batched(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+  """A batch (numpy, [B, ...]), that every process holds whole, as global arrays."""
+  return jax.tree.map(lambda x: put(x, batched(mesh)), batch)
 
 
 def place(mesh: Mesh, tree: Any) -> Any:
   """Every leaf whole on every device."""
-  return jax.device_put(tree, replicated(mesh))
+  return jax.tree.map(lambda x: put(x, replicated(mesh)), tree)
 
 
 def spread(mesh: Mesh, tree: Any) -> Any:
   """Every leaf split as `split` says."""
-  return jax.device_put(tree, split(mesh, tree))
+  return jax.tree.map(put, tree, split(mesh, tree))
+
+
+def put(x: Any, at: Sharding) -> jax.Array:
+  """`jax.device_put`, and of what this process holds whole also onto devices of others, who hold the same."""
+  if at.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+    return jax.device_put(x, at)
+  if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(put(jax.random.key_data(x), at), impl=jax.random.key_impl(x))
+  host = np.asarray(x)
+  return jax.make_array_from_callback(host.shape, at, lambda index: host[index])
+
+
+def fetch(tree: Any) -> Any:
+  """Every leaf whole as numpy, in every process."""
+  if not processes.several():
+    return jax.device_get(tree)
+  apart = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+  return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True) if apart(x) else np.asarray(x), tree)
 
 
 def quick_compile(mesh: Mesh) -> dict:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm import best, lock, pictures, pipeline, sharding, workdir as workdirs
+from jldm import best, lock, pictures, pipeline, processes, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import NonFiniteError
 from jldm.core.keys import row_keys, stage_keys
@@ -61,7 +61,8 @@ def train(
   """
   workdir, experiment = Path(workdir), workdirs.resolved(experiment)
   model = pipeline.of(experiment)
-  workdirs.check(workdir, experiment)
+  if processes.first():
+    workdirs.check(workdir, experiment)
   train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
   for name in stages:
     check_stage(getattr(experiment, name), name, devices)
@@ -76,9 +77,8 @@ def train(
     committed_codec(model, workdir, experiment.autoencoder.steps)
   if wandb:
     import_wandb()
-  with watched() as notice, workdirs.writing(workdir), lock.held(workdir):
-    workdirs.claim(workdir, experiment)
-    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb else None
+  with watched() as notice, workdirs.writing(workdir), claimed(workdir, experiment):
+    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and processes.first() else None
     run = Run(experiment, model, workdir, devices, extractor, logged, notice)
     if "autoencoder" in stages:
       train_autoencoder(run, train_set, held_out)
@@ -89,18 +89,31 @@ def train(
       run.wandb.finish()
 
 
+@contextlib.contextmanager
+def claimed(workdir: Path, experiment: Experiment) -> Iterator[None]:
+  """The workdir is this run's: the first process holds its lock, and the others see the same folder."""
+  with lock.held(workdir) if processes.first() else contextlib.nullcontext():
+    if processes.first():
+      workdirs.claim(workdir, experiment)
+    processes.meet("claimed")
+    if not processes.first():
+      workdirs.check_shared(workdir, experiment)
+    yield
+
+
 def begin(run: Run, name: str, source: Any, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
   """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the steps' key, changes)."""
   stage, seed = getattr(run.experiment, name), run.seed
   key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
-  codec = pipeline.load_codec(stage.start)[1] if stage.start else None
+  codec = sharding.place(mesh, pipeline.load_codec(stage.start)[1]) if stage.start else None
+  here, size = sharding.rows_here(mesh, stage.batch_size), stage.batch_size
 
   def init(key: jax.Array, batch: dict, codec: dict | None) -> TrainState:
     made = stage.objective.init(key, batch)
     return init_state(*(made if codec is None else stage.objective.start(*made, codec)), tx, stage.ema)
 
-  example = sharding.place_batch(mesh, next(batches(source, seed, stage.batch_size, 0, 1)))
+  example = sharding.place_share(mesh, size, next(batches(source, seed, size, 0, 1, here)))
   shapes = jax.eval_shape(init, key_init, example, codec)
   places = sharding.split(mesh, shapes)
   if start:
@@ -110,7 +123,7 @@ def begin(run: Run, name: str, source: Any, saved: Checkpoints, mesh: Mesh, star
     quick = sharding.quick_compile(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, codec)
   step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
-  rows = (sharding.place_batch(mesh, batch) for batch in batches(source, seed, stage.batch_size, start, stage.steps))
+  rows = (sharding.place_share(mesh, size, share) for share in batches(source, seed, size, start, stage.steps, here))
   return step, state, rows, key_steps, restarts(stage, key_codes, mesh)
 
 
@@ -179,7 +192,8 @@ def snapshots(stage: Stage, name: str, workdir: Path, state: TrainState) -> Iter
   with Checkpoints(workdirs.averages(workdir, name), keep=stage.steps) as kept:
 
     def take(n, state, metrics):
-      if n not in kept.steps() and not metrics["skipped"]:  # a run that was resumed comes to the same ones
+      new = processes.agreed(n not in kept.steps())  # a run that was resumed comes to the same ones
+      if new and not metrics["skipped"]:
         kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
 
     start = int(state.step)
@@ -217,7 +231,7 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
       each, first = reconstruction(lambda images: reconstruct(found(state), images), held, first_alone=True)
       values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
-      log.bar.write(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
+      log.say(f"autoencoder step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
       sheet = pictures.beside(originals["image"], first[:shown])
@@ -259,7 +273,7 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
       sheet = conditioned(run, params, held_out, mesh) if model.condition else sampled(run, params, mesh)
       write_image(run.workdir, name, n, sheet, "samples")
 
-    with best.judged(run.experiment, model, codec, run.workdir, run.extractor, mesh.size) as judge:
+    with best.judged(run.experiment, model, codec, run.workdir, run.extractor, layout_of(mesh)) as judge:
       look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
       state = fit_stage(run, name, cache, handed(model, codec), saved, mesh, look)
     saved.save(stage.steps, divide(state))
@@ -287,6 +301,8 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
 
 
 def write_image(workdir: Path, stage: str, step: int, image: np.ndarray, what: str) -> None:
+  if not processes.first():
+    return
   folder = workdir / "images"
   folder.mkdir(exist_ok=True)
   pictures.write_png(folder / f"{stage}-{step:06d}.png", image, {"what": what, "stage": stage, "step": step})

@@ -89,6 +89,17 @@ def claim(workdir: Path, experiment: Experiment) -> None:
   os.replace(partial, workdir / "experiment.json")
 
 
+def check_shared(workdir: Path, experiment: Experiment) -> None:
+  """What a process other than the first finds where that one has claimed a workdir.
+
+  Raises:
+    UserError: nothing, or another experiment.
+  """
+  if not (workdir / "experiment.json").is_file():
+    raise UserError(f"workdir {str(workdir)!r} of process 0 is not seen here; choose a --workdir that all processes share")
+  check(workdir, experiment)
+
+
 @contextlib.contextmanager
 def writing(workdir: Path) -> Iterator[None]:
   """Tells in one line of a disk that is full, or may not be written to, while the block writes to a workdir.

@@ -115,10 +115,11 @@ INDEX = {"count": 4, "arrays": {
 
 
 @anything
-@given(spoiled(INDEX) | spoiled({"buckets": 2}))
+@given(spoiled(INDEX) | spoiled({"parts": [2], "buckets": True}))
 def test_an_index_of_latents(cache, data):
   (cache / "index.json").write_bytes(data)
-  assert cached_latents.open_cache(cache) is None, "the digests of INDEX are of nothing"
+  assert cached_latents.open_part(cache) is None, "the digests of INDEX are of nothing"
+  assert cached_latents.open_cache(cache) is None, "there are no parts"
 
 
 @anything
@@ -130,7 +131,7 @@ def test_the_head_of_an_array_of_latents(cache, data):
   whole, path = (cache / "label.npy").read_bytes(), cache / "label.npy"
   at = data.draw(st.integers(0, 127))
   path.write_bytes(whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1:])
-  found = cached_latents.open_cache(cache)
+  found = cached_latents.open_part(cache)
   assert found is None or np.array_equal(found[np.arange(4)]["label"], batch["label"])
   assert len(source) == 4
 
@@ -145,7 +146,7 @@ def test_an_index_names_nothing_outside_its_folder(cache, tmp_path):
   np.save(inside / "mean.npy", array)
   for name, opens in (("mean", True), ("../outside", False), (str(tmp_path / "outside"), False), ("./mean", False), ("", False)):
     (inside / "index.json").write_text(json.dumps({"count": 4, "arrays": {name: entry}}))
-    assert (cached_latents.open_cache(inside) is not None) == opens, name
+    assert (cached_latents.open_part(inside) is not None) == opens, name
 
 
 @anything

@@ -5,7 +5,8 @@ Exit codes, each but 0 with one line on stderr:
   2    a person's mistake, or a disk that is full or may not be written to: what was committed before is whole
   3    training was not finite
   4    a replay came to other numbers than the log has
-  75   stopped by SIGTERM, after a commit where there was something to commit: the same command goes on
+  75   stopped by SIGTERM, after a commit where there was something to commit, or another process of the run has ended: the
+       same command goes on
   130  interrupted (SIGINT)
 """
 
@@ -30,6 +31,7 @@ COMMANDS = {
   "info": "tell what a file, a folder of diffusers or a workdir holds",
 }
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, DifferentError: 4}
+TOGETHER = (0, 3, Preempted.EXIT_CODE)  # what several processes come to at the same step
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +48,29 @@ def unraisable(error: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one command and returns its exit code; only a bug shows a traceback."""
+  """Runs one command and returns its exit code; only a bug shows a traceback.
+
+  One of several processes that ends in a way of its own ends here and now, and the others when they miss it.
+  """
+  try:
+    code = run(argv)
+  except Exception as error:
+    if processes := of_several():
+      processes.leave_by(error)
+    raise
+  if code not in TOGETHER and (processes := of_several()):
+    processes.leave(code)
+  return code
+
+
+def of_several() -> Any:
+  """The module `processes` where this is one of several; JAX is not imported to know that."""
+  module = sys.modules.get("jldm.processes")
+  return module if module and module.several() else None
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+  """As `main`, of one process."""
   argv, sys.unraisablehook = sys.argv[1:] if argv is None else list(argv), unraisable
   parser = Parser(prog="jldm", description="Latent diffusion in pure, functional JAX.")
   commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)

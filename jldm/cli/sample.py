@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 from tqdm import tqdm
 
-from jldm import named, pictures, pipeline, sharding, workdir as workdirs
+from jldm import named, pictures, pipeline, processes, sharding, workdir as workdirs
 from jldm.cli.prepare import parse_size
 from jldm.core.errors import UserError
 from jldm.models.tiling import Blended, Exact
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
   out = Path(args.out) if args.out else workdir / "samples"
   pipeline.check_concat(pipeline.of(experiment), None, len(labels))
   check_writable(out)
-  sharding.configure(args.devices)
+  sharding.configure(args.devices, args)
   size, tiles = parse_size(args.size) if args.size else None, parse_tiles(args.tile, args.overlap)
   model, params = pipeline.load(workdir, args.sigma_rel, bool(args.best))
   model = dataclasses.replace(model, tiles=tiles)
@@ -74,23 +74,26 @@ def main(args: argparse.Namespace) -> None:
     sampler=sampler, steps=steps, grid=args.grid, guidance=rule, negative_label=negative, size=size,
     batch_size=args.batch_size, devices=sharding.asked(args))
   images = pipeline.generate(model, params, labels, args.seed, progress=progress, **options)
+  rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
+  looked = lambda: pipeline.trajectory(model, params, labels[rows], args.seed, previews=PREVIEWS, rows=rows, **options)
+  looks = looked() if args.previews else None
+  if not processes.first():
+    return
   told = {"sampler": name, "steps": steps, "guidance": args.guidance, "guidance_scale": scale, "seed": args.seed}
   told |= {name: getattr(args, name) for name in ASKED if getattr(args, name) is not None}
   if out.suffix == ".npz":
     pictures.write_npz(out, images, labels)
   else:
     pictures.write_samples(out, images, labels, told)
-  if args.previews:
-    rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
-    last, estimates = pipeline.trajectory(model, params, labels[rows], args.seed, previews=PREVIEWS, rows=rows, **options)
-    sheet = [np.concatenate([each, image[None]]) for each, image in zip(estimates, last)]
+  if looks:
+    sheet = [np.concatenate([each, image[None]]) for image, each in zip(*looks)]
     path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
     pictures.write_png(path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(images.shape[1:3])))), told)
   print(f"{len(images)} pictures in {out}")
 
 
 def progress(batches):
-  return tqdm(batches, desc="sample", unit="batch")
+  return tqdm(batches, desc="sample", unit="batch", disable=not processes.first())
 
 
 def parse_labels(text: str, n: int, classes: int) -> np.ndarray:

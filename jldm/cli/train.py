@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     if not equals:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
-  sharding.configure(args.devices)
+  sharding.configure(args.devices, args)
   stages.train(experiment, args.workdir, (args.stage,) if args.stage else workdirs.STAGES, sharding.asked(args), args.wandb)
 
 

@@ -7,32 +7,30 @@ import grain
 import numpy as np
 
 from jldm.data.buckets import Buckets
-from jldm.data.index import batch_positions, index
+from jldm.data.index import index
 from jldm.data.source import Batch, Source
 
 
-def batch(source: Source | Buckets, seed: int, batch_size: int, step: int, process: int = 0, processes: int = 1) -> Batch:
-  """What process p of P reads for one step, b = batch_size / P examples: the source's arrays [b, ...], and
-  row int32 [b], their place 0 ... batch_size - 1 in the global batch; stratum float32 [b] = row / batch_size."""
+def batch(source: Source | Buckets, seed: int, batch_size: int, step: int, rows: np.ndarray | None = None) -> Batch:
+  """Some rows int [b] of the batch of one step, by default all: the source's arrays [b, ...], and row int32 [b], their place
+  0 ... batch_size - 1 in the batch; stratum float32 [b] = row / batch_size."""
   if isinstance(source, Buckets):
     source, seed, step = source.at(seed, batch_size, step)
-  positions = batch_positions(step, batch_size, process, processes)
-  row = positions - step * batch_size
+  row = np.arange(batch_size) if rows is None else rows
   place = {"row": row.astype(np.int32), "stratum": (row / batch_size).astype(np.float32)}
-  return source[index(seed, positions, len(source))] | place
+  return source[index(seed, step * batch_size + row, len(source))] | place
 
 
-def batches(source: Source | Buckets, seed: int, batch_size: int, start: int, stop: int, process: int = 0,
-            processes: int = 1, threads: int = 2) -> Iterator[Batch]:
-  """The batches of steps start ... stop - 1; each depends on its step alone, so starting later changes nothing.
+def batches(source: Source | Buckets, seed: int, batch_size: int, start: int, stop: int, rows: np.ndarray | None = None,
+            threads: int = 2) -> Iterator[Batch]:
+  """The batches of steps start ... stop - 1, or some rows of them; each depends on its step alone, so starting later changes
+  nothing.
 
   Whole batches are the elements of the pipeline: one gather each is several times faster than example by example.
   """
-  batch_positions(start, batch_size, process, processes)  # complains here rather than in a thread
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   steps = grain.MapDataset.range(start, stop)
-  read = functools.partial(batch, source, seed, batch_size, process=process, processes=processes)
-  return iter(steps.map(read).to_iter_dataset(options))
+  return iter(steps.map(functools.partial(batch, source, seed, batch_size, rows=rows)).to_iter_dataset(options))
 
 
 def in_order(source: Source | Buckets, batch_size: int, pad: bool = True) -> Iterator[tuple[Batch, int]]:

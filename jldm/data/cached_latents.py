@@ -1,54 +1,87 @@
-"""A folder of arrays that is committed whole and checked when opened: what is encoded once and read many times.
+"""Arrays that are made once and read many times, in parts that are committed whole and checked when opened.
 
-  folder/<name>.npy     [count, ...]
-  folder/index.json     {"count": ..., "arrays": {name: {"shape": ..., "dtype": ..., "blake2b": ...}}}
+  folder/0-0/  folder/0-1/  ...   a part of PART rows each, the last of what is left: bucket 0; 1-0 is the first of bucket 1
+  folder/index.json               {"parts": [how many of each bucket], "buckets": whether there are any}
 
-or, of buckets, such a folder each:
+and a part is
 
-  folder/0/  folder/1/  ...
-  folder/index.json     {"buckets": ...}
+  <name>.npy     [count, ...]
+  index.json     {"count": ..., "arrays": {name: {"shape": ..., "dtype": ..., "blake2b": ...}}}
+
+A part that is there and sound is not made again: whoever was interrupted goes on, and several processes share the work.
 """
 
+import collections
 from collections.abc import Callable, Iterable
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 import re
 import shutil
 import tokenize
+from typing import Any
 
 import numpy as np
 
 from jldm.data.buckets import Buckets
-from jldm.data.source import Arrays, Batch, Source
+from jldm.data.source import Arrays, Batch, Joined, Part, Source
 from jldm.data.staging import staged
 
+PART = 8192  # rows
 NAME = re.compile(r"\w+")  # of an array: what an index says never leaves its folder
 DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
            SyntaxError, tokenize.TokenError)  # the last two are what numpy says of some headers
 
 
-def write_like(folder: str | Path, source: Source | Buckets, encode: Callable[[Source], Iterable[Batch]]) -> Source | Buckets:
-  """Writes `encode` of a source, or of every bucket of it, in place of what `folder` held; returns it opened.
+def parts(source: Source | Buckets) -> list[tuple[str, Part]]:
+  """The parts of a source, or of every bucket of it, and their names."""
+  every = source.sources if isinstance(source, Buckets) else (source,)
+  return [(f"{number}-{start // PART}", Part(each, start, min(PART, len(each) - start)))
+          for number, each in enumerate(every) for start in range(0, len(each), PART)]
 
-  encode(source) gives batches of arrays [b, ...], len(source) rows in all.
+
+def write_like(
+  folder: str | Path, source: Source | Buckets, encode: Callable[[Part], Iterable[Batch]], process: int = 0, processes: int = 1,
+  meet: Callable[[], None] = lambda: None,
+) -> Source | Buckets:
+  """Writes what `folder` lacks of `encode` of a source, or of every bucket of it; returns it opened.
+
+  encode(part) gives batches of arrays [b, ...], len(part) rows in all.  Process p of P makes every P-th part; meet() returns
+  when all processes have come to it.
+
+  Raises:
+    ValueError, OSError: as `write`.
   """
-  if not isinstance(source, Buckets):
-    return write(folder, encode(source), len(source))
-  folder = Path(folder)
-  with staged(folder) as temporary:
-    for number, bucket in enumerate(source.sources):
-      write(temporary / str(number), encode(bucket), len(bucket))
-    (temporary / "index.json").write_text(json.dumps({"buckets": len(source.sources)}))
-    shutil.rmtree(folder, ignore_errors=True)
-  return reopen(folder)
+  folder, every = Path(folder), parts(source)
+  for name, part in every[process::processes]:
+    found = open_part(folder / name)
+    if found is None or len(found) != len(part):
+      write(folder / name, encode(part), len(part))
+  meet()
+  if process == 0:
+    commit(folder, [name for name, _ in every], isinstance(source, Buckets))
+  meet()
+  return reopened(folder, open_cache(folder))
+
+
+def commit(folder: Path, names: list[str], buckets: bool) -> None:
+  """Marks a folder as holding all of these parts; what else is in it goes."""
+  for path in set(folder.iterdir()) - {folder / name for name in names}:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  counts = collections.Counter(name.split("-")[0] for name in names)
+  draft = folder / "index.json.partial"
+  draft.write_text(json.dumps({"parts": list(counts.values()), "buckets": buckets}))
+  os.replace(draft, folder / "index.json")
 
 
 def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
-  """Writes batches of arrays [b, ...], `count` rows in all, in place of what `folder` held; returns it opened.
+  """Writes batches of arrays [b, ...], `count` rows in all, as one part in place of what `folder` held; returns it opened.
 
-  Raises: ValueError if the batches differ in names, shapes or dtypes, or do not add up to `count`.
+  Raises:
+    ValueError: the batches differ in names, shapes or dtypes, or do not add up to `count`.
+    OSError: it does not read back as it was written.
   """
   folder = Path(folder)
   with staged(folder) as temporary:
@@ -70,15 +103,14 @@ def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
               for name, file in files.items()}
     (temporary / "index.json").write_text(json.dumps({"count": count, "arrays": arrays}, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
-  return reopen(folder)
+  return reopened(folder, open_part(folder))
 
 
-def reopen(folder: Path) -> Source | Buckets:
+def reopened(folder: Path, found: Any) -> Any:
   """What was just written; OSError if it is not there."""
-  source = open_cache(folder)
-  if source is None:
+  if found is None:
     raise OSError(f"{folder} does not read back as it was written")
-  return source
+  return found
 
 
 def create(path: Path, like: np.ndarray, count: int) -> np.memmap:
@@ -100,13 +132,25 @@ def check(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
 
 
 def open_cache(folder: str | Path) -> Source | Buckets | None:
-  """The arrays, mapped from the files; None if the folder is absent or damaged, so that it must be written anew."""
+  """The arrays, mapped from the files; None if the folder is absent, not finished or damaged, so that it must be gone on with."""
   folder = Path(folder)
   try:
     index = json.loads((folder / "index.json").read_text())
-    if "buckets" in index:
-      sources = tuple(itertools.takewhile(bool, (open_cache(folder / str(number)) for number in range(index["buckets"]))))
-      return Buckets(sources) if len(sources) == index["buckets"] > 0 else None
+    each = (tuple(itertools.takewhile(bool, (open_part(folder / f"{bucket}-{part}") for part in range(count))))
+            for bucket, count in enumerate(index["parts"]))
+    sources = tuple(Joined(found) for found, count in zip(each, index["parts"]) if len(found) == count > 0)
+    if not sources or len(sources) < len(index["parts"]):
+      return None
+    return Buckets(sources) if index["buckets"] else sources[0]
+  except DAMAGED:
+    return None
+
+
+def open_part(folder: str | Path) -> Source | None:
+  """One part, mapped from its files; None if it is absent or damaged."""
+  folder = Path(folder)
+  try:
+    index = json.loads((folder / "index.json").read_text())
     if not all(NAME.fullmatch(name) for name in index["arrays"]):
       return None
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]}

@@ -1,15 +1,13 @@
 """The one global order of examples, a pure function of the seed.
 
 Position p of the endless stream is entry p % size of the permutation of epoch p // size.  Step n of batch size B takes
-positions n B ... n B + B - 1, of which process p of P reads its share: neither the number of processes nor where a run
+positions n B ... n B + B - 1, of which every process reads its rows: neither the number of processes nor where a run
 resumed changes which examples a step sees.
 """
 
 import functools
 
 import numpy as np
-
-from jldm.core.errors import UserError
 
 
 @functools.lru_cache(maxsize=16)  # two epochs of a handful of buckets
@@ -32,13 +30,3 @@ def index(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
     here = epochs == epoch
     rows[here] = permutation(seed, int(epoch), size)[places[here]]
   return rows
-
-
-def batch_positions(step: int, batch_size: int, process: int = 0, processes: int = 1) -> np.ndarray:
-  """Global positions int64 [B / P] of the step's batch that process p of P reads; UserError if P does not divide B."""
-  if batch_size % processes:
-    below = batch_size // processes * processes
-    legal = " or ".join(str(b) for b in (below, below + processes) if b)
-    raise UserError(f"batch_size={batch_size} does not divide among {processes} processes; use {legal}")
-  share = batch_size // processes
-  return step * batch_size + process * share + np.arange(share)

@@ -28,3 +28,35 @@ class Arrays:
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
     return {name: np.asarray(array[rows]) for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """`count` examples of a source, from `start` on."""
+  source: Source
+  start: int
+  count: int
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, rows: np.ndarray) -> Batch:
+    return self.source[self.start + rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+  """Sources of the same kind, one behind the other; all but the last have as many examples as the first."""
+  sources: tuple[Source, ...]
+
+  def __len__(self) -> int:
+    return sum(len(source) for source in self.sources)
+
+  def __getitem__(self, rows: np.ndarray) -> Batch:
+    numbers, places = np.divmod(rows, len(self.sources[0]))
+    found: Batch = {}
+    for number in np.unique(numbers):
+      here = numbers == number
+      for name, array in self.sources[number][places[here]].items():
+        found.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[here] = array
+    return found

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jldm import sharding
 from jldm.core.errors import UserError
 from jldm.data.index import permutation
 from jldm.data.source import Source
@@ -205,7 +206,7 @@ def reconstruction(
   for images, count in batches:
     back = call(images)
     for name, measure in measures.items():
-      values[name].append(np.asarray(measure(images, back), np.float64)[:count])
+      values[name].append(np.asarray(sharding.fetch(measure(images, back)), np.float64)[:count])
     if not (first_alone and kept):
-      kept.append(to_uint8(back)[:count])
+      kept.append(to_uint8(sharding.fetch(back))[:count])
   return {name: np.concatenate(each) for name, each in values.items()}, np.concatenate(kept)

@@ -9,7 +9,7 @@ import zipfile
 import jax
 import numpy as np
 
-from jldm import sharding
+from jldm import processes, sharding
 from jldm.core.errors import UserError
 from jldm.data.source import Arrays, Source
 from jldm.metrics.extractors.extractor import Loaded
@@ -41,7 +41,7 @@ def join(*parts: Features) -> Features:
   return Features(*(np.concatenate(column) for column in columns), parts[0].source)
 
 
-def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | None = None) -> Features:
+def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None) -> Features:
   """Features of rows int [N] of a source: a batch is shared by the devices, and what fills up the last one is dropped.
 
   Raises:
@@ -54,6 +54,7 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | Non
     batch = source[rows[np.minimum(np.arange(start, start + batch_size), len(rows) - 1)]]
     features, logits = apply(params, sharding.place_batch(mesh, loaded.extractor.prepare(batch["image"])))
     logits = np.zeros((batch_size, 0)) if logits is None else logits
+    features, logits = sharding.fetch((features, logits))
     each = (np.asarray(features, np.float32), np.asarray(logits, np.float32), np.asarray(batch["label"], np.int32))
     found.append(Features(*each, loaded.source).take(slice(len(rows) - start)))
   whole = join(*found)
@@ -62,22 +63,31 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: int | Non
   return whole
 
 
-def of_images(loaded: Loaded, images: np.ndarray, labels: np.ndarray, devices: int | None = None) -> Features:
+def of_images(loaded: Loaded, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None) -> Features:
   """Features of images uint8 [N, H, W, C] with labels int [N]."""
   return extract(loaded, Arrays({"image": images, "label": np.asarray(labels, np.int32)}), np.arange(len(images)), devices)
 
 
-def cached(folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devices: int | None = None) -> Features:
+def cached(folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None) -> Features:
   """`extract`, or what an earlier call left in `folder` under the hash of these very pictures and this extractor."""
   path = folder / f"features-{key(loaded, source, rows)}.npz"
-  try:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      return Features(stored["features"], stored["logits"], stored["labels"], loaded.source)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    found = extract(loaded, source, rows, devices)
+  stored = read(path, loaded.source)
+  if processes.all_of(stored is not None):
+    return stored
+  found = extract(loaded, source, rows, devices)
+  if processes.first():
     with replacing(path) as file:
       np.savez(file, features=found.features, logits=found.logits, labels=found.labels)
-    return found
+  return found
+
+
+def read(path: Path, source: str) -> Features | None:
+  """What `cached` wrote; None if it is not there or damaged."""
+  try:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      return Features(stored["features"], stored["logits"], stored["labels"], source)
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
 
 
 def key(loaded: Loaded, source: Source, rows: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from jldm import processes
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.train.step import SKIPS_ALLOWED
 
@@ -118,16 +119,19 @@ class Log:
   """Means over the steps since the last line, written every `every_steps`; a context manager.
 
   `collect` is for every step and keeps device arrays; `write` waits for them.  Ten non-finite updates in a row raise
-  NonFiniteError.  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over
-  "denoiser/step": both stages are of one run, whose own count must never go back.
+  NonFiniteError.  Of several processes the first alone writes.
+
+  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over "denoiser/step": both
+  stages are of one run, whose own count must never go back.
   """
 
   def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
-    self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
-    self.made_before = forget_after(self.path, stage, start)  # a step that a killed run had come to
-    self.board = Board(workdir / "tb" / stage, start)
+    self.path, self.stage, self.batch_size, self.writes = workdir / "metrics.jsonl", stage, batch_size, processes.first()
+    self.made_before = forget_after(self.path, stage, start) if self.writes else 0  # a step that a killed run had come to
+    self.board = Board(workdir / "tb" / stage, start) if self.writes else None
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
-    self.bar = tqdm(total=stop, initial=start, desc=stage, unit="step", dynamic_ncols=True, **quiet)
+    shown = {"total": stop, "initial": start, "desc": stage, "unit": "step", "dynamic_ncols": True, "disable": not self.writes}
+    self.bar = tqdm(**shown, **quiet)
     self.pending, self.since = [], time.perf_counter()
     self.wandb = wandb
     if wandb is not None:
@@ -139,7 +143,8 @@ class Log:
 
   def __exit__(self, *error) -> None:
     self.bar.close()
-    self.board.close()
+    if self.writes:
+      self.board.close()
 
   def collect(self, step: int, state, metrics: dict) -> None:
     del step, state
@@ -163,8 +168,15 @@ class Log:
 
   def record(self, step: int, values: dict[str, float]) -> None:
     """One line in metrics.jsonl and one point a value on the board and on Weights & Biases."""
+    if not self.writes:
+      return
     with self.path.open("a") as file:
       file.write(json.dumps({"stage": self.stage, "step": step} | values) + "\n")
     self.board.add_scalars(step, values)
     if self.wandb is not None:
       self.wandb.log({f"{self.stage}/{name}": value for name, value in ({"step": step} | values).items()})
+
+  def say(self, told: str) -> None:
+    """A line above the bar."""
+    if self.writes:
+      self.bar.write(told)

@@ -3,8 +3,12 @@
 A handler in Python runs between two bytecodes of the main thread, which one compilation may hold for a minute.  So a
 thread reads the signals from a pipe, at once: the first is a notice that the loop looks at between steps, and that ends
 the process by itself when GRACE_S have passed; the second ends it there and then.  What was committed stays committed.
+
+Of several processes one notice is enough, and all stop after the same step: each sends with every step what it knows, and
+reads what all knew IN_FLIGHT steps later, when that is there and nobody waits for it.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import os
@@ -15,34 +19,43 @@ import threading
 import time
 from typing import Any
 
+from jldm import processes
 from jldm.core.errors import GO_ON, Preempted
-from jldm.train.loop import Hook
+from jldm.train.loop import IN_FLIGHT, Hook
 
 GRACE_S = 25.0
 
 
 class Notice:
-  """Whether this process was asked to end."""
+  """Whether this process, or another of its run, was asked to end."""
 
   def __init__(self) -> None:
     self.asked = False
+    self.sent: collections.deque = collections.deque()
 
-  def check(self) -> None:
-    """Raises Preempted if it was."""
-    if self.asked:
+  def check(self, alone: bool = False) -> None:
+    """Raises Preempted if one was; all processes come here.  `alone`: if this one was, whatever others do."""
+    if self.asked if alone else processes.any_of(self.asked):
       raise Preempted(f"stopped by SIGTERM; {GO_ON}")
 
-  def between(self, items: Iterable) -> Iterator:
+  def between(self, items: Iterable, alone: bool = False) -> Iterator:
     """The items, with a look before each: for what takes long between two steps."""
     for item in items:
-      self.check()
+      self.check(alone)
       yield item
+
+  def came(self) -> bool:
+    """Whether to stop after this step; all processes come here after each."""
+    if not processes.several():
+      return self.asked
+    self.sent.append(processes.send(self.asked))
+    return len(self.sent) > IN_FLIGHT and bool(self.sent.popleft())
 
   def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
     """Ends a stage after the step in which the notice came, once keep(step, state, metrics) has begun to save it; the
     last step is left to the caller, who saves it with more."""
     def call(n, state, metrics):
-      if self.asked and n < stop:
+      if self.came() and n < stop:
         keep(n, state, metrics)
         raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {GO_ON}")
 
@@ -50,14 +63,14 @@ class Notice:
 
   def guard(self, hook: Hook, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
     """A hook that takes long, and may be left by `check`: what its step made is kept."""
-    kept = self.hook(stage, stop, keep)
-
     def call(n, state, metrics):
       try:
         hook.call(n, state, metrics)
-      except Preempted:
-        kept.call(n, state, metrics)
-        raise
+      except Preempted as error:
+        if n == stop:
+          raise
+        keep(n, state, metrics)
+        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {GO_ON}") from error
 
     return hook._replace(call=call)
 

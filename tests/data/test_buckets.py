@@ -95,7 +95,7 @@ def test_a_resumed_run_sees_what_it_would_have_seen(start):
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_the_number_of_processes_changes_nothing(processes):
-  shares = [run(3, 17, process=process, processes=processes) for process in range(processes)]
+  shares = [run(3, 17, rows=rows) for rows in np.arange(BATCH).reshape(processes, -1)]
   together = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
               for parts in zip(*shares, strict=True)]
   assert_same(together, run(3, 17))

@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
+from jldm.data import cached_latents
 from jldm.data.buckets import Buckets
-from jldm.data.cached_latents import open_cache, write, write_like
+from jldm.data.cached_latents import open_cache, open_part, write, write_like
 from jldm.data.source import Arrays
 
 RANDOM = np.random.default_rng(0)
@@ -23,7 +24,7 @@ def contents(source):
 
 
 def test_what_is_written_is_read(tmp_path):
-  for source in (write(tmp_path / "a" / "cache", chunks(), 23), open_cache(tmp_path / "a" / "cache")):
+  for source in (write(tmp_path / "a" / "cache", chunks(), 23), open_part(tmp_path / "a" / "cache")):
     assert len(source) == 23
     for name, array in contents(source).items():
       assert array.dtype == ARRAYS[name].dtype and type(array) is np.ndarray
@@ -42,9 +43,9 @@ def test_it_is_mapped_rather_than_loaded(tmp_path):
   assert all(isinstance(array, np.memmap) for array in write(tmp_path / "a", chunks(), 23).arrays.values())
 
 
-def test_an_absent_cache_is_none(tmp_path):
-  assert open_cache(tmp_path / "nothing") is None
-  assert open_cache(tmp_path) is None
+def test_an_absent_part_is_none(tmp_path):
+  assert open_part(tmp_path / "nothing") is None
+  assert open_part(tmp_path) is None
 
 
 def flip_a_byte(folder):
@@ -77,10 +78,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_cache_is_none_and_can_be_written_anew(tmp_path, damage):
+def test_a_damaged_part_is_none_and_can_be_written_anew(tmp_path, damage):
   write(tmp_path / "a", chunks(), 23)
   damage(tmp_path / "a")
-  assert open_cache(tmp_path / "a") is None
+  assert open_part(tmp_path / "a") is None
   np.testing.assert_array_equal(contents(write(tmp_path / "a", chunks(), 23))["mean"], ARRAYS["mean"])
 
 
@@ -94,7 +95,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path / "a", failing(), 23)
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
-  assert open_cache(tmp_path / "a") is not None
+  assert open_part(tmp_path / "a") is not None
 
 
 def test_the_remains_of_a_killed_run_are_removed(tmp_path):
@@ -121,16 +122,21 @@ def test_batches_that_do_not_agree_are_refused(tmp_path, batches, message):
   assert not list(tmp_path.iterdir())
 
 
-# ---- buckets
+# ---- a cache of parts, of one source or of buckets
 
 IMAGES = Buckets(tuple(Arrays({"image": RANDOM.integers(0, 256, (count, *shape, 1), dtype=np.uint8)})
                        for count, shape in ((5, (2, 2)), (3, (1, 4)))))
 
 
-def halves(source):
-  """Something like an encoder, in batches of two."""
-  for start in range(0, len(source), 2):
-    yield {"mean": source[np.arange(start, min(start + 2, len(source)))]["image"] / np.float32(2)}
+@pytest.fixture(autouse=True)
+def two_rows_a_part(monkeypatch):
+  monkeypatch.setattr(cached_latents, "PART", 2)
+
+
+def halves(part):
+  """Something like an encoder, one by one."""
+  for row in range(len(part)):
+    yield {"mean": part[np.array([row])]["image"] / np.float32(2)}
 
 
 def assert_halved(cache, source=IMAGES):
@@ -143,41 +149,65 @@ def test_buckets_are_written_and_read(tmp_path):
   assert_halved(write_like(tmp_path / "a", IMAGES, halves))
   assert_halved(open_cache(tmp_path / "a"))
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
-  assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0", "1", "index.json"]
+  assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0-0", "0-1", "0-2", "1-0", "1-1", "index.json"]
 
 
-def test_a_plain_source_is_written_as_by_write(tmp_path):
-  write_like(tmp_path / "a", IMAGES.sources[0], halves)
-  write(tmp_path / "b", halves(IMAGES.sources[0]), 5)
-  assert (tmp_path / "a" / "index.json").read_text() == (tmp_path / "b" / "index.json").read_text()
+def test_a_plain_source_is_read_in_any_order(tmp_path):
+  images = IMAGES.sources[0]
+  cache, rows = write_like(tmp_path / "a", images, halves), np.array([4, 0, 3, 4, 1])
+  assert len(cache) == 5
+  np.testing.assert_array_equal(cache[rows]["mean"], images.arrays["image"][rows] / 2)
+  assert cache[rows]["mean"].dtype == np.float32
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize("number", ["0", "1"])
-def test_one_damaged_bucket_is_a_damaged_cache(tmp_path, damage, number):
+@pytest.mark.parametrize("name", ["0-0", "1-1"])
+def test_a_damaged_part_is_a_damaged_cache_and_is_made_again_alone(tmp_path, damage, name):
   write_like(tmp_path / "a", IMAGES, halves)
-  damage(tmp_path / "a" / number)
+  damage(tmp_path / "a" / name)
   assert open_cache(tmp_path / "a") is None
-  assert_halved(write_like(tmp_path / "a", IMAGES, halves))
+  made = []
+  assert_halved(write_like(tmp_path / "a", IMAGES, lambda part: made.append(part) or halves(part)))
+  assert len(made) == 1
 
 
-@pytest.mark.parametrize("text", ['{"buckets": 3}', '{"buckets": 0}', '{"buckets": null}', '{"buckets"'])
-def test_a_wrong_number_of_buckets_is_a_damaged_cache(tmp_path, text):
+@pytest.mark.parametrize("text", [
+  '{"parts": [3, 2, 1], "buckets": true}', '{"parts": [3, 3], "buckets": true}', '{"parts": [0, 2], "buckets": true}',
+  '{"parts": [], "buckets": true}', '{"parts": null}', '{"parts": [3, 2]}', '{"parts"', '[1]',
+  '{"parts": ["3"], "buckets": false}',
+])
+def test_another_number_of_parts_is_a_damaged_cache(tmp_path, text):
   write_like(tmp_path / "a", IMAGES, halves)
   (tmp_path / "a" / "index.json").write_text(text)
   assert open_cache(tmp_path / "a") is None
 
 
-def test_a_failure_in_the_second_bucket_leaves_what_was_there(tmp_path):
-  write(tmp_path / "a", chunks(), 23)
+def test_whoever_is_interrupted_goes_on(tmp_path):
+  made = []
 
-  def failing(source):
-    yield from halves(source)
-    if source is IMAGES.sources[1]:
+  def failing(part):
+    if len(made) == 3:
       raise KeyboardInterrupt
+    made.append(part)
+    return halves(part)
 
   with pytest.raises(KeyboardInterrupt):
     write_like(tmp_path / "a", IMAGES, failing)
-  assert [path.name for path in tmp_path.iterdir()] == ["a"]
-  np.testing.assert_array_equal(contents(open_cache(tmp_path / "a"))["mean"], ARRAYS["mean"])
-  assert_halved(write_like(tmp_path / "a", IMAGES, halves))
+  assert open_cache(tmp_path / "a") is None
+  (tmp_path / "a" / "left.npy").write_text("by another version")
+  assert_halved(write_like(tmp_path / "a", IMAGES, lambda part: made.append(part) or halves(part)))
+  assert len(made) == 5 and not (tmp_path / "a" / "left.npy").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_processes_share_the_parts(tmp_path, count):
+  made = [[] for _ in range(count)]
+  absent = lambda: None
+  for process in reversed(range(count)):
+    encode = lambda part, process=process: made[process].append((part.start, len(part))) or halves(part)
+    if process:
+      with pytest.raises(OSError, match="does not read back"):  # the first has not come yet
+        write_like(tmp_path / "a", IMAGES, encode, process, count, absent)
+    else:
+      assert_halved(write_like(tmp_path / "a", IMAGES, encode, process, count, absent))
+  assert sum(map(len, made)) == 5 and max(map(len, made)) - min(map(len, made)) <= 1

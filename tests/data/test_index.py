@@ -1,8 +1,6 @@
 import numpy as np
-import pytest
 
-from jldm.core.errors import UserError
-from jldm.data.index import batch_positions, index
+from jldm.data.index import index
 
 
 def test_every_epoch_is_a_permutation_of_its_own():
@@ -35,16 +33,3 @@ def test_far_positions_are_legal():
 def test_the_order_is_uniform():
   firsts = [int(index(seed, np.array([0]), 10)[0]) for seed in range(2000)]
   assert np.bincount(firsts, minlength=10).std() < 30  # 200 each, binomial deviation 13
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_processes_share_a_batch_in_order(processes):
-  shares = [batch_positions(5, 12, process, processes) for process in range(processes)]
-  assert {len(share) for share in shares} == {12 // processes}
-  np.testing.assert_array_equal(np.concatenate(shares), np.arange(60, 72))
-
-
-@pytest.mark.parametrize(("batch_size", "processes", "legal"), [(10, 4, "use 8 or 12"), (2, 4, "use 4")])
-def test_a_batch_that_does_not_divide_is_refused(batch_size, processes, legal):
-  with pytest.raises(UserError, match=f"batch_size={batch_size} .*{processes} processes; {legal}$"):
-    batch_positions(0, batch_size, 0, processes)

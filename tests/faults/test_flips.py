@@ -103,8 +103,8 @@ def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp
   shutil.copytree(cache, folder)
   read = lambda source: {name: array.tobytes() for name, array in source[np.arange(len(source))].items()}
   whole = read(cached_latents.open_cache(folder))
-  files = sorted(folder.iterdir())
-  assert {path.name for path in files} == {"index.json", *(f"{name}.npy" for name in whole)}
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  assert {path.name for path in files} == {"index.json", *(f"{name}.npy" for name in whole)} and len(files) == len(whole) + 2
   for i in range(FLIPS):
     path = files[i % len(files)]
     data = path.read_bytes()
