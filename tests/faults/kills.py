@@ -61,7 +61,7 @@ def saving(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]
 
 def encoding(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:
   """The latents are being written."""
-  return lambda: any(workdir.glob("latents/.*.partial"))
+  return lambda: any(workdir.glob("latents/*/.*.partial"))
 
 
 def evaluating(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:

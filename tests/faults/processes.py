@@ -4,6 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,12 +36,20 @@ def write_config(folder: Path, steps: int, **changes) -> Path:
   return path
 
 
-def start(config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = ()) -> subprocess.Popen:
+def start(
+  config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = (), more: tuple = ()
+) -> subprocess.Popen:
   """`train.py` as a process of its own, whose output is added to a file, by default one beside the workdir."""
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
   command = [*prefix, sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), "--devices", str(devices)]
   with (log or workdir.with_suffix(".log")).open("ab") as file:
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    return subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    return found.getsockname()[1]
 
 
 def said(log: Path) -> list[str]:
@@ -85,7 +94,9 @@ def restored(folder: Path) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, read by Orbax alone."""
   arrays = {}
   for item in sorted(path for path in folder.iterdir() if path.is_dir()):
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(item))
+    reader = ocp.PyTreeCheckpointHandler()
+    whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
+    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=whole)))
     arrays |= {f"{item.name}{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
   return arrays
 

@@ -1,0 +1,94 @@
+"""Two processes of one run, of which one is asked to end, or dies, or does not fit: the other ends too, and both go on."""
+
+import contextlib
+import signal
+import time
+
+import pytest
+
+from jldm import workdir as workdirs
+from jldm.checkpoint import Checkpoints
+from jldm.core.errors import GO_ON, Preempted
+from tests.faults.processes import DEADLINE_S, assert_same_bits, free_port, logged, running, said, until, write_config
+
+pytestmark = pytest.mark.slow
+STEPS = 12
+CHANGES = {f"{stage}__{name}": value for stage in workdirs.STAGES
+           for name, value in (("save_every_steps", 5), ("picture_every_steps", 4))}
+MISSED_S = 10  # twice what a death takes to be missed
+ABORTED = -signal.SIGABRT  # how JAX ends a process that is not in a step as another dies
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  return write_config(tmp_path_factory.mktemp("config"), STEPS, **CHANGES)
+
+
+@contextlib.contextmanager
+def both(config, workdir, others=None):
+  """Two processes of a training, and their logs; `others` is the workdir that the second is told."""
+  port = free_port()
+  with contextlib.ExitStack() as stack:
+    logs = [workdir.with_suffix(f".{process}.log") for process in range(2)]
+    for log in logs:
+      log.unlink(missing_ok=True)
+    yield [stack.enter_context(running(
+      config, (others or workdir) if process else workdir, log=log,
+      more=("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)),
+    )) for process, log in enumerate(logs)], logs
+
+
+def ends(started) -> list[int]:
+  return [process.wait(DEADLINE_S) for process in started]
+
+
+def committed(workdir, stage) -> list[int]:
+  with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+    return saved.steps()
+
+
+def test_whichever_is_asked_to_end_or_dies_both_end_and_go_on_to_the_same_bits(config):
+  unbroken, workdir = config.parent / "unbroken", config.parent / "w"
+  with both(config, unbroken) as (started, logs):
+    assert ends(started) == [0, 0], said(logs[0])
+  asked = 0
+  for number, (which, stage) in enumerate(((1, "autoencoder"), (0, "denoiser"))):
+    with both(config, workdir) as (started, logs):
+      assert until(lambda stage=stage: logged(workdir, stage) > 1, started[0])
+      before = committed(workdir, stage)
+      started[which].send_signal(signal.SIGTERM)
+      assert ends(started) == [Preempted.EXIT_CODE] * 2, [said(log) for log in logs]
+      (line,) = [line for line in said(logs[0]) if "SIGTERM" in line]
+      assert GO_ON in line and line in said(logs[1]), "both stopped after the same step"
+      assert number or "autoencoder step" in line
+      asked += committed(workdir, stage) != before
+    assert not (workdir / "lock").exists()
+  assert asked, "a step was committed for the notice"
+  for which, stage in ((1, "denoiser"), (0, "denoiser")):
+    with both(config, workdir) as (started, logs):
+      start = logged(workdir, stage)
+      if not until(lambda start=start, stage=stage: logged(workdir, stage) > start, started[0]):
+        break  # it came to its end first
+      started[which].send_signal(signal.SIGKILL)
+      died = time.monotonic()
+      code = started[1 - which].wait(DEADLINE_S)
+      assert time.monotonic() - died < MISSED_S
+      assert code in (Preempted.EXIT_CODE, ABORTED)
+      told = logs[1 - which].read_text()
+      assert "another process of this run has ended" in told or "another task died" in told
+  with both(config, workdir) as (started, logs):
+    assert ends(started) == [0, 0], said(logs[0])
+  assert_same_bits(unbroken, workdir, STEPS)
+
+
+def test_a_mistake_of_one_is_told_once_and_ends_both(config, tmp_path):
+  with both(config, tmp_path / "here", tmp_path / "there") as (started, logs):
+    codes = ends(started)
+    assert codes[1] == 2 and codes[0] in (Preempted.EXIT_CODE, ABORTED)
+    assert "is not seen here; choose a --workdir that all processes share" in said(logs[1])[-1]
+  (tmp_path / "taken").mkdir()
+  (tmp_path / "taken" / "other.txt").write_text("of someone else")
+  with both(config, tmp_path / "taken") as (started, logs):
+    codes = ends(started)
+    assert codes[0] == 2 and codes[1] in (Preempted.EXIT_CODE, ABORTED)
+    assert "is not empty and not a workdir" in said(logs[0])[-1]
