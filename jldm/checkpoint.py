@@ -69,8 +69,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     if not read_only:
       # Where directories are made in the background, a save that is refused leaves a thread that waits for minutes.
       options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-      handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(async_options=options))
-      self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
+      # Processes meet by name: two folders that are saved to at once must not have one.
+      meeting = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix="-".join(self.folder.parts[-2:]))
+      composite = ocp.CompositeOptions(async_options=options, multiprocessing_options=meeting)
+      handler = ocp.CompositeCheckpointHandler(composite_options=composite)
+      self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=meeting)
       self._worker = futures.ThreadPoolExecutor(1, "checkpoint")
       if processes.first():
         self.folder.mkdir(parents=True, exist_ok=True)
