@@ -8,8 +8,11 @@ process nothing here does anything.
 import argparse
 import functools
 import os
+import re
 import signal
+import socket
 import sys
+import time
 import traceback
 from typing import Any, NoReturn
 
@@ -49,9 +52,11 @@ def join(args: argparse.Namespace) -> None:
   """
   given = (args.coordinator, args.processes, args.process)
   if any(value is not None for value in given):
-    if None in given or not (":" in args.coordinator and 0 <= args.process < args.processes):
+    if None in given or not (re.fullmatch(r".+:\d{1,5}", args.coordinator) and 0 <= args.process < args.processes):
       raise UserError(f"--coordinator {args.coordinator} --processes {args.processes} --process {args.process}; expected "
                       "HOST:PORT, N, and a number from 0 to N - 1, all three")
+    if args.process:
+      find(args.coordinator)
   elif not (args.distributed or started()):
     return
   try:
@@ -62,6 +67,25 @@ def join(args: argparse.Namespace) -> None:
     raise UserError(f"the other processes of this run were not found ({told}); give --coordinator HOST:PORT --processes N "
                     "--process I, the same HOST:PORT to all") from error
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX has just taken
+
+
+def find(coordinator: str) -> None:
+  """Waits until somebody listens there: JAX, which waits as long, would abort.
+
+  Raises:
+    UserError: nobody does in time.
+  """
+  host, port = coordinator.rsplit(":", 1)
+  end = time.monotonic() + CONNECT_S
+  while True:
+    try:
+      socket.create_connection((host, int(port)), timeout=5).close()
+      return
+    except (OSError, OverflowError) as error:
+      if time.monotonic() > end:
+        raise UserError(f"process 0 was not found at --coordinator {coordinator} in {CONNECT_S} s ({error}); start all processes "
+                        "with the same HOST:PORT, of the host of process 0 and a port that is free there") from error
+      time.sleep(0.5)
 
 
 def started() -> bool:
