@@ -46,7 +46,7 @@ def experiment() -> Experiment:
           patch=1,
           classes=1000,
           rotary=True,
-          remat=True,
+          remat="full",
           dtype="bfloat16",
         ),
         process=Flow(),

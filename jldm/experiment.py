@@ -147,6 +147,7 @@ ROLES = (  # one of a row may stand where another of it stands
 )
 CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
 OPTIONAL = {"condition": (Masked, Paired)}  # a field that is None or of a role
+FORMER = {("DiT", "remat"): {False: "none", True: "full"}}  # class and field -> the bools of older files, and their meaning
 
 
 def register(cls: type) -> type:
@@ -204,7 +205,8 @@ def from_data(data: Any) -> Any:
   name = data.get("class")
   if not isinstance(name, str) or name not in CLASSES:
     raise UserError(f"class {name!r} of the experiment is not known; register it in Python: jldm.register({name})")
-  values = {field: from_data(value) for field, value in data.items() if field != "class"}
+  known = lambda field, value: FORMER.get((name, field), {}).get(value, value) if isinstance(value, bool) else from_data(value)
+  values = {field: known(field, value) for field, value in data.items() if field != "class"}
   try:
     return CLASSES[name](**values)
   except UserError:

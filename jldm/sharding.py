@@ -129,10 +129,14 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
 
 
 def arranged(devices: list[jax.Device], fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """The mesh of some devices; that of all is laid out by how they are wired, so that what is split last talks least far."""
-  shape = (len(devices) // (fsdp * tensor), fsdp, tensor)
-  wired = devices[0].platform == "tpu" and len(devices) == jax.device_count()
-  grid = mesh_utils.create_device_mesh(shape, devices) if wired else np.asarray(devices).reshape(shape)
+  """The mesh of some devices; that of all TPUs is laid out by how they are wired, so that what is split last talks least far,
+  and slices, between which no wires are, share `data` alone where they divide it."""
+  data, slices = len(devices) // (fsdp * tensor), len({getattr(device, "slice_index", 0) for device in devices})
+  if devices[0].platform == "tpu" and len(devices) == jax.device_count() and data % slices == 0:
+    inner, outer = (data // slices, fsdp, tensor), (slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+  else:
+    grid = np.asarray(devices).reshape(data, fsdp, tensor)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

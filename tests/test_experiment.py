@@ -127,6 +127,14 @@ def test_registered_classes_go_out_and_come_back(registered):
   assert "is not data" in refused(to_data, Network(kernel=late_normalised))
 
 
+def test_bools_of_older_files_are_read_as_what_they_meant():
+  as_written = to_data(DiT(remat="none"))
+  for bool_, name in ((False, "none"), (True, "full")):
+    assert from_data(as_written | {"remat": bool_}) == DiT(remat=name)
+  assert from_data(as_written | {"in_context": True}).in_context is True
+  assert from_data(to_data(UNet()) | {"remat": True}) != UNet(remat="full")  # it never was one there
+
+
 def test_registering_twice_is_nothing_and_another_class_of_that_name_is_refused(registered):
   assert register(Pair) is Pair
   another = dataclasses.make_dataclass("Pair", [], frozen=True)
@@ -139,7 +147,7 @@ def test_registering_twice_is_nothing_and_another_class_of_that_name_is_refused(
   ("denoiser.optimizer.schedule.peak", "3e-4", 3e-4),
   ("denoiser.ema.decay", "1", 1.0),  # an int is a legal float
   ("denoiser.objective.network.width", "512", 512),
-  ("denoiser.objective.network.remat", "True", True),
+  ("denoiser.objective.network.remat", "dots", "dots"),
   ("denoiser.objective.parametrization.kind", "eps", "eps"),
   ("autoencoder.objective.network.widths", "(8, 16, 32)", (8, 16, 32)),
   ("autoencoder.objective.network.widths", "8,16", (8, 16)),
@@ -169,7 +177,7 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.steps", "", "expected int such as 1000, got ''"),
   ("denoiser.steps", "__import__('os').getpid()", "expected int"),
   ("denoiser.ema.decay", "True", "expected float such as 0.998, got 'True'"),
-  ("denoiser.objective.network.remat", "1", "expected bool such as False, got '1'"),
+  ("denoiser.objective.network.in_context", "1", "expected bool such as False, got '1'"),
   ("autoencoder.objective.network.widths", "8", "expected tuple such as (64, 128), got '8'"),
   ("autoencoder.objective.network.widths", "(8, 1.5)", "expected tuple such as (64, 128), got '(8, 1.5)'"),
   ("denoiser.objective.process", "Flow", "denoiser.objective.process: expected Cosine(...) or Flow(...) or LinearVP(...)"),

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -99,3 +100,40 @@ assert jax.device_count() == {expected.split()[0]}
 def test_rows_are_filled_up_to_what_the_mesh_divides(count, most, devices, size):
   mesh, batch_size = sharding.mesh_of_rows(count, most, devices)
   assert batch_size == size and batch_size % sharding.ways(mesh) == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What JAX says of a device of a TPU v5e, as far as a mesh asks."""
+
+  id: int
+  coords: tuple[int, int, int]
+  slice_index: int
+  core_on_chip: int = 0
+  process_index: int = 0
+  platform: str = "tpu"
+  device_kind: str = "TPU v5 lite"
+
+
+def chips(slices: int) -> list[Chip]:
+  """Slices of 4x4."""
+  places = [(n, x, y) for n in range(slices) for y in range(4) for x in range(4)]
+  return [Chip(number, (x, y, 0), n) for number, (n, x, y) in enumerate(places)]
+
+
+@pytest.mark.parametrize("slices, fsdp, tensor", [
+  (1, 1, 1), (1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 16, 1), (1, 2, 2), (1, 4, 2), (2, 1, 1), (2, 2, 1), (2, 16, 1), (2, 2, 4),
+  (2, 32, 1),
+])
+def test_every_layout_is_laid_on_the_wires_of_a_tpu(slices, fsdp, tensor, monkeypatch):
+  """What talks most stays within a slice, while `data` alone can go between slices; nothing is lost or there twice."""
+  devices = chips(slices)
+  monkeypatch.setattr(sharding.jax, "device_count", lambda: len(devices))
+  monkeypatch.setattr(sharding, "Mesh", lambda grid, axes, axis_types: grid)
+  grid = sharding.arranged(devices, fsdp, tensor)
+  assert grid.shape == (16 * slices // (fsdp * tensor), fsdp, tensor)
+  assert sorted(chip.id for chip in grid.flat) == list(range(len(devices)))
+  if fsdp * tensor <= 16:
+    assert all(len({chip.slice_index for chip in row.flat}) == 1 for row in grid)
+  if slices == 1 and tensor > 1:  # neighbours by wire
+    assert all(sum(abs(a - b) for a, b in zip(*(chip.coords for chip in pair))) == 1 for pair in grid.reshape(-1, tensor)[:, :2])

@@ -168,7 +168,7 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
   experiment = shrunk(config("digits"), 4)
   for path, text in (
     ("autoencoder.objective.network.dtype", "bfloat16"), ("denoiser.objective.network.dtype", "bfloat16"),
-    ("denoiser.accumulate", "2"), ("denoiser.objective.network.remat", "True"),
+    ("denoiser.accumulate", "2"), ("denoiser.objective.network.remat", "dots"),
   ):
     experiment = override(experiment, path, text)
   stages.train(experiment, tmp_path / "w", devices=2)

@@ -10,6 +10,7 @@ from jldm.core.errors import UserError
 from jldm.models.autoencoders.posterior import CEILING, FLOOR, Bottleneck, Gaussian
 from jldm.nn.attention import Kernel, attend
 from jldm.nn.norm import GroupNorm
+from jldm.nn.remat import remat
 from jldm.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
 from jldm.nn.resnet import ImageAttention, ResnetBlock
 
@@ -22,15 +23,16 @@ class Middle(nn.Module):
   attention: bool
   groups: int
   dtype: str
+  remat: str
   kernel: Kernel = attend
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
-    width = h.shape[-1]
-    h = ResnetBlock(width, self.groups, self.dtype, name="resnet1")(h)
+    width, resnet = h.shape[-1], remat(ResnetBlock, self.remat)
+    h = resnet(width, self.groups, self.dtype, name="resnet1")(h)
     if self.attention:
-      h = ImageAttention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name="attention")(h)
-    return ResnetBlock(width, self.groups, self.dtype, name="resnet2")(h)
+      h = remat(ImageAttention, self.remat)(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name="attention")(h)
+    return resnet(width, self.groups, self.dtype, name="resnet2")(h)
 
 
 class Encoder(nn.Module):
@@ -44,19 +46,21 @@ class Encoder(nn.Module):
   groups: int
   patch: int
   dtype: str
+  remat: str
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> [B, h, w, features], h = H / (patch 2^(levels - 1))."""
+    resnet, attention = remat(ResnetBlock, self.remat), remat(ImageAttention, self.remat)
     h = nn.Conv(self.widths[0], (3, 3), padding=1, dtype=self.dtype, name="in")(space_to_depth(x, self.patch))
     for level, width in enumerate(self.widths):
       if level:
         h = Downsample(h.shape[-1], self.dtype, name=f"down{level}")(h)
       for i in range(self.resnets):
-        h = ResnetBlock(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
+        h = resnet(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
         if level in self.attention:
-          h = ImageAttention(groups=self.groups, dtype=self.dtype, name=f"level{level}_attention{i}")(h)
-    h = Middle(self.middle_attention, self.groups, self.dtype, name="middle")(h)
+          h = attention(groups=self.groups, dtype=self.dtype, name=f"level{level}_attention{i}")(h)
+    h = Middle(self.middle_attention, self.groups, self.dtype, self.remat, name="middle")(h)
     h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
     return nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="out")(h)
 
@@ -72,20 +76,22 @@ class Decoder(nn.Module):
   groups: int
   patch: int
   dtype: str
+  remat: str
   kernel: Kernel = attend
 
   @nn.compact
   def __call__(self, z: Array, levels: int | None = None) -> Array:
     """z [B, h, w, C] -> [B, H, W, channels], or what the middle and then so many of the coarsest levels give."""
+    resnet, attention = remat(ResnetBlock, self.remat), remat(ImageAttention, self.remat)
     h = nn.Conv(self.widths[-1], (3, 3), padding=1, dtype=self.dtype, name="in")(z)
-    h = Middle(self.middle_attention, self.groups, self.dtype, self.kernel, name="middle")(h)
+    h = Middle(self.middle_attention, self.groups, self.dtype, self.remat, self.kernel, name="middle")(h)
     for done, (level, width) in enumerate(list(enumerate(self.widths))[::-1][:levels]):
       if done:
         h = Upsample(h.shape[-1], self.dtype, name=f"up{level + 1}")(h)
       for i in range(self.resnets + 1):
-        h = ResnetBlock(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
+        h = resnet(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
         if level in self.attention:
-          h = ImageAttention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name=f"level{level}_attention{i}")(h)
+          h = attention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name=f"level{level}_attention{i}")(h)
     if levels is not None:
       return h
     h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
@@ -110,7 +116,7 @@ def shared_fields(network: Any) -> tuple:
   """What the encoder and the decoder of a network have in common, in the order of their fields."""
   return (
     tuple(network.widths), network.resnets, tuple(network.attention), network.middle_attention, network.groups, network.patch,
-    network.dtype,
+    network.dtype, network.remat,
   )
 
 
@@ -130,6 +136,7 @@ class KLAutoencoder(nn.Module):
   first, each divisible by `groups`; `attention` has the levels whose resnet blocks are each followed by attention;
   `patch` folds patch x patch pixels into channels at both ends, for speed.  `pointwise` puts a 1x1 convolution on either
   side of the latents, and `features` (0: latent_channels) is how many channels the decoder takes, the encoder twice that.
+  `remat` names what each block keeps for the backward pass, of jldm.nn.remat.
   """
 
   channels: int = 3
@@ -143,6 +150,7 @@ class KLAutoencoder(nn.Module):
   middle_attention: bool = True
   pointwise: bool = True
   features: int = 0
+  remat: str = "none"
 
   @property
   def factor(self) -> int:

@@ -33,6 +33,7 @@ class VQAutoencoder(nn.Module):
   attention: tuple[int, ...] = ()
   middle_attention: bool = True
   features: int = 0
+  remat: str = "none"
 
   @property
   def factor(self) -> int:

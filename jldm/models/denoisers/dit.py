@@ -10,6 +10,7 @@ from jldm.models.conditioners.estimate import beside
 from jldm.models.conditioners.label import LabelEmbedding
 from jldm.models.denoisers.log_variance import LogVariance
 from jldm.nn.embedding import LevelEmbedding, grid_angles, grid_sinusoids
+from jldm.nn.remat import remat
 from jldm.nn.resample import depth_to_space, space_to_depth
 from jldm.nn.transformer import Block, ModulatedBlock, Modulation, block_norm, modulated
 
@@ -29,9 +30,9 @@ class DiT(nn.Module):
   `classes` = 0 is unconditional.  `in_context`: time and class stand as tokens before the patches too (section 3.2),
   the only way for a block that is not modulated.  `rotary` embeds places in attention beside the fixed sinusoids.
   `self_conditioning` reads an earlier estimate of the data.  `log_variance` learns one number a sample from the level;
-  `out_channels` of twice those of z (0: as many) one for each value, the second half of the output.  `remat` recomputes
-  each block in the backward pass: memory of one block, a third more time.  `unroll` blocks stand in the scan's body:
-  all of them is faster on a CPU, and compiles longer.
+  `out_channels` of twice those of z (0: as many) one for each value, the second half of the output.  `remat` names
+  what each block keeps for the backward pass, of jldm.nn.remat.  `unroll` blocks stand in the scan's body: all of them is
+  faster on a CPU, and compiles longer.
   """
 
   block: Block = ModulatedBlock(heads=6)  # a template: its dtype is replaced by this one's
@@ -44,7 +45,7 @@ class DiT(nn.Module):
   self_conditioning: bool = False
   log_variance: bool = False
   out_channels: int = 0
-  remat: bool = False
+  remat: str = "none"
   unroll: int = 1
   dtype: str = "float32"
 
@@ -107,7 +108,7 @@ class DiT(nn.Module):
     """All blocks as one scan: the program is as long as one block."""
     call = lambda block, x, condition, angles: (block(x, condition, angles), None)
     scanned = nn.scan(
-      nn.remat(call, prevent_cse=False) if self.remat else call,
+      remat(call, self.remat, prevent_cse=self.unroll >= self.depth),  # then nothing is left of the loops
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(nn.broadcast, nn.broadcast),

@@ -11,6 +11,7 @@ from jldm.models.conditioners.label import LabelEmbedding
 from jldm.models.denoisers.log_variance import LogVariance
 from jldm.nn.embedding import LevelEmbedding
 from jldm.nn.norm import GroupNorm
+from jldm.nn.remat import remat
 from jldm.nn.resample import Downsample, Upsample, double, halve
 from jldm.nn.resnet import ImageAttention, ResnetBlock
 from jldm.nn.transformer import SpatialTransformer
@@ -44,8 +45,8 @@ class UNet(nn.Module):
   `widths` and `attention` have one entry a scale, finest first; `resnets` is the number a scale on the way down (one
   more on the way up).  `heads` are as many everywhere, or, with `head_width`, that wide.  The condition is ignored,
   a label added to the level (`classes`), tokens of `token_width` that are attended to, or a label as one such token
-  (both).  Without `resample_conv`, means of 2x2 and nearest neighbours resample alone.  `self_conditioning` and
-  `log_variance` are as in DiT.
+  (both).  Without `resample_conv`, means of 2x2 and nearest neighbours resample alone.  `self_conditioning`,
+  `log_variance` and `remat` are as in DiT.
   """
 
   widths: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -59,6 +60,7 @@ class UNet(nn.Module):
   resample_conv: bool = True
   self_conditioning: bool = False
   log_variance: bool = False
+  remat: str = "none"
   dtype: str = "float32"
 
   @nn.compact
@@ -76,7 +78,8 @@ class UNet(nn.Module):
     self.check(z, condition)
     embedding, tokens = self.conditions(level, condition)
     conv = lambda features, name, **init: nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name, **init)
-    layer = lambda scale, name, h: Layer(
+    block = remat(Layer, self.remat)
+    layer = lambda scale, name, h: block(
       self.widths[scale], self.heads_at(scale) if self.attention[scale] else 0, self.groups, self.dtype, name=name
     )(h, embedding, tokens)
     last = len(self.widths) - 1
@@ -87,8 +90,8 @@ class UNet(nn.Module):
         skips.append(h := layer(scale, f"down{scale}_{i}", h))
       if scale < last:
         skips.append(h := self.halved(h, f"down{scale}"))
-    h = Layer(self.widths[-1], self.heads_at(last), self.groups, self.dtype, name="middle")(h, embedding, tokens)
-    h = ResnetBlock(self.widths[-1], self.groups, self.dtype, EPSILON, name="middle_resnet")(h, embedding)
+    h = block(self.widths[-1], self.heads_at(last), self.groups, self.dtype, name="middle")(h, embedding, tokens)
+    h = remat(ResnetBlock, self.remat)(self.widths[-1], self.groups, self.dtype, EPSILON, name="middle_resnet")(h, embedding)
     for scale in reversed(range(last + 1)):
       for i in range(self.resnets + 1):
         h = layer(scale, f"up{scale}_{i}", jnp.concatenate([h, skips.pop()], -1))
