@@ -17,6 +17,7 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+import re
 import tempfile
 
 from jldm import lock
@@ -61,8 +62,10 @@ def check(workdir: Path, experiment: Experiment) -> None:
   """Whether `workdir` may hold this experiment; writes nothing.
 
   Raises:
-    UserError: it holds another experiment (with the difference), something else, or cannot be written to.
+    UserError: it holds another experiment (with the difference), something else, cannot be written to, or is no path.
   """
+  if re.match(r"\w+:/", str(workdir)):
+    raise UserError(f"workdir {str(workdir)!r} is an address; expected a path, of a disk or a share that all processes see")
   try:
     if (workdir / "experiment.json").is_file():
       changed = differences(to_data(read(workdir)), to_data(experiment))

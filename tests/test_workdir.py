@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,21 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
   (tmp_path / "thesis.tex").write_text("mine")
   assert "is not empty and not a workdir" in refused(workdirs.claim, tmp_path, DIGITS)
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_address_is_no_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for text in ("gs://bucket/run", "s3://bucket/run"):
+    assert "is an address; expected a path" in refused(workdirs.check, Path(text), DIGITS)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
+  assert "is not seen here; choose a --workdir that all processes share" in refused(workdirs.check_shared, tmp_path / "w", DIGITS)
+  workdirs.claim(tmp_path / "w", DIGITS)
+  workdirs.check_shared(tmp_path / "w", DIGITS)
+  other = override(DIGITS, "seed", "5")
+  assert "holds another experiment: seed" in refused(workdirs.check_shared, tmp_path / "w", other)
 
 
 @pytest.mark.parametrize("inner", ["file", "file/w", "file/a/w", "x" * 300])
