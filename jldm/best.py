@@ -74,7 +74,8 @@ def judged(
         samples = evaluation.draw(model, {"denoiser": state.ema[0], "codec": codec}, among, how)
         told = {"stage": "denoiser", "step": n, "checkpoint": "latest"}
         told |= evaluation.of_denoiser(model, samples, among, how, scores) | {"versions": evaluation.versions()}
-        evaluation.write(folder / f"{n}.json", told)
+        if processes.first():
+          evaluation.write(folder / f"{n}.json", told)
         values = {name: each["value"] for name, each in told["metrics"].items()}
         log.record(n, {f"evaluation_{name}": value for name, value in values.items()})
         value, of_real = values[asked.metric], scores[asked.metric].value

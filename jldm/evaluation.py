@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jldm import pictures, pipeline, processes, sharding
+from jldm import pictures, pipeline, sharding
 from jldm.core.errors import UserError
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
@@ -243,8 +243,6 @@ def versions() -> Told:
 
 
 def write(path: Path, told: Told) -> None:
-  """Whole or not at all, by the first process; a figure that is not finite is a bug, not data."""
-  if not processes.first():
-    return
+  """Whole or not at all; a figure that is not finite is a bug, not data."""
   with pictures.replacing(path) as file:
     file.write((json.dumps(told, indent=2, allow_nan=False) + "\n").encode())

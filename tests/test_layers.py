@@ -33,7 +33,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "canvas": "core pipeline",
   "walk": "core models samplers editing named pipeline",
   "edit": "core metrics models samplers editing pictures pipeline canvas walk",
-  "evaluation": "processes core data interop metrics models pipeline train pictures sharding experiment",
+  "evaluation": "core data interop metrics models pipeline train pictures sharding experiment",
   "best": "processes sharding core metrics train checkpoint experiment workdir pipeline evaluation",
   "page": "pictures",
   "report": "core pictures experiment workdir pipeline page",

@@ -5,9 +5,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from jldm import evaluation, pictures, pipeline, sharding, workdir as workdirs
+from jldm import evaluation, pictures, pipeline, processes, sharding, workdir as workdirs
 from jldm.core.errors import UserError
 from jldm.evaluation import How, Told
 from jldm.experiment import Experiment
@@ -37,14 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                       help=f"compare with at most so many training pictures (default: {evaluation.MOST_REAL})")
   parser.add_argument("--data-dir", help="where the data set is (default: the experiment's)")
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
-  parser.add_argument("--devices", type=int, help="how many devices share a batch (default: all)")
+  sharding.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = changed(workdirs.read(workdir), args)
   how = how_of(args, experiment)
-  sharding.configure(args.devices)
+  sharding.configure(args.devices, args)
+  how = dataclasses.replace(how, devices=sharding.asked(args))
   loaded = evaluation.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
@@ -56,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
   if args.stage != "denoiser":
     back = evaluation.reconstructions(model, codec, real, how, lpips)
     told = {"stage": "autoencoder", "step": codec_step} | evaluation.of_autoencoder(back, real, how)
-    pictures.write_png(folder / f"autoencoder-{codec_step}-worst.png", evaluation.worst(back), {"what": "worst reconstructions"})
+    show(folder / f"autoencoder-{codec_step}-worst.png", evaluation.worst(back), "worst reconstructions")
     finish(folder / f"autoencoder-{codec_step}.json", told)
   if args.stage != "autoencoder":
     samples = evaluation.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     told |= evaluation.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
     if suspects := evaluation.audit(samples, real, how, folder):
       told["memorisation"] = suspects.told
-      pictures.write_png(folder / f"{step}-nearest.png", suspects.sheet, {"what": "samples and their nearest pictures"})
+      show(folder / f"{step}-nearest.png", suspects.sheet, "samples and their nearest pictures")
     finish(folder / f"{step}.json", told)
 
 
@@ -93,16 +95,23 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
   if not 0 <= args.seed < 2**32:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
-  same = ("seed", "sampler", "steps", "grid", "guidance_scale", "reference", "batch_size", "devices")
+  same = ("seed", "sampler", "steps", "grid", "guidance_scale", "reference", "batch_size")
   return How(n=n, metrics=metrics, **{name: getattr(args, name) for name in same})
 
 
 def progress(batches: Any) -> Any:
-  return tqdm(batches, desc="sample", unit="batch")
+  return tqdm(batches, desc="sample", unit="batch", disable=not processes.first())
+
+
+def show(path: Path, sheet: np.ndarray, what: str) -> None:
+  if processes.first():
+    pictures.write_png(path, sheet, {"what": what})
 
 
 def finish(path: Path, told: Told) -> None:
   """Writes what was found, and prints it as a table."""
+  if not processes.first():
+    return
   evaluation.write(path, told | {"versions": evaluation.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
   print("\n".join(table(told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"]))))
