@@ -72,7 +72,10 @@ class Checkpoints(contextlib.AbstractContextManager):
       # Processes meet by name: two folders that are saved to at once must not have one.
       meeting = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix="-".join(self.folder.parts[-2:]))
       composite = ocp.CompositeOptions(async_options=options, multiprocessing_options=meeting)
-      handler = ocp.CompositeCheckpointHandler(composite_options=composite)
+      handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+      # Weights hardly get smaller by compression, which is a quarter of the work of a save.
+      handlers.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=meeting))
+      handler = ocp.CompositeCheckpointHandler(composite_options=composite, handler_registry=handlers)
       self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=meeting)
       self._worker = futures.ThreadPoolExecutor(1, "checkpoint")
       if processes.first():
