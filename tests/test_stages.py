@@ -14,6 +14,7 @@ from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys
 from jldm.data import cached_latents
 from jldm.data.synthetic import Synthetic
+from jldm.data.tfds import ImageData
 from jldm.experiment import Pretrained, Stage, override
 from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
@@ -389,10 +390,12 @@ def imported(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_imported(experiment, imported):
-  return dataclasses.replace(
-    experiment, data=Synthetic(height=16, width=16, channels=1, classes=10, count=20), autoencoder=Pretrained(str(imported)),
-  )
+def on_imported(experiment, imported, tmp_path_factory):
+  """Digits, as they come with scikit-learn."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  assert main(["prepare", "digits", "--data-dir", folder]) == 0
+  data = ImageData(name="digits", data_dir=folder, train="train[:20]", held_out="train[20:40]", classes=10)
+  return dataclasses.replace(experiment, data=data, autoencoder=Pretrained(str(imported)))
 
 
 def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_path, capsys):
@@ -400,11 +403,13 @@ def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_pat
   assert "codec: latents have" not in capsys.readouterr().out  # nothing was measured
   model, params = pipeline.load(tmp_path)
   network, codec = pipeline.load_codec(imported)
-  assert model.autoencoder == network and model.latent_shape == (8, 8, 2)
+  assert model.autoencoder == network and model.latent_shape == (16, 16, 2)
   jax.tree.map(np.testing.assert_array_equal, params["codec"], codec)
   np.testing.assert_array_equal(codec["mean"], np.float32([0.5, 0.5]))
   assert (tmp_path / "images" / f"denoiser-{STEPS:06d}.png").exists()
   stages.train(on_imported, tmp_path, devices=1)  # nothing is left to train
+  assert main(["sample", "--workdir", str(tmp_path), "--n", "2", "--out", str(tmp_path / "two.npz")]) == 0
+  assert np.load(tmp_path / "two.npz")["images"].std() > 0
 
 
 @pytest.mark.slow

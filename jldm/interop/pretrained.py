@@ -17,6 +17,7 @@ import dataclasses
 import json
 from pathlib import Path
 import re
+import textwrap
 from typing import Any
 
 import jax
@@ -233,8 +234,11 @@ def downloaded(name: str) -> Path:
   files = [folder + file for folder in ("", f"{PART}/") for file in (CONFIG, WEIGHTS, INDEX, WEIGHTS.replace(".", "-*."), FLAX)]
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, etag_timeout=SECONDS))
-  except (OSError, ValueError, RuntimeError) as error:  # of its own errors, all are one of these
-    raise UserError(f"{name!r} is not here and cannot be got from the hub: {' '.join(str(error).split())[:200]}") from error
+  except Exception as error:  # its own, and those of whatever client it has: a proxy's or a dropped connection's is no OSError
+    told = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+    raise UserError(
+      f"{name!r} is not here and cannot be got from the hub; check the name and the network, or give a folder ({told})"
+    ) from error
 
 
 def weights(folder: Path) -> Path:

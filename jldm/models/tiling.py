@@ -38,7 +38,7 @@ QUERIES = 1024  # of the middle's attention at a time
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-  """Tiles of as many pixels a side as `tile` latents are, at every level, so that coarse levels take few.
+  """Tiles of as many pixels a side as `tile` latents are, smaller where there are more channels; coarse levels take few.
 
   Raises:
     UserError: a tile below 1; in `decode`, an autoencoder other than KL and VQ.
@@ -68,8 +68,17 @@ class Exact:
     segments = [*segmented(levels, finer, network.resnets + 1, self.thrifty)]
     h = jnp.pad(h, ((0, 0), *[(segments[0].halo,) * 2] * 2, (0, 0)))
     for segment, halo in zip(segments, [*(one.halo for one in segments[1:]), 0]):
-      h = walked(segment, params, network.groups, h, halo, self.tile * 2 ** (levels - 1))
+      tile = side_of(self.tile * 2 ** (levels - 1), network.widths[0], h.shape[-1])
+      h = walked(segment, params, network.groups, h, halo, tile)
     return depth_to_space(h, network.patch)
+
+
+def side_of(pixels: int, finest: int, channels: int) -> int:
+  """Of a tile, even: of so many channels, as many values as `pixels` a side of the `finest` level's have.
+
+  A 3x3 convolution on a CPU gathers up to 18 values for each that goes in: of wide levels, more than all that is kept.
+  """
+  return 2 * math.ceil(pixels / 2 * min(1, math.sqrt(finest / channels)))
 
 
 class Segment(NamedTuple):

@@ -1,11 +1,14 @@
 """`jldm convert`: a workdir into one file and back, LPIPS, extractors, and mistakes."""
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import json
 from pathlib import Path
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -143,6 +146,75 @@ def test_an_autoencoder_of_diffusers_into_a_workdir_and_back(tmp_path, capsys):
   assert {name: theirs[name] for name in ours} == ours
   assert "exists; choose another" in refused(capsys, SD, workdir, "--to", "jldm")
   assert "exists; choose another" in refused(capsys, workdir, out, "--to", "diffusers")
+
+
+NAME = "stabilityai/sd-vae-ft-mse"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """hub(download): huggingface_hub as a module with that snapshot_download; None: it is not installed."""
+  monkeypatch.chdir(tmp_path)
+
+  def replaced(download):
+    module = types.ModuleType("huggingface_hub")
+    module.snapshot_download = download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module if download else None)
+
+  return replaced
+
+
+@pytest.mark.parametrize("part", ["", "vae"])
+def test_a_name_of_the_hub(part, hub, tmp_path):
+  """Of all that a model has, its autoencoder alone is fetched."""
+  remote, fetched = tmp_path / "remote", []
+  shutil.copytree(SD, remote / part)
+  for other in ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"):
+    (remote / other).parent.mkdir(exist_ok=True)
+    (remote / other).touch()
+
+  def download(repo, *, allow_patterns, etag_timeout):
+    assert repo == NAME and etag_timeout <= 10
+    for path in (path for path in remote.rglob("*") if path.is_file()):
+      name = path.relative_to(remote).as_posix()
+      if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+        fetched.append(name)
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "cache" / name)
+    return str(tmp_path / "cache")
+
+  hub(download)
+  assert main(["convert", NAME, "w", "--to", "jldm"]) == 0
+  assert sorted(fetched) == sorted(f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS))
+  found, expected = pipeline.load_codec(tmp_path / "w"), pretrained.read(SD)
+  assert found[0] == expected[0]
+  jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+class DroppedError(Exception):
+  """As a client of HTTP has them: no OSError."""
+
+
+@pytest.mark.parametrize("error", [
+  FileNotFoundError("An error happened while trying to locate the files on the Hub.\n" + 50 * "Check your connection. "),
+  ValueError("Repo id must use alphanumeric chars"), DroppedError("peer closed connection"),
+  OSError("404 Client Error.\n\nNot Found"),
+], ids=lambda error: type(error).__name__)
+def test_a_name_that_the_hub_does_not_give(error, hub, tmp_path, capsys):
+  def download(*args, **options):
+    raise error
+
+  hub(download)
+  line = refused(capsys, NAME, "w", "--to", "jldm")
+  assert f"{NAME!r} is not here and cannot be got from the hub; check the name and the network" in line and len(line) < 400
+  assert f"({type(error).__name__}: {str(error)[:12]}" in line
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_name_of_the_hub_without_its_package(hub, tmp_path, capsys):
+  hub(None)
+  assert f"{NAME!r} does not exist here, and huggingface_hub" in refused(capsys, NAME, "w", "--to", "jldm")
+  assert not list(tmp_path.iterdir())
 
 
 def damaged(folder: Path, content: bytes) -> Path:

@@ -2,7 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 import struct
+import subprocess
+import sys
 import tracemalloc
 
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -13,6 +16,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.interop import safetensors
 
+ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 TENSORS = {
   "conv/kernel": RNG.normal(size=(3, 3, 2, 4)).astype(np.float32),
@@ -234,6 +238,49 @@ def test_a_header_that_begins_like_a_pickle_is_read(path):
   padded = json.dumps(one()).encode()
   path.write_bytes(stored(padded + b" " * (0x280 - len(padded)), bytes(8)))  # 0x280 is 80 02
   assert safetensors.tensors(path)["a"].shape == (2,)
+
+
+HOSTILE = """
+from pathlib import Path
+import sys
+from jldm.core.errors import UserError
+from jldm.interop import msgpack, safetensors
+held = lambda name: int(Path("/proc/self/status").read_text().split(name)[1].split()[1]) * 1024
+files = [Path(name) for name in sys.argv[1:]]
+def told(file):
+  try:
+    found = (msgpack if file.suffix == ".msgpack" else safetensors).tensors(file)
+    return sum(found[name].nbytes for name in found)
+  except UserError as error:
+    return str(error)
+told(files[0])  # what is imported
+Path("/proc/self/clear_refs").write_text("5")
+before = held("VmRSS")
+read = [told(file) for file in files]
+assert all(isinstance(one, str) for one in read), read
+print(held("VmHWM") - before)
+"""
+
+
+def test_what_a_file_announces_is_not_allocated(tmp_path):
+  """The memory of a process, in which numpy's and a file's mapped pages count, over files that announce up to 2^60 values."""
+  value = lambda shape, end: {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
+  long = b'{"' + b"a" * (safetensors.MOST_HEADER - 8)
+  contents = {
+    "values": stored({"a": value([2**60], 2**62)}, bytes(8)), "sides": stored({"a": value([2**15] * 4, 2**62)}, bytes(8)),
+    "empty": stored({"a": value([2**60, 0, 2**60], 0)}, b""), "header": struct.pack("<Q", 2**60) + b"{}",
+    "unclosed": stored(long, b""), "nested": stored(b'{"a":' + b"[" * 2**20, b""), "digits": stored(b'{"a":' + b"9" * 2**20, b""),
+    "names": stored({f"{i}": value([2**60], 2**62) for i in range(20_000)}, b""),
+  }
+  files = [tmp_path / f"{name}.safetensors" for name in contents]
+  for file, content in zip(files, contents.values()):
+    file.write_bytes(content)
+  for kind, length in (("array", b"\xdd"), ("map", b"\xdf"), ("bytes", b"\xc6"), ("extension", b"\xc9"), ("text", b"\xdb")):
+    files.append(tmp_path / f"{kind}.msgpack")
+    files[-1].write_bytes(b"\x81\xa1a" + length + b"\xff\xff\xff\xff" + b"\x01" * 40)
+  run = subprocess.run([sys.executable, "-c", HOSTILE, *map(str, files)], capture_output=True, text=True, cwd=ROOT)
+  assert run.returncode == 0, run.stderr[-2000:]
+  assert int(run.stdout) < 64 * 2**20
 
 
 NUMBERS = st.one_of(st.integers(0, 40), st.integers(-(2**70), 2**70), st.just(2**63 - 1), st.none(), st.floats())

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def trained(folder: Path) -> dict[str, Path]:
-  """Workdirs by name: two of stage 1, trained for some steps, and what was imported."""
+  """Workdirs by name: those of stage 1, trained for some steps, and what was imported."""
   from jldm import stages
   from jldm.cli import main
   from jldm.data.synthetic import Synthetic
@@ -30,7 +30,7 @@ def trained(folder: Path) -> dict[str, Path]:
   from jldm.objectives.diffusion import Diffusion
 
   small = dict(widths=(8, 12), resnets=1, groups=4)
-  levels = (Level(8, 1), Level(12, 1, LinearAttention(4, scales=(5,))))
+  levels = (Level(8, 1), Level(16, 1, LinearAttention(4, scales=(5,))))
   networks = {
     "trained_kl": KLAutoencoder(**small, attention=(1,)),
     "trained_vq": VQAutoencoder(Codebook(32), **small, latent_channels=3),

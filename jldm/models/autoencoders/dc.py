@@ -107,7 +107,13 @@ class Down(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """x [B, H, W, C] -> [B, H / 2, W / 2, features]."""
+    """x [B, H, W, C] -> [B, H / 2, W / 2, features].
+
+    Raises:
+      UserError: features that places cannot become, or that the shortcut's do not divide into.
+    """
+    if not self.strided and self.features % 4:
+      raise UserError(f"four places become {self.features} channels; expected a multiple of 4, or strided=True")
     conv = lambda features, stride: nn.Conv(features, (3, 3), stride, padding=1, dtype=self.dtype, name="conv")(x)
     h = conv(self.features, 2) if self.strided else unshuffle(conv(self.features // 4, 1), 2)
     return h + averaged(unshuffle(x, 2), self.features) if self.shortcut else h
@@ -132,12 +138,16 @@ class Up(nn.Module):
 
 
 def averaged(x: Array, features: int) -> Array:
-  """[..., C] -> [..., features], means of neighbouring channels."""
+  """[..., C] -> [..., features], means of neighbouring channels; UserError unless features divide C."""
+  if x.shape[-1] % features:
+    raise UserError(f"a shortcut averages {x.shape[-1]} channels to {features}; expected a divisor of {x.shape[-1]}")
   return x.reshape(*x.shape[:-1], features, -1).mean(-1)
 
 
 def repeated(x: Array, features: int) -> Array:
-  """[..., C] -> [..., features], each channel as often as it takes."""
+  """[..., C] -> [..., features], each channel as often as it takes; UserError unless C divides features."""
+  if features % x.shape[-1]:
+    raise UserError(f"a shortcut repeats {x.shape[-1]} channels to {features}; expected a multiple of {x.shape[-1]}")
   return jnp.repeat(x, features // x.shape[-1], -1)
 
 

@@ -46,6 +46,17 @@ def test_sizes_that_do_not_fit_are_refused():
     random_params(SMALL.clone(encoder_levels=(Level(4, 1), Level(8, 1, LinearAttention(3)))), IMAGES, KEYS)
 
 
+@pytest.mark.parametrize("changes, told", [
+  ({"encoder_levels": (Level(4, 1), Level(12, 1))}, "averages 16 channels to 12; expected a divisor of 16"),
+  ({"encoder_levels": (Level(4, 1), Level(6, 1)), "strided": False}, "become 6 channels; expected a multiple of 4"),
+  ({"decoder_levels": (Level(4, 1), Level(12, 1))}, "repeats 12 channels to 16; expected a multiple of 12"),
+  ({"latent_channels": 3}, "averages 8 channels to 3"),
+])
+def test_widths_that_shortcuts_cannot_join_are_refused(changes, told):
+  with pytest.raises(UserError, match=told):
+    jax.eval_shape(SMALL.clone(in_shortcut=False, **changes).init, jax.random.key(0), IMAGES, KEYS)
+
+
 def test_attention_is_the_sum_over_all_pairs():
   """Equation (1), first form, in float64: three heads of two, over places of an image that is not square."""
   rng = np.random.default_rng(0)
