@@ -9,3 +9,47 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import pytest
+
+
+def pytest_configure(config):
+  """Tests of seconds compile more than they compute: XLA optimizes nothing. Those that take long run what a person runs."""
+  if config.option.markexpr == "not slow":
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
+@pytest.fixture(scope="session")
+def experiment():
+  """Both stages of the digits, six steps each, at the smallest widths."""
+  from tests.configs import config, shrunk
+  from tests.trained import STEPS
+  return shrunk(config("digits"), STEPS)
+
+
+@pytest.fixture(scope="session")
+def unbroken(experiment, tmp_path_factory):
+  """Its finished workdir, to be read and copied, never written to."""
+  from tests.trained import once
+  return once(tmp_path_factory, "digits", experiment)
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory):
+  """A workdir of an autoencoder that was trained elsewhere."""
+  from tests.trained import imported_into
+  return imported_into(tmp_path_factory.mktemp("imported"))
+
+
+@pytest.fixture(scope="session")
+def on_imported(experiment, imported, tmp_path_factory):
+  """The experiment upon it, of digits as they come with scikit-learn."""
+  import dataclasses
+
+  from jldm.cli import main
+  from jldm.data.tfds import ImageData
+  from jldm.experiment import Pretrained
+  folder = str(tmp_path_factory.mktemp("data"))
+  assert main(["prepare", "digits", "--data-dir", folder]) == 0
+  data = ImageData(name="digits", data_dir=folder, train="train[:20]", held_out="train[20:40]", classes=10)
+  return dataclasses.replace(experiment, data=data, autoencoder=Pretrained(str(imported)))

@@ -2,63 +2,27 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from jldm import latents, pipeline, run as runs, stages, workdir as workdirs
+from jldm import pipeline, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.cli import main
 from jldm.core.errors import NonFiniteError, UserError
-from jldm.core.keys import row_keys
-from jldm.data import cached_latents
-from jldm.data.synthetic import Synthetic
-from jldm.data.tfds import ImageData
-from jldm.experiment import Pretrained, Stage, override
-from jldm.interop import pretrained, safetensors
+from jldm.experiment import override
+from jldm.interop import safetensors
 from jldm.metrics import perceptual
-from jldm.models import codec as codecs
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
-from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant
 from jldm.train.parts import PerPart
 from tests.configs import config, shrunk
-from tests.networks import randomised
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def experiment():
-  return shrunk(config("digits"), STEPS)
-
-
-@pytest.fixture(scope="module")
-def unbroken(experiment, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-  stages.train(experiment, workdir, devices=1)
-  return workdir
-
-
-def last_state(workdir, stage):
-  """Every array of a stage's last checkpoint, read without knowing its types."""
-  import orbax.checkpoint as ocp
-  folder = workdirs.checkpoints(workdir, stage) / str(STEPS)
-  items = sorted(path.name for path in folder.iterdir() if path.is_dir())
-  leaves = {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)}
-
-
-def assert_same_end(a, b):
-  for stage in workdirs.STAGES:
-    left, right = last_state(a, stage), last_state(b, stage)
-    assert left.keys() == right.keys() and len(left) > 50
-    for name, value in left.items():
-      np.testing.assert_array_equal(value, right[name], err_msg=f"{stage} {name}")
+from tests.trained import STEPS, assert_same_end, with_condition
 
 
 class Stop(Exception):
@@ -81,19 +45,10 @@ def test_interrupted_twice_ends_with_the_same_bits(experiment, unbroken, tmp_pat
   assert_same_end(unbroken, tmp_path / "w")
 
 
-def test_what_is_finished_is_not_run_again(experiment, unbroken, capsys):
-  before = (unbroken / "metrics.jsonl").read_text()
-  stages.train(experiment, unbroken, devices=1)
-  assert (unbroken / "metrics.jsonl").read_text() == before
-
-
-def test_the_codec_standardises_the_cached_latents(experiment, unbroken):
-  _, params = pipeline.load(unbroken)
-  (cache,) = (unbroken / "latents").iterdir()
-  mean, log_variance = np.load(cache / "mean.npy"), np.load(cache / "log_variance.npy")
-  std = np.sqrt(mean.var((0, 1, 2)) + np.exp(log_variance).mean((0, 1, 2)))
-  np.testing.assert_allclose(params["codec"]["mean"], mean.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(params["codec"]["std"], std, rtol=1e-5)
+def test_what_is_finished_is_not_run_again(experiment, unbroken, tmp_path):
+  workdir = shutil.copytree(unbroken, tmp_path / "w")
+  stages.train(experiment, workdir, devices=1)
+  assert (workdir / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
 
 
 def test_the_log_has_both_stages_and_held_out_quality(unbroken):
@@ -120,48 +75,12 @@ def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
   assert pipeline.generate(model, params, [0], steps=1).shape == (1, 32, 32, 1)
 
 
-@pytest.mark.slow
-def test_a_lost_or_damaged_latent_cache_is_rebuilt(experiment, unbroken, tmp_path):
-  import shutil
-  workdir = tmp_path / "w"
-  shutil.copytree(unbroken, workdir)
-  shutil.rmtree(workdir / "denoiser")
-  (cache,) = (workdir / "latents").iterdir()
-  whole = (cache / "mean.npy").read_bytes()
-  (cache / "mean.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-  stages.train(experiment, workdir, devices=1)
-  assert (cache / "mean.npy").read_bytes() == whole
-  assert_same_end(unbroken, workdir)
-
-
 def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path):
   endless = override(override(experiment, "autoencoder.steps", "30"), "autoencoder.objective.kl_weight", "inf")
   with pytest.raises(NonFiniteError, match=r"10 non-finite updates in a row, up to step 10; .*checkpoint"):
     stages.train(endless, tmp_path / "w", devices=1)
   with Checkpoints(workdirs.checkpoints(tmp_path / "w", "autoencoder"), read_only=True) as saved:
     assert saved.steps() == [], "it saves every 2 steps, and no step was good"
-
-
-@pytest.mark.parametrize("path, text, told", [
-  ("denoiser.steps", "0", "denoiser.steps=0; expected at least 1"),
-  ("autoencoder.batch_size", "9", "batch size 9 is not divisible by 8 devices; use batch size 8 or 16, or --devices 1 or 3"),
-  ("denoiser.accumulate", "3", "not divisible by accumulate=3"),
-  ("data.height", "30", "sides divisible by the autoencoder's factor"),
-  ("data.channels", "3", "data has 3 channels and the autoencoder 1"),
-  ("denoiser.objective.network.patch", "3", "patch=3"),
-  ("denoiser.objective.network.dtype", "bfloat17", "bfloat17"),
-])
-def test_mistakes_leave_nothing(experiment, tmp_path, path, text, told):
-  with pytest.raises(UserError) as error:
-    stages.train(override(experiment, path, text), tmp_path / "w", devices=8)
-  assert told in str(error.value) and "\n" not in str(error.value)
-  assert not (tmp_path / "w").exists()
-
-
-def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
-  with pytest.raises(UserError, match="not finished; train it first"):
-    stages.train(experiment, tmp_path / "w", ("denoiser",))
-  assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
@@ -178,40 +97,9 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
   assert pipeline.generate(model, params, [1, 2], steps=2).shape == (2, 32, 32, 1)
 
 
-@pytest.mark.parametrize(("change", "told"), [
-  ("parametrization=Predict('eps')", "Predict(kind='eps') says nothing about the data at t = 1 of Flow(); use Predict('v') or"),
-  ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
-  ("network.classes=3", "data has 10 classes and the denoiser 3; --set denoiser.objective.network.classes=10"),
-  ("network.patch=3", "latents of 4x4; expected sides divisible by patch=3"),
-  ("network.self_conditioning=True", "expected a share such as 0.5 and True, or 0 and False"),
-])
-def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, told):
-  with pytest.raises(UserError) as error:
-    stages.train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
-  assert told in str(error.value) and "\n" not in str(error.value)
-  assert not (tmp_path / "w").exists()
-
-
-@pytest.mark.parametrize(("path", "text", "told"), [
-  ("denoiser.optimizer.frozen", "nothing_like_it", "frozen='nothing_like_it'"),
-  ("autoencoder.optimizer.no_decay", "nothing_like_it", "no_decay='nothing_like_it'"),
-])
-def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, told):
-  with pytest.raises(UserError) as error:
-    stages.train(override(experiment, path, text), tmp_path / "w", devices=1)
-  assert told in str(error.value) and not (tmp_path / "w").exists()
-
-
-def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
-  number = dataclasses.replace(experiment, denoiser=dataclasses.replace(experiment.denoiser, ema=0.999))
-  with pytest.raises(UserError, match=r"denoiser.ema=0.999; expected an average such as Decay\(0.999\)"):
-    stages.train(number, tmp_path / "w", devices=1)
-
-
 @pytest.mark.slow
 def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_path):
   """Three widths are tracked; the third, left out, is made of the other two, and comes out as it was tracked."""
-  import shutil
   workdir = tmp_path / "w"
   powers = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
   workdirs.claim(workdir, powers)
@@ -241,7 +129,6 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
 @pytest.mark.slow
 def test_every_option_at_once(experiment, unbroken, tmp_path):
   """A U-Net on another process, with all that a denoiser may learn besides, and optimizer parts by regex."""
-  import shutil
   changes = {
     "network": "UNet(widths=(4, 8), resnets=1, attention=(False, True), heads=2, groups=2, classes=10, log_variance=True, "
                "self_conditioning=True)",
@@ -265,29 +152,6 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_of_several_shapes_mirrored_and_partly_labelled(experiment, tmp_path):
-  data = Synthetic(channels=1, classes=10, count=40, buckets=((16, 48), (48, 16)), mirror=True, labelled=0.5)
-  stages.train(dataclasses.replace(experiment, data=data), tmp_path / "w", devices=1)
-  cache = cached_latents.open_cache(next((tmp_path / "w" / "latents").iterdir()))
-  shapes = {source[np.array([0])]["mean"].shape[1:3] for source in cache.sources}
-  assert shapes == {(4, 4), (2, 6), (6, 2)} and len(cache) == 80
-  labels = np.concatenate([source[np.arange(len(source))]["label"] for source in cache.sources])
-  assert (labels >= 0).sum() == 40
-  assert pipeline.generate(*pipeline.load(tmp_path / "w"), [3], steps=2, size=(48, 16), devices=1).shape == (1, 48, 16, 1)
-
-
-@pytest.mark.parametrize(("change", "told"), [
-  (("perceptual_weight", "0.5"), "perceptual_weight=0.5 without weights; set lpips to a file that jldm convert"),
-  (("lpips", "nowhere.safetensors"), "cannot read 'nowhere.safetensors'"),
-])
-def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, change, told):
-  weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
-  with pytest.raises(UserError) as error:
-    stages.train(override(weighted, f"autoencoder.objective.{change[0]}", change[1]), tmp_path / "w", devices=1)
-  assert told in str(error.value) and not (tmp_path / "w").exists()
-
-
-@pytest.mark.slow
 def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_path):
   rng = np.random.default_rng(0)
   drawn = {name: np.float32(0.1 * np.abs(rng.normal(size=shape))) for name, shape in perceptual.shapes("alex").items()}
@@ -302,57 +166,6 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
     stages.train(changed, workdir, ("autoencoder",), devices=1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["perceptual"] > 0 and np.isfinite([row["loss"] for row in rows if "loss" in row]).all()
-
-
-def with_condition(experiment, condition, unbroken, workdir):
-  """The experiment with a condition, in a workdir whose autoencoder is trained."""
-  import shutil
-  changed = override(experiment, "denoiser.objective.condition", condition)
-  workdirs.claim(workdir, changed)
-  shutil.copytree(unbroken / "autoencoder", workdir / "autoencoder")
-  return changed
-
-
-def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, tmp_path):
-  """In the cache row i has the latents of picture i and of what is made of it, and another degradation is another cache."""
-  changed = with_condition(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
-  source = changed.data.open("train")
-  model, mesh = pipeline.of(changed), runs.mesh_of(changed.denoiser, 1)
-  codec = latents.committed_codec(model, tmp_path / "w", STEPS)
-  run = runs.Run(changed, model, tmp_path / "w", 1)
-  cache = latents.encoded(run, {"params": codec["params"]}, source, mesh)
-  rows = cache[np.arange(len(source))]
-  images = codecs.pixels(source[np.arange(len(source))]["image"])
-  assert len(source) == 20 > changed.autoencoder.batch_size, "several batches, the last one short"
-  keys = row_keys(jax.random.key(latents.SOURCE_SEED), np.arange(20))
-  made = changed.denoiser.objective.condition.degradation(images, keys)
-  encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
-  np.testing.assert_allclose(rows["mean"], encode(images), rtol=1e-3, atol=1e-4)
-  np.testing.assert_allclose(rows["source"], encode(made), rtol=1e-3, atol=1e-4)
-  assert (np.abs(rows["source"] - rows["mean"]).max((1, 2, 3)) > 0.01).all()
-  others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()", "None")
-  hashes = {latents.codec_hash(codec, override(changed, "denoiser.objective.condition", other)) for other in others}
-  assert len(hashes | {latents.codec_hash(codec, changed)}) == 5, "each has a cache of its own"
-  assert {latents.codec_hash({"params": codec["params"]}, experiment)} == {path.name for path in (unbroken / "latents").iterdir()}
-
-
-def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(experiment, unbroken, tmp_path):
-  changed = with_condition(experiment, "Masked()", unbroken, tmp_path / "w")
-  source, model = changed.data.open("train"), pipeline.of(changed)
-  codec, mesh = latents.committed_codec(model, tmp_path / "w", STEPS), runs.mesh_of(changed.denoiser, 1)
-  rows = latents.encoded(runs.Run(changed, model, tmp_path / "w", 1), {"params": codec["params"]}, source, mesh)[np.arange(20)]
-  images = source[np.arange(20)]["image"]
-  np.testing.assert_array_equal(rows["image"], images)
-  np.testing.assert_allclose(rows["mean"], codecs.encode(model.autoencoder, codec, images).mean, rtol=1e-3, atol=1e-4)
-  encoder = latents.handed(model, codec)
-  np.testing.assert_allclose(encoder(images), codecs.standardised(encoder, rows["mean"]), rtol=1e-3, atol=1e-3)
-
-
-def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
-  changed = override(experiment, "denoiser.objective.condition", "Paired(degradation=Downsampled(5))")
-  with pytest.raises(UserError, match=r"pictures of 32x32; expected sides divisible by Downsampled\(factor=5\).factor"):
-    stages.train(changed, tmp_path / "w", devices=1)
-  assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
@@ -375,27 +188,6 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experime
   assert_same_end(tmp_path / "a", tmp_path / "b")
   with pytest.raises(UserError, match="cannot draw without one"):
     pipeline.generate(*pipeline.load(tmp_path / "b"), [1])
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-  """A workdir made of a folder of diffusers, of grey pictures and with a scale of its own."""
-  folder = tmp_path_factory.mktemp("imported")
-  network = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, groups=2)
-  shapes = codecs.shapes(network)
-  vector = np.ones(2, np.float32)
-  pretrained.save(folder / "vae", network, randomised(shapes) | {"mean": 0.5 * vector, "std": 3 * vector})
-  assert main(["convert", str(folder / "vae"), str(folder / "w"), "--to", "jldm"]) == 0
-  return folder / "w"
-
-
-@pytest.fixture(scope="module")
-def on_imported(experiment, imported, tmp_path_factory):
-  """Digits, as they come with scikit-learn."""
-  folder = str(tmp_path_factory.mktemp("data"))
-  assert main(["prepare", "digits", "--data-dir", folder]) == 0
-  data = ImageData(name="digits", data_dir=folder, train="train[:20]", held_out="train[20:40]", classes=10)
-  return dataclasses.replace(experiment, data=data, autoencoder=Pretrained(str(imported)))
 
 
 def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_path, capsys):
@@ -426,20 +218,3 @@ def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, t
   np.testing.assert_array_equal(after["std"], codec["std"])
   moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"]))]
   assert 0 < max(moved) < 1.1 * peak
-
-
-def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_path):
-  replace = dataclasses.replace
-  start = Stage(objective=Reconstruction(network=KLAutoencoder(channels=1, widths=(4, 8))), start=str(imported))
-  for wrong, told in (
-    (replace(on_imported, data=Synthetic(channels=3, classes=10)), "data has 3 channels and the autoencoder 1; make them equal"),
-    (replace(on_imported, autoencoder=Pretrained(str(tmp_path / "no"))), "does not exist; expected a folder that train.py made"),
-    (replace(on_imported, autoencoder=start), "has another network: autoencoder.objective.network.latent_channels: 2 -> 4"),
-    (replace(on_imported, denoiser=replace(on_imported.denoiser, start="w")), "denoiser.start='w'; an autoencoder alone"),
-    (replace(on_imported, autoencoder=replace(start, start="", steps=0)), "autoencoder.steps=0; expected at least 1"),
-  ):
-    with pytest.raises(UserError, match=told):
-      stages.train(wrong, tmp_path / "w", devices=1)
-  with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: autoencoder=Pretrained"):
-    pipeline.load(imported)
-  assert not (tmp_path / "w").exists()

@@ -20,15 +20,12 @@ from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
 from jldm.metrics.extractors.extractor import EXTRACTORS, find, opened
-from tests.configs import config, shrunk
 from tests.parity.drawn import SD
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  path = tmp_path_factory.mktemp("runs") / "w"
-  stages.train(shrunk(config("digits")), path, devices=1)
-  return path
+def workdir(unbroken):
+  return unbroken
 
 
 def refused(capsys, *argv) -> str:

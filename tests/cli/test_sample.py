@@ -1,20 +1,18 @@
-"""`jldm sample` on a workdir that two shrunk steps made: labels, outputs, provenance and mistakes."""
+"""`jldm sample` on a workdir that some shrunk steps made: labels, outputs, provenance and mistakes."""
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from jldm import pictures, stages, workdir as workdirs
+from jldm import pictures, workdir as workdirs
 from jldm.cli import main, sample
 from jldm.experiment import override
 from tests.configs import config, shrunk
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  path = tmp_path_factory.mktemp("runs") / "w"
-  stages.train(shrunk(config("digits")), path, devices=1)
-  return str(path)
+def workdir(unbroken):
+  return str(unbroken)
 
 
 @pytest.mark.parametrize("text, n, counts", [

@@ -12,23 +12,15 @@ from jldm import stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
 from jldm.data import cached_latents
-from tests.configs import config, shrunk
 from tests.faults.processes import restored
+from tests.trained import STEPS
 
 FLIPS = 200
-STEPS = 6  # as tests/test_stages.py has, so that programs are compiled once
 
 
 @pytest.fixture(scope="module")
-def experiment():
-  return shrunk(config("digits"), STEPS)
-
-
-@pytest.fixture(scope="module")
-def trained(experiment, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("runs") / "w"
-  stages.train(experiment, workdir, devices=1)
-  return workdir
+def trained(unbroken):
+  return unbroken
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
