@@ -15,7 +15,7 @@ import pytest
 
 def pytest_configure(config):
   """Tests of seconds compile more than they compute: XLA optimizes nothing. Those that take long run what a person runs."""
-  if config.option.markexpr == "not slow":
+  if config.option.markexpr == "not slow" and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 
