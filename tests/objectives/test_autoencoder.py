@@ -248,7 +248,9 @@ def assert_near(these, those, tolerance=1e-4):
     np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("devices, accumulate", [(8, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize("devices, accumulate", [
+  (1, 4), pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow),
+])
 def test_codebook_and_loss_agree_between_devices_and_in_microbatches(devices, accumulate):
   state, metrics = reference()
   assert np.abs(state.extra["codebook"]["sums"] - first_state().extra["codebook"]["sums"]).max() > 1e-3, "it learns"

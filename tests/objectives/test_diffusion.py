@@ -245,7 +245,7 @@ def test_no_gradient_flows_through_the_first_estimate():
 
   objective = Diffusion(network=Scaled(), process=Flow(), parametrization=Predict("x0"), self_conditioning=1.0)
   mean = lambda a: objective.loss({"a": a}, {}, (), Statistics(0, 1), STILL | {"mean": filled(0)}, KEY)[0].mean()
-  np.testing.assert_allclose(jax.grad(mean)(jnp.float32(1)), 4.0, rtol=1e-6)  # of (a + 1)^2, not of (2 a)^2, which is 8
+  np.testing.assert_allclose(jax.grad(mean)(jnp.float32(1)), 4.0, rtol=1e-5)  # of (a + 1)^2, not of (2 a)^2, which is 8
 
 
 def test_offset_noise_is_shared_by_the_places_of_a_channel():

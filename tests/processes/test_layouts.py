@@ -14,4 +14,5 @@ def test_two_processes_come_to_what_one_device_does(tmp_path):
   for row, each in told.items():
     assert each["losses"] < 2e-4 and each["levels"] <= 1, row
     assert each["restored"] == 2 * len(told), row
-    assert each["held"] < each["whole"] / (row.fsdp * row.tensor) + 2**17, row  # what is small is whole everywhere
+    assert each["held"] <= each["whole"] / row.fsdp + 2**17, row  # what is small is whole everywhere
+  assert told[SOME[1]]["held"] < told[SOME[0]]["held"] < told[ONE]["held"] == told[ONE]["whole"]
