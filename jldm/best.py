@@ -92,6 +92,5 @@ def judged(
 def better(kept: Checkpoints, step: int, score: np.float32) -> bool:
   """Whether a score is the best so far.  A run that was resumed comes to steps that were judged before: they stay as they are."""
   kept.commit(wait=True)
-  processes.meet("best")
-  best = kept.steps()
-  return not best or (step > best[-1] and score < kept.restore(best[-1], {"score": SCORE})["score"])
+  best = processes.agreed(max(kept.steps(), default=-1))
+  return best < 0 or (step > best and score < kept.restore(best, {"score": SCORE})["score"])

@@ -13,7 +13,7 @@ import numpy as np
 
 from jldm import pipeline, processes, sharding, workdir as workdirs
 from jldm.checkpoint import Checkpoints
-from jldm.core.errors import Preempted, UserError
+from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.data import cached_latents
 from jldm.data.batches import in_order
@@ -71,11 +71,7 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
     found = cached_latents.open_cache(folder)
     if processes.all_of(found is not None):
       return found
-    try:
-      return cached_latents.write_like(folder, source, moments, jax.process_index(), jax.process_count(), run.notice.check)
-    except Preempted:
-      run.notice.check()  # where all processes meet
-      raise
+    return cached_latents.write_like(folder, source, moments, jax.process_index(), jax.process_count(), run.notice.check)
 
 
 def cache_of(run: Run, codec: dict) -> Path:

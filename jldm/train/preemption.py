@@ -33,15 +33,19 @@ class Notice:
     self.asked = False
     self.sent: collections.deque = collections.deque()
 
-  def check(self, alone: bool = False) -> None:
-    """Raises Preempted if one was; all processes come here.  `alone`: if this one was, whatever others do."""
-    if self.asked if alone else processes.any_of(self.asked):
+  def check(self) -> None:
+    """Raises Preempted if one was; all processes come here."""
+    if processes.any_of(self.asked):
       raise Preempted(f"stopped by SIGTERM; {GO_ON}")
 
   def between(self, items: Iterable, alone: bool = False) -> Iterator:
-    """The items, with a look before each: for what takes long between two steps."""
+    """The items, with a look before each: for what takes long between two steps.
+
+    `alone`: other processes have other items, and come to a `check` behind theirs, which one that was asked comes to at once.
+    """
     for item in items:
-      self.check(alone)
+      if self.asked or not alone:
+        self.check()
       yield item
 
   def came(self) -> bool:
