@@ -7,6 +7,7 @@ until something better comes.  Training itself takes no notice: it ends with the
 from collections.abc import Callable, Iterator
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +56,10 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
 
 @contextlib.contextmanager
 def judged(
-  experiment: Experiment, model: Model, codec: dict, workdir: Path, loaded: Loaded | None, devices: sharding.Devices
+  experiment: Experiment, model: Model, codec: dict, workdir: Path, loaded: Loaded | None, devices: sharding.Devices,
+  progress: Any = iter,
 ) -> Iterator[Callable[[Log], tuple[Hook, ...]]]:
-  """hooks(log) -> what judges the denoiser and keeps the best."""
+  """hooks(log) -> what judges the denoiser and keeps the best; `progress` wraps the iterator over batches of samples."""
   if loaded is None:
     yield lambda log: ()
     return
@@ -71,7 +73,7 @@ def judged(
 
     def hooks(log: Log) -> tuple[Hook, ...]:
       def call(n, state, metrics):
-        samples = evaluation.draw(model, {"denoiser": state.ema[0], "codec": codec}, among, how)
+        samples = evaluation.draw(model, {"denoiser": state.ema[0], "codec": codec}, among, how, progress)
         told = {"stage": "denoiser", "step": n, "checkpoint": "latest"}
         told |= evaluation.of_denoiser(model, samples, among, how, scores) | {"versions": evaluation.versions()}
         if processes.first():

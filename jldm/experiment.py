@@ -147,6 +147,7 @@ ROLES = (  # one of a row may stand where another of it stands
 )
 CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
 OPTIONAL = {"condition": (Masked, Paired)}  # a field that is None or of a role
+HOW = ("remat",)  # fields that change how values are computed, and not which: a run may change them
 FORMER = {("DiT", "remat"): {False: "none", True: "full"}}  # class and field -> the bools of older files, and their meaning
 
 
@@ -237,8 +238,16 @@ def loads(text: str | bytes) -> Experiment:
     raise UserError(f"not an experiment: {error}") from error
 
 
+def what(data: Any) -> Any:
+  """An experiment as data, without the fields of HOW."""
+  if isinstance(data, dict):
+    return {name: what(value) for name, value in data.items() if name not in HOW}
+  return [what(value) for value in data] if isinstance(data, list) else data
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Where two experiments as data differ: "denoiser.steps: 1000 -> 2000", in the order of their fields."""
+  """Where two experiments as data differ: "denoiser.steps: 1000 -> 2000", in the order of their fields, but for those of HOW."""
+  old, new = what(old), what(new)
   if isinstance(old, dict) and isinstance(new, dict):
     names = list(old) + [name for name in new if name not in old]
     inner = lambda name: f"{path}.{name}" if path else name

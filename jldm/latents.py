@@ -18,7 +18,7 @@ from jldm.core.keys import row_keys
 from jldm.data import cached_latents
 from jldm.data.batches import in_order
 from jldm.data.source import Part
-from jldm.experiment import Experiment, to_data
+from jldm.experiment import Experiment, to_data, what
 from jldm.models import codec as codecs
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.run import Run
@@ -80,13 +80,13 @@ def cache_of(run: Run, codec: dict) -> Path:
 
 def codec_hash(codec: dict, experiment: Experiment) -> str:
   """What cached moments depend on: the encoder's parameters, the network, the data, and what is made of them."""
-  config = [to_data(experiment.autoencoder.objective.network), to_data(experiment.data)]
+  config = [what(to_data(experiment.autoencoder.objective.network)), to_data(experiment.data)]
   if masked(pipeline.of(experiment)):
     config.append("image")
   if degradation(experiment) is not None:
     config.append(to_data(degradation(experiment)))
   digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
-  for leaf in jax.tree.leaves(sharding.fetch(codec)):
+  for leaf in jax.tree.leaves(codec):
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 

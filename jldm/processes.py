@@ -10,9 +10,8 @@ import functools
 import os
 import re
 import signal
-import socket
 import sys
-import time
+import threading
 import traceback
 from typing import Any, NoReturn
 
@@ -28,7 +27,7 @@ CONNECT_S = 300  # to wait for the others at the start
 END_S = 3600  # at the end, for one that still writes
 STARTED = {  # what starts several processes -> the variable by which each of them knows how many there are
   "Slurm (srun)": ("SLURM_STEP_NUM_TASKS", int),
-  "Open MPI": ("OMPI_COMM_WORLD_SIZE", int),
+  "Open MPI 4": ("OMPI_COMM_WORLD_SIZE", int),
   "GKE, a slice of TPUs": ("TPU_WORKER_HOSTNAMES", lambda names: len(names.split(","))),
   "GKE, several slices": ("MEGASCALE_NUM_SLICES", int),
 }
@@ -38,7 +37,7 @@ LOST = ("gloo", "nccl", "coordination service", "connection closed", "connection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The options by which the processes of a run find each other, for a command's parser."""
   parser.add_argument("--distributed", action="store_true",
-                      help="join the other processes of a TPU pod; under srun, mpirun and on GKE that goes without saying")
+                      help="join the other processes of a TPU pod; under srun, mpirun (4) and on GKE that goes without saying")
   parser.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 of --processes listens")
   parser.add_argument("--processes", type=int, metavar="N", help="how many processes run this command")
   parser.add_argument("--process", type=int, metavar="I", help="which of them this is, 0 to N - 1")
@@ -47,45 +46,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def join(args: argparse.Namespace) -> None:
   """Finds the other processes, where there are any; before anything touches a device.
 
+  Where they do not come within CONNECT_S this process ends, with a line and exit code 2: JAX would abort.
+
   Raises:
-    UserError: options that do not fit each other, no others to be found, or not in time.
+    UserError: options that do not fit each other, or nothing that says where the others are.
   """
   given = (args.coordinator, args.processes, args.process)
   if any(value is not None for value in given):
     if None in given or not (re.fullmatch(r".+:\d{1,5}", args.coordinator) and 0 <= args.process < args.processes):
       raise UserError(f"--coordinator {args.coordinator} --processes {args.processes} --process {args.process}; expected "
                       "HOST:PORT, N, and a number from 0 to N - 1, all three")
-    if args.process:
-      find(args.coordinator)
   elif not (args.distributed or started()):
     return
+  late = threading.Timer(CONNECT_S, give_up, [args])
+  late.daemon = True
+  late.start()
   try:
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_S, initialization_timeout=CONNECT_S,
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_S, initialization_timeout=2 * CONNECT_S,
                                shutdown_timeout_seconds=END_S)
   except (ValueError, RuntimeError) as error:
     told = " ".join(str(error).split())[:200]
     raise UserError(f"the other processes of this run were not found ({told}); give --coordinator HOST:PORT --processes N "
                     "--process I, the same HOST:PORT to all") from error
+  finally:
+    late.cancel()
   signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which JAX has just taken
 
 
-def find(coordinator: str) -> None:
-  """Waits until somebody listens there: JAX, which waits as long, would abort.
-
-  Raises:
-    UserError: nobody does in time.
-  """
-  host, port = coordinator.rsplit(":", 1)
-  end = time.monotonic() + CONNECT_S
-  while True:
-    try:
-      socket.create_connection((host, int(port)), timeout=5).close()
-      return
-    except (OSError, OverflowError) as error:
-      if time.monotonic() > end:
-        raise UserError(f"process 0 was not found at --coordinator {coordinator} in {CONNECT_S} s ({error}); start all processes "
-                        "with the same HOST:PORT, of the host of process 0 and a port that is free there") from error
-      time.sleep(0.5)
+def give_up(args: argparse.Namespace) -> NoReturn:
+  where = f" at --coordinator {args.coordinator}" if args.coordinator else ""
+  print(f"error: the other processes of this run did not come within {CONNECT_S} s{where}; start all of them, with the same "
+        "HOST:PORT, of the host of process 0 and a port that is free there", file=sys.stderr)
+  leave(2)
 
 
 def started() -> bool:

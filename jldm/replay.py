@@ -92,5 +92,6 @@ def inputs(run: runs.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
   codec = sharding.place(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
   cache = cached_latents.open_cache(latents.cache_of(run, {"params": codec["params"]}))
   if cache is None:
-    raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again")
+    raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
+                    "long as its denoiser is not finished")
   return cache, latents.handed(run.model, codec)

@@ -96,7 +96,8 @@ def choose(devices: int | None = None) -> list[jax.Device]:
   """
   available, count = jax.devices(), jax.process_count()
   if devices is not None and not 1 <= devices <= len(available):
-    raise UserError(f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices here")
+    where = "here" if count == 1 else "of all processes"
+    raise UserError(f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices {where}")
   if devices is not None and devices % count:
     raise UserError(f"devices={devices} are not as many of each of {count} processes; expected a multiple of {count}")
   each = [[device for device in available if device.process_index == process] for process in range(count)]
@@ -123,7 +124,7 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
     legal = [str(n) for n in (below, below + ways) if n]
     raise UserError(
       f"batch size {batch_size} is not divisible by {ways} devices; use batch size {' or '.join(legal)}"
-      + (f", or --devices {' or '.join(map(str, legal_counts))}" if legal_counts else "")
+      + (f", or --devices {' or '.join(str(n // jax.process_count()) for n in legal_counts)}" if legal_counts else "")
     )
   return arranged(chosen, fsdp, tensor)
 

@@ -273,7 +273,8 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
       sheet = conditioned(run, params, held_out, mesh) if model.condition else sampled(run, params, mesh)
       write_image(run.workdir, name, n, sheet, "samples")
 
-    with best.judged(run.experiment, model, codec, run.workdir, run.extractor, layout_of(mesh)) as judge:
+    among = run.workdir, run.extractor, layout_of(mesh), run.notice.between
+    with best.judged(run.experiment, model, codec, *among) as judge:
       look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
       state = fit_stage(run, name, cache, handed(model, codec), saved, mesh, look)
     saved.save(stage.steps, divide(state))

@@ -19,6 +19,15 @@ def pytest_configure(config):
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 
+AS_SHIPPED = ("nn", "interop", "train")  # folders of tests that run in both suites: in the slow one as XLA optimizes them
+
+
+def pytest_collection_modifyitems(config, items):
+  for item in items:
+    if item.path.relative_to(config.rootpath / "tests").parts[0] in AS_SHIPPED:
+      item.add_marker("as_shipped")
+
+
 @pytest.fixture(scope="session")
 def experiment():
   """Both stages of the digits, six steps each, at the smallest widths."""

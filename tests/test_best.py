@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
+import time
 
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from jldm import best, pictures, pipeline, stages, workdir as workdirs
 from jldm.checkpoint import Checkpoints
 from jldm.cli import main
-from jldm.core.errors import UserError
+from jldm.core.errors import Preempted, UserError
 from jldm.experiment import Evaluation, override
 from tests.configs import config, shrunk
 
@@ -127,6 +130,22 @@ def test_a_run_that_was_stopped_keeps_the_same(judged, run, unjudged_run, tmp_pa
   assert kept[0][0] == kept[1][0]
   for a, b in zip(*(jax.tree.leaves(each) for _, each in kept), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_judgement_is_left_at_its_next_batch_and_its_step_kept(judged, unjudged_run, tmp_path, monkeypatch):
+  path, draw = begun(judged, unjudged_run, tmp_path / "w"), best.evaluation.draw
+
+  def asked(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    return draw(*args)
+
+  monkeypatch.setattr(best.evaluation, "draw", asked)
+  with pytest.raises(Preempted, match="at denoiser step 2"):
+    stages.train(judged, path, devices=1)
+  with Checkpoints(workdirs.checkpoints(path, "denoiser"), read_only=True) as saved:
+    assert saved.steps() == [2]
+  assert not scores(path)
 
 
 def test_only_what_is_better_and_newer_is_kept(tmp_path):

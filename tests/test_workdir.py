@@ -1,9 +1,10 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jldm import workdir as workdirs
+from jldm import latents, workdir as workdirs
 from jldm.core.errors import UserError
 from jldm.experiment import dumps, override
 from tests.configs import config
@@ -52,6 +53,16 @@ def test_another_experiment_is_refused_with_the_difference(tmp_path):
   told = refused(workdirs.claim, tmp_path, other)
   assert told.count(" -> ") == 3 and "(and 2 more)" in told
   assert workdirs.read(tmp_path) == DIGITS
+
+
+def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path):
+  workdirs.claim(tmp_path, DIGITS)
+  changed = override(DIGITS, "denoiser.objective.network.remat", "full")
+  workdirs.claim(tmp_path, changed)
+  assert workdirs.read(tmp_path) == changed
+  for network in ("autoencoder", "denoiser"):
+    path = f"{network}.objective.network.remat"
+    assert latents.codec_hash({"a": np.ones(3)}, DIGITS) == latents.codec_hash({"a": np.ones(3)}, override(DIGITS, path, "full"))
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):

@@ -16,7 +16,7 @@ def products(primitive: Any, *shapes: Any, **params: Any) -> bool:
 
 
 POLICIES = {  # name -> which values within a block are kept beside its inputs; the others are computed again
-  "none": jax.checkpoint_policies.everything_saveable,
+  "none": None,  # all
   "dots": products,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -33,4 +33,5 @@ def remat(block: Callable, name: str, prevent_cse: bool = True) -> Callable:
   """
   if name not in POLICIES:
     raise UserError(f"remat={name!r}; expected one of {list(POLICIES)}")
-  return block if name == "none" else nn.remat(block, policy=POLICIES[name], prevent_cse=prevent_cse)
+  policy = POLICIES[name]
+  return nn.remat(block, policy=policy, prevent_cse=prevent_cse) if policy else block

@@ -8,9 +8,13 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
+from jldm import processes
 from jldm.core.errors import Preempted
+from jldm.data import cached_latents
+from jldm.data.source import Arrays
 from jldm.train.loop import Hook
 from jldm.train.preemption import Notice, watched
 from tests.configs import ROOT
@@ -125,3 +129,41 @@ def test_a_busy_main_thread_does_not_delay_the_end(grace_s, signals, told):
       time.sleep(0.1)
     assert process.communicate(timeout=20)[1] == told and process.returncode == 75
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=str)
+def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, tmp_path, monkeypatch):
+  """As they encode latents, two threads for two processes: a process too few at a meeting would break the barrier."""
+  told, barrier, ends = [False, False], threading.Barrier(2, timeout=20), [None, None]
+
+  def any_of(flag):
+    told[int(threading.current_thread().name)] = flag
+    barrier.wait()
+    found = any(told)
+    barrier.wait()
+    return found
+
+  monkeypatch.setattr(processes, "any_of", any_of)
+  monkeypatch.setattr(cached_latents, "PART", 2)
+  source = Arrays({"x": np.arange(12)})
+
+  def run(process):
+    notice = Notice()
+
+    def encode(part):
+      for row in notice.between(range(len(part)), alone=True):
+        notice.asked = process in asked and part.start >= 4
+        yield part[np.array([row])]
+
+    try:
+      cached_latents.write_like(tmp_path / "latents", source, encode, process, 2, notice.check)
+    except Exception as error:
+      ends[process] = error
+
+  threads = [threading.Thread(target=run, args=(process,), name=str(process)) for process in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  assert [type(end) for end in ends] == [Preempted, Preempted]
+  assert (tmp_path / "latents" / "0-0").is_dir() and not (tmp_path / "latents" / "index.json").exists()
