@@ -14,14 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jldm import pictures, sharding
 from jldm.core.keys import stage_keys
 from jldm.data.batches import batches, in_order
 from jldm.data.tfds import ImageData
+from jldm.distributed import sharding
+from jldm.media import images as pictures
 from jldm.metrics.image import psnr
-from jldm.models import codec
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.codecs import codec
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.train.ema import Decay

@@ -14,14 +14,17 @@ import time
 import jax
 import numpy as np
 
-from jldm import latents, pictures, pipeline, sharding, stages
 from jldm.cli.train import load_config
+from jldm.config.experiment import Experiment, override
 from jldm.core.trees import count
 from jldm.data.batches import in_order
-from jldm.experiment import Experiment, override
-from jldm.models import codec as codecs
+from jldm.distributed import sharding
+from jldm.evaluation.judge import reconstruction
+from jldm.inference import pipeline
+from jldm.media import images as pictures
 from jldm.models.autoencoders.quantize import perplexity
-from jldm.train.evaluate import reconstruction
+from jldm.models.codecs import codec as codecs
+from jldm.runs import latents, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 F8 = {"autoencoder.objective.network.patch": "4", "autoencoder.objective.network.widths": "(64, 128)"}

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jldm import pipeline, workdir as workdirs
-from jldm.checkpoint import Checkpoints
+from jldm.inference import pipeline
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
 
 

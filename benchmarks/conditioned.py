@@ -22,20 +22,24 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.editing import silhouettes
-from jldm import edit, pictures, pipeline, sharding, stages, workdir as workdirs
 from jldm.cli.train import load_config
+from jldm.config.experiment import Experiment, override
 from jldm.core.keys import row_keys
 from jldm.core.trees import traced
+from jldm.distributed import sharding
 from jldm.editing import inpaint as blended
-from jldm.experiment import Experiment, override
+from jldm.inference import edit, pipeline
+from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
 from jldm.metrics.image import psnr, ssim
-from jldm.models import codec as codecs
+from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy, luminance
+from jldm.runs import stages
 from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import draw
+from jldm.storage import workdir as workdirs
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 4  # of each held-out picture

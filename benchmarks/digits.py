@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from jldm.pictures import read_provenance
+from jldm.media.images import read_provenance
 
 
 def real_digits() -> tuple[np.ndarray, np.ndarray]:

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jldm import edit, pictures, pipeline, sharding
 from jldm.data.tfds import ImageData
+from jldm.distributed import sharding
 from jldm.editing.edict import EDICT
+from jldm.inference import edit, pipeline
+from jldm.media import images as pictures
+from jldm.media.images import to_uint8
 from jldm.metrics.extractors import fashion
 from jldm.models.conditioners.degradation import Blurred, Downsampled
-from jldm.pictures import to_uint8
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.heun import Heun
 

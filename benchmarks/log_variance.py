@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import pictures, pipeline, sharding, workdir as workdirs
-from jldm.data import cached_latents
 from jldm.diffusion.target import with_variance
-from jldm.models.codec import Statistics
+from jldm.distributed import sharding
+from jldm.inference import pipeline
+from jldm.media import images as pictures
+from jldm.models.codecs.codec import Statistics
 from jldm.objectives.diffusion import Diffusion
+from jldm.storage import array_cache, workdir as workdirs
 
 TIMES = 50
 
@@ -50,7 +52,7 @@ def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.
   if not getattr(objective.network, "log_variance", False):
     raise SystemExit(f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True")
   _, params = pipeline.load(workdir)
-  cache = cached_latents.open_cache(next((workdir / "latents").iterdir()))
+  cache = array_cache.open_cache(next((workdir / "latents").iterdir()))
   rows = np.arange(size)
   batch = cache[rows % len(cache)] | {"row": rows, "stratum": np.float32(rows / size)}
   statistics = Statistics(params["codec"]["mean"], params["codec"]["std"])

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jldm import evaluation, sharding, workdir as workdirs
-from jldm.evaluation import How
-from jldm.train import evaluate, features
+from jldm.distributed import sharding
+from jldm.evaluation import evaluate, features, judge as judging
+from jldm.evaluation.evaluate import How
+from jldm.storage import workdir as workdirs
 
 SIZE, DRAWS, MOST = 1000, 12, 5000
 METRICS = ("frechet", "kid", "manifold", "agreement", "inception_score", "duplicates")
@@ -27,7 +28,7 @@ def measured(found: features.Features, size: int, draws: int, metrics: tuple[str
   for draw in range(draws):
     rows = np.arange(draw * size, (draw + 1) * size)
     others = np.delete(order, rows)[:MOST]
-    judge = evaluate.Judge(found.take(others), found.take(order[rows]), metrics, {})
+    judge = judging.Judge(found.take(others), found.take(order[rows]), metrics, {})
     for name, each in judge.score(judge.real).items():
       values.setdefault(name, []).append(each)
   return {name: np.array(each) for name, each in values.items()}
@@ -49,7 +50,7 @@ def main() -> None:
   sharding.configure(None)
   experiment = workdirs.read(options.workdir)
   asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
-  among = evaluation.real(experiment, evaluation.extractor_of(asked), How(), workdirs.evaluation(options.workdir))
+  among = evaluate.real(experiment, evaluate.extractor_of(asked), How(), workdirs.evaluation(options.workdir))
   print("| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|")
   for name, each in measured(among.judge.reference, SIZE, DRAWS).items():
     print(row(name, SIZE, each), flush=True)

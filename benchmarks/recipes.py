@@ -30,20 +30,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import named, pictures, pipeline, sharding
 from jldm.cli.train import load_config
+from jldm.config import presets
+from jldm.config.experiment import Experiment, Stage, override
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.data.batches import batches, in_order
 from jldm.data.source import Arrays, Source
 from jldm.data.tfds import ImageData
-from jldm.experiment import Experiment, Stage, override
+from jldm.distributed import sharding
+from jldm.inference import pipeline
+from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import Moments, frechet, statistics
 from jldm.metrics.image import psnr
 from jldm.metrics.manifold import manifold
-from jldm.models import codec as codecs
 from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.codecs import codec as codecs
 from jldm.train.loop import fit
 from jldm.train.state import init_state
 from jldm.train.step import make_step
@@ -289,7 +292,7 @@ def ways(options: argparse.Namespace) -> None:
   split = "test" if options.test else REFERENCE
   reference = Reference(experiment(()).data, split)
   for name, steps, scale in WAYS:
-    images = drawn(options.folder, sampler=named.make_sampler(name), steps=steps, guidance_scale=scale)
+    images = drawn(options.folder, sampler=presets.make_sampler(name), steps=steps, guidance_scale=scale)
     told = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
     print(row(told | reference.score(images, LABELS)), flush=True)
 

@@ -20,13 +20,16 @@ import time
 import jax
 import jax.numpy as jnp
 
-from jldm import pipeline, run as runs, sharding, stages, workdir as workdirs
-from jldm.checkpoint import Checkpoints
 from jldm.cli.train import load_config
+from jldm.config.experiment import override
 from jldm.data.batches import in_order
-from jldm.data.cached_latents import write_like
-from jldm.experiment import override
-from jldm.models import codec as codecs
+from jldm.distributed import sharding
+from jldm.inference import pipeline
+from jldm.models.codecs import codec as codecs
+from jldm.runs import run as runs, stages
+from jldm.storage import workdir as workdirs
+from jldm.storage.array_cache import write_like
+from jldm.storage.checkpoint import Checkpoints
 from jldm.train.loop import IN_FLIGHT, Hook
 
 WARM, LOG_EVERY, SAVE_EVERY = 20, 50, 100

@@ -22,10 +22,14 @@ import jax
 import numpy as np
 
 from benchmarks.recipes import LABELS, SAMPLES, Reference
-from jldm import named, pictures, pipeline, sharding, workdir as workdirs
+from jldm.config import presets
 from jldm.diffusion.process import Cosine, Process
+from jldm.distributed import sharding
+from jldm.inference import pipeline
+from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import frechet, statistics
+from jldm.storage import workdir as workdirs
 from tests.samplers import orders
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +110,7 @@ def drawn(workdir: Path, path: Path, way: Way, steps: int, seed: int) -> np.ndar
   if not path.exists():
     model, params = loaded(workdir)
     images = pipeline.generate(
-      model, params, LABELS, seed, sampler=named.make_sampler(way.sampler), steps=steps, grid=way.grid, guidance_scale=SCALE,
+      model, params, LABELS, seed, sampler=presets.make_sampler(way.sampler), steps=steps, grid=way.grid, guidance_scale=SCALE,
       batch_size=500, devices=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.write_npz(path, images, LABELS)

@@ -15,17 +15,21 @@ import shutil
 import numpy as np
 
 from benchmarks.digits import class_agreement, std_ratio
-from jldm import pictures, pipeline, sharding, stages, workdir as workdirs
 from jldm.cli.train import load_config
+from jldm.config.experiment import Experiment
 from jldm.core.trees import count
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow
 from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
 from jldm.diffusion.weighting import Plain
-from jldm.experiment import Experiment
+from jldm.distributed import sharding
+from jldm.inference import pipeline
+from jldm.media import images as pictures
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock
+from jldm.runs import stages
+from jldm.storage import workdir as workdirs
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {

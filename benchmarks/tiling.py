@@ -18,7 +18,7 @@ import numpy as np
 
 from jldm.metrics.image import psnr
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.tiling import Blended, Exact
+from jldm.models.codecs.tiling import Blended, Exact
 
 NETWORK = KLAutoencoder()
 ROWS = {  # what is run, and in what tiles

@@ -8,10 +8,10 @@ eps, batch 48.  Theirs has VQ-f4 latents with an adversarial loss, and an FID of
 Sized for one GPU of 80 GB.  Counted, not run: 19 exaFLOP in both stages, 36 hours at 150 TFLOP/s.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction

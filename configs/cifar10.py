@@ -10,11 +10,11 @@ pixels, and without dropout or their other augmentations, so that their FID is n
 one GPU of 40 GB or four TPU cores.  Counted, not run: 2.2 exaFLOP, six hours at 100 TFLOP/s.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import EDM
 from jldm.diffusion.target import Precondition
 from jldm.diffusion.times import LogNormalSigma
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction

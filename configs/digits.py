@@ -8,11 +8,11 @@ Two x86 cores, one busy elsewhere, caches cold: `make demo` takes 217 s after in
 32.9 dB); of 1,000 samples 96.3 % are of the class asked for, and their spread within a class is 0.92 of the real digits'.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock

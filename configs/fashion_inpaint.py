@@ -17,11 +17,11 @@ blur, 19.5 from down-sampling (bicubic: 17.0) and 19.5 from half of the pixels; 
 as the truth is. The autoencoder alone: 25.6 dB (docs/conditioned.md).
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.conditioners.concat import Masked
 from jldm.models.denoisers.dit import DiT

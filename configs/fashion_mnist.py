@@ -14,11 +14,11 @@ reconstructions 27.1 dB; of 1,000 samples, 20 evaluations each (ten guided steps
 (874 CPU-seconds: 28.9 dB, Fréchet distance 0.045, precision 0.87, recall 0.73).
 """
 
+from jldm.config.experiment import Evaluation, Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Evaluation, Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock

@@ -11,11 +11,11 @@ Sized for one GPU or TPU core.  Other sizes: --set data.height=128 --set data.wi
 try a tenth of the steps first.  Not measured: what comes out depends on the pictures.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock

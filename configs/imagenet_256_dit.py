@@ -9,11 +9,11 @@ with DINOv2 and trained with an adversary, and an FID of 2.11.  Sized for eight 
 93 exaFLOP in both stages, 11 hours at eight times 300 TFLOP/s.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.dit import dit
 from jldm.nn.transformer import ModulatedBlock

@@ -9,10 +9,10 @@ loss, and an FID of 3.60 with guidance 1.5 over 250 steps.  Sized for sixteen GP
 Counted, not run: 211 exaFLOP in both stages, 15 hours at sixteen times 250 TFLOP/s.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction

@@ -7,11 +7,11 @@ One pinned core of a busy machine: about 490 CPU-seconds for both stages. Held-o
 luminance of the source: 19.0 dB (18.5 dB in grey; docs/conditioned.md).
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.conditioners.concat import Paired
 from jldm.models.conditioners.degradation import Grey

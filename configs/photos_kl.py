@@ -10,11 +10,11 @@ One pinned core of a shared machine, 231 CPU-seconds: held-out PSNR 24.2 dB, SSI
 was not trained.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction

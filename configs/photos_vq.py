@@ -10,11 +10,11 @@ One pinned core of a shared machine, 250 CPU-seconds: held-out PSNR 24.1 dB, SSI
 (docs/autoencoders.md); the denoiser was not trained.
 """
 
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.experiment import Experiment, Sampling, Stage
 from jldm.models.autoencoders.quantize import Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.denoisers.unet import UNet

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 
-from jldm import page
+from jldm.evaluation import page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """<script>

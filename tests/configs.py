@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from jldm.cli.train import load_config
+from jldm.config.experiment import Experiment
 from jldm.data.synthetic import Synthetic
-from jldm.experiment import Experiment
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 

@@ -56,8 +56,8 @@ def on_imported(experiment, imported, tmp_path_factory):
   import dataclasses
 
   from jldm.cli import main
+  from jldm.config.experiment import Pretrained
   from jldm.data.tfds import ImageData
-  from jldm.experiment import Pretrained
   folder = str(tmp_path_factory.mktemp("data"))
   assert main(["prepare", "digits", "--data-dir", folder]) == 0
   data = ImageData(name="digits", data_dir=folder, train="train[:20]", held_out="train[20:40]", classes=10)

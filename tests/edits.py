@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jldm import edit, pipeline
-from jldm.experiment import Experiment
+from jldm.config.experiment import Experiment
+from jldm.inference import edit, pipeline
 from tests.networks import quick, randomised
 
 
@@ -23,7 +23,7 @@ def model_of(experiment: Experiment) -> tuple[Any, dict]:
 
 @contextlib.contextmanager
 def quick_edits() -> Iterator[None]:
-  """The programs of jldm.edit, compiled fast."""
+  """The programs of jldm.inference.edit, compiled fast."""
   with pytest.MonkeyPatch.context() as patch:
     for name, run in vars(edit).items():
       if name.startswith("run_"):

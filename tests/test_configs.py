@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import experiment as experiments, pipeline, rehearsal, stages
+from jldm.config import experiment as experiments
 from jldm.core.trees import count
+from jldm.inference import pipeline
+from jldm.runs import stages, validate
 from tests.configs import ROOT, config, shrunk
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -16,7 +18,7 @@ def test_builds_as_shapes_and_as_data(name):
   experiment = config(name)
   assert experiments.loads(experiments.dumps(experiment)) == experiment
   model = pipeline.of(experiment)
-  rehearsal.check_shapes(model, experiment.data)
+  validate.check_shapes(model, experiment.data)
   assert count(pipeline.codec_shapes(model)) > 1000 and count(pipeline.denoiser_shapes(model)) > 1000
 
 

@@ -8,11 +8,10 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from jldm import lock
-from jldm.checkpoint import Checkpoints
+from jldm.config.experiment import Experiment, loads, to_data
 from jldm.core.errors import UserError
-from jldm.data import cached_latents
-from jldm.experiment import Experiment, loads, to_data
+from jldm.storage import array_cache, lock
+from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import forget_after, rows
 from tests.configs import config, shrunk
 
@@ -105,7 +104,7 @@ def test_a_manifest_names_nothing_outside_its_step(steps, name, capsys):
 def cache(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "cache"
   batch = {"mean": np.arange(24, dtype=np.float32).reshape(4, 2, 3), "label": np.arange(4, dtype=np.int32)}
-  cached_latents.write(folder, [batch], 4)
+  array_cache.write(folder, [batch], 4)
   return folder
 
 
@@ -118,8 +117,8 @@ INDEX = {"count": 4, "arrays": {
 @given(spoiled(INDEX) | spoiled({"parts": [2], "buckets": True}))
 def test_an_index_of_latents(cache, data):
   (cache / "index.json").write_bytes(data)
-  assert cached_latents.open_part(cache) is None, "the digests of INDEX are of nothing"
-  assert cached_latents.open_cache(cache) is None, "there are no parts"
+  assert array_cache.open_part(cache) is None, "the digests of INDEX are of nothing"
+  assert array_cache.open_cache(cache) is None, "there are no parts"
 
 
 @anything
@@ -127,11 +126,11 @@ def test_an_index_of_latents(cache, data):
 def test_the_head_of_an_array_of_latents(cache, data):
   """Whatever its first 128 bytes say."""
   batch = {"mean": np.arange(24, dtype=np.float32).reshape(4, 2, 3), "label": np.arange(4, dtype=np.int32)}
-  source = cached_latents.write(cache, [batch], 4)
+  source = array_cache.write(cache, [batch], 4)
   whole, path = (cache / "label.npy").read_bytes(), cache / "label.npy"
   at = data.draw(st.integers(0, 127))
   path.write_bytes(whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1:])
-  found = cached_latents.open_part(cache)
+  found = array_cache.open_part(cache)
   assert found is None or np.array_equal(found[np.arange(4)]["label"], batch["label"])
   assert len(source) == 4
 
@@ -146,7 +145,7 @@ def test_an_index_names_nothing_outside_its_folder(cache, tmp_path):
   np.save(inside / "mean.npy", array)
   for name, opens in (("mean", True), ("../outside", False), (str(tmp_path / "outside"), False), ("./mean", False), ("", False)):
     (inside / "index.json").write_text(json.dumps({"count": 4, "arrays": {name: entry}}))
-    assert (cached_latents.open_part(inside) is not None) == opens, name
+    assert (array_cache.open_part(inside) is not None) == opens, name
 
 
 @anything

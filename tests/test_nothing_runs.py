@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jldm.cli import COMMANDS
-from jldm.experiment import CLASSES, from_data, to_data
+from jldm.config.experiment import CLASSES, from_data, to_data
 from tests.configs import ROOT, config
 
 MODULES = {  # those that turn data into code, or start programs
@@ -21,7 +21,7 @@ EXCEPTIONS = {  # (file, what): why it may
   ("cli/__init__.py", "importlib"): "imports jldm.cli.NAME, for a NAME of the table COMMANDS alone",
   ("cli/train.py", "importlib"): "runs the config file, a program of the user's own that the command line names",
   ("data/photos.py", "importlib"): "asks where the files of a package lie, and imports nothing",
-  ("evaluation.py", "importlib"): "asks for the versions of packages, and imports nothing",
+  ("evaluation/evaluate.py", "importlib"): "asks for the versions of packages, and imports nothing",
 }
 
 
@@ -99,7 +99,8 @@ def test_an_experiment_is_made_of_the_closed_table_alone():
 
   walk(to_data(config("digits")))
   assert len(names) > 10 and names <= CLASSES.keys()
-  for name in ("os.system", "builtins.eval", "Path", "jldm.experiment.Stage", "Stage ", "", None, 5, ["Stage"], {"class": "DiT"}):
+  for name in ("os.system", "builtins.eval", "Path", "jldm.config.experiment.Stage", "Stage ", "", None, 5, ["Stage"],
+               {"class": "DiT"}):
     with pytest.raises(ValueError, match="of the experiment is not known"):
       from_data({"class": name, "command": "true"})
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import workdir as workdirs
 from jldm.cli import COMMANDS, Parser, main
 from jldm.interop import pretrained, safetensors
+from jldm.storage import workdir as workdirs
 from tests.configs import config
 from tests.parity.drawn import SD, old_flax
 
@@ -56,7 +56,7 @@ def test_commands_parse(line):
   assert isinstance(args, argparse.Namespace)
   if getattr(args, "config", None):
     from jldm.cli.train import load_config
-    from jldm.experiment import override
+    from jldm.config.experiment import override
     experiment = load_config(str(ROOT / args.config))
     for assignment in args.set:
       experiment = override(experiment, *assignment.split("=", 1))
@@ -86,7 +86,7 @@ def test_pages_link_to_what_is_there_and_have_their_tables(page):
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
   """On a shrunk workdir in the place that the README names."""
-  from jldm import stages
+  from jldm.runs import stages
   from tests.configs import shrunk
   monkeypatch.chdir(tmp_path)
   stages.train(shrunk(config("digits")), "runs/digits", devices=1)

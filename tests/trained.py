@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import stages, workdir as workdirs
 from jldm.cli import main
-from jldm.experiment import Experiment, override
+from jldm.config.experiment import Experiment, override
 from jldm.interop import pretrained
-from jldm.models import codec as codecs
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.codecs import codec as codecs
+from jldm.runs import stages
+from jldm.storage import workdir as workdirs
 from tests.networks import randomised
 
 STEPS = 6

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def of_several() -> Any:
   """The module `processes` where this is one of several; JAX is not imported to know that."""
-  module = sys.modules.get("jldm.processes")
+  module = sys.modules.get("jldm.distributed.multihost")
   return module if module and module.several() else None
 
 

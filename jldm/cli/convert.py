@@ -15,16 +15,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from jldm import pipeline, workdir as workdirs
-from jldm.checkpoint import Checkpoints
+from jldm.config.experiment import Experiment, Stage, dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
-from jldm.experiment import Experiment, Stage, dumps, loads
+from jldm.inference import pipeline
 from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import weights
 from jldm.metrics.extractors.extractor import find
 from jldm.objectives.autoencoder import Reconstruction
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

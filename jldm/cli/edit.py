@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jldm import canvas, edit, named, pictures, pipeline, sharding
 from jldm.cli.sample import check_writable
+from jldm.config import presets
 from jldm.core.errors import UserError
 from jldm.data import transforms
+from jldm.distributed import sharding
 from jldm.editing.directions import coordinate, unrelated
 from jldm.editing.edict import EDICT
+from jldm.inference import canvas, edit, pipeline
+from jldm.inference.pipeline import Model
+from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Blurred, Downsampled
-from jldm.pipeline import Model
 from jldm.samplers.grid import GRIDS
 
 
@@ -271,7 +274,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for option in kind.options:
       command.add_argument(option.split()[0], **OPTIONS[option])
     command.add_argument("--label", type=int, default=-1, help="the picture's class (default: -1, unknown)")
-    command.add_argument("--sampler", help=f"edict, one of {', '.join(sorted(named.SAMPLERS))}, or one written out "
+    command.add_argument("--sampler", help=f"edict, one of {', '.join(sorted(presets.SAMPLERS))}, or one written out "
                                            "(default: the experiment's, and edict where noise is looked for)")
     command.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
     command.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
@@ -309,7 +312,7 @@ def sampler(args: argparse.Namespace) -> Any:
   """None where the edit's own is meant."""
   if args.sampler == "edict":
     return EDICT()
-  return args.sampler and named.make_sampler(args.sampler, **({} if args.eta is None else {"eta": args.eta}))
+  return args.sampler and presets.make_sampler(args.sampler, **({} if args.eta is None else {"eta": args.eta}))
 
 
 def provenance(task: Task) -> dict:

@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jldm import evaluation, pictures, pipeline, processes, sharding, workdir as workdirs
+from jldm.config.experiment import Experiment
 from jldm.core.errors import UserError
-from jldm.evaluation import How, Told
-from jldm.experiment import Experiment
+from jldm.distributed import multihost, sharding
+from jldm.evaluation import evaluate
+from jldm.evaluation.evaluate import How, Told
+from jldm.evaluation.judge import METRICS, USUAL
+from jldm.evaluation.report import NAMES
+from jldm.inference import pipeline
 from jldm.interop import safetensors
+from jldm.media import images as pictures
 from jldm.metrics import perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS
-from jldm.report import NAMES
 from jldm.samplers.grid import GRIDS
-from jldm.train.evaluate import METRICS, USUAL
+from jldm.storage import workdir as workdirs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
   parser.add_argument("--seed", type=int, default=0, help="of the samples; the same seed gives the same digits")
-  parser.add_argument("--reference", type=int, default=evaluation.MOST_REAL,
-                      help=f"compare with at most so many training pictures (default: {evaluation.MOST_REAL})")
+  parser.add_argument("--reference", type=int, default=evaluate.MOST_REAL,
+                      help=f"compare with at most so many training pictures (default: {evaluate.MOST_REAL})")
   parser.add_argument("--data-dir", help="where the data set is (default: the experiment's)")
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   sharding.add_arguments(parser)
@@ -47,24 +51,24 @@ def main(args: argparse.Namespace) -> None:
   how = how_of(args, experiment)
   sharding.configure(args.devices, args)
   how = dataclasses.replace(how, devices=sharding.asked(args))
-  loaded = evaluation.extractor_of(experiment.evaluation)
+  loaded = evaluate.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
   codec_step, codec = pipeline.restored(model, workdir, "autoencoder")
   if args.stage != "autoencoder":
     step, denoiser = pipeline.restored(model, workdir, "denoiser", args.best)
     pipeline.check_concat(model, None, how.n)
-  real = evaluation.real(experiment, loaded, how, folder)
+  real = evaluate.real(experiment, loaded, how, folder)
   if args.stage != "denoiser":
-    back = evaluation.reconstructions(model, codec, real, how, lpips)
-    told = {"stage": "autoencoder", "step": codec_step} | evaluation.of_autoencoder(back, real, how)
-    show(folder / f"autoencoder-{codec_step}-worst.png", evaluation.worst(back), "worst reconstructions")
+    back = evaluate.reconstructions(model, codec, real, how, lpips)
+    told = {"stage": "autoencoder", "step": codec_step} | evaluate.of_autoencoder(back, real, how)
+    show(folder / f"autoencoder-{codec_step}-worst.png", evaluate.worst(back), "worst reconstructions")
     finish(folder / f"autoencoder-{codec_step}.json", told)
   if args.stage != "autoencoder":
-    samples = evaluation.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
+    samples = evaluate.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
     told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
-    told |= evaluation.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
-    if suspects := evaluation.audit(samples, real, how, folder):
+    told |= evaluate.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
+    if suspects := evaluate.audit(samples, real, how, folder):
       told["memorisation"] = suspects.told
       show(folder / f"{step}-nearest.png", suspects.sheet, "samples and their nearest pictures")
     finish(folder / f"{step}.json", told)
@@ -89,7 +93,7 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
     raise UserError(f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}")
-  n, few = experiment.evaluation.n, evaluation.FEWEST
+  n, few = experiment.evaluation.n, evaluate.FEWEST
   for name, value, least in (("n", n, few), ("reference", args.reference, few), ("batch_size", args.batch_size, 1)):
     if value < least:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
@@ -100,19 +104,19 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
 
 
 def progress(batches: Any) -> Any:
-  return tqdm(batches, desc="sample", unit="batch", disable=not processes.first())
+  return tqdm(batches, desc="sample", unit="batch", disable=not multihost.first())
 
 
 def show(path: Path, sheet: np.ndarray, what: str) -> None:
-  if processes.first():
+  if multihost.first():
     pictures.write_png(path, sheet, {"what": what})
 
 
 def finish(path: Path, told: Told) -> None:
   """Writes what was found, and prints it as a table."""
-  if not processes.first():
+  if not multihost.first():
     return
-  evaluation.write(path, told | {"versions": evaluation.versions()})
+  evaluate.write(path, told | {"versions": evaluate.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
   print("\n".join(table(told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"]))))
   if audit := told.get("memorisation"):

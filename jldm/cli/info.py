@@ -12,10 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jldm import pipeline, workdir as workdirs
-from jldm.checkpoint import Checkpoints
-from jldm.experiment import fields
+from jldm.config.experiment import fields
+from jldm.inference import pipeline
 from jldm.interop import flat, msgpack, pretrained, safetensors
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,10 @@
 import argparse
 import re
 
-from jldm import sharding, workdir as workdirs
 from jldm.core.errors import UserError
-from jldm.replay import replay
+from jldm.distributed import sharding
+from jldm.runs.replay import replay
+from jldm.storage import workdir as workdirs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

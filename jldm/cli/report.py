@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from jldm import pictures, report, sharding
+from jldm.distributed import sharding
+from jldm.evaluation import report
+from jldm.media import images as pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,15 @@ import tempfile
 import numpy as np
 from tqdm import tqdm
 
-from jldm import named, pictures, pipeline, processes, sharding, workdir as workdirs
 from jldm.cli.prepare import parse_size
+from jldm.config import presets
 from jldm.core.errors import UserError
-from jldm.models.tiling import Blended, Exact
+from jldm.distributed import multihost, sharding
+from jldm.inference import pipeline
+from jldm.media import images as pictures
+from jldm.models.codecs.tiling import Blended, Exact
 from jldm.samplers.grid import GRIDS
+from jldm.storage import workdir as workdirs
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
 ASKED = (  # told where given
@@ -24,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
   parser.add_argument("--n", type=int, default=64, help="how many pictures (default: 64)")
   parser.add_argument("--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional")
-  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(named.SAMPLERS))}, or one written out, such as "
+  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(presets.SAMPLERS))}, or one written out, such as "
                       "\"Churn(Heun(), gamma=0.1)\" (default: the experiment's)")
   parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
   parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
   parser.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
-  rules = ", ".join(sorted(named.GUIDANCE))
+  rules = ", ".join(sorted(presets.GUIDANCE))
   parser.add_argument("--guidance", default="cfg", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
   parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide at log SNR in it alone")
   parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast")
@@ -56,11 +60,11 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = workdirs.read(workdir)
   name = args.sampler or experiment.sampling.sampler
-  sampler = named.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
+  sampler = presets.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
   labels = pipeline.check_labels(parse_labels(args.label, args.n, experiment.data.classes), experiment.data.classes)
   scale = args.guidance_scale if args.guidance_scale is not None else experiment.sampling.guidance_scale
   negative = -1 if args.negative_label is None else args.negative_label
-  rule = named.make_guidance(args.guidance, scale, args.guidance_interval, args.guidance_rescale)
+  rule = presets.make_guidance(args.guidance, scale, args.guidance_interval, args.guidance_rescale)
   pipeline.check_labels(np.array([negative]), experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
   pipeline.check_concat(pipeline.of(experiment), None, len(labels))
@@ -77,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
   rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
   looked = lambda: pipeline.trajectory(model, params, labels[rows], args.seed, previews=PREVIEWS, rows=rows, **options)
   looks = looked() if args.previews else None
-  if not processes.first():
+  if not multihost.first():
     return
   told = {"sampler": name, "steps": steps, "guidance": args.guidance, "guidance_scale": scale, "seed": args.seed}
   told |= {name: getattr(args, name) for name in ASKED if getattr(args, name) is not None}
@@ -93,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def progress(batches):
-  return tqdm(batches, desc="sample", unit="batch", disable=not processes.first())
+  return tqdm(batches, desc="sample", unit="batch", disable=not multihost.first())
 
 
 def parse_labels(text: str, n: int, classes: int) -> np.ndarray:

@@ -5,9 +5,11 @@ import importlib.util
 from pathlib import Path
 import sys
 
-from jldm import sharding, stages, workdir as workdirs
+from jldm.config.experiment import Experiment, override
 from jldm.core.errors import UserError
-from jldm.experiment import Experiment, override
+from jldm.distributed import sharding
+from jldm.runs import stages
+from jldm.storage import workdir as workdirs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

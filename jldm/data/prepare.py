@@ -23,9 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from jldm.core.errors import UserError
+from jldm.core.files import staged
 from jldm.data import photos as photographs, tfds as prepared, transforms
 from jldm.data.buckets import Shape, nearest, told
-from jldm.data.staging import staged
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 IDX_SPLITS = {"train": "train", "test": "t10k"}  # our name of a split, and how the names of its files begin

@@ -26,12 +26,12 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.interop import dc, flat, msgpack, rename, safetensors, tiny, vae
-from jldm.models import codec as codecs
 from jldm.models.autoencoders.dc import DCAutoencoder
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
+from jldm.models.codecs import codec as codecs
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 FLAX = "diffusion_flax_model.msgpack"

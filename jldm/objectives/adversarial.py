@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jldm.core.errors import UserError
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
-from jldm.models.codec import pixels
+from jldm.models.codecs.codec import pixels
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.objective import Aux
 

@@ -25,7 +25,7 @@ from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys, split_each
 from jldm.metrics import perceptual
 from jldm.metrics.image import psnr
-from jldm.models.codec import pixels
+from jldm.models.codecs.codec import pixels
 from jldm.nn.resample import halve
 from jldm.objectives.objective import Aux
 

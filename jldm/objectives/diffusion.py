@@ -23,7 +23,7 @@ from jldm.diffusion.target import Predict, combine, decode, with_variance
 from jldm.diffusion.times import Uniform, draw as draw_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
-from jldm.models.codec import Encoder, Statistics, draw
+from jldm.models.codecs.codec import Encoder, Statistics, draw
 from jldm.objectives.objective import Aux
 
 Array = jax.Array

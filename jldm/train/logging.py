@@ -17,8 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
-from jldm import processes
 from jldm.core.errors import NonFiniteError, UserError
+from jldm.distributed import multihost
 from jldm.train.step import SKIPS_ALLOWED
 
 FLUSH_S = 10  # of the board, whose flush waits for the disk
@@ -126,7 +126,7 @@ class Log:
   """
 
   def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
-    self.path, self.stage, self.batch_size, self.writes = workdir / "metrics.jsonl", stage, batch_size, processes.first()
+    self.path, self.stage, self.batch_size, self.writes = workdir / "metrics.jsonl", stage, batch_size, multihost.first()
     self.made_before = forget_after(self.path, stage, start) if self.writes else 0  # a step that a killed run had come to
     self.board = Board(workdir / "tb" / stage, start) if self.writes else None
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}

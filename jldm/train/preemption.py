@@ -19,8 +19,8 @@ import threading
 import time
 from typing import Any
 
-from jldm import processes
 from jldm.core.errors import GO_ON, Preempted
+from jldm.distributed import multihost
 from jldm.train.loop import IN_FLIGHT, Hook
 
 GRACE_S = 25.0
@@ -35,7 +35,7 @@ class Notice:
 
   def check(self) -> None:
     """Raises Preempted if one was; all processes come here."""
-    if processes.any_of(self.asked):
+    if multihost.any_of(self.asked):
       raise Preempted(f"stopped by SIGTERM; {GO_ON}")
 
   def between(self, items: Iterable, alone: bool = False) -> Iterator:
@@ -50,9 +50,9 @@ class Notice:
 
   def came(self) -> bool:
     """Whether to stop after this step; all processes come here after each."""
-    if not processes.several():
+    if not multihost.several():
       return self.asked
-    self.sent.append(processes.send(self.asked))
+    self.sent.append(multihost.send(self.asked))
     return len(self.sent) > IN_FLIGHT and bool(self.sent.popleft())
 
   def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:

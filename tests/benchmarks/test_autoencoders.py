@@ -1,7 +1,8 @@
 import pytest
 
 from benchmarks import autoencoders
-from jldm import pipeline, rehearsal
+from jldm.inference import pipeline
+from jldm.runs import validate
 
 ROW = {"name": "VQ f4", "latents": "16x16x4", "parameters": 250_400, "steps": 700, "batch_size": 16, "psnr": 24.567,
        "ssim": 0.81234, "cpu_seconds": 300.4, "codes": 512, "usage": 0.987, "perplexity": 321.4}
@@ -11,7 +12,7 @@ ROW = {"name": "VQ f4", "latents": "16x16x4", "parameters": 250_400, "steps": 70
 def test_every_row_is_an_experiment(name):
   found = autoencoders.experiment(name, "somewhere")
   model = pipeline.of(found)
-  rehearsal.check_shapes(model, found.data)
+  validate.check_shapes(model, found.data)
   assert f"f{model.autoencoder.factor}" in name and type(model.autoencoder).__name__.startswith(name[:2])
   assert found.data.data_dir == "somewhere" and found.data.height == (96 if "96x64" in name else 64)
 

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 
 from benchmarks import conditioned
-from jldm import pipeline, rehearsal
+from jldm.inference import pipeline
 from jldm.models.conditioners.degradation import Downsampled
+from jldm.runs import validate
 
 
 @pytest.mark.parametrize("name", conditioned.RUNS)
 def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
   found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
-  rehearsal.check_shapes(pipeline.of(found), found.data)
+  validate.check_shapes(pipeline.of(found), found.data)
   assert found.data.data_dir == "somewhere" and (found.denoiser.objective.condition is None) == (name == "plain")
   if lender:
     lent = conditioned.experiment(lender, "somewhere")

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.digits import class_agreement, enlarge, main, real_digits, std_ratio
 from jldm.data import prepare
-from jldm.pictures import write_samples
+from jldm.media.images import write_samples
 
 HOW = {"sampler": "ddim", "steps": 20, "guidance_scale": 2.0, "seed": 0}
 

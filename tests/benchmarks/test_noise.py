@@ -1,7 +1,7 @@
 import numpy as np
 
 from benchmarks import noise
-from jldm.train.features import Features
+from jldm.evaluation.features import Features
 
 
 def test_intervals_of_independent_draws():

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from benchmarks import recipes
-from jldm import pipeline, rehearsal
+from jldm.inference import pipeline
 from jldm.metrics.frechet import statistics
+from jldm.runs import validate
 
 
 @pytest.mark.parametrize("name", list(recipes.DENOISERS))
 def test_a_recipe_builds(name):
   of, settings = recipes.DENOISERS[name]
   found = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)
-  rehearsal.check_shapes(pipeline.of(found), found.data)
+  validate.check_shapes(pipeline.of(found), found.data)
 
 
 @pytest.fixture

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from benchmarks import averages, log_variance, targets
-from jldm import rehearsal, stages, workdir as workdirs
-from jldm.experiment import from_data, override, to_data
+from jldm.config.experiment import from_data, override, to_data
+from jldm.runs import stages, validate
+from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
 
 
 @pytest.mark.parametrize("network", targets.NETWORKS)
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
-  from jldm import pipeline
+  from jldm.inference import pipeline
   experiment = targets.experiment(network, target, 10)
   assert from_data(to_data(experiment)) == experiment and experiment.autoencoder == config("digits").autoencoder
   model = pipeline.of(experiment)
-  rehearsal.check_shapes(model, experiment.data)
+  validate.check_shapes(model, experiment.data)
   pipeline.times(model, 20)
 
 

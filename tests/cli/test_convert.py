@@ -14,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from jldm import pipeline, stages, workdir as workdirs
 from jldm.cli import main
+from jldm.inference import pipeline
 from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
 from jldm.metrics.extractors.extractor import EXTRACTORS, find, opened
+from jldm.runs import stages
+from jldm.storage import workdir as workdirs
 from tests.parity.drawn import SD
 
 

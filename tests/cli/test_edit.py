@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, ImageSequence
 import pytest
 
-from jldm import pictures, pipeline
 from jldm.cli import main
 from jldm.cli.edit import KINDS
 from jldm.data import transforms
+from jldm.inference import pipeline
+from jldm.media import images as pictures
 from tests.configs import ROOT, config, shrunk
 from tests.edits import model_of, quick_edits
 

@@ -9,9 +9,10 @@ import shutil
 from PIL import Image
 import pytest
 
-from jldm import pictures, stages
 from jldm.cli import main
+from jldm.media import images as pictures
 from jldm.metrics.extractors import extractor
+from jldm.runs import stages
 from tests.configs import config, shrunk
 
 OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-scale", "0.9", "--devices", "1"]

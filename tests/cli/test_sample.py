@@ -4,9 +4,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from jldm import pictures, workdir as workdirs
 from jldm.cli import main, sample
-from jldm.experiment import override
+from jldm.config.experiment import override
+from jldm.media import images as pictures
+from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
 
 

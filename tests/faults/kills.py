@@ -24,8 +24,8 @@ import time
 
 from tqdm import tqdm
 
-from jldm import workdir as workdirs
-from jldm.checkpoint import Checkpoints
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, restored, running, said, until, write_config
 
 STEPS, SAVE_EVERY, PICTURE_EVERY = 24, 3, 4

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jldm import workdir as workdirs
+from jldm.storage import workdir as workdirs
 from tests.configs import ROOT
 
 DEADLINE_S = 300
 CONFIG = """
-from jldm.experiment import override
+from jldm.config.experiment import override
 from tests.configs import config, shrunk
 
 def experiment():

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm import workdir as workdirs
-from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 from tests.faults.processes import DEADLINE_S, assert_same_bits, running, said, write_config
 
 STEPS = 12

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from jldm import stages, workdir as workdirs
-from jldm.checkpoint import Checkpoints
 from jldm.core.errors import UserError
-from jldm.data import cached_latents
+from jldm.runs import stages
+from jldm.storage import array_cache, workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 from tests.faults.processes import restored
 from tests.trained import STEPS
 
@@ -94,14 +94,14 @@ def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp
   (cache,) = (trained / "latents").iterdir()
   shutil.copytree(cache, folder)
   read = lambda source: {name: array.tobytes() for name, array in source[np.arange(len(source))].items()}
-  whole = read(cached_latents.open_cache(folder))
+  whole = read(array_cache.open_cache(folder))
   files = sorted(path for path in folder.rglob("*") if path.is_file())
   assert {path.name for path in files} == {"index.json", *(f"{name}.npy" for name in whole)} and len(files) == len(whole) + 2
   for i in range(FLIPS):
     path = files[i % len(files)]
     data = path.read_bytes()
     path.write_bytes(flipped(data, rng))
-    source = cached_latents.open_cache(folder)
+    source = array_cache.open_cache(folder)
     assert source is None or read(source) == whole, path
     noticed += source is None
     path.write_bytes(data)

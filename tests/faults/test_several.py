@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from jldm import workdir as workdirs
-from jldm.checkpoint import Checkpoints
 from jldm.core.errors import GO_ON, Preempted
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 from tests.faults.processes import DEADLINE_S, assert_same_bits, free_port, logged, running, said, until, write_config
 
 pytestmark = pytest.mark.slow

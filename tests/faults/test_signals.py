@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from jldm import latents, stages, workdir as workdirs
-from jldm.checkpoint import Checkpoints
 from jldm.cli.train import load_config
 from jldm.core.errors import GO_ON, Preempted
+from jldm.runs import latents, stages
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
 from jldm.train.preemption import GRACE_S
 from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, running, said, until, write_config
 

@@ -13,10 +13,10 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.interop import pretrained, rename, safetensors, vae
-from jldm.models import codec as codecs
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
+from jldm.models.codecs import codec as codecs
 from tests.networks import randomised
 from tests.parity.drawn import SD, old_flax
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jldm.interop import pretrained, rename, safetensors, vae
-from jldm.models import codec as codecs
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.codecs import codec as codecs
 
 ROOT = Path(__file__).parents[2]
 NETWORK = KLAutoencoder()
@@ -34,7 +34,7 @@ print(held("VmHWM") - before)
 RUN = """
 import jax, numpy as np
 from jldm.interop import pretrained
-from jldm.models.tiling import Exact
+from jldm.models.codecs.tiling import Exact
 model, params = pretrained.load({folder!r})
 rng = np.random.default_rng(0)
 posterior = jax.jit(model.encode)(params, np.float32(rng.uniform(-1, 1, (1, 512, 512, 3))))

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jldm import sharding
 from jldm.core.errors import UserError
+from jldm.distributed import sharding
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import Codebook

@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from jldm import sharding
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
+from jldm.distributed import sharding
 from jldm.metrics import perceptual
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm import sharding
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, draw
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
+from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import Gaussian
-from jldm.models.codec import Encoder, Statistics
+from jldm.models.codecs.codec import Encoder, Statistics
 from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock

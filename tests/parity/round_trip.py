@@ -15,11 +15,10 @@ HERE = Path(__file__).parent
 
 def trained(folder: Path) -> dict[str, Path]:
   """Workdirs by name: those of stage 1, trained for some steps, and what was imported."""
-  from jldm import stages
   from jldm.cli import main
+  from jldm.config.experiment import Experiment, Stage
   from jldm.data.synthetic import Synthetic
   from jldm.diffusion.process import Cosine
-  from jldm.experiment import Experiment, Stage
   from jldm.models.autoencoders.dc import DCAutoencoder, Level, LinearAttention
   from jldm.models.autoencoders.kl import KLAutoencoder
   from jldm.models.autoencoders.quantize import Codebook
@@ -28,6 +27,7 @@ def trained(folder: Path) -> dict[str, Path]:
   from jldm.models.denoisers.dit import DiT
   from jldm.objectives.autoencoder import Reconstruction
   from jldm.objectives.diffusion import Diffusion
+  from jldm.runs import stages
 
   small = dict(widths=(8, 12), resnets=1, groups=4)
   levels = (Level(8, 1), Level(16, 1, LinearAttention(4, scales=(5,))))
@@ -53,9 +53,9 @@ def write(folder: Path) -> None:
   """Beside each folder for diffusers, what jldm's network makes of pictures and latents."""
   import jax
 
-  from jldm import pipeline
   from jldm.cli import main
-  from jldm.models import codec as codecs
+  from jldm.inference import pipeline
+  from jldm.models.codecs import codec as codecs
 
   for name, workdir in trained(folder).items():
     out = folder / f"{name}_diffusers"

@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from jldm import processes
 from jldm.core.errors import Preempted
-from jldm.data import cached_latents
 from jldm.data.source import Arrays
+from jldm.distributed import multihost
+from jldm.storage import array_cache
 from jldm.train.loop import Hook
 from jldm.train.preemption import Notice, watched
 from tests.configs import ROOT
@@ -143,8 +143,8 @@ def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, 
     barrier.wait()
     return found
 
-  monkeypatch.setattr(processes, "any_of", any_of)
-  monkeypatch.setattr(cached_latents, "PART", 2)
+  monkeypatch.setattr(multihost, "any_of", any_of)
+  monkeypatch.setattr(array_cache, "PART", 2)
   source = Arrays({"x": np.arange(12)})
 
   def run(process):
@@ -156,7 +156,7 @@ def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, 
         yield part[np.array([row])]
 
     try:
-      cached_latents.write_like(tmp_path / "latents", source, encode, process, 2, notice.check)
+      array_cache.write_like(tmp_path / "latents", source, encode, process, 2, notice.check)
     except Exception as error:
       ends[process] = error
 

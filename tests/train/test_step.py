@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from jldm import sharding
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.times import LogitNormal
+from jldm.distributed import sharding
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.codec import Statistics
+from jldm.models.codecs.codec import Statistics
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.core.keys import split_each
 from jldm.core.shapes import expand
-from jldm.models.codec import Encoder, Statistics, pixels, standardised
+from jldm.models.codecs.codec import Encoder, Statistics, pixels, standardised
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Downsampled
 

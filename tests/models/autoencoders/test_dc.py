@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jldm.config.experiment import from_data, to_data
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
-from jldm.experiment import from_data, to_data
 from jldm.models.autoencoders.dc import Convolutions, DCAutoencoder, Level, LinearAttention, linear_attention
 from jldm.objectives.autoencoder import Reconstruction
 from tests.networks import quick, random_params

@@ -5,8 +5,8 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
-from jldm.models import codec as codecs
-from jldm.models.codec import Statistics, standardised
+from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.codec import Statistics, standardised
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.concat import Masked, Paired, joined
 from jldm.models.conditioners.degradation import Grey, Missing

@@ -1,0 +1,124 @@
+"""Samplers and guidance rules by name, as configs and the command line have them.
+
+What is written out, such as "Churn(Heun(), gamma=0.1)", is looked up in a closed table and never executed.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from typing import Any
+
+from jldm.config.experiment import parsed
+from jldm.core.errors import UserError
+from jldm.samplers.ancestral import Ancestral
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Line, Ratio
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
+from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
+from jldm.samplers.heun import Heun
+from jldm.samplers.jump import Jump
+from jldm.samplers.langevin import Corrected
+from jldm.samplers.resample import Resample
+from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.unipc import UniPC
+
+CLOCKS = (Line, Ratio)
+KINDS = (DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample)
+SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
+  "ddim": DDIM,
+  "ddpm": Ancestral,
+  "deis": DEIS,
+  "dpmpp_2m": DPMSolverPP,
+  "dpmpp_2m_sde": lambda eta=1.0: DPMSolverPP(2, eta),
+  "dpmpp_2s": DPMSolverPPSingle,
+  "dpmpp_3m": lambda eta=0.0: DPMSolverPP(3, eta, lower_order_final=True),
+  "dpmpp_3m_sde": lambda eta=1.0: DPMSolverPP(3, eta, lower_order_final=True),
+  "euler": lambda: DDIM(),
+  "euler_ancestral": lambda eta=1.0: DDIM(eta),
+  "heun": Heun,
+  "ipndm": lambda: PNDM("none"),
+  "lcm": Jump,
+  "lms": lambda: DEIS(4),
+  "pndm": PNDM,
+  "rk4": RK4,
+  "unipc": UniPC,
+}
+RANGES = {  # of numbers, ends included
+  (DDIM, "eta"): (0, 1),
+  (DPMSolverPP, "eta"): (0, 100),
+  (DPMSolverPPSingle, "eta"): (0, 100),
+  (Jump, "gamma"): (0, 1),
+  (Churn, "gamma"): (0, 100),
+  (Churn, "low"): (0, math.inf),
+  (Churn, "high"): (0, math.inf),
+  (Churn, "noise"): (0, 100),
+  (Corrected, "size"): (0, 100),
+  (Corrected, "corrections"): (0, 1000),
+}
+GUIDANCE = {  # name -> the rule of a scale
+  "cfg": ClassifierFree,
+  "cfg_pp": lambda scale: CFGPlusPlus(ClassifierFree(scale)),
+  "apg": APG,
+  "cfg_zero": CFGZero,
+}
+
+
+def make_sampler(name: str, **choices: float) -> Any:
+  """A sampler by name, with its own choices, such as eta of ddim, or written as in Python: "Churn(Heun(), gamma=0.1)".
+
+  Raises:
+    UserError: an unknown name, a choice that this sampler does not have, or one out of its range.
+  """
+  if "(" in name:
+    sampler = parsed(name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)})
+    check_sampler(name, sampler)
+    unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
+    make = functools.partial(dataclasses.replace, sampler)
+  elif name in SAMPLERS:
+    unknown, make = set(choices) - set(inspect.signature(SAMPLERS[name]).parameters), SAMPLERS[name]
+  else:
+    raise UserError(f"sampler={name!r}; expected one of {sorted(SAMPLERS)}, or one written out such as DPMSolverPP(3)")
+  if unknown:
+    raise UserError(f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler")
+  sampler = make(**choices)
+  check_sampler(name, sampler)
+  return sampler
+
+
+def check_sampler(name: str, sampler: Any) -> None:
+  """Whether a sampler that was built from text, and what it is around, is one, with numbers that it can have."""
+  if type(sampler) not in KINDS:
+    raise UserError(f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)")
+  for field in dataclasses.fields(sampler):
+    value, bounds = getattr(sampler, field.name), RANGES.get((type(sampler), field.name))
+    if field.name == "sampler":
+      check_sampler(name, value)
+    if field.name == "clock" and type(value) not in CLOCKS:
+      raise UserError(f"clock={value!r} of sampler {name!r}; expected Line() or Ratio()")
+    if bounds and not bounds[0] <= value <= bounds[1]:
+      raise UserError(f"{field.name}={value} of sampler {name!r}; expected {bounds[0]} to {bounds[1]}")
+
+
+def make_guidance(
+  name: str = "cfg", scale: float = 1.0, interval: tuple[float, float] | None = None, rescale: float | None = None
+) -> Any:
+  """A rule by name: at log SNR inside of `interval` alone, x0 brought back to the condition's std by the share `rescale`.
+
+  Raises:
+    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that ends before it begins.
+  """
+  if name not in GUIDANCE:
+    raise UserError(f"guidance={name!r}; expected one of {sorted(GUIDANCE)}")
+  if not math.isfinite(scale) or (name == "cfg_pp" and not 0 <= scale <= 1):
+    raise UserError(f"guidance_scale={scale} of {name}; expected {'0 to 1' if name == 'cfg_pp' else 'a finite number'}")
+  if rescale is not None and not 0 <= rescale <= 1:
+    raise UserError(f"rescale={rescale}; expected a share from 0 to 1")
+  if interval is not None and not -math.inf < interval[0] <= interval[1] < math.inf:
+    raise UserError(f"interval={tuple(interval)}; expected two finite log SNR, the lower first")
+  rule = GUIDANCE[name](scale)
+  if rescale is not None:  # of what x0 is guided to, hence within CFGPlusPlus, which changes eps
+    rule = CFGPlusPlus(Rescale(rule.rule, rescale)) if name == "cfg_pp" else Rescale(rule, rescale)
+  return rule if interval is None else Interval(rule, *interval)

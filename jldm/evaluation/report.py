@@ -1,0 +1,268 @@
+"""A run as one page, W/report.html: what it learned and how fast, what it draws, and what that is worth.
+
+Everything is read from the workdir, but for a few samples drawn on the way; what a run has not done yet is left out.
+"""
+
+from collections.abc import Iterator
+import json
+from pathlib import Path
+import re
+from typing import Any
+
+import numpy as np
+
+from jldm.config.experiment import Stage, to_data
+from jldm.core.errors import UserError
+from jldm.evaluation import page
+from jldm.evaluation.page import Line
+from jldm.inference import pipeline
+from jldm.media import images as pictures
+from jldm.storage import workdir as workdirs
+
+Told = dict[str, Any]
+NEEDED = ("stage", "step", "metrics", "extractor", "reference", "real", "versions")  # of an evaluation
+MOST_SHEETS = 6  # of a stage, over time
+PREVIEWS, MOST_DRAWN = 8, 10  # steps and pictures of the denoising trajectory
+ELSEWHERE = {"stage", "step", "skipped", "images_per_second", "loss", "grad_norm", "psnr"}  # not a chart of their own
+NAMES = {  # of figures
+  "frechet": "Fréchet distance", "kid": "kernel distance (KID)", "cmmd": "CMMD", "precision": "precision", "recall": "recall",
+  "density": "density", "coverage": "coverage", "agreement": "class agreement", "inception_score": "inception score",
+  "duplicates": "duplicates", "psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS",
+  "reconstruction_frechet": "Fréchet distance", "reconstruction_kid": "kernel distance (KID)",
+}
+MEANS = {  # of figures, for who has not met them
+  "frechet": "how far the samples' features lie from real ones', 0 is best",
+  "kid": "the same by a kernel, without a bias for few pictures",
+  "cmmd": "the same by the directions of features",
+  "precision": "share of samples that look real",
+  "recall": "share of real pictures that the samples come near",
+  "density": "how densely samples lie where real pictures do",
+  "coverage": "share of real pictures with a sample nearby",
+  "agreement": "share of samples of the class that was asked for",
+  "inception_score": "classes that are sure and varied",
+  "duplicates": "share of samples with a twin",
+  "psnr": "how near reconstructions are, pixel by pixel",
+  "ssim": "how near they are in local structure",
+  "lpips": "how far off they are for a network",
+  "reconstruction_frechet": "how far reconstructions lie from real pictures",
+  "reconstruction_kid": "the same by a kernel",
+}
+
+
+def build(workdir: Path, devices: int | None = None) -> str:
+  """The page of a workdir.
+
+  Raises:
+    UserError: not a workdir.
+  """
+  experiment = workdirs.read(workdir)
+  logged, judged = list(rows(workdir / "metrics.jsonl")), evaluations(workdir)
+  told = {each["stage"]: each for each in newest(judged)}
+  parts = [
+    summary(judged),
+    sheets(workdir, "denoiser", "Samples over time", "One seed, one noise: only the network changes."),
+    denoising(workdir, devices),
+    figures(told.get("denoiser")),
+    neighbours(workdir, judged),
+    over_time(judged),
+    sheets(workdir, "autoencoder", "Reconstructions", "Held-out pictures, each above what comes back through its latent."),
+    figures(told.get("autoencoder")),
+    worst(workdir, judged),
+    *(training(name, getattr(experiment, name), [row for row in logged if row.get("stage") == name])
+      for name in workdirs.STAGES),
+    page.section("The experiment", page.folded("as it was run", json.dumps(to_data(experiment), indent=2))),
+    versions(judged),
+  ]
+  lead = f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
+  return page.page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
+
+
+def rows(path: Path) -> Iterator[dict]:
+  """The lines of metrics.jsonl; one that a kill left half-written is skipped."""
+  for line in path.read_text().splitlines() if path.is_file() else ():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if isinstance(row, dict) and isinstance(row.get("step"), int):
+      yield row
+
+
+def evaluations(workdir: Path) -> list[Told]:
+  """What `jldm evaluate`, or the training, wrote, in the order of steps.
+
+  Raises:
+    UserError: a file that is none of it.
+  """
+  found = []
+  for path in workdirs.evaluation(workdir).glob("*.json"):
+    try:
+      told = json.loads(path.read_text())
+      found.append((told["stage"], told["step"], {key: told[key] for key in NEEDED} | told | {"file": path.stem}))
+    except (ValueError, TypeError, KeyError) as error:
+      raise UserError(f"{str(path)!r} is no evaluation; remove it, or make it anew with jldm evaluate") from error
+  return [told for _, _, told in sorted(found, key=lambda each: each[:2])]
+
+
+def newest(judged: list[Told]) -> list[Told]:
+  """The last evaluation of each stage, the denoiser's first."""
+  last = {told["stage"]: told for told in judged}
+  return [last[stage] for stage in reversed(workdirs.STAGES) if stage in last]
+
+
+def summary(judged: list[Told]) -> str:
+  """The figures that are asked for first."""
+  facts = []
+  for told in newest(judged):
+    for name in ("frechet", "recall", "agreement", "psnr", "reconstruction_frechet"):
+      if each := told["metrics"].get(name):
+        beside = f"real pictures {each['real']['value']:.3g}" if "real" in each else f"of {each['n']:,} pictures"
+        what = " of reconstructions" if name == "reconstruction_frechet" else ""
+        facts.append((names(told)[name] + what, f"{each['value']:.3g}", f"{each['low']:.3g} to {each['high']:.3g}; {beside}"))
+  return page.tiles(facts) if facts else ""
+
+
+def training(name: str, stage: Stage, logged: list[dict]) -> str:
+  """Losses, times and held-out quality of a stage."""
+  if not logged:
+    return ""
+  of = lambda key: line([(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))])
+  timed = [(row["step"], 1000 * stage.batch_size / row["images_per_second"]) for row in logged if row.get("images_per_second")]
+  known = sorted({key for row in logged for key in row} - ELSEWHERE)
+  terms = [key for key in known if not key.startswith(("held_out_", "evaluation_"))]
+  terms = [key for key in terms if len(set(of(key).y)) > 1 and of(key) != of("loss")]
+  charts = [
+    page.chart("Loss", {"loss": of("loss")}, "mean since the last line"),
+    *(page.chart(key.replace("_", " "), {key: of(key)}, "") for key in terms),
+    page.chart("PSNR", {"training": of("psnr"), "held out": of("held_out_psnr")}, "dB"),
+    page.chart("Gradient norm", {"norm": of("grad_norm")}, ""),
+    page.chart("Step time", {"time": line(timed[1:])}, "milliseconds, without the first line, which compiles"),
+  ]
+  skipped = sum(int(row.get("skipped", 0)) for row in logged)
+  note = f"{logged[-1]['step']:,} of {stage.steps:,} steps of {stage.batch_size} pictures"
+  note += f"; {skipped} updates were not finite and not made" if skipped else ""
+  return page.section(f"Training: {name}", page.row(*charts), note=note)
+
+
+def line(points: list[tuple[float, float]]) -> Line:
+  return Line(*zip(*points)) if points else Line((), ())
+
+
+def spread(items: list[Any], most: int) -> list[Any]:
+  """At most so many of them, evenly, the first and the last included."""
+  return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+
+
+def sheets(workdir: Path, stage: str, title: str, note: str) -> str:
+  """Some of the pictures that a stage left while training."""
+  found = sorted((int(match[1]), path) for path in (workdir / "images").glob(f"{stage}-*.png")
+                 if (match := re.fullmatch(rf"{stage}-(\d+)", path.stem)))
+  drawn = [page.figure(path.read_bytes(), f"step {step:,}") for step, path in spread(found, MOST_SHEETS)] if found else []
+  return page.section(title, page.row(*drawn), note=note) if drawn else ""
+
+
+def denoising(workdir: Path, devices: int | None) -> str:
+  """What the steps of the sampler take a few pictures for."""
+  title = "Denoising"
+  try:
+    model, params = pipeline.load(workdir)
+    labels = np.arange(min(model.classes, MOST_DRAWN)) if model.classes else np.full(MOST_DRAWN, -1)
+    last, estimates = pipeline.trajectory(model, params, labels, previews=PREVIEWS, devices=devices)
+  except UserError as error:
+    return page.section(title, page.paragraph(f"Not drawn: {error}"))
+  scale = max(1, round(pictures.CELL / min(last.shape[1:3])))
+  sheet = pictures.tile_rows([np.concatenate([each, image[None]]) for each, image in zip(estimates, last)], scale)
+  chosen = model.sampling
+  note = (f"A row a picture, from noise to the left: what {PREVIEWS} of the steps took it for, and last the picture. "
+          f"{chosen.sampler}, {chosen.steps} steps, guidance {chosen.guidance_scale:g}, seed 0.")
+  return page.section(title, page.figure(pictures.encode_png(sheet, {"what": "denoising"}), "left to right"), note=note)
+
+
+def figures(told: Told | None) -> str:
+  """Every figure of an evaluation, with its interval and that of real pictures."""
+  if told is None:
+    return ""
+  lines, marks = [], []
+  for name, each in told["metrics"].items():
+    real = each.get("real")
+    lines.append((names(told).get(name, name), f"{each['value']:.4g}", f"{each['low']:.4g} to {each['high']:.4g}",
+                  f"{real['value']:.4g}" if real else "", f"{each['n']:,}"))
+    ends = tuple((part["low"], part["value"], part["high"]) for part in (each, real) if part)
+    marks.append(page.whisker(*ends[0], *ends[1:]))
+  head = ("", "value", "95 % interval", "real against real", "n", "intervals, real below")
+  remarks = [MEANS.get(name, "") for name in told["metrics"]]
+  parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
+  parts += [page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.") for name, why in told.get("left_out", {}).items()]
+  what = "samples" if told["stage"] == "denoiser" else "reconstructions"
+  return page.section(f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {conditions(told)}")
+
+
+def names(told: Told) -> dict[str, str]:
+  """Of figures, the Fréchet distance as the extractor's weights allow to call it."""
+  return NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"].get("distance", NAMES["frechet"]))
+
+
+def conditions(told: Told) -> str:
+  """What a figure depends on, as a sentence."""
+  each, among, drawn = told["extractor"], told["reference"], told.get("samples")
+  how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, guidance {guidance_scale:g}, seed {seed}. "
+  weights = f"weights {each['weights']}" if each["weights"] else "no weights"
+  return (f"{how.format(**drawn) if drawn else ''}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
+          f"{weights}), against {among['n']:,} pictures of {among['split']}; real pictures are {told['real']['n']:,} of "
+          f"{told['real']['split']}.")
+
+
+def by_class(classes: dict[str, Told]) -> str:
+  if not classes:
+    return ""
+  names = list(next(iter(classes.values())))
+  lines = [(label, *(f"{each[name]['value']:.3g}" if name in each else "" for name in names), str(next(iter(each.values()))["n"]))
+           for label, each in classes.items()]
+  return page.table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
+
+
+def over_time(judged: list[Told]) -> str:
+  """Figures over the steps that were judged as the last one was."""
+  every = [told for told in judged if told["stage"] == "denoiser"]
+  alike = [told for told in every if all(told[key] == every[-1][key] for key in ("samples", "extractor", "reference"))]
+  if len(alike) < 2:
+    return ""
+  charts = []
+  for name in alike[-1]["metrics"]:
+    points = [(told["step"], told["metrics"][name]) for told in alike if name in told["metrics"]]
+    x, each = zip(*points)
+    drawn = Line(x, *([value[end] for value in each] for end in ("value", "low", "high")))
+    real = Line(x, [value["real"]["value"] for value in each])
+    charts.append(page.chart(NAMES.get(name, name), {"samples": drawn, "real pictures": real}, ""))
+  return page.section("Figures over time", page.row(*charts), note="Samples of one seed, drawn and judged alike.")
+
+
+def worst(workdir: Path, judged: list[Told]) -> str:
+  return of_file(workdir, judged, "autoencoder", "worst", "Worst reconstructions",
+                 "The held-out pictures that come back worst by PSNR, each above its reconstruction.")
+
+
+def neighbours(workdir: Path, judged: list[Told]) -> str:
+  told = next((told.get("memorisation") for told in reversed(judged) if told["stage"] == "denoiser"), None)
+  if not told:
+    return ""
+  percent = {name: f"{100 * told[name]:.1f} %" for name in ("nearer", "copies")}
+  said = (f"{percent['nearer']} of samples are nearer to a training picture than to one of as many held-out ones, where 50 % is "
+          f"chance; {percent['copies']} are as near to one as 1 % of held-out pictures are. ")
+  said += "This model copies what it was trained on." if told["flagged"] else "No copying is seen."
+  return of_file(workdir, judged, "denoiser", "nearest", "Nearest neighbours",
+                 f"{said} The most suspicious samples, above the nearest training picture and the nearest held-out one.")
+
+
+def of_file(workdir: Path, judged: list[Told], stage: str, what: str, title: str, note: str) -> str:
+  """A sheet that the newest evaluation of a stage left."""
+  files = [told["file"] for told in judged if told["stage"] == stage]
+  path = workdirs.evaluation(workdir) / f"{files[-1]}-{what}.png" if files else None
+  return page.section(title, page.figure(path.read_bytes(), path.name), note=note) if path and path.is_file() else ""
+
+
+def versions(judged: list[Told]) -> str:
+  """Of whatever made the newest figures."""
+  lines = [(told["stage"], *map(str, told["versions"].values())) for told in newest(judged)]
+  head = next((("figures of", *told["versions"]) for told in newest(judged)), ())
+  return page.section("Versions", page.table(head, lines)) if lines else ""

@@ -1,0 +1,99 @@
+"""Logged steps computed again from a kept checkpoint, and compared to the bit.
+
+A line of metrics.jsonl holds means over the steps since the line before it, and every checkpoint ends a line: so the
+steps of a line are known, and a run that was resumed has the lines of one that was not.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from jldm.core.errors import DifferentError, UserError
+from jldm.distributed import sharding
+from jldm.inference import pipeline
+from jldm.runs import latents, run as runs, stages, validate
+from jldm.storage import array_cache, workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
+from jldm.train.logging import means, rows
+from jldm.train.loop import Hook, fit
+
+PACE = "images_per_second"  # in every line of steps, and not computed again
+
+
+@dataclasses.dataclass(frozen=True)
+class Replayed:
+  """lines: how many were equal, the last of them at step `last`; start: the checkpoint they were computed from."""
+
+  start: int
+  last: int
+  lines: int
+
+
+def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int | None = None) -> Replayed:
+  """Computes the lines at steps `first` to `last` of a stage again; writes nothing.
+
+  Raises:
+    DifferentError: a line differs; it names the first one.
+    UserError: no line in that range, no checkpoint kept before it, or data that are not there any more.
+  """
+  workdir = Path(workdir)
+  experiment = workdirs.read(workdir)
+  run = runs.Run(experiment, pipeline.of(experiment), workdir, devices)
+  steps = range(1, getattr(experiment, stage).steps + 1)
+  logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
+  after, wanted = chosen(logged, stage, first, last)
+  with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+    kept = saved.steps()
+    if not (before := [step for step in kept if step <= after]):
+      there = f"steps after {kept[0]} can be replayed" if kept else "it has none"
+      raise UserError(f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}")
+    mesh = runs.mesh_of(getattr(experiment, stage), devices)
+    source, frozen = inputs(run, stage, mesh)
+    step, state, batches, key, changes = stages.begin(run, stage, source, saved, mesh, before[-1])
+  pending, equal = [], []
+
+  def compare(n, state, metrics):
+    pending.append(metrics)
+    if n == after:
+      pending.clear()
+    elif n in wanted:
+      found = means(jax.device_get(pending))
+      pending.clear()
+      differing(wanted[n], found, f"{stage} step {n}", f"the checkpoint of step {before[-1]} on {mesh.size} devices")
+      equal.append(n)
+
+  stop = max(wanted)
+  fit(step, state, (batch for batch, _ in zip(batches, range(before[-1], stop))), key, frozen, stop, (Hook(1, compare),), changes)
+  return Replayed(before[-1], stop, len(equal))
+
+
+def chosen(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, dict[int, dict]]:
+  """The step that the first line in the range begins after, and the lines by step."""
+  wanted = {row["step"]: row for row in logged if first <= row["step"] <= last}
+  if not wanted:
+    told = f"its lines are of steps {logged[0]['step']} to {logged[-1]['step']}" if logged else "it has no lines"
+    raise UserError(f"metrics.jsonl has no line of {stage} at steps {first}:{last}; {told}")
+  return max((row["step"] for row in logged if row["step"] < min(wanted)), default=0), wanted
+
+
+def differing(logged: dict, found: dict, where: str, start: str) -> None:
+  """Raises DifferentError where a line does not say what was found."""
+  said = {name: value for name, value in logged.items() if name not in ("stage", "step", PACE)}
+  if unlike := [name for name in said | found if said.get(name) != found.get(name)]:
+    told = "; ".join(f"{name} is logged as {said.get(name)!r} and computed as {found.get(name)!r}" for name in unlike[:3])
+    raise DifferentError(f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on")
+
+
+def inputs(run: runs.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
+  """What a stage reads, and its frozen networks."""
+  experiment = run.experiment
+  if stage == "autoencoder":
+    weights = validate.lpips_weights(experiment.autoencoder.objective)
+    return experiment.data.open(experiment.data.train), sharding.place(mesh, weights)
+  codec = sharding.place(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
+  cache = array_cache.open_cache(latents.cache_of(run, {"params": codec["params"]}))
+  if cache is None:
+    raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
+                    "long as its denoiser is not finished")
+  return cache, latents.handed(run.model, codec)

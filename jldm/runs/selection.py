@@ -1,0 +1,99 @@
+"""The denoiser that is best by a figure, kept beside the newest one: W/denoiser/best/<step>/, {"ema", "score"}.
+
+Every so often while the denoiser trains its samples are judged, W/evaluation/<step>.json, and what was best so far is kept
+until something better comes.  Training itself takes no notice: it ends with the same bits.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.config.experiment import Experiment
+from jldm.core.errors import UserError
+from jldm.distributed import multihost, sharding
+from jldm.evaluation import evaluate, judge as judging
+from jldm.evaluation.evaluate import How
+from jldm.inference.pipeline import Model
+from jldm.metrics.extractors.extractor import Loaded
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
+from jldm.train.logging import Log
+from jldm.train.loop import Hook
+
+SCORE = jax.ShapeDtypeStruct((), jnp.float32)  # less is better
+
+
+def how_of(experiment: Experiment, devices: sharding.Devices) -> How:
+  """What is drawn and judged while training."""
+  asked = experiment.evaluation
+  metrics = [name for name, figures in judging.FIGURES.items() if asked.metric in figures]
+  return How(n=asked.n, seed=experiment.seed, metrics=tuple(dict.fromkeys((*judging.USUAL, *metrics))), devices=devices)
+
+
+def check(experiment: Experiment, model: Model) -> Loaded | None:
+  """The extractor, before anything is trained; None where nothing is judged while training.
+
+  Raises:
+    UserError: an extractor, a metric or a number that cannot be had.
+  """
+  asked, known = experiment.evaluation, [name for figures in judging.FIGURES.values() for name in figures]
+  if asked.every_steps < 0:
+    raise UserError(f"evaluation.every_steps={asked.every_steps}; expected at least 1, or 0: not while training")
+  if not asked.every_steps:
+    return None
+  if asked.metric not in known:
+    raise UserError(f"evaluation.metric={asked.metric!r}; expected one of {', '.join(known)}")
+  if model.condition is not None:
+    raise UserError("evaluation.every_steps: samples of a model with a condition are not judged while training; set it to 0")
+  loaded = evaluate.extractor_of(experiment.evaluation)
+  evaluate.check(experiment, loaded, how_of(experiment, None))
+  return loaded
+
+
+@contextlib.contextmanager
+def judged(
+  experiment: Experiment, model: Model, codec: dict, workdir: Path, loaded: Loaded | None, devices: sharding.Devices,
+  progress: Any = iter,
+) -> Iterator[Callable[[Log], tuple[Hook, ...]]]:
+  """hooks(log) -> what judges the denoiser and keeps the best; `progress` wraps the iterator over batches of samples."""
+  if loaded is None:
+    yield lambda log: ()
+    return
+  asked, how, folder = experiment.evaluation, how_of(experiment, devices), workdirs.evaluation(workdir)
+  among = evaluate.real(experiment, loaded, how, folder)
+  scores = among.judge.score(among.judge.real)
+  if asked.metric not in scores:
+    raise UserError(f"evaluation.metric={asked.metric!r} is left out: {among.judge.left_out[asked.metric]}; choose another")
+  with Checkpoints(workdirs.best(workdir, "denoiser"), keep=1) as kept:
+    kept.latest()  # one that is damaged is told of and set aside
+
+    def hooks(log: Log) -> tuple[Hook, ...]:
+      def call(n, state, metrics):
+        samples = evaluate.draw(model, {"denoiser": state.ema[0], "codec": codec}, among, how, progress)
+        told = {"stage": "denoiser", "step": n, "checkpoint": "latest"}
+        told |= evaluate.of_denoiser(model, samples, among, how, scores) | {"versions": evaluate.versions()}
+        if multihost.first():
+          evaluate.write(folder / f"{n}.json", told)
+        values = {name: each["value"] for name, each in told["metrics"].items()}
+        log.record(n, {f"evaluation_{name}": value for name, value in values.items()})
+        value, of_real = values[asked.metric], scores[asked.metric].value
+        log.say(f"denoiser step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
+        score = np.float32(multihost.agreed(value if asked.metric in judging.LESS_IS_BETTER else -value))
+        if not metrics["skipped"] and better(kept, n, score):
+          kept.save(n, {"ema": state.ema[0], "score": score})
+
+      return (Hook(asked.every_steps, call, at_end=True),)
+
+    yield hooks
+
+
+def better(kept: Checkpoints, step: int, score: np.float32) -> bool:
+  """Whether a score is the best so far.  A run that was resumed comes to steps that were judged before: they stay as they are."""
+  kept.commit(wait=True)
+  best = multihost.agreed(max(kept.steps(), default=-1))
+  return best < 0 or (step > best and score < kept.restore(best, {"score": SCORE})["score"])

@@ -1,0 +1,135 @@
+"""A workdir: where a run keeps everything, and who it belongs to.
+
+  experiment.json                 resolved, as data
+  autoencoder/latest/<step>/      checkpoints; the last one holds the codec
+  denoiser/latest/<step>/
+  denoiser/best/<step>/           what the evaluations while training liked best
+  denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
+  latents/<codec hash>/           raw moments of the training set
+  evaluation/                     what samples of a step, and reconstructions, are worth
+  metrics.jsonl  tb/  wandb/  images/  samples/  report.html
+  lock                            of the training that runs there
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import errno
+import os
+from pathlib import Path
+import re
+import tempfile
+
+from jldm.config.experiment import Experiment, Pretrained, Stage, differences, dumps, loads, to_data
+from jldm.core.errors import GO_ON, UserError
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.storage import lock
+
+STAGES = ("autoencoder", "denoiser")
+PARTIAL = "experiment.json.partial"
+LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim`
+DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO") if hasattr(errno, name)}
+
+
+def read(workdir: Path) -> Experiment:
+  """The experiment of a workdir.
+
+  Raises:
+    UserError: no such folder, or not a workdir.
+  """
+  path = workdir / "experiment.json"
+  try:
+    if not path.is_file():
+      what = "has no experiment.json" if workdir.is_dir() else "does not exist"
+      raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
+    return loads(path.read_bytes())
+  except OSError as error:
+    raise UserError(f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
+
+
+def resolved(experiment: Experiment) -> Experiment:
+  """The same with the network of a Pretrained autoencoder written out; UserError where its path is no workdir."""
+  given = experiment.autoencoder
+  if not isinstance(given, Pretrained):
+    return experiment
+  objective = Reconstruction(network=read(Path(given.path)).autoencoder.objective.network)
+  return dataclasses.replace(
+    experiment, autoencoder=Stage(objective=objective, steps=0, batch_size=given.batch_size, start=given.path)
+  )
+
+
+def check(workdir: Path, experiment: Experiment) -> None:
+  """Whether `workdir` may hold this experiment; writes nothing.
+
+  Raises:
+    UserError: it holds another experiment (with the difference), something else, cannot be written to, or is no path.
+  """
+  if re.match(r"\w+:/", str(workdir)):
+    raise UserError(f"workdir {str(workdir)!r} is an address; expected a path, of a disk or a share that all processes see")
+  try:
+    if (workdir / "experiment.json").is_file():
+      changed = differences(to_data(read(workdir)), to_data(experiment))
+      if changed:
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise UserError(
+          f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
+        )
+    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL):
+      raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    with tempfile.TemporaryFile(dir=existing):
+      pass
+  except OSError as error:
+    raise UserError(f"cannot write to workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+  """Makes the folder and writes the experiment into it, whole or not at all."""
+  check(workdir, experiment)
+  workdir.mkdir(parents=True, exist_ok=True)
+  partial = workdir / PARTIAL
+  partial.write_text(dumps(experiment))
+  os.replace(partial, workdir / "experiment.json")
+
+
+def check_shared(workdir: Path, experiment: Experiment) -> None:
+  """What a process other than the first finds where that one has claimed a workdir.
+
+  Raises:
+    UserError: nothing, or another experiment.
+  """
+  if not (workdir / "experiment.json").is_file():
+    raise UserError(f"workdir {str(workdir)!r} of process 0 is not seen here; choose a --workdir that all processes share")
+  check(workdir, experiment)
+
+
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+  """Tells in one line of a disk that is full, or may not be written to, while the block writes to a workdir.
+
+  Raises:
+    UserError: in place of the OSError.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in DISK:
+      raise
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    raise UserError(f"cannot go on in workdir {str(workdir)!r}: {what}; see to that, and {GO_ON}") from error
+
+
+def checkpoints(workdir: Path, stage: str) -> Path:
+  return workdir / stage / "latest"
+
+
+def best(workdir: Path, stage: str) -> Path:
+  return workdir / stage / "best"
+
+
+def averages(workdir: Path, stage: str) -> Path:
+  return workdir / stage / "averages"
+
+
+def evaluation(workdir: Path) -> Path:
+  return workdir / "evaluation"

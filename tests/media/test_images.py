@@ -1,0 +1,171 @@
+"""Pictures survive the way to the disk and back, with where they came from; grids put every image where it belongs."""
+
+import json
+import sys
+
+import numpy as np
+from PIL import Image, ImageSequence
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.media import images as pictures
+
+
+def noise(*shape):
+  return np.random.default_rng(0).integers(0, 200, shape, np.uint8)  # below PAPER
+
+
+def test_every_uint8_value_comes_back():
+  values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+  np.testing.assert_array_equal(pictures.to_uint8(values / np.float32(127.5) - 1), values)
+
+
+def test_to_uint8_rounds_and_clips():
+  images = np.array([-7.0, -1.0, -1 + 1.4 / 255, 0.0, 1.0, 1.01]).reshape(1, 6, 1)
+  assert pictures.to_uint8(images).ravel().tolist() == [0, 0, 1, 128, 255, 255]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_to_uint8_refuses_what_is_not_finite(bad):
+  images = np.zeros((2, 3, 3, 1))
+  images[1, 2, 0] = bad
+  with pytest.raises(ValueError, match="1 of 18 values are not finite"):
+    pictures.to_uint8(images)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_a_png_keeps_pixels_and_provenance(tmp_path, channels, mode):
+  image, provenance = noise(5, 7, channels), {"sampler": "ddim", "steps": 20, "guidance_scale": 2.0, "text": "Zürich"}
+  pictures.write_png(tmp_path / "a.png", image, provenance)
+  with Image.open(tmp_path / "a.png") as opened:
+    assert opened.mode == mode and opened.info["ai_generated"] == "true"
+    np.testing.assert_array_equal(np.asarray(opened).reshape(image.shape), image)
+  assert pictures.read_provenance(tmp_path / "a.png") == provenance
+
+
+def test_pictures_of_others_have_no_provenance(tmp_path):
+  Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+  assert pictures.read_provenance(tmp_path / "a.png") is None
+  (tmp_path / "b.png").write_text("not a picture")
+  with pytest.raises(OSError):
+    pictures.read_provenance(tmp_path / "b.png")
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+  path = tmp_path / "a.png"
+  pictures.write_png(path, noise(4, 4, 1), {"index": 0})
+  before = path.read_bytes()
+  with pytest.raises(RuntimeError), pictures.replacing(path) as file:
+    file.write(b"half")
+    raise RuntimeError
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_samples_are_numbered_and_know_their_label(tmp_path):
+  images, labels = noise(12, 8, 8, 3), np.arange(12) % 3
+  pictures.write_samples(tmp_path / "out", images, labels, {"seed": 7})
+  names = sorted(path.name for path in (tmp_path / "out").iterdir())
+  assert names == [f"{i:05d}.png" for i in range(12)] + ["grid.png"]
+  assert pictures.read_provenance(tmp_path / "out" / "00010.png") == {"seed": 7, "index": 10, "label": 1}
+  assert pictures.read_provenance(tmp_path / "out" / "grid.png") == {"seed": 7}
+  with Image.open(tmp_path / "out" / "grid.png") as grid:
+    assert grid.size == (4 * 66 + 2, 3 * 66 + 2)  # four to a class, enlarged to 64 pixels
+
+
+def test_a_shorter_draw_leaves_no_pictures_of_a_longer_one(tmp_path):
+  pictures.write_samples(tmp_path, noise(3, 4, 4, 1), np.arange(3), {"seed": 1})
+  Image.fromarray(noise(4, 4)).save(tmp_path / "00007.png")  # somebody else's
+  pictures.write_samples(tmp_path, noise(1, 4, 4, 1), np.arange(1), {"seed": 2})
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00007.png", "grid.png"]
+
+
+def test_an_npz_keeps_images_and_labels(tmp_path):
+  images, labels = noise(3, 4, 5, 1), [2, -1, 0]
+  pictures.write_npz(tmp_path / "a.npz", images, labels)
+  with np.load(tmp_path / "a.npz") as stored:
+    assert sorted(stored) == ["images", "labels"] and stored["labels"].tolist() == labels
+    np.testing.assert_array_equal(stored["images"], images)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+@pytest.mark.parametrize(("pad", "scale"), [(2, 1), (0, 1), (3, 2)])
+def test_tile_puts_images_row_by_row(pad, scale):
+  images = noise(5, 4, 6, 3)
+  sheet = pictures.tile(images, 2, pad, scale)
+  assert sheet.shape == (3 * (4 * scale + pad) + pad, 2 * (6 * scale + pad) + pad, 3) and sheet.dtype == np.uint8
+  for i, image in enumerate(images):
+    top, left = pad + i // 2 * (4 * scale + pad), pad + i % 2 * (6 * scale + pad)
+    np.testing.assert_array_equal(sheet[top : top + 4 * scale : scale, left : left + 6 * scale : scale], image)
+  assert (sheet == pictures.PAPER).sum() == sheet.size - images.size * scale**2
+
+
+def test_class_rows_sorts_by_class_and_leaves_places_empty():
+  images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
+  sheet = pictures.class_rows(images, np.array([1, 0, 1, 1, 0, 1]), columns=3)[2::3, 2::3, 0]
+  assert sheet.tolist() == [[1, 4, pictures.PAPER], [0, 2, 3]]
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 1), (7, 3), (9, 3), (50, 4)])
+def test_one_class_is_drawn_as_a_square(count, side):
+  sheet = pictures.class_rows(np.zeros((count, 1, 1, 1), np.uint8), np.full(count, -1), columns=4)
+  assert sheet.shape == (3 * side + 2, 3 * side + 2, 1)
+
+
+def test_beside_alternates_rows():
+  images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+  sheet = pictures.beside(images, images + 100, columns=3)[2::3, 2::3, 0]
+  paper = pictures.PAPER
+  assert sheet.tolist() == [[0, 1, 2], [100, 101, 102], [3, 4, paper], [103, 104, paper]]
+
+
+def test_a_sheet_has_a_row_a_name_beside_it():
+  rows = {"source": noise(1, 8, 8, 1), "a longer name": noise(3, 8, 8, 3)}
+  sheet = pictures.sheet(rows)
+  margin = 8 + 7 * len("a longer name")
+  assert sheet.shape == (2 * 66 + 2, margin + 3 * 66 + 2, 3)
+  np.testing.assert_array_equal(sheet[2:66:8, margin + 2 : margin + 66 : 8], np.repeat(rows["source"][0], 3, -1))
+  np.testing.assert_array_equal(sheet[68:132:8, margin + 134 : margin + 198 : 8], rows["a longer name"][2])
+  for row in (slice(2, 66), slice(68, 132)):
+    assert (sheet[row, :margin] < 128).any(), "something is written"
+  assert (sheet[2:66, margin + 68 :] == pictures.PAPER).all()
+
+
+def test_alpha_is_shown_over_white():
+  shown = pictures.as_rgb(np.array([[[10, 255], [10, 0], [10, 51]]], np.uint8))
+  assert shown.tolist() == [[[10] * 3, [255] * 3, [206] * 3]]
+
+
+def test_edits_are_numbered_and_each_is_told(tmp_path):
+  images = noise(2, 8, 8, 2)
+  pictures.write_edits(tmp_path, images, {"edited": images}, {"edit": "invert"}, [{"share": 0.0}, {"share": 1.0}])
+  assert pictures.read_provenance(tmp_path / "00001.png") == {"edit": "invert", "share": 1.0, "index": 1}
+  assert pictures.read_provenance(tmp_path / "sheet.png") == {"edit": "invert"}
+  with Image.open(tmp_path / "00001.png") as opened:
+    assert opened.mode == "LA"
+    np.testing.assert_array_equal(np.asarray(opened), images[1])
+
+
+def test_an_animation_goes_there_and_back(tmp_path):
+  images = np.stack([np.full((8, 8, 1), level, np.uint8) for level in (0, 100, 200)])
+  pictures.write_gif(tmp_path / "a.gif", images, {"edit": "interpolate"})
+  with Image.open(tmp_path / "a.gif") as opened:
+    frames = [np.asarray(frame.convert("L"))[0, 0] for frame in ImageSequence.Iterator(opened)]
+    assert opened.size == (64, 64) and json.loads(opened.info["comment"])["jldm"] == {"edit": "interpolate"}
+  np.testing.assert_allclose(frames, [0, 100, 200, 100], atol=1)
+
+
+def test_a_film_needs_imageio(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+  with pytest.raises(UserError, match="install them: pip install 'jldm"):
+    pictures.write_mp4(tmp_path / "a.mp4", noise(3, 8, 8, 1), {})
+
+
+def test_a_film_has_the_frames(tmp_path):
+  imageio = pytest.importorskip("imageio.v2")
+  pytest.importorskip("imageio_ffmpeg")
+  images = np.stack([np.full((9, 8, 1), level, np.uint8) for level in (0, 100, 200)])
+  pictures.write_mp4(tmp_path / "a.mp4", images, {"edit": "interpolate"})
+  frames = np.stack(imageio.mimread(tmp_path / "a.mp4"))
+  assert frames.shape == (4, 72, 64, 3)
+  np.testing.assert_allclose(frames.mean((1, 2, 3)), [0, 100, 200, 100], atol=3)
+  assert b"interpolate" in (tmp_path / "a.mp4").read_bytes()

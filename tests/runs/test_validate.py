@@ -1,0 +1,100 @@
+"""What cannot be trained is told in one line before anything is written."""
+
+import dataclasses
+
+import pytest
+
+from jldm.config.experiment import Pretrained, Stage, override
+from jldm.core.errors import UserError
+from jldm.data.synthetic import Synthetic
+from jldm.inference import pipeline
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.runs import stages
+
+
+@pytest.mark.parametrize("path, text, told", [
+  ("denoiser.steps", "0", "denoiser.steps=0; expected at least 1"),
+  ("autoencoder.batch_size", "9", "batch size 9 is not divisible by 8 devices; use batch size 8 or 16, or --devices 1 or 3"),
+  ("denoiser.accumulate", "3", "not divisible by accumulate=3"),
+  ("data.height", "30", "sides divisible by the autoencoder's factor"),
+  ("data.channels", "3", "data has 3 channels and the autoencoder 1"),
+  ("denoiser.objective.network.patch", "3", "patch=3"),
+  ("denoiser.objective.network.dtype", "bfloat17", "bfloat17"),
+])
+def test_mistakes_leave_nothing(experiment, tmp_path, path, text, told):
+  with pytest.raises(UserError) as error:
+    stages.train(override(experiment, path, text), tmp_path / "w", devices=8)
+  assert told in str(error.value) and "\n" not in str(error.value)
+  assert not (tmp_path / "w").exists()
+
+
+def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
+  with pytest.raises(UserError, match="not finished; train it first"):
+    stages.train(experiment, tmp_path / "w", ("denoiser",))
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("change", "told"), [
+  ("parametrization=Predict('eps')", "Predict(kind='eps') says nothing about the data at t = 1 of Flow(); use Predict('v') or"),
+  ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
+  ("network.classes=3", "data has 10 classes and the denoiser 3; --set denoiser.objective.network.classes=10"),
+  ("network.patch=3", "latents of 4x4; expected sides divisible by patch=3"),
+  ("network.self_conditioning=True", "expected a share such as 0.5 and True, or 0 and False"),
+])
+def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, told):
+  with pytest.raises(UserError) as error:
+    stages.train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
+  assert told in str(error.value) and "\n" not in str(error.value)
+  assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("path", "text", "told"), [
+  ("denoiser.optimizer.frozen", "nothing_like_it", "frozen='nothing_like_it'"),
+  ("autoencoder.optimizer.no_decay", "nothing_like_it", "no_decay='nothing_like_it'"),
+])
+def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, told):
+  with pytest.raises(UserError) as error:
+    stages.train(override(experiment, path, text), tmp_path / "w", devices=1)
+  assert told in str(error.value) and not (tmp_path / "w").exists()
+
+
+def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
+  number = dataclasses.replace(experiment, denoiser=dataclasses.replace(experiment.denoiser, ema=0.999))
+  with pytest.raises(UserError, match=r"denoiser.ema=0.999; expected an average such as Decay\(0.999\)"):
+    stages.train(number, tmp_path / "w", devices=1)
+
+
+@pytest.mark.parametrize(("change", "told"), [
+  (("perceptual_weight", "0.5"), "perceptual_weight=0.5 without weights; set lpips to a file that jldm convert"),
+  (("lpips", "nowhere.safetensors"), "cannot read 'nowhere.safetensors'"),
+])
+def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, change, told):
+  weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
+  with pytest.raises(UserError) as error:
+    stages.train(override(weighted, f"autoencoder.objective.{change[0]}", change[1]), tmp_path / "w", devices=1)
+  assert told in str(error.value) and not (tmp_path / "w").exists()
+
+
+def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
+  changed = override(experiment, "denoiser.objective.condition", "Paired(degradation=Downsampled(5))")
+  with pytest.raises(UserError, match=r"pictures of 32x32; expected sides divisible by Downsampled\(factor=5\).factor"):
+    stages.train(changed, tmp_path / "w", devices=1)
+  assert not (tmp_path / "w").exists()
+
+
+def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_path):
+  replace = dataclasses.replace
+  start = Stage(objective=Reconstruction(network=KLAutoencoder(channels=1, widths=(4, 8))), start=str(imported))
+  for wrong, told in (
+    (replace(on_imported, data=Synthetic(channels=3, classes=10)), "data has 3 channels and the autoencoder 1; make them equal"),
+    (replace(on_imported, autoencoder=Pretrained(str(tmp_path / "no"))), "does not exist; expected a folder that train.py made"),
+    (replace(on_imported, autoencoder=start), "has another network: autoencoder.objective.network.latent_channels: 2 -> 4"),
+    (replace(on_imported, denoiser=replace(on_imported.denoiser, start="w")), "denoiser.start='w'; an autoencoder alone"),
+    (replace(on_imported, autoencoder=replace(start, start="", steps=0)), "autoencoder.steps=0; expected at least 1"),
+  ):
+    with pytest.raises(UserError, match=told):
+      stages.train(wrong, tmp_path / "w", devices=1)
+  with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: autoencoder=Pretrained"):
+    pipeline.load(imported)
+  assert not (tmp_path / "w").exists()

@@ -1,0 +1,114 @@
+"""One trainer a workdir: who is refused, who takes over, and what is left behind."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.core.pids import start_of
+from jldm.storage import lock
+from tests.configs import ROOT
+
+HOLDER = """
+import pathlib, sys
+from jldm.storage import lock
+with lock.held(pathlib.Path(sys.argv[1])):
+  print("held", flush=True)
+  sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def another(tmp_path):
+  """Another process that holds the lock of tmp_path/w."""
+  command = [sys.executable, "-c", HOLDER, str(tmp_path / "w")]
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+
+
+def refused(workdir) -> str:
+  with pytest.raises(UserError) as error, lock.held(workdir):
+    raise AssertionError("it must not be held")
+  assert "\n" not in str(error.value)
+  return str(error.value)
+
+
+def written(workdir, **changed):
+  """A lock that this process might have left behind."""
+  workdir.mkdir()
+  said = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_of(os.getpid()), "since": "2026-01-01T00:00:00"}
+  (workdir / "lock").write_text(json.dumps(said | changed))
+  return workdir
+
+
+def test_held_and_let_go(tmp_path):
+  with lock.held(tmp_path / "a" / "w"):
+    assert json.loads((tmp_path / "a" / "w" / "lock").read_text())["pid"] == os.getpid()
+    assert f"pid {os.getpid()} on {socket.gethostname()!r}" in refused(tmp_path / "a" / "w")
+  assert not list((tmp_path / "a" / "w").iterdir())
+
+
+def test_a_second_one_is_refused_until_the_first_ends(tmp_path, another):
+  told = refused(tmp_path / "w")
+  assert f"pid {another.pid} on {socket.gethostname()!r}" in told and "choose another --workdir" in told
+  another.stdin.close()
+  assert another.wait(30) == 0
+  with lock.held(tmp_path / "w"):
+    pass
+
+
+def test_where_flock_is_not_known_the_file_tells(tmp_path, another, monkeypatch):
+  def unknown(file, how):
+    raise OSError(lock.errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(lock.fcntl, "flock", unknown)
+  assert f"pid {another.pid} on" in refused(tmp_path / "w")
+
+
+def test_a_killed_holder_is_taken_over_from(tmp_path, another, capsys):
+  another.kill()
+  another.wait(30)
+  with lock.held(tmp_path / "w"):
+    assert f"is of pid {another.pid}, which has ended; it is taken over\n" in capsys.readouterr().err
+
+
+def test_a_pid_in_use_again_is_not_its_holder(tmp_path, capsys):
+  """The parent of this process lives: as the holder it is refused for, as a later process of that pid it is not."""
+  workdir = written(tmp_path / "w", pid=os.getppid(), started=start_of(os.getppid()))
+  assert f"pid {os.getppid()} on" in refused(workdir)
+  (workdir / "lock").unlink()
+  workdir.rmdir()
+  boot, tick = start_of(os.getppid()).split()
+  written(workdir, pid=os.getppid(), started=f"{boot} {int(tick) - 1}")
+  with lock.held(workdir):
+    assert f"pid {os.getppid()}, which has ended" in capsys.readouterr().err
+
+
+def test_another_host_is_refused_with_what_to_do(tmp_path):
+  workdir = written(tmp_path / "w", host="elsewhere")
+  told = refused(workdir)
+  assert "on 'elsewhere'" in told and f"remove {workdir / 'lock'}" in told
+  (workdir / "lock").unlink()
+  with lock.held(workdir):
+    pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"pid": 1}', "[" * 4000, "\x00\xff"])
+def test_a_lock_that_says_nothing_is_taken(tmp_path, text):
+  (tmp_path / "lock").write_bytes(text.encode("latin-1"))
+  with lock.held(tmp_path):
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_removed_by_hand_and_taken_by_another_is_left_to_it(tmp_path):
+  with lock.held(tmp_path):
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").write_text("another's")
+  assert (tmp_path / "lock").read_text() == "another's"
