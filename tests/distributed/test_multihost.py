@@ -82,7 +82,7 @@ def test_where_nothing_started_them_they_are_not_found(capsys, monkeypatch, tmp_
 
 ALONE = """
 import argparse, sys
-from jldm.distributed import multihost as processes
+from jldm.distributed import multihost
 multihost.CONNECT_S = 1
 parser = argparse.ArgumentParser()
 multihost.add_arguments(parser)
