@@ -18,7 +18,7 @@ from typing import Any
 from jldm.config.experiment import Experiment, Stage, dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
-from jldm.inference import pipeline
+from jldm.inference.load import codec_shapes, denoiser_shapes, load, load_codec, of
 from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import weights
@@ -69,7 +69,7 @@ def params(source: Path, out: Path) -> str:
 def exported(workdir: Path, out: Path) -> str:
   """A trained workdir as one file."""
   experiment = workdirs.read(workdir)
-  _, params = pipeline.load(workdir)
+  _, params = load(workdir)
   arrays = flat.flatten(params)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "params", "experiment": dumps(experiment)})
   return f"{out}: {summary(arrays)}"
@@ -81,13 +81,13 @@ def imported(path: Path, out: Path) -> str:
   if "experiment" not in metadata:
     raise UserError(f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a workdir")
   experiment = loads(metadata["experiment"])
-  model = pipeline.of(experiment)
-  like = {"codec": pipeline.codec_shapes(model), "denoiser": pipeline.denoiser_shapes(model)}
+  model = of(experiment)
+  like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
   params = flat.unflatten(safetensors.read(path), like)
   check_free(out)
   workdirs.claim(out, experiment)
-  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": params["codec"]}),
-            "denoiser": (experiment.denoiser.steps, {"ema": params["denoiser"]})}
+  codec = params.pop("codec")
+  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": codec}), "denoiser": (experiment.denoiser.steps, {"ema": params})}
   for stage, (step, items) in stages.items():
     with Checkpoints(workdirs.checkpoints(out, stage)) as saved:
       saved.save(step, items)
@@ -108,7 +108,7 @@ def autoencoder(source: Path, out: Path, **options: Any) -> str:
 def published(source: Path, out: Path, **options: Any) -> str:
   """The autoencoder of a workdir, or a published one, as a folder of diffusers."""
   is_workdir = (source / "experiment.json").is_file()
-  network, codec = pipeline.load_codec(source) if is_workdir else pretrained.read(str(source), **options)
+  network, codec = load_codec(source) if is_workdir else pretrained.read(str(source), **options)
   check_free(out)
   pretrained.save(out, network, codec)
   return f"{out}: a folder for diffusers, {told(network, codec)}"

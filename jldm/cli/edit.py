@@ -6,6 +6,7 @@ to be repainted, or where its pixels are missing.
 
 import argparse
 from collections.abc import Callable
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +15,20 @@ import numpy as np
 
 from jldm.cli.sample import check_writable
 from jldm.config import presets
+from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.data import transforms
 from jldm.distributed import sharding
 from jldm.editing.directions import coordinate, unrelated
 from jldm.editing.edict import EDICT
-from jldm.inference import canvas, edit, pipeline
-from jldm.inference.pipeline import Model
+from jldm.inference import canvas, edit
+from jldm.inference.generate import Request
+from jldm.inference.load import Model, load, of_kind
 from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Blurred, Downsampled
+from jldm.models.conditioners.label import ClassLabel
 from jldm.samplers.grid import GRIDS
+from jldm.storage import workdir as workdirs
 
 
 class Task(NamedTuple):
@@ -33,7 +38,13 @@ class Task(NamedTuple):
   model: Model
   params: dict
   image: np.ndarray  # uint8 [N, H, W, C or C + 1]
-  how: edit.How
+  request: Request
+  sampling: Sampling
+
+  @property
+  def chosen(self) -> tuple[Request, Sampling]:
+    """What every edit takes last."""
+    return self.request, self.sampling
 
 
 class Edited(NamedTuple):
@@ -74,7 +85,7 @@ def read_mask(path: str, image: np.ndarray) -> np.ndarray:
 
 def image_to_image(task: Task) -> Edited:
   args, strengths = task.args, parse_numbers("--strength", task.args.strength, float)
-  varied = lambda strength: edit.image_to_image(task.model, task.params, task.image, strength, args.label, args.n, task.how)
+  varied = lambda strength: edit.image_to_image(task.model, task.params, task.image, strength, *task.chosen)
   edits = [varied(strength) for strength in strengths]
   rows = {"source": task.image}
   for strength, images in zip(strengths, edits):
@@ -96,7 +107,7 @@ def inpaint(task: Task) -> Edited:
     image, whole = canvas.grown(image, *(sides * 4)[:4])
     known = whole if not args.mask else np.pad(known, margins_of(whole))
   images = edit.inpaint(
-    task.model, task.params, image, known, args.label, args.n, args.strength, args.repeats, args.jump, task.how)
+    task.model, task.params, image, known, args.strength, (args.repeats, args.jump), *task.chosen)
   source = {} if args.margins else {"source": image}
   return Edited(images, source | {"known": hidden(image, known)} | laid("inpainted", images, len(image)))
 
@@ -114,7 +125,7 @@ def margins_of(whole: np.ndarray) -> tuple:
 
 
 def invert(task: Task) -> Edited:
-  found = edit.invert(task.model, task.params, task.image, task.args.label, task.how)
+  found = edit.invert(task.model, task.params, task.image, *task.chosen)
   out = Path(task.args.out) / "noise.npz"
   with pictures.replacing(out) as file:
     np.savez_compressed(file, noise=found.noise)
@@ -125,7 +136,7 @@ def invert(task: Task) -> Edited:
 def interpolate(task: Task) -> Edited:
   args = task.args
   both = read([*args.image, args.to], task.model)
-  images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, args.label, task.how)
+  images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, *task.chosen)
   pictures.write_gif(Path(args.out) / "interpolation.gif", images, provenance(task))
   if args.film:
     pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, provenance(task))
@@ -135,9 +146,9 @@ def interpolate(task: Task) -> Edited:
 def translate(task: Task) -> Edited:
   args = task.args
   if args.onto is None:
-    images = edit.paired(task.model, task.params, task.image, args.label, args.n, task.how)
+    images = edit.paired(task.model, task.params, task.image, *task.chosen)
     return Edited(images, {"source": task.image} | laid("translated", images, len(task.image)))
-  images = edit.translate(task.model, task.params, task.image, args.label, args.onto, args.strength, task.how)
+  images = edit.translate(task.model, task.params, task.image, label_given(task.model, args.onto), args.strength, *task.chosen)
   return Edited(images, {f"class {args.label}": task.image, f"class {args.onto}": images})
 
 
@@ -146,13 +157,14 @@ def restore(task: Task) -> Edited:
   degradation = {"blur": lambda: Blurred(args.sigma), "downsample": lambda: Downsampled(args.factor)}.get(args.degradation)
   known = None
   if args.degradation is None:
-    images = edit.paired(task.model, task.params, image, args.label, args.n, task.how)
+    images = edit.paired(task.model, task.params, image, *task.chosen)
   else:
     if (args.degradation == "missing") != bool(args.mask):
       raise UserError("--mask says which pixels are missing: expected with --degradation missing, and with no other")
     known = read_mask(args.mask, image) if args.mask else None
-    images = edit.restore(task.model, task.params, image, degradation and degradation(), args.noise, known, args.label, args.n,
-                          args.mean, task.how)
+    images = edit.restore(task.model, task.params, image, degradation and degradation(), args.noise, known, *task.chosen)
+    if args.mean:
+      images = np.rint(images.reshape(len(image), args.n, *images.shape[1:]).mean(1)).astype(np.uint8)
   factor = args.factor if args.degradation == "downsample" else 1
   rows = {"source": image.repeat(factor, 1).repeat(factor, 2)}
   if known is not None:
@@ -161,17 +173,17 @@ def restore(task: Task) -> Edited:
 
 
 def directions(task: Task) -> Edited:
-  args, model, how = task.args, task.model, task.how
+  args, model = task.args, task.model
   if (args.channel is None) == (args.examples is None):
     raise UserError("directions need one of --channel and --examples")
   if args.examples:
     images, flags = examples(args, task.image)
-    found = edit.attribute(model, task.params, images, flags, args.space, controls=args.controls, how=how)
+    found = edit.attribute(model, task.params, images, flags, args.space, args.controls, *task.chosen)
     name = f"{args.without} to {args.having}"
   else:
     found, name = channel(task), f"channel {args.channel}"
   amounts = np.linspace(-args.reach, args.reach, args.count)
-  moved = edit.traverse(model, task.params, task.image, found, amounts, args.space, args.strength, args.label, how)
+  moved = edit.traverse(model, task.params, task.image, found, amounts, args.space, args.strength, *task.chosen)
   rows = {"source": task.image, name: moved[0]} | {f"control {i + 1}": row for i, row in enumerate(moved[1:])}
   return Edited(moved[0], rows, [{"amount": float(amount)} for amount in amounts])
 
@@ -296,10 +308,12 @@ def main(args: argparse.Namespace) -> None:
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")
   check_writable(out)
-  how = edit.How(sampler(args), args.steps, args.guidance_scale, args.seed, args.grid)
+  own = workdirs.read(Path(args.workdir)).sampling
+  sampling = sampling_of(args, own)
   sharding.configure(1)
-  model, params = pipeline.load(args.workdir, best=bool(args.best))
-  task = Task(args, model, params, read(args.image, model), how)
+  model, params = load(args.workdir, best=bool(args.best))
+  request = Request(n=getattr(args, "n", 1), seed=args.seed, given=label_given(model, args.label))
+  task = Task(args, model, params, read(args.image, model), request, sampling)
   edited = KINDS[args.kind].run(task)
   each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
   sources = [{"source_sha256": digest(path)} for path in args.image for _ in range(count)]
@@ -308,11 +322,22 @@ def main(args: argparse.Namespace) -> None:
   print(f"{len(edited.images)} pictures in {out}")
 
 
-def sampler(args: argparse.Namespace) -> Any:
-  """None where the edit's own is meant."""
-  if args.sampler == "edict":
-    return EDICT()
-  return args.sampler and presets.make_sampler(args.sampler, **({} if args.eta is None else {"eta": args.eta}))
+def sampling_of(args: argparse.Namespace, own: Sampling) -> Sampling:
+  """The experiment's sampling with what the options name; without a sampler, the one that the edit uses by itself."""
+  guidance = None if args.guidance_scale is None else presets.make_guidance(scale=args.guidance_scale)
+  edict = args.sampler == "edict"
+  if edict and args.eta is not None:
+    raise UserError(f"--eta {args.eta}: edict draws no noise; leave it out or choose another sampler")
+  base = dataclasses.replace(own, sampler=EDICT() if edict else None)
+  return presets.changed_sampling(base, None if edict else args.sampler, args.steps, args.grid, args.eta, guidance)
+
+
+def label_given(model: Model, label: int) -> dict:
+  """A class as a request gives it; UserError for one that a model without classes cannot know."""
+  name = of_kind(model, ClassLabel)
+  if name is None and label != -1:
+    raise UserError(f"label={label}; expected -1: this model knows no classes")
+  return {} if name is None else {name: label}
 
 
 def provenance(task: Task) -> dict:

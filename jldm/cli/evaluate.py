@@ -9,17 +9,20 @@ import numpy as np
 from tqdm import tqdm
 
 from jldm.config.experiment import Experiment
+from jldm.config.presets import changed_sampling, guidance_text, make_guidance
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
 from jldm.evaluation.evaluate import How, Told
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import NAMES
-from jldm.inference import pipeline
+from jldm.inference.conditions import branches
+from jldm.inference.load import of, of_kind, restored
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS
+from jldm.models.conditioners.label import ClassLabel
 from jldm.samplers.grid import GRIDS
 from jldm.storage import workdir as workdirs
 
@@ -53,11 +56,11 @@ def main(args: argparse.Namespace) -> None:
   how = dataclasses.replace(how, devices=sharding.asked(args))
   loaded = evaluate.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
-  model, folder = pipeline.of(experiment), workdirs.evaluation(workdir)
-  codec_step, codec = pipeline.restored(model, workdir, "autoencoder")
+  model, folder = of(experiment), workdirs.evaluation(workdir)
+  codec_step, codec = restored(model, workdir, "autoencoder")
   if args.stage != "autoencoder":
-    step, denoiser = pipeline.restored(model, workdir, "denoiser", args.best)
-    pipeline.check_concat(model, None, how.n)
+    step, denoiser = restored(model, workdir, "denoiser", args.best)
+    branches(model, {name: -1 for name in [of_kind(model, ClassLabel)] if name}, (), how.n)  # what could not be drawn is not judged
   real = evaluate.real(experiment, loaded, how, folder)
   if args.stage != "denoiser":
     back = evaluate.reconstructions(model, codec, real, how, lpips)
@@ -99,8 +102,11 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
   if not 0 <= args.seed < 2**32:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
-  same = ("seed", "sampler", "steps", "grid", "guidance_scale", "reference", "batch_size")
-  return How(n=n, metrics=metrics, **{name: getattr(args, name) for name in same})
+  scale = args.guidance_scale
+  sampling = changed_sampling(experiment.sampling, args.sampler, args.steps, args.grid,
+                              guidance=None if scale is None else make_guidance(scale=scale))
+  same = ("seed", "reference", "batch_size")
+  return How(n=n, metrics=metrics, sampling=sampling, **{name: getattr(args, name) for name in same})
 
 
 def progress(batches: Any) -> Any:
@@ -131,7 +137,8 @@ def finish(path: Path, told: Told) -> None:
 def described(told: Told) -> str:
   """One line: of what, compared with what, in whose features."""
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
-  how = "{n} samples, {sampler} in {steps} steps, guidance {guidance_scale:g}, seed {seed}; ".format(**drawn) if drawn else ""
+  how = "{n} samples, {sampler} in {steps} steps, {guidance}, seed {seed}; "
+  how = how.format(**drawn | {"guidance": guidance_text(drawn)}) if drawn else ""
   weights = f"weights {each['weights']}" if each["weights"] else "no weights"
   return f"{how}features of {each['name']} {each['version']} ({weights}), against {among['n']} of {among['split']}"
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.config.experiment import fields
-from jldm.inference import pipeline
+from jldm.inference.load import load, load_codec
 from jldm.interop import flat, msgpack, pretrained, safetensors
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -60,12 +60,12 @@ def workdir(path: Path, statistics: bool) -> Iterator[str]:
       at = "not begun" if steps[stage] is None else f"at step {steps[stage]} of {planned.steps}"
       yield f"{stage}: {type(planned.objective).__name__}, {at}"
   if steps["autoencoder"] == experiment.autoencoder.steps:
-    network, codec = pipeline.load_codec(path)
+    network, codec = load_codec(path)
     yield from described(network, codec["mean"], codec["std"])
     yield from rows(flat.flatten(codec), statistics)
   if steps["denoiser"] is not None:
-    network, params = experiment.denoiser.objective.network, pipeline.load(path)[1]["denoiser"]
-    yield from described(network)
+    params = {name: each for name, each in load(path)[1].items() if name != "codec"}
+    yield from described(experiment.denoiser.objective.network)
     yield from rows(flat.flatten(params), statistics)
 
 

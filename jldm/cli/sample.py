@@ -4,23 +4,29 @@ import argparse
 import dataclasses
 from pathlib import Path
 import tempfile
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from jldm.cli.prepare import parse_size
 from jldm.config import presets
+from jldm.config.experiment import Experiment
+from jldm.config.presets import changed_sampling, described, make_guidance
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
-from jldm.inference import pipeline
+from jldm.inference.conditions import branches
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import Model, load, of, of_kind
 from jldm.media import images as pictures
 from jldm.models.codecs.tiling import Blended, Exact
+from jldm.models.conditioners.label import ClassLabel
 from jldm.samplers.grid import GRIDS
 from jldm.storage import workdir as workdirs
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
-ASKED = (  # told where given
-  "eta", "grid", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile", "overlap", "best",
+RECORDED = (  # options that stand in the provenance where they are given
+  "eta", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile", "overlap", "best",
 )
 
 
@@ -35,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
   rules = ", ".join(sorted(presets.GUIDANCE))
-  parser.add_argument("--guidance", default="cfg", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
+  parser.add_argument("--guidance", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
   parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide at log SNR in it alone")
   parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast")
   parser.add_argument("--negative-label", type=int, help="guide away from this class instead of from no class")
@@ -59,41 +65,59 @@ def main(args: argparse.Namespace) -> None:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
   workdir = Path(args.workdir)
   experiment = workdirs.read(workdir)
-  name = args.sampler or experiment.sampling.sampler
-  sampler = presets.make_sampler(name, **({} if args.eta is None else {"eta": args.eta}))
-  labels = pipeline.check_labels(parse_labels(args.label, args.n, experiment.data.classes), experiment.data.classes)
-  scale = args.guidance_scale if args.guidance_scale is not None else experiment.sampling.guidance_scale
-  negative = -1 if args.negative_label is None else args.negative_label
-  rule = presets.make_guidance(args.guidance, scale, args.guidance_interval, args.guidance_rescale)
-  pipeline.check_labels(np.array([negative]), experiment.data.classes)
+  sampling = changed_sampling(experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment))
+  labels = parse_labels(args.label, args.n, experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
-  pipeline.check_concat(pipeline.of(experiment), None, len(labels))
+  request = request_of(of(experiment), args, labels)
   check_writable(out)
   sharding.configure(args.devices, args)
-  size, tiles = parse_size(args.size) if args.size else None, parse_tiles(args.tile, args.overlap)
-  model, params = pipeline.load(workdir, args.sigma_rel, bool(args.best))
+  tiles = parse_tiles(args.tile, args.overlap)
+  model, params = load(workdir, args.sigma_rel, bool(args.best))
   model = dataclasses.replace(model, tiles=tiles)
-  steps = args.steps if args.steps is not None else model.sampling.steps
-  options = dict(
-    sampler=sampler, steps=steps, grid=args.grid, guidance=rule, negative_label=negative, size=size,
-    batch_size=args.batch_size, devices=sharding.asked(args))
-  images = pipeline.generate(model, params, labels, args.seed, progress=progress, **options)
+  options = dict(batch_size=args.batch_size, devices=sharding.asked(args))
+  images = generate(model, params, request, sampling, progress=progress, **options).data
   rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
-  looked = lambda: pipeline.trajectory(model, params, labels[rows], args.seed, previews=PREVIEWS, rows=rows, **options)
-  looks = looked() if args.previews else None
+  looks = generate(model, params, some_of(request, rows), sampling, **options) if args.previews else None
   if not multihost.first():
     return
-  told = {"sampler": name, "steps": steps, "guidance": args.guidance, "guidance_scale": scale, "seed": args.seed}
-  told |= {name: getattr(args, name) for name in ASKED if getattr(args, name) is not None}
+  told = described(sampling) | {"seed": args.seed}
+  told |= {name: getattr(args, name) for name in RECORDED if getattr(args, name) is not None}
   if out.suffix == ".npz":
     pictures.write_npz(out, images, labels)
   else:
     pictures.write_samples(out, images, labels, told)
   if looks:
-    sheet = [np.concatenate([each, image[None]]) for image, each in zip(*looks)]
+    sheet = [np.concatenate([each, image[None]]) for image, each in zip(looks.data, looks.estimates)]
     path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
     pictures.write_png(path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(images.shape[1:3])))), told)
   print(f"{len(images)} pictures in {out}")
+
+
+def guidance_of(args: argparse.Namespace, experiment: Experiment) -> Any:
+  """The rule of guidance that the options name; None for the experiment's own."""
+  if args.guidance is None and args.guidance_scale is None and not (args.guidance_interval or args.guidance_rescale is not None):
+    return None
+  own = described(experiment.sampling).get("guidance_scale", 1.0)
+  scale = own if args.guidance_scale is None else args.guidance_scale
+  return make_guidance(args.guidance or "cfg", scale, args.guidance_interval, args.guidance_rescale)
+
+
+def request_of(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:
+  """What the options ask to draw; UserError for conditions that the model does not know, or cannot do without."""
+  name, negative = of_kind(model, ClassLabel), args.negative_label
+  if name is None and ((labels != -1).any() or negative is not None):
+    raise UserError(f"label={args.label}, negative_label={negative}; expected -1 (unconditional): this model knows no classes")
+  given = {} if name is None else {name: labels}
+  against = ({},) if negative is None else ({name: negative},)
+  branches(model, given, against, len(labels))
+  size = parse_size(args.size) if args.size else None
+  return Request(n=args.n, seed=args.seed, given=given, against=against, size=size)
+
+
+def some_of(request: Request, rows: np.ndarray) -> Request:
+  """Some of its samples, with the estimates that previews show."""
+  given = {name: value[rows] for name, value in request.given.items()}
+  return dataclasses.replace(request, n=len(rows), given=given, rows=rows, estimates=PREVIEWS)
 
 
 def progress(batches):

@@ -36,14 +36,32 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
-from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked, Paired
+from jldm.models.conditioners.vector import Vector
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock, PlainBlock
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.ancestral import Ancestral
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Line, Ratio
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
+from jldm.samplers.grid import Grid, Pairs
+from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
+from jldm.samplers.heun import Heun
+from jldm.samplers.jump import Jump
+from jldm.samplers.langevin import Corrected
+from jldm.samplers.per_conditioner import PerConditioner
+from jldm.samplers.resample import Resample
+from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.transforms import Threshold
+from jldm.samplers.unipc import UniPC
 from jldm.train.ema import Decay, Power
 from jldm.train.optimizer import Adafactor, AdamW, Constant, Muon, WarmupCosine
 from jldm.train.parts import PerPart
@@ -84,12 +102,19 @@ class Pretrained:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """How pictures are drawn where the caller does not say: a name of jldm.config.presets, steps of `grid.GRIDS`, guidance."""
+  """How samples are drawn.
 
-  sampler: str = "dpmpp_2m"  # docs/samplers.md has why
+  sampler: an object of jldm.samplers (docs/samplers.md has what each is worth); None is the one that an edit uses by itself.
+  steps: how many, on `grid`; with a grid Pairs(...) they count for nothing.
+  guidance: a rule of jldm.samplers.guidance, or PerConditioner(names, scales).
+  transforms: what is put around the denoiser, in this order, such as Threshold().
+  """
+
+  sampler: Any = DPMSolverPP()
   steps: int = 20
-  grid: str = "uniform"
-  guidance_scale: float = 2.0
+  grid: Any = Grid("uniform")
+  guidance: Any = ClassifierFree(2.0)
+  transforms: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +158,7 @@ ROLES = (  # one of a row may stand where another of it stands
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),
-  (Masked, Paired),
+  (ClassLabel, Vector, Masked, Paired),
   (Grey, Edges, Noisy, Blurred, Downsampled, Missing, Mixture),
   (ModulatedBlock, PlainBlock),
   (Cosine, Flow, LinearVP, EDM, Discrete, Shifted),
@@ -144,11 +169,15 @@ ROLES = (  # one of a row may stand where another of it stands
   (AdamW, Adafactor, Muon, PerPart),
   (Constant, WarmupCosine),
   (Decay, Power),
+  (DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample),
+  (Line, Ratio),
+  (Grid, Pairs),
+  (ClassifierFree, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
+  (Threshold,),
 )
 CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
-OPTIONAL = {"condition": (Masked, Paired)}  # a field that is None or of a role
+ELEMENTS = {"conditioners": ClassLabel, "transforms": Threshold}  # fields that are tuples, also empty ones, of the role of a class
 HOW = ("remat",)  # fields that change how values are computed, and not which: a run may change them
-FORMER = {("DiT", "remat"): {False: "none", True: "full"}}  # class and field -> the bools of older files, and their meaning
 
 
 def register(cls: type) -> type:
@@ -206,8 +235,7 @@ def from_data(data: Any) -> Any:
   name = data.get("class")
   if not isinstance(name, str) or name not in CLASSES:
     raise UserError(f"class {name!r} of the experiment is not known; register it in Python: jldm.register({name})")
-  known = lambda field, value: FORMER.get((name, field), {}).get(value, value) if isinstance(value, bool) else from_data(value)
-  values = {field: known(field, value) for field, value in data.items() if field != "class"}
+  values = {field: from_data(value) for field, value in data.items() if field != "class"}
   try:
     return CLASSES[name](**values)
   except UserError:
@@ -294,14 +322,14 @@ def parse_like(old: Any, text: str, path: str) -> Any:
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
-    if old is None and name not in OPTIONAL:
+    if old is None:
       raise UserError(f"{path}: expected a value written as in Python, such as 0.5 or 'text', got {text!r}") from error
     new = text
   if fits(old, new, name):
     return as_floats(old, new)
-  if name in OPTIONAL:
-    fitting = " or ".join(f"{cls.__name__}(...)" for cls in OPTIONAL[name])
-    raise UserError(f"{path}: expected {fitting}, or None, got {text!r}")
+  if name in ELEMENTS:
+    fitting = " or ".join(f"{cls.__name__}(...)" for cls in role_of(ELEMENTS[name]))
+    raise UserError(f"{path}: expected a tuple of {fitting}, got {text!r}")
   if dataclasses.is_dataclass(old):
     others = [cls.__name__ for role in ROLES for cls in role if type(old) in role]
     fitting = " or ".join(f"{name}(...)" for name in others or [type(old).__name__])
@@ -312,10 +340,11 @@ def parse_like(old: Any, text: str, path: str) -> Any:
 def fits(old: Any, new: Any, name: str) -> bool:
   """Where nothing stood, a literal may stand, or an object of the caller's own; elsewhere what is alike.
 
-  A field of a `name` in OPTIONAL is nothing or of its role.
+  A field of a `name` in ELEMENTS is a tuple of its role, or of classes of the caller's own.
   """
-  if name in OPTIONAL:
-    return new is None or is_alike(OPTIONAL[name][0](), new)
+  if name in ELEMENTS:
+    role = role_of(ELEMENTS[name])
+    return isinstance(new, tuple) and all(dataclasses.is_dataclass(each) and in_role(each, role) for each in new)
   known = any(type(new) in role for role in ROLES)
   return not known if old is None else is_alike(old, new)
 
@@ -323,11 +352,22 @@ def fits(old: Any, new: Any, name: str) -> bool:
 def is_alike(old: Any, new: Any) -> bool:
   """Whether `new` may stand where `old` stands: the same type, or the same role; a registered class may stand anywhere."""
   if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
-    role = next((role for role in ROLES if type(old) in role), ())
-    return type(new) in role or not any(type(new) in role for role in ROLES)
+    return in_role(new, role_of(type(old)))
   if not isinstance(old, tuple) or not isinstance(new, tuple):
     return type(old) is type(new)
-  return not old or all(any(is_alike(a, as_floats(a, b)) for a in old) for b in new)
+  if not old:  # such as buckets: literals alone
+    return not any(dataclasses.is_dataclass(each) for each in new)
+  return all(any(is_alike(a, as_floats(a, b)) for a in old) for b in new)
+
+
+def role_of(cls: type) -> tuple[type, ...]:
+  """The classes that may stand where one of `cls` stands; none for a class of the caller's own."""
+  return next((role for role in ROLES if cls in role), ())
+
+
+def in_role(value: Any, role: tuple[type, ...]) -> bool:
+  """Whether a value is of a role, or of a class of the caller's own, which may stand anywhere."""
+  return type(value) in role or not any(type(value) in other for other in ROLES)
 
 
 def as_floats(old: Any, new: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Samplers and guidance rules by name, as configs and the command line have them.
+"""Samplers and guidance rules by name, as the command line has them; in Python and in configs they are objects.
 
 What is written out, such as "Churn(Heun(), gamma=0.1)", is looked up in a closed table and never executed.
 """
@@ -9,7 +9,7 @@ import inspect
 import math
 from typing import Any
 
-from jldm.config.experiment import parsed
+from jldm.config.experiment import Sampling, parsed
 from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
@@ -17,6 +17,7 @@ from jldm.samplers.clock import Line, Ratio
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
+from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
 from jldm.samplers.heun import Heun
 from jldm.samplers.jump import Jump
@@ -100,6 +101,53 @@ def check_sampler(name: str, sampler: Any) -> None:
       raise UserError(f"clock={value!r} of sampler {name!r}; expected Line() or Ratio()")
     if bounds and not bounds[0] <= value <= bounds[1]:
       raise UserError(f"{field.name}={value} of sampler {name!r}; expected {bounds[0]} to {bounds[1]}")
+
+
+def changed_sampling(
+  sampling: Sampling, sampler: str | None = None, steps: int | None = None, grid: str | None = None, eta: float | None = None,
+  guidance: Any = None,
+) -> Sampling:
+  """A sampling with what a command line names in place of its own; UserError for names and numbers that are not legal."""
+  choices = {} if eta is None else {"eta": eta}
+  if choices and sampler is None and sampling.sampler is None:
+    raise UserError(f"eta={eta} without a sampler; name one that has it, such as --sampler ddim")
+  made = make_sampler(sampler, **choices) if sampler else with_choices(sampling.sampler, **choices)
+  changes = {"sampler": made, "steps": steps, "grid": grid and Grid(grid), "guidance": guidance}
+  changed = dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})
+  if changed.steps < 1:
+    raise UserError(f"steps={changed.steps}; expected at least 1")
+  return changed
+
+
+def with_choices(sampler: Any, **choices: float) -> Any:
+  """The same sampler with other numbers; UserError where it does not have them, or out of their range."""
+  if not choices:
+    return sampler
+  name = name_of(sampler)
+  if unknown := set(choices) - {field.name for field in dataclasses.fields(sampler)}:
+    raise UserError(f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler")
+  made = dataclasses.replace(sampler, **choices)
+  check_sampler(name, made)
+  return made
+
+
+def name_of(sampler: Any) -> str:
+  """The short name of a sampler, or itself written out."""
+  return next((name for name, make in SAMPLERS.items() if make() == sampler), repr(sampler))
+
+
+def described(sampling: Sampling) -> dict[str, Any]:
+  """A sampling as data, by the names that the command line has."""
+  rule, grid = sampling.guidance, sampling.grid
+  guidance = {"guidance_scale": rule.scale} if isinstance(rule, ClassifierFree) else {"guidance": repr(rule)}
+  further = {"transforms": repr(sampling.transforms)} if sampling.transforms else {}
+  return {"sampler": name_of(sampling.sampler), "steps": sampling.steps,
+          "grid": grid.kind if isinstance(grid, Grid) else repr(grid)} | guidance | further
+
+
+def guidance_text(described: dict[str, Any]) -> str:
+  """For a line of text."""
+  return f"guidance {described['guidance_scale']:g}" if "guidance_scale" in described else described["guidance"]
 
 
 def make_guidance(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Spec, spec
 from jldm.data.index import permutation
 from jldm.data.source import Source
 
@@ -63,6 +64,11 @@ def shapes(data: Any) -> tuple[Shape, ...]:
     raise UserError(f"data.buckets={data.buckets}; expected different (height, width) of whole numbers above 0, beside the "
                     f"{data.height}x{data.width} of data.height and data.width, such as ((48, 80), (80, 48))")
   return every
+
+
+def picture_specs(data: Any, **more: tuple[Any, tuple[int, ...]]) -> tuple[Spec, ...]:
+  """The specs of labelled pictures, one per shape of `data`, and of what else each example has."""
+  return tuple(spec(image=(np.uint8, (*shape, data.channels)), label=(np.int32, ()), **more) for shape in shapes(data))
 
 
 def told(every: Iterable[Shape]) -> str:

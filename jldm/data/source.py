@@ -14,7 +14,7 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
-    """rows int [B] -> arrays [B, ...]; for images: image uint8 [B, H, W, C] and label int32 [B], -1 unknown."""
+    """rows int [B] -> arrays [B, ...], as the data set's spec has them: image uint8 [B, H, W, C], label int32 [B], -1 unknown."""
     ...
 
 
@@ -60,3 +60,15 @@ class Joined:
       for name, array in self.sources[number][places[here]].items():
         found.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[here] = array
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Zipped:
+  """Sources of the same examples, whose arrays have different names: all of them side by side."""
+  sources: tuple[Source, ...]
+
+  def __len__(self) -> int:
+    return len(self.sources[0])
+
+  def __getitem__(self, rows: np.ndarray) -> Batch:
+    return {name: array for source in self.sources for name, array in source[rows].items()}

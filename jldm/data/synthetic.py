@@ -6,8 +6,9 @@ import zlib
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Spec
 from jldm.data import views
-from jldm.data.buckets import Buckets, shapes
+from jldm.data.buckets import Buckets, picture_specs, shapes
 from jldm.data.source import Arrays, Source
 
 
@@ -26,8 +27,13 @@ class Synthetic:
   labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
 
+  @property
+  def specs(self) -> tuple[Spec, ...]:
+    """The arrays of one example, one spec per shape of pictures."""
+    return picture_specs(self, contrast=(np.float32, (1,)))
+
   def open(self, split: str) -> Source | Buckets:
-    """The images of a split, the same at every call; UserError for a split that is neither `train` nor `held_out`."""
+    """The images of a split, with labels and contrasts, the same at every call; UserError for a split that is neither `train` nor `held_out`."""
     if split not in (self.train, self.held_out):
       raise UserError(f"split {split!r} of synthetic data; expected {self.train!r} or {self.held_out!r}")
     views.check(self)
@@ -41,7 +47,8 @@ class Synthetic:
     label = views.keep(label, self.labelled) if training else label
     times = self.labelled_times if training and self.labelled < 1 else 1
     groups = [(shape, views.repeated(np.flatnonzero(bucket == k), label, times)) for k, shape in enumerate(every)]
-    sources = [Arrays({"image": self.waves(shape, kind[rows], phase[rows], contrast[rows]), "label": label[rows]})
+    sources = [Arrays({"image": self.waves(shape, kind[rows], phase[rows], contrast[rows]), "label": label[rows],
+                       "contrast": np.asarray(contrast[rows, 0, 0], np.float32)})
                for shape, rows in groups if len(rows)]
     sources = [views.Mirrored(source) for source in sources] if training and self.mirror else sources
     return Buckets(tuple(sources)) if self.buckets else sources[0]

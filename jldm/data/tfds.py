@@ -19,8 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Spec
 from jldm.data import transforms, views
-from jldm.data.buckets import Buckets, Shape, shapes, told
+from jldm.data.buckets import Buckets, Shape, picture_specs, shapes, told
 from jldm.data.source import Arrays, Batch, Source
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
@@ -42,6 +43,11 @@ class ImageData:
   labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
   labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
+
+  @property
+  def specs(self) -> tuple[Spec, ...]:
+    """The arrays of one example, one spec per shape of pictures."""
+    return picture_specs(self)
 
   def open(self, split: str) -> Source | Buckets:
     """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; with `buckets`, in every batch of one shape.

@@ -19,20 +19,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jldm.config.experiment import Evaluation, Experiment
+from jldm.config.experiment import Evaluation, Experiment, Sampling
+from jldm.config.presets import described
 from jldm.core.errors import UserError
+from jldm.core.specs import Loaded
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.distributed import sharding
 from jldm.evaluation import features, judge as judging
 from jldm.evaluation.judge import Judge, Sets, Told
-from jldm.inference import pipeline
-from jldm.inference.pipeline import Model
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import Model, of_kind
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import intervals, memorisation, perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS, Loaded, find, opened
 from jldm.models.codecs import codec as codecs
+from jldm.models.conditioners.label import ClassLabel
 
 MOST_REAL = 50_000  # training pictures that samples are compared with
 PACKAGES = ("jldm", "jax", "jaxlib", "flax", "numpy", "scipy")
@@ -46,19 +49,11 @@ class How:
 
   n: int = 1000
   seed: int = 0
-  sampler: str | None = None
-  steps: int | None = None
-  grid: str | None = None
-  guidance_scale: float | None = None
+  sampling: Sampling | None = None
   metrics: tuple[str, ...] = judging.USUAL
   reference: int = MOST_REAL
   batch_size: int = 250
   devices: sharding.Devices = None
-
-  def drawn(self, model: Model) -> dict[str, Any]:
-    """The options of `pipeline.generate` that change a picture, all of them."""
-    asked = {name: getattr(self, name) for name in ("sampler", "steps", "grid", "guidance_scale")}
-    return {name: getattr(model.sampling, name) if value is None else value for name, value in asked.items()}
 
 
 class Real(NamedTuple):
@@ -141,14 +136,16 @@ class Samples(NamedTuple):
 def draw(model: Model, params: dict, among: Real, how: How, progress: Any = iter) -> Samples:
   """how.n samples, their labels in the proportion of the reference, and their features."""
   labels = judging.in_proportion(among.judge.reference.labels, how.n)
-  options = how.drawn(model) | {"batch_size": how.batch_size, "devices": how.devices, "progress": progress}
-  images = pipeline.generate(model, params, labels, how.seed, **options)
+  name = of_kind(model, ClassLabel)
+  request = Request(n=how.n, seed=how.seed, given={} if name is None else {name: labels})
+  options = {"batch_size": how.batch_size, "devices": how.devices, "progress": progress}
+  images = generate(model, params, request, how.sampling, **options).data
   return Samples(images, labels, features.of_images(among.loaded, images, labels, how.devices))
 
 
 def of_denoiser(model: Model, samples: Samples, among: Real, how: How, scores: dict | None = None) -> Told:
   """What samples are worth; `scores` are those of the real pictures where they are known."""
-  drawn = {"n": how.n, "seed": how.seed} | how.drawn(model)
+  drawn = {"n": how.n, "seed": how.seed} | described(how.sampling or model.sampling)
   left_out = {"left_out": among.judge.left_out} if among.judge.left_out else {}
   return {"samples": drawn} | among.told | {"metrics": among.judge.beside(samples.found, scores)} | left_out
 
@@ -184,7 +181,7 @@ def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | N
 @functools.partial(jax.jit, static_argnums=0)
 def reconstruct(model: Model, codec: dict, images: jax.Array) -> jax.Array:
   """Images [B, H, W, C] in [-1, 1] through the mean of their latents and back."""
-  return codecs.decode(model.autoencoder, codec, pipeline.encode(model, codec, images))
+  return codecs.decode(model.autoencoder, codec, codecs.encode_mean(Loaded(model.autoencoder, codec), images))
 
 
 class Reconstructions(NamedTuple):

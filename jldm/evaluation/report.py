@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from jldm.config.experiment import Stage, to_data
+from jldm.config.presets import described, guidance_text
 from jldm.core.errors import UserError
 from jldm.evaluation import page
 from jldm.evaluation.page import Line
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load, of_kind
 from jldm.media import images as pictures
+from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 
 Told = dict[str, Any]
@@ -165,16 +168,18 @@ def denoising(workdir: Path, devices: int | None) -> str:
   """What the steps of the sampler take a few pictures for."""
   title = "Denoising"
   try:
-    model, params = pipeline.load(workdir)
-    labels = np.arange(min(model.classes, MOST_DRAWN)) if model.classes else np.full(MOST_DRAWN, -1)
-    last, estimates = pipeline.trajectory(model, params, labels, previews=PREVIEWS, devices=devices)
+    model, params = load(workdir)
+    name = of_kind(model, ClassLabel)
+    count = MOST_DRAWN if name is None else min(model.conditioners[name].classes, MOST_DRAWN)
+    request = Request(n=count, given={} if name is None else {name: np.arange(count)}, estimates=PREVIEWS)
+    last, estimates, _ = generate(model, params, request, devices=devices)
   except UserError as error:
     return page.section(title, page.paragraph(f"Not drawn: {error}"))
   scale = max(1, round(pictures.CELL / min(last.shape[1:3])))
   sheet = pictures.tile_rows([np.concatenate([each, image[None]]) for each, image in zip(estimates, last)], scale)
-  chosen = model.sampling
+  chosen = described(model.sampling)
   note = (f"A row a picture, from noise to the left: what {PREVIEWS} of the steps took it for, and last the picture. "
-          f"{chosen.sampler}, {chosen.steps} steps, guidance {chosen.guidance_scale:g}, seed 0.")
+          f"{chosen['sampler']}, {chosen['steps']} steps, {guidance_text(chosen)}, seed 0.")
   return page.section(title, page.figure(pictures.encode_png(sheet, {"what": "denoising"}), "left to right"), note=note)
 
 
@@ -205,9 +210,9 @@ def names(told: Told) -> dict[str, str]:
 def conditions(told: Told) -> str:
   """What a figure depends on, as a sentence."""
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
-  how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, guidance {guidance_scale:g}, seed {seed}. "
+  how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, {guidance}, seed {seed}. "
   weights = f"weights {each['weights']}" if each["weights"] else "no weights"
-  return (f"{how.format(**drawn) if drawn else ''}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
+  return (f"{how.format(**drawn | {'guidance': guidance_text(drawn)}) if drawn else ''}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
           f"{weights}), against {among['n']:,} pictures of {among['split']}; real pictures are {told['real']['n']:,} of "
           f"{told['real']['split']}.")
 

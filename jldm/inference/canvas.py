@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.inference import pipeline
-from jldm.inference.pipeline import Model
+from jldm.inference.load import Model, resized
 
 
 class Canvas(NamedTuple):
@@ -37,7 +36,7 @@ def multiple(model: Model) -> int:
   sides = [model.autoencoder.factor * 2**power for power in range(8)]
   for side in sides:
     try:
-      pipeline.resized(model, (side, side))
+      resized(model, (side, side))
     except UserError:
       continue
     return side
@@ -56,7 +55,7 @@ def opened(model: Model, images: Any) -> Canvas:
     flat = np.rint(share * flat + (1 - share) * 255).astype(np.uint8)
   side, (height, width) = multiple(model), images.shape[1:3]
   flat = np.pad(flat, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)), mode="edge")
-  return Canvas(pipeline.resized(model, flat.shape[1:3]), flat, images)
+  return Canvas(resized(model, flat.shape[1:3]), flat, images)
 
 
 def closed(canvas: Canvas, images: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:

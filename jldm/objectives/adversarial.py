@@ -87,16 +87,16 @@ class Adversarial:
     started, inner = self.inner.start(params["autoencoder"], extra["autoencoder"], codec)
     return params | {"autoencoder": started}, extra | {"autoencoder": inner}
 
-  def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
+  def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
     key_inner, key_discriminator = jax.random.split(key)
-    autoencoder, inner = self.inner.init(key_inner, batch)
+    autoencoder, inner = self.inner.init(key_inner, batch, frozen)
     discriminator = self.discriminator.init(key_discriminator, pixels(batch["image"]))["params"]
     both = lambda like: {name: jnp.zeros_like(like, jnp.float32) for name in ("inner", "adversarial")}
     zero = jnp.zeros(())
     extra = {"autoencoder": inner, "steps": zero, "gradients": both(leaf(autoencoder, self.last)), "squares": both(zero)}
     return {"autoencoder": autoencoder, "discriminator": discriminator}, extra
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: Any, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
 
     def terms(last):

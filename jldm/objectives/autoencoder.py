@@ -36,7 +36,7 @@ Array = jax.Array
 class Reconstruction:
   """Equations (1) to (5); a batch has `image` [B, H, W, C], uint8 or float in [-1, 1].
 
-  `extra` is the network's collections besides its parameters: {"codebook": ...}, or nothing.  `frozen` is the parameters
+  `extra` is the network's collections besides its parameters: {"codebook": ...}, or nothing.  `frozen["lpips"]` is the parameters
   of LPIPS, needed where perceptual_weight is not 0: of the file `lpips`, which `jldm convert --kind lpips` made.
 
   Raises:
@@ -58,18 +58,19 @@ class Reconstruction:
       if getattr(self, name) < 0:
         raise UserError(f"{name}={getattr(self, name)}; expected at least 0 (off)")
 
-  def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
+  def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
+    del frozen
     key_params, key_rows, key_codes = jax.random.split(key, 3)
     images = pixels(batch["image"])
     extra = dict(self.network.init(key_params, images, row_keys(key_rows, batch["row"])))
     params = extra.pop("params")
     return params, self.refresh(params, extra, batch, key_codes)
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: Any, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
     return self.terms(params, extra, batch, key, frozen)[2:]
 
-  def terms(self, params: Any, extra: Any, batch: dict, key: Array, frozen: Any = ()) -> tuple[Array, Array, Array, Aux]:
+  def terms(self, params: Any, extra: Any, batch: dict, key: Array, frozen: dict) -> tuple[Array, Array, Array, Aux]:
     """-> (images x and their reconstructions [B, H, W, C] in [-1, 1], loss [B], Aux)."""
     key_z, key_noise, key_turn = jax.random.split(key, 3)
     rows, variables = batch["row"], {"params": params} | extra
@@ -116,11 +117,11 @@ class Reconstruction:
     return self.network.apply({"params": params} | extra, pixels(batch["image"]), key, method="refresh")
 
 
-def perceived(frozen: Any, x: Array, back: Array) -> Array:
+def perceived(frozen: dict, x: Array, back: Array) -> Array:
   """LPIPS [B]; UserError where its parameters did not come."""
-  if not frozen:
-    raise UserError("perceptual_weight is not 0, but there are no LPIPS weights; give them as `frozen`, or set it to 0")
-  return perceptual.distance(frozen, x, back)
+  if "lpips" not in frozen:
+    raise UserError("perceptual_weight is not 0, but there are no LPIPS weights; give them as frozen['lpips'], or set it to 0")
+  return perceptual.distance(frozen["lpips"], x, back)
 
 
 def noisy(z: Array, scale: float, keys: Array) -> Array:

@@ -1,6 +1,6 @@
 """Stage 2: a denoiser of standardised latents.
 
-  (1)  e = network(c_in z_t, c_noise(t), condition) - (p x0 + q eps)
+  (1)  e = network(c_in z_t, c_noise(t), conditions) - (p x0 + q eps)
   (2)  loss = factor(t) |e|^2 / D
   (3)  loss = factor(t) |e|^2 / D exp(-u) + u    where the network learns its log-variance u
 
@@ -9,6 +9,7 @@ means over the D values of a latent; DDPM (Ho et al. 2020, 2006.11239, eq. 14) f
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -18,12 +19,14 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.core.shapes import expand
+from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import Process, Rates, rates
-from jldm.diffusion.target import Predict, combine, decode, with_variance
+from jldm.diffusion.target import Predict, combine, decode
 from jldm.diffusion.times import Uniform, draw as draw_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
-from jldm.models.codecs.codec import Encoder, Statistics, draw
+from jldm.models.codecs.codec import encode_mean, sample_latents
+from jldm.models.conditioners.conditioner import Conditioner, cached_conditions, check_names, draw_conditions, join
 from jldm.objectives.objective import Aux
 
 Array = jax.Array
@@ -33,18 +36,16 @@ Array = jax.Array
 class Diffusion:
   """Equations (1) to (3) on latents drawn from cached posteriors.
 
-  A batch has the raw moments `mean` and `log_variance` [B, h, w, C] and `label` int [B], and what a condition is drawn
-  from: of Paired the raw `source` [B, h, w, C], of Masked the picture `image` uint8 [B, H, W, C].  `frozen` is the latents'
-  Statistics, or of Masked their Encoder.
+  A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and what `cache` keeps of each example for the
+  conditioners.  `frozen["codec"]` is the codec, a Loaded.  The parameters are {"denoiser": …, a conditioner's name: …}.
 
-  label_dropout: how often a label becomes -1, the unknown class, for classifier-free guidance.
+  conditioners: what the network is given besides z, each with a dropout of its own: (ClassLabel(classes=10), Masked()).
   offset_noise: std of noise that all places of a channel share, added to eps (Guttenberg 2023).
   self_conditioning: how often the network sees its own estimate of x0, else zeros: Chen et al. 2022 (2208.04202), 0.5.
-  condition: what the network is told of the data beside z: Masked(...), Paired(...), or None.
   direction: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al. 2025 (2501.01423).
 
   Raises:
-    UserError: a share outside [0, 1].
+    UserError: a share outside [0, 1], or two conditioners of one name.
   """
 
   network: nn.Module
@@ -52,16 +53,15 @@ class Diffusion:
   parametrization: Any = Predict("v")
   times: Any = Uniform()
   weighting: Weighting = Own()
-  condition: Any = None
-  label_dropout: float = 0.1
+  conditioners: tuple[Conditioner, ...] = ()
   offset_noise: float = 0.0
   self_conditioning: float = 0.0
   direction: float = 0.0
 
   def __post_init__(self):
-    for share in ("label_dropout", "self_conditioning"):
-      if not 0 <= getattr(self, share) <= 1:
-        raise UserError(f"{share}={getattr(self, share)}; expected a share from 0 to 1")
+    if not 0 <= self.self_conditioning <= 1:
+      raise UserError(f"self_conditioning={self.self_conditioning}; expected a share from 0 to 1")
+    check_names(self.conditioners)
 
   def check(self) -> None:
     """Raises a UserError where the network reads estimates and is shown none, or the other way round."""
@@ -72,51 +72,71 @@ class Diffusion:
         "True, or 0 and False"
       )
 
-  def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
+  def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
+    key_network, key_conditions, *keys = jax.random.split(key, 2 + len(self.conditioners))
+    rows = row_keys(key_conditions, batch["row"])
+    params = {}
+    for conditioner, key_own in zip(self.conditioners, keys):
+      own = {} if conditioner.cached else conditioner.init(key_own, conditioner.draw(batch, rows))
+      params |= {conditioner.name: own} if own else {}
+    encode = functools.partial(encode_mean, frozen["codec"])
+    given = join(draw_conditions(self.conditioners, params, batch, encode, [rows] * len(keys)))
     z = jnp.zeros(batch["mean"].shape, jnp.float32)
-    told = {"concat": jnp.zeros((*z.shape[:-1], self.condition.channels(z.shape[-1])))} if self.condition else {}
-    return self.network.init(key, z, jnp.zeros(len(z)), batch["label"], **told)["params"], {}
+    return {"denoiser": self.network.init(key_network, z, jnp.zeros(len(z)), given).get("params", {})} | params, {}
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: Statistics | Encoder, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def cache(self, frozen: dict, batch: dict, keys: Array) -> dict:
+    """What is kept of each example besides its moments; keys [B] for what is random and yet always the same."""
+    return cached_conditions(self.conditioners, {}, batch, functools.partial(encode_mean, frozen["codec"]), keys)
+
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
-    key_x0, key_t, key_eps, key_drop, key_offset, key_self, key_condition = jax.random.split(key, 7)
-    rows, drawn = batch["row"], jax.vmap(jax.random.uniform)
-    x0 = draw(frozen, Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows))
+    key_x0, key_t, key_eps, key_offset, key_self, *keys = jax.random.split(key, 5 + len(self.conditioners))
+    rows, uniform = batch["row"], jax.vmap(jax.random.uniform)
+    x0 = sample_latents(frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows))
     eps = normal(row_keys(key_eps, rows), x0)
     if self.offset_noise:
-      eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), x0[:, :1, :1])
+      one_place = x0[(slice(None), *[slice(1)] * (x0.ndim - 2))]  # [B, 1, ..., C]
+      eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), one_place)
     t, dt_du = draw_times(self.times, self.process, key_t, batch["stratum"])
-    labels = jnp.where(drawn(row_keys(key_drop, rows)) < self.label_dropout, -1, batch["label"])
-    told = {"concat": self.condition.drawn(frozen, batch, row_keys(key_condition, rows))} if self.condition else {}
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)
-    level = self.parametrization.c_noise(self.process, t)
+    noise_level = self.parametrization.c_noise(self.process, t)
+    encode = functools.partial(encode_mean, frozen["codec"])
+    given = join(draw_conditions(self.conditioners, params, batch, encode, [row_keys(key, rows) for key in keys]))
 
-    def network(*estimate) -> tuple[Array, Array | None]:
-      said = self.network.apply({"params": params}, self.parametrization.c_in(r) * z, level, labels, *estimate, **told)
-      return with_variance(said)
+    def network(estimate: Array | None) -> Output:
+      variables = {"params": params["denoiser"]}
+      return self.network.apply(variables, self.parametrization.c_in(r) * z, noise_level, given, estimate)
 
-    estimate = ()
+    estimate = None
     if self.self_conditioning:
-      first = jax.lax.stop_gradient(decode(row, r, z, network(jnp.zeros_like(z))[0]).x0)
-      shown = drawn(row_keys(key_self, rows)) < self.self_conditioning
-      estimate = (jnp.where(expand(shown, z), first, 0),)
-    output, log_variance = network(*estimate)
+      first = jax.lax.stop_gradient(decode(row, r, z, network(jnp.zeros_like(z)).value).x0)
+      shown = uniform(row_keys(key_self, rows)) < self.self_conditioning
+      estimate = jnp.where(expand(shown, z), first, 0)
+    output = network(estimate)
     target = combine(row, x0, eps)
-    error = jnp.square(output - target)
-    mean = lambda values: values.mean(tuple(range(1, x0.ndim)))
-    loss = self.factor(row, r, dt_du) * error
-    if log_variance is not None:
-      loss = loss * jnp.exp(-log_variance) + log_variance
-    loss = mean(loss)
+    error = jnp.square(output.value - target)
+    loss = mean_each(self.factor(row, r, dt_du) * error)
+    if output.log_variance is not None:
+      loss = loss * jnp.exp(-output.log_variance) + output.log_variance
     if self.direction:
-      loss = loss + self.direction * mean(1 - cosine(output, target))
-    return loss, Aux({"mse": mean(error).mean()}, extra)
+      loss = loss + self.direction * mean_each(1 - cosine(output.value, target))
+    return loss, Aux({"mse": error.mean()}, extra)
 
   def factor(self, row: Any, r: Rates, dt_du: Array) -> Array:
     """What squared error in `row` is multiplied by, [] or [B, 1, ...]."""
     factor = self.weighting.factor(row, r)
     return factor * expand(dt_du, r.alpha) if self.weighting.measure == "log_snr" else factor
+
+  def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
+    """The denoiser for later stages and for sampling."""
+    del extra, frozen
+    return Loaded(self, params)
+
+
+def mean_each(values: Array) -> Array:
+  """[B, ...] -> [B], means over the values of each sample."""
+  return values.mean(tuple(range(1, values.ndim)))
 
 
 def cosine(a: Array, b: Array) -> Array:

@@ -22,13 +22,14 @@ class Objective(Protocol):
   """A frozen dataclass of objects.
 
   A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and `stratum` = row / its size.
-  `ema` is the averaged parameters of the step itself; `frozen` are arrays passed beside the state, never trained.
+  `ema` is the averaged parameters of the step itself; `frozen` is what is passed beside the state by role (codec, lpips, teacher):
+  it is never trained, donated or averaged.
   """
 
-  def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
+  def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
     """-> (params, extra)."""
     ...
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: Any, batch: dict, key: Array) -> tuple[Array, Aux]:
-    """-> (loss an example [B], Aux)."""
+  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
+    """-> (loss per example [B], Aux)."""
     ...

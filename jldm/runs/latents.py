@@ -1,6 +1,10 @@
-"""The training set in the latent space of a codec: encoded once, kept under a hash of what it depends on, measured."""
+"""The training set in the latent space of a codec, in two caches under hashes of what they depend on:
 
-from collections.abc import Iterator
+  W/latents/<hash>/      the moments of the latents: by the codec's network and parameters, and the data
+  W/conditions/<hash>/   what the denoiser's conditioners need of each example: by the conditioners and the standardised codec too
+"""
+
+from collections.abc import Callable, Iterator
 import hashlib
 import json
 import math
@@ -14,10 +18,12 @@ import numpy as np
 from jldm.config.experiment import Experiment, to_data, what
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
+from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
-from jldm.data.source import Part
+from jldm.data.buckets import Buckets
+from jldm.data.source import Part, Zipped
 from jldm.distributed import multihost, sharding
-from jldm.inference import pipeline
+from jldm.inference.load import Model, codec_shapes
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs import codec as codecs
 from jldm.runs.run import Run
@@ -27,83 +33,109 @@ from jldm.storage.checkpoint import Checkpoints
 SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the data, not to a run
 
 
-def committed_codec(model: pipeline.Model, workdir: Path, steps: int) -> dict:
+def committed_codec(model: Model, workdir: Path, steps: int) -> dict:
   with Checkpoints(workdirs.checkpoints(workdir, "autoencoder"), read_only=True) as saved:
     if saved.latest() != steps:
       raise UserError(f"the autoencoder in {str(workdir)!r} is not finished; train it first: --stage autoencoder")
-    return saved.restore(steps, {"codec": pipeline.codec_shapes(model)})["codec"]
+    return saved.restore(steps, {"codec": codec_shapes(model)})["codec"]
 
 
 def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   """The mean and std of the latents that the training set has by these parameters."""
-  cache = encoded(run, {"params": params}, train_set, mesh)
+  cache = moments(run, {"params": params}, train_set, mesh)
   statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
-  told = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
+  listed = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
   if multihost.first():
-    print(f"codec: latents have mean {told(statistics.mean)}, std {told(statistics.std)} a channel")
+    print(f"codec: latents have mean {listed(statistics.mean)}, std {listed(statistics.std)} per channel")
   return statistics._asdict()
 
 
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """The training set's cached moments under this codec, with what a condition is drawn from beside them, the pictures or the
-  latents of its source pictures: as they are on disk, or encoded now, by every process some parts on its own devices."""
-  network, degrade = run.model.autoencoder, degradation(run.experiment)
-  own, codec = sharding.own(mesh), sharding.fetch(codec)
+  """What the denoiser trains on: the moments of the training set, and what its conditioners need, as they are on disk or made now."""
+  cached = moments(run, codec, source, mesh)
+  if not run.model.conditioners:
+    return cached
+  frozen, objective = {"codec": Loaded(run.model.autoencoder, codec)}, run.model.objective
+  key = jax.random.key(SOURCE_SEED)
+
+  def conditions(frozen: dict, batch: dict) -> dict:
+    return objective.cache(frozen, batch, row_keys(key, batch["row"]))
+
+  return zipped(cached, written(run, conditions_folder(run, codec), frozen, conditions, source, mesh))
+
+
+def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
+  """The raw posteriors of the training set: mean and log_variance [N, h, w, c]."""
+  network = run.model.autoencoder
+
+  def encode(codec: dict, batch: dict) -> dict:
+    return codecs.encode(network, codec, batch["image"])._asdict()
+
+  encoder = {"params": codec["params"]}
+  return written(run, moments_folder(run, encoder), encoder, encode, source, mesh)
+
+
+def written(run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], dict], source: Any, mesh: Mesh) -> Any:
+  """encode(frozen, batch) of every example, as `folder` has it or made now, by every process some parts on its own devices."""
+  own = sharding.own(mesh)
   batch_size = math.ceil(run.experiment.autoencoder.batch_size / own.size) * own.size
-  placed, key = sharding.place(own, (codec, jax.random.key(SOURCE_SEED)))
+  placed, arrays = sharding.place(own, sharding.fetch(frozen)), jax.jit(encode)
 
-  @jax.jit
-  def arrays(codec: dict, images: jax.Array, rows: jax.Array, key: jax.Array) -> dict:
-    found = codecs.encode(network, codec, images)._asdict() | ({"image": images} if masked(run.model) else {})
-    if degrade is None:
-      return found
-    return found | {"source": codecs.encode(network, codec, degrade(codecs.pixels(images), row_keys(key, rows))).mean}
-
-  def moments(part: Part) -> Iterator[dict]:
+  def encode_part(part: Part) -> Iterator[dict]:
     start = part.start
     for batch, count in run.notice.between(in_order(part, batch_size), alone=True):
-      shown = sharding.place_batch(own, (batch["image"], np.arange(start, start + batch_size, dtype=np.uint32)))
-      found = jax.device_get(arrays(placed, *shown, key)) | {"label": batch["label"]}
-      yield {name: array[:count] for name, array in found.items()}
+      rows = {"row": np.arange(start, start + batch_size, dtype=np.uint32)}
+      made = jax.device_get(arrays(placed, sharding.place_batch(own, batch | rows)))
+      yield {name: array[:count] for name, array in made.items()}
       start += count
 
   with run.clock.on("encode"):
-    folder = cache_of(run, codec)
     found = array_cache.open_cache(folder)
     if multihost.all_of(found is not None):
       return found
-    return array_cache.write_like(folder, source, moments, jax.process_index(), jax.process_count(), run.notice.check)
+    return array_cache.write_like(folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.check)
 
 
-def cache_of(run: Run, codec: dict) -> Path:
-  return run.workdir / "latents" / codec_hash(codec, run.experiment)
+def zipped(*sources: Any) -> Any:
+  """Sources of the same examples as one, bucket by bucket."""
+  if isinstance(sources[0], Buckets):
+    return Buckets(tuple(Zipped(each) for each in zip(*(source.sources for source in sources))))
+  return Zipped(sources)
 
 
-def codec_hash(codec: dict, experiment: Experiment) -> str:
-  """What cached moments depend on: the encoder's parameters, the network, the data, and what is made of them."""
-  config = [what(to_data(experiment.autoencoder.objective.network)), to_data(experiment.data)]
-  if masked(pipeline.of(experiment)):
-    config.append("image")
-  if degradation(experiment) is not None:
-    config.append(to_data(degradation(experiment)))
-  digest = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
-  for leaf in jax.tree.leaves(codec):
-    digest.update(np.ascontiguousarray(leaf).data)
-  return digest.hexdigest()
+def open_encoded(run: Run, codec: dict) -> Any:
+  """What `encoded` left on disk; None where a part of it is not there any more, or damaged."""
+  folders = [moments_folder(run, codec)] + ([conditions_folder(run, codec)] if run.model.conditioners else [])
+  caches = [array_cache.open_cache(folder) for folder in folders]
+  return None if any(cache is None for cache in caches) else caches[0] if len(caches) == 1 else zipped(*caches)
 
 
-def handed(model: pipeline.Model, codec: dict) -> codecs.Statistics | codecs.Encoder:
-  """What a step of the denoiser needs of the codec."""
-  if not masked(model):
-    return codecs.Statistics(codec["mean"], codec["std"])
-  return codecs.Encoder(codec["mean"], codec["std"], codec["params"], model.autoencoder)
+def moments_folder(run: Run, codec: dict) -> Path:
+  return run.workdir / "latents" / moments_hash(codec, run.experiment)
 
 
-def masked(model: pipeline.Model) -> bool:
-  """Whether the denoiser is told of parts of a picture, which are drawn and encoded in its steps."""
-  return hasattr(model.condition, "beside")
+def conditions_folder(run: Run, codec: dict) -> Path:
+  return run.workdir / "conditions" / conditions_hash(codec, run.experiment)
 
 
-def degradation(experiment: Experiment) -> Any:
-  """What makes the source pictures of a condition of pairs; None where there are none."""
-  return getattr(getattr(experiment.denoiser.objective, "condition", None), "degradation", None)
+def moments_hash(codec: dict, experiment: Experiment) -> str:
+  """What cached moments depend on: the encoder's parameters, the network and the data."""
+  return digest([what(to_data(experiment.autoencoder.objective.network)), to_data(experiment.data)], codec["params"])
+
+
+def conditions_hash(codec: dict, experiment: Experiment) -> str:
+  """What cached conditions depend on: the conditioners, the whole codec, the network and the data."""
+  network, conditioners = experiment.autoencoder.objective.network, experiment.denoiser.objective.conditioners
+  return digest([what(to_data(network)), to_data(experiment.data), to_data(conditioners)], codec)
+
+
+def digest(config: Any, arrays: Any) -> str:
+  hashed = hashlib.blake2b(json.dumps(config).encode(), digest_size=8)
+  for leaf in jax.tree.leaves(sharding.fetch(arrays)):
+    hashed.update(np.ascontiguousarray(leaf).data)
+  return hashed.hexdigest()
+
+
+def frozen_of(model: Model, codec: dict) -> dict:
+  """What the denoiser's steps are given beside its state."""
+  return {"codec": Loaded(model.autoencoder, codec)}

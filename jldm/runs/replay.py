@@ -11,9 +11,9 @@ import jax
 
 from jldm.core.errors import DifferentError, UserError
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.load import of
 from jldm.runs import latents, run as runs, stages, validate
-from jldm.storage import array_cache, workdir as workdirs
+from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import means, rows
 from jldm.train.loop import Hook, fit
@@ -39,7 +39,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   """
   workdir = Path(workdir)
   experiment = workdirs.read(workdir)
-  run = runs.Run(experiment, pipeline.of(experiment), workdir, devices)
+  run = runs.Run(experiment, of(experiment), workdir, devices)
   steps = range(1, getattr(experiment, stage).steps + 1)
   logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
   after, wanted = chosen(logged, stage, first, last)
@@ -50,7 +50,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
       raise UserError(f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}")
     mesh = runs.mesh_of(getattr(experiment, stage), devices)
     source, frozen = inputs(run, stage, mesh)
-    step, state, batches, key, changes = stages.begin(run, stage, source, saved, mesh, before[-1])
+    step, state, batches, key, changes = stages.begin(run, stage, source, frozen, saved, mesh, before[-1])
   pending, equal = [], []
 
   def compare(n, state, metrics):
@@ -91,9 +91,9 @@ def inputs(run: runs.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
   if stage == "autoencoder":
     weights = validate.lpips_weights(experiment.autoencoder.objective)
     return experiment.data.open(experiment.data.train), sharding.place(mesh, weights)
-  codec = sharding.place(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
-  cache = array_cache.open_cache(latents.cache_of(run, {"params": codec["params"]}))
+  codec = sharding.spread(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
+  cache = latents.open_encoded(run, codec)
   if cache is None:
     raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
                     "long as its denoiser is not finished")
-  return cache, latents.handed(run.model, codec)
+  return cache, latents.frozen_of(run.model, codec)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.load import Model
 from jldm.train.goodput import Goodput
 from jldm.train.preemption import Notice
 
@@ -20,7 +20,7 @@ class Run:
   """What both stages know."""
 
   experiment: Experiment
-  model: pipeline.Model
+  model: Model
   workdir: Path
   devices: sharding.Devices = None
   extractor: Any = None  # that the denoiser is judged by while it trains

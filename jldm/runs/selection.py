@@ -18,7 +18,7 @@ from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate, judge as judging
 from jldm.evaluation.evaluate import How
-from jldm.inference.pipeline import Model
+from jldm.inference.load import Model
 from jldm.metrics.extractors.extractor import Loaded
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -48,8 +48,9 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
     return None
   if asked.metric not in known:
     raise UserError(f"evaluation.metric={asked.metric!r}; expected one of {', '.join(known)}")
-  if model.condition is not None:
-    raise UserError("evaluation.every_steps: samples of a model with a condition are not judged while training; set it to 0")
+  if needed := [name for name, conditioner in model.conditioners.items() if not conditioner.dropout]:
+    raise UserError(f"evaluation.every_steps: the model always needs {needed[0]!r}, and samples without it are not judged while "
+                    "training; set it to 0")
   loaded = evaluate.extractor_of(experiment.evaluation)
   evaluate.check(experiment, loaded, how_of(experiment, None))
   return loaded
@@ -74,7 +75,7 @@ def judged(
 
     def hooks(log: Log) -> tuple[Hook, ...]:
       def call(n, state, metrics):
-        samples = evaluate.draw(model, {"denoiser": state.ema[0], "codec": codec}, among, how, progress)
+        samples = evaluate.draw(model, state.ema[0] | {"codec": codec}, among, how, progress)
         told = {"stage": "denoiser", "step": n, "checkpoint": "latest"}
         told |= evaluate.of_denoiser(model, samples, among, how, scores) | {"versions": evaluate.versions()}
         if multihost.first():

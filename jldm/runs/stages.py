@@ -19,17 +19,19 @@ from jax.sharding import Mesh
 import numpy as np
 
 from jldm.config.experiment import Experiment, Stage, to_data
-from jldm.config.presets import make_sampler
 from jldm.core.errors import NonFiniteError
 from jldm.core.keys import row_keys, stage_keys
 from jldm.data.batches import batches, in_order
 from jldm.distributed import multihost, sharding
 from jldm.evaluation.judge import reconstruction
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate, times
+from jldm.inference.load import Model, load_codec, of, of_kind
 from jldm.media import images as pictures
 from jldm.models.codecs import codec as codecs
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.runs import selection
-from jldm.runs.latents import committed_codec, encoded, handed, measured
+from jldm.runs.latents import committed_codec, encoded, frozen_of, measured
 from jldm.runs.run import Run, layout_of, mesh_of
 from jldm.runs.validate import check_shapes, check_stage, check_start, lpips_weights, rehearse
 from jldm.storage import lock, workdir as workdirs
@@ -64,7 +66,7 @@ def train(
     Preempted: SIGTERM came; the step it came in is committed.
   """
   workdir, experiment = Path(workdir), workdirs.resolved(experiment)
-  model = pipeline.of(experiment)
+  model = of(experiment)
   if multihost.first():
     workdirs.check(workdir, experiment)
   train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
@@ -72,8 +74,7 @@ def train(
     check_stage(getattr(experiment, name), name, devices)
   check_start(experiment)
   check_shapes(model, experiment.data)
-  pipeline.times(model, model.sampling.steps)  # what could not be sampled is not trained
-  make_sampler(model.sampling.sampler)
+  times(model, model.sampling)  # what could not be sampled is not trained
   for name in stages:
     rehearse(experiment, model, name)
   extractor = selection.check(experiment, model)
@@ -105,27 +106,27 @@ def claimed(workdir: Path, experiment: Experiment) -> Iterator[None]:
     yield
 
 
-def begin(run: Run, name: str, source: Any, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
+def begin(run: Run, name: str, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
   """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the steps' key, changes)."""
   stage, seed = getattr(run.experiment, name), run.seed
   key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, workdirs.STAGES.index(name)))
   tx = stage.optimizer.build(stage.steps)
-  codec = sharding.place(mesh, pipeline.load_codec(stage.start)[1]) if stage.start else None
+  codec = sharding.place(mesh, load_codec(stage.start)[1]) if stage.start else None
   here, size = sharding.rows_here(mesh, stage.batch_size), stage.batch_size
 
-  def init(key: jax.Array, batch: dict, codec: dict | None) -> TrainState:
-    made = stage.objective.init(key, batch)
+  def init(key: jax.Array, batch: dict, codec: dict | None, frozen: dict) -> TrainState:
+    made = stage.objective.init(key, batch, frozen)
     return init_state(*(made if codec is None else stage.objective.start(*made, codec)), tx, stage.ema)
 
   example = sharding.place_share(mesh, size, next(batches(source, seed, size, 0, 1, here)))
-  shapes = jax.eval_shape(init, key_init, example, codec)
+  shapes = jax.eval_shape(init, key_init, example, codec, frozen)
   places = sharding.split(mesh, shapes)
   if start:
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
     state = join(saved.restore(start, divide(like)))
   else:
     quick = sharding.quick_compile(mesh)
-    state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, codec)
+    state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, codec, frozen)
   step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
   rows = (sharding.place_share(mesh, size, share) for share in batches(source, seed, size, start, stage.steps, here))
   return step, state, rows, key_steps, restarts(stage, key_codes, mesh)
@@ -140,7 +141,7 @@ def fit_stage(run: Run, name: str, source: Any, frozen: Any, saved: Checkpoints,
   with clock.on("restore"):
     start = saved.latest() or 0
   with clock.on("restore" if start else "compile"):
-    step, state, rows, key_steps, changes = begin(run, name, source, saved, mesh, start)
+    step, state, rows, key_steps, changes = begin(run, name, source, frozen, saved, mesh, start)
   with Log(run.workdir, name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
 
     def save(n, state, metrics):
@@ -248,7 +249,7 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
       done = saved.latest() == stage.steps
     if done:
       return
-    start = pipeline.load_codec(stage.start)[1] if stage.start else None
+    start = load_codec(stage.start)[1] if stage.start else None
     if not stage.steps:
       saved.save(0, {"codec": start})
       return
@@ -263,45 +264,58 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
   stage, model, name = run.experiment.denoiser, run.model, "denoiser"
   mesh = mesh_of(stage, run.devices)
   with run.clock.on("restore"):
-    codec = sharding.place(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
+    codec = sharding.spread(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     with run.clock.on("restore"):
       done = saved.latest() == stage.steps
     if done:
       return
-    cache = encoded(run, {"params": codec["params"]}, train_set, mesh)
+    cache = encoded(run, codec, train_set, mesh)
 
     def call(n, state, metrics):
       del metrics
-      params = {"denoiser": state.ema[0], "codec": codec}
-      sheet = conditioned(run, params, held_out, mesh) if model.condition else sampled(run, params, mesh)
+      params = state.ema[0] | {"codec": codec}
+      sheet = (conditioned if shown_conditioner(model) else sampled)(run, params, held_out, mesh)
       write_image(run.workdir, name, n, sheet, "samples")
 
     among = run.workdir, run.extractor, layout_of(mesh), run.notice.between
     with selection.judged(run.experiment, model, codec, *among) as judge:
       look = lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
-      state = fit_stage(run, name, cache, handed(model, codec), saved, mesh, look)
+      state = fit_stage(run, name, cache, frozen_of(model, codec), saved, mesh, look)
     saved.save(stage.steps, divide(state))
 
 
-def sampled(run: Run, params: dict, mesh: Mesh) -> np.ndarray:
-  """A sheet of samples, a row a class."""
-  classes = run.model.classes
+def sampled(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
+  """A sheet of samples, a row per class."""
+  classes = run.experiment.data.classes
   labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
-  images = pipeline.generate(run.model, params, labels, run.seed, devices=layout_of(mesh), progress=run.notice.between)
-  return pictures.class_rows(images, labels, PREVIEW_COLUMNS)
+  request = Request(n=len(labels), seed=run.seed, given=label_of(run.model, labels))
+  samples = generate(run.model, params, request, devices=layout_of(mesh), progress=run.notice.between)
+  return pictures.class_rows(samples.data, labels, PREVIEW_COLUMNS)
+
+
+def shown_conditioner(model: Model) -> str | None:
+  """The name of the conditioner whose pictures are shown beside samples; None if it has none."""
+  return of_kind(model, Masked) or of_kind(model, Paired)
+
+
+def label_of(model: Model, labels: np.ndarray) -> dict:
+  """What a request gives for labels [n]; {} if the model has no classes."""
+  name = of_kind(model, ClassLabel)
+  return {} if name is None else {name: labels}
 
 
 def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
-  """A sheet of held-out pictures, below each what the model is shown of it, and below that what it makes of it."""
+  """A sheet of held-out pictures, below each what the model is given of it, and below that what it makes of it."""
   batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
-  rows = row_keys(stage_keys(run.seed, workdirs.STAGES.index("denoiser"))[2], np.arange(count))
-  shown, known = run.model.condition.example(codecs.pixels(batch["image"][:count]), rows)
-  concat = pipeline.condition(run.model, params, shown if known is None else batch["image"][:count], known)
-  size = batch["image"].shape[1:3]
-  options = dict(size=size, devices=layout_of(mesh), concat=concat, progress=run.notice.between)
-  drawn = pipeline.generate(run.model, params, batch["label"][:count], run.seed, **options)
-  every = (batch["image"][:count], pictures.to_uint8(shown), drawn)
+  name, images = shown_conditioner(run.model), batch["image"][:count]
+  keys = row_keys(stage_keys(run.seed, workdirs.STAGES.index("denoiser"))[2], np.arange(count))
+  drawn = run.model.conditioners[name].draw({"image": images}, keys)
+  shown = drawn["image"] * drawn.get("known", 1)
+  given = (images, drawn["known"]) if "known" in drawn else drawn["image"]
+  request = Request(n=count, seed=run.seed, given={name: given} | label_of(run.model, batch["label"][:count]), size=images.shape[1:3])
+  samples = generate(run.model, params, request, devices=layout_of(mesh), progress=run.notice.between)
+  every = (images, pictures.to_uint8(shown), samples.data)
   return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
 
 

@@ -8,12 +8,16 @@ import jax.numpy as jnp
 
 from jldm.config.experiment import Experiment, Stage, differences, to_data
 from jldm.core.errors import UserError
+from jldm.core.specs import batched
 from jldm.data.buckets import shapes
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.load import Model, codec_shapes, example, load_codec, resized
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
-from jldm.runs.latents import degradation, handed, masked
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.denoisers.dit import DiT
+from jldm.models.denoisers.unet import UNet
+from jldm.runs.latents import frozen_of
 from jldm.runs.run import mesh_of
 from jldm.train.state import TrainState, init_state
 
@@ -40,33 +44,37 @@ def check_start(experiment: Experiment) -> None:
   """Raises a UserError unless the autoencoder that this one starts from is finished and has the same network."""
   stage = experiment.autoencoder
   if stage.start and (changed := differences(
-    to_data(pipeline.load_codec(stage.start)[0]), to_data(stage.objective.network), "autoencoder.objective.network"
+    to_data(load_codec(stage.start)[0]), to_data(stage.objective.network), "autoencoder.objective.network"
   )):
     raise UserError(f"autoencoder.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
 
 
-def check_shapes(model: pipeline.Model, data: Any) -> None:
+def check_shapes(model: Model, data: Any) -> None:
   """Builds both networks as shapes: a size that does not fit is a person's mistake, and costs nothing."""
   if data.channels != model.autoencoder.channels:
     raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
-  known = getattr(model.denoiser, "classes", data.classes)
-  if known != data.classes:
-    raise UserError(
-      f"data has {data.classes} classes and the denoiser {known}; --set denoiser.objective.network.classes={data.classes}"
-    )
+  check_classes(model, data)
   try:
     for size in shapes(data):
-      pipeline.resized(model, size)
-      if model.condition is not None:
-        image = jax.ShapeDtypeStruct((1, *size, data.channels), jnp.float32)
-        key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        jax.eval_shape(lambda images, keys: model.condition.example(images, keys), image, key)
-    pipeline.codec_shapes(model)
+      example(resized(model, size))
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
 
 
-def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[TrainState, dict, Any] | None:
+def check_classes(model: Model, data: Any) -> None:
+  """Raises a UserError unless data, conditioners and network agree on the number of classes."""
+  known = {f"{name}.classes": each.classes for name, each in model.conditioners.items() if isinstance(each, ClassLabel)}
+  known |= {"network.classes": model.objective.network.classes} if isinstance(model.objective.network, (DiT, UNet)) else {}
+  if known and set(known.values()) != {data.classes}:
+    label = f"(ClassLabel(classes={data.classes}),)" if data.classes else "()"
+    listed = ", ".join(f"{name}={count}" for name, count in known.items())
+    raise UserError(
+      f"data has {data.classes} classes, the denoiser {listed}; --set denoiser.objective.network.classes={data.classes} "
+      f"--set 'denoiser.objective.conditioners={label}'"
+    )
+
+
+def rehearse(experiment: Experiment, model: Model, name: str) -> tuple[TrainState, dict, Any] | None:
   """A stage's state, batch and frozen networks as shapes, after one loss of them: whatever does not fit together is told
   before anything is done.  None where the stage has no steps."""
   stage, data = getattr(experiment, name), experiment.data
@@ -74,28 +82,32 @@ def rehearse(experiment: Experiment, model: pipeline.Model, name: str) -> tuple[
     return None
   if hasattr(stage.objective, "check"):
     stage.objective.check()
-  each = lambda dtype, *shape: jax.ShapeDtypeStruct((stage.batch_size, *shape), dtype)
-  latent, image = each(jnp.float32, *model.latent_shape), each(jnp.uint8, data.height, data.width, data.channels)
-  batches_and_frozen = {
-    "autoencoder": ({"image": image}, lpips_weights(stage.objective)),
-    "denoiser": ({"mean": latent, "log_variance": latent}, handed(model, pipeline.codec_shapes(model))),
-  }
-  batch, frozen = batches_and_frozen[name]
-  if name == "denoiser":
-    batch = batch | ({"image": image} if masked(model) else {}) | ({"source": latent} if degradation(experiment) else {})
-  batch = batch | {"label": each(jnp.int32), "row": each(jnp.int32), "stratum": each(jnp.float32)}
+  batch, frozen = RELIES_ON[name](stage, model, data)
   key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
-  state = jax.eval_shape(lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema), key, batch)
+  init = lambda key, batch, frozen: init_state(*stage.objective.init(key, batch, frozen), tx, stage.ema)
+  state = jax.eval_shape(init, key, batch, frozen)
   jax.eval_shape(stage.objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
   return state, batch, frozen
 
 
+def autoencoder_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dict]:
+  place = {"row": jax.ShapeDtypeStruct((stage.batch_size,), jnp.int32), "stratum": jax.ShapeDtypeStruct((stage.batch_size,), jnp.float32)}
+  return batched(model.data, stage.batch_size) | place, lpips_weights(stage.objective)
+
+
+def denoiser_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dict]:
+  return example(model, stage.batch_size), frozen_of(model, codec_shapes(model))
+
+
+RELIES_ON = {"autoencoder": autoencoder_inputs, "denoiser": denoiser_inputs}  # stage -> its batch and frozen networks as shapes
+
+
 def lpips_weights(objective: Any) -> Any:
-  """What the perceptual term of an autoencoder's objective compares by; nothing where it has none."""
+  """{"lpips": …}, what the perceptual term of an autoencoder's objective compares by; {} where it has none."""
   if not getattr(objective, "perceptual_weight", 0):
-    return ()
+    return {}
   if not objective.lpips:
     raise UserError(
       f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that jldm convert --kind lpips made"
     )
-  return perceptual.unpack(safetensors.read(Path(objective.lpips)))
+  return {"lpips": perceptual.unpack(safetensors.read(Path(objective.lpips)))}

@@ -5,6 +5,7 @@ sigma / alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite the
 """
 
 from collections.abc import Callable
+import dataclasses
 import math
 
 import jax
@@ -249,6 +250,42 @@ GRIDS: dict[str, Callable[[Process, int], Array]] = {  # of the command line: (p
   "ddim": lambda process, steps: strided(process, leading(process, steps)),
   "lcm": lambda process, steps: chain(lcm(process, steps)),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """Where the steps stand, by a name of GRIDS: grid(process, steps) -> pairs [N, 2].
+
+  Raises:
+    UserError: another name; when called, steps < 1 or a process that cannot have this grid.
+  """
+
+  kind: str = "uniform"
+
+  def __post_init__(self):
+    if self.kind not in GRIDS:
+      raise UserError(f"grid={self.kind!r}; expected one of {sorted(GRIDS)}")
+
+  def __call__(self, process: Process, steps: int) -> Array:
+    return GRIDS[self.kind](process, steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Pairs (t, s) as they are, ((1.0, 0.5), (0.5, 0.0)); the number of steps is theirs.
+
+  Raises:
+    UserError: times that are no pairs.
+  """
+
+  pairs: tuple[tuple[float, float], ...]
+
+  def __post_init__(self):
+    if not self.pairs or np.ndim(self.pairs) != 2 or np.shape(self.pairs)[1] != 2:
+      raise UserError(f"pairs of shape {list(np.shape(self.pairs))}; expected (t, s), (t, s), …: [N, 2]")
+
+  def __call__(self, process: Process, steps: int) -> Array:
+    return jnp.asarray(self.pairs, jnp.float32)
 
 
 def check_steps(steps: int) -> None:

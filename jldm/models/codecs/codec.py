@@ -9,14 +9,13 @@ so that standardised latents have zero mean and unit variance, whatever the auto
 """
 
 from collections.abc import Iterable
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm.core.trees import choice, pytree
+from jldm.core.specs import Loaded
 from jldm.models.autoencoders.posterior import Gaussian
 
 Array = jax.Array
@@ -27,21 +26,6 @@ class Statistics(NamedTuple):
 
   mean: Array
   std: Array
-
-
-@pytree
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-  """Statistics and the parameters that encode, for a training step that does: images -> standardised means of latents."""
-
-  mean: Array
-  std: Array
-  params: Any
-  network: Any = choice(None)
-
-  def __call__(self, images: Array) -> Array:
-    """[B, H, W, C] -> [B, h, w, c]."""
-    return standardised(self, encode(self.network, {"params": self.params}, images).mean)
 
 
 def pixels(images: Array) -> Array:
@@ -83,14 +67,19 @@ def decode(network: Any, codec: dict, latents: Array, tiles: Any = None) -> Arra
   return jnp.clip(images, -1, 1)
 
 
-def standardised(statistics: Statistics | Encoder, raw: Array) -> Array:
-  """Raw latents [B, h, w, c] as a denoiser knows them."""
-  return (raw - statistics.mean) / statistics.std
+def standardised(codec: dict, raw: Array) -> Array:
+  """Raw latents [B, h, w, c] as a denoiser knows them, by a codec's mean and std [c]."""
+  return (raw - codec["mean"]) / codec["std"]
 
 
-def draw(statistics: Statistics | Encoder, posterior: Gaussian, keys: Array) -> Array:
+def sample_latents(codec: Loaded, posterior: Gaussian, keys: Array) -> Array:
   """A standardised latent [B, h, w, c] from the raw posterior, exactly; keys [B]."""
-  return standardised(statistics, posterior.sample(keys))
+  return standardised(codec.params, posterior.sample(keys))
+
+
+def encode_mean(codec: Loaded, images: Array) -> Array:
+  """The standardised means of the latents of images uint8, or float in [-1, 1]: [B, H, W, C] -> [B, h, w, c]."""
+  return standardised(codec.params, encode(codec.model, codec.params, images).mean)
 
 
 def measure(posteriors: Iterable[Gaussian]) -> Statistics:

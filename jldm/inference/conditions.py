@@ -1,0 +1,111 @@
+"""From what a request gives to the branches of guidance.
+
+Branch 0 has what is given; every further one has, in its place, what guidance pushes away from: another value that the request
+names, or the null of a conditioner.  All branches have the same arrays, and per sample a flag says whether they are used, so that
+one program serves every request.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.core.errors import UserError
+from jldm.core.specs import Loaded
+from jldm.inference.load import Model
+from jldm.models.codecs.codec import encode_mean
+from jldm.models.conditioners.conditioner import Conditions, Inputs, blank, where
+from jldm.samplers.per_conditioner import PerConditioner
+
+Array = jax.Array
+
+
+class Branch(NamedTuple):
+  """Inputs by conditioner [B, ...], those of the first branch where it has none of its own; and whether they are used, bool [B]."""
+
+  inputs: dict[str, Inputs]
+  use: dict[str, Array]
+
+
+def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[str, Any]], n: int) -> tuple[Branch, ...]:
+  """Branches of n samples, on the host.
+
+  given: by the conditioner's name, as `read` of it takes it; one value for all samples or one per sample.
+  against: one dict for each further branch; what it does not name is null where the conditioner is guided, and as given elsewhere.
+    A name with None is null.
+
+  Raises:
+    UserError: a name that the model does not know, a value that is not legal or not one per sample, or nothing for a conditioner
+      without which the model was never trained.
+  """
+  for name in {name for each in (given, *against) for name in each}:
+    if name not in model.conditioners:
+      known = ", ".join(model.conditioners) or "nothing: it was trained without conditions"
+      raise UserError(f"{name!r} is given, and the model knows {known}")
+  for name, conditioner in model.conditioners.items():
+    if given.get(name) is None and not conditioner.dropout:
+      raise UserError(f"this model was always trained with {name!r}, {type(conditioner).__name__}, and cannot draw without; "
+                      f"give it: Request(given={{{name!r}: …}})")
+  values = {name: given.get(name) for name in model.conditioners}
+  first = branch(model, values, n, model.conditioners)
+  guided = any(each.guided and values[name] is not None for name, each in model.conditioners.items())
+  if not guided and not any(against):
+    return (first,)
+  away = {name: None if each.guided else values[name] for name, each in model.conditioners.items()}
+  others = [away | dict(each) for each in against]
+  return (first, *(branch(model, other, n, [name for name in other if differs(other[name], values[name])]) for other in others))
+
+
+def differs(other: Any, value: Any) -> bool:
+  """Whether another branch has inputs of its own for a conditioner: neither null nor the very value of the first branch."""
+  return other is not None and other is not value
+
+
+def branch(model: Model, values: Mapping[str, Any], n: int, own: Iterable[str]) -> Branch:
+  """One branch: `values` by conditioner, None for null, with inputs for the conditioners `own`."""
+  inputs = {}
+  for name in own:
+    conditioner, value = model.conditioners[name], values[name]
+    arrays = blank(conditioner, model.data) if value is None else conditioner.read(value, model.data)
+    inputs[name] = {key: for_each_sample(name, array, n) for key, array in arrays.items()}
+  return Branch(inputs, {name: np.full(n, value is not None) for name, value in values.items()})
+
+
+def for_each_sample(name: str, array: Any, n: int) -> np.ndarray:
+  """[1 or n, ...] -> [n, ...]; UserError for another number."""
+  array = np.asarray(array)
+  if len(array) not in (1, n):
+    raise UserError(f"{len(array)} values of {name!r} for {n} samples; expected one, or one per sample")
+  return np.broadcast_to(array, (n, *array.shape[1:]))
+
+
+def per_conditioner(model: Model, rule: PerConditioner, given: Mapping[str, Any], negative: Mapping[str, Any]) -> list[dict]:
+  """The further branches of a rule with a scale per conditioner: the first i of its names are null, or what `negative` says.
+
+  Raises:
+    UserError: a conditioner that the model does not know, or without which it was never trained.
+  """
+  able = [name for name, each in model.conditioners.items() if each.dropout]
+  for name in rule.names:
+    if name not in able:
+      raise UserError(f"guidance by {name!r}: the model was trained both with and without {', '.join(able) or 'nothing'}; expected "
+                      "one of those, or train with a dropout of the conditioner")
+  values = {name: given.get(name) for name in model.conditioners}
+  nulls = [(name, negative.get(name)) for name in rule.names]
+  return [values | dict(nulls[: i + 1]) for i in range(len(nulls))]
+
+
+def embed(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
+  """What the network is given in each branch; within jit, before the scan.  What branches share is embedded once."""
+  encode = functools.partial(encode_mean, Loaded(model.autoencoder, params["codec"]))
+  call = lambda name, inputs: model.conditioners[name].embed(params.get(name, {}), inputs, encode)
+  first = {name: call(name, inputs) for name, inputs in given[0].inputs.items()}
+  conditions = []
+  for one in given:
+    fresh = first | {name: call(name, inputs) for name, inputs in one.inputs.items() if one is not given[0]}
+    null = {name: model.conditioners[name].null(params.get(name, {}), value) for name, value in fresh.items()}
+    conditions.append({name: where(jnp.asarray(one.use[name]), value, null[name]) for name, value in fresh.items()})
+  return conditions

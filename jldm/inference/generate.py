@@ -1,0 +1,235 @@
+"""From a request to samples.
+
+  model, params = load("runs/digits")
+  samples = generate(model, params, Request(n=8, given={"label": 3}))
+  samples.data                                                             # uint8 [8, H, W, C]
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jldm.config.experiment import Sampling
+from jldm.core.errors import UserError
+from jldm.core.keys import row_keys
+from jldm.core.trees import traced
+from jldm.diffusion.target import refuse_singular
+from jldm.distributed import sharding
+from jldm.inference.conditions import Branch, branches, embed, per_conditioner
+from jldm.inference.load import Model, resized
+from jldm.media.images import to_uint8
+from jldm.models.codecs import codec as codecs
+from jldm.objectives.denoiser import bind
+from jldm.samplers.per_conditioner import PerConditioner
+from jldm.samplers.sample import Denoise, start, walk
+
+Array = jax.Array
+
+SLIPS = {  # what people write for generate(model, params, Request(...), Sampling(...))
+  "labels": "Request(n=…, given={'label': …})",
+  "label": "Request(n=…, given={'label': …})",
+  "n": "Request(n=…)",
+  "seed": "Request(seed=…)",
+  "size": "Request(size=(H, W))",
+  "noise": "Request(noise=…)",
+  "negative_label": "Request(against=({'label': …},))",
+  "guidance": "Sampling(guidance=ClassifierFree(…))",
+  "guidance_scale": "Sampling(guidance=ClassifierFree(…))",
+  "sampler": "Sampling(sampler=…)",
+  "steps": "Sampling(steps=…)",
+  "num_inference_steps": "Sampling(steps=…)",
+  "grid": "Sampling(grid=Grid(…))",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+  """What a person wants to see; data that a server could send.
+
+  n: how many samples.   seed: of their noise; sample i depends on (seed, rows[i]) and what is given for it alone.
+  given: the conditions by name, {"label": 3} or {"label": [3, 1]}: one value for all or one per sample; what is left out is null.
+  against: what guidance pushes away from, one dict per further branch; {} is the null of every guided conditioner.
+  size: (H, W) if it is not that of the training data.   noise: [n, h, w, c] to start from, standard normal; by default drawn.
+  rows: the numbers [n] of the samples, by default 0 to n - 1.   estimates: how many steps' estimates of the data to keep.
+  """
+
+  n: int = 1
+  seed: int = 0
+  given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  against: tuple[Mapping[str, Any], ...] = ({},)
+  size: tuple[int, int] | None = None
+  noise: Any = None
+  rows: Any = None
+  estimates: int = 0
+
+
+class Samples(NamedTuple):
+  """data uint8 [N, H, W, C]; estimates uint8 [N, K, H, W, C], what K of the steps took it for; and how it was drawn."""
+
+  data: np.ndarray
+  estimates: np.ndarray
+  provenance: dict
+
+
+class Setup(NamedTuple):
+  """What samplers are called with, for a batch or for all samples; all of it is traced."""
+
+  params: dict
+  sampler: Any
+  pairs: Array  # [N, 2]
+  branches: tuple[Branch, ...]  # [B, ...]
+  rule: Any
+  transforms: tuple
+  keys: Array  # [B]
+
+  def denoise(self, model: Model) -> Denoise:
+    """The denoiser with everything bound into it; within jit."""
+    denoise = bind(model.objective, self.params, embed(model, self.params, self.branches), self.rule)
+    for transform in self.transforms:
+      denoise = transform(model.process, denoise)
+    return denoise
+
+  def arguments(self, model: Model, *x0: Any, pairs: Array | None = None) -> tuple:
+    """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them; within jit."""
+    return model.process, self.denoise(model), self.sampler, *x0, self.pairs if pairs is None else pairs, self.keys
+
+  def like(self, model: Model) -> jax.ShapeDtypeStruct:
+    """The latents [B, h, w, c] as a shape."""
+    return jax.ShapeDtypeStruct((len(self.keys), *model.latent_shape), jnp.float32)
+
+  def decode(self, model: Model, z: Array) -> Array:
+    """[B, h, w, c] -> [B, H, W, C] in [-1, 1]."""
+    return codecs.decode(model.autoencoder, self.params["codec"], z, model.tiles)
+
+
+def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: int, keys: Array | None = None) -> Setup:
+  """A request and a sampling as arrays, for n samples: the one place where both are checked.
+
+  Raises:
+    UserError: what `branches`, `times` and the rules of guidance refuse, or a seed that is not legal.
+  """
+  if not 0 <= request.seed < 2**32 or request.seed != int(request.seed):
+    raise UserError(f"seed={request.seed}; expected a whole number from 0 to {2**32 - 1}")
+  rule, against = sampling.guidance, request.against
+  if isinstance(rule, PerConditioner):
+    against = per_conditioner(model, rule, request.given, against[0] if against else {})
+  given = branches(model, request.given, against, n)
+  if keys is None:
+    rows = np.arange(n) if request.rows is None else np.asarray(request.rows)
+    keys = row_keys(jax.random.key(int(request.seed)), rows.astype(np.uint32))
+  return Setup(params, traced(sampling.sampler), times(model, sampling), given, traced(rule), traced(sampling.transforms), keys)
+
+
+def times(model: Model, sampling: Sampling) -> Array:
+  """The pairs (t, s) [N, 2] that sampling steps over.
+
+  Raises:
+    UserError: steps < 1, a grid that the process cannot have, or a network that says nothing at one of the times.
+  """
+  pairs = jnp.asarray(sampling.grid(model.process, sampling.steps), jnp.float32)
+  evaluated = np.asarray(pairs).ravel()  # at s too by some samplers, but never of clean data
+  clean = np.asarray(model.process.sigma(jnp.asarray(evaluated)) == 0) & (np.arange(len(evaluated)) % 2 == 1)
+  refuse_singular(model.process, model.objective.parametrization, evaluated[~clean])
+  return pairs
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
+def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()) -> tuple[Array, Array]:
+  """Images [B, H, W, C] in [-1, 1], and what the steps `shown` took them for, [B, K, H, W, C].
+
+  Compiled once per batch size, step count, and kind of sampler, guidance and request: all else is traced.
+  """
+  z, keys = start(model.process, setup.like(model), setup.pairs, setup.keys)
+  z = z if noise is None else model.process.sigma(setup.pairs[0, 0]) * noise
+  keep = (lambda state: state.x0) if shown else (lambda state: None)
+  state, x0 = walk(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep=keep)
+  images = setup.decode(model, state.z)
+  if not shown:
+    return images, images[:, None][:, :0]
+  decode = functools.partial(setup.decode, model)
+  return images, jnp.moveaxis(jax.lax.map(decode, x0[jnp.array(shown)]), 0, 1)
+
+
+def generate(
+  model: Model,
+  params: dict,
+  request: Request,
+  sampling: Sampling | None = None,
+  *,
+  batch_size: int = 250,
+  devices: sharding.Devices = None,
+  progress: Any = iter,
+  **slips: Any,
+) -> Samples:
+  """Draws request.n samples.
+
+  request: Request(n, seed, given, …), what to draw.
+  sampling: Sampling(sampler, steps, grid, guidance, transforms), how; by default the model's own, `model.sampling`.
+  batch_size: samples at a time, which changes memory and no sample.   devices: how many share a batch.
+  progress: wraps the iterator over batches (tqdm).
+
+  Sample i depends on (seed, rows[i]) and its conditions alone, not on the batch size or the devices (to one grey level).
+
+  Raises:
+    UserError: a request or a sampling that the model cannot serve, and other words for their fields.
+  """
+  if slips:
+    name = next(iter(slips))
+    raise UserError(f"generate(…, {name}=…): expected {SLIPS.get(name, 'a field of Request or of Sampling')}, "
+                    "as in generate(model, params, Request(…), Sampling(…))")
+  check_kinds(request, sampling)
+  sampling = model.sampling if sampling is None else sampling
+  if request.n < 1 or batch_size < 1:
+    raise UserError(f"n={request.n}, batch_size={batch_size}; expected at least 1 of each")
+  model = model if request.size is None else resized(model, request.size)
+  setup = set_up(model, {}, request, sampling, request.n)
+  noise = check_noise(model, request)
+  shown = shown_steps(len(setup.pairs), request.estimates)
+  mesh, batch_size = sharding.mesh_of_rows(request.n, batch_size, devices)
+  whole = (setup.sampler, setup.pairs, setup.rule, setup.transforms)
+  sampler, pairs, rule, transforms = sharding.place(mesh, whole)
+  params, drawn = sharding.spread(mesh, params), sharding.on(mesh, draw)
+  per_sample = (setup.branches, jax.random.key_data(setup.keys), noise)
+  batches = []
+  for start_row in progress(range(0, request.n, batch_size)):
+    rows = np.minimum(np.arange(start_row, start_row + batch_size), request.n - 1)
+    given, keys, begun = sharding.place_batch(mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample))
+    one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))
+    batches.append([to_uint8(part) for part in sharding.fetch(drawn(model, one, begun, shown=shown))])
+  data, estimates = (np.concatenate(part)[: request.n] for part in zip(*batches))
+  return Samples(data, estimates, provenance(request, sampling))
+
+
+def check_kinds(request: Any, sampling: Any) -> None:
+  """Raises a UserError where something else stands in the place of a request or a sampling."""
+  if not isinstance(request, Request):
+    raise UserError(f"{request!r} in the place of the request; expected Request(n=8, seed=0, given={{'label': 3}})")
+  if sampling is not None and not isinstance(sampling, Sampling):
+    raise UserError(f"{sampling!r} in the place of the sampling; expected Sampling(steps=20, guidance=ClassifierFree(2.0))")
+
+
+def check_noise(model: Model, request: Request) -> np.ndarray | None:
+  if request.noise is None:
+    return None
+  noise, expected = np.asarray(request.noise, np.float32), (request.n, *model.latent_shape)
+  if noise.shape != expected:
+    raise UserError(f"noise of shape {list(noise.shape)}; expected {list(expected)}, standard normal")
+  return noise
+
+
+def shown_steps(steps: int, count: int) -> tuple[int, ...]:
+  """`count` of the steps, evenly, the first and the last among them."""
+  return tuple(int(step) for step in np.unique(np.linspace(0, steps - 1, count).round()))
+
+
+def provenance(request: Request, sampling: Sampling) -> dict:
+  """How samples were drawn, as data."""
+  return {
+    "seed": request.seed, "steps": sampling.steps, "sampler": repr(sampling.sampler), "grid": repr(sampling.grid),
+    "guidance": repr(sampling.guidance),
+  }

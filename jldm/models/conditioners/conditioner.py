@@ -1,0 +1,151 @@
+"""Conditioners: what a denoiser is given of the data besides its noisy latents.
+
+A conditioner turns a batch, or a person's request, into named inputs of the network:
+
+  draw (training) or read (a request)  ->  embed, or null  ->  join
+
+What is drawn is dropped for a share `dropout` of the examples: the network then sees `null`, which classifier-free guidance
+(Ho & Salimans 2022, 2207.12598) needs as its other branch.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jldm.core.errors import UserError
+from jldm.core.shapes import expand
+from jldm.core.specs import Spec, batched, keys_like
+
+Array = jax.Array
+Inputs = dict[str, Array]  # of one conditioner, [B, ...] each
+Conditions = dict[str, dict[str, Array]]  # by conditioner: what the network is given
+Encode = Callable[[Array], Array]  # images [B, H, W, C] in [-1, 1] -> standardised latents [B, h, w, c]
+
+JOINED_AT = {"vector": -1, "concat": -1, "tokens": 1, "mask": 1}  # the axis along which several conditioners' inputs meet
+RESERVED = ("denoiser", "codec")  # names of other parts among the parameters
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditioner:
+  """The contract, with what most conditioners share.
+
+  name: of its parameters and of what a request gives for it.
+  dropout: the share of examples in training whose condition is `null`; with 0 the model always needs the condition.
+  guided: whether guidance pushes away from `null`, where a request names nothing else.
+  fields: the arrays of a batch that `draw` reads.   cached: `embed` is computed once per example, and kept beside the latents.
+
+  Raises:
+    UserError: a dropout outside [0, 1], or a reserved name.
+  """
+
+  name: str
+  dropout: float = 0.1
+  guided: bool = True
+
+  fields = ()
+  cached = False
+
+  def __post_init__(self):
+    if not 0 <= self.dropout <= 1:
+      raise UserError(f"dropout={self.dropout} of conditioner {self.name!r}; expected a share from 0 to 1")
+    if self.name in RESERVED or not self.name.isidentifier():
+      raise UserError(f"a conditioner named {self.name!r}; expected an identifier other than {', '.join(RESERVED)}")
+
+  def draw(self, batch: dict, keys: Array) -> Inputs:
+    """Of examples in training [B, ...], with keys [B] for what is random."""
+    raise NotImplementedError
+
+  def read(self, given: Any, data: Spec) -> Inputs:
+    """Of what a person gives, on the host: arrays [n, ...] or [1, ...]; UserError where it is not legal."""
+    raise NotImplementedError
+
+  def init(self, key: Array, inputs: Inputs) -> Any:
+    """Parameters that are trained with the denoiser; {} for none."""
+    del key, inputs
+    return {}
+
+  def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
+    """Inputs -> what the network is given: label, vector, concat, tokens, mask, ..."""
+    raise NotImplementedError
+
+  def null(self, params: Any, like: dict[str, Array]) -> dict[str, Array]:
+    """What the network is given where nothing is known, in the shapes of `like`; zeros by default."""
+    del params
+    return jax.tree.map(jnp.zeros_like, like)
+
+
+def check_names(conditioners: Sequence[Conditioner]) -> None:
+  """Raises a UserError where two conditioners have one name."""
+  names = [conditioner.name for conditioner in conditioners]
+  if repeated := {name for name in names if names.count(name) > 1}:
+    raise UserError(f"several conditioners are named {min(repeated)!r}; give each a name of its own: name='…'")
+
+
+def array_name(conditioner: Conditioner, key: str) -> str:
+  """The name under which a cached condition stands in a batch."""
+  return f"{conditioner.name}_{key}"
+
+
+def cached_conditions(conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Array) -> dict:
+  """What is kept per example for training: the fields that are drawn from, and the finished inputs of cached conditioners."""
+  kept = {}
+  for conditioner in conditioners:
+    if conditioner.cached:
+      embedded = conditioner.embed(params.get(conditioner.name, {}), conditioner.draw(batch, keys), encode)
+      kept |= {array_name(conditioner, key): value for key, value in embedded.items()}
+    else:
+      kept |= {field: batch[field] for field in conditioner.fields}
+  return kept
+
+
+def draw_conditions(conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Sequence[Array]) -> Conditions:
+  """The conditions of a training batch, each with its own dropout; keys: one [B] per conditioner."""
+  conditions = {}
+  for conditioner, key in zip(conditioners, keys, strict=True):
+    key_draw, key_drop = (jax.vmap(jax.random.split, out_axes=1)(key))
+    own = params.get(conditioner.name, {})
+    if conditioner.cached:
+      prefix = array_name(conditioner, "")
+      embedded = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
+    else:
+      embedded = conditioner.embed(own, conditioner.draw(batch, key_draw), encode)
+    keep = jax.vmap(jax.random.uniform)(key_drop) >= conditioner.dropout
+    conditions[conditioner.name] = where(keep, embedded, conditioner.null(own, embedded))
+  return conditions
+
+
+def where(keep: Array, some: dict[str, Array], others: dict[str, Array]) -> dict[str, Array]:
+  """Per sample, keep [B]: the one or the other of two conditions."""
+  return jax.tree.map(lambda a, b: jnp.where(expand(keep, a), a, b), some, others)
+
+
+def join(conditions: Conditions) -> dict[str, Array]:
+  """The network's inputs: vectors and concatenated channels of all conditioners side by side, tokens one after the other.
+
+  Raises:
+    UserError: two conditioners with an input that cannot be joined, such as two labels.
+  """
+  inputs: dict[str, Array] = {}
+  for condition in with_masks(list(conditions.values())):
+    for key, value in condition.items():
+      if key in inputs and key not in JOINED_AT:
+        raise UserError(f"two conditioners give {key!r} to the network; expected one of them, or others as a vector or tokens")
+      inputs[key] = jnp.concatenate([inputs[key], value], JOINED_AT[key]) if key in inputs else value
+  return inputs
+
+
+def with_masks(conditions: list[dict[str, Array]]) -> list[dict[str, Array]]:
+  """Where some tokens have a mask, all have: tokens without may all be attended to."""
+  if not any("mask" in condition for condition in conditions):
+    return conditions
+  whole = lambda tokens: jnp.ones(tokens.shape[:2], bool)
+  return [{"mask": whole(each["tokens"])} | each if "tokens" in each else each for each in conditions]
+
+
+def blank(conditioner: Conditioner, data: Spec) -> Inputs:
+  """Inputs [1, ...] of zeros, in the shapes of those drawn from `data`: they stand where nothing is given."""
+  shapes = jax.eval_shape(conditioner.draw, batched(data, 1), keys_like(1))
+  return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
