@@ -15,7 +15,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from jldm.config.experiment import Experiment, Stage, dumps, loads
+from jldm.config.experiment import Experiment, Stage
+from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
 from jldm.inference import pipeline

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jldm.config.experiment import Stage, to_data
+from jldm.config.experiment import Stage
+from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.evaluation import page
 from jldm.evaluation.page import Line

@@ -11,7 +11,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm.config.experiment import Experiment, to_data, what
+from jldm.config.experiment import Experiment
+from jldm.config.serialize import to_data, without_execution_fields as what
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.data.batches import in_order

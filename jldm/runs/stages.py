@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm.config.experiment import Experiment, Stage, to_data
+from jldm.config.experiment import Experiment, Stage
 from jldm.config.presets import make_sampler
+from jldm.config.serialize import to_data
 from jldm.core.errors import NonFiniteError
 from jldm.core.keys import row_keys, stage_keys
 from jldm.data.batches import batches, in_order

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jldm.config.experiment import Experiment, Stage, differences, to_data
+from jldm.config.experiment import Experiment, Stage
+from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
 from jldm.data.buckets import shapes
 from jldm.distributed import sharding
