@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from jldm.cli.train import load_config
-from jldm.config.experiment import Experiment, override
+from jldm.config.experiment import Experiment
+from jldm.config.override import override
 from jldm.core.trees import count
 from jldm.data.batches import in_order
 from jldm.distributed import sharding

@@ -23,7 +23,8 @@ from PIL import Image
 
 from benchmarks.editing import silhouettes
 from jldm.cli.train import load_config
-from jldm.config.experiment import Experiment, override
+from jldm.config.experiment import Experiment
+from jldm.config.override import override
 from jldm.core.keys import row_keys
 from jldm.core.trees import traced
 from jldm.distributed import sharding

@@ -32,7 +32,8 @@ import numpy as np
 
 from jldm.cli.train import load_config
 from jldm.config import presets
-from jldm.config.experiment import Experiment, Stage, override
+from jldm.config.experiment import Experiment, Stage
+from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.data.batches import batches, in_order

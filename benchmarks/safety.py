@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.cli.train import load_config
-from jldm.config.experiment import override
+from jldm.config.override import override
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.inference import pipeline

@@ -16,6 +16,8 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
@@ -45,5 +47,5 @@ def experiment() -> Experiment:
       save_every_steps=5000,
       picture_every_steps=10_000,
     ),
-    sampling=Sampling(sampler="ddim", steps=200, guidance_scale=1.0),
+    sampling=Sampling(sampler=DDIM(), steps=200, guidance=ClassifierFree(1.0)),
   )

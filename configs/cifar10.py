@@ -16,9 +16,12 @@ from jldm.diffusion.process import EDM
 from jldm.diffusion.target import Precondition
 from jldm.diffusion.times import LogNormalSigma
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.guidance import ClassifierFree
+from jldm.samplers.heun import Heun
 from jldm.train.ema import Power
 from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
@@ -35,6 +38,7 @@ def experiment() -> Experiment:
     denoiser=Stage(
       objective=Diffusion(
         network=UNet(widths=(128, 256, 256), resnets=3, attention=(False, True, False), heads=4, classes=10),
+        conditioners=(ClassLabel(classes=10),),
         process=EDM(),
         parametrization=Precondition(sigma_data=1.0),
         times=LogNormalSigma(mean=-0.5, std=1.2),  # -1.2 of the paper, at sigma_data 0.5
@@ -46,5 +50,5 @@ def experiment() -> Experiment:
       save_every_steps=5000,
       picture_every_steps=10_000,
     ),
-    sampling=Sampling(sampler="heun", steps=18, guidance_scale=1.0),
+    sampling=Sampling(sampler=Heun(), steps=18, guidance=ClassifierFree(1.0)),
   )

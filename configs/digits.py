@@ -14,10 +14,13 @@ from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
@@ -41,6 +44,7 @@ def experiment() -> Experiment:
     denoiser=Stage(
       objective=Diffusion(
         network=DiT(patch=2, width=192, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
+        conditioners=(ClassLabel(classes=10),),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
@@ -53,5 +57,5 @@ def experiment() -> Experiment:
       save_every_steps=550,
       picture_every_steps=550,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=0.9),  # below 1: as various as the digits are,
+    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(0.9)),  # below 1: as various as the digits are,
   )

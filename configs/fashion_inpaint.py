@@ -6,7 +6,7 @@
 
 Restoration of noisy, blurred, 4x down-sampled pictures and of half of their pixels, one model for all, is
 
-  python train.py … --set "denoiser.objective.condition=Paired(degradation=Mixture())" --workdir runs/fashion_restore
+  python train.py … --set "denoiser.objective.conditioners=(ClassLabel(classes=10), Paired(degradation=Mixture()))"
 
 and pictures of sketches, which an edge filter makes of them, are those of Paired(degradation=Edges()).
 
@@ -23,11 +23,14 @@ from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.conditioners.concat import Masked
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
@@ -54,10 +57,10 @@ def experiment() -> Experiment:
     denoiser=Stage(
       objective=Diffusion(
         network=DiT(patch=2, width=128, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
+        conditioners=(ClassLabel(classes=10), Masked()),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
-        condition=Masked(),
       ),
       optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99),
       steps=8000,
@@ -67,5 +70,5 @@ def experiment() -> Experiment:
       save_every_steps=AT_THE_END,
       picture_every_steps=AT_THE_END,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.0),
+    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(1.0)),
   )

@@ -20,10 +20,13 @@ from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
@@ -50,6 +53,7 @@ def experiment() -> Experiment:
     denoiser=Stage(
       objective=Diffusion(
         network=DiT(patch=2, width=128, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
+        conditioners=(ClassLabel(classes=10),),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
@@ -62,6 +66,6 @@ def experiment() -> Experiment:
       save_every_steps=AT_THE_END,
       picture_every_steps=AT_THE_END,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=10, guidance_scale=1.5),
+    sampling=Sampling(sampler=DPMSolverPP(), steps=10, guidance=ClassifierFree(1.5)),
     evaluation=Evaluation(extractor="fashion"),
   )

@@ -2,7 +2,8 @@
 
   jldm prepare folder --source PICTURES --name mine --size 64
   python train.py --config configs/folder.py --workdir runs/mine --set data.name=mine
-  python train.py … --set data.classes=5 --set denoiser.objective.network.classes=5    where sub-folders are classes
+  python train.py … --set data.classes=5 --set denoiser.objective.network.classes=5 \
+    --set "denoiser.objective.conditioners=(ClassLabel(classes=5),)"
 
 Of several shapes: prepare with --buckets 48x80,80x48, train with --set "data.buckets=((48, 80), (80, 48))" and sample with
 --size 48x80.  Each batch is of one shape; a shape of fewer pictures than a batch is seen more often than its share.
@@ -21,6 +22,8 @@ from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
@@ -48,5 +51,5 @@ def experiment() -> Experiment:
       save_every_steps=2000,
       picture_every_steps=5000,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.0),
+    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(1.0)),
   )

@@ -15,10 +15,13 @@ from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.dit import dit
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
@@ -49,6 +52,7 @@ def experiment() -> Experiment:
           remat="full",
           dtype="bfloat16",
         ),
+        conditioners=(ClassLabel(classes=1000),),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
@@ -61,5 +65,5 @@ def experiment() -> Experiment:
       save_every_steps=5000,
       picture_every_steps=10_000,
     ),
-    sampling=Sampling(sampler="ddim", steps=250, guidance_scale=1.5),  # on this process Euler's steps, as theirs
+    sampling=Sampling(sampler=DDIM(), steps=250, guidance=ClassifierFree(1.5)),  # on this process Euler's steps, as theirs
   )

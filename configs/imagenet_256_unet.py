@@ -14,9 +14,12 @@ from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
@@ -46,6 +49,7 @@ def experiment() -> Experiment:
           token_width=512,
           dtype="bfloat16",
         ),
+        conditioners=(ClassLabel(classes=1000),),
         process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
         parametrization=Predict("eps"),
       ),
@@ -56,5 +60,5 @@ def experiment() -> Experiment:
       save_every_steps=5000,
       picture_every_steps=10_000,
     ),
-    sampling=Sampling(sampler="ddim", steps=250, guidance_scale=1.5),
+    sampling=Sampling(sampler=DDIM(), steps=250, guidance=ClassifierFree(1.5)),
   )

@@ -13,11 +13,13 @@ from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.conditioners.concat import Paired
 from jldm.models.conditioners.degradation import Grey
+from jldm.models.conditioners.pictures import Paired
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
@@ -44,10 +46,10 @@ def experiment() -> Experiment:
     denoiser=Stage(
       objective=Diffusion(
         network=UNet(widths=(32, 64), resnets=1, attention=(False, True), heads=4, groups=16),
+        conditioners=(Paired(degradation=Grey()),),
         process=Flow(),
         parametrization=Predict("flow"),
         times=LogitNormal(),
-        condition=Paired(degradation=Grey()),
       ),
       optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=200), b2=0.99),
       steps=1500,
@@ -57,5 +59,5 @@ def experiment() -> Experiment:
       save_every_steps=AT_THE_END,
       picture_every_steps=AT_THE_END,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.0),
+    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(1.0)),
   )

@@ -20,6 +20,8 @@ from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.denoisers.unet import UNet
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, WarmupCosine
 
@@ -55,5 +57,5 @@ def experiment() -> Experiment:
       save_every_steps=1000,
       picture_every_steps=1000,
     ),
-    sampling=Sampling(sampler="dpmpp_2m", steps=20, guidance_scale=1.0),
+    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(1.0)),
   )

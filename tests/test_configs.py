@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm.config import experiment as experiments
+from jldm.config import serialize
 from jldm.core.trees import count
 from jldm.inference import pipeline
 from jldm.runs import stages, validate
@@ -16,7 +16,7 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_as_shapes_and_as_data(name):
   experiment = config(name)
-  assert experiments.loads(experiments.dumps(experiment)) == experiment
+  assert serialize.loads(serialize.dumps(experiment)) == experiment
   model = pipeline.of(experiment)
   validate.check_shapes(model, experiment.data)
   assert count(pipeline.codec_shapes(model)) > 1000 and count(pipeline.denoiser_shapes(model)) > 1000

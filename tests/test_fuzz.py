@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from jldm.config.experiment import Experiment, loads, to_data
+from jldm.config.experiment import Experiment
+from jldm.config.serialize import loads, to_data
 from jldm.core.errors import UserError
 from jldm.storage import array_cache, lock
 from jldm.storage.checkpoint import Checkpoints

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jldm.cli import COMMANDS
-from jldm.config.experiment import CLASSES, from_data, to_data
+from jldm.config.registry import CLASSES
+from jldm.config.serialize import from_data, to_data
 from tests.configs import ROOT, config
 
 MODULES = {  # those that turn data into code, or start programs

@@ -56,7 +56,7 @@ def test_commands_parse(line):
   assert isinstance(args, argparse.Namespace)
   if getattr(args, "config", None):
     from jldm.cli.train import load_config
-    from jldm.config.experiment import override
+    from jldm.config.override import override
     experiment = load_config(str(ROOT / args.config))
     for assignment in args.set:
       experiment = override(experiment, *assignment.split("=", 1))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.config.experiment import Experiment, override
+from jldm.config.experiment import Experiment
+from jldm.config.override import override
 from jldm.interop import pretrained
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.codecs import codec as codecs

@@ -15,7 +15,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from jldm.config.experiment import Experiment, Stage, dumps, loads
+from jldm.config.experiment import Experiment, Stage
+from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
 from jldm.inference.load import codec_shapes, denoiser_shapes, load, load_codec, of
@@ -87,7 +88,8 @@ def imported(path: Path, out: Path) -> str:
   check_free(out)
   workdirs.claim(out, experiment)
   codec = params.pop("codec")
-  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": codec}), "denoiser": (experiment.denoiser.steps, {"ema": params})}
+  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": codec}),
+            "denoiser": (experiment.denoiser.steps, {"ema": params})}
   for stage, (step, items) in stages.items():
     with Checkpoints(workdirs.checkpoints(out, stage)) as saved:
       saved.save(step, items)

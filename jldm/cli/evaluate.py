@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
   codec_step, codec = restored(model, workdir, "autoencoder")
   if args.stage != "autoencoder":
     step, denoiser = restored(model, workdir, "denoiser", args.best)
-    branches(model, {name: -1 for name in [of_kind(model, ClassLabel)] if name}, (), how.n)  # what could not be drawn is not judged
+    label = of_kind(model, ClassLabel)
+    branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
   real = evaluate.real(experiment, loaded, how, folder)
   if args.stage != "denoiser":
     back = evaluate.reconstructions(model, codec, real, how, lpips)

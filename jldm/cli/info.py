@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jldm.config.experiment import fields
+from jldm.config.registry import field_names
 from jldm.inference.load import load, load_codec
 from jldm.interop import flat, msgpack, pretrained, safetensors
 from jldm.storage import workdir as workdirs
@@ -71,7 +71,7 @@ def workdir(path: Path, statistics: bool) -> Iterator[str]:
 
 def described(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:
   """A network, and the scale of its latents."""
-  shown = ", ".join(f"{name}={getattr(network, name)!r}" for name in fields(network))
+  shown = ", ".join(f"{name}={getattr(network, name)!r}" for name in field_names(network))
   yield f"{type(network).__name__}({shown})"
   for name, values in (("mean", mean), ("std", std)):
     if values is not None:

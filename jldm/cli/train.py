@@ -5,7 +5,8 @@ import importlib.util
 from pathlib import Path
 import sys
 
-from jldm.config.experiment import Experiment, override
+from jldm.config.experiment import Experiment
+from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.runs import stages

@@ -9,7 +9,8 @@ import inspect
 import math
 from typing import Any
 
-from jldm.config.experiment import Sampling, parsed
+from jldm.config.experiment import Sampling
+from jldm.config.override import parse_object
 from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
@@ -74,7 +75,7 @@ def make_sampler(name: str, **choices: float) -> Any:
     UserError: an unknown name, a choice that this sampler does not have, or one out of its range.
   """
   if "(" in name:
-    sampler = parsed(name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)})
+    sampler = parse_object(name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)})
     check_sampler(name, sampler)
     unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
     make = functools.partial(dataclasses.replace, sampler)

@@ -33,7 +33,9 @@ class Synthetic:
     return picture_specs(self, contrast=(np.float32, (1,)))
 
   def open(self, split: str) -> Source | Buckets:
-    """The images of a split, with labels and contrasts, the same at every call; UserError for a split that is neither `train` nor `held_out`."""
+    """The images, labels and contrasts of a split, the same at every call.
+
+    Raises: UserError for a split that is neither `train` nor `held_out`."""
     if split not in (self.train, self.held_out):
       raise UserError(f"split {split!r} of synthetic data; expected {self.train!r} or {self.held_out!r}")
     views.check(self)

@@ -22,7 +22,7 @@ import numpy as np
 from jldm.config.experiment import Evaluation, Experiment, Sampling
 from jldm.config.presets import described
 from jldm.core.errors import UserError
-from jldm.core.specs import Loaded
+from jldm.core.specs import Loaded as LoadedCodec
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.distributed import sharding
@@ -181,7 +181,7 @@ def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | N
 @functools.partial(jax.jit, static_argnums=0)
 def reconstruct(model: Model, codec: dict, images: jax.Array) -> jax.Array:
   """Images [B, H, W, C] in [-1, 1] through the mean of their latents and back."""
-  return codecs.decode(model.autoencoder, codec, codecs.encode_mean(Loaded(model.autoencoder, codec), images))
+  return codecs.decode(model.autoencoder, codec, codecs.encode_mean(LoadedCodec(model.autoencoder, codec), images))
 
 
 class Reconstructions(NamedTuple):

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jldm.config.experiment import Stage, to_data
+from jldm.config.experiment import Stage
 from jldm.config.presets import described, guidance_text
+from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.evaluation import page
 from jldm.evaluation.page import Line
@@ -212,7 +213,8 @@ def conditions(told: Told) -> str:
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
   how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, {guidance}, seed {seed}. "
   weights = f"weights {each['weights']}" if each["weights"] else "no weights"
-  return (f"{how.format(**drawn | {'guidance': guidance_text(drawn)}) if drawn else ''}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
+  how = how.format(**drawn | {"guidance": guidance_text(drawn)}) if drawn else ""
+  return (f"{how}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
           f"{weights}), against {among['n']:,} pictures of {among['split']}; real pictures are {told['real']['n']:,} of "
           f"{told['real']['split']}.")
 

@@ -24,7 +24,7 @@ Array = jax.Array
 
 
 class Branch(NamedTuple):
-  """Inputs by conditioner [B, ...], those of the first branch where it has none of its own; and whether they are used, bool [B]."""
+  """Inputs by conditioner [B, ...], the first branch's where it has none of its own, and whether they are used, bool [B]."""
 
   inputs: dict[str, Inputs]
   use: dict[str, Array]
@@ -34,8 +34,8 @@ def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[s
   """Branches of n samples, on the host.
 
   given: by the conditioner's name, as `read` of it takes it; one value for all samples or one per sample.
-  against: one dict for each further branch; what it does not name is null where the conditioner is guided, and as given elsewhere.
-    A name with None is null.
+  against: one dict for each further branch.  None is null; what is not named is null if the conditioner is guided, and as
+    given if it is not.
 
   Raises:
     UserError: a name that the model does not know, a value that is not legal or not one per sample, or nothing for a conditioner
@@ -91,8 +91,8 @@ def per_conditioner(model: Model, rule: PerConditioner, given: Mapping[str, Any]
   able = [name for name, each in model.conditioners.items() if each.dropout]
   for name in rule.names:
     if name not in able:
-      raise UserError(f"guidance by {name!r}: the model was trained both with and without {', '.join(able) or 'nothing'}; expected "
-                      "one of those, or train with a dropout of the conditioner")
+      raise UserError(f"guidance by {name!r}: the model was trained both with and without {', '.join(able) or 'nothing'}; "
+                      "expected one of those, or train with a dropout of the conditioner")
   values = {name: given.get(name) for name in model.conditioners}
   nulls = [(name, negative.get(name)) for name in rule.names]
   return [values | dict(nulls[: i + 1]) for i in range(len(nulls))]

@@ -3,9 +3,11 @@
   model, params = load("runs/fashion_mnist")
   edited = image_to_image(model, params, images, strength=0.6)  # uint8 [N, H, W, C], as large as images
 
-Pictures are uint8 [N, H, W, C] of any size, or with alpha besides (jldm.inference.canvas).  `request` is that of `generate`: its n
-is how many edits of each picture, its conditions are one for all pictures or one per edit.  `sampling` is that of `generate`, by
-default the model's, with the sampler that the edit itself needs.  Strengths, masks, scales, conditions and seeds are traced:
+Pictures are uint8 [N, H, W, C] of any size, or with alpha besides (jldm.inference.canvas).  `request` is that of `generate`:
+its n is how many edits of each picture, its conditions are one for all pictures or one per edit.  `sampling` is that of
+`generate`, by default the model's, with the sampler that the edit itself needs.
+
+Strengths, masks, scales, conditions and seeds are traced:
 changing them compiles nothing.
 """
 

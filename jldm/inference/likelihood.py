@@ -43,8 +43,8 @@ def log_density(
 
 
 def bits_per_dim(
-  model: Model, params: dict, images: Any, given: Mapping[str, Any] | None = None, seed: int = 0, steps: int = 50, probes: int = 1,
-  batch_size: int = 64,
+  model: Model, params: dict, images: Any, given: Mapping[str, Any] | None = None, seed: int = 0, steps: int = 50,
+  probes: int = 1, batch_size: int = 64,
 ) -> np.ndarray:
   """Bits per value [N]: of latents, not of pixels, so that they compare denoisers over one codec.
 
@@ -57,8 +57,8 @@ def bits_per_dim(
   """
   images, expected = np.asarray(images), dict(model.data)["image"].shape
   if images.ndim != 4 or images.shape[1:] != expected or not len(images) or probes < 1:
-    raise UserError(f"images of shape {list(images.shape)}, probes={probes}; expected [N, {', '.join(map(str, expected))}], as the "
-                    "model was trained on, and at least one probe")
+    raise UserError(f"images of shape {list(images.shape)}, probes={probes}; expected [N, {', '.join(map(str, expected))}], as "
+                    "the model was trained on, and at least one probe")
   whole = branches(model, given or {}, (), len(images))
   lowest = 2 * float(half_log_snr(model.process, jnp.float32(1)))
   path = log_snr_uniform(model.process, steps, max(lowest, -10.0), 10.0)[::-1]

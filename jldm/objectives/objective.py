@@ -22,8 +22,8 @@ class Objective(Protocol):
   """A frozen dataclass of objects.
 
   A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and `stratum` = row / its size.
-  `ema` is the averaged parameters of the step itself; `frozen` is what is passed beside the state by role (codec, lpips, teacher):
-  it is never trained, donated or averaged.
+  `ema` is the averaged parameters of the step itself; `frozen` is what is passed beside the state, by role (codec, lpips,
+  teacher): it is never trained, donated or averaged.
   """
 
   def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:

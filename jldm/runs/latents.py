@@ -15,7 +15,8 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm.config.experiment import Experiment, to_data, what
+from jldm.config.experiment import Experiment
+from jldm.config.serialize import to_data, without_execution_fields
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.core.specs import Loaded
@@ -51,7 +52,7 @@ def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
 
 
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """What the denoiser trains on: the moments of the training set, and what its conditioners need, as they are on disk or made now."""
+  """What the denoiser trains on, the moments of the training set and what its conditioners need: read from disk, or made now."""
   cached = moments(run, codec, source, mesh)
   if not run.model.conditioners:
     return cached
@@ -120,13 +121,14 @@ def conditions_folder(run: Run, codec: dict) -> Path:
 
 def moments_hash(codec: dict, experiment: Experiment) -> str:
   """What cached moments depend on: the encoder's parameters, the network and the data."""
-  return digest([what(to_data(experiment.autoencoder.objective.network)), to_data(experiment.data)], codec["params"])
+  network = experiment.autoencoder.objective.network
+  return digest([without_execution_fields(to_data(network)), to_data(experiment.data)], codec["params"])
 
 
 def conditions_hash(codec: dict, experiment: Experiment) -> str:
   """What cached conditions depend on: the conditioners, the whole codec, the network and the data."""
   network, conditioners = experiment.autoencoder.objective.network, experiment.denoiser.objective.conditioners
-  return digest([what(to_data(network)), to_data(experiment.data), to_data(conditioners)], codec)
+  return digest([without_execution_fields(to_data(network)), to_data(experiment.data), to_data(conditioners)], codec)
 
 
 def digest(config: Any, arrays: Any) -> str:

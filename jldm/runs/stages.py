@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm.config.experiment import Experiment, Stage, to_data
+from jldm.config.experiment import Experiment, Stage
+from jldm.config.serialize import to_data
 from jldm.core.errors import NonFiniteError
 from jldm.core.keys import row_keys, stage_keys
 from jldm.data.batches import batches, in_order
@@ -313,7 +314,8 @@ def conditioned(run: Run, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray
   drawn = run.model.conditioners[name].draw({"image": images}, keys)
   shown = drawn["image"] * drawn.get("known", 1)
   given = (images, drawn["known"]) if "known" in drawn else drawn["image"]
-  request = Request(n=count, seed=run.seed, given={name: given} | label_of(run.model, batch["label"][:count]), size=images.shape[1:3])
+  given = {name: given} | label_of(run.model, batch["label"][:count])
+  request = Request(n=count, seed=run.seed, given=given, size=images.shape[1:3])
   samples = generate(run.model, params, request, devices=layout_of(mesh), progress=run.notice.between)
   every = (images, pictures.to_uint8(shown), samples.data)
   return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jldm.config.experiment import Experiment, Stage, differences, to_data
+from jldm.config.experiment import Experiment, Stage
+from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
 from jldm.core.specs import batched
 from jldm.data.buckets import shapes
@@ -91,7 +92,8 @@ def rehearse(experiment: Experiment, model: Model, name: str) -> tuple[TrainStat
 
 
 def autoencoder_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dict]:
-  place = {"row": jax.ShapeDtypeStruct((stage.batch_size,), jnp.int32), "stratum": jax.ShapeDtypeStruct((stage.batch_size,), jnp.float32)}
+  each = lambda dtype: jax.ShapeDtypeStruct((stage.batch_size,), dtype)
+  place = {"row": each(jnp.int32), "stratum": each(jnp.float32)}
   return batched(model.data, stage.batch_size) | place, lpips_weights(stage.objective)
 
 

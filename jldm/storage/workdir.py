@@ -20,7 +20,8 @@ from pathlib import Path
 import re
 import tempfile
 
-from jldm.config.experiment import Experiment, Pretrained, Stage, differences, dumps, loads, to_data
+from jldm.config.experiment import Experiment, Pretrained, Stage
+from jldm.config.serialize import differences, dumps, loads, to_data
 from jldm.core.errors import GO_ON, UserError
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import lock

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import averages, log_variance, targets
-from jldm.config.experiment import from_data, override, to_data
+from jldm.config.override import override
+from jldm.config.serialize import from_data, to_data
 from jldm.runs import stages, validate
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from jldm.cli import main, sample
-from jldm.config.experiment import override
+from jldm.config.override import override
 from jldm.media import images as pictures
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk

@@ -13,7 +13,7 @@ import yaml
 
 from jldm.cli import COMMANDS, Parser
 from jldm.cli.train import load_config
-from jldm.config.experiment import override
+from jldm.config.override import override
 from jldm.distributed import sharding
 from jldm.nn.remat import POLICIES
 

@@ -18,7 +18,7 @@ from tests.configs import ROOT
 
 DEADLINE_S = 300
 CONFIG = """
-from jldm.config.experiment import override
+from jldm.config.override import override
 from tests.configs import config, shrunk
 
 def experiment():

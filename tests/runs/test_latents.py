@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm.config.experiment import override
+from jldm.config.override import override
 from jldm.core.keys import row_keys
 from jldm.data.synthetic import Synthetic
 from jldm.inference import pipeline

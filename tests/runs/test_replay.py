@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from jldm.cli import main
-from jldm.config.experiment import override
+from jldm.config.override import override
 from jldm.core.errors import DifferentError, UserError
 from jldm.runs import replay as replays, stages
 from jldm.runs.replay import replay

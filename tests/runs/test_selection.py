@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.config.experiment import Evaluation, override
+from jldm.config.experiment import Evaluation
+from jldm.config.override import override
 from jldm.core.errors import Preempted, UserError
 from jldm.inference import pipeline
 from jldm.media import images as pictures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.config.experiment import override
+from jldm.config.override import override
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.inference import pipeline
 from jldm.interop import safetensors

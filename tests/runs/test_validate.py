@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from jldm.config.experiment import Pretrained, Stage, override
+from jldm.config.experiment import Pretrained, Stage
+from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.data.synthetic import Synthetic
 from jldm.inference import pipeline

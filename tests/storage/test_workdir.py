@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jldm.config.experiment import dumps, override
+from jldm.config.override import override
+from jldm.config.serialize import dumps
 from jldm.core.errors import UserError
 from jldm.runs import latents
 from jldm.storage import workdir as workdirs

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.core.keys import split_each
 from jldm.core.shapes import expand
 from jldm.core.specs import Spec, batched, keys_like
 
@@ -101,11 +102,13 @@ def cached_conditions(conditioners: Sequence[Conditioner], params: Any, batch: d
   return kept
 
 
-def draw_conditions(conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Sequence[Array]) -> Conditions:
+def draw_conditions(
+  conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Sequence[Array]
+) -> Conditions:
   """The conditions of a training batch, each with its own dropout; keys: one [B] per conditioner."""
   conditions = {}
   for conditioner, key in zip(conditioners, keys, strict=True):
-    key_draw, key_drop = (jax.vmap(jax.random.split, out_axes=1)(key))
+    key_draw, key_drop = split_each(key)
     own = params.get(conditioner.name, {})
     if conditioner.cached:
       prefix = array_name(conditioner, "")

@@ -31,7 +31,8 @@ class Vector(Conditioner):
 
   def draw(self, batch: dict, keys: Array) -> Inputs:
     if self.field not in batch:
-      raise UserError(f"conditioner {self.name!r} reads {self.field!r}, and the data has {', '.join(sorted(batch))}; name one of them")
+      raise UserError(f"conditioner {self.name!r} reads {self.field!r}, and the data has {', '.join(sorted(batch))}; "
+                      "expected one of those")
     values = batch[self.field]
     return {"values": values.reshape(len(values), -1).astype(jnp.float32)}  # [B, D]
 

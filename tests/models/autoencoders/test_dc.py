@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.config.experiment import from_data, to_data
+from jldm.config.serialize import from_data, to_data
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.models.autoencoders.dc import Convolutions, DCAutoencoder, Level, LinearAttention, linear_attention

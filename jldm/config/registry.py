@@ -1,0 +1,113 @@
+"""The closed table of classes that an experiment is made of: jldm's own, and what Python code adds by `register`."""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+
+from jldm.config.experiment import Evaluation, Experiment, Pretrained, Sampling, Stage
+from jldm.core.errors import UserError
+from jldm.data.synthetic import Synthetic
+from jldm.data.tfds import ImageData
+from jldm.diffusion.process import (
+  EDM,
+  Betas,
+  Cosine,
+  CosineBetas,
+  Discrete,
+  Flow,
+  LinearBetas,
+  LinearVP,
+  ScaledLinearBetas,
+  Shifted,
+)
+from jldm.diffusion.target import Precondition, Predict
+from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
+from jldm.models.autoencoders.dc import Convolutions, DCAutoencoder, Level, LinearAttention
+from jldm.models.autoencoders.discriminator import PatchDiscriminator
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.quantize import FSQ, Codebook
+from jldm.models.autoencoders.tiny import TinyAutoencoder
+from jldm.models.autoencoders.vq import VQAutoencoder
+from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked, Paired
+from jldm.models.conditioners.vector import Vector
+from jldm.models.denoisers.dit import DiT
+from jldm.models.denoisers.unet import UNet
+from jldm.nn.transformer import ModulatedBlock, PlainBlock
+from jldm.objectives.adversarial import Adversarial
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.ancestral import Ancestral
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Line, Ratio
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
+from jldm.samplers.grid import Grid, Pairs
+from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
+from jldm.samplers.heun import Heun
+from jldm.samplers.jump import Jump
+from jldm.samplers.langevin import Corrected
+from jldm.samplers.per_conditioner import PerConditioner
+from jldm.samplers.resample import Resample
+from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.transforms import Threshold
+from jldm.samplers.unipc import UniPC
+from jldm.train.ema import Decay, Power
+from jldm.train.optimizer import Adafactor, AdamW, Constant, Muon, WarmupCosine
+from jldm.train.parts import PerPart
+
+ROLES = (  # classes of one row may replace each other
+  (Experiment,),
+  (Stage, Pretrained),
+  (Sampling,),
+  (Evaluation,),
+  (ImageData, Synthetic),
+  (Reconstruction, Adversarial),
+  (PatchDiscriminator,),
+  (KLAutoencoder, VQAutoencoder, TinyAutoencoder, DCAutoencoder),
+  (Level,),
+  (Convolutions, LinearAttention),
+  (Codebook, FSQ),
+  (Diffusion,),
+  (DiT, UNet),
+  (ClassLabel, Vector, Masked, Paired),
+  (Grey, Edges, Noisy, Blurred, Downsampled, Missing, Mixture),
+  (ModulatedBlock, PlainBlock),
+  (Cosine, Flow, LinearVP, EDM, Discrete, Shifted),
+  (LinearBetas, ScaledLinearBetas, CosineBetas, Betas),
+  (Predict, Precondition),
+  (Uniform, LogitNormal, LogNormalSigma),
+  (Own, Plain, MinSNR, EDMWeighting, Sigmoid),
+  (AdamW, Adafactor, Muon, PerPart),
+  (Constant, WarmupCosine),
+  (Decay, Power),
+  (DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample),
+  (Line, Ratio),
+  (Grid, Pairs),
+  (ClassifierFree, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
+  (Threshold,),
+)
+CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
+ELEMENTS = {"conditioners": ClassLabel, "transforms": Threshold}  # fields that are tuples, empty ones too: of the role of a class
+EXECUTION_FIELDS = ("remat",)  # fields that change how values are computed, not which values: a run may change them
+
+
+def register(cls: type) -> type:
+  """Adds a frozen dataclass or linen Module of your own to the table; usable as a decorator.
+
+  Raises:
+    UserError: another class of that name is registered.
+  """
+  if CLASSES.setdefault(cls.__name__, cls) is not cls:
+    raise UserError(f"another class named {cls.__name__!r} is registered; give it another name")
+  return cls
+
+
+def field_names(config: Any) -> list[str]:
+  """The names of a dataclass's own fields; linen adds `parent` and `name`, which are left out."""
+  hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
+  return [field.name for field in dataclasses.fields(config) if field.name not in hidden]

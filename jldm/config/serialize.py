@@ -1,0 +1,103 @@
+"""An experiment as JSON: an object is {"class": name, **fields}, where the name stands in the registry's closed table.
+
+Nothing that is read is ever executed or imported.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from jldm.config.experiment import Experiment
+from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names
+from jldm.core.errors import UserError
+
+
+def to_data(value: Any) -> Any:
+  """An experiment, or a part of one, as JSON data.
+
+  Raises:
+    UserError: a class that is not registered, or a value that is not data.
+  """
+  if dataclasses.is_dataclass(value):
+    name = type(value).__name__
+    if CLASSES.get(name) is not type(value):
+      raise UserError(f"class {name!r} of the experiment is not known; register it: jldm.register({name})")
+    fields = {field: to_data(getattr(value, field)) for field in field_names(value) if is_written(value, field)}
+    return {"class": name} | fields
+  if isinstance(value, (tuple, list)):
+    return [to_data(item) for item in value]
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise UserError(f"{value!r} is not data; an experiment holds dataclasses, tuples, numbers, strings and None")
+
+
+def is_written(config: Any, name: str) -> bool:
+  """Whether a field must be written down: a function that is the class's own default need not be."""
+  default = next(field.default for field in dataclasses.fields(config) if field.name == name)
+  value = getattr(config, name)
+  return dataclasses.is_dataclass(value) or not callable(value) or value is not default
+
+
+def from_data(data: Any) -> Any:
+  """The inverse of `to_data`.
+
+  Raises:
+    UserError: a class that is not in the table, or fields that it does not have.
+  """
+  if isinstance(data, list):
+    return tuple(from_data(item) for item in data)
+  if not isinstance(data, dict):
+    return data
+  name = data.get("class")
+  if not isinstance(name, str) or name not in CLASSES:
+    raise UserError(f"class {name!r} of the experiment is not known; register it in Python: jldm.register({name})")
+  fields = {field: from_data(value) for field, value in data.items() if field != "class"}
+  try:
+    return CLASSES[name](**fields)
+  except UserError:
+    raise
+  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # values that the class does not take
+    reason = " ".join(str(error).split())
+    raise UserError(f"{name} of the experiment does not fit this version of jldm: {reason}") from error
+
+
+def dumps(experiment: Experiment) -> str:
+  """The text of experiment.json."""
+  return json.dumps(to_data(experiment), indent=2) + "\n"
+
+
+def loads(text: str | bytes) -> Experiment:
+  """Reads what `dumps` wrote.
+
+  Raises:
+    UserError: not JSON, or not an experiment.
+  """
+  try:
+    data = json.loads(text)
+    if not isinstance(data, dict) or data.get("class") != "Experiment":
+      raise UserError("not an experiment: its class is not 'Experiment'")
+    return from_data(data)
+  except UserError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"not an experiment: {error}") from error
+
+
+def without_execution_fields(data: Any) -> Any:
+  """An experiment as data, without EXECUTION_FIELDS: equal for two experiments that compute the same values."""
+  if isinstance(data, dict):
+    return {name: without_execution_fields(value) for name, value in data.items() if name not in EXECUTION_FIELDS}
+  return [without_execution_fields(value) for value in data] if isinstance(data, list) else data
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """Where two experiments as data differ: "denoiser.steps: 1000 -> 2000", in the order of their fields.
+
+  EXECUTION_FIELDS are not compared.
+  """
+  old, new = without_execution_fields(old), without_execution_fields(new)
+  if isinstance(old, dict) and isinstance(new, dict):
+    names = list(old) + [name for name in new if name not in old]
+    inner = lambda name: f"{path}.{name}" if path else name
+    return [line for name in names for line in differences(old.get(name), new.get(name), inner(name))]
+  return [] if old == new and type(old) is type(new) else [f"{path}: {old!r} -> {new!r}"]
