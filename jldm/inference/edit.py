@@ -51,7 +51,7 @@ def check_share(name: str, value: float) -> Array:
 @functools.partial(jax.jit, static_argnums=0)
 def run_image_to_image(model: Model, walk: Walk, x0: Array, strength: Array) -> Array:
   pairs = sdedit.shortened(walk.pairs, strength)
-  return walk.decoded(model, sdedit.image_to_image(*walk.told(model, x0, pairs=pairs), model.self_conditioning))
+  return walk.decoded(model, sdedit.image_to_image(*walk.told(model, x0, pairs=pairs)))
 
 
 def image_to_image(
@@ -78,7 +78,7 @@ def run_inpaint(model: Model, walk: Walk, images: Array, known: Array, strength:
   start = jnp.where(strength < 1, x0, cells * x0)
   if model.condition is not None:
     walk = walk._replace(concat=model.condition.beside(encode, images, known))
-  z = inpainting.inpaint(*walk.told(model, x0, cells, pairs=pairs), start, model.self_conditioning)
+  z = inpainting.inpaint(*walk.told(model, x0, cells, pairs=pairs), start)
   return walk.decoded(model, z)
 
 
@@ -119,13 +119,13 @@ class Inverted(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)
 def run_invert(model: Model, walk: Walk, x0: Array, strength: Array) -> Array:
   pairs = sdedit.shortened(walk.pairs, strength)
-  return inversion.invert(*walk.told(model, x0, pairs=pairs), model.self_conditioning)
+  return inversion.invert(*walk.told(model, x0, pairs=pairs))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_revert(model: Model, walk: Walk, z: Array, strength: Array) -> Array:
   pairs = sdedit.shortened(walk.pairs, strength)
-  return walk.decoded(model, inversion.revert(*walk.told(model, z, pairs=pairs), model.self_conditioning))
+  return walk.decoded(model, inversion.revert(*walk.told(model, z, pairs=pairs)))
 
 
 def invert(model: Model, params: dict, images: Any, label: Any = -1, how: How = How()) -> Inverted:
@@ -192,7 +192,7 @@ def check_space(space: str, strength: float) -> bool:
 def run_translate(model: Model, walk: Walk, labels: Array, x0: Array, strength: Array) -> Array:
   onto, pairs = walk._replace(labels=labels).denoise(model), sdedit.shortened(walk.pairs, strength)
   process, denoise, *rest = walk.told(model, x0, pairs=pairs)
-  return walk.decoded(model, translated(process, denoise, onto, *rest, model.self_conditioning))
+  return walk.decoded(model, translated(process, denoise, onto, *rest))
 
 
 def translate(
@@ -215,7 +215,7 @@ def translate(
 @functools.partial(jax.jit, static_argnums=0)
 def run_paired(model: Model, walk: Walk) -> Array:
   like = jax.ShapeDtypeStruct((len(walk.keys), *model.latent_shape), jnp.float32)
-  return walk.decoded(model, draw(*walk.told(model, like), model.self_conditioning))
+  return walk.decoded(model, draw(*walk.told(model, like)))
 
 
 def paired(model: Model, params: dict, images: Any, label: Any = -1, n: int = 1, how: How = How()) -> np.ndarray:
@@ -238,7 +238,7 @@ def run_restore(model: Model, degradation: Any, walk: Walk, measured: Array, kno
   like = jax.ShapeDtypeStruct((len(walk.keys), *model.latent_shape), jnp.float32)
   measure = lambda z: known * spoilt(degradation, walk.decoded(model, z))
   process, denoise, sampler, *rest = walk.told(model, like, measure, known * measured, noise)
-  return walk.decoded(model, restoring.restore(process, denoise, sampler, *rest, model.self_conditioning))
+  return walk.decoded(model, restoring.restore(process, denoise, sampler, *rest))
 
 
 def spoilt(degradation: Any, images: Array) -> Array:

@@ -19,10 +19,11 @@ from jldm.config.experiment import Experiment
 from jldm.config.presets import make_sampler
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys, split_each
+from jldm.core.specs import Output
 from jldm.core.trees import traced
 from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
-from jldm.diffusion.target import denoiser, refuse_singular
+from jldm.diffusion.target import Denoised, denoiser, refuse_singular
 from jldm.distributed import sharding
 from jldm.media.images import to_uint8
 from jldm.models.codecs import codec as codecs
@@ -144,13 +145,20 @@ def average(workdir: Path, sigma_rel: float, like: Any) -> Any:
 
 
 def bound(model: Model, params: dict) -> Any:
-  """The network as denoise(z, t, told), where told is {"labels": int [B]} and, of a model with a condition, "concat"."""
+  """The network as denoise(z, t, inputs, estimate, to); inputs are {"labels": int [B]} and perhaps "concat"."""
 
-  def apply(z: Array, level: Array, told: dict, *estimate: Array) -> Any:
-    further = dict(told)
-    return model.denoiser.apply({"params": params["denoiser"]}, z, level, further.pop("labels"), *estimate, **further)
+  def apply(inputs: dict, z: Array, level: Array, estimate: Array | None, to: Array | None) -> Output:
+    del to  # no network reads it
+    further = dict(inputs)
+    estimate = estimate if model.self_conditioning else None
+    value = model.denoiser.apply({"params": params["denoiser"]}, z, level, further.pop("labels"), estimate, **further)
+    value, variance = value if isinstance(value, tuple) else (value, None)
+    return Output(value, variance=variance if np.shape(variance) == np.shape(value) else None)
 
-  return denoiser(model.process, model.parametrization, apply)
+  def denoise(z: Array, t: Array, inputs: dict, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    return denoiser(model.process, model.parametrization, functools.partial(apply, inputs))(z, t, estimate, to)
+
+  return denoise
 
 
 def steered(
@@ -184,7 +192,7 @@ def draw(
   denoise = steered(model, params, labels, rule, negative, concat, condition_scale)
   like = jax.ShapeDtypeStruct((len(labels), *model.latent_shape), jnp.float32)
   decode = lambda z: codecs.decode(model.autoencoder, params["codec"], z, model.tiles)
-  walk = model.process, denoise, sampler, like, pairs, keys, model.self_conditioning
+  walk = model.process, denoise, sampler, like, pairs, keys
   if not shown:
     images = decode(draw_latents(*walk))
     return images, images[:, None][:, :0]

@@ -19,8 +19,8 @@ from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.core.shapes import expand
 from jldm.diffusion.process import Process, Rates, rates
-from jldm.diffusion.target import Predict, combine, decode, with_variance
-from jldm.diffusion.times import Uniform, draw as draw_times
+from jldm.diffusion.target import Predict, combine, decode
+from jldm.diffusion.times import Uniform, sample_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs.codec import Encoder, Statistics, draw
@@ -85,7 +85,7 @@ class Diffusion:
     eps = normal(row_keys(key_eps, rows), x0)
     if self.offset_noise:
       eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), x0[:, :1, :1])
-    t, dt_du = draw_times(self.times, self.process, key_t, batch["stratum"])
+    t, dt_du = sample_times(self.times, self.process, key_t, batch["stratum"])
     labels = jnp.where(drawn(row_keys(key_drop, rows)) < self.label_dropout, -1, batch["label"])
     told = {"concat": self.condition.drawn(frozen, batch, row_keys(key_condition, rows))} if self.condition else {}
     r = rates(self.process, t, x0)
@@ -94,7 +94,7 @@ class Diffusion:
 
     def network(*estimate) -> tuple[Array, Array | None]:
       said = self.network.apply({"params": params}, self.parametrization.c_in(r) * z, level, labels, *estimate, **told)
-      return with_variance(said)
+      return said if isinstance(said, tuple) else (said, None)
 
     estimate = ()
     if self.self_conditioning:
