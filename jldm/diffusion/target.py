@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Output
 from jldm.diffusion.process import Process, Rates, half_log_snr, level, rates
 
 Array = jax.Array
@@ -80,11 +81,11 @@ class Precondition:
 
 
 class Denoised(NamedTuple):
-  """What a denoiser says of z_t: its parts x0 and eps [B, ...], and log_variance where the network learns it."""
+  """The parts x0 and eps [B, ...] of z_t, and v [B, ...] in [-1, 1] if the network predicts the variance of its steps."""
 
   x0: Array
   eps: Array
-  log_variance: Array | None = None
+  variance: Array | None = None
 
 
 def combine(row: Row, x0: Array, eps: Array) -> Array:
@@ -112,24 +113,22 @@ def reweight(row: Row, other: Row, r: Rates) -> Array:
   return jnp.where(same, 1, (det_other / jnp.where(same, 1, det)) ** 2)
 
 
-def denoiser(process: Process, parametrization: Any, apply: Callable[..., Any]) -> Callable[..., Denoised]:
-  """A bound network as denoise(z [B, ...], t [] or [B], *condition) -> Denoised.
+def denoiser(process: Process, parametrization: Any, apply: Callable[..., Output]) -> Callable[..., Denoised]:
+  """A bound network as denoise(z [B, ...], t [] or [B], estimate=None, to=None) -> Denoised.
 
-  apply(c_in z [B, ...], c_noise [B], *condition) -> output [B, ...], or (output, log_variance).
+  apply(c_in z [B, ...], noise_level [B], estimate, to) -> Output, with noise_level = c_noise(t).  `estimate` is an earlier
+  x0 or None.  `to`, the time [] or [B] that the step of a flow map ends at, reaches apply as the noise level [B] there.
   """
 
-  def denoise(z: Array, t: Array, *condition) -> Denoised:
+  def denoise(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    def noise_level(time: Array) -> Array:
+      return jnp.broadcast_to(parametrization.c_noise(process, time), z.shape[:1])
+
     r = rates(process, t, z)
-    told = jnp.broadcast_to(parametrization.c_noise(process, t), z.shape[:1])
-    output, log_variance = with_variance(apply(parametrization.c_in(r) * z, told, *condition))
-    return decode(parametrization.row(r), r, z, output.astype(z.dtype))._replace(log_variance=log_variance)
+    output = apply(parametrization.c_in(r) * z, noise_level(t), estimate, None if to is None else noise_level(to))
+    return decode(parametrization.row(r), r, z, output.value.astype(z.dtype))._replace(variance=output.variance)
 
   return denoise
-
-
-def with_variance(said: Any) -> tuple[Array, Array | None]:
-  """What a network returns as (output, log_variance), None where it does not learn it."""
-  return said if isinstance(said, tuple) else (said, None)
 
 
 def refuse_singular(process: Process, parametrization: Any, times: np.ndarray) -> None:

@@ -3,6 +3,11 @@
 Every distribution is a map of the quantile u = (shift + row / B) mod 1: one uniform shift a step, then evenly spaced
 strata, which lowers the variance of the loss (VDM, Kingma et al. 2021, 2107.00630, appendix I.1).  Its density at t is
 1 / (dt / du).
+
+If each part of an example has a time of its own, the parts' strata must not align: quantiles of two parts that both follow
+the row differ by a constant.  Each part then takes the stratum multiplier row mod B in place of row.  The multiplier is a
+prime above any B, hence coprime to it, so that this is a permutation of the rows, which needs nothing of other rows.  Drawn
+anew from each part's key in each step, it makes of the quantiles of two parts a rank-1 lattice that changes by the step.
 """
 
 import dataclasses
@@ -10,18 +15,45 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jldm.diffusion.process import Process
 
 Array = jax.Array
 
 
-def quantiles(key: Array, stratum: Array) -> Array:
+LARGEST_BATCH = 2**16
+
+
+def primes_above(low: int, count: int) -> np.ndarray:
+  """The first `count` primes from `low` on, uint32 [count]."""
+  numbers = np.arange(low, low + 32 * count)
+  divisors = np.arange(2, int(numbers[-1] ** 0.5) + 1)
+  return numbers[(numbers[:, None] % divisors != 0).all(1)][:count].astype(np.uint32)
+
+
+MULTIPLIERS = primes_above(LARGEST_BATCH, 512)
+
+
+def quantiles(key: Array, stratum: Array, row: Array | None = None) -> Array:
   """Stratified uniform numbers in (0, 1): key [], stratum [B] = row / B of the global batch -> [B].
 
+  With row int [B] the strata are permuted, by a permutation that the key draws: for parts with times of their own, each with
+  its own key, and global batches of at most 65,536 rows.
   Drawn numbers are multiples of 2^-23; a 0 would be an infinite noise level to some, and becomes half of the least.
   """
+  if row is not None:
+    key, key_multiplier = jax.random.split(key)
+    stratum = permuted(key_multiplier, stratum, row)
   return jnp.maximum((jax.random.uniform(key) + stratum) % 1.0, 2.0**-24)
+
+
+def permuted(key: Array, stratum: Array, row: Array) -> Array:
+  """multiplier row mod B over B, with B = row / stratum: key [], stratum [B], row int [B] -> [B].  Row 0 stays."""
+  size = jnp.where(row > 0, jnp.round(row / jnp.where(row > 0, stratum, 1)), 1).astype(jnp.uint32)
+  multiplier = jax.random.choice(key, jnp.asarray(MULTIPLIERS))
+  place = (multiplier % size) * row.astype(jnp.uint32) % size
+  return (place / size).astype(stratum.dtype)
 
 
 class Times(Protocol):
@@ -30,9 +62,11 @@ class Times(Protocol):
   def at(self, process: Process, u: Array) -> Array: ...
 
 
-def draw(times: Times, process: Process, key: Array, stratum: Array) -> tuple[Array, Array]:
-  """key [], stratum [B] -> times t [B] and dt / du [B], one over their density."""
-  u = quantiles(key, stratum)
+def sample_times(
+  times: Times, process: Process, key: Array, stratum: Array, row: Array | None = None
+) -> tuple[Array, Array]:
+  """key [], stratum [B] -> times t [B] and dt / du [B], one over their density; row int [B] permutes the strata."""
+  u = quantiles(key, stratum, row)
   return jax.jvp(lambda u: times.at(process, u), (u,), (jnp.ones_like(u),))
 
 

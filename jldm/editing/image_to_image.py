@@ -1,26 +1,32 @@
 """SDEdit, Meng et al. 2022 (2108.01073), algorithm 1: noise is added up to a time, the strength, and taken away again."""
 
 import jax
+import jax.numpy as jnp
 
 from jldm.core.keys import split_each
+from jldm.core.shapes import expand
 from jldm.diffusion.process import Process
-from jldm.samplers.sample import Denoise, Sampler, renoise, sample
+from jldm.samplers.sample import Denoise, Sampler, first_time, renoise, sample
 
 Array = jax.Array
 
 
 def shortened(pairs: Array, strength: Array) -> Array:
-  """Pairs [N, 2] from the noise at 1 -> as many from the noise at `strength` [], in [0, 1]: N stays, so nothing compiles."""
-  return strength * pairs
+  """Pairs [N, 2] from the noise at 1 -> as many from the noise at `strength` [], in [0, 1]: N stays, so nothing compiles.
+
+  Of pairs [B, N, 2], strength is [] or [B].
+  """
+  return expand(jnp.asarray(strength), pairs) * pairs
 
 
 def image_to_image(
-  process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array, self_conditioning: bool = False
+  process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Latents x0 [B, ...] noised up to pairs[0, 0] and sampled along pairs [N, 2] -> [B, ...]; keys [B].
+  """Latents x0 [B, ...] noised up to the first time and sampled along pairs [N, 2] or [B, N, 2] -> [B, ...]; keys [B].
 
   Pairs that stay at 0 (strength 0) return x0; from pure noise, nothing of x0 is left where alpha(1) = 0.
   """
   key_start, key_path = split_each(keys)
-  z = renoise(process, x0, 0 * pairs[0, 0], pairs[0, 0], key_start)
-  return sample(process, denoise, sampler, z, pairs, key_path, self_conditioning)
+  first = first_time(pairs)
+  z = renoise(process, x0, 0 * first, first, key_start)
+  return sample(process, denoise, sampler, z, pairs, key_path)

@@ -18,7 +18,7 @@ from jldm.core.keys import split_each
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.grid import repaint
-from jldm.samplers.sample import Denoise, Sampler, moved, renoise, sample
+from jldm.samplers.sample import Denoise, Sampler, first_time, moved, renoise, sample
 
 Array = jax.Array
 
@@ -29,8 +29,8 @@ class Blended:
   """(1) after every step of `sampler`, of which a multistep history begins anew: it belongs to another z."""
 
   sampler: Any
-  x0: Array  # [B, h, w, c] what is known
-  known: Array  # [B, h, w, 1] 1 where kept, 0 where repainted, soft between
+  x0: Array  # [B, ..., c] what is known
+  known: Array  # [B, ..., 1] 1 where kept, 0 where repainted, soft between
 
   def init(self, process: Process, z: Array, pairs: Array) -> Any:
     return self.sampler.init(process, z, pairs)
@@ -47,18 +47,18 @@ class Blended:
 
 def inpaint(
   process: Process, denoise: Denoise, sampler: Sampler, x0: Array, known: Array, pairs: Array, keys: Array,
-  start: Array | None = None, self_conditioning: bool = False,
+  start: Array | None = None,
 ) -> Array:
-  """Latents x0 [B, h, w, c], kept where known [B, h, w, 1] is 1 and drawn anew where it is 0; pairs [N, 2], keys [B].
+  """Latents x0 [B, ..., c], kept where known [B, ..., 1] is 1 and drawn anew where it is 0; keys [B].
 
-  What is drawn begins at `start` [B, h, w, c] noised up to pairs[0, 0]; by default at noise alone, so that nothing of x0
-  is seen there.  Returns [B, h, w, c], x0 itself where known is 1 (pairs that end at 0).
+  What is drawn begins at `start` [B, ..., c] noised up to the first time of pairs [N, 2] or [B, N, 2]; by default at noise
+  alone, so that nothing of x0 is seen there.  Returns [B, ..., c], x0 itself where known is 1 (pairs that end at 0).
   """
   key_start, key_path = split_each(keys)
   blended = Blended(sampler, x0, known)
-  begun = blended.blend(x0, jnp.zeros_like(x0) if start is None else start)
-  z = renoise(process, begun, 0 * pairs[0, 0], pairs[0, 0], key_start)
-  return sample(process, denoise, blended, z, pairs, key_path, self_conditioning)
+  clean, first = blended.blend(x0, jnp.zeros_like(x0) if start is None else start), first_time(pairs)
+  z = renoise(process, clean, 0 * first, first, key_start)
+  return sample(process, denoise, blended, z, pairs, key_path)
 
 
 def repainted(pairs: Array, jump: int, repeats: int) -> Array:

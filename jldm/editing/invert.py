@@ -20,31 +20,30 @@ from jldm.samplers.sample import Denoise, Sampler, sample
 Array = jax.Array
 
 
-def invert(
-  process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array, self_conditioning: bool = False
-) -> Array:
-  """Latents x0 [B, ..., C] up the pairs [N, 2] that sampling goes down -> noise [B, ..., C]; of EDICT, [B, ..., 2 C]."""
+def invert(process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array) -> Array:
+  """Latents x0 [B, ..., C] up the pairs that sampling goes down -> noise [B, ..., C]; of EDICT, [B, ..., 2 C].
+
+  pairs [N, 2] or [B, N, 2], keys [B].
+  """
   z = pair(x0) if isinstance(sampler, EDICT) else x0
-  return sample(process, denoise, sampler, z, backward(pairs), keys, self_conditioning)
+  return sample(process, denoise, sampler, z, backward(pairs), keys)
 
 
-def revert(
-  process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array, self_conditioning: bool = False
-) -> Array:
-  """Noise that `invert` found, down pairs [N, 2] -> latents [B, ..., C]."""
-  x0 = sample(process, denoise, sampler, z, pairs, keys, self_conditioning)
+def revert(process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array) -> Array:
+  """Noise that `invert` found, down pairs [N, 2] or [B, N, 2] -> latents [B, ..., C]."""
+  x0 = sample(process, denoise, sampler, z, pairs, keys)
   return single(x0) if isinstance(sampler, EDICT) else x0
 
 
 def backward(pairs: Array) -> Array:
-  """Pairs [N, 2] in the opposite order, each the other way round."""
-  return pairs[::-1, ::-1]
+  """Pairs [N, 2] or [B, N, 2] in the opposite order, each the other way round."""
+  return pairs[..., ::-1, ::-1]
 
 
 def refuse_noise(process: Process, sampler: Any) -> None:
   """Raises a UserError where a sampler's steps draw noise, so that nothing leads back: two keys on a toy tell."""
   key_z, *keys = jax.random.split(jax.random.key(0), 3)
-  denoise = lambda z, t, *estimate: Denoised(0.5 * z, 0.5 * z, jnp.zeros_like(z))
+  denoise = lambda z, t, estimate=None, to=None: Denoised(0.5 * z, 0.5 * z, jnp.zeros_like(z))
   z, pairs = jax.random.normal(key_z, (1, 2, 2, 2)), jnp.array([[0.9, 0.6], [0.6, 0.3], [0.3, 0.6]])
   ends = [sample(process, denoise, sampler, z, pairs, row_keys(key, jnp.arange(1))) for key in keys]
   if not jnp.array_equal(*ends):

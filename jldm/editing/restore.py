@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jldm.core.shapes import expand
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
 from jldm.samplers.sample import Denoise, Sampler, draw
@@ -26,15 +27,15 @@ Measure = Callable[[Array], Array]  # latents [B, ...] -> measurements [B, ...],
 
 
 def informed(process: Process, denoise: Denoise, measure: Measure, measured: Array, noise: Array, rounds: int, solves: int):
-  """The denoiser that knows `measured` [B, ...], with noise [] its standard deviation; for any sampler.
+  """The denoiser that knows `measured` [B, ...], with noise [] or [B] its standard deviation; for any sampler.
 
   `rounds` linearisations of `measure`, `solves` conjugate gradients each.
   """
 
-  def denoise_informed(z: Array, t: Array, *estimate: Array) -> Denoised:
-    x0_hat, eps, log_variance = denoise(z, t, *estimate)
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    weight = sigma**2 / (alpha**2 + sigma**2) / noise**2
+  def denoise_informed(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    x0_hat, eps, variance = denoise(z, t, estimate, to)
+    alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
+    weight = sigma**2 / (alpha**2 + sigma**2) / expand(jnp.asarray(noise), z) ** 2
     x = x0_hat
     for _ in range(rounds):
       said, forward = jax.linearize(measure, x)
@@ -42,7 +43,7 @@ def informed(process: Process, denoise: Denoise, measure: Measure, measured: Arr
       normal = lambda d, forward=forward, back=back: d + weight * back(forward(d))[0]
       x = x + solve(normal, weight * back(measured - said)[0] + x0_hat - x, solves)
     moved = jnp.where(sigma > 0, alpha * (x0_hat - x) / jnp.where(sigma > 0, sigma, 1), 0)
-    return Denoised(x, eps + moved, log_variance)
+    return Denoised(x, eps + moved, variance)
 
   return denoise_informed
 
@@ -64,8 +65,8 @@ def solve(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
 
 def restore(
   process: Process, denoise: Denoise, sampler: Sampler, like: Array, measure: Measure, measured: Array, noise: Array,
-  pairs: Array, keys: Array, self_conditioning: bool = False, rounds: int = 1, solves: int = 10,
+  pairs: Array, keys: Array, rounds: int = 1, solves: int = 10,
 ) -> Array:
-  """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] -> [B, ...]; pairs [N, 2], keys [B]."""
-  told = informed(process, denoise, measure, measured, noise, rounds, solves)
-  return draw(process, told, sampler, like, pairs, keys, self_conditioning)
+  """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] or [B] -> [B, ...]; keys [B]."""
+  denoise = informed(process, denoise, measure, measured, noise, rounds, solves)
+  return draw(process, denoise, sampler, like, pairs, keys)

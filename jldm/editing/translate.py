@@ -15,10 +15,12 @@ Array = jax.Array
 
 
 def translate(
-  process: Process, denoise: Denoise, onto: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array,
-  self_conditioning: bool = False,
+  process: Process, denoise: Denoise, onto: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Latents x0 [B, ...] inverted by `denoise` up pairs [N, 2] and brought back by `onto` -> [B, ...]; keys [B]."""
+  """Latents x0 [B, ...] inverted by `denoise` up the pairs and brought back by `onto` -> [B, ...].
+
+  pairs [N, 2] or [B, N, 2], keys [B].
+  """
   key_up, key_down = split_each(keys)
-  z = invert(process, denoise, sampler, x0, pairs, key_up, self_conditioning)
-  return revert(process, onto, sampler, z, pairs, key_down, self_conditioning)
+  z = invert(process, denoise, sampler, x0, pairs, key_up)
+  return revert(process, onto, sampler, z, pairs, key_down)

@@ -147,7 +147,7 @@ def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[in
   z, keys = start(model.process, setup.like(model), setup.pairs, setup.keys)
   z = z if noise is None else model.process.sigma(setup.pairs[0, 0]) * noise
   keep = (lambda state: state.x0) if shown else (lambda state: None)
-  state, x0 = walk(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep=keep)
+  state, x0 = walk(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep)
   images = setup.decode(model, state.z)
   if not shown:
     return images, images[:, None][:, :0]

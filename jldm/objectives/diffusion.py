@@ -22,7 +22,7 @@ from jldm.core.shapes import expand
 from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import Process, Rates, rates
 from jldm.diffusion.target import Predict, combine, decode
-from jldm.diffusion.times import Uniform, draw as draw_times
+from jldm.diffusion.times import Uniform, sample_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs.codec import encode_mean, sample_latents
@@ -97,7 +97,7 @@ class Diffusion:
     if self.offset_noise:
       one_place = x0[(slice(None), *[slice(1)] * (x0.ndim - 2))]  # [B, 1, ..., C]
       eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), one_place)
-    t, dt_du = draw_times(self.times, self.process, key_t, batch["stratum"])
+    t, dt_du = sample_times(self.times, self.process, key_t, batch["stratum"])
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)
     noise_level = self.parametrization.c_noise(self.process, t)

@@ -32,11 +32,10 @@ VARIANCES = {  # standard deviations: (sigma_t, sigma_s, share of fresh noise (1
 class Ancestral:
   """First order; `small` is DDIM with eta = 1.  Upward it is DDIM without noise.
 
-  `learned` takes the network's second output for v in [-1, 1], as published networks of ADM's kind give it; it is not the
-  log-variance of the loss that jldm's own objective trains.
+  `learned` reads v in [-1, 1] from the denoiser's `variance`, as published networks of ADM's kind predict it.
 
   Raises:
-    UserError: an unknown variance, or `learned` of a network that says none.
+    UserError: an unknown variance, or `learned` of a network that predicts none.
   """
 
   variance: str = choice("small")
@@ -51,7 +50,7 @@ class Ancestral:
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, v = denoise(state.z, t)
     if self.variance == "learned" and (v is None or v.shape != x0.shape):
-      raise UserError("variance='learned', but the network says none of every value; expected 'small' or 'large'")
+      raise UserError("variance='learned', but the network predicts no variance of every value; expected 'small' or 'large'")
     share = kept(process, t, s)
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     std = VARIANCES[self.variance](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)

@@ -115,7 +115,7 @@ class DPMSolverPPSingle:
     return Group(z, zeros, pairs[0, 0], Denoised(zeros, zeros), pairs[0, 0], jnp.int32(0))
 
   def step(self, process: Process, denoise: Denoise, state: Group, t: Array, s: Array, keys: Array) -> Group:
-    found = denoise(state.z, t)._replace(log_variance=None)
+    found = denoise(state.z, t)._replace(variance=None)
     h, r = nodes(process, jnp.stack([t, state.t]), state.began, s)
     phase = jnp.minimum(usable(h, r, state.count), state.count)
     phase = jnp.where(phase < state.count, 0, phase)  # what its group cannot do begins another

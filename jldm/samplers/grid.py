@@ -4,7 +4,7 @@ Grids are made before anything is compiled and come in JAX's default float type.
 sigma / alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite there, and grids of ratios begin at 80.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 
@@ -28,6 +28,21 @@ ALIGNED = {  # Sabour et al. 2024 (2404.14507), table 3: ratios at the ends of t
 def chain(times: Array) -> Array:
   """Times [N + 1] -> adjoining pairs [N, 2]."""
   return jnp.stack([times[:-1], times[1:]], 1)
+
+
+def padded(pairs: Sequence[Array]) -> Array:
+  """Pairs [N_b, 2] of B requests -> [B, N, 2] with N the largest N_b: shorter rows end with (0, 0), where nothing changes.
+
+  The padding is at the end, since step i draws its noise from the key folded with i.
+
+  Raises:
+    UserError: no pairs, or an array of another shape.
+  """
+  shapes = [np.shape(each) for each in pairs]
+  if not shapes or any(len(shape) != 2 or shape[1] != 2 for shape in shapes):
+    raise UserError(f"pairs of shapes {shapes}; expected at least one array, each [N, 2]")
+  longest = max(count for count, _ in shapes)
+  return jnp.stack([jnp.pad(jnp.asarray(each), ((0, longest - len(each)), (0, 0))) for each in pairs])
 
 
 def uniform(steps: int, start: float = 1.0, end: float = 0.0) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
 from jldm.core.shapes import expand
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process, half_log_snr, rates
@@ -26,19 +27,22 @@ Rule = Callable[[Process, Array, Array, Denoised], Denoised]  # (process, z [B, 
 
 
 def guided(process: Process, denoise: Callable[..., Denoised], conditions: Sequence[Any], rule: Rule) -> Denoise:
-  """denoise(z, t, condition) under K conditions, trees of [B, ...], in one pass, combined by a rule.
+  """denoise(z, t, condition, estimate, to) under K conditions, trees of [B, ...], in one pass, combined by a rule.
 
-  Conditions stand beside their sample (row b K + k), so that a batch sharded over devices never moves.
+  The K conditions of a sample are adjacent rows (b K + k), so that a batch sharded over devices never moves.
   The learned variance is that of the first condition.
   """
   count = len(conditions)
-  beside = jax.tree.map(lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions)  # [B K, ...]
-  repeat = lambda e: jnp.repeat(e, count, 0) if jnp.ndim(e) else e
+  interleaved = jax.tree.map(lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions)  # [B K, ...]
 
-  def combined(z: Array, t: Array, *estimate: Array) -> Denoised:
-    rows = denoise(repeat(z), repeat(t), beside, *(repeat(e) for e in estimate))
-    each = jax.tree.map(lambda e: e.reshape((len(z), count) + e.shape[1:]), rows)
-    return rule(process, z, t, each)._replace(log_variance=unstack(each)[0].log_variance)
+  def repeat(e: Any) -> Any:
+    """[B, ...] -> [B K, ...]; numbers [] and None stay."""
+    return jnp.repeat(e, count, 0) if jnp.ndim(e) else e
+
+  def combined(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    rows = denoise(repeat(z), repeat(t), interleaved, *jax.tree.map(repeat, (estimate, to)))
+    each = jax.tree.map(lambda e: e.reshape((len(z), count) + e.shape[1:]), rows)  # [B, K, ...]
+    return rule(process, z, t, each)._replace(variance=unstack(each)[0].variance)
 
   return combined
 
@@ -46,11 +50,11 @@ def guided(process: Process, denoise: Callable[..., Denoised], conditions: Seque
 def autoguided(process: Process, denoise: Denoise, weak: Denoise, rule: Rule) -> Denoise:
   """Karras et al. 2024 (2406.02507): a weaker network, shorter trained or smaller, in place of no condition."""
 
-  def combined(z: Array, t: Array, *estimate: Array) -> Denoised:
-    strong = denoise(z, t, *estimate)
-    both = zip(strong[:2], weak(z, t, *estimate)[:2])
+  def combined(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    strong = denoise(z, t, estimate, to)
+    both = zip(strong[:2], weak(z, t, estimate, to)[:2])
     each = Denoised(*(jnp.stack(parts, 1) for parts in both))
-    return rule(process, z, t, each)._replace(log_variance=strong.log_variance)
+    return rule(process, z, t, each)._replace(variance=strong.variance)
 
   return combined
 
@@ -85,17 +89,28 @@ def move(said: Denoised, dx: Array, de: Array) -> Denoised:
 class ClassifierFree:
   """Ho & Salimans 2022 (2207.12598), eq. 6: null + scale (condition - null); 1 is the condition alone, 0 none.
 
-  A negative condition stands in place of null.  Of K > 2 conditions it is null + sum of scale_k (condition_k - null), with
-  scale [K - 1, B] or [K - 1, 1]: Liu et al. 2022 (2206.01714).
+  A negative condition stands in place of null.  Of two conditions scale is [] or [B].  Of K > 2 it is [K - 1, B] or
+  [K - 1, 1], and the answer null + sum of scale_k (condition_k - null): Liu et al. 2022 (2206.01714).
+
+  Raises:
+    UserError: a scale of another shape.
   """
 
   scale: Any = 1.0
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
-    scales = jnp.atleast_2d(self.scale)
+    scales = self.scales(*each.x0.shape[:2])
     weights = jnp.concatenate([scales, 1 - jnp.sum(scales, 0, keepdims=True)]).T  # [B or 1, K]
     mix = lambda e: jnp.sum(expand(jnp.broadcast_to(weights, (len(z), weights.shape[1])), e) * e, 1)
     return Denoised(mix(each.x0), mix(each.eps))
+
+  def scales(self, batch: int, count: int) -> Array:
+    """-> [K - 1, B or 1], for a batch of B and a count K of conditions."""
+    shape = jnp.shape(self.scale)
+    legal = [(count - 1, batch), (count - 1, 1)] + ([(), (batch,)] if count == 2 else [])
+    if shape not in legal:
+      raise UserError(f"scale of shape {shape} for {count} conditions of {batch} samples; expected one of {legal}")
+    return jnp.atleast_2d(self.scale)
 
 
 @pytree
@@ -210,8 +225,8 @@ def thresholded(process: Process, denoise: Denoise, quantile: Any = 0.995, limit
   (2).  At sigma = 0, where x0 is z itself, nothing is changed.
   """
 
-  def clipped(z: Array, t: Array, *estimate: Array) -> Denoised:
-    said = denoise(z, t, *estimate)
+  def clipped(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    said = denoise(z, t, estimate, to)
     limits = per_sample(limit, z)
     s = jnp.maximum(expand(jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(quantile, len(z))), z), limits)
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
@@ -233,9 +248,9 @@ def energy_guided(
   nothing of x0 and the change of x0 would be 0 / 0, it is left out.
   """
 
-  def steered(z: Array, t: Array, *estimate: Array) -> Denoised:
+  def steered(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     def total(z: Array) -> tuple[Array, Denoised]:
-      said = denoise(z, t, *estimate)
+      said = denoise(z, t, estimate, to)
       return jnp.sum(energy(said.x0)), said
 
     g, said = jax.grad(total, has_aux=True)(z)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.keys import normal
+from jldm.core.shapes import expand
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process, level
 from jldm.diffusion.target import Denoised
@@ -42,10 +43,10 @@ def boundary(process: Process, denoise: Denoise, sigma_data: float = 0.5, scale:
   published scale is 10 a step of a chain of 1,000.  eps stays as it is, and `Jump()` takes none of it.
   """
 
-  def bounded(z: Array, t: Array, *estimate: Array) -> Denoised:
-    x0, eps, log_variance = denoise(z, t, *estimate)
-    u = scale * level(process, t)
+  def bounded(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+    x0, eps, variance = denoise(z, t, estimate, to)
+    u = expand(scale * level(process, t), z)
     norm = u**2 + sigma_data**2
-    return Denoised(sigma_data**2 / norm * z + u / jnp.sqrt(norm) * x0, eps, log_variance)
+    return Denoised(sigma_data**2 / norm * z + u / jnp.sqrt(norm) * x0, eps, variance)
 
   return bounded

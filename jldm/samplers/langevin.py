@@ -45,9 +45,11 @@ class Corrected:
       return state
     sigma = process.sigma(s)
 
-    def correct(z: Array, key: Array) -> tuple[Array, None]:
+    def corrected(z: Array, key: Array) -> Array:
       noise = jnp.sqrt(2 * self.size) * normal(key, z)
-      return z + sigma * (noise - self.size * denoise(z, s).eps), None
+      return z + sigma * (noise - self.size * denoise(z, s).eps)
 
-    walked = lambda: jax.lax.scan(correct, state.z, jnp.stack(key_corrections))[0]
-    return moved(state, jax.lax.cond(sigma > 0, walked, lambda: state.z))
+    def correct(z: Array, key: Array) -> tuple[Array, None]:
+      return jax.lax.cond(sigma > 0, lambda: corrected(z, key), lambda: z), None
+
+    return moved(state, jax.lax.scan(correct, state.z, jnp.stack(key_corrections))[0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Output
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow, LinearVP, rates
 from jldm.diffusion.target import (
   TARGETS,
@@ -46,7 +47,7 @@ def test_every_target_round_trips(process, kind, x64):
   back = decode(row, r, r.alpha * x0 + r.sigma * eps, combine(row, x0, eps))
   np.testing.assert_allclose(back.x0, x0, atol=1e-12)
   np.testing.assert_allclose(back.eps, eps, atol=1e-12)
-  assert back.log_variance is None
+  assert back.variance is None
 
 
 @both
@@ -117,21 +118,41 @@ def test_a_perfect_network_is_decoded_into_its_parts(process, kind, times):
   r = rates(process, t, x0)
   seen = []
 
-  def apply(z, level, shift, scale):
-    seen.append((z, level))
-    return combine(Predict(kind).row(r), x0, eps) * scale + shift
+  def apply(z, level, estimate, to):
+    seen.append((z, level, estimate, to))
+    return Output(combine(Predict(kind).row(r), x0, eps))
 
   z = r.alpha * x0 + r.sigma * eps
-  denoised = denoiser(process, Predict(kind), apply)(z, t, 0.0, 1.0)
+  denoised = denoiser(process, Predict(kind), apply)(z, t)
   np.testing.assert_allclose(denoised.x0, x0, atol=1e-5)
   np.testing.assert_allclose(denoised.eps, eps, atol=1e-5)
   np.testing.assert_array_equal(seen[0][0], z)
   np.testing.assert_array_equal(seen[0][1], np.broadcast_to(np.float32(times), (3,)))
+  assert seen[0][2:] == (None, None)
+
+
+@pytest.mark.parametrize("to", [np.array([0.05, 0.2, 0.4]), 0.2], ids=["each", "one"])
+def test_an_estimate_arrives_as_it_is_and_a_target_time_as_its_noise_level(to):
+  x0, eps = parts(np.float32)
+  seen = []
+
+  def apply(z, level, estimate, to):
+    seen.append((level, estimate, to))
+    return Output(z)
+
+  denoiser(EDM(), Precondition(), apply)(eps, jnp.asarray(TIMES, jnp.float32), x0, jnp.asarray(to, jnp.float32))
+  denoiser(EDM(), Precondition(), apply)(eps, jnp.asarray(TIMES, jnp.float32), to=jnp.asarray(to, jnp.float32))
+  (level, estimate, noise_level), (*_, alone) = seen
+  c_noise = lambda t: np.log(80 * np.broadcast_to(t, (3,)) ** 7) / 4
+  np.testing.assert_allclose(level, c_noise(TIMES), rtol=1e-5)
+  np.testing.assert_allclose(noise_level, c_noise(to), rtol=1e-5)
+  np.testing.assert_array_equal(alone, noise_level)
+  np.testing.assert_array_equal(estimate, x0)
 
 
 def test_only_the_network_computes_in_its_own_dtype():
   z = parts(np.float32)[0]
-  denoised = denoiser(Flow(), Predict("flow"), lambda z, level: z.astype(jnp.bfloat16))(z, jnp.float32(0.3))
+  denoised = denoiser(Flow(), Predict("flow"), lambda z, *_: Output(z.astype(jnp.bfloat16)))(z, jnp.float32(0.3))
   assert denoised.x0.dtype == denoised.eps.dtype == jnp.float32
 
 
@@ -225,12 +246,10 @@ def test_reweighting_to_itself_is_one_even_where_it_says_nothing(kind):
   np.testing.assert_array_equal(reweight(row, row, r), 1)
 
 
-@pytest.mark.parametrize("broadcast", [(1, 1, 1), (4, 2, 2)])
-def test_a_learned_log_variance_passes_through(broadcast):
-  x0, _ = parts(np.float32)
-  said = jnp.ones((3, *broadcast))
-  denoised = denoiser(Flow(), Predict("flow"), lambda z, level: (z, said))(x0, jnp.float32(0.3))
-  plain = denoiser(Flow(), Predict("flow"), lambda z, level: z)(x0, jnp.float32(0.3))
-  np.testing.assert_array_equal(denoised.log_variance, said)
-  np.testing.assert_array_equal(denoised.x0, plain.x0)
-  assert plain.log_variance is None
+def test_a_variance_passes_through_and_the_log_variance_of_the_loss_does_not():
+  x0, eps = parts(np.float32)
+  learned = denoiser(Flow(), Predict("flow"), lambda z, *_: Output(z, jnp.ones(3), eps))(x0, jnp.float32(0.3))
+  plain = denoiser(Flow(), Predict("flow"), lambda z, *_: Output(z, jnp.ones(3)))(x0, jnp.float32(0.3))
+  np.testing.assert_array_equal(learned.variance, eps)
+  np.testing.assert_array_equal(learned.x0, plain.x0)
+  assert plain.variance is None

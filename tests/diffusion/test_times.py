@@ -7,7 +7,7 @@ import pytest
 from scipy import special, stats
 
 from jldm.diffusion.process import EDM, Cosine, half_log_snr
-from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, draw
+from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, sample_times
 
 BATCH = 64
 STRATUM = np.arange(BATCH, dtype=np.float32) / BATCH
@@ -35,7 +35,7 @@ def cumulative(times, t):
 @each
 @pytest.mark.parametrize("seed", range(4))
 def test_every_stratum_has_one_example(times, seed):
-  u = np.sort(cumulative(times, draw(times, PROCESS, jax.random.key(seed), STRATUM)[0]))
+  u = np.sort(cumulative(times, sample_times(times, PROCESS, jax.random.key(seed), STRATUM)[0]))
   shift = u * BATCH - np.arange(BATCH)  # all examples stand at one and the same place of their strata
   assert (shift > -1e-3).all() and (shift < 1 + 1e-3).all()
   np.testing.assert_allclose(shift, shift.mean(), atol=1e-3)
@@ -43,7 +43,7 @@ def test_every_stratum_has_one_example(times, seed):
 
 def test_the_histogram_of_strata_is_exactly_uniform():
   for seed in range(20):
-    t = np.asarray(draw(Uniform(), PROCESS, jax.random.key(seed), STRATUM)[0])
+    t = np.asarray(sample_times(Uniform(), PROCESS, jax.random.key(seed), STRATUM)[0])
     assert t.min() >= 0 and t.max() < 1
     np.testing.assert_array_equal(np.bincount((t * BATCH).astype(int), minlength=BATCH), 1)
 
@@ -51,7 +51,7 @@ def test_the_histogram_of_strata_is_exactly_uniform():
 @functools.cache
 def many(times):
   """Times [steps, B] of 1000 steps."""
-  one = lambda key: draw(times, PROCESS, key, STRATUM)[0]
+  one = lambda key: sample_times(times, PROCESS, key, STRATUM)[0]
   return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 1000)))
 
 
@@ -72,14 +72,14 @@ def test_steps_differ_and_examples_of_one_row_are_uniform(times):
 @each
 def test_a_batch_may_be_split_into_processes(times):
   key = jax.random.key(7)
-  shares = [draw(times, PROCESS, key, share)[0] for share in (STRATUM[:16], STRATUM[16:32], STRATUM[32:])]
+  shares = [sample_times(times, PROCESS, key, share)[0] for share in (STRATUM[:16], STRATUM[16:32], STRATUM[32:])]
   lanes = 5e-7 if isinstance(times, LogNormalSigma) else 0  # exp and arctan round by their place in a vector
-  np.testing.assert_allclose(np.concatenate(shares), draw(times, PROCESS, key, STRATUM)[0], rtol=lanes)
+  np.testing.assert_allclose(np.concatenate(shares), sample_times(times, PROCESS, key, STRATUM)[0], rtol=lanes)
 
 
 @each
 def test_times_are_float32_in_the_unit_interval(times):
-  t, _ = draw(times, PROCESS, jax.random.key(2), STRATUM)
+  t, _ = sample_times(times, PROCESS, jax.random.key(2), STRATUM)
   assert t.dtype == jnp.float32 and t.shape == (BATCH,)
   assert bool(((t >= 0) & (t <= 1)).all())
   assert hash(times) == hash(type(times)(**vars(times)))
@@ -87,7 +87,7 @@ def test_times_are_float32_in_the_unit_interval(times):
 
 @each
 def test_the_second_number_is_one_over_the_density(times):
-  t, dt_du = draw(times, PROCESS, jax.random.key(4), STRATUM)
+  t, dt_du = sample_times(times, PROCESS, jax.random.key(4), STRATUM)
   inside = (np.asarray(t) > 0.02) & (np.asarray(t) < 0.98)
   t, h = np.asarray(t, np.float64)[inside], 1e-4
   density = (cumulative(times, t + h) - cumulative(times, t - h)) / (2 * h)
@@ -95,6 +95,6 @@ def test_the_second_number_is_one_over_the_density(times):
 
 
 def test_noise_levels_of_edm_are_log_normal():
-  t, _ = draw(LogNormalSigma(-1.2, 1.2), EDM(), jax.random.key(0), np.arange(4096, dtype=np.float32) / 4096)
+  t, _ = sample_times(LogNormalSigma(-1.2, 1.2), EDM(), jax.random.key(0), np.arange(4096, dtype=np.float32) / 4096)
   log_sigma = -np.asarray(half_log_snr(EDM(), t))
   np.testing.assert_allclose([log_sigma.mean(), log_sigma.std()], [-1.2, 1.2], atol=5e-3)

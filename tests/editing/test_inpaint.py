@@ -9,6 +9,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys, split_each
+from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.inpaint import Blended, inpaint, repainted
@@ -28,7 +29,7 @@ PAIRS = chain(uniform(4))
 
 def network(process):
   """An arbitrary smooth one, of latents."""
-  return denoiser(process, Predict("v"), lambda z, level: jnp.sin(3 * z + level[:, None, None, None]))
+  return denoiser(process, Predict("v"), lambda z, level, *_: Output(jnp.sin(3 * z + level[:, None, None, None])))
 
 
 @pytest.mark.parametrize("sampler", A_FEW, ids=repr)
@@ -65,7 +66,7 @@ def pair_of_normals(process, correlation):
   """The exact denoiser of two standard normal numbers, correlated: z [B, 1, 2, 1], covariance alpha^2 C + sigma^2."""
   covariance = jnp.array([[1, correlation], [correlation, 1]])
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     alpha, sigma = process.alpha(t), process.sigma(t)
     solved = jnp.linalg.solve(alpha**2 * covariance + sigma**2 * jnp.eye(2), z[:, 0, :, 0].T)
     shape = lambda x: x.T[:, None, :, None]

@@ -25,7 +25,7 @@ Y, NOISE = np.array([1.0, -0.5, 2.0]), 0.5
 def standard(process):
   """The exact denoiser of standard normal data, in any process."""
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     off = z / (process.alpha(t) ** 2 + process.sigma(t) ** 2)
     return Denoised(process.alpha(t) * off, process.sigma(t) * off)
 

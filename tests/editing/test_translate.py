@@ -20,7 +20,7 @@ X0 = 0.7 + 0.5 * jax.random.normal(jax.random.key(0), (8, 3))
 
 
 def normal(process, mean, std):
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     alpha, sigma = process.alpha(t), process.sigma(t)
     off = (z - alpha * mean) / (alpha**2 * std**2 + sigma**2)
     return Denoised(mean + alpha * std**2 * off, sigma * off)

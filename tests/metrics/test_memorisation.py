@@ -11,6 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine, rates
 from jldm.diffusion.target import Predict, combine, denoiser
 from jldm.metrics import features, memorisation
@@ -177,7 +178,7 @@ def samples_of_a_denoiser(pictures, steps, key):
 
   params = NETWORK.init(key_init, pictures[:1], jnp.zeros(1))
   (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))
-  denoise = denoiser(PROCESS, V, functools.partial(NETWORK.apply, params))
+  denoise = denoiser(PROCESS, V, lambda z, level, *_: Output(NETWORK.apply(params, z, level)))
   return draw(PROCESS, denoise, DDIM(), jnp.zeros((300, 64)), chain(uniform(50)), jax.random.split(key_draw, 300))
 
 

@@ -11,7 +11,7 @@ from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
-from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, draw
+from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, sample_times
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import Gaussian
@@ -103,7 +103,7 @@ def test_the_exact_target_has_no_loss(process, kind):
 @pytest.mark.parametrize("kind", ["x0", "eps", "flow"])
 def test_losses_of_one_opinion_differ_by_the_reweighting(kind):
   v, other = (losses(Translated(Cosine(), Predict(k)), parametrization=Predict(k)) for k in ("v", kind))
-  t = draw(Uniform(), Cosine(), jax.random.split(KEY, 6)[1], BATCH["stratum"])[0]
+  t = sample_times(Uniform(), Cosine(), jax.random.split(KEY, 6)[1], BATCH["stratum"])[0]
   r = rates(Cosine(), t, t)
   np.testing.assert_allclose(other, v * reweight(Predict("v").row(r), Predict(kind).row(r), r), rtol=2e-4)
 
@@ -156,7 +156,7 @@ def test_the_loss_is_its_formula():
   noise = lambda key: np.asarray(normal(row_keys(key, BATCH["row"]), BATCH["mean"]))
   z0 = BATCH["mean"] + np.exp(0.5 * BATCH["log_variance"]) * noise(key_x0)
   x0, eps = (z0 - CODEC.mean) / CODEC.std, noise(key_eps)
-  t = np.float64(draw(Uniform(), Flow(), key_t, BATCH["stratum"])[0])[:, None, None, None]
+  t = np.float64(sample_times(Uniform(), Flow(), key_t, BATCH["stratum"])[0])[:, None, None, None]
   output = np.sin((1 - t) * x0 + t * eps) + t + BATCH["label"][:, None, None, None]
   expected = ((output - (eps - x0)) ** 2).mean((1, 2, 3))
   np.testing.assert_allclose(losses(Told(), process=Flow(), parametrization=Predict("flow")), expected, rtol=1e-4)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.samplers.ancestral import Ancestral
@@ -46,7 +47,7 @@ IN_RATIO = [Heun(Ratio()), DEIS(), PNDM(), PNDM("prk")]  # sigma / alpha is thei
 def gaussian(process):
   """The exact posterior mean (2), finite at both ends."""
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     alpha, sigma = process.alpha(t), process.sigma(t)
     off = (z - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
     return Denoised(MEAN + alpha * STD**2 * off, sigma * off)
@@ -56,12 +57,16 @@ def gaussian(process):
 
 def network(process):
   """An arbitrary smooth network that predicts v: x0 and eps belong to z and to nothing else."""
-  return denoiser(process, Predict("v"), lambda z, level: jnp.sin(3 * z + level[:, None]))
+  return denoiser(process, Predict("v"), lambda z, level, estimate, to: Output(jnp.sin(3 * z + level[:, None])))
 
 
 def point(process):
   """All data is MEAN: the flow is a straight line, and eps at t = 0 is not a number."""
-  return lambda z, t: Denoised(jnp.full_like(z, MEAN), (z - process.alpha(t) * MEAN) / process.sigma(t))
+
+  def denoise(z, t, estimate=None, to=None):
+    return Denoised(jnp.full_like(z, MEAN), (z - process.alpha(t) * MEAN) / process.sigma(t))
+
+  return denoise
 
 
 def flow(process, z, t, s):

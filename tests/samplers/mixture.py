@@ -31,7 +31,7 @@ def joint(off, squared):
 def mixture(process):
   """The exact posterior mean (3), finite at both ends."""
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     means, stds, off, squared, alpha, sigma = parts(process, z, t)
     share = jax.nn.softmax(joint(off, squared))[..., None]
     mean = lambda each: jnp.sum(share * each, 1)

@@ -40,7 +40,7 @@ def test_the_error_is_of_the_size_of_the_tolerance(process):
 def narrow(process):
   """The first half of a batch is all at one place, where the flow is straight; the rest is the plane's mixture."""
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     still = Denoised(jnp.zeros_like(z), z / jnp.reshape(process.sigma(t), (-1, 1)))
     half = (jnp.arange(len(z)) < len(z) // 2)[:, None]
     return jax.tree.map(lambda a, b: jnp.where(half, a, b), still, mixture(process)(z, t))

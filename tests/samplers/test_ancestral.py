@@ -16,7 +16,7 @@ INTERVALS = [(0.9, 0.7), (0.5, 0.1), (1.0, 0.5)]
 
 def stepped(process, variance, t, s, v=None):
   sampler, t, s = Ancestral(variance), jnp.float32(t), jnp.float32(s)
-  denoise = lambda z, u: network(process)(z, u)._replace(log_variance=v)
+  denoise = lambda z, u: network(process)(z, u)._replace(variance=v)
   return sampler.step(process, denoise, start(process, sampler, Z, t), t, s, KEYS).z
 
 
@@ -49,5 +49,5 @@ def test_learned_is_between_them_in_logarithms():
 def test_mistakes():
   with pytest.raises(UserError, match=r"^variance='huge'; expected one of \['large', 'learned', 'small'\]$"):
     Ancestral("huge")
-  with pytest.raises(UserError, match="the network says none of every value; expected 'small' or 'large'"):
+  with pytest.raises(UserError, match="the network predicts no variance of every value; expected 'small' or 'large'"):
     stepped(Cosine(), "learned", 0.7, 0.4)

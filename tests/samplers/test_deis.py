@@ -45,7 +45,7 @@ def test_the_fourth_step_has_the_weights_of_the_paper(sampler):
 def test_evaluations_of_six_steps(sampler, evaluations):
   calls = []
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     jax.debug.callback(lambda: calls.append(1))
     return network(Cosine())(z, t)
 

@@ -118,7 +118,7 @@ def test_fewer_steps_left_is_lower_order():
 @pytest.mark.parametrize("solver", [SOLVER, DPMSolverPP(3, eta=1.0), DPMSolverPPSingle(3)], ids=repr)
 def test_one_evaluation_a_step(solver):
   calls = []
-  denoise = lambda z, t: calls.append(1) or gaussian(Flow())(z, t)
+  denoise = lambda z, t, estimate=None, to=None: calls.append(1) or gaussian(Flow())(z, t)
   solver.step(Flow(), denoise, start(Flow(), solver, Z, 0.5), jnp.float32(0.5), jnp.float32(0.25), KEYS)
   assert len(calls) == 1
 

@@ -8,6 +8,7 @@ import pytest
 
 from jldm.core.keys import row_keys
 from jldm.core.shapes import expand
+from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.samplers import guidance
@@ -30,7 +31,9 @@ def apply(z, level, label):
   return jnp.tanh(z @ jnp.array([[1.0, -0.5], [0.3, 2.0]]) + expand(level + 0.2 * label, z))
 
 
-denoise = denoiser(PROCESS, Predict("v"), apply)
+def denoise(z, t, label, estimate=None, to=None):
+  """`apply` of a label, as `guided` takes it."""
+  return denoiser(PROCESS, Predict("v"), lambda z, level, *_: Output(apply(z, level, label)))(z, t, estimate, to)
 
 
 def classifier_free(denoise, condition, null, scale):
@@ -58,7 +61,7 @@ def test_scale_one_is_the_condition_alone_and_zero_the_null():
 def test_one_pass_with_conditions_beside_their_sample():
   calls = []
 
-  def counted(z, t, label):
+  def counted(z, t, label, estimate=None, to=None):
     calls.append((z, t, label))
     return denoise(z, t, label)
 
@@ -75,7 +78,7 @@ def test_one_pass_with_conditions_beside_their_sample():
 def test_any_number_of_conditions_as_trees(scales):
   text = np.random.default_rng(0).standard_normal((3, 8, 4, 2), dtype=np.float32)
   conditions = [{"label": label, "text": words} for label, words in zip((LABELS, LABELS[::-1], NULL), text)]
-  described = jax.jit(lambda z, t, given: denoise(z + given["text"][:, None], t, given["label"]))
+  described = jax.jit(lambda z, t, given, *_: denoise(z + given["text"][:, None], t, given["label"]))
   each = [described(Z, T, condition) for condition in conditions]
   null, w = each[-1], np.broadcast_to(scales, (2, 8))[..., None, None, None]
   mix = lambda field: getattr(null, field) + sum(w[k] * (getattr(each[k], field) - getattr(null, field)) for k in range(2))
@@ -92,10 +95,10 @@ def test_a_time_for_each_sample():
 
 
 def test_the_learned_variance_is_that_of_the_first_condition():
-  learned = lambda z, t, label: denoise(z, t, label)._replace(log_variance=expand(1.0 * label, z) + 0 * z)
+  learned = lambda z, t, label, *_: denoise(z, t, label)._replace(variance=expand(1.0 * label, z) + 0 * z)
   out = classifier_free(learned, LABELS, NULL, 3.0)(Z, T)
-  np.testing.assert_array_equal(out.log_variance, np.broadcast_to(np.arange(8.0)[:, None, None, None], Z.shape))
-  assert classifier_free(denoise, LABELS, NULL, 3.0)(Z, T).log_variance is None
+  np.testing.assert_array_equal(out.variance, np.broadcast_to(np.arange(8.0)[:, None, None, None], Z.shape))
+  assert classifier_free(denoise, LABELS, NULL, 3.0)(Z, T).variance is None
 
 
 def run(guide, key_data, labels, scale, eta):
@@ -113,14 +116,14 @@ def everything(labels, null, scale):
   rules = guidance.Rescale(inside, 0.2 * scale), guidance.CFGPlusPlus(guidance.CFGZero(0.2 * scale, 0.9))
   first, second = (guided(PROCESS, denoise, (labels, null), rule) for rule in rules)
   far = lambda x0: jnp.sum(x0**2, (1, 2, 3))
-  steered = guidance.energy_guided(PROCESS, lambda z, t: jax.tree.map(jnp.add, first(z, t), second(z, t)), far, 0.01 * scale)
+  steered = guidance.energy_guided(PROCESS, lambda z, t, *_: jax.tree.map(jnp.add, first(z, t), second(z, t)), far, 0.01 * scale)
   return guidance.thresholded(PROCESS, steered, 0.9, scale)
 
 
 def behind(labels, null, scale):
   """The usual way: conditions one after the other along the batch."""
 
-  def combined(z, t):
+  def combined(z, t, estimate=None, to=None):
     each = denoise(jnp.concatenate([z, z]), t, jnp.concatenate([labels, null]))
     mix = lambda e: (lambda c, u: u + scale * (c - u))(*jnp.split(e, 2))
     return Denoised(mix(each.x0), mix(each.eps))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jldm.core.shapes import expand
+from jldm.core.specs import Output
 from jldm.core.trees import traced
 from jldm.diffusion.process import EDM, Cosine, Flow, LinearVP
 from jldm.diffusion.target import Denoised, Precondition, Predict, denoiser
@@ -49,10 +50,19 @@ def apply(z, level, label):
   return jnp.tanh(z @ jnp.array([[1.0, -0.5], [0.3, 2.0]]) + expand(jnp.sin(level) + 0.2 * label, z))
 
 
+def labelled(process, row):
+  """`apply` as denoise(z, t, label, estimate, to), as `guided` takes it."""
+
+  def denoise(z, t, label, estimate=None, to=None):
+    return denoiser(process, row, lambda z, level, *_: Output(apply(z, level, label)))(z, t, estimate, to)
+
+  return denoise
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
 def say(process, row, rule, z, t):
   """What the condition, no condition and the rule say."""
-  denoise = denoiser(process, row, apply)
+  denoise = labelled(process, row)
   return denoise(z, t, LABELS), denoise(z, t, NULL), guided(process, denoise, (LABELS, NULL), rule)(z, t)
 
 
@@ -211,7 +221,7 @@ def test_no_velocity_above_a_time_leaves_z_where_it_is(process):
 def test_ddim_with_cfg_plus_plus_is_theirs(process):
   """x0 from the guided noise by Tweedie's formula, then the unconditional noise: Chung et al. 2024 (2406.08070)."""
   t, s = jnp.float32(0.6), jnp.float32(0.3)
-  z, denoise = place(process, t), denoiser(process, ROW, apply)
+  z, denoise = place(process, t), labelled(process, ROW)
   scale = jnp.linspace(0, 1, 8)
   both = guided(process, denoise, (LABELS, NULL), CFGPlusPlus(ClassifierFree(scale)))
   sampler = DDIM()
@@ -224,22 +234,22 @@ def test_ddim_with_cfg_plus_plus_is_theirs(process):
 
 @processes
 def test_a_weaker_network_stands_for_no_condition(process):
-  t, denoise = jnp.float32(0.4), denoiser(process, ROW, apply)
-  z, bound = place(process, t), lambda label: lambda z, t: denoise(z, t, label)
+  t, denoise = jnp.float32(0.4), labelled(process, ROW)
+  z, bound = place(process, t), lambda label: lambda z, t, *_: denoise(z, t, label)
   for rule in (ClassifierFree(SCALES), Rescale(APG(SCALES, 0.5), 0.5)):
     out = autoguided(process, bound(LABELS), bound(NULL), rule)(z, t)
     close(out, guided(process, denoise, (LABELS, NULL), rule)(z, t), atol=2e-5)
 
 
 def test_the_strong_network_tells_the_variance():
-  said = lambda number: lambda z, t: Denoised(z, z, jnp.full_like(z, number))
+  said = lambda number: lambda z, t, *_: Denoised(z, z, jnp.full_like(z, number))
   out = autoguided(Flow(), said(3.0), said(4.0), ClassifierFree(2.0))(jnp.ones((2, 3)), jnp.float32(0.5))
-  np.testing.assert_array_equal(out.log_variance, jnp.full((2, 3), 3.0))
+  np.testing.assert_array_equal(out.variance, jnp.full((2, 3), 3.0))
 
 
 @processes
 def test_thresholding_clips_at_a_quantile_and_divides(process):
-  t, denoise = jnp.float32(0.4), lambda z, t: said
+  t, denoise = jnp.float32(0.4), lambda z, t, *_: said
   z = place(process, t)
   x0 = 3 * jax.random.normal(jax.random.key(2), z.shape) * jnp.linspace(0.02, 1, 8)[:, None, None, None]
   said = Denoised(x0, (z - process.alpha(t) * x0) / process.sigma(t))
@@ -257,7 +267,7 @@ def test_thresholding_clips_at_a_quantile_and_divides(process):
 
 def test_thresholding_leaves_clean_data_alone():
   z = jnp.full((2, 4), 5.0)
-  out = thresholded(Flow(), lambda z, t: Denoised(z, 0 * z))(z, jnp.float32(0))
+  out = thresholded(Flow(), lambda z, t, *_: Denoised(z, 0 * z))(z, jnp.float32(0))
   np.testing.assert_array_equal(out.x0, z)
   np.testing.assert_array_equal(out.eps, 0 * z)
 
@@ -278,7 +288,7 @@ def test_numbers_compile_nothing():
   @jax.jit
   def run(rule, z, t):
     traces.append(1)
-    denoise = denoiser(Flow(), ROW, apply)
+    denoise = labelled(Flow(), ROW)
     return guided(Flow(), denoise, (LABELS, NULL), rule)(z, t).x0
 
   z, outs = place(Flow(), 0.4), []
@@ -296,7 +306,7 @@ M, S, Y = 0.7, 0.5, 2.0
 
 
 def gaussian(process):
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
     off = (z - alpha * M) / (alpha**2 * S**2 + sigma**2)
     return Denoised(M + alpha * S**2 * off, sigma * off)

@@ -140,7 +140,7 @@ def churned(arguments, steps):
 def denoiser(process, kind, scale):
   """The fixture's network; kind [3] is 1 where it predicts x0, eps or v, and scale that of LCM's boundary, or None."""
 
-  def denoise(z, t):
+  def denoise(z, t, estimate=None, to=None):
     alpha, sigma = process.alpha(t), process.sigma(t)
     r = Rates(alpha, sigma, -1, 1)  # derivatives of Flow, where alone they matter
     row, c_in = (kind[0] - kind[2] * sigma, kind[1] + kind[2] * alpha), 1
@@ -149,7 +149,7 @@ def denoiser(process, kind, scale):
       row, c_in = parametrization.row(r), parametrization.c_in(r)
     weights = (FIXTURE[name].astype(z.dtype) for name in ("weight", "bias"))
     output, variance = network(jnp, c_in * z, jnp.arctan2(sigma, alpha), *weights)
-    return decode(row, r, z, output)._replace(log_variance=variance)
+    return decode(row, r, z, output)._replace(variance=variance)
 
   return denoise if scale is None else boundary(process, denoise, 0.5, scale)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jldm.core.keys import normal, row_keys
+from jldm.core.specs import Output
 from jldm.core.trees import traced
 from jldm.diffusion.target import Predict, denoiser
 from jldm.samplers.churn import Churn
@@ -186,7 +187,7 @@ def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
 
 
 def in_bfloat16(process):
-  network = lambda z, level: jnp.sin(3 * z.astype(jnp.bfloat16) + level[:, None].astype(jnp.bfloat16))
+  network = lambda z, level, *_: Output(jnp.sin(3 * z.astype(jnp.bfloat16) + level[:, None].astype(jnp.bfloat16)))
   return denoiser(process, Predict("v"), network)
 
 
