@@ -82,8 +82,8 @@ def role_of_class(cls: type) -> tuple[type, ...]:
 def fits(old: Any, new: Any, name: str) -> bool:
   """Whether `new` may replace `old` in the field `name`.
 
-  A field of ELEMENTS takes a tuple of its role, or of registered classes.  A field that is None takes a literal, or an object of a class
-  that was registered.  Any other field takes what is like its old value.
+  A field of ELEMENTS takes a tuple of its role, or of registered classes.  A field that is None takes a
+  literal, or a registered object.  Any other field takes what is like its old value.
   """
   if name in ELEMENTS:
     role = role_of_class(ELEMENTS[name])
