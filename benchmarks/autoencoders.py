@@ -21,7 +21,7 @@ from jldm.core.trees import count
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.evaluation.judge import reconstruction
-from jldm.inference import pipeline
+from jldm.inference.load import of
 from jldm.media import images as pictures
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs
@@ -63,7 +63,7 @@ def train(workdir: Path, found: Experiment) -> dict:
 def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   """One row of the table, and its sheet."""
   found, workdir = experiment(name, data_dir), folder / slug(name)
-  cost, model = train(workdir, found), pipeline.of(found)
+  cost, model = train(workdir, found), of(found)
   codec, network, data = latents.committed_codec(model, workdir, found.autoencoder.steps), model.autoencoder, found.data
   held_out = data.open(data.held_out)
 

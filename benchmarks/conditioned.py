@@ -9,6 +9,7 @@ first of them.  `measure` writes tables, NAME.md, beside the runs and sheets to 
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -29,27 +30,31 @@ from jldm.core.keys import row_keys
 from jldm.core.trees import traced
 from jldm.distributed import sharding
 from jldm.editing import inpaint as blended
-from jldm.inference import edit, pipeline
+from jldm.inference import edit
+from jldm.inference.conditions import branches, embed
+from jldm.inference.generate import Request, times
+from jldm.inference.load import Model, load
 from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
 from jldm.metrics.image import psnr, ssim
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy, luminance
+from jldm.objectives.denoiser import bind
 from jldm.runs import stages
-from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import draw
 from jldm.storage import workdir as workdirs
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 4  # of each held-out picture
-RESTORE = {"denoiser.objective.condition": "Paired(degradation=Mixture())"}
-SKETCH = {"denoiser.objective.condition": "Paired(degradation=Edges())"}
+MANY = Request(n=SAMPLES)
+RESTORE = {"denoiser.objective.conditioners": "(ClassLabel(classes=10), Paired(degradation=Mixture()))"}
+SKETCH = {"denoiser.objective.conditioners": "(ClassLabel(classes=10), Paired(degradation=Edges()))"}
 RUNS = {  # name -> config, what is changed of it, and whose autoencoder it has
   "inpaint": ("fashion_inpaint", {}, None),
   "colour": ("photos_colour", {}, None),
-  "plain": ("fashion_inpaint", {"denoiser.objective.condition": "None"}, "inpaint"),
+  "plain": ("fashion_inpaint", {"denoiser.objective.conditioners": "(ClassLabel(classes=10),)"}, "inpaint"),
   "restore": ("fashion_inpaint", RESTORE, "inpaint"),
   "sketch": ("fashion_inpaint", SKETCH, "inpaint"),
 }
@@ -88,10 +93,10 @@ def keys(count: int) -> jax.Array:
   return row_keys(jax.random.key(7), jnp.arange(count))
 
 
-def coded(model: pipeline.Model, params: dict, images: np.ndarray) -> np.ndarray:
+def coded(model: Model, params: dict, images: np.ndarray) -> np.ndarray:
   """What the autoencoder makes of pictures uint8, without a denoiser."""
   decode = jax.jit(lambda codec, z: codecs.decode(model.autoencoder, codec, z))
-  return pictures.to_uint8(decode(params["codec"], pipeline.encode(model, params["codec"], images)))
+  return pictures.to_uint8(decode(params["codec"], edit.encode(model, params["codec"], images)))
 
 
 def samples(images: np.ndarray, count: int) -> np.ndarray:
@@ -130,14 +135,12 @@ AT_ONCE = 64  # samples
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def drawn_in(
-  model: pipeline.Model, put_back: bool, params: dict, sampler: Any, pairs: jax.Array, images: jax.Array, known: jax.Array,
-  keys: jax.Array,
+  model: Model, put_back: bool, params: dict, sampler: Any, pairs: jax.Array, images: jax.Array, known: jax.Array,
+  keys: jax.Array, given: tuple,
 ) -> jax.Array:
   """Pictures [B, H, W, C] in [-1, 1], drawn anew where known [B, H, W, 1] is 0, which nothing sees; labels unknown."""
-  encode = functools.partial(pipeline.encode, model, params["codec"])
-  told = None if model.condition is None else model.condition.beside(encode, images, known)
-  denoise = pipeline.steered(model, params, jnp.full(len(images), -1), ClassifierFree(1.0), concat=told)
-  x0 = encode(masks.filled(images, known))
+  x0 = edit.encode(model, params["codec"], masks.filled(images, known))
+  denoise = bind(model.objective, params, embed(model, params, given))
   if put_back:
     z = blended.inpaint(model.process, denoise, sampler, x0, masks.coarse(known, model.autoencoder.factor), pairs, keys)
   else:
@@ -146,23 +149,25 @@ def drawn_in(
 
 
 def fillings(
-  model: pipeline.Model, params: dict, images: np.ndarray, known: jax.Array, put_back: bool, steps: int, repeats: int
+  model: Model, params: dict, images: np.ndarray, known: jax.Array, put_back: bool, steps: int, repeats: int
 ) -> tuple[np.ndarray, int]:
   """Each picture with what is hidden drawn anew [N, H, W, C] in [-1, 1], and evaluations of the network in each."""
-  pairs, sampler = pipeline.times(model, steps), pipeline.make_sampler(model.sampling.sampler)
+  pairs, sampler = times(model, dataclasses.replace(model.sampling, steps=steps)), model.sampling.sampler
   if repeats > 1:
     pairs, sampler = blended.repainted(pairs, 5, repeats), Resample(sampler)
+  masked = {"masked": (images, known)} if "masked" in model.conditioners else {}
+  given = branches(model, masked, (), len(images))
   rows = codecs.pixels(images), known, keys(len(images))
   some = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
   told = params, traced(sampler), pairs
-  drawn = [drawn_in(model, put_back, *told, *(array[part] for array in rows)) for part in some]
+  drawn = [drawn_in(model, put_back, *told, *jax.tree.map(lambda x, part=part: x[part], (*rows, given))) for part in some]
   return np.concatenate(drawn), int((pairs[:, 0] > pairs[:, 1]).sum())
 
 
 def inpainting(folder: Path, docs: Path) -> str:
   """A table of hidden pixels, method by method and shape by shape, and a sheet."""
   images = held_out(workdirs.read(folder / "inpaint"), 256)
-  models = {name: pipeline.load(folder / name) for name in ("plain", "inpaint")}
+  models = {name: load(folder / name) for name in ("plain", "inpaint")}
   truth, lines, shown = samples(images, 1)[:, 0], [], {}
   for shape, (kind, step) in HIDDEN.items():
     size = images.shape[1] // step, images.shape[2] // step
@@ -202,7 +207,7 @@ def bicubic(images: np.ndarray, factor: int) -> np.ndarray:
 def restoration(folder: Path, docs: Path) -> str:
   """A table of restorations of Fashion-MNIST, and a sheet."""
   images = held_out(workdirs.read(folder / "restore"), 32)
-  plain, trained = (pipeline.load(folder / name) for name in ("plain", "restore"))
+  plain, trained = (load(folder / name) for name in ("plain", "restore"))
   truth, lines, rows = samples(images, 1)[:, 0], [], [images[:6]]
   for degrade in (Noisy(), Blurred(), Downsampled(), Missing()):
     spoilt = pictures.to_uint8(degrade(codecs.pixels(images), keys(len(images))))
@@ -213,7 +218,7 @@ def restoration(folder: Path, docs: Path) -> str:
       options = {"known": np.asarray(degrade.known(jnp.zeros(images.shape), keys(len(images))))}
     elif isinstance(degrade, Downsampled):
       prior = spoilt[:, :: degrade.factor, :: degrade.factor]
-    free, paired = edit.restore(*plain, prior, n=SAMPLES, **options), edit.paired(*trained, spoilt, n=SAMPLES)
+    free, paired = edit.restore(*plain, prior, request=MANY, **options), edit.paired(*trained, spoilt, MANY)
     results = {"the picture as it comes": (spoilt, 1), "its reconstruction": (coded(*plain, spoilt), 1)}
     if isinstance(degrade, Downsampled):
       results["bicubic"] = bicubic(spoilt, degrade.factor), 1
@@ -248,10 +253,10 @@ def tinted(grey: jax.Array, colours: Any) -> jax.Array:
 def photographs(folder: Path, docs: Path) -> str:
   """A table of grey -> colour on held-out crops, and a sheet."""
   found = workdirs.read(folder / "colour")
-  images, model, lines = held_out(found, 24), pipeline.load(folder / "colour"), []
+  images, model, lines = held_out(found, 24), load(folder / "colour"), []
   truth, told = samples(images, 1)[:, 0], Grey()(codecs.pixels(images))
   source = pictures.to_uint8(told)
-  made = edit.paired(*model, source, n=SAMPLES)
+  made = edit.paired(*model, source, MANY)
   drawn, mean_colour = samples(made, SAMPLES), mean_picture(found).mean((0, 1))
   results = {
     "the source itself": np.asarray(told)[:, None],
@@ -288,10 +293,10 @@ def own_source(degrade: Any, drawn: np.ndarray, told: jax.Array) -> float:
 def sketches(folder: Path, docs: Path) -> str:
   """A table of edges -> picture of Fashion-MNIST, and a sheet."""
   found = workdirs.read(folder / "sketch")
-  model, (images, labels) = pipeline.load(folder / "sketch"), held_out(found, 128, labelled=True)
+  model, (images, labels) = load(folder / "sketch"), held_out(found, 128, labelled=True)
   truth, told, lines = samples(images, 1)[:, 0], Edges()(codecs.pixels(images)), []
   source = pictures.to_uint8(told)
-  made = edit.paired(*model, source, n=SAMPLES)
+  made = edit.paired(*model, source, MANY)
   drawn = samples(made, SAMPLES)
   results = {
     "the sketch itself": np.asarray(told)[:, None],

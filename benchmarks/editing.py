@@ -9,6 +9,7 @@ each, as NAME.md and NAME.json, to the folder, and prints it.
 
 import argparse
 from collections.abc import Callable
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jldm.config.experiment import Sampling
 from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
 from jldm.editing.edict import EDICT
-from jldm.inference import edit, pipeline
+from jldm.inference import edit
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load
 from jldm.media import images as pictures
 from jldm.media.images import to_uint8
 from jldm.metrics.extractors import fashion
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.samplers.ddim import DDIM
+from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.heun import Heun
 
 T_SHIRT, TROUSER, DRESS, SHIRT, BAG, BOOT = 0, 1, 3, 6, 8, 9
@@ -66,9 +71,10 @@ def inpaint(model: Any, params: dict) -> list[dict]:
   hole, rows = known == 0, [{"method": "held-out truth", "hole, dB": "", **told_seam(images, known == 0)}]
   methods = {
     "codec alone (sees the hole)": lambda: edit.image_to_image(model, params, images, 0.0),
-    "replacement, 20 steps": lambda: edit.inpaint(model, params, images, known, labels, how=how(20)),
-    "replacement, 100 steps": lambda: edit.inpaint(model, params, images, known, labels, how=how(100)),
-    "RePaint, 5 x 20 steps": lambda: edit.inpaint(model, params, images, known, labels, repeats=5, jump=5, how=how(20)),
+    "replacement, 20 steps": lambda: edit.inpaint(model, params, images, known, request=of(labels), sampling=ways(20)),
+    "replacement, 100 steps": lambda: edit.inpaint(model, params, images, known, request=of(labels), sampling=ways(100)),
+    "RePaint, 5 x 20 steps": lambda: edit.inpaint(
+      model, params, images, known, repaint=(5, 5), request=of(labels), sampling=ways(20)),
   }
   for name, draw in methods.items():
     drawn = np.where(known[..., None] == 1, images, draw())
@@ -81,15 +87,19 @@ def told_seam(images: np.ndarray, hole: np.ndarray) -> dict[str, float]:
   return {"across the seam": across, "inside": inside, "ratio": across / inside}
 
 
-def how(steps: int, scale: float = 1.5, sampler: Any = None) -> edit.How:
-  return edit.How(sampler, steps, scale)
+def ways(steps: int, scale: float = 1.5, sampler: Any = None) -> Sampling:
+  return Sampling(sampler=sampler, steps=steps, guidance=ClassifierFree(scale))
+
+
+def of(labels: Any) -> Request:
+  return Request(given={"label": labels})
 
 
 def invert(model: Any, params: dict) -> list[dict]:
   (images, labels), rows = held_out(64), []
   for name, sampler in (("DDIM", DDIM()), ("Heun", Heun()), ("EDICT", EDICT()), ("EDICT, mix 0.93", EDICT(0.93))):
     for scale in (1.0, 3.0):
-      found = edit.invert(model, params, images, labels, how(50, scale, sampler))
+      found = edit.invert(model, params, images, of(labels), ways(50, scale, sampler))
       z = np.abs(found.noise)
       rows.append({"sampler": name, "guidance": scale, "dB": float(found.psnr.mean()), "worst": float(found.psnr.min()),
                    "max abs z": float(z.max()), "rms z": float(np.sqrt(np.square(z).mean()))})
@@ -108,10 +118,12 @@ def translate(model: Any, params: dict) -> list[dict]:
     "bags from": name, "classified as a bag, %": 100 * float((fashion.classify(drawn) == BAG).mean()),
     "silhouettes, IoU": silhouettes(drawn, images)}
   rows = [told("the shirts themselves", images)]
-  rows.append(told("noise of their own", pipeline.generate(model, params, [BAG] * len(images), steps=50, guidance_scale=3.0)))
+  sampling = dataclasses.replace(model.sampling, steps=50, guidance=ClassifierFree(3.0))
+  fresh = generate(model, params, Request(n=len(images), given={"label": BAG}), sampling)
+  rows.append(told("noise of their own", fresh.data))
   for scale in (1.0, 3.0):
     for strength in (1.0, 0.8, 0.6):
-      drawn = edit.translate(model, params, images, SHIRT, BAG, strength, how(50, scale))
+      drawn = edit.translate(model, params, images, {"label": BAG}, strength, of(SHIRT), ways(50, scale))
       rows.append(told(f"the shirts' noise, strength {strength:g}, guidance {scale:g}", drawn))
   return rows
 
@@ -123,7 +135,7 @@ def restore(model: Any, params: dict) -> list[dict]:
   lost = (random.uniform(size=(len(images), 32, 32, 1)) < 0.5).astype(np.float32)
   resized = lambda way: np.stack([np.asarray(Image.fromarray(s[..., 0]).resize((32, 32), way)) for s in small])[..., None]
   coded = lambda x: edit.image_to_image(model, params, x, 0.0)
-  restored = lambda measured, told: edit.restore(model, params, measured, how=how(20, 1.0), **told)
+  restored = lambda measured, told: edit.restore(model, params, measured, sampling=ways(20, 1.0), **told)
   spoilt = {  # name -> what is shown, what is measured, how it was spoilt, and the plain way to undo it
     "noise, 0.5": (noisy := to_uint8(floats + 0.5 * random.normal(size=floats.shape)), noisy, {"noise": 0.5}, None),
     "blur, 2 pixels": (blurred := to_uint8(Blurred(2.0)(jnp.asarray(floats))), blurred, {"degradation": Blurred(2.0)}, None),
@@ -147,7 +159,8 @@ def directions(model: Any, params: dict) -> list[dict]:
   rows = []
   for amount in (0.0, 1.0, 1.5, 2.0):
     moved = np.stack([
-      edit.traverse(model, params, image[None], found, [amount], strength=0.3, how=how(20, 1.0))[:, 0] for image in images], 1)
+      edit.traverse(model, params, image[None], found, [amount], strength=0.3, sampling=ways(20, 1.0))[:, 0]
+      for image in images], 1)
     share = [100 * float((fashion.classify(row) == DRESS).mean()) for row in moved]
     rows.append({"amount": amount, "dresses along the direction, %": share[0], "along controls, %": float(np.mean(share[1:])),
                  "worst control, %": max(share[1:])})
@@ -198,7 +211,7 @@ def main() -> None:
   folder = options.folders[-1]
   if options.what == "examples":
     return examples(folder)
-  model, params = pipeline.load(options.folders[0])
+  model, params = load(options.folders[0])
   folder.mkdir(parents=True, exist_ok=True)
   for name in options.only:
     rows = MEASURES[name](model, params)

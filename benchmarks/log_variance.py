@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jldm.core.specs import Loaded
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.load import load
 from jldm.media import images as pictures
-from jldm.models.codecs.codec import Statistics
+from jldm.models.conditioners.conditioner import draw_conditions, join
 from jldm.objectives.diffusion import Diffusion
-from jldm.storage import array_cache, workdir as workdirs
+from jldm.runs import latents, run as runs
+from jldm.storage import workdir as workdirs
 
 TIMES = 50
 
@@ -33,15 +35,18 @@ class At:
     return jnp.broadcast_to(self.t, u.shape)
 
 
-def both(objective: Diffusion, params: dict, statistics: Statistics, batch: dict, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+def both(objective: Diffusion, params: dict, frozen: dict, batch: dict, t: jax.Array) -> tuple[jax.Array, jax.Array]:
   """log of the mean loss at t [], and u(t)."""
   certain = objective.network.clone(log_variance=False)
-  known = {name: value for name, value in params.items() if name != "log_variance"}
+  known = {name: value for name, value in params["denoiser"].items() if name != "log_variance"}
   plain = dataclasses.replace(objective, network=certain, times=At(t))
-  losses, _ = plain.loss(known, {}, known, statistics, batch, jax.random.key(0))
-  level = jnp.full(1, objective.parametrization.c_noise(objective.process, t))
-  _, u = objective.network.apply({"params": params}, jnp.zeros_like(batch["mean"][:1]), level, batch["label"][:1])
-  return jnp.log(losses.mean()), u[0, 0, 0, 0]
+  losses, _ = plain.loss(params | {"denoiser": known}, {}, (), frozen, batch, jax.random.key(0))
+  noise_level = jnp.full(1, objective.parametrization.c_noise(objective.process, t))
+  one = jax.tree.map(lambda x: x[:1], batch)
+  keys = [jax.random.split(jax.random.key(0), 1)] * len(objective.conditioners)
+  inputs = join(draw_conditions(objective.conditioners, params, one, lambda images: images, keys))
+  output = objective.network.apply({"params": params["denoiser"]}, jnp.zeros_like(one["mean"]), noise_level, inputs)
+  return jnp.log(losses.mean()), output.log_variance[0]
 
 
 def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,14 +55,14 @@ def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.
   objective = experiment.denoiser.objective
   if not getattr(objective.network, "log_variance", False):
     raise SystemExit(f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True")
-  _, params = pipeline.load(workdir)
-  cache = array_cache.open_cache(next((workdir / "latents").iterdir()))
+  model, params = load(workdir)
+  cache = latents.open_encoded(runs.Run(experiment, model, workdir), params["codec"])
   rows = np.arange(size)
   batch = cache[rows % len(cache)] | {"row": rows, "stratum": np.float32(rows / size)}
-  statistics = Statistics(params["codec"]["mean"], params["codec"]["std"])
-  at = jax.jit(lambda params, statistics, batch, t: both(objective, params, statistics, batch, t))
+  frozen = {"codec": Loaded(model.autoencoder, params["codec"])}
+  at = jax.jit(lambda params, frozen, batch, t: both(objective, params, frozen, batch, t))
   times = np.linspace(0.02, 0.98, TIMES)
-  pairs = [at(params["denoiser"], statistics, batch, jnp.float32(t)) for t in times]
+  pairs = [at(params, frozen, batch, jnp.float32(t)) for t in times]
   return times, *np.asarray(pairs).T
 
 

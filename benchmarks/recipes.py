@@ -32,15 +32,17 @@ import numpy as np
 
 from jldm.cli.train import load_config
 from jldm.config import presets
-from jldm.config.experiment import Experiment, Stage
+from jldm.config.experiment import Experiment, Sampling, Stage
 from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
+from jldm.core.specs import Loaded
 from jldm.data.batches import batches, in_order
 from jldm.data.source import Arrays, Source
 from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load, of
 from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import Moments, frechet, statistics
@@ -160,9 +162,9 @@ class Reference:
     return {"frechet": frechet(statistics(found), self.moments)} | neighbours | {"agreement": agreement}
 
 
-def drawn(workdir: Path, **choices) -> np.ndarray:
-  model, params = pipeline.load(workdir)
-  return pipeline.generate(model, params, LABELS, seed=0, devices=1, **choices)
+def drawn(workdir: Path, sampling: Sampling | None = None) -> np.ndarray:
+  model, params = load(workdir)
+  return generate(model, params, Request(n=len(LABELS), given={"label": LABELS}), sampling, devices=1).data
 
 
 def quick(stage: Stage, source: Source, frozen: Any, seed: int = 0) -> tuple[Any, float]:
@@ -171,8 +173,8 @@ def quick(stage: Stage, source: Source, frozen: Any, seed: int = 0) -> tuple[Any
   tx, (key_init, key_steps) = stage.optimizer.build(stage.steps), jax.random.split(jax.random.key(seed))
   rows = batches(source, seed, stage.batch_size, 0, stage.steps)
   first = next(iter(batches(source, seed, stage.batch_size, 0, 1)))
-  init = lambda key, batch: init_state(*stage.objective.init(key, batch), tx, stage.ema)
-  state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key_init, first)
+  init = lambda key, batch, frozen: init_state(*stage.objective.init(key, batch, frozen), tx, stage.ema)
+  state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key_init, first, frozen)
   state = fit(make_step(stage.objective.loss, tx, stage.ema), state, rows, key_steps, frozen, stage.steps, ())
   return jax.block_until_ready(state.ema[0]), time.process_time() - start
 
@@ -189,7 +191,7 @@ class Codec(NamedTuple):
 def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) -> Codec:
   """Stage 1: trains, encodes the training set and measures the latents."""
   stage, network = found.autoencoder, found.autoencoder.objective.network
-  params, used = quick(stage, source, (), seed)
+  params, used = quick(stage, source, {}, seed)
   start = time.process_time()
   encode = jax.jit(lambda images: codecs.encode(network, {"params": params}, images))
   parts = [[np.asarray(x)[:n] for x in encode(batch["image"])] for batch, n in in_order(source, 500)]
@@ -206,9 +208,9 @@ def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float,
 
   @jax.jit
   def both(codec, images, keys):
-    posterior, statistics = codecs.encode(network, codec, images), codecs.Statistics(codec["mean"], codec["std"])
-    standard = (posterior.mean - statistics.mean) / statistics.std
-    return codecs.decode(network, codec, standard), codecs.decode(network, codec, codecs.draw(statistics, posterior, keys))
+    loaded, posterior = Loaded(network, codec), codecs.encode(network, codec, images)
+    standard = codecs.standardised(codec, posterior.mean)
+    return codecs.decode(network, codec, standard), codecs.decode(network, codec, codecs.sample_latents(loaded, posterior, keys))
 
   certain, back = both(codec, images, row_keys(jax.random.key(0), np.arange(len(images))))
   return float(psnr(codecs.pixels(jnp.asarray(images)), certain).mean()), pictures.to_uint8(back)
@@ -216,9 +218,10 @@ def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float,
 
 def recipe(found: Experiment, trained: Codec, seed: int) -> tuple[dict, np.ndarray]:
   """Stage 2 in the latents of a codec: its facts, and the samples."""
-  standard = codecs.Statistics(trained.params["mean"], trained.params["std"])
-  params, used = quick(found.denoiser, trained.latents, standard, seed)
-  images = pipeline.generate(pipeline.of(found), {"denoiser": params, "codec": trained.params}, LABELS, seed=seed, devices=1)
+  model, request = of(found), Request(n=len(LABELS), seed=seed, given={"label": LABELS})
+  frozen = {"codec": Loaded(model.autoencoder, trained.params)}
+  params, used = quick(found.denoiser, trained.latents, frozen, seed)
+  images = generate(model, params | {"codec": trained.params}, request, devices=1).data
   return {"denoiser_steps": found.denoiser.steps, "seconds": used}, images
 
 
@@ -280,7 +283,7 @@ def final(options: argparse.Namespace) -> None:
   images = drawn(options.folder)
   write_grid(options.folder / "grid.png", images, LABELS, "configs/fashion_mnist.py")
   steps = {"autoencoder_steps": found.autoencoder.steps, "denoiser_steps": found.denoiser.steps}
-  model, params = pipeline.load(options.folder)
+  model, params = load(options.folder)
   value, back = reconstructed(model.autoencoder, params["codec"], reference.images[:SAMPLES])
   told = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps
   told |= reference.score(images, LABELS) | {"seconds": used}
@@ -293,7 +296,8 @@ def ways(options: argparse.Namespace) -> None:
   split = "test" if options.test else REFERENCE
   reference = Reference(experiment(()).data, split)
   for name, steps, scale in WAYS:
-    images = drawn(options.folder, sampler=presets.make_sampler(name), steps=steps, guidance_scale=scale)
+    sampling = Sampling(sampler=presets.make_sampler(name), steps=steps, guidance=presets.make_guidance(scale=scale))
+    images = drawn(options.folder, sampling)
     told = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
     print(row(told | reference.score(images, LABELS)), flush=True)
 

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 
 from jldm.cli.train import load_config
 from jldm.config.override import override
+from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.load import codec_shapes, of
 from jldm.models.codecs import codec as codecs
 from jldm.runs import run as runs, stages
 from jldm.storage import workdir as workdirs
@@ -58,7 +59,7 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
 def bare(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
   stage = dataclasses.replace(getattr(run.experiment, name), ema=NoAverage())
   run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, **{name: stage}))
-  step, state, batches, key, _ = stages.begin(run, name, source, None, mesh, 0)
+  step, state, batches, key, _ = stages.begin(run, name, source, frozen, None, mesh, 0)
   in_flight = collections.deque()
   for n, batch in enumerate(batches, 1):
     state, metrics = step(state, batch, key, frozen)
@@ -95,14 +96,16 @@ def inputs(experiment, name: str, folder: Path):
   """What a stage reads; latents as they are under an encoder that was not trained."""
   train_set = experiment.data.open(experiment.data.train)
   if name == "autoencoder":
-    return train_set, ()
-  network, channels = experiment.autoencoder.objective.network, experiment.autoencoder.objective.network.latent_channels
+    return train_set, {}
+  network = experiment.autoencoder.objective.network
   images = codecs.pixels(train_set[jnp.arange(1)]["image"])
   params = jax.jit(network.init)(jax.random.key(0), images, jax.random.split(jax.random.key(1), 1))
   encode = jax.jit(lambda images: codecs.encode(network, params, images)._asdict())
   every = lambda source: (batch for batch, _ in in_order(source, 64, pad=False))
   moments = lambda source: (jax.device_get(encode(batch["image"])) | {"label": batch["label"]} for batch in every(source))
-  return write_like(folder / "latents", train_set, moments), codecs.Statistics(jnp.zeros(channels), jnp.ones(channels))
+  codec = {name: jnp.ones(shape.shape) for name, shape in codec_shapes(of(experiment)).items() if name in ("mean", "std")}
+  frozen = {"codec": Loaded(network, {"params": params["params"], "extra": {}} | codec)}
+  return write_like(folder / "latents", train_set, moments), frozen
 
 
 def main() -> None:
@@ -120,7 +123,7 @@ def main() -> None:
   for name in workdirs.STAGES:
     ratios, per_step = [], []
     with tempfile.TemporaryDirectory() as temporary:
-      run = runs.Run(experiment, pipeline.of(experiment), Path(temporary), args.devices)
+      run = runs.Run(experiment, of(experiment), Path(temporary), args.devices)
       mesh = runs.mesh_of(getattr(experiment, name), args.devices)
       source, frozen = inputs(experiment, name, Path(temporary))
       frozen = sharding.place(mesh, frozen)

@@ -23,12 +23,15 @@ import numpy as np
 
 from benchmarks.recipes import LABELS, SAMPLES, Reference
 from jldm.config import presets
+from jldm.config.experiment import Sampling
 from jldm.diffusion.process import Cosine, Process
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import Model, load
 from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import frechet, statistics
+from jldm.samplers.grid import Grid
 from jldm.storage import workdir as workdirs
 from tests.samplers import orders
 
@@ -109,9 +112,10 @@ def drawn(workdir: Path, path: Path, way: Way, steps: int, seed: int) -> np.ndar
   """1,000 pictures, kept at `path`."""
   if not path.exists():
     model, params = loaded(workdir)
-    images = pipeline.generate(
-      model, params, LABELS, seed, sampler=presets.make_sampler(way.sampler), steps=steps, grid=way.grid, guidance_scale=SCALE,
-      batch_size=500, devices=1)
+    request = Request(n=len(LABELS), seed=seed, given={"label": LABELS})
+    sampling = Sampling(sampler=presets.make_sampler(way.sampler), steps=steps, grid=Grid(way.grid),
+                        guidance=presets.make_guidance(scale=SCALE))
+    images = generate(model, params, request, sampling, batch_size=500, devices=1).data
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.write_npz(path, images, LABELS)
   with np.load(path) as found:
@@ -131,8 +135,8 @@ def distances(runs: Path, workdir: Path, reference: Reference, name: str, evalua
 
 
 @functools.cache
-def loaded(workdir: Path) -> tuple[pipeline.Model, dict]:
-  return pipeline.load(workdir)
+def loaded(workdir: Path) -> tuple[Model, dict]:
+  return load(workdir)
 
 
 def floor(data: Any, reference: Reference) -> list[float]:

@@ -23,12 +23,14 @@ from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
 from jldm.diffusion.weighting import Plain
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load
 from jldm.media import images as pictures
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock
 from jldm.runs import stages
+from jldm.samplers.guidance import ClassifierFree
 from jldm.storage import workdir as workdirs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,12 +58,13 @@ def measure(folder: Path, network: str, target: str, steps: int) -> dict:
   """One row of the table, trained now or before."""
   workdir, found = folder / f"{network}-{target}", experiment(network, target, steps)
   workdirs.claim(workdir, found)
-  for part in ("autoencoder", "latents"):
+  for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(folder / "codec" / part, workdir / part, dirs_exist_ok=True)
   stages.train(found, workdir, ("denoiser",))
-  model, params = pipeline.load(workdir)
+  model, params = load(workdir)
   labels = np.repeat(np.arange(10), 100)
-  images = pipeline.generate(model, params, labels, seed=0, guidance_scale=1.0)
+  sampling = dataclasses.replace(model.sampling, guidance=ClassifierFree(1.0))
+  images = generate(model, params, Request(n=len(labels), given={"label": labels}), sampling).data
   shown = np.concatenate([np.flatnonzero(labels == c)[:8] for c in range(10)])
   what = {"what": "samples", "network": network, "target": target}
   pictures.write_png(folder / f"{network}-{target}.png", pictures.class_rows(images[shown], labels[shown], 8), what)

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import autoencoders
-from jldm.inference import pipeline
+from jldm.inference.load import of
 from jldm.runs import validate
 
 ROW = {"name": "VQ f4", "latents": "16x16x4", "parameters": 250_400, "steps": 700, "batch_size": 16, "psnr": 24.567,
@@ -11,7 +11,7 @@ ROW = {"name": "VQ f4", "latents": "16x16x4", "parameters": 250_400, "steps": 70
 @pytest.mark.parametrize("name", autoencoders.ROWS)
 def test_every_row_is_an_experiment(name):
   found = autoencoders.experiment(name, "somewhere")
-  model = pipeline.of(found)
+  model = of(found)
   validate.check_shapes(model, found.data)
   assert f"f{model.autoencoder.factor}" in name and type(model.autoencoder).__name__.startswith(name[:2])
   assert found.data.data_dir == "somewhere" and found.data.height == (96 if "96x64" in name else 64)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import conditioned
-from jldm.inference import pipeline
+from jldm.inference.load import of
 from jldm.models.conditioners.degradation import Downsampled
 from jldm.runs import validate
 
@@ -10,8 +10,8 @@ from jldm.runs import validate
 @pytest.mark.parametrize("name", conditioned.RUNS)
 def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
   found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
-  validate.check_shapes(pipeline.of(found), found.data)
-  assert found.data.data_dir == "somewhere" and (found.denoiser.objective.condition is None) == (name == "plain")
+  validate.check_shapes(of(found), found.data)
+  assert found.data.data_dir == "somewhere" and (len(found.denoiser.objective.conditioners) == 1) == (name in ("plain", "colour"))
   if lender:
     lent = conditioned.experiment(lender, "somewhere")
     assert (found.autoencoder, found.data, found.seed) == (lent.autoencoder, lent.data, lent.seed)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from benchmarks import recipes
-from jldm.inference import pipeline
 from jldm.metrics.frechet import statistics
 from jldm.runs import validate
 
@@ -13,7 +12,7 @@ from jldm.runs import validate
 def test_a_recipe_builds(name):
   of, settings = recipes.DENOISERS[name]
   found = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)
-  validate.check_shapes(pipeline.of(found), found.data)
+  validate.check_shapes(model_of(found), found.data)
 
 
 @pytest.fixture

@@ -17,12 +17,13 @@ from tests.configs import config, shrunk
 @pytest.mark.parametrize("network", targets.NETWORKS)
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
-  from jldm.inference import pipeline
+  from jldm.inference.generate import times
+  from jldm.inference.load import of
   experiment = targets.experiment(network, target, 10)
   assert from_data(to_data(experiment)) == experiment and experiment.autoencoder == config("digits").autoencoder
-  model = pipeline.of(experiment)
+  model = of(experiment)
   validate.check_shapes(model, experiment.data)
-  pipeline.times(model, 20)
+  times(model, model.sampling)
 
 
 def test_the_table_has_a_line_a_row():
