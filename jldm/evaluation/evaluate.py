@@ -21,6 +21,7 @@ import numpy as np
 
 from jldm.config.experiment import Evaluation, Experiment
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.distributed import sharding
@@ -246,5 +247,5 @@ def versions() -> Told:
 
 def write(path: Path, told: Told) -> None:
   """Whole or not at all; a figure that is not finite is a bug, not data."""
-  with pictures.replacing(path) as file:
+  with replace_file(path) as file:
     file.write((json.dumps(told, indent=2, allow_nan=False) + "\n").encode())

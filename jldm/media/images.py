@@ -4,14 +4,12 @@ Images are uint8 [N, H, W, C] or [H, W, C], C 1 (grey) or 3.  Every PNG says `ai
 object in its text chunks.  A file appears whole or not at all.
 """
 
-from collections.abc import Iterator
-import contextlib
 import io
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 import warnings
 
 import numpy as np
@@ -19,7 +17,9 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 
+replacing = replace_file  # the name that cli/edit.py calls
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
 COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0", "#00a0b0", "#d6336c", "#8a6d00", "#707070")  # of lines
@@ -41,7 +41,7 @@ def to_uint8(images: Any) -> np.ndarray:
 
 def write_png(path: str | os.PathLike, image: np.ndarray, provenance: dict) -> None:
   """Writes uint8 [H, W, C] with `provenance`, a JSON object, beside it in the same file."""
-  with replacing(Path(path)) as file:
+  with replace_file(Path(path)) as file:
     file.write(encode_png(image, provenance))
 
 
@@ -67,7 +67,7 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
 
 def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -> None:
   """Writes `images` uint8 [N, H, W, C] and `labels` int64 [N]."""
-  with replacing(Path(path)) as file:
+  with replace_file(Path(path)) as file:
     np.savez_compressed(file, images=images, labels=np.asarray(labels, np.int64))
 
 
@@ -105,7 +105,7 @@ def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   """Writes images uint8 [N, H, W, C] as an animation there and back, for ever, with `provenance` as its comment."""
   frames = [Image.fromarray(frame) for frame in there_and_back(images)]
   told = json.dumps({"ai_generated": True, "jldm": provenance})
-  with replacing(Path(path)) as file:
+  with replace_file(Path(path)) as file:
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0, comment=told,
                    duration=round(1000 * seconds / len(images)))
 
@@ -124,11 +124,12 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   told = json.dumps({"ai_generated": True, "jldm": provenance})
   frames = there_and_back(images)
   frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")  # yuv420: even
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  path = Path(path)
+  partial = f".{os.getpid()}.{path.name}"  # ffmpeg goes by the ending
   options = {"fps": len(images) / seconds, "macro_block_size": 1, "output_params": ["-metadata", f"comment={told}"]}
-  with warnings.catch_warnings():
+  with warnings.catch_warnings(), replace_file(path, partial=partial) as file:
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's, of a process that is ffmpeg at once
-    imageio.mimwrite(path, frames, **options)
+    imageio.mimwrite(file.name, frames, **options)
 
 
 def there_and_back(images: np.ndarray) -> np.ndarray:
@@ -194,19 +195,6 @@ def tile_rows(rows: list[np.ndarray], scale: int = 1) -> np.ndarray:
   columns = max(map(len, rows))
   empty = np.full((columns, *rows[0].shape[1:]), PAPER, np.uint8)
   return tile(np.concatenate([part for row in rows for part in (row, empty[len(row) :])]), columns, scale=scale)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-  """A file to write that takes the place of `path` once whole; an error leaves what was there.  Makes the folder."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with open(temporary, "wb") as file:
-      yield file
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def curves(lines: dict[str, tuple[Any, Any]], across: str, up: str, width: int = 640, height: int = 400) -> np.ndarray:

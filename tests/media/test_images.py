@@ -1,6 +1,7 @@
 """Pictures survive the way to the disk and back, with where they came from; grids put every image where it belongs."""
 
 import json
+from pathlib import Path
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageSequence
 import pytest
 
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 from jldm.media import images as pictures
 
 
@@ -55,7 +57,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
   path = tmp_path / "a.png"
   pictures.write_png(path, noise(4, 4, 1), {"index": 0})
   before = path.read_bytes()
-  with pytest.raises(RuntimeError), pictures.replacing(path) as file:
+  with pytest.raises(RuntimeError), replace_file(path) as file:
     file.write(b"half")
     raise RuntimeError
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -169,3 +171,18 @@ def test_a_film_has_the_frames(tmp_path):
   assert frames.shape == (4, 72, 64, 3)
   np.testing.assert_allclose(frames.mean((1, 2, 3)), [0, 100, 200, 100], atol=3)
   assert b"interpolate" in (tmp_path / "a.mp4").read_bytes()
+
+
+def test_a_film_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+  imageio = pytest.importorskip("imageio.v2")
+  pytest.importorskip("imageio_ffmpeg")
+  (tmp_path / "a.mp4").write_text("old")
+
+  def half(path, *_, **__):
+    Path(path).write_text("half")
+    raise ZeroDivisionError
+
+  monkeypatch.setattr(imageio, "mimwrite", half)
+  with pytest.raises(ZeroDivisionError):
+    pictures.write_mp4(tmp_path / "a.mp4", noise(3, 8, 8, 1), {})
+  assert (tmp_path / "a.mp4").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
