@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from jldm.core.files import replace_file
 from jldm.distributed import sharding
 from jldm.evaluation import report
-from jldm.media import images as pictures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,6 @@ def main(args: argparse.Namespace) -> None:
   out = Path(args.out) if args.out else workdir / "report.html"
   sharding.configure(args.devices)
   text = report.build(workdir, args.devices)
-  with pictures.replacing(out) as file:
+  with replace_file(out) as file:
     file.write(text.encode())
   print(f"{out}: {len(text) / 1e6:.1f} MB")

@@ -22,6 +22,7 @@ import numpy as np
 from jldm.config.experiment import Evaluation, Experiment, Sampling
 from jldm.config.presets import described
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 from jldm.core.specs import Loaded as LoadedCodec
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source
@@ -243,5 +244,5 @@ def versions() -> Told:
 
 def write(path: Path, told: Told) -> None:
   """Whole or not at all; a figure that is not finite is a bug, not data."""
-  with pictures.replacing(path) as file:
+  with replace_file(path) as file:
     file.write((json.dumps(told, indent=2, allow_nan=False) + "\n").encode())

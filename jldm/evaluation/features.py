@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 from jldm.data.source import Arrays, Source
 from jldm.distributed import multihost, sharding
-from jldm.media.images import replacing
 from jldm.metrics.extractors.extractor import Loaded
 
 CHUNK = 1024  # pictures read at once where nothing is computed of them
@@ -76,7 +76,7 @@ def cached(folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devic
     return stored
   found = extract(loaded, source, rows, devices)
   if multihost.first():
-    with replacing(path) as file:
+    with replace_file(path) as file:
       np.savez(file, features=found.features, logits=found.logits, labels=found.labels)
   return found
 

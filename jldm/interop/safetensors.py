@@ -12,7 +12,6 @@ A model in parts has an index, a JSON file {"weight_map": {name: file beside it}
 """
 
 from collections.abc import Iterator, Mapping
-import contextlib
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 
 DTYPES = {
   name: np.dtype(scalar)
@@ -306,17 +306,10 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping
   text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
   path = Path(path)
-  draft = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    with draft.open("wb") as file:
+    with replace_file(path, make_folder=False, fsync=True) as file:
       file.write(struct.pack("<Q", len(text)) + text)
       for name in order:
         file.write(tensors[name].tobytes())
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(draft, path)
   except OSError as error:
     raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose another") from error
-  finally:
-    with contextlib.suppress(OSError):
-      draft.unlink()

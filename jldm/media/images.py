@@ -1,17 +1,16 @@
-"""Pictures: arrays to files, with where they came from written inside.
+"""Pictures: arrays to a sheet for the eye, and to files with where they came from written inside.
 
 Images are uint8 [N, H, W, C] or [H, W, C], C 1 (grey) or 3.  Every PNG says `ai_generated` = `true` and `jldm` = a JSON
 object in its text chunks.  A file appears whole or not at all.
 """
 
-from collections.abc import Iterator
-import contextlib
+from collections.abc import Sequence
 import io
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 import warnings
 
 import numpy as np
@@ -19,11 +18,74 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 
+replacing = replace_file  # the name that cli/edit.py calls
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
+SHOWN_COLUMNS = 8  # of `show`, at most
+TEXT_HEIGHT = 14  # pixels of the line under an image that has a label
 COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0", "#00a0b0", "#d6336c", "#8a6d00", "#707070")  # of lines
 CELL = 64  # pixels that the shorter side of a small image is enlarged to in grid.png, about
+
+
+def show(
+  images: np.ndarray | Sequence[np.ndarray], columns: int | None = None, labels: Sequence[Any] | None = None
+) -> Image.Image:
+  """One picture of all images, row by row: a notebook displays it where a cell ends with it.
+
+  images: uint8 [N, H, W, C] or [H, W, C], or a list of these, which may differ in size; C is 1 (grey), 3 (RGB), or that and
+    alpha, which is put on white.
+  columns: images in a row; by default all of them up to SHOWN_COLUMNS.
+  labels: a text or a number per image, written below it.
+
+  Raises:
+    UserError: no images, another dtype or shape, or as many labels as there are not images.
+  """
+  batches = [checked_batch(batch) for batch in (images if isinstance(images, (list, tuple)) else [images])]
+  each = [as_rgb(image) for batch in batches for image in batch]
+  if not each:
+    raise UserError("no images to show; expected uint8 [N, H, W, C] with N of at least 1")
+  columns = min(len(each), SHOWN_COLUMNS) if columns is None else columns
+  if columns < 1:
+    raise UserError(f"columns={columns}; expected at least 1")
+  if labels is not None and len(labels) != len(each):
+    raise UserError(f"{len(labels)} labels of {len(each)} images; expected one per image")
+  scale = max(1, round(CELL / min(min(image.shape[:2]) for image in each)))
+  cells = [image.repeat(scale, 0).repeat(scale, 1) for image in each]
+  height, width = np.max([cell.shape[:2] for cell in cells], axis=0)
+  cells = np.stack([padded(cell, height, width) for cell in cells])
+  if labels is not None:
+    cells = np.concatenate([cells, np.stack([text_line(str(label), width) for label in labels])], 1)
+  return Image.fromarray(tile(cells, columns))
+
+
+def checked_batch(images: Any) -> np.ndarray:
+  """Images uint8 [N, H, W, C], or [H, W, C], which is one -> [N, H, W, C].
+
+  Raises:
+    UserError: another dtype or shape.
+  """
+  images = np.asarray(images)
+  if images.dtype != np.uint8:
+    how = "; if they lie in [-1, 1], convert them by jldm.media.images.to_uint8(images)"
+    raise UserError(f"images of {images.dtype}; expected uint8{how if images.dtype.kind == 'f' else ', 0 to 255'}")
+  batch = images[None] if images.ndim == 3 else images
+  if batch.ndim != 4 or not 1 <= batch.shape[-1] <= 4 or not all(batch.shape[1:3]):
+    raise UserError(f"images of shape {list(images.shape)}; expected [N, H, W, C] or [H, W, C] with C = 1 (grey), 3 or 4")
+  return batch
+
+
+def padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """uint8 [h, w, C] -> [height, width, C], empty below it and to its right."""
+  return np.pad(image, ((0, height - len(image)), (0, width - image.shape[1]), (0, 0)), constant_values=PAPER)
+
+
+def text_line(text: str, width: int) -> np.ndarray:
+  """One line of text, cut off where it is too long -> uint8 [TEXT_HEIGHT, width, 3]."""
+  line = Image.new("RGB", (int(width), TEXT_HEIGHT), (PAPER,) * 3)
+  ImageDraw.Draw(line).text((2, TEXT_HEIGHT / 2), text, "black", anchor="lm")
+  return np.asarray(line)
 
 
 def to_uint8(images: Any) -> np.ndarray:
@@ -41,7 +103,7 @@ def to_uint8(images: Any) -> np.ndarray:
 
 def write_png(path: str | os.PathLike, image: np.ndarray, provenance: dict) -> None:
   """Writes uint8 [H, W, C] with `provenance`, a JSON object, beside it in the same file."""
-  with replacing(Path(path)) as file:
+  with replace_file(Path(path)) as file:
     file.write(encode_png(image, provenance))
 
 
@@ -67,7 +129,7 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
 
 def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -> None:
   """Writes `images` uint8 [N, H, W, C] and `labels` int64 [N]."""
-  with replacing(Path(path)) as file:
+  with replace_file(Path(path)) as file:
     np.savez_compressed(file, images=images, labels=np.asarray(labels, np.int64))
 
 
@@ -105,7 +167,7 @@ def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   """Writes images uint8 [N, H, W, C] as an animation there and back, for ever, with `provenance` as its comment."""
   frames = [Image.fromarray(frame) for frame in there_and_back(images)]
   told = json.dumps({"ai_generated": True, "jldm": provenance})
-  with replacing(Path(path)) as file:
+  with replace_file(Path(path)) as file:
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0, comment=told,
                    duration=round(1000 * seconds / len(images)))
 
@@ -124,11 +186,12 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   told = json.dumps({"ai_generated": True, "jldm": provenance})
   frames = there_and_back(images)
   frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")  # yuv420: even
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  path = Path(path)
+  partial = f".{os.getpid()}.{path.name}"  # ffmpeg goes by the ending
   options = {"fps": len(images) / seconds, "macro_block_size": 1, "output_params": ["-metadata", f"comment={told}"]}
-  with warnings.catch_warnings():
+  with warnings.catch_warnings(), replace_file(path, partial=partial) as file:
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's, of a process that is ffmpeg at once
-    imageio.mimwrite(path, frames, **options)
+    imageio.mimwrite(file.name, frames, **options)
 
 
 def there_and_back(images: np.ndarray) -> np.ndarray:
@@ -194,19 +257,6 @@ def tile_rows(rows: list[np.ndarray], scale: int = 1) -> np.ndarray:
   columns = max(map(len, rows))
   empty = np.full((columns, *rows[0].shape[1:]), PAPER, np.uint8)
   return tile(np.concatenate([part for row in rows for part in (row, empty[len(row) :])]), columns, scale=scale)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-  """A file to write that takes the place of `path` once whole; an error leaves what was there.  Makes the folder."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with open(temporary, "wb") as file:
-      yield file
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def curves(lines: dict[str, tuple[Any, Any]], across: str, up: str, width: int = 640, height: int = 400) -> np.ndarray:

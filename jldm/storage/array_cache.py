@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 import hashlib
 import itertools
 import json
-import os
 from pathlib import Path
 import re
 import shutil
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jldm.core.files import staged
+from jldm.core.files import replace_file, staged
 from jldm.data.buckets import Buckets
 from jldm.data.source import Arrays, Batch, Joined, Part, Source
 
@@ -71,9 +70,8 @@ def commit(folder: Path, names: list[str], buckets: bool) -> None:
   for path in set(folder.iterdir()) - {folder / name for name in names}:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   counts = collections.Counter(name.split("-")[0] for name in names)
-  draft = folder / "index.json.partial"
-  draft.write_text(json.dumps({"parts": list(counts.values()), "buckets": buckets}))
-  os.replace(draft, folder / "index.json")
+  with replace_file(folder / "index.json", partial="index.json.partial") as file:
+    file.write(json.dumps({"parts": list(counts.values()), "buckets": buckets}).encode())
 
 
 def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:

@@ -30,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jldm.core.errors import GO_ON, NonFiniteError, Preempted, UserError
+from jldm.core.files import replace_file
 from jldm.distributed import multihost
 
 PyTree = Any
@@ -194,12 +195,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 def _write(path: Path, text: str) -> None:
   """All of the file or nothing, whenever a kill comes."""
-  draft = path.with_name(path.name + ".tmp")
-  with draft.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(draft, path)
+  with replace_file(path, partial=f"{path.name}.tmp", fsync=True) as file:
+    file.write(text.encode())
 
 
 def _remove_uncommitted(folder: Path, committed: list[int]) -> None:

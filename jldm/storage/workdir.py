@@ -15,7 +15,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
-import os
 from pathlib import Path
 import re
 import tempfile
@@ -23,6 +22,7 @@ import tempfile
 from jldm.config.experiment import Experiment, Pretrained, Stage
 from jldm.config.serialize import differences, dumps, loads, to_data
 from jldm.core.errors import GO_ON, UserError
+from jldm.core.files import replace_file
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import lock
 
@@ -87,10 +87,9 @@ def check(workdir: Path, experiment: Experiment) -> None:
 def claim(workdir: Path, experiment: Experiment) -> None:
   """Makes the folder and writes the experiment into it, whole or not at all."""
   check(workdir, experiment)
-  workdir.mkdir(parents=True, exist_ok=True)
-  partial = workdir / PARTIAL
-  partial.write_text(dumps(experiment))
-  os.replace(partial, workdir / "experiment.json")
+  text = dumps(experiment)
+  with replace_file(workdir / "experiment.json", partial=PARTIAL) as file:
+    file.write(text.encode())
 
 
 def check_shared(workdir: Path, experiment: Experiment) -> None:

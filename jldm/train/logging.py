@@ -18,6 +18,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from jldm.core.errors import NonFiniteError, UserError
+from jldm.core.files import replace_file
 from jldm.distributed import multihost
 from jldm.train.step import SKIPS_ALLOWED
 
@@ -29,10 +30,9 @@ def forget_after(path: Path, stage: str, step: int) -> int:
   last step of the stage that was there."""
   if not path.exists():
     return 0
-  partial, every = path.with_suffix(".partial"), list(rows(path))
-  with partial.open("wb") as file:
+  every = list(rows(path))
+  with replace_file(path, partial=path.with_suffix(".partial").name) as file:
     file.writelines(line + b"\n" for line, row in every if row["stage"] != stage or row["step"] <= step)
-  os.replace(partial, path)
   return max((row["step"] for _, row in every if row["stage"] == stage), default=0)
 
 

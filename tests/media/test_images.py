@@ -1,6 +1,7 @@
 """Pictures survive the way to the disk and back, with where they came from; grids put every image where it belongs."""
 
 import json
+from pathlib import Path
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageSequence
 import pytest
 
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 from jldm.media import images as pictures
 
 
@@ -55,7 +57,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
   path = tmp_path / "a.png"
   pictures.write_png(path, noise(4, 4, 1), {"index": 0})
   before = path.read_bytes()
-  with pytest.raises(RuntimeError), pictures.replacing(path) as file:
+  with pytest.raises(RuntimeError), replace_file(path) as file:
     file.write(b"half")
     raise RuntimeError
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -169,3 +171,73 @@ def test_a_film_has_the_frames(tmp_path):
   assert frames.shape == (4, 72, 64, 3)
   np.testing.assert_allclose(frames.mean((1, 2, 3)), [0, 100, 200, 100], atol=3)
   assert b"interpolate" in (tmp_path / "a.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(), (1,), (5,)])
+def test_show_makes_one_picture_that_a_notebook_displays(channels, shape):
+  shown = pictures.show(noise(*shape, 8, 6, channels))
+  count = shape[0] if shape else 1
+  assert shown.mode == "RGB" and shown.size == (count * (6 * 11 + 2) + 2, 8 * 11 + 4)
+  assert shown._repr_png_().startswith(b"\x89PNG")
+
+
+def test_show_puts_images_row_by_row_with_their_own_pixels():
+  images = noise(3, 70, 80, 3)
+  shown = np.asarray(pictures.show(images, columns=2))
+  assert shown.shape == (2 * 72 + 2, 2 * 82 + 2, 3)
+  np.testing.assert_array_equal(shown[2:72, 84:164], images[1])
+  np.testing.assert_array_equal(shown[74:144, 2:82], images[2])
+  assert (shown[74:144, 84:164] == pictures.PAPER).all()
+
+
+def test_show_takes_a_list_of_images_and_batches_of_several_sizes():
+  one, two = noise(64, 64, 1), noise(2, 70, 90, 3)
+  shown = np.asarray(pictures.show([one, two]))
+  assert shown.shape == (74, 3 * 92 + 2, 3)
+  np.testing.assert_array_equal(shown[2:66, 2:66], np.broadcast_to(one, (64, 64, 3)))
+  np.testing.assert_array_equal(shown[2:72, 186:276], two[1])
+
+
+def test_show_writes_labels_below_their_images():
+  images = noise(2, 64, 64, 3)
+  shown = np.asarray(pictures.show(images, labels=["a cat", 7]))
+  assert shown.shape == (64 + pictures.TEXT_HEIGHT + 4, 2 * 66 + 2, 3)
+  np.testing.assert_array_equal(shown[2:66, 2:66], images[0])
+  below = shown[66:-2]
+  assert (below[:, 2:66] < 100).any() and (below[:, 68:132] < 100).any()
+  blank = np.asarray(pictures.show(images, labels=["", ""]))[66:]
+  assert (blank == pictures.PAPER).all()
+
+
+@pytest.mark.parametrize(("images", "options", "text"), [
+  (np.zeros((2, 8, 8, 3), np.float32), {}, "images of float32; expected uint8; if they lie in [-1, 1], convert them by"),
+  (np.zeros((2, 8, 8, 3), np.int32), {}, "images of int32; expected uint8, 0 to 255"),
+  ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3))], {}, "images of float64; expected uint8"),
+  (np.zeros((8, 8), np.uint8), {}, "images of shape [8, 8]; expected [N, H, W, C] or [H, W, C]"),
+  (np.zeros((2, 8, 8, 5), np.uint8), {}, "images of shape [2, 8, 8, 5]"),
+  (np.zeros((2, 0, 8, 3), np.uint8), {}, "images of shape [2, 0, 8, 3]"),
+  (np.zeros((0, 8, 8, 3), np.uint8), {}, "no images"),
+  ([], {}, "no images"),
+  (np.zeros((2, 8, 8, 3), np.uint8), {"columns": 0}, "columns=0; expected at least 1"),
+  (np.zeros((2, 8, 8, 3), np.uint8), {"labels": ["a"]}, "1 labels of 2 images"),
+])
+def test_show_refuses_in_one_line(images, options, text):
+  with pytest.raises(UserError) as error:
+    pictures.show(images, **options)
+  assert text in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_film_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+  imageio = pytest.importorskip("imageio.v2")
+  pytest.importorskip("imageio_ffmpeg")
+  (tmp_path / "a.mp4").write_text("old")
+
+  def half(path, *_, **__):
+    Path(path).write_text("half")
+    raise ZeroDivisionError
+
+  monkeypatch.setattr(imageio, "mimwrite", half)
+  with pytest.raises(ZeroDivisionError):
+    pictures.write_mp4(tmp_path / "a.mp4", noise(3, 8, 8, 1), {})
+  assert (tmp_path / "a.mp4").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.mp4"]

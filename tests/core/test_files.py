@@ -1,0 +1,62 @@
+"""A file and a folder appear whole or not at all."""
+
+import os
+
+import pytest
+
+from jldm.core import files
+from jldm.core.files import replace_file, staged
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+  path = tmp_path / "deep" / "er" / "a"
+  with replace_file(path) as file:
+    file.write(b"new")
+    assert not path.exists()
+  assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("partial", [None, "a.partial"])
+def test_an_error_leaves_what_was_there(tmp_path, error, partial):
+  path = tmp_path / "a"
+  path.write_bytes(b"old")
+  with pytest.raises(error), replace_file(path, partial=partial) as file:
+    file.write(b"half")
+    raise error
+  assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_partial_file_has_the_given_name_and_what_a_kill_left_of_it_is_overwritten(tmp_path):
+  left = tmp_path / "a.partial"
+  left.write_bytes(b"much longer than what comes")
+  with replace_file(tmp_path / "a", partial="a.partial") as file:
+    assert file.name == str(left)
+    file.write(b"new")
+  assert (tmp_path / "a").read_bytes() == b"new" and not left.exists()
+
+
+def test_a_missing_folder_is_an_error_if_it_is_not_to_be_made(tmp_path):
+  with pytest.raises(FileNotFoundError), replace_file(tmp_path / "none" / "a", make_folder=False):
+    pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_contents_are_on_the_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
+  events = []
+  fsync, replace = os.fsync, os.replace
+  monkeypatch.setattr(files.os, "fsync", lambda number: (events.append(("fsync", os.fstat(number).st_size)), fsync(number)))
+  monkeypatch.setattr(files.os, "replace", lambda *paths: (events.append(("replace",)), replace(*paths)))
+  with replace_file(tmp_path / "a", fsync=True) as file:
+    file.write(b"new")
+  assert events == [("fsync", 3), ("replace",)]
+
+
+def test_a_folder_takes_its_place_or_vanishes(tmp_path):
+  with staged(tmp_path / "a") as folder:
+    (folder / "x").write_text("whole")
+    assert not (tmp_path / "a").exists()
+  assert (tmp_path / "a" / "x").read_text() == "whole"
+  with pytest.raises(RuntimeError), staged(tmp_path / "b") as folder:
+    raise RuntimeError
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
