@@ -25,7 +25,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "interop": "core diffusion models",
   "config": "core nn diffusion models samplers objectives data metrics train",
   "storage": "core data distributed objectives config",
-  "inference": "core distributed media data diffusion models samplers metrics train editing config storage",
+  "inference": "core distributed media diffusion models samplers metrics train objectives editing config storage",
   "evaluation": "core distributed media data models metrics train interop config storage inference",
   "runs": "core distributed media data models metrics train interop config storage inference evaluation",
 }

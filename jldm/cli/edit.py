@@ -17,6 +17,7 @@ from jldm.cli.sample import check_writable
 from jldm.config import presets
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
+from jldm.core.files import replace_file
 from jldm.data import transforms
 from jldm.distributed import sharding
 from jldm.editing.directions import coordinate, unrelated
@@ -127,7 +128,7 @@ def margins_of(whole: np.ndarray) -> tuple:
 def invert(task: Task) -> Edited:
   found = edit.invert(task.model, task.params, task.image, *task.chosen)
   out = Path(task.args.out) / "noise.npz"
-  with pictures.replacing(out) as file:
+  with replace_file(out) as file:
     np.savez_compressed(file, noise=found.noise)
   print(f"{out}: {found.psnr.mean():.1f} dB against the autoencoder's reconstruction, max|z| {np.abs(found.noise).max():.2f}")
   return Edited(found.reconstruction, {"source": task.image, "autoencoder": found.codec, "from its noise": found.reconstruction})

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import recipes
 from jldm.metrics.frechet import statistics
+from jldm.inference.load import of as model_of
 from jldm.runs import validate
 
 
