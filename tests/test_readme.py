@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm.cli import COMMANDS, Parser, main
+from jldm.cli import COMMANDS, Parser, import_option, main
 from jldm.interop import pretrained, safetensors
 from jldm.storage import workdir as workdirs
 from tests.configs import config
@@ -50,7 +50,7 @@ def test_every_line_is_a_command_of_ours_or_a_known_one():
 def test_commands_parse(line):
   name, *options = command_of(line)
   assert name in COMMANDS
-  parser = Parser()
+  parser = Parser(parents=[import_option()])
   importlib.import_module(f"jldm.cli.{name}").add_arguments(parser)
   args = parser.parse_args(options)
   assert isinstance(args, argparse.Namespace)

@@ -1,10 +1,8 @@
 """`jldm train`: both stages of an experiment, in a workdir; the same command again goes on where it stopped."""
 
 import argparse
-import importlib.util
-from pathlib import Path
-import sys
 
+from jldm.cli import describe_error, run_file
 from jldm.config.experiment import Experiment
 from jldm.config.override import override
 from jldm.core.errors import UserError
@@ -38,19 +36,15 @@ def load_config(path: str) -> Experiment:
   """Runs a config file, the caller's own Python, and returns its experiment.
 
   Raises:
-    UserError: no such file, or no experiment() in it.
+    UserError: no such file, no experiment() in it, or an error while it runs (with its file and line).
   """
-  file = Path(path)
-  if not file.is_file():
-    near = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-    raise UserError(f"config {path!r} does not exist; " + (f"there are {', '.join(near[:5])}" if near else "give a Python file"))
-  spec = importlib.util.spec_from_file_location(f"jldm_config_{file.stem}", file)
-  if spec is None:
-    raise UserError(f"config {path!r} is not a Python file; give one with experiment() -> Experiment")
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # dataclasses look their module up
-  spec.loader.exec_module(module)
-  experiment = module.experiment() if hasattr(module, "experiment") else None
+  make = vars(run_file(path, "--config")).get("experiment")
+  try:
+    experiment = make() if callable(make) else None
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"--config {path!r} fails: {describe_error(error, path)}") from error
   if not isinstance(experiment, Experiment):
-    raise UserError(f"config {path!r} has no experiment() that returns an Experiment; see configs/digits.py")
+    raise UserError(f"--config {path!r} has no experiment() that returns an Experiment; see configs/digits.py")
   return experiment

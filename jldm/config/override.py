@@ -37,8 +37,20 @@ def replace_field(config: Any, names: list[str], text: str, path: str) -> Any:
 
 def suggest(name: str, legal: list[str]) -> str:
   """The nearest legal name, or all of them if none is near."""
+  return nearest(name, legal) or f"it has {', '.join(legal) or 'none'}"
+
+
+def nearest(name: str, legal: list[str]) -> str:
   near = difflib.get_close_matches(name, legal, 1)
-  return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(legal) or 'none'}"
+  return f"did you mean {near[0]!r}?" if near else ""
+
+
+def suggest_class(name: str, classes: dict[str, type]) -> str:
+  """As `suggest`; a class that is not of jldm has to be imported first."""
+  if classes is not CLASSES:
+    return suggest(name, sorted(classes))
+  own = "a class of your own needs --import FILE.py, where it is decorated with @jldm.register"
+  return "; ".join(filter(None, [nearest(name, sorted(classes)), own]))
 
 
 def parse_like(old: Any, text: str, path: str) -> Any:
@@ -135,7 +147,7 @@ def build(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
     return ast.literal_eval(node)
   name = node.func.id
   if name not in classes:
-    raise UserError(f"{path}: no class {name!r}; {suggest(name, sorted(classes))}")
+    raise UserError(f"{path}: no class {name!r}; {suggest_class(name, classes)}")
   positional = [build(item, path, classes) for item in node.args]
   named = {word.arg or "**": build(word.value, path, classes) for word in node.keywords}
   try:

@@ -99,12 +99,33 @@ EXECUTION_FIELDS = ("remat",)  # fields that change how values are computed, not
 def register(cls: type) -> type:
   """Adds a frozen dataclass or linen Module of your own to the table; usable as a decorator.
 
+  A class of the same module and name, as of a file or a notebook's cell that has run again, takes the place of the former.
+
   Raises:
-    UserError: another class of that name is registered.
+    UserError: it is neither, or another class of that name is registered.
   """
-  if CLASSES.setdefault(cls.__name__, cls) is not cls:
-    raise UserError(f"another class named {cls.__name__!r} is registered; give it another name")
+  if not is_frozen(cls):
+    raise UserError(f"cannot register {cls!r}; expected a frozen dataclass, @dataclasses.dataclass(frozen=True), "
+                    "or a flax.linen Module")
+  name = cls.__name__
+  former = CLASSES.setdefault(name, cls)
+  if (former.__module__, former.__qualname__) != (cls.__module__, cls.__qualname__):
+    raise UserError(f"another class named {name!r} is registered, of {former.__module__}; give it another name")
+  CLASSES[name] = cls
   return cls
+
+
+def is_frozen(cls: Any) -> bool:
+  """Whether it is a linen Module, or a dataclass whose fields cannot be set."""
+  if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+    return False
+  return issubclass(cls, nn.Module) or cls.__dataclass_params__.frozen
+
+
+def unknown_class(name: Any) -> str:
+  """What to do about a class that is not in the table, in one line."""
+  return (f"class {name!r} is not known; give the file that has it: --import FILE.py, where it is decorated with "
+          "@jldm.register; if that is the config of the training: --import CONFIG.py")
 
 
 def field_names(config: Any) -> list[str]:

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from jldm.config.experiment import Experiment
-from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names
+from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names, unknown_class
 from jldm.core.errors import UserError
 
 
@@ -21,7 +21,7 @@ def to_data(value: Any) -> Any:
   if dataclasses.is_dataclass(value):
     name = type(value).__name__
     if CLASSES.get(name) is not type(value):
-      raise UserError(f"class {name!r} of the experiment is not known; register it: jldm.register({name})")
+      raise UserError(f"class {name!r} is not known; decorate it with @jldm.register")
     fields = {field: to_data(getattr(value, field)) for field in field_names(value) if is_written(value, field)}
     return {"class": name} | fields
   if isinstance(value, (tuple, list)):
@@ -50,7 +50,7 @@ def from_data(data: Any) -> Any:
     return data
   name = data.get("class")
   if not isinstance(name, str) or name not in CLASSES:
-    raise UserError(f"class {name!r} of the experiment is not known; register it in Python: jldm.register({name})")
+    raise UserError(unknown_class(name))
   fields = {field: from_data(value) for field, value in data.items() if field != "class"}
   try:
     return CLASSES[name](**fields)

@@ -56,7 +56,7 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.objective.process", "Uniform()", "(none), got 'Uniform()'"),
   ("denoiser.objective.process", "Flou()", "denoiser.objective.process: no class 'Flou'; did you mean 'Flow'?"),
   ("denoiser.objective.process", "EDM(top=3)", "EDM(top=3) does not fit: "),
-  ("denoiser.objective.process", "open('x')", "no class 'open'"),
+  ("denoiser.objective.process", "open('x')", "no class 'open'; a class of your own needs --import FILE.py"),
   ("denoiser.objective.process", "Flow().alpha(1)", "expected Cosine(...)"),
   ("denoiser.objective.process", "Discrete(Uniform())", "schedule=Uniform() of Discrete; expected one like ScaledLinearBetas("),
   ("denoiser.objective.process", "Shifted(3.0)", "process=3.0 of Shifted; expected one like Flow()"),

@@ -41,21 +41,21 @@ def test_equal_experiments_have_equal_data():
 
 def test_unregistered_classes_are_refused_both_ways():
   with_pair = dataclasses.replace(SMALL, data=Pair())
-  assert refused(dumps, with_pair) == "class 'Pair' of the experiment is not known; register it: jldm.register(Pair)"
+  assert refused(dumps, with_pair) == "class 'Pair' is not known; decorate it with @jldm.register"
   text = dumps(SMALL).replace('"ImageData"', '"Pair"')
-  assert "class 'Pair' of the experiment is not known" in refused(loads, text)
+  assert "class 'Pair' is not known; give the file that has it: --import FILE.py" in refused(loads, text)
 
 
 def test_a_class_of_a_known_name_is_not_that_class():
   impostor = dataclasses.make_dataclass("Flow", [], frozen=True)
-  assert "class 'Flow' of the experiment is not known" in refused(to_data, impostor())
+  assert "class 'Flow' is not known" in refused(to_data, impostor())
 
 
 @pytest.mark.parametrize("name", ["os.system", "jldm.config.experiment.Stage", "__import__", "eval", "", None, 3])
 def test_only_names_of_the_table_are_read(name):
   data = to_data(SMALL)
   data["denoiser"]["objective"]["process"] = {"class": name, "command": "echo"}
-  assert f"class {name!r} of the experiment is not known" in refused(loads, json.dumps(data))
+  assert f"class {name!r} is not known" in refused(loads, json.dumps(data))
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "3", "{}", '{"class": "Stage"}', '{"class": ["Experiment"]}'])
