@@ -165,7 +165,7 @@ def restore(task: Task) -> Edited:
     known = read_mask(args.mask, image) if args.mask else None
     images = edit.restore(task.model, task.params, image, degradation and degradation(), args.noise, known, *task.chosen)
     if args.mean:
-      images = np.rint(images.reshape(len(image), args.n, *images.shape[1:]).mean(1)).astype(np.uint8)
+      images = edit.average(images, args.n)
   factor = args.factor if args.degradation == "downsample" else 1
   rows = {"source": image.repeat(factor, 1).repeat(factor, 2)}
   if known is not None:

@@ -79,6 +79,14 @@ def plan(
   return setup
 
 
+def copies_of(request: Request) -> int:
+  """How many edits of each picture are asked for."""
+  check_kinds(request, None)
+  if request.n < 1:
+    raise UserError(f"n={request.n}; expected at least 1 edit of each picture")
+  return request.n
+
+
 def with_given(request: Request, **given: Any) -> Request:
   return dataclasses.replace(request, given={**request.given, **given})
 
@@ -104,7 +112,7 @@ def image_to_image(
     UserError: a strength outside [0, 1], and what `opened` and `plan` raise.
   """
   canvas, strength = opened(model, images), check_share("strength", strength)
-  x0 = latents(canvas, params, request.n)
+  x0 = latents(canvas, params, copies_of(request))
   setup = plan(canvas.model, params, request, sampling, len(x0))
   return closed(canvas, to_uint8(run_image_to_image(canvas.model, setup, x0, strength)))
 
@@ -133,7 +141,7 @@ def inpaint(
     UserError: a mask of another size or an empty one, and what `image_to_image` raises.
   """
   canvas, strength = opened(model, images), check_share("strength", strength)
-  known, model, n = check_known(canvas, known), canvas.model, request.n
+  known, model, n = check_known(canvas, known), canvas.model, copies_of(request)
   copies = lambda x: np.repeat(np.asarray(x), n, 0)
   padded = np.pad(known, canvas.margins, mode="edge")
   shown, kept = copies(codecs.pixels(canvas.images)), copies(padded)
@@ -275,7 +283,7 @@ def paired(
   if name is None:
     raise UserError("this model was not trained on pairs of pictures; say what to translate, or what is to be restored")
   canvas = opened(model, images)
-  sources = np.repeat(canvas.images, request.n, 0)
+  sources = np.repeat(canvas.images, copies_of(request), 0)
   setup = plan(canvas.model, params, with_given(request, **{name: sources}), sampling, len(sources))
   return closed(canvas, to_uint8(run_paired(canvas.model, setup)))
 
@@ -315,7 +323,7 @@ def restore(
     raise UserError(f"noise={noise}; expected at least 0, for pixels in [-1, 1]")
   factor = degradation.factor if isinstance(degradation, Downsampled) else 1
   canvas = opened(model, np.asarray(images).repeat(factor, 1).repeat(factor, 2))
-  model, n, seen = canvas.model, request.n, np.broadcast_to(canvas.inside, (*canvas.images.shape[:3], 1))
+  model, n, seen = canvas.model, copies_of(request), np.broadcast_to(canvas.inside, (*canvas.images.shape[:3], 1))
   if known is not None:
     known = check_known(canvas, known)
     seen = np.pad(known, canvas.margins)
@@ -324,6 +332,11 @@ def restore(
   std = jnp.float32(np.hypot(noise, CODEC_ERROR))
   restored = run_restore(model, degradation, setup, thinned(codecs.pixels(canvas.images)), thinned(seen), std)
   return closed(canvas, to_uint8(restored), None if noise else known)
+
+
+def average(images: np.ndarray, n: int) -> np.ndarray:
+  """The mean of n edits of each picture, uint8 [N n, H, W, C] -> [N, H, W, C]."""
+  return np.rint(images.reshape(-1, n, *images.shape[1:]).mean(1)).astype(np.uint8)
 
 
 def attribute(

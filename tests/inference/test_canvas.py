@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.inference import canvas, pipeline
+from jldm.inference import canvas
+from jldm.inference.load import of
 from tests.configs import config, shrunk
 
-MODEL = pipeline.of(shrunk(config("fashion_mnist")))  # factor 4, patches of 2
-UNET = pipeline.of(shrunk(config("celeba_hq_256")))
+MODEL = of(shrunk(config("fashion_mnist")))  # factor 4, patches of 2
+UNET = of(shrunk(config("celeba_hq_256")))
 RANDOM = np.random.default_rng(0)
 
 
@@ -18,7 +19,7 @@ def random(*shape):
 
 def test_the_smallest_side_that_a_model_can_halve():
   assert canvas.multiple(MODEL) == 8
-  assert canvas.multiple(UNET) == UNET.autoencoder.factor * 2 ** (len(UNET.denoiser.widths) - 1)
+  assert canvas.multiple(UNET) == UNET.autoencoder.factor * 2 ** (len(UNET.objective.network.widths) - 1)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 21, 27, 1), (1, 3, 40, 2)])

@@ -6,21 +6,32 @@ import numpy as np
 import pytest
 
 from jldm.config import presets
+from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.editing.edict import EDICT
-from jldm.inference import edit, pipeline
+from jldm.inference import edit
+from jldm.inference.generate import Request
+from jldm.inference.load import resized
 from jldm.media.images import to_uint8
 from jldm.models.codecs import codec as codecs
-from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.conditioners.degradation import Blurred
+from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.samplers.ddim import DDIM
+from jldm.samplers.guidance import ClassifierFree
 from tests.configs import config, shrunk
 from tests.edits import model_of, quick_edits
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
 KNOWN = np.ones((16, 16), np.float32)
 KNOWN[4:12, 8:] = 0
-HOW = edit.How(DDIM(), steps=2, guidance_scale=1.5)
+THREE = Request(given={"label": 3})
+
+
+def ways(sampler=None, steps=2, scale=1.5):
+  return Sampling(sampler=sampler, steps=steps, guidance=ClassifierFree(scale))
+
+
+TWO_STEPS = ways(DDIM())
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +40,16 @@ def tiny():
     yield model_of(shrunk(config("fashion_mnist")))
 
 
-def conditioned(condition):
+def conditioned(conditioner):
   experiment = shrunk(config("fashion_mnist"))
   replace, objective = dataclasses.replace, experiment.denoiser.objective
-  denoiser = replace(experiment.denoiser, objective=replace(objective, condition=condition))
+  denoiser = replace(experiment.denoiser, objective=replace(objective, conditioners=(*objective.conditioners, conditioner)))
   return model_of(replace(experiment, denoiser=denoiser))
 
 
 def reconstruction(model, params):
-  sized = pipeline.resized(model, (16, 16))
-  z = pipeline.encode(sized, params["codec"], IMAGES)
+  sized = resized(model, (16, 16))
+  z = edit.encode(sized, params["codec"], IMAGES)
   return to_uint8(codecs.decode(sized.autoencoder, params["codec"], z))
 
 
@@ -48,19 +59,19 @@ def same(a, b):
 
 def test_strength_0_is_the_reconstruction_and_numbers_compile_nothing(tiny):
   before = edit.run_image_to_image._cache_size()
-  run = lambda strength, label=3, **how: edit.image_to_image(
-    *tiny, IMAGES, strength, label, how=dataclasses.replace(HOW, **how))
+  run = lambda strength, label=3, seed=0, **fields: edit.image_to_image(
+    *tiny, IMAGES, strength, Request(seed=seed, given={"label": label}), dataclasses.replace(TWO_STEPS, **fields))
   assert same(run(0), reconstruction(*tiny))
   whole = run(1.0)
   assert not same(whole, run(0.5)) and not same(whole, run(1, seed=1)) and not same(whole, run(1, label=[2, 3]))
-  assert not same(whole, run(1, guidance_scale=3)) and not same(whole, run(1, sampler=DDIM(1)))
+  assert not same(whole, run(1, guidance=ClassifierFree(3))) and not same(whole, run(1, sampler=DDIM(1)))
   assert edit.run_image_to_image._cache_size() == before + 1
 
 
 def test_what_is_known_is_kept_and_masks_compile_nothing(tiny):
   before = edit.run_inpaint._cache_size()
-  run = lambda known, strength=1.0, **how: edit.inpaint(
-    *tiny, IMAGES, known, 3, strength=strength, how=dataclasses.replace(HOW, **how))
+  run = lambda known, strength=1.0, seed=0: edit.inpaint(
+    *tiny, IMAGES, known, strength, request=dataclasses.replace(THREE, seed=seed), sampling=TWO_STEPS)
   for known in (KNOWN, KNOWN[::-1], np.stack([KNOWN, KNOWN.T])[..., None]):
     filled, kept = run(known), np.broadcast_to(known[..., None] if known.ndim == 2 else known, IMAGES.shape) == 1
     np.testing.assert_array_equal(filled[kept], IMAGES[kept])
@@ -68,27 +79,29 @@ def test_what_is_known_is_kept_and_masks_compile_nothing(tiny):
   assert not same(run(KNOWN), run(KNOWN, seed=1)) and not same(run(KNOWN), run(KNOWN, 0.5))
   assert edit.run_inpaint._cache_size() == before + 1
   hidden = np.where(KNOWN[..., None] == 1, IMAGES, 0).astype(np.uint8)
-  np.testing.assert_array_equal(edit.inpaint(*tiny, hidden, KNOWN, 3, how=HOW), run(KNOWN)), "what is hidden is not seen"
+  unseen = edit.inpaint(*tiny, hidden, KNOWN, request=THREE, sampling=TWO_STEPS)
+  np.testing.assert_array_equal(unseen, run(KNOWN), "what is hidden is not seen")
 
 
 def test_edict_comes_back(tiny):
-  found = edit.invert(*tiny, IMAGES, 3, edit.How(EDICT(), steps=4, guidance_scale=1.0))
+  found = edit.invert(*tiny, IMAGES, THREE, ways(EDICT(), 4, 1.0))
   assert found.noise.shape == (2, 4, 4, 8) and (found.psnr > 60).all()
   assert same(found.codec, reconstruction(*tiny)) and same(found.reconstruction, found.codec)
-  again = edit.revert(*tiny, found.noise, 3, edit.How(EDICT(), steps=4, guidance_scale=1.0))
+  again = edit.revert(*tiny, found.noise, THREE, ways(EDICT(), 4, 1.0))
   assert same(again, found.codec)
 
 
 def test_a_translation_onto_the_same_class_changes_nothing(tiny):
-  how = edit.How(steps=4, guidance_scale=2.0)
-  assert same(edit.translate(*tiny, IMAGES, 6, 6, how=how), reconstruction(*tiny))
-  assert not same(edit.translate(*tiny, IMAGES, 6, 8, how=how), reconstruction(*tiny))
+  six = Request(given={"label": 6})
+  run = lambda onto: edit.translate(*tiny, IMAGES, {"label": onto}, request=six, sampling=ways(None, 4, 2.0))
+  assert same(run(6), reconstruction(*tiny))
+  assert not same(run(8), reconstruction(*tiny))
 
 
 @pytest.mark.slow
 def test_an_interpolation_ends_at_the_reconstructions(tiny):
   for space in ("noise", "latents"):
-    images = edit.interpolate(*tiny, IMAGES, 3, space, how=edit.How(steps=2, guidance_scale=1.0))
+    images = edit.interpolate(*tiny, IMAGES, 3, space, sampling=ways(None, 2, 1.0))
     assert images.shape == (3, 16, 16, 1) and same(images[[0, 2]], reconstruction(*tiny)), space
 
 
@@ -99,7 +112,7 @@ def test_a_direction_of_no_length_changes_nothing_and_controls_are_as_long(tiny)
   assert found.shape == (3, 4, 4, 4)
   norms = np.linalg.norm(found.reshape(3, -1), axis=1)
   np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
-  moved = edit.traverse(*tiny, IMAGES[:1], found, [0.0, 1.0], how=HOW)
+  moved = edit.traverse(*tiny, IMAGES[:1], found, [0.0, 1.0], sampling=TWO_STEPS)
   assert moved.shape == (3, 2, 16, 16, 1)
   assert all(same(row[0], reconstruction(*tiny)[0]) and not same(row[1], row[0]) for row in moved)
 
@@ -107,28 +120,27 @@ def test_a_direction_of_no_length_changes_nothing_and_controls_are_as_long(tiny)
 def test_restoration_keeps_the_pixels_that_are_there_and_compiles_once(tiny):
   before = edit.run_restore._cache_size()
   for known, noise in ((KNOWN, 0.0), (KNOWN[::-1], 0.0), (KNOWN, 0.2)):
-    out = edit.restore(*tiny, IMAGES, known=known, noise=noise, how=HOW)
+    out = edit.restore(*tiny, IMAGES, known=known, noise=noise, sampling=TWO_STEPS)
     assert np.array_equal(out[:, known == 1], IMAGES[:, known == 1]) == (noise == 0)
   assert edit.run_restore._cache_size() == before + 1
 
 
 @pytest.mark.slow
 def test_a_mean_of_restorations_and_other_degradations(tiny):
-  each = edit.restore(*tiny, IMAGES, Blurred(1.0), n=3, how=HOW).reshape(2, 3, 16, 16, 1)
-  mean = edit.restore(*tiny, IMAGES, Blurred(1.0), n=3, mean=True, how=HOW)
-  assert np.abs(mean - each.mean(1)).max() <= 1
+  each = edit.restore(*tiny, IMAGES, Blurred(1.0), request=Request(n=3), sampling=TWO_STEPS)
+  assert np.abs(edit.average(each, 3) - each.reshape(2, 3, 16, 16, 1).mean(1)).max() <= 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", presets.SAMPLERS)
 def test_every_sampler_edits(tiny, name):
-  how = edit.How(presets.make_sampler(name), 2, 1.5)
-  assert same(edit.image_to_image(*tiny, IMAGES, 0, how=how), reconstruction(*tiny))
-  filled = edit.inpaint(*tiny, IMAGES, KNOWN, how=how)
+  sampling = ways(presets.make_sampler(name))
+  assert same(edit.image_to_image(*tiny, IMAGES, 0, sampling=sampling), reconstruction(*tiny))
+  filled = edit.inpaint(*tiny, IMAGES, KNOWN, sampling=sampling)
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])
-  assert edit.restore(*tiny, IMAGES, how=how).shape == IMAGES.shape
+  assert edit.restore(*tiny, IMAGES, sampling=sampling).shape == IMAGES.shape
   try:
-    found = edit.invert(*tiny, IMAGES, how=how)
+    found = edit.invert(*tiny, IMAGES, sampling=sampling)
   except UserError as error:
     assert "draws noise at each step" in str(error)
   else:
@@ -138,30 +150,38 @@ def test_every_sampler_edits(tiny, name):
 @pytest.mark.slow
 def test_a_model_of_masks_is_told_the_mask():
   masked = conditioned(Masked())
-  filled = edit.inpaint(*masked, IMAGES, KNOWN, 3, how=HOW)
+  filled = edit.inpaint(*masked, IMAGES, KNOWN, request=THREE, sampling=TWO_STEPS)
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])
   other = KNOWN.copy()
   other[:4] = 0
-  assert not same(edit.inpaint(*masked, IMAGES, other, 3, how=HOW)[:, KNOWN == 0], filled[:, KNOWN == 0])
+  assert not same(edit.inpaint(*masked, IMAGES, other, request=THREE, sampling=TWO_STEPS)[:, KNOWN == 0], filled[:, KNOWN == 0])
 
 
 def test_a_model_of_pairs_makes_one_of_the_other_and_nothing_else():
   pairs = conditioned(Paired(degradation=Blurred()))
-  made = edit.paired(*pairs, IMAGES, 3, how=HOW)
-  assert made.shape == IMAGES.shape and not same(made, edit.paired(*pairs, IMAGES[:, ::-1], 3, how=HOW))
-  with pytest.raises(UserError, match="always trained beside a condition, Paired"):
-    edit.image_to_image(*pairs, IMAGES, how=HOW)
+  made = edit.paired(*pairs, IMAGES, THREE, TWO_STEPS)
+  assert made.shape == IMAGES.shape and not same(made, edit.paired(*pairs, IMAGES[:, ::-1], THREE, TWO_STEPS))
+  with pytest.raises(UserError, match="always trained with 'paired', Paired"):
+    edit.image_to_image(*pairs, IMAGES, sampling=TWO_STEPS)
   with pytest.raises(UserError, match="inpainting needs Masked"):
-    edit.inpaint(*pairs, IMAGES, KNOWN, how=HOW)
+    edit.inpaint(*pairs, IMAGES, KNOWN, sampling=TWO_STEPS)
+
+
+def unconditional(model):
+  objective = model.objective
+  network = objective.network.clone(classes=0)
+  return dataclasses.replace(model, objective=dataclasses.replace(objective, network=network, conditioners=()))
 
 
 @pytest.mark.parametrize(("call", "told"), [
-  (lambda tiny: edit.image_to_image(*tiny, IMAGES, label=[1, 2, 3]), "3 labels for 2 pictures"),
+  (lambda tiny: edit.image_to_image(*tiny, IMAGES, request=Request(given={"label": [1, 2, 3]})),
+   "3 values of 'label' for 2 samples"),
   (lambda tiny: edit.interpolate(*tiny, IMAGES[:1]), "1 pictures and 9 places"),
   (lambda tiny: edit.interpolate(*tiny, IMAGES, space="pixels"), "space='pixels'; expected 'noise' or 'latents'"),
   (lambda tiny: edit.traverse(*tiny, IMAGES[:1], np.zeros((1, 2, 2, 4)), [1.0]), "directions of [1, 2, 2, 4]"),
   (lambda tiny: edit.attribute(*tiny, IMAGES, [1, 1]), "2 of 2 flags set; expected some of both"),
-  (lambda tiny: edit.translate(dataclasses.replace(tiny[0], classes=0), tiny[1], IMAGES, -1, -1), "knows no classes"),
+  (lambda tiny: edit.translate(unconditional(tiny[0]), tiny[1], IMAGES, {"label": 1}), "knows no classes"),
+  (lambda tiny: edit.image_to_image(*tiny, IMAGES, request=3), "3 in the place of the request; expected Request("),
   (lambda tiny: edit.paired(*tiny, IMAGES), "not trained on pairs"),
 ])
 def test_mistakes(tiny, call, told):
