@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from jldm.cli.train import load_config
-from jldm.config.experiment import Experiment
+from jldm.config.experiment import Experiment, Sampling
 from jldm.data.synthetic import Synthetic
+from jldm.inference.load import Model
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 
@@ -44,3 +45,8 @@ def small_denoiser(network: DiT | UNet) -> DiT | UNet:
     return network.clone(block=block, width=8, depth=2, unroll=1)
   widths = tuple(4 for _ in network.widths)
   return network.clone(widths=widths, resnets=1, heads=2, head_width=0, groups=2, token_width=min(network.token_width, 4))
+
+
+def steps_of(model: Model, steps: int) -> Sampling:
+  """The model's own sampling in another number of steps."""
+  return dataclasses.replace(model.sampling, steps=steps)

@@ -6,9 +6,10 @@ import pytest
 
 from jldm.config import serialize
 from jldm.core.trees import count
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import codec_shapes, denoiser_shapes, load, of
 from jldm.runs import stages, validate
-from tests.configs import ROOT, config, shrunk
+from tests.configs import ROOT, config, shrunk, steps_of
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
@@ -17,9 +18,9 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 def test_builds_as_shapes_and_as_data(name):
   experiment = config(name)
   assert serialize.loads(serialize.dumps(experiment)) == experiment
-  model = pipeline.of(experiment)
+  model = of(experiment)
   validate.check_shapes(model, experiment.data)
-  assert count(pipeline.codec_shapes(model)) > 1000 and count(pipeline.denoiser_shapes(model)) > 1000
+  assert count(codec_shapes(model)) > 1000 and count(denoiser_shapes(model)) > 1000
 
 
 # The others compile for half a minute each.
@@ -30,10 +31,10 @@ SMOKE = [name if name == "digits" else pytest.param(name, marks=pytest.mark.slow
 def test_two_shrunk_steps_and_samples(name, tmp_path):
   experiment = shrunk(config(name))
   stages.train(experiment, tmp_path / "w", devices=1)
-  model, params = pipeline.load(tmp_path / "w")
+  model, params = load(tmp_path / "w")
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-  data, concat = experiment.data, None
-  if model.condition is not None:
-    concat = np.zeros((2, *pipeline.concat_shape(model)))
-  images = pipeline.generate(model, params, [-1, -1], steps=2, devices=1, concat=concat)
+  data = experiment.data
+  black = np.zeros((2, data.height, data.width, data.channels), np.uint8)
+  given = {name: black for name, conditioner in model.conditioners.items() if not conditioner.dropout}
+  images = generate(model, params, Request(n=2, given=given), steps_of(model, 2), devices=1).data
   assert images.shape == (2, data.height, data.width, data.channels) and images.dtype == np.uint8

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from jldm.distributed import multihost, sharding
 from jldm.distributed.sharding import Layout
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load
 from jldm.runs import stages
 from jldm.storage import array_cache, workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
-from tests.configs import ROOT
+from tests.configs import ROOT, steps_of
 from tests.distributed.test_meshes import bytes_on, experiment, first_state, losses, nbytes
 from tests.faults.processes import DEADLINE_S, free_port
 
@@ -69,8 +70,9 @@ def make(folder: Path, row: Row) -> None:
   """Trains, samples and saves."""
   workdir = folder / str(row)
   stages.train(experiment(), workdir, devices=row.layout)
-  model, params = pipeline.load(folder / str(ONE))
-  images = pipeline.generate(model, params, LABELS, steps=3, devices=row.layout)
+  model, params = load(folder / str(ONE))
+  request = Request(n=len(LABELS), given={"label": LABELS})
+  images = generate(model, params, request, steps_of(model, 3), devices=row.layout).data
   if multihost.first():
     np.save(folder / f"{row}.npy", images)
   mesh = sharding.mesh_for(8, row.layout)

@@ -5,11 +5,10 @@ from jax import export
 import jax.numpy as jnp
 import pytest
 
-from jldm.config.presets import make_sampler
-from jldm.core.keys import row_keys
-from jldm.core.trees import traced
+from jldm.config.experiment import Sampling
 from jldm.distributed import sharding
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, draw, set_up
+from jldm.inference.load import codec_shapes, denoiser_shapes, of
 from jldm.runs import validate
 from jldm.samplers.guidance import ClassifierFree
 from jldm.storage import workdir as workdirs
@@ -28,7 +27,7 @@ def marked(name: str, stage: str) -> object:
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
   part = getattr(experiment, stage)
-  state, batch, frozen = validate.rehearse(experiment, pipeline.of(experiment), stage)
+  state, batch, frozen = validate.rehearse(experiment, of(experiment), stage)
   step = make_step(part.objective.loss, part.optimizer.build(part.steps), part.ema, part.accumulate)
   key = jax.eval_shape(jax.random.key, 0)
   lowered = export.export(step, platforms=("tpu", "cuda"))(state, batch, key, frozen)
@@ -38,17 +37,18 @@ def test_the_step_lowers_for_accelerators(name, stage):
 
 
 def test_the_sampler_lowers_for_accelerators_on_a_mesh():
-  """Guidance, the walk and decoding as one program, with parameters and samples split as `pipeline.trajectory` splits them."""
-  model = pipeline.of(config("digits"))
+  """Guidance, the walk and decoding as one program, with parameters and samples split as `generate` splits them."""
+  model = of(config("digits"))
   mesh = sharding.mesh_for(8, sharding.Layout(8, fsdp=2, tensor=2))
   at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-  params = {"denoiser": pipeline.denoiser_shapes(model), "codec": pipeline.codec_shapes(model)}
+  params = denoiser_shapes(model) | {"codec": codec_shapes(model)}
   params = jax.tree.map(at, params, sharding.split(mesh, params))
   assert {axis for leaf in jax.tree.leaves(params) for axis in leaf.sharding.spec} >= {"fsdp", "tensor"}
-  each = jax.eval_shape(lambda: (jnp.zeros(8, jnp.int32), row_keys(jax.random.key(0), jnp.arange(8))))
-  labels, keys = jax.tree.map(lambda x: at(x, sharding.batched(mesh)), each)
-  whole = traced(make_sampler("dpmpp_2m")), pipeline.times(model, 4), traced(ClassifierFree(2.0)), jnp.int32(-1)
-  sampler, pairs, rule, negative = jax.tree.map(lambda x: at(x, sharding.replicated(mesh)), whole)
-  lower = sharding.on(mesh, export.export(pipeline.draw, platforms=("tpu", "cuda")))
-  lowered = lower(model, params, sampler, labels, pairs, rule, negative, keys)
+  sampling = Sampling(steps=4, guidance=ClassifierFree(2.0))
+  setup = set_up(model, {}, Request(n=8, given={"label": jnp.zeros(8, jnp.int32)}), sampling, 8)
+  split = {"branches": sharding.batched(mesh), "keys": sharding.batched(mesh)}
+  place = lambda name: split.get(name, sharding.replicated(mesh))
+  shapes = lambda name, tree: jax.tree.map(lambda x: at(jnp.asarray(x), place(name)), tree)
+  setup = type(setup)(**{name: shapes(name, part) for name, part in setup._asdict().items()})._replace(params=params)
+  lowered = sharding.on(mesh, export.export(draw, platforms=("tpu", "cuda")))(model, setup)
   assert lowered.platforms == ("tpu", "cuda") and lowered.nr_devices == 8

@@ -14,11 +14,12 @@ from jldm.config.experiment import Experiment
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.distributed.sharding import Layout
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load, of
 from jldm.runs import stages, validate
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
-from tests.configs import config, shrunk
+from tests.configs import config, shrunk, steps_of
 
 LAYOUTS = (Layout(1), Layout(8), Layout(8, fsdp=8), Layout(8, tensor=2), Layout(8, fsdp=2, tensor=2), Layout(4, fsdp=2))
 TRAINED = (Layout(8), Layout(8, fsdp=8), Layout(8, fsdp=2, tensor=2))
@@ -69,16 +70,16 @@ def test_both_stages_lose_the_same_on_every_mesh(trained, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", TRAINED, ids=str)
 def test_samples_are_the_same_on_every_mesh(trained, layout):
-  model, params = pipeline.load(trained(LAYOUTS[0]))
-  labels = [0, 1, 2, 3, 4, 5, 6]
-  one, other = (pipeline.generate(model, params, labels, steps=3, devices=each) for each in (LAYOUTS[0], layout))
+  model, params = load(trained(LAYOUTS[0]))
+  request = Request(n=7, given={"label": [0, 1, 2, 3, 4, 5, 6]})
+  one, other = (generate(model, params, request, steps_of(model, 3), devices=each).data for each in (LAYOUTS[0], layout))
   assert np.abs(one.astype(int) - other.astype(int)).max() <= 1  # a grey level
 
 
 @functools.cache
 def first_state(name: str) -> object:
   """A stage's state as zeros of the right shapes, with every value told apart."""
-  state, _, _ = validate.rehearse(experiment(), pipeline.of(experiment()), name)
+  state, _, _ = validate.rehearse(experiment(), of(experiment()), name)
   count = itertools.count()
   numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(x.dtype)
   return jax.tree.map(numbered, state)
