@@ -1,4 +1,4 @@
-"""What networks return."""
+"""What parts hand each other: what a network returns."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ Array = jax.Array
 
 
 class Output(NamedTuple):
-  """A denoiser's output.
+  """What a denoising network returns.
 
-  value: what was predicted, float32 of the shape of z.
-  log_variance: of the error of `value`, [B, 1, ...] or of its shape; None if it is not learned.
-  variance: of the values, of their shape; None if it is not learned.
+  value: [B, ...] in the shape of z.
+  log_variance: [B], the learned log-variance of the loss, Karras et al. 2024 (2312.02696), eq. 21.
+  variance: [B, ...], v in [-1, 1] of ancestral steps, Nichol & Dhariwal 2021 (2102.09672), eq. 15.
   """
 
   value: Array

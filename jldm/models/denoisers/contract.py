@@ -92,25 +92,19 @@ def check_variables(name: str, variables: Any) -> None:
 
 
 def check_output(call: str, output: Any, z: Any) -> None:
-  """An Output whose value is like z, in float32, and whose variances may be broadcast to it."""
-  expected = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32), z)
+  """An Output in float32: value and variance of the shape of z, log_variance [B] (a tree of each, if z is one)."""
+  like_z = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32), z)
+  per_sample = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape[:1], jnp.float32), z)
   if not isinstance(output, Output):
-    raise UserError(f"{call} returns {describe(output)}; expected jldm.core.specs.Output(value) with value {describe(expected)}")
-  if describe(output.value) != describe(expected):
-    raise UserError(f"{call} returns value {describe(output.value)}; expected {describe(expected)}, like z")
-  for name, value in zip(Output._fields[1:], output[1:]):
-    if value is not None and not broadcasts(value, expected):
-      raise UserError(f"{call} returns {name} {describe(value)}; expected None, {describe(expected)}, or 1 in place of any "
-                      "axis but the first")
-
-
-def broadcasts(value: Any, like: Any) -> bool:
-  """Whether trees are of one structure, and each leaf has the axes of its counterpart, or 1 after the batch."""
-  if jax.tree.structure(value) != jax.tree.structure(like):
-    return False
-  fits = lambda part, whole: len(part.shape) == len(whole.shape) and part.shape[:1] == whole.shape[:1] and all(
-    size in (1, full) for size, full in zip(part.shape, whole.shape))
-  return jax.tree.all(jax.tree.map(fits, value, like))
+    raise UserError(f"{call} returns {describe(output)}; expected jldm.core.specs.Output(value) with value {describe(like_z)}")
+  expected = Output(like_z, per_sample, like_z)
+  for name, legal in expected._asdict().items():
+    value = output._asdict()[name]
+    if value is None and name != "value":
+      continue
+    if describe(value) != describe(legal):
+      like = "" if name == "log_variance" else ", like z"
+      raise UserError(f"{call} returns {name} {describe(value)}; expected {describe(legal)}{like}")
 
 
 def evaluate(function: Callable, call: str, given: str, *arguments: Any, **named: Any) -> Any:
