@@ -18,27 +18,32 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "data": "core",
   "models": "core nn",
   "samplers": "core diffusion",
-  "metrics": "core nn media",
-  "train": "core data distributed metrics media",
-  "objectives": "core nn diffusion models samplers metrics",
+  "metrics": "core nn",
+  "train": "core distributed",
+  "objectives": "core nn diffusion models metrics",
   "editing": "core diffusion samplers",
-  "interop": "core diffusion models",
-  "config": "core nn diffusion models samplers objectives data metrics train",
+  "interop": "core models",
+  "config": "core nn diffusion models samplers objectives data train",
   "storage": "core data distributed objectives config",
+<<<<<<< HEAD
   "inference": "core distributed media diffusion models samplers metrics train objectives editing config storage",
   "evaluation": "core distributed media data models metrics train interop config storage inference",
+=======
+  "inference": "core distributed media diffusion models samplers metrics train editing config storage",
+  "evaluation": "core distributed media data models metrics interop config storage inference",
+>>>>>>> b1358ba369d63174d45edb4831b886cabdf07fdf
   "runs": "core distributed media data models metrics train interop config storage inference evaluation",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
-  "flax": "nn models objectives metrics train config inference interop distributed",
-  "optax": "train config",
+  "flax": "nn models objectives metrics train config distributed",
+  "optax": "train",
   "orbax": "storage",
   "tensorflow_datasets": "data",
   "grain": "data",
   "sklearn": "data",
   "PIL": "data media",
-  "imageio": "data media",
-  "safetensors": "interop",
+  "imageio": "media",
+  "safetensors": "",
   "tensorboardX": "train",
   "tqdm": "train data cli",
   "wandb": "train",
@@ -80,9 +85,33 @@ def violations(root: Path) -> Iterator[str]:
         yield f"{relative} imports {library}; only {THIRD_PARTY[library] or 'nothing'} may"
 
 
+def unused(root: Path) -> Iterator[str]:
+  """Grants of the tables that no import under `root` needs."""
+  needed = set()
+  for path in (root / "jldm").rglob("*.py"):
+    package = path.relative_to(root).with_suffix("").parts
+    needed |= {(package[1], f"jldm.{part}" if library == "jldm" else library) for library, part in imports(path, package[:-1])}
+  granted = [(part, f"jldm.{lower}") for part, row in MAY_IMPORT.items() for lower in row.split()]
+  granted += [(part, library) for library, row in THIRD_PARTY.items() for part in row.split()]
+  yield from (f"{part} may import {target}, and does not" for part, target in granted if (part, target) not in needed)
+
+
 def test_dependencies_point_down():
   assert len(list((ROOT / "jldm").rglob("*.py"))) >= 20, "the check must see the package"
   assert not list(violations(ROOT))
+
+
+def test_no_grant_is_unused():
+  """A grant that nobody uses hides the next import that should not be there."""
+  assert not list(unused(ROOT))
+
+
+def test_an_unused_grant_is_caught(tmp_path):
+  (tmp_path / "jldm" / "nn").mkdir(parents=True)
+  (tmp_path / "jldm" / "nn" / "dense.py").write_text("from flax import linen\nfrom jldm.nn import norm\n")
+  found = list(unused(tmp_path))
+  assert "nn may import jldm.core, and does not" in found and "models may import flax, and does not" in found
+  assert "nn may import flax, and does not" not in found
 
 
 def test_nobody_imports_the_entry_points():
@@ -113,7 +142,7 @@ def test_a_part_above_is_caught(tmp_path, part, line, told):
 @pytest.mark.parametrize(
   ("part", "line", "told"),
   [
-    ("core", "import optax", "imports optax; only train config may"),
+    ("core", "import optax", "imports optax; only train may"),
     ("diffusion", "from flax import linen as nn", "imports flax; only " + THIRD_PARTY["flax"] + " may"),
     ("data", "def read():\n  import tensorflow as tf", "imports tensorflow; only nothing may"),
     ("cli", "from configs import digits", "imports configs; only nothing may"),

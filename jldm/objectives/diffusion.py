@@ -73,16 +73,25 @@ class Diffusion:
       )
 
   def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
-    key_network, key_conditions, *keys = jax.random.split(key, 2 + len(self.conditioners))
-    rows = row_keys(key_conditions, batch["row"])
-    params = {}
-    for conditioner, key_own in zip(self.conditioners, keys):
-      own = {} if conditioner.cached else conditioner.init(key_own, conditioner.draw(batch, rows))
-      params |= {conditioner.name: own} if own else {}
-    encode = functools.partial(encode_mean, frozen["codec"])
-    given = join(draw_conditions(self.conditioners, params, batch, encode, [rows] * len(keys)))
+    key_network, key_conditioners = jax.random.split(key)
+    params = self.init_conditioners(key_conditioners, batch)
+    inputs = self.inputs(params, frozen, batch, key_conditioners)
     z = jnp.zeros(batch["mean"].shape, jnp.float32)
-    return {"denoiser": self.network.init(key_network, z, jnp.zeros(len(z)), given).get("params", {})} | params, {}
+    return {"denoiser": self.network.init(key_network, z, jnp.zeros(len(z)), inputs).get("params", {})} | params, {}
+
+  def init_conditioners(self, key: Array, batch: dict) -> dict:
+    """Parameters of the conditioners that are trained, by name."""
+    params, keys = {}, jax.random.split(key, max(len(self.conditioners), 1))
+    for conditioner, key_own in zip(self.conditioners, keys):
+      own = {} if conditioner.cached else conditioner.init(key_own, conditioner.draw(batch, row_keys(key_own, batch["row"])))
+      params |= {conditioner.name: own} if own else {}
+    return params
+
+  def inputs(self, params: Any, frozen: dict, batch: dict, key: Array) -> dict:
+    """What the network is given besides z in training."""
+    keys = jax.random.split(key, max(len(self.conditioners), 1))[: len(self.conditioners)]
+    each = [row_keys(key_own, batch["row"]) for key_own in keys]
+    return join(draw_conditions(self.conditioners, params, batch, functools.partial(encode_mean, frozen["codec"]), each))
 
   def cache(self, frozen: dict, batch: dict, keys: Array) -> dict:
     """What is kept of each example besides its moments; keys [B] for what is random and yet always the same."""
@@ -90,7 +99,7 @@ class Diffusion:
 
   def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
-    key_x0, key_t, key_eps, key_offset, key_self, *keys = jax.random.split(key, 5 + len(self.conditioners))
+    key_x0, key_t, key_eps, key_offset, key_self, key_conditions = jax.random.split(key, 6)
     rows, uniform = batch["row"], jax.vmap(jax.random.uniform)
     x0 = sample_latents(frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows))
     eps = normal(row_keys(key_eps, rows), x0)
@@ -101,12 +110,11 @@ class Diffusion:
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)
     noise_level = self.parametrization.c_noise(self.process, t)
-    encode = functools.partial(encode_mean, frozen["codec"])
-    given = join(draw_conditions(self.conditioners, params, batch, encode, [row_keys(key, rows) for key in keys]))
+    inputs = self.inputs(params, frozen, batch, key_conditions)
 
     def network(estimate: Array | None) -> Output:
       variables = {"params": params["denoiser"]}
-      return self.network.apply(variables, self.parametrization.c_in(r) * z, noise_level, given, estimate)
+      return self.network.apply(variables, self.parametrization.c_in(r) * z, noise_level, inputs, estimate)
 
     estimate = None
     if self.self_conditioning:

@@ -16,6 +16,7 @@ from jldm.inference.load import Model, codec_shapes, example, load_codec, resize
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models.conditioners.label import ClassLabel
+from jldm.models.denoisers.contract import check_network
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.runs.latents import frozen_of
@@ -56,10 +57,19 @@ def check_shapes(model: Model, data: Any) -> None:
     raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
   check_classes(model, data)
   try:
+    check_denoiser(model)
     for size in shapes(data):
       example(resized(model, size))
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
+
+
+def check_denoiser(model: Model) -> None:
+  """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents or inputs."""
+  objective, batch, key = model.objective, example(model), jax.eval_shape(lambda: jax.random.key(0))
+  params = jax.eval_shape(objective.init_conditioners, key, batch)
+  inputs = jax.eval_shape(objective.inputs, params, frozen_of(model, codec_shapes(model)), batch, key)
+  check_network(objective.network, batch["mean"], inputs)
 
 
 def check_classes(model: Model, data: Any) -> None:
