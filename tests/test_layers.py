@@ -20,18 +20,13 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "samplers": "core diffusion",
   "metrics": "core nn",
   "train": "core distributed",
-  "objectives": "core nn diffusion models metrics",
+  "objectives": "core nn diffusion models samplers metrics",
   "editing": "core diffusion samplers",
   "interop": "core models",
   "config": "core nn diffusion models samplers objectives data train",
   "storage": "core data distributed objectives config",
-<<<<<<< HEAD
   "inference": "core distributed media diffusion models samplers metrics train objectives editing config storage",
-  "evaluation": "core distributed media data models metrics train interop config storage inference",
-=======
-  "inference": "core distributed media diffusion models samplers metrics train editing config storage",
   "evaluation": "core distributed media data models metrics interop config storage inference",
->>>>>>> b1358ba369d63174d45edb4831b886cabdf07fdf
   "runs": "core distributed media data models metrics train interop config storage inference evaluation",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 """What parts hand each other: the arrays of one example, what a network returns, and a network with its parameters.
 
 Shapes are written with B batch, H W space, L or M tokens, C or D channels; channels come last.
@@ -14,15 +13,6 @@ from jldm.core.trees import pytree
 
 Array = jax.Array
 Spec = tuple[tuple[str, jax.ShapeDtypeStruct], ...]  # one example's arrays by name, hashable: image u8 [H, W, C], label i32 []
-=======
-"""What parts hand each other: what a network returns."""
-
-from typing import NamedTuple
-
-import jax
-
-Array = jax.Array
->>>>>>> b1358ba369d63174d45edb4831b886cabdf07fdf
 
 
 class Output(NamedTuple):
@@ -36,7 +26,6 @@ class Output(NamedTuple):
   value: Array
   log_variance: Array | None = None
   variance: Array | None = None
-<<<<<<< HEAD
 
 
 @pytree
@@ -61,5 +50,3 @@ def batched(example: Spec, size: int) -> dict[str, jax.ShapeDtypeStruct]:
 def keys_like(size: int) -> jax.ShapeDtypeStruct:
   """`size` keys as a shape."""
   return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-=======
->>>>>>> b1358ba369d63174d45edb4831b886cabdf07fdf

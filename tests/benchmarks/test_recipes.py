@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import recipes
-from jldm.metrics.frechet import statistics
 from jldm.inference.load import of as model_of
+from jldm.metrics.frechet import statistics
 from jldm.runs import validate
 
 
