@@ -1,4 +1,8 @@
-"""Attention to oneself and to others; its kernel is an argument."""
+"""Attention of tokens to themselves and to other tokens; the kernel is an argument.
+
+A mask is bool, True where a key may be attended to: [B, M], or any shape that broadcasts to [B, heads, L, M].  A query
+whose keys are all masked attends to nothing and gets zeros.
+"""
 
 from collections.abc import Callable
 
@@ -11,24 +15,53 @@ from jldm.nn.embedding import rotate
 from jldm.nn.norm import RMSNorm
 
 Array = jax.Array
-Kernel = Callable[[Array, Array, Array], Array]
+Kernel = Callable[..., Array]  # (q [B, L, N, D], k [B, M, N, D], v [B, M, N, D], mask=None) -> [B, L, N, D]
 
 
-def late_normalised(q: Array, k: Array, v: Array) -> Array:
+def late_normalised(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   """softmax(q k^T / sqrt(D)) v, divided by the sum after the value product: half the time of the fused one on a CPU.
 
   q [B, L, N, D], k and v [B, M, N, D] -> [B, L, N, D]; logits and sums in float32.
   """
-  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, N, L, D]
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, N, L or M, D]
   logits = jnp.einsum("bnld,bnmd->bnlm", q, k, preferred_element_type=jnp.float32)
-  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+  if mask is not None:
+    mask = expand_mask(mask)
+    logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))  # [B, N, L, M]
+  if mask is not None:
+    weights = jnp.where(mask, weights, 0)
   out = jnp.einsum("bnlm,bnmd->bnld", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-  return jnp.swapaxes((out / weights.sum(-1, keepdims=True)).astype(v.dtype), 1, 2)
+  total = weights.sum(-1, keepdims=True)  # [B, N, L, 1]
+  if mask is not None:
+    total = jnp.where(total == 0, 1, total)
+  return jnp.swapaxes((out / total).astype(v.dtype), 1, 2)  # [B, L, N, D]
 
 
-def attend(q: Array, k: Array, v: Array) -> Array:
+def fused(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+  """jax.nn.dot_product_attention; shapes as in `late_normalised`."""
+  if mask is None:
+    return jax.nn.dot_product_attention(q, k, v)
+  mask = expand_mask(mask)
+  any_key = jnp.swapaxes(mask.any(-1, keepdims=True), 1, 2)  # [B, L or 1, N or 1, 1]
+  return jnp.where(any_key, jax.nn.dot_product_attention(q, k, v, mask=mask), 0)
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   """The fastest exact attention of the platform that the program is compiled for; shapes as in `late_normalised`."""
-  return jax.lax.platform_dependent(q, k, v, cpu=late_normalised, default=jax.nn.dot_product_attention)
+  arrays = (q, k, v) if mask is None else (q, k, v, mask)
+  return jax.lax.platform_dependent(*arrays, cpu=late_normalised, default=fused)
+
+
+def expand_mask(mask: Array) -> Array:
+  """bool [B, M] -> [B, 1, 1, M]; four axes stay.
+
+  Raises:
+    UserError: the mask is not bool, or has another number of axes.
+  """
+  if mask.dtype != bool or mask.ndim not in (2, 4):
+    raise UserError(f"a mask {mask.dtype}{list(mask.shape)}; expected bool [B, M] or [B, 1, L, M]")
+  return mask[:, None, None] if mask.ndim == 2 else mask
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -39,7 +72,7 @@ def split_heads(x: Array, heads: int) -> Array:
   """
   if x.shape[-1] % heads:
     raise UserError(f"heads={heads} does not divide a width of {x.shape[-1]}")
-  return x.reshape(*x.shape[:-1], heads, -1)
+  return x.reshape(*x.shape[:-1], heads, -1)  # [B, L, heads, C / heads]
 
 
 def by_heads(x: Array) -> Array:
@@ -60,32 +93,38 @@ class SelfAttention(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Array, angles: Array | None = None) -> Array:
-    """x [B, L, C], rotary angles [L, C / heads / 2] or None -> [B, L, C]."""
+  def __call__(self, x: Array, angles: Array | None = None, mask: Array | None = None) -> Array:
+    """x [B, L, C], rotary angles [L, C / heads / 2] or None, mask bool [B, L] or [B, 1, L, L] -> [B, L, C]."""
     init = nn.initializers.xavier_uniform()
-    qkv = nn.Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)
+    qkv = nn.Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)  # [B, L, 3 C]
     q, k, v = (by_heads(split_heads(part, self.heads)) for part in jnp.split(qkv, 3, -1))  # [B, L, N, D]
     if self.qk_norm:
       q, k = (RMSNorm(dtype=self.dtype, name=f"norm_{name}")(part) for name, part in (("q", q), ("k", k)))
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
-    out = self.kernel(q, k, v).reshape(x.shape)
+    out = self.kernel(q, k, v, mask).reshape(x.shape)  # [B, L, N D]
     return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)
 
 
 class CrossAttention(nn.Module):
-  """Multi-head attention from tokens to others, queries, keys and values without bias: LDM (2112.10752), section 3.3."""
+  """Multi-head attention from tokens to others, queries, keys and values without bias: LDM (2112.10752), section 3.3.
+
+  `zero_init` lets the output start at zero.
+  """
 
   heads: int
   kernel: Kernel = attend
+  zero_init: bool = False
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Array, context: Array) -> Array:
-    """x [B, L, C], context [B, M, D] -> [B, L, C]."""
-    dense = lambda name: nn.Dense(
-      x.shape[-1], use_bias=name == "out", kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype, name=name
-    )
-    seen = {"q": x, "k": context, "v": context}
-    q, k, v = (by_heads(split_heads(dense(name)(tokens), self.heads)) for name, tokens in seen.items())
-    return dense("out")(self.kernel(q, k, v).reshape(x.shape))
+  def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
+    """x [B, L, C], context [B, M, D], mask bool [B, M] or [B, 1, L, M] -> [B, L, C]."""
+    init = nn.initializers.xavier_uniform()
+    parts = []
+    for name, tokens in (("q", x), ("k", context), ("v", context)):
+      part = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(tokens)
+      parts.append(by_heads(split_heads(part, self.heads)))  # [B, L or M, N, D]
+    out = self.kernel(*parts, mask).reshape(x.shape)  # [B, L, N D]
+    out_init = nn.initializers.zeros_init() if self.zero_init else init
+    return nn.Dense(x.shape[-1], kernel_init=out_init, dtype=self.dtype, name="out")(out)

@@ -240,12 +240,12 @@ def starts(side: int, tile: int, stride: int) -> np.ndarray:
   return np.unique(np.minimum(np.arange(0, side - tile + stride, stride), side - tile))
 
 
-def in_pieces(q: Array, k: Array, v: Array) -> Array:
-  """`nn.attention.attend` for QUERIES queries at a time."""
+def in_pieces(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+  """`nn.attention.attend` for QUERIES queries at a time; mask bool [B, M]."""
   length = q.shape[1]
   pieces = jnp.pad(q, ((0, 0), (0, -length % QUERIES), (0, 0), (0, 0)))
   pieces = pieces.reshape(len(q), -1, QUERIES, *q.shape[2:]).swapaxes(0, 1)  # [pieces, B, QUERIES, N, D]
-  out = jax.lax.map(lambda some: attend(some, k, v), pieces).swapaxes(0, 1)
+  out = jax.lax.map(lambda some: attend(some, k, v, mask), pieces).swapaxes(0, 1)
   return out.reshape(len(q), -1, *q.shape[2:])[:, :length]
 
 
