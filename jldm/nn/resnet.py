@@ -49,4 +49,5 @@ class ImageAttention(nn.Module):
     """x [B, H, W, C] -> [B, H, W, C]."""
     h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x)
     h = h.reshape(len(x), -1, x.shape[-1])  # [B, H W, C]
-    return x + SelfAttention(self.heads, kernel=self.kernel, dtype=self.dtype, name="attention")(h).reshape(x.shape)
+    h = SelfAttention(self.heads, kernel=self.kernel, dtype=self.dtype, name="attention")(h)
+    return x + h.reshape(x.shape)  # [B, H, W, C]

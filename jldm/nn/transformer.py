@@ -1,4 +1,4 @@
-"""Transformer blocks, and how a condition reaches them: by modulation, as tokens beside, or by cross-attention."""
+"""Transformer blocks.  A condition reaches them by modulation, as further tokens, or by cross-attention."""
 
 from typing import ClassVar
 
@@ -30,7 +30,7 @@ class Modulation(nn.Module):
     """condition [B, D] -> `parts` arrays [B, 1, width]."""
     zeros = nn.initializers.zeros_init()
     out = nn.Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")(nn.silu(condition))
-    return jnp.split(out[:, None], self.parts, -1)
+    return jnp.split(out[:, None], self.parts, -1)  # [B, 1, parts width] -> parts x [B, 1, width]
 
 
 def modulated(x: Array, shift: Array, scale: Array) -> Array:
@@ -39,10 +39,11 @@ def modulated(x: Array, shift: Array, scale: Array) -> Array:
 
 
 class Block(nn.Module):
-  """What the blocks of one stack share; a subclass says how the condition meets its two parts.
+  """What the blocks of one stack share; a subclass says how the condition meets attention and MLP.
 
-  The defaults are DiT's; `rms_norm` and `swiglu` (with two thirds of the hidden width, for as many parameters) are
-  LightningDiT's (2501.01423, section 4.3).
+  A block that is made with tokens attends to them between the two, whatever the subclass (PixArt-alpha, Chen et al. 2023,
+  2310.00426, section 2.3).  The defaults are DiT's; `rms_norm` and `swiglu` (with two thirds of the hidden width, for as
+  many parameters) are LightningDiT's (2501.01423, section 4.3).
   """
 
   heads: int = 6
@@ -59,6 +60,14 @@ class Block(nn.Module):
 
   def attend(self, x: Array, angles: Array | None) -> Array:
     return SelfAttention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")(x, angles)
+
+  def attend_to_tokens(self, x: Array, tokens: Array | None, mask: Array | None) -> Array:
+    """x [B, L, C] plus its attention to tokens [B, M, D], which starts at zero; x itself without tokens."""
+    if tokens is None:
+      return x
+    norm = RMSNorm if self.rms_norm else LayerNorm
+    attention = CrossAttention(self.heads, zero_init=True, dtype=self.dtype, name="cross_attention")
+    return x + attention(norm(dtype=self.dtype, name="norm_cross")(x), tokens, mask)
 
   def feed(self, x: Array) -> Array:
     hidden = int(self.mlp_ratio * x.shape[-1])
@@ -79,11 +88,14 @@ class ModulatedBlock(Block):
   modulates = True
 
   @nn.compact
-  def __call__(self, x: Array, condition: Array, angles: Array | None = None) -> Array:
-    """x [B, L, C], condition [B, D], rotary angles [L, C / heads / 2] or None -> [B, L, C]."""
+  def __call__(
+    self, x: Array, condition: Array, angles: Array | None = None, tokens: Array | None = None, mask: Array | None = None
+  ) -> Array:
+    """x [B, L, C], condition [B, D], rotary angles [L, C / heads / 2], tokens [B, M, E], mask [B, M] -> [B, L, C]."""
     mod = Modulation(6, x.shape[-1], self.dtype, name="modulation")(condition)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod
     x = x + gate_a * self.attend(modulated(self.norm(x, "norm1"), shift_a, scale_a), angles)
+    x = self.attend_to_tokens(x, tokens, mask)
     return whole_width(x + gate_m * self.feed(modulated(self.norm(x, "norm2"), shift_m, scale_m)))
 
 
@@ -93,10 +105,13 @@ class PlainBlock(Block):
   modulates = False
 
   @nn.compact
-  def __call__(self, x: Array, condition: Array, angles: Array | None = None) -> Array:
-    """x [B, L, C], rotary angles [L, C / heads / 2] or None -> [B, L, C]; the condition vector is ignored."""
+  def __call__(
+    self, x: Array, condition: Array, angles: Array | None = None, tokens: Array | None = None, mask: Array | None = None
+  ) -> Array:
+    """Shapes as in `ModulatedBlock`; the condition vector is ignored."""
     del condition
     x = x + self.attend(self.norm(x, "norm1"), angles)
+    x = self.attend_to_tokens(x, tokens, mask)
     return whole_width(x + self.feed(self.norm(x, "norm2")))
 
 
@@ -107,13 +122,13 @@ class CrossBlock(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Array, context: Array) -> Array:
-    """x [B, L, C], context [B, M, D] -> [B, L, C]."""
+  def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
+    """x [B, L, C], context [B, M, D], mask bool [B, M] -> [B, L, C]."""
     norm = lambda i: LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"norm{i}")
     attention = lambda name: CrossAttention(self.heads, dtype=self.dtype, name=name)
     h = norm(1)(x)
     x = x + attention("self_attention")(h, h)
-    x = x + attention("cross_attention")(norm(2)(x), context)
+    x = x + attention("cross_attention")(norm(2)(x), context, mask)
     return whole_width(x + GEGLU(4 * x.shape[-1], self.dtype, name="mlp")(norm(3)(x)))
 
 
@@ -128,11 +143,12 @@ class SpatialTransformer(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: Array, context: Array) -> Array:
-    """x [B, H, W, C], context [B, M, D] -> [B, H, W, C]."""
+  def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
+    """x [B, H, W, C], context [B, M, D], mask bool [B, M] -> [B, H, W, C]."""
     b, h, w, channels = x.shape
-    tokens = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(b, h * w, channels)
-    tokens = nn.Dense(channels, dtype=self.dtype, name="in")(tokens)
-    tokens = CrossBlock(self.heads, self.dtype, name="block")(tokens, context)
+    places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(b, h * w, channels)  # [B, H W, C]
+    places = nn.Dense(channels, dtype=self.dtype, name="in")(places)
+    places = CrossBlock(self.heads, self.dtype, name="block")(places, context, mask)
     zeros = nn.initializers.zeros_init()
-    return x + nn.Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(tokens).reshape(x.shape)
+    places = nn.Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(places)
+    return x + places.reshape(x.shape)  # [B, H, W, C]
