@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.shapes import expand
+from jldm.core.specs import Output
 from jldm.diffusion.process import Process, Rates, half_log_snr, level, rates
 
 Array = jax.Array
@@ -115,7 +117,7 @@ def reweight(row: Row, other: Row, r: Rates) -> Array:
 def denoiser(process: Process, parametrization: Any, apply: Callable[..., Any]) -> Callable[..., Denoised]:
   """A bound network as denoise(z [B, ...], t [] or [B], *condition) -> Denoised.
 
-  apply(c_in z [B, ...], c_noise [B], *condition) -> output [B, ...], or (output, log_variance).
+  apply(c_in z [B, ...], c_noise [B], *condition) -> Output, or output [B, ...], or (output, log_variance).
   """
 
   def denoise(z: Array, t: Array, *condition) -> Denoised:
@@ -128,7 +130,9 @@ def denoiser(process: Process, parametrization: Any, apply: Callable[..., Any]) 
 
 
 def with_variance(said: Any) -> tuple[Array, Array | None]:
-  """What a network returns as (output, log_variance), None where it does not learn it."""
+  """What a network returns as (output, what it learns of its variance), None where it does not."""
+  if isinstance(said, Output):
+    return said.value, said.variance if said.log_variance is None else expand(said.log_variance, said.value)
   return said if isinstance(said, tuple) else (said, None)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Output
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow, LinearVP, rates
 from jldm.diffusion.target import (
   TARGETS,
@@ -234,3 +235,13 @@ def test_a_learned_log_variance_passes_through(broadcast):
   np.testing.assert_array_equal(denoised.log_variance, said)
   np.testing.assert_array_equal(denoised.x0, plain.x0)
   assert plain.log_variance is None
+
+
+def test_an_output_by_name_is_as_one_by_place():
+  x0, _ = parts(np.float32)
+  of = lambda output: denoiser(Flow(), Predict("flow"), lambda z, level: output(z))(x0, jnp.float32(0.3))
+  u, v = jnp.arange(3.0), jnp.sin(x0)
+  np.testing.assert_array_equal(of(lambda z: Output(z, u)).log_variance, u[:, None, None, None])
+  np.testing.assert_array_equal(of(lambda z: Output(z, variance=v)).log_variance, v)
+  assert of(Output).log_variance is None
+  np.testing.assert_array_equal(of(Output).x0, of(lambda z: z).x0)
