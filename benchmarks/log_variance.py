@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm.diffusion.target import with_variance
 from jldm.distributed import sharding
 from jldm.inference import pipeline
 from jldm.media import images as pictures
@@ -41,8 +40,9 @@ def both(objective: Diffusion, params: dict, statistics: Statistics, batch: dict
   plain = dataclasses.replace(objective, network=certain, times=At(t))
   losses, _ = plain.loss(known, {}, known, statistics, batch, jax.random.key(0))
   level = jnp.full(1, objective.parametrization.c_noise(objective.process, t))
-  _, u = with_variance(objective.network.apply({"params": params}, jnp.zeros_like(batch["mean"][:1]), level, batch["label"][:1]))
-  return jnp.log(losses.mean()), u[0, 0, 0, 0]
+  inputs = {"label": batch["label"][:1]}
+  output = objective.network.apply({"params": params}, jnp.zeros_like(batch["mean"][:1]), level, inputs)
+  return jnp.log(losses.mean()), output.log_variance[0]
 
 
 def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

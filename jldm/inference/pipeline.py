@@ -73,8 +73,9 @@ def codec_shapes(model: Model) -> dict:
 def denoiser_shapes(model: Model) -> Any:
   """The denoiser's parameters as shapes, nothing allocated."""
   z, level = jnp.zeros((1, *model.latent_shape)), jnp.zeros(1)
-  told = {"concat": jnp.zeros((1, *concat_shape(model)))} if model.condition else {}
-  return jax.eval_shape(model.denoiser.init, jax.random.key(0), z, level, jnp.zeros(1, jnp.int32), **told)["params"]
+  concat = {"concat": jnp.zeros((1, *concat_shape(model)))} if model.condition else {}
+  inputs = {"label": jnp.zeros(1, jnp.int32)} | concat
+  return jax.eval_shape(model.denoiser.init, jax.random.key(0), z, level, inputs)["params"]
 
 
 def concat_shape(model: Model) -> tuple[int, int, int]:
@@ -147,8 +148,9 @@ def bound(model: Model, params: dict) -> Any:
   """The network as denoise(z, t, told), where told is {"labels": int [B]} and, of a model with a condition, "concat"."""
 
   def apply(z: Array, level: Array, told: dict, *estimate: Array) -> Any:
-    further = dict(told)
-    return model.denoiser.apply({"params": params["denoiser"]}, z, level, further.pop("labels"), *estimate, **further)
+    inputs = dict(told)
+    inputs["label"] = inputs.pop("labels")
+    return model.denoiser.apply({"params": params["denoiser"]}, z, level, inputs, *estimate)
 
   return denoiser(model.process, model.parametrization, apply)
 

@@ -1,4 +1,4 @@
-"""Numbers and places as vectors."""
+"""Numbers, places and classes as vectors."""
 
 from flax import linen as nn
 import jax
@@ -50,7 +50,8 @@ def rotate(x: Array, angles: Array) -> Array:
   """x [B, L, N, D], its pairs of features (2 i, 2 i + 1) as plane vectors, turned by angles [L, D / 2]; in float32."""
   even, odd = (x[..., i::2].astype(jnp.float32) for i in (0, 1))
   cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))  # [L, 1, D / 2]
-  return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1).reshape(x.shape).astype(x.dtype)
+  pairs = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1)  # [B, L, N, D / 2, 2]
+  return pairs.reshape(x.shape).astype(x.dtype)  # [B, L, N, D]
 
 
 class LevelEmbedding(nn.Module):
@@ -66,3 +67,16 @@ class LevelEmbedding(nn.Module):
     init = nn.initializers.normal(0.02)
     h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(sinusoids(1000 * x, self.frequencies))
     return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
+
+
+class LabelEmbedding(nn.Module):
+  """One vector per class and one for the unknown class, -1."""
+
+  classes: int
+  width: int
+
+  @nn.compact
+  def __call__(self, labels: Array) -> Array:
+    """labels int [B] in -1 .. classes - 1 -> [B, width]."""
+    table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.width))
+    return jnp.take(table, jnp.where(labels < 0, self.classes, labels), axis=0)

@@ -1,6 +1,6 @@
 """Stage 2: a denoiser of standardised latents.
 
-  (1)  e = network(c_in z_t, c_noise(t), condition) - (p x0 + q eps)
+  (1)  e = network(c_in z_t, c_noise(t), inputs) - (p x0 + q eps)
   (2)  loss = factor(t) |e|^2 / D
   (3)  loss = factor(t) |e|^2 / D exp(-u) + u    where the network learns its log-variance u
 
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.core.shapes import expand
+from jldm.core.specs import Output
 from jldm.diffusion.process import Process, Rates, rates
-from jldm.diffusion.target import Predict, combine, decode, with_variance
+from jldm.diffusion.target import Predict, combine, decode
 from jldm.diffusion.times import Uniform, draw as draw_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import Gaussian
@@ -74,8 +75,8 @@ class Diffusion:
 
   def init(self, key: Array, batch: dict) -> tuple[Any, Any]:
     z = jnp.zeros(batch["mean"].shape, jnp.float32)
-    told = {"concat": jnp.zeros((*z.shape[:-1], self.condition.channels(z.shape[-1])))} if self.condition else {}
-    return self.network.init(key, z, jnp.zeros(len(z)), batch["label"], **told)["params"], {}
+    concat = {"concat": jnp.zeros((*z.shape[:-1], self.condition.channels(z.shape[-1])))} if self.condition else {}
+    return self.network.init(key, z, jnp.zeros(len(z)), {"label": batch["label"]} | concat)["params"], {}
 
   def loss(self, params: Any, extra: Any, ema: Any, frozen: Statistics | Encoder, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
@@ -87,25 +88,26 @@ class Diffusion:
       eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), x0[:, :1, :1])
     t, dt_du = draw_times(self.times, self.process, key_t, batch["stratum"])
     labels = jnp.where(drawn(row_keys(key_drop, rows)) < self.label_dropout, -1, batch["label"])
-    told = {"concat": self.condition.drawn(frozen, batch, row_keys(key_condition, rows))} if self.condition else {}
+    concat = {"concat": self.condition.drawn(frozen, batch, row_keys(key_condition, rows))} if self.condition else {}
+    inputs = {"label": labels} | concat
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)
     level = self.parametrization.c_noise(self.process, t)
 
-    def network(*estimate) -> tuple[Array, Array | None]:
-      said = self.network.apply({"params": params}, self.parametrization.c_in(r) * z, level, labels, *estimate, **told)
-      return with_variance(said)
+    def network(*estimate) -> Output:
+      return self.network.apply({"params": params}, self.parametrization.c_in(r) * z, level, inputs, *estimate)
 
     estimate = ()
     if self.self_conditioning:
-      first = jax.lax.stop_gradient(decode(row, r, z, network(jnp.zeros_like(z))[0]).x0)
+      first = jax.lax.stop_gradient(decode(row, r, z, network(jnp.zeros_like(z)).value).x0)
       shown = drawn(row_keys(key_self, rows)) < self.self_conditioning
       estimate = (jnp.where(expand(shown, z), first, 0),)
-    output, log_variance = network(*estimate)
+    output, log_variance, variance = network(*estimate)
     target = combine(row, x0, eps)
     error = jnp.square(output - target)
     mean = lambda values: values.mean(tuple(range(1, x0.ndim)))
     loss = self.factor(row, r, dt_du) * error
+    log_variance = variance if log_variance is None else expand(log_variance, x0)
     if log_variance is not None:
       loss = loss * jnp.exp(-log_variance) + log_variance
     loss = mean(loss)

@@ -9,6 +9,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
+from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, draw
@@ -55,9 +56,9 @@ class Exact(nn.Module):
   process: Any
   parametrization: Any
 
-  def __call__(self, z, level, labels):
-    r = rates(self.process, level, z)
-    return combine(self.parametrization.row(r), X0, (z - r.alpha * X0) / r.sigma)
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    r = rates(self.process, noise_level, z)
+    return Output(combine(self.parametrization.row(r), X0, (z - r.alpha * X0) / r.sigma))
 
 
 class Translated(nn.Module):
@@ -66,24 +67,24 @@ class Translated(nn.Module):
   process: Any
   parametrization: Any
 
-  def __call__(self, z, level, labels):
-    r = rates(self.process, level, z)
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    r = rates(self.process, noise_level, z)
     said = decode(Predict("v").row(r), r, z, jnp.sin(3 * z) + r.sigma)
-    return combine(self.parametrization.row(r), said.x0, said.eps)
+    return Output(combine(self.parametrization.row(r), said.x0, said.eps))
 
 
 class Told(nn.Module):
   """Something of all that the network is told."""
 
-  def __call__(self, z, level, labels):
-    return jnp.sin(z) + level[:, None, None, None] + labels[:, None, None, None]
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(jnp.sin(z) + noise_level[:, None, None, None] + inputs["label"][:, None, None, None])
 
 
 class Label(nn.Module):
   """The label plus one, so that it can be read from a loss."""
 
-  def __call__(self, z, level, labels):
-    return jnp.zeros_like(z) + labels[:, None, None, None] + 1
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(jnp.zeros_like(z) + inputs["label"][:, None, None, None] + 1)
 
 
 def losses(network, batch=BATCH, key=KEY, params=(), **fields):
@@ -196,9 +197,9 @@ class Doubtful(nn.Module):
   """Zero, with a log-variance that a parameter sets."""
 
   @nn.compact
-  def __call__(self, z, level, labels):
+  def __call__(self, z, noise_level, inputs, estimate=None):
     u = self.param("u", nn.initializers.zeros_init(), ())
-    return jnp.zeros_like(z), jnp.full((len(z), 1, 1, 1), u)
+    return Output(jnp.zeros_like(z), jnp.full(len(z), u))
 
 
 def test_a_learned_log_variance_is_a_gaussian_likelihood():
@@ -216,8 +217,8 @@ class Remembering(nn.Module):
 
   self_conditioning: bool = True
 
-  def __call__(self, z, level, labels, estimate=None):
-    return 0.5 * estimate + 1
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(0.5 * estimate + 1)
 
 
 def remembered(share, keys):
@@ -239,9 +240,9 @@ def test_no_gradient_flows_through_the_first_estimate():
     self_conditioning: bool = True
 
     @nn.compact
-    def __call__(self, z, level, labels, estimate=None):
+    def __call__(self, z, noise_level, inputs, estimate=None):
       a = self.param("a", nn.initializers.ones_init(), ())
-      return a * (1 + 0 * z) + estimate
+      return Output(a * (1 + 0 * z) + estimate)
 
   objective = Diffusion(network=Scaled(), process=Flow(), parametrization=Predict("x0"), self_conditioning=1.0)
   mean = lambda a: objective.loss({"a": a}, {}, (), Statistics(0, 1), STILL | {"mean": filled(0)}, KEY)[0].mean()
@@ -251,8 +252,8 @@ def test_no_gradient_flows_through_the_first_estimate():
 
 def test_offset_noise_is_shared_by_the_places_of_a_channel():
   class Noise(nn.Module):
-    def __call__(self, z, level, labels):
-      return jnp.zeros_like(z)
+    def __call__(self, z, noise_level, inputs, estimate=None):
+      return Output(jnp.zeros_like(z))
 
   objective = Diffusion(network=Noise(), process=Flow(), parametrization=Predict("eps"), offset_noise=100.0, times=Uniform())
   many = {k: np.resize(v, (256, *v.shape[1:])) for k, v in BATCH.items()} | {"row": np.arange(256)}
@@ -275,7 +276,7 @@ class Opposite(nn.Module):
   inner: nn.Module
 
   def __call__(self, *args):
-    return -self.inner(*args)
+    return Output(-self.inner(*args).value)
 
 
 @pytest.mark.parametrize(("fields", "told"), [
@@ -297,8 +298,8 @@ def test_estimates_are_shown_to_networks_that_read_them(network, share):
 class Beside(nn.Module):
   """What it is told, summed over channels."""
 
-  def __call__(self, z, level, labels, concat=None):
-    return jnp.zeros_like(z) + concat.sum(-1, keepdims=True)
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(jnp.zeros_like(z) + inputs["concat"].sum(-1, keepdims=True))
 
 
 def test_a_pair_is_told_standardised():
@@ -312,8 +313,8 @@ def test_a_pair_is_told_standardised():
 def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is_not_told():
   """A network that says what it is told has the loss of standardised pixels where nothing is hidden, and where all is of 0."""
   class Known(nn.Module):
-    def __call__(self, z, level, labels, concat=None):
-      return concat[..., :-1]
+    def __call__(self, z, noise_level, inputs, estimate=None):
+      return Output(inputs["concat"][..., :-1])
 
   objective = Diffusion(network=Known(), process=Flow(), parametrization=Predict("x0"), condition=Masked(dropout=0.0))
   pixels = np.where(RNG.uniform(size=(8, 1, 1, 1)) < 0.5, 0, 255) * np.ones((8, 4, 8, 3))  # of one colour, so that filling is
@@ -327,8 +328,8 @@ def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is
 @pytest.mark.parametrize("condition", [Masked(), Paired(dropout=0.5)])
 def test_a_condition_leaves_the_other_draws_as_they_were(condition):
   class Deaf(nn.Module):
-    def __call__(self, z, level, labels, concat=None):
-      return jnp.sin(z) + level[:, None, None, None] + labels[:, None, None, None]
+    def __call__(self, z, noise_level, inputs, estimate=None):
+      return Output(jnp.sin(z) + noise_level[:, None, None, None] + inputs["label"][:, None, None, None])
 
   batch = BATCH | {"source": BATCH["mean"]}
   np.testing.assert_array_equal(losses(Deaf(), batch, label_dropout=0.5, condition=condition), losses(Told(), label_dropout=0.5))

@@ -93,8 +93,3 @@ class Paired:
 def dropped(told: Array, share: float, keys: Array) -> Array:
   """told [B, ...], zeros for a share of the examples."""
   return jnp.where(expand(jax.vmap(jax.random.uniform)(keys) < share, told), 0, told)
-
-
-def joined(z: Array, concat: Array | None) -> Array:
-  """z [B, h, w, C] and a condition [B, h, w, Cc], where there is one -> [B, h, w, C + Cc]."""
-  return z if concat is None else jnp.concatenate([z, concat.astype(z.dtype)], -1)

@@ -5,11 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.models.conditioners.concat import joined
-from jldm.models.conditioners.estimate import beside
-from jldm.models.conditioners.label import LabelEmbedding
+from jldm.core.specs import Output
+from jldm.models.denoisers.inputs import Inputs, condition_vectors, read_tokens, with_concat, with_estimate
 from jldm.models.denoisers.log_variance import LogVariance
-from jldm.nn.embedding import LevelEmbedding, grid_angles, grid_sinusoids
+from jldm.nn.embedding import grid_angles, grid_sinusoids
 from jldm.nn.remat import remat
 from jldm.nn.resample import depth_to_space, space_to_depth
 from jldm.nn.transformer import Block, ModulatedBlock, Modulation, block_norm, modulated
@@ -25,14 +24,17 @@ SIZES = {  # table 1 of the paper: depth, width, heads
 
 
 class DiT(nn.Module):
-  """Patches of latents as tokens, `depth` scanned copies of `block` conditioned on time and class, patches back.
+  """Patches of latents as tokens, `depth` scanned copies of `block` conditioned on noise level and class, patches back.
 
-  `classes` = 0 is unconditional.  `in_context`: time and class stand as tokens before the patches too (section 3.2),
-  the only way for a block that is not modulated.  `rotary` embeds places in attention beside the fixed sinusoids.
-  `self_conditioning` reads an earlier estimate of the data.  `log_variance` learns one number a sample from the level;
-  `out_channels` of twice those of z (0: as many) one for each value, the second half of the output.  `remat` names
-  what each block keeps for the backward pass, of jldm.nn.remat.  `unroll` blocks stand in the scan's body: all of them is
-  faster on a CPU, and compiles longer.
+  `classes` = 0 is unconditional.  `token_width` > 0: the blocks attend to further tokens that wide, as those of a text.
+  `in_context`: the condition vectors stand as tokens before the patches too (section 3.2), the only way for a block that
+  is not modulated.  `rotary` embeds places in attention besides the fixed sinusoids.
+  `target_time` reads the noise level of a second time, which flow maps go to, `guidance_scale` the scale that a distilled
+  network imitates.  `self_conditioning` reads an earlier estimate of the data.
+  `log_variance` learns one number per sample from the noise level; `out_channels` of twice those of z (0: as many) gives
+  a variance of every value, the second half of the output.
+  `remat` names what each block keeps for the backward pass, of jldm.nn.remat.  `unroll` blocks stand in the scan's body:
+  all of them is faster on a CPU, and compiles longer.
   """
 
   block: Block = ModulatedBlock(heads=6)  # a template: its dtype is replaced by this one's
@@ -40,8 +42,11 @@ class DiT(nn.Module):
   width: int = 384
   depth: int = 12
   classes: int = 0
+  token_width: int = 0
   in_context: bool = False
   rotary: bool = False
+  target_time: bool = False
+  guidance_scale: bool = False
   self_conditioning: bool = False
   log_variance: bool = False
   out_channels: int = 0
@@ -50,38 +55,37 @@ class DiT(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(
-    self, z: Array, level: Array, labels: Array, estimate: Array | None = None, *, concat: Array | None = None
-  ) -> Array | tuple[Array, Array]:
-    """z [B, H, W, C] at level [B], about -4 to 1, labels int [B] (-1: unknown) -> [B, H, W, C] in float32.
+  def __call__(self, z: Array, noise_level: Array, inputs: Inputs, estimate: Array | None = None) -> Output:
+    """z [B, H, W, C] at noise_level [B], about -4 to 1 -> values [B, H, W, C] in float32.
 
-    With `log_variance`, or twice the channels: (that, log variance [B, 1, 1, 1] or [B, H, W, C]).  `concat`
-    [B, H, W, Cc] is what is known of the data, beside z; a model that is made with it is always called with it.
+    `inputs` are those of jldm.models.denoisers.inputs, estimate [B, H, W, C].  A network that was initialised with
+    `concat` or `vector` is always called with it.
 
     Raises:
-      UserError: H or W is not divisible by `patch`, or fields that contradict each other or C.
+      UserError: H or W is not divisible by `patch`, fields contradict each other or C, or inputs do not fit the fields.
     """
     self.check(z)
+    tokens, mask = read_tokens(inputs, self.token_width) if self.token_width else (None, None)
     template = self.block.clone(parent=self, name="blocks", dtype=self.dtype)
     rows, columns = z.shape[1] // self.patch, z.shape[2] // self.patch
-    x = self.tokens(joined(beside(z, estimate) if self.self_conditioning else z, concat))
-    conditions = [LevelEmbedding(self.width, dtype=self.dtype, name="level")(level)]
-    if self.classes:
-      conditions.append(LabelEmbedding(self.classes, self.width, name="label")(labels).astype(self.dtype))
-    leading = len(conditions) if self.in_context else 0
+    x = self.patches(with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs))  # [B, L, width]
+    vectors = condition_vectors(self, noise_level, inputs, self.width, self.classes)
+    leading = len(vectors) if self.in_context else 0
     if leading:
-      x = jnp.concatenate([jnp.stack(conditions, 1), x], 1)  # [B, leading + L, width]
+      x = jnp.concatenate([jnp.stack(vectors, 1), x], 1)  # [B, leading + L, width]
     angles = grid_angles(rows, columns, self.width // template.heads, leading) if self.rotary else None
-    x = self.blocks(template, x, sum(conditions), angles)[:, leading:]
+    x = self.blocks(template, x, sum(vectors), angles, tokens, mask)[:, leading:]  # [B, L, width]
     x = block_norm(template, "norm")(x)
     if template.modulates:
-      x = modulated(x, *Modulation(2, self.width, self.dtype, name="modulation")(sum(conditions)))
+      x = modulated(x, *Modulation(2, self.width, self.dtype, name="modulation")(sum(vectors)))
     out_channels = self.out_channels or z.shape[-1]
     x = self.dense(self.patch**2 * out_channels, nn.initializers.zeros_init(), "out")(x)
-    x = depth_to_space(x.reshape(len(z), rows, columns, -1), self.patch).astype(jnp.float32)
-    if self.log_variance:
-      return x, LogVariance(name="log_variance")(level)
-    return x if out_channels == z.shape[-1] else tuple(jnp.split(x, 2, -1))
+    x = x.reshape(len(z), rows, columns, -1)  # [B, rows, columns, p p out_channels]
+    x = depth_to_space(x, self.patch).astype(jnp.float32)  # [B, H, W, out_channels]
+    if out_channels == 2 * z.shape[-1]:
+      value, variance = jnp.split(x, 2, -1)  # [B, H, W, C] each
+      return Output(value, variance=variance)
+    return Output(x, LogVariance(name="log_variance")(noise_level) if self.log_variance else None)
 
   def check(self, z: Array) -> None:
     _, h, w, channels = z.shape
@@ -92,31 +96,34 @@ class DiT(nn.Module):
     if self.log_variance and self.out_channels == 2 * channels:
       raise UserError(f"log_variance=True and out_channels={self.out_channels} learn it twice; expected one of them")
     if not (self.block.modulates or self.in_context):
-      raise UserError(f"{type(self.block).__name__} does not see the level; expected in_context=True")
+      raise UserError(f"{type(self.block).__name__} does not see the noise level; expected in_context=True")
 
   def dense(self, features: int, init: nn.initializers.Initializer, name: str) -> nn.Dense:
     return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
-  def tokens(self, x: Array) -> Array:
+  def patches(self, x: Array) -> Array:
     """[B, H, W, C] -> its patches with their places, [B, L, width], row by row."""
     x = space_to_depth(x, self.patch)  # [B, rows, columns, p p C]
     b, rows, columns, features = x.shape
-    x = self.dense(self.width, nn.initializers.xavier_uniform(), "in")(x.reshape(b, rows * columns, features))
+    x = x.reshape(b, rows * columns, features)  # [B, L, p p C]
+    x = self.dense(self.width, nn.initializers.xavier_uniform(), "in")(x)
     return x + grid_sinusoids(rows, columns, self.width).astype(self.dtype)
 
-  def blocks(self, block: Block, x: Array, condition: Array, angles: Array | None) -> Array:
-    """All blocks as one scan: the program is as long as one block."""
-    call = lambda block, x, condition, angles: (block(x, condition, angles), None)
+  def blocks(
+    self, block: Block, x: Array, condition: Array, angles: Array | None, tokens: Array | None, mask: Array | None
+  ) -> Array:
+    """All blocks as one scan: the program is as long as one block.  What they sow comes out stacked, [depth, ...]."""
+    call = lambda block, x, *condition: (block(x, *condition), None)
     scanned = nn.scan(
       remat(call, self.remat, prevent_cse=self.unroll >= self.depth),  # then nothing is left of the loops
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast,) * 4,
       length=self.depth,
       unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: None},
     )
-    return scanned(block, x, condition, angles)[0]
+    return scanned(block, x, condition, angles, tokens, mask)[0]
 
 
 def dit(size: str, block: Block = DiT.block, **fields) -> DiT:

@@ -1,4 +1,4 @@
-"""The uncertainty of a denoiser as a function of the level, for the weight of its loss."""
+"""The uncertainty of a denoiser as a function of the noise level, for the weight of its loss."""
 
 from flax import linen as nn
 import jax
@@ -9,12 +9,12 @@ Array = jax.Array
 
 
 class LogVariance(nn.Module):
-  """u of Karras et al. 2024 (2312.02696), eq. 21: one dense layer on sinusoids of the level; zero at the start, in float32."""
+  """u of Karras et al. 2024 (2312.02696), eq. 21: a dense layer on sinusoids of the noise level; zero at first, in float32."""
 
   frequencies: int = 128
 
   @nn.compact
-  def __call__(self, level: Array) -> Array:
-    """level [B] -> [B, 1, 1, 1]."""
+  def __call__(self, noise_level: Array) -> Array:
+    """noise_level [B] -> [B]."""
     zeros = nn.initializers.zeros_init()
-    return nn.Dense(1, kernel_init=zeros, name="dense")(sinusoids(1000 * level, self.frequencies))[:, None, None]
+    return nn.Dense(1, kernel_init=zeros, name="dense")(sinusoids(1000 * noise_level, self.frequencies))[:, 0]

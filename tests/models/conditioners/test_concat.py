@@ -8,7 +8,7 @@ from jldm.core.keys import row_keys
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.codec import Statistics, standardised
 from jldm.models.conditioners import masks
-from jldm.models.conditioners.concat import Masked, Paired, joined
+from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.conditioners.degradation import Grey, Missing
 
 RNG = np.random.default_rng(0)
@@ -70,16 +70,6 @@ def test_examples_are_what_a_person_would_give():
   assert none is None
   np.testing.assert_array_equal(grey, Grey()(images))
   np.testing.assert_array_equal(Paired(degradation=Missing()).example(images, keys)[0], Missing()(images, keys))
-
-
-def test_it_stands_behind_z_in_its_dtype():
-  source = BATCH["source"][:2]
-  z = jnp.asarray(-source, jnp.bfloat16)
-  both = joined(z, source)
-  assert both.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(both[..., :3], z)
-  np.testing.assert_array_equal(both[..., 3:], jnp.asarray(source, jnp.bfloat16))
-  assert joined(z, None) is z
 
 
 @pytest.mark.parametrize(("build", "told"), [
