@@ -47,9 +47,15 @@ def imported_into(folder: Path) -> Path:
   return folder / "w"
 
 
-def with_condition(experiment: Experiment, condition: str, unbroken: Path, workdir: Path) -> Experiment:
-  """The experiment with a condition, in a workdir whose autoencoder is trained."""
-  changed = override(experiment, "denoiser.objective.condition", condition)
+def with_conditioner(experiment: Experiment, conditioner: str) -> Experiment:
+  """The experiment with one more conditioner, written as in Python, after its own."""
+  every = (*map(repr, experiment.denoiser.objective.conditioners), conditioner)
+  return override(experiment, "denoiser.objective.conditioners", f"({', '.join(every)},)")
+
+
+def claimed_with(experiment: Experiment, conditioner: str, unbroken: Path, workdir: Path) -> Experiment:
+  """The experiment with one more conditioner, written as in Python, in a workdir whose autoencoder is trained."""
+  changed = with_conditioner(experiment, conditioner)
   workdirs.claim(workdir, changed)
   shutil.copytree(unbroken / "autoencoder", workdir / "autoencoder")
   return changed

@@ -82,13 +82,14 @@ def test_ranges_that_cannot_be_replayed(workdir, steps, told):
     replay(workdir, "denoiser", *steps, devices=1)
 
 
-def test_lost_latents_are_told(workdir, tmp_path):
+@pytest.mark.parametrize("lost", ["latents", "conditions"])
+def test_lost_latents_are_told(workdir, tmp_path, lost):
   folder = tmp_path / "w"
   shutil.copytree(workdir, folder)
-  shutil.rmtree(folder / "latents")
+  shutil.rmtree(folder / lost)
   with pytest.raises(UserError, match=r"latents of .* are not there any more, or damaged; jldm train makes them again"):
     replay(folder, "denoiser", 4, 6, devices=1)
-  assert not (folder / "latents").exists()
+  assert not (folder / lost).exists()
 
 
 def test_exit_codes(workdir, tmp_path, capsys):

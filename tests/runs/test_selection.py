@@ -15,7 +15,7 @@ from jldm.cli import main
 from jldm.config.experiment import Evaluation
 from jldm.config.override import override
 from jldm.core.errors import Preempted, UserError
-from jldm.inference import pipeline
+from jldm.inference.load import load, of, restored
 from jldm.media import images as pictures
 from jldm.runs import selection, stages
 from jldm.storage import workdir as workdirs
@@ -47,7 +47,7 @@ def unjudged_run(plain, tmp_path_factory):
 def begun(experiment, after, path):
   """A workdir whose autoencoder is finished."""
   workdirs.claim(path, experiment)
-  for part in ("autoencoder", "latents"):
+  for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(after / part, path / part)
   return path
 
@@ -60,7 +60,7 @@ def run(judged, unjudged_run, tmp_path_factory):
 
 
 def ema(path):
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(pipeline.load(path)[1])]
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(load(path)[1])]
 
 
 def test_training_ends_with_the_same_bits(unjudged_run, run):
@@ -84,11 +84,11 @@ def test_what_is_best_is_kept(run):
     assert kept.steps() == [min(found, key=found.get)] and kept.items(kept.steps()[0]) == ["ema", "score"]
     score = kept.restore(kept.steps()[0], {"score": selection.SCORE})["score"]
   assert score == np.float32(min(found.values()))
-  model, params = pipeline.load(run, best=True)
-  assert pipeline.restored(model, run, "denoiser", best=True)[0] == min(found, key=found.get)
-  assert jax.tree.structure(params) == jax.tree.structure(pipeline.load(run)[1])
+  model, params = load(run, best=True)
+  assert restored(model, run, "denoiser", best=True)[0] == min(found, key=found.get)
+  assert jax.tree.structure(params) == jax.tree.structure(load(run)[1])
   with pytest.raises(UserError, match=r"the best denoiser and sigma_rel=0.1; expected one of them"):
-    pipeline.load(run, 0.1, best=True)
+    load(run, 0.1, best=True)
 
 
 def test_the_best_is_sampled_and_evaluated(run, tmp_path):
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_keeps_the_same(judged, run, unjudged_run, tmp_pa
   assert scores(path) == scores(run)
   for a, b in zip(ema(path), ema(run), strict=True):
     np.testing.assert_array_equal(a, b)
-  kept = [pipeline.restored(pipeline.of(judged), each, "denoiser", best=True) for each in (path, run)]
+  kept = [restored(of(judged), each, "denoiser", best=True) for each in (path, run)]
   assert kept[0][0] == kept[1][0]
   for a, b in zip(*(jax.tree.leaves(each) for _, each in kept), strict=True):
     np.testing.assert_array_equal(a, b)

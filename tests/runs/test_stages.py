@@ -11,7 +11,8 @@ import pytest
 from jldm.cli import main
 from jldm.config.override import override
 from jldm.core.errors import NonFiniteError, UserError
-from jldm.inference import pipeline
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load, load_codec
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
@@ -24,11 +25,16 @@ from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant
 from jldm.train.parts import PerPart
 from tests.configs import config, shrunk
-from tests.trained import STEPS, assert_same_end, with_condition
+from tests.trained import STEPS, assert_same_end, claimed_with
 
 
 class Stop(Exception):
   pass
+
+
+def drawn(model, params, labels, steps, size=None):
+  request = Request(n=len(labels), given={"label": labels}, size=size)
+  return generate(model, params, request, dataclasses.replace(model.sampling, steps=steps), devices=1).data
 
 
 @pytest.mark.slow
@@ -72,9 +78,9 @@ def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
   assert workdirs.read(tmp_path / "w") == experiment
   rows = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
   assert [row["adversarial_weight"] > 0 for row in rows if "d_loss" in row] == [False] * 3 + [True] * (STEPS - 3)
-  model, params = pipeline.load(tmp_path / "w")
+  model, params = load(tmp_path / "w")
   assert "decoder" in params["codec"]["params"] and "conv0" not in params["codec"]["params"]
-  assert pipeline.generate(model, params, [0], steps=1).shape == (1, 32, 32, 1)
+  assert drawn(model, params, [0], steps=1).shape == (1, 32, 32, 1)
 
 
 def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path):
@@ -94,9 +100,9 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
   ):
     experiment = override(experiment, path, text)
   stages.train(experiment, tmp_path / "w", devices=2)
-  model, params = pipeline.load(tmp_path / "w")
+  model, params = load(tmp_path / "w")
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-  assert pipeline.generate(model, params, [1, 2], steps=2).shape == (2, 32, 32, 1)
+  assert drawn(model, params, [1, 2], steps=2).shape == (2, 32, 32, 1)
 
 
 @pytest.mark.slow
@@ -105,11 +111,11 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
   workdir = tmp_path / "w"
   powers = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
   workdirs.claim(workdir, powers)
-  for part in ("autoencoder", "latents"):
+  for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
   stages.train(powers, workdir, devices=1)
-  tracked = {width: pipeline.load(workdir, width)[1]["denoiser"] for width in (0.05, 0.20)}
-  plain = pipeline.load(workdir)[1]["denoiser"]
+  tracked = {width: load(workdir, width)[1]["denoiser"] for width in (0.05, 0.20)}
+  plain = load(workdir)[1]["denoiser"]
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tracked[0.05])):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9, err_msg="the first average is what is sampled with")
   with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
@@ -120,12 +126,12 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
     said = json.loads(manifest.read_text())
     said["files"] = {name: value for name, value in said["files"].items() if not name.startswith("0.2/")}
     manifest.write_text(json.dumps(said))
-  made = pipeline.load(workdir, 0.20)[1]["denoiser"]
+  made = load(workdir, 0.20)[1]["denoiser"]
   largest = max(np.abs(x).max() for x in jax.tree.leaves(tracked[0.20]))
   for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(tracked[0.20])):
     np.testing.assert_allclose(a, b, atol=1e-6 * largest)
   with pytest.raises(UserError, match=r"kept no averages; train with --set 'denoiser.ema=Power\(\(0.05, 0.1\)\)'"):
-    pipeline.load(unbroken, 0.1)
+    load(unbroken, 0.1)
 
 
 @pytest.mark.slow
@@ -142,12 +148,12 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
     changed = override(changed, f"denoiser.objective.{name}", text)
   workdir = tmp_path / "w"
   workdirs.claim(workdir, changed)
-  for part in ("autoencoder", "latents"):
+  for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
   stages.train(changed, workdir, devices=1)
-  model, params = pipeline.load(workdir)
+  model, params = load(workdir)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-  images = pipeline.generate(model, params, [0, -1], steps=2, devices=1, size=(64, 32))
+  images = drawn(model, params, [0, -1], steps=2, size=(64, 32))
   assert images.shape == (2, 64, 32, 1)
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert {"loss", "mse"} <= set(rows[0])
@@ -171,12 +177,12 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", ["Masked()", "Paired(degradation=Mixture(), dropout=0.2)"])
-def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experiment, unbroken, tmp_path, monkeypatch, condition):
-  changed = with_condition(experiment, condition, unbroken, tmp_path / "a")
+@pytest.mark.parametrize("conditioner", ["Masked()", "Paired(degradation=Mixture(), dropout=0.2)"])
+def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experiment, unbroken, tmp_path, monkeypatch, conditioner):
+  changed = claimed_with(experiment, conditioner, unbroken, tmp_path / "a")
   stages.train(changed, tmp_path / "a", devices=1)
   assert (tmp_path / "a" / "images" / "denoiser-000006.png").exists()
-  with_condition(experiment, condition, unbroken, tmp_path / "b")
+  claimed_with(experiment, conditioner, unbroken, tmp_path / "b")
 
   def interrupt(log, step, state, metrics):
     if step == 5:
@@ -188,15 +194,19 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experime
       stages.train(changed, tmp_path / "b", devices=1)
   stages.train(changed, tmp_path / "b", devices=1)
   assert_same_end(tmp_path / "a", tmp_path / "b")
-  with pytest.raises(UserError, match="cannot draw without one"):
-    pipeline.generate(*pipeline.load(tmp_path / "b"), [1])
+  model, params = load(tmp_path / "b")
+  assert drawn(model, params, [1], steps=2).shape == (1, 32, 32, 1), "it was dropped for a share of the examples"
+  always = tuple(dataclasses.replace(each, dropout=0.0) for each in model.objective.conditioners)
+  model = dataclasses.replace(model, objective=dataclasses.replace(model.objective, conditioners=always))
+  with pytest.raises(UserError, match=f"always trained with '{always[-1].name}', .* and cannot draw without"):
+    drawn(model, params, [1], steps=2)
 
 
 def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_path, capsys):
   stages.train(on_imported, tmp_path, devices=1)
   assert "codec: latents have" not in capsys.readouterr().out  # nothing was measured
-  model, params = pipeline.load(tmp_path)
-  network, codec = pipeline.load_codec(imported)
+  model, params = load(tmp_path)
+  network, codec = load_codec(imported)
   assert model.autoencoder == network and model.latent_shape == (16, 16, 2)
   jax.tree.map(np.testing.assert_array_equal, params["codec"], codec)
   np.testing.assert_array_equal(codec["mean"], np.float32([0.5, 0.5]))
@@ -208,14 +218,14 @@ def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_pat
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, tmp_path):
-  network, codec = pipeline.load_codec(imported)
+  network, codec = load_codec(imported)
   peak = 1e-3  # how far a step of Adam moves a parameter
   tuned = dataclasses.replace(
     on_imported.denoiser, objective=Reconstruction(network=network), steps=1, start=str(imported), ema=Decay(0.0),
     optimizer=AdamW(schedule=Constant(peak=peak)),
   )
   stages.train(dataclasses.replace(on_imported, autoencoder=tuned), tmp_path, ("autoencoder",), devices=1)
-  after = pipeline.load_codec(tmp_path)[1]
+  after = load_codec(tmp_path)[1]
   np.testing.assert_array_equal(after["mean"], codec["mean"])
   np.testing.assert_array_equal(after["std"], codec["std"])
   moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"]))]

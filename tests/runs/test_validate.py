@@ -8,10 +8,11 @@ from jldm.config.experiment import Pretrained, Stage
 from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.data.synthetic import Synthetic
-from jldm.inference import pipeline
+from jldm.inference.load import load
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.runs import stages
+from tests.trained import with_conditioner
 
 
 @pytest.mark.parametrize("path, text, told", [
@@ -39,7 +40,7 @@ def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
 @pytest.mark.parametrize(("change", "told"), [
   ("parametrization=Predict('eps')", "Predict(kind='eps') says nothing about the data at t = 1 of Flow(); use Predict('v') or"),
   ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
-  ("network.classes=3", "data has 10 classes and the denoiser 3; --set denoiser.objective.network.classes=10"),
+  ("network.classes=3", "data has 10 classes, the denoiser label.classes=10, network.classes=3; --set denoiser.objective.network.classes=10"),
   ("network.patch=3", "latents of 4x4; expected sides divisible by patch=3"),
   ("network.self_conditioning=True", "expected a share such as 0.5 and True, or 0 and False"),
 ])
@@ -78,7 +79,7 @@ def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, chan
 
 
 def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
-  changed = override(experiment, "denoiser.objective.condition", "Paired(degradation=Downsampled(5))")
+  changed = with_conditioner(experiment, "Paired(degradation=Downsampled(5))")
   with pytest.raises(UserError, match=r"pictures of 32x32; expected sides divisible by Downsampled\(factor=5\).factor"):
     stages.train(changed, tmp_path / "w", devices=1)
   assert not (tmp_path / "w").exists()
@@ -97,5 +98,5 @@ def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_pa
     with pytest.raises(UserError, match=told):
       stages.train(wrong, tmp_path / "w", devices=1)
   with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: autoencoder=Pretrained"):
-    pipeline.load(imported)
+    load(imported)
   assert not (tmp_path / "w").exists()
