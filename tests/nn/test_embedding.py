@@ -1,11 +1,12 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.nn.embedding import LevelEmbedding, grid_angles, grid_sinusoids, rotate, sinusoids
+from jldm.nn.embedding import LabelEmbedding, LevelEmbedding, grid_angles, grid_sinusoids, rotate, sinusoids
 from tests.networks import random_params
 
 
@@ -95,3 +96,18 @@ def test_rotation_keeps_lengths_and_dtype():
 def test_heads_that_a_grid_cannot_rotate_are_refused():
   with pytest.raises(UserError, match="heads 6 wide; rotary embeddings of a grid need a width divisible by 4"):
     grid_angles(2, 2, 6)
+
+
+LABELS = jnp.array([0, 2, -1, 1, -1])
+TABLE = random_params(LabelEmbedding(3, 4), LABELS)
+
+
+def test_one_vector_a_class_and_one_for_the_unknown():
+  assert TABLE["table"].shape == (4, 4)
+  out = LabelEmbedding(3, 4).apply({"params": TABLE}, LABELS)
+  np.testing.assert_array_equal(out, TABLE["table"][[0, 2, 3, 1, 3]])
+
+
+def test_only_the_classes_seen_learn():
+  loss = lambda params: LabelEmbedding(3, 4).apply({"params": params}, jnp.array([1, -1])).sum()
+  np.testing.assert_array_equal(jax.grad(loss)(TABLE)["table"][:, 0], [0, 1, 0, 1])

@@ -20,7 +20,7 @@ from tests.networks import random_params
 
 RNG = np.random.default_rng(0)
 Z = np.float32(RNG.normal(size=(2, 4, 4, 2)))
-NOISED = (Z, np.array([0.1, 0.9], np.float32), np.array([0, -1]))
+NOISED = (Z, np.array([0.1, 0.9], np.float32), {"label": np.array([0, -1])})
 IMAGES = (np.float32(RNG.uniform(-1, 1, (2, 4, 4, 3))), row_keys(jax.random.key(1), jnp.arange(2)))
 CODEC = dict(channels=3, latent_channels=2, widths=(4,), resnets=0, groups=2)
 DENOISERS = {

@@ -97,6 +97,36 @@ def test_a_plain_block_is_its_formula_whatever_the_condition(variant):
   np.testing.assert_array_equal(apply(CONDITION), apply(-CONDITION))
 
 
+BLOCKS = [block.clone(**variant) for block in (BLOCK, PlainBlock(heads=2, mlp_ratio=2.0)) for variant in VARIANTS]
+MASK = np.array([[True, False, True], [False, False, False]])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_attention_to_tokens_stands_between_attention_and_mlp(block):
+  params = random_params(block, X, CONDITION, ANGLES, CONTEXT)
+  assert params.keys() == random_params(block, X, CONDITION, ANGLES).keys() | {"norm_cross", "cross_attention"}
+  attention, mlp = layers(block, params)
+  shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+    modulation(params["modulation"]["dense"], CONDITION) if block.modulates else (0, 0, 1) * 2
+  )
+  x = X + gate_a * attention(norm(block, params, "norm1", X) * (1 + scale_a) + shift_a)
+  h = np.float32(norm(block, params, "norm_cross", x))
+  x = x + CrossAttention(2).apply({"params": params["cross_attention"]}, h, CONTEXT, MASK)
+  x = x + gate_m * mlp(norm(block, params, "norm2", x) * (1 + scale_m) + shift_m)
+  out = quick(block.apply)({"params": params}, X, CONDITION, ANGLES, CONTEXT, MASK)
+  np.testing.assert_allclose(out, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_attention_to_tokens_starts_as_the_identity(block):
+  """Of a block that is trained otherwise: the output is what it is without tokens."""
+  params = random_params(block, X, CONDITION, ANGLES)
+  fresh = quick(block.init)(jax.random.key(0), X, CONDITION, ANGLES, CONTEXT)["params"]
+  params |= {name: fresh[name] for name in ("norm_cross", "cross_attention")}
+  apply = quick(lambda *tokens: block.apply({"params": params}, X, CONDITION, ANGLES, *tokens))
+  np.testing.assert_allclose(apply(CONTEXT), apply(), atol=1e-5)  # rounded otherwise within another program
+
+
 def test_the_published_hidden_width_of_swiglu():
   """LightningDiT-XL (2501.01423): 2/3 of 4 x 1152 is 3072, beside gates of as many."""
   x, condition = np.zeros((1, 1, 1152), np.float32), np.zeros((1, 1), np.float32)
@@ -136,9 +166,20 @@ def test_a_spatial_transformer_knows_its_own_context_and_no_places():
   np.testing.assert_array_equal(np.abs(apply(IMAGE, other) - out).max((1, 2, 3)) > 1e-3, [False, True])
 
 
+def test_a_spatial_transformer_does_not_see_what_is_masked():
+  module = SpatialTransformer(2, groups=4)
+  params = random_params(module, IMAGE, CONTEXT)
+  apply = quick(lambda context, *mask: module.apply({"params": params}, IMAGE, context, *mask))
+  keep = np.array([[True, False, True]] * 2)
+  masked = apply(CONTEXT, keep)
+  np.testing.assert_allclose(masked, apply(CONTEXT[:, [0, 2]]), atol=1e-4)
+  assert np.abs(masked - apply(CONTEXT)).max() > 1e-3
+
+
 @pytest.mark.parametrize("block, inputs", [
   (BLOCK, (X, CONDITION, ANGLES)), (BLOCK.clone(**VARIANTS[1]), (X, CONDITION, ANGLES)),
-  (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES)), (CrossBlock(heads=2), (X, CONTEXT)),
+  (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES)), (BLOCK, (X, CONDITION, ANGLES, CONTEXT)),
+  (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES, CONTEXT)), (CrossBlock(heads=2), (X, CONTEXT)),
   (SpatialTransformer(heads=2, groups=4), (IMAGE, CONTEXT)),
 ])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -10,7 +10,7 @@ LEVEL = np.linspace(0, 1, 64, dtype=np.float32)
 
 def test_it_starts_at_zero_one_number_a_sample():
   out, params = quick(LogVariance().init_with_output)(jax.random.key(0), LEVEL)
-  assert out.shape == (64, 1, 1, 1) and out.dtype == jnp.float32 and not out.any()
+  assert out.shape == (64,) and out.dtype == jnp.float32 and not out.any()
   assert params["params"]["dense"]["kernel"].shape == (128, 1)
 
 
