@@ -38,19 +38,19 @@ def batch_of(step: int) -> dict:
 @functools.cache
 def start() -> tuple:
   """(params, extra after two steps in which something was measured)."""
-  params, extra = jax.eval_shape(OBJECTIVE.init, KEY, batch_of(0))
+  params, extra = jax.eval_shape(OBJECTIVE.init, KEY, batch_of(0), {})
   extra = jax.tree.map(np.abs, randomised(extra, seed=1)) | {"steps": np.float32(2)}
   return randomised(params), extra
 
 
 def loss_of(objective, params, extra, batch, key):
-  return objective.loss(params, extra, params, (), batch, key)
+  return objective.loss(params, extra, params, {}, batch, key)
 
 
 loss = functools.cache(lambda objective: quick(functools.partial(loss_of, objective)))
 gradient = quick(jax.grad(lambda params, extra: loss_of(OBJECTIVE, params, extra, batch_of(0), KEY)[0].mean()))
 logits = lambda params, images: DISCRIMINATOR.apply({"params": params["discriminator"]}, images)
-inner_terms = lambda params: INNER.terms(params["autoencoder"], {}, batch_of(0), KEY)
+inner_terms = lambda params: INNER.terms(params["autoencoder"], {}, batch_of(0), KEY, {})
 
 
 def assert_near(these, those, tolerance=1e-4):
@@ -170,8 +170,8 @@ def quick_to_compile():
 
 
 def first_state():
-  params = randomised(jax.eval_shape(OBJECTIVE.init, KEY, batch_of(0))[0])
-  extra = OBJECTIVE.init(KEY, batch_of(0))[1]
+  params = randomised(jax.eval_shape(OBJECTIVE.init, KEY, batch_of(0), {})[0])
+  extra = OBJECTIVE.init(KEY, batch_of(0), {})[1]
   return jax.device_get(init_state(params, extra, TX, DECAY))
 
 
@@ -180,7 +180,7 @@ def run(devices: int, accumulate: int):
   state, metrics, root = sharding.place(mesh, first_state()), [], sharding.place(mesh, KEY)
   step = make_step(OBJECTIVE.loss, TX, DECAY, accumulate)
   for n in range(STEPS):
-    state, each = step(state, sharding.place_batch(mesh, batch_of(n)), root, ())
+    state, each = step(state, sharding.place_batch(mesh, batch_of(n)), root, {})
     metrics.append(jax.device_get(each))
   return jax.device_get(state), metrics
 
@@ -204,7 +204,7 @@ def test_pmap_agrees(whole):
   step = jax.pmap(step_fn(OBJECTIVE.loss, TX, DECAY, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
   state, metrics = jax.tree.map(lambda x: np.stack([x] * 8), first_state()), []
   for n in range(STEPS):
-    state, each = step(state, jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch_of(n)), KEY, ())
+    state, each = step(state, jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch_of(n)), KEY, {})
     metrics.append(jax.device_get(each))
   for device in (0, 7):
     assert_near(jax.tree.map(lambda x, d=device: np.asarray(x)[d], (state, metrics)), whole)
@@ -216,7 +216,7 @@ def test_a_codebook_is_the_inner_objectives():
   )
   inner = Reconstruction(network=network)
   objective = Adversarial(inner=inner, discriminator=DISCRIMINATOR, start_step=0)
-  shapes, state = jax.eval_shape(objective.init, KEY, batch_of(0))
+  shapes, state = jax.eval_shape(objective.init, KEY, batch_of(0), {})
   params, extra = randomised(shapes), jax.tree.map(np.abs, randomised(state, seed=1))
   _, aux = loss(objective)(params, extra, batch_of(0), KEY)
   _, expected = loss(inner)(params["autoencoder"], extra["autoencoder"], batch_of(0), KEY)
@@ -240,7 +240,7 @@ def test_numbers_that_are_not_legal_are_refused(change, told):
 ])
 def test_a_last_kernel_that_is_not_there_is_refused(last, told):
   with pytest.raises(UserError, match=told):
-    jax.eval_shape(dataclasses.replace(OBJECTIVE, last=last).init, KEY, batch_of(0))
+    jax.eval_shape(dataclasses.replace(OBJECTIVE, last=last).init, KEY, batch_of(0), {})
 
 
 def test_a_trained_autoencoder_takes_the_place_of_a_new_one():

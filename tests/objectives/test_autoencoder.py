@@ -49,14 +49,14 @@ X = np.float32(BATCH["image"] / 127.5 - 1)
 @functools.cache
 def state_of(objective):
   """(params, extra): random parameters, and where there is a codebook, latents of the batch."""
-  params, extra = jax.eval_shape(objective.init, KEY, BATCH)
+  params, extra = jax.eval_shape(objective.init, KEY, BATCH, {})
   params, extra = randomised(params), jax.tree.map(lambda x: np.zeros(x.shape, np.float32), extra)
   return params, jax.device_get(quick(objective.refresh)(params, extra, BATCH, KEY))
 
 
 @functools.cache
 def loss_of(objective):
-  return quick(lambda params, extra, batch, key: objective.loss(params, extra, params, (), batch, key))
+  return quick(lambda params, extra, batch, key: objective.loss(params, extra, params, {}, batch, key))
 
 
 def test_it_is_its_formula():
@@ -100,7 +100,7 @@ def test_the_codec_is_of_the_network():
 
 def test_terms_are_what_the_loss_is_of():
   params, extra = state_of(OBJECTIVE)
-  x, back, values, aux = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY))(params)
+  x, back, values, aux = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY, {}))(params)
   same, same_aux = loss_of(OBJECTIVE)(params, extra, BATCH, KEY)
   np.testing.assert_allclose(x, X, atol=1e-6)
   assert back.shape == X.shape
@@ -110,7 +110,7 @@ def test_terms_are_what_the_loss_is_of():
 def test_the_encoder_learns_through_the_codes():
   params, extra = state_of(VQ)
   only = dataclasses.replace(VQ, commitment_weight=0.0)
-  gradients = quick(jax.grad(lambda params: only.loss(params, extra, (), (), batch_of(1), KEY)[0].mean()))(params)
+  gradients = quick(jax.grad(lambda params: only.loss(params, extra, (), {}, batch_of(1), KEY)[0].mean()))(params)
   assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-7
 
 
@@ -128,7 +128,7 @@ def test_how_the_batch_is_split_changes_nothing(objective):
 
 @pytest.mark.parametrize("objective, collections", [(OBJECTIVE, {}), (FINITE, {}), (VQ, {"codebook"})], ids=["kl", "fsq", "vq"])
 def test_init_is_of_the_network(objective, collections):
-  params, extra = jax.eval_shape(objective.init, KEY, BATCH)
+  params, extra = jax.eval_shape(objective.init, KEY, BATCH, {})
   expected = jax.eval_shape(objective.network.init, KEY, jnp.zeros((8, 4, 6, 1)), jax.random.split(KEY, 8))["params"]
   assert set(extra) == set(collections)
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, expected)
@@ -136,7 +136,7 @@ def test_init_is_of_the_network(objective, collections):
 
 
 def test_a_codebook_begins_with_latents_of_the_first_batch():
-  params, extra = quick(VQ.init)(KEY, BATCH)
+  params, extra = quick(VQ.init)(KEY, BATCH, {})
   assert loss_of(VQ)(params, extra, BATCH, KEY)[1].metrics["usage"] == 1
   z = np.asarray(VQ.network.apply({"params": params}, X, method="encode").mean).reshape(-1, 2)
   for e in np.asarray(VQ.network.quantizer.vectors(extra["codebook"])):
@@ -153,13 +153,13 @@ def test_perceptual_distance(monkeypatch):
   params, extra = state_of(OBJECTIVE)
   objective = dataclasses.replace(OBJECTIVE, perceptual_weight=0.5)
   monkeypatch.setattr(perceptual, "distance", lambda frozen, a, b: frozen["scale"] * jnp.abs(a - b).max((1, 2, 3)))
-  x, back, plain, _ = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY))(params)
-  values, aux = quick(lambda params, frozen: objective.loss(params, extra, (), frozen, BATCH, KEY))(params, {"scale": 3.0})
+  x, back, plain, _ = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY, {}))(params)
+  values, aux = quick(lambda params, frozen: objective.loss(params, extra, (), frozen, BATCH, KEY))(params, {"lpips": {"scale": 3.0}})
   expected = 3 * np.abs(x - back).max((1, 2, 3))
   np.testing.assert_allclose(values, plain + 0.5 * expected, rtol=1e-5)
   np.testing.assert_allclose(aux.metrics["perceptual"], expected.mean(), rtol=1e-5)
   with pytest.raises(UserError, match="there are no LPIPS weights"):
-    jax.eval_shape(objective.terms, params, extra, BATCH, KEY)
+    jax.eval_shape(objective.terms, params, extra, BATCH, KEY, {})
 
 
 # ---- regularisers
@@ -230,7 +230,7 @@ def run(devices: int, accumulate: int = 1):
   refresh = jax.jit(VQ.refresh)
   for n in range(1, 7):
     batch = sharding.place_batch(mesh, batch_of(n))
-    state, each = compiled(accumulate)(state, batch, root, ())
+    state, each = compiled(accumulate)(state, batch, root, {})
     metrics.append(jax.device_get(each))
     if n % VQ.refresh_every_steps == 0:
       state = state.replace(extra=refresh(state.params, state.extra, batch, jax.random.fold_in(KEY, n)))
@@ -262,10 +262,10 @@ def test_codebook_and_loss_agree_between_jit_and_pmap():
   state = jax.tree.map(lambda x: np.stack([x] * 8), first_state())
   for n in range(1, 4):
     batch = jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch_of(n))
-    state, metrics = step(state, batch, ROOT, ())
+    state, metrics = step(state, batch, ROOT, {})
     for device in (0, 7):
       assert_near(jax.tree.map(lambda x, d=device: np.asarray(x)[d], metrics), reference()[1][n - 1])
   whole = first_state()
   for n in range(1, 4):
-    whole, _ = compiled(1)(whole, batch_of(n), ROOT, ())
+    whole, _ = compiled(1)(whole, batch_of(n), ROOT, {})
   assert_near(jax.tree.map(lambda x: np.asarray(x)[7], state.extra), jax.device_get(whole.extra))

@@ -9,14 +9,16 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
+from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, sample_times
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import Gaussian
-from jldm.models.codecs.codec import Encoder, Statistics
-from jldm.models.conditioners.concat import Masked, Paired
+from jldm.models.conditioners.degradation import Grey
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.diffusion import Diffusion
@@ -24,7 +26,7 @@ from tests.networks import quick, randomised
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(3)
-CODEC = Statistics(jnp.array([2.0, -1.0, 0.0]), jnp.array([0.5, 1.0, 3.0]))
+MEAN, STD = np.float32([2.0, -1.0, 0.0]), np.float32([0.5, 1.0, 3.0])  # of raw latents
 BATCH = {
   "mean": np.float32(RNG.normal(size=(8, 2, 4, 3))),
   "log_variance": np.float32(RNG.normal(size=(8, 2, 4, 3))),
@@ -35,7 +37,7 @@ BATCH = {
 }
 filled = lambda value: np.full((8, 2, 4, 3), value, np.float32)
 STILL = BATCH | {"mean": filled(5), "log_variance": filled(-200)}
-X0 = (5 - CODEC.mean) / CODEC.std  # the latent of STILL, everywhere
+X0 = (5 - MEAN) / STD  # the latent of STILL, everywhere
 
 
 class Scaled(nn.Module):
@@ -46,7 +48,9 @@ class Scaled(nn.Module):
     return Gaussian(self.param("scale", nn.initializers.ones, ()) * x[:, ::2, ::2], jnp.zeros(()))
 
 
-ENCODER = Encoder(*CODEC, {"scale": np.float32(3)}, Scaled())
+CODEC = {"codec": Loaded(Scaled(), {"params": {"scale": np.float32(3)}, "extra": {}, "mean": MEAN, "std": STD})}
+PLAIN = {"codec": Loaded(Scaled(), {"mean": 0.0, "std": 1.0})}  # latents as they are
+LABEL = ClassLabel(classes=3, dropout=0.0)
 
 
 class Exact(nn.Module):
@@ -55,9 +59,9 @@ class Exact(nn.Module):
   process: Any
   parametrization: Any
 
-  def __call__(self, z, level, labels):
-    r = rates(self.process, level, z)
-    return combine(self.parametrization.row(r), X0, (z - r.alpha * X0) / r.sigma)
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    r = rates(self.process, noise_level, z)
+    return Output(combine(self.parametrization.row(r), X0, (z - r.alpha * X0) / r.sigma))
 
 
 class Translated(nn.Module):
@@ -66,29 +70,34 @@ class Translated(nn.Module):
   process: Any
   parametrization: Any
 
-  def __call__(self, z, level, labels):
-    r = rates(self.process, level, z)
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    r = rates(self.process, noise_level, z)
     said = decode(Predict("v").row(r), r, z, jnp.sin(3 * z) + r.sigma)
-    return combine(self.parametrization.row(r), said.x0, said.eps)
+    return Output(combine(self.parametrization.row(r), said.x0, said.eps))
 
 
 class Told(nn.Module):
   """Something of all that the network is told."""
 
-  def __call__(self, z, level, labels):
-    return jnp.sin(z) + level[:, None, None, None] + labels[:, None, None, None]
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(jnp.sin(z) + noise_level[:, None, None, None] + inputs["label"][:, None, None, None])
 
 
 class Label(nn.Module):
   """The label plus one, so that it can be read from a loss."""
 
-  def __call__(self, z, level, labels):
-    return jnp.zeros_like(z) + labels[:, None, None, None] + 1
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(jnp.zeros_like(z) + inputs["label"][:, None, None, None] + 1)
+
+
+def shaped(objective, batch=BATCH):
+  """Random parameters of the network and of the conditioners."""
+  return randomised(jax.eval_shape(objective.init, KEY, batch, CODEC)[0])
 
 
 def losses(network, batch=BATCH, key=KEY, params=(), **fields):
-  objective = Diffusion(network=network, **({"process": Cosine(), "label_dropout": 0.0} | fields))
-  values, aux = quick(objective.loss)(params or {}, {}, (), ENCODER, batch, key)
+  objective = Diffusion(network=network, **({"process": Cosine(), "conditioners": (LABEL,)} | fields))
+  values, aux = quick(objective.loss)({"denoiser": params or {}}, {}, (), CODEC, batch, key)
   assert values.shape == (len(batch["row"]),) and set(aux.metrics) == {"mse"} and aux.extra == {}
   return np.asarray(values)
 
@@ -108,15 +117,14 @@ def test_losses_of_one_opinion_differ_by_the_reweighting(kind):
   np.testing.assert_allclose(other, v * reweight(Predict("v").row(r), Predict(kind).row(r), r), rtol=2e-4)
 
 
-@pytest.mark.parametrize("condition", [None, Masked(dropout=0.3), Paired(dropout=0.3)])
-def test_how_the_batch_is_split_changes_nothing(condition):
+@pytest.mark.parametrize("others", [(), (Masked(dropout=0.3),), (Paired(dropout=0.3),)])
+def test_how_the_batch_is_split_changes_nothing(others):
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
-  objective = Diffusion(
-    network=network, process=Flow(), times=LogitNormal(0.5, 2.0), label_dropout=0.5, condition=condition
-  )
-  batch = BATCH | {"source": -BATCH["mean"]}
-  params = randomised(jax.eval_shape(objective.init, KEY, batch)[0])
-  loss = quick(lambda params, batch: objective.loss(params, {}, params, ENCODER, batch, KEY)[0])
+  conditioners = (ClassLabel(classes=3, dropout=0.5), *others)
+  objective = Diffusion(network=network, process=Flow(), times=LogitNormal(0.5, 2.0), conditioners=conditioners)
+  batch = BATCH | {"paired_concat": -BATCH["mean"]}
+  params = shaped(objective, batch)
+  loss = quick(lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0])
   whole = loss(params, batch)
   for part in (0, 1):
     half = jax.tree.map(lambda x, part=part: x[part::2], batch)
@@ -125,9 +133,10 @@ def test_how_the_batch_is_split_changes_nothing(condition):
 
 def seen(rate: float, keys) -> np.ndarray:
   """The labels that the network meets [N, 8]: where x0 is 0 and predicted, the loss is the output squared."""
-  objective = Diffusion(network=Label(), process=Flow(), parametrization=Predict("x0"), label_dropout=rate)
+  label = ClassLabel(classes=3, dropout=rate)
+  objective = Diffusion(network=Label(), process=Flow(), parametrization=Predict("x0"), conditioners=(label,))
   batch = STILL | {"mean": filled(0)}
-  loss = lambda key: objective.loss({}, {}, (), Statistics(0, 1), batch, key)[0]
+  loss = lambda key: objective.loss({"denoiser": {}}, {}, (), PLAIN, batch, key)[0]
   return np.sqrt(quick(jax.vmap(loss))(keys)) - 1
 
 
@@ -155,7 +164,7 @@ def test_the_loss_is_its_formula():
   key_x0, key_t, key_eps = jax.random.split(KEY, 6)[:3]
   noise = lambda key: np.asarray(normal(row_keys(key, BATCH["row"]), BATCH["mean"]))
   z0 = BATCH["mean"] + np.exp(0.5 * BATCH["log_variance"]) * noise(key_x0)
-  x0, eps = (z0 - CODEC.mean) / CODEC.std, noise(key_eps)
+  x0, eps = (z0 - MEAN) / STD, noise(key_eps)
   t = np.float64(sample_times(Uniform(), Flow(), key_t, BATCH["stratum"])[0])[:, None, None, None]
   output = np.sin((1 - t) * x0 + t * eps) + t + BATCH["label"][:, None, None, None]
   expected = ((output - (eps - x0)) ** 2).mean((1, 2, 3))
@@ -183,8 +192,8 @@ def test_a_loss_over_log_snr_does_not_depend_on_how_times_are_drawn():
 
   def mean(times, weighting):
     network = Translated(Cosine(), Predict("v"))
-    objective = Diffusion(network=network, process=Cosine(), times=times, weighting=weighting, label_dropout=0.0)
-    return float(quick(objective.loss)({}, {}, (), CODEC, batch, KEY)[0].mean())
+    objective = Diffusion(network=network, process=Cosine(), times=times, weighting=weighting)
+    return float(quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, batch, KEY)[0].mean())
 
   broad = [Uniform(), LogitNormal(0.0, 1.5), LogNormalSigma(0.0, 2.0)]
   integrals = [mean(times, Sigmoid()) for times in broad]
@@ -196,9 +205,9 @@ class Doubtful(nn.Module):
   """Zero, with a log-variance that a parameter sets."""
 
   @nn.compact
-  def __call__(self, z, level, labels):
+  def __call__(self, z, noise_level, inputs, estimate=None):
     u = self.param("u", nn.initializers.zeros_init(), ())
-    return jnp.zeros_like(z), jnp.full((len(z), 1, 1, 1), u)
+    return Output(jnp.zeros_like(z), jnp.full(len(z), u))
 
 
 def test_a_learned_log_variance_is_a_gaussian_likelihood():
@@ -207,7 +216,7 @@ def test_a_learned_log_variance_is_a_gaussian_likelihood():
   for u in (-1.0, 0.5):
     np.testing.assert_allclose(losses(Doubtful(), params={"u": jnp.float32(u)}), plain * np.exp(-u) + u, rtol=1e-5)
   objective = Diffusion(network=Doubtful(), process=Cosine(), weighting=MinSNR())
-  mean = lambda u: objective.loss({"u": u}, {}, (), CODEC, BATCH, KEY)[0].mean()
+  mean = lambda u: objective.loss({"denoiser": {"u": u}}, {}, (), CODEC, BATCH, KEY)[0].mean()
   assert abs(jax.grad(mean)(jnp.log(mean(jnp.float32(0))))) < 1e-5
 
 
@@ -216,13 +225,13 @@ class Remembering(nn.Module):
 
   self_conditioning: bool = True
 
-  def __call__(self, z, level, labels, estimate=None):
-    return 0.5 * estimate + 1
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(0.5 * estimate + 1)
 
 
 def remembered(share, keys):
   objective = Diffusion(network=Remembering(), process=Flow(), parametrization=Predict("x0"), self_conditioning=share)
-  loss = lambda key: objective.loss({}, {}, (), Statistics(0, 1), STILL | {"mean": filled(0)}, key)[0]
+  loss = lambda key: objective.loss({"denoiser": {}}, {}, (), PLAIN, STILL | {"mean": filled(0)}, key)[0]
   return np.sqrt(quick(jax.vmap(loss))(keys))
 
 
@@ -239,24 +248,24 @@ def test_no_gradient_flows_through_the_first_estimate():
     self_conditioning: bool = True
 
     @nn.compact
-    def __call__(self, z, level, labels, estimate=None):
+    def __call__(self, z, noise_level, inputs, estimate=None):
       a = self.param("a", nn.initializers.ones_init(), ())
-      return a * (1 + 0 * z) + estimate
+      return Output(a * (1 + 0 * z) + estimate)
 
   objective = Diffusion(network=Scaled(), process=Flow(), parametrization=Predict("x0"), self_conditioning=1.0)
-  mean = lambda a: objective.loss({"a": a}, {}, (), Statistics(0, 1), STILL | {"mean": filled(0)}, KEY)[0].mean()
+  mean = lambda a: objective.loss({"denoiser": {"a": a}}, {}, (), PLAIN, STILL | {"mean": filled(0)}, KEY)[0].mean()
   value, gradient = jax.value_and_grad(mean)(jnp.float32(1))  # of w (a + 1)^2, at a = 1: 4 w and 4 w; of w (2 a)^2, 8 w
   np.testing.assert_allclose([value, gradient / value], [4.0, 1.0], rtol=1e-5)
 
 
 def test_offset_noise_is_shared_by_the_places_of_a_channel():
   class Noise(nn.Module):
-    def __call__(self, z, level, labels):
-      return jnp.zeros_like(z)
+    def __call__(self, z, noise_level, inputs, estimate=None):
+      return Output(jnp.zeros_like(z))
 
   objective = Diffusion(network=Noise(), process=Flow(), parametrization=Predict("eps"), offset_noise=100.0, times=Uniform())
   many = {k: np.resize(v, (256, *v.shape[1:])) for k, v in BATCH.items()} | {"row": np.arange(256)}
-  seen = quick(objective.loss)({}, {}, (), CODEC, many, KEY)[0]  # |eps|^2 / D: eps is 100 n, n one a channel
+  seen = quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, many, KEY)[0]  # |eps|^2 / D: eps is 100 n, n one a channel
   np.testing.assert_allclose(np.mean(seen), 100**2 + 1, rtol=5 * np.sqrt(2 / (3 * 256)))
   np.testing.assert_allclose(np.var(seen), 2 * 100**4 / 3, rtol=0.5)  # a mean of 3 squares: were all 24 apart, an eighth
 
@@ -275,11 +284,10 @@ class Opposite(nn.Module):
   inner: nn.Module
 
   def __call__(self, *args):
-    return -self.inner(*args)
+    return Output(-self.inner(*args).value)
 
 
 @pytest.mark.parametrize(("fields", "told"), [
-  ({"label_dropout": 1.5}, "label_dropout=1.5; expected a share from 0 to 1"),
   ({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1"),
 ])
 def test_mistakes_are_refused(fields, told):
@@ -297,48 +305,54 @@ def test_estimates_are_shown_to_networks_that_read_them(network, share):
 class Beside(nn.Module):
   """What it is told, summed over channels."""
 
-  def __call__(self, z, level, labels, concat=None):
-    return jnp.zeros_like(z) + concat.sum(-1, keepdims=True)
+  def __call__(self, z, noise_level, inputs, estimate=None):
+    return Output(jnp.zeros_like(z) + inputs["concat"].sum(-1, keepdims=True))
 
 
 def test_a_pair_is_told_standardised():
-  batch = STILL | {"mean": filled(0), "source": BATCH["mean"]}
-  objective = Diffusion(network=Beside(), process=Flow(), parametrization=Predict("x0"), condition=Paired())
-  still = Statistics(jnp.zeros(3), jnp.full(3, 2.0))
-  values = quick(objective.loss)({}, {}, (), still, batch, KEY)[0]
-  np.testing.assert_allclose(values, (BATCH["mean"].sum(-1) / 2) ** 2 @ np.ones(4) @ np.ones(2) / 8, rtol=1e-5)
+  """From the pictures to the network: what `cache` keeps of them is what it is given."""
+  objective = Diffusion(
+    network=Beside(), process=Flow(), parametrization=Predict("x0"), conditioners=(Paired(degradation=Grey()),)
+  )
+  halved = {"codec": Loaded(Scaled(), {"params": {"scale": np.float32(3)}, "mean": np.zeros(3), "std": np.full(3, 2.0)})}
+  kept = quick(objective.cache)(halved, BATCH, row_keys(KEY, BATCH["row"]))
+  assert kept.keys() == {"paired_concat"}
+  batch = STILL | {"mean": filled(0)} | kept
+  values = quick(objective.loss)({"denoiser": {}}, {}, (), halved, batch, KEY)[0]
+  grey = 3 * np.asarray(Grey()(BATCH["image"] / 127.5 - 1))[:, ::2, ::2]
+  np.testing.assert_allclose(values, (grey.sum(-1) / 2) ** 2 @ np.ones(4) @ np.ones(2) / 8, rtol=1e-5)
 
 
 def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is_not_told():
   """A network that says what it is told has the loss of standardised pixels where nothing is hidden, and where all is of 0."""
   class Known(nn.Module):
-    def __call__(self, z, level, labels, concat=None):
-      return concat[..., :-1]
+    def __call__(self, z, noise_level, inputs, estimate=None):
+      return Output(inputs["concat"][..., :-1])
 
-  objective = Diffusion(network=Known(), process=Flow(), parametrization=Predict("x0"), condition=Masked(dropout=0.0))
+  objective = Diffusion(
+    network=Known(), process=Flow(), parametrization=Predict("x0"), conditioners=(Masked(dropout=0.0),)
+  )
   pixels = np.where(RNG.uniform(size=(8, 1, 1, 1)) < 0.5, 0, 255) * np.ones((8, 4, 8, 3))  # of one colour, so that filling is
   batch = STILL | {"mean": 3 * (pixels[:, ::2, ::2] / 127.5 - 1), "image": np.uint8(pixels)}  # what there was
-  loss = lambda objective: quick(objective.loss)({}, {}, (), ENCODER, batch, KEY)[0]
+  loss = lambda objective: quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, batch, KEY)[0]
   np.testing.assert_allclose(loss(objective), 0, atol=1e-9)
-  nothing = loss(dataclasses.replace(objective, condition=Masked(dropout=1.0)))
-  np.testing.assert_allclose(nothing, (((batch["mean"] - CODEC.mean) / CODEC.std) ** 2).mean((1, 2, 3)), rtol=1e-4)
+  nothing = loss(dataclasses.replace(objective, conditioners=(Masked(dropout=1.0),)))
+  np.testing.assert_allclose(nothing, (((batch["mean"] - MEAN) / STD) ** 2).mean((1, 2, 3)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("condition", [Masked(), Paired(dropout=0.5)])
-def test_a_condition_leaves_the_other_draws_as_they_were(condition):
-  class Deaf(nn.Module):
-    def __call__(self, z, level, labels, concat=None):
-      return jnp.sin(z) + level[:, None, None, None] + labels[:, None, None, None]
-
-  batch = BATCH | {"source": BATCH["mean"]}
-  np.testing.assert_array_equal(losses(Deaf(), batch, label_dropout=0.5, condition=condition), losses(Told(), label_dropout=0.5))
+@pytest.mark.parametrize("other", [Masked(), Paired(dropout=0.5)])
+def test_a_condition_leaves_the_other_draws_as_they_were(other):
+  label, batch = ClassLabel(classes=3, dropout=0.5), BATCH | {"paired_concat": BATCH["mean"]}
+  both, one = (losses(Told(), batch, conditioners=conditioners) for conditioners in ((label, other), (label,)))
+  np.testing.assert_array_equal(both, one)
 
 
 def test_a_condition_trains_on_eight_devices_as_on_one_and_under_pmap():
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
-  objective = Diffusion(network=network, process=Flow(), condition=Masked(dropout=0.3))
-  params = randomised(jax.eval_shape(objective.init, KEY, BATCH)[0])
-  loss = lambda params, batch: objective.loss(params, {}, params, ENCODER, batch, KEY)[0]
+  conditioners = (ClassLabel(classes=3), Masked(dropout=0.3))
+  objective = Diffusion(network=network, process=Flow(), conditioners=conditioners)
+  params = shaped(objective)
+  loss = lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0]
   one = quick(loss)(params, BATCH)
   mesh = sharding.mesh_for(8, 8)
   np.testing.assert_allclose(quick(loss)(sharding.place(mesh, params), sharding.place_batch(mesh, BATCH)), one, rtol=1e-4)

@@ -10,11 +10,12 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
+from jldm.core.specs import Loaded
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.times import LogitNormal
 from jldm.distributed import sharding
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.codecs.codec import Statistics
+from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.autoencoder import Reconstruction
@@ -29,7 +30,7 @@ DENOISER = Diffusion(
   network=DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3),
   process=Cosine(),
   times=LogitNormal(),
-  label_dropout=0.3,
+  conditioners=(ClassLabel(classes=3, dropout=0.3),),
 )
 AUTOENCODER = Reconstruction(
   network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2), kl_weight=1e-2
@@ -38,7 +39,7 @@ TX = optax.sgd(0.1, 0.9)  # rounding errors of gradients stay as small as they a
 POWER = Power((0.05, 0.1))  # a tuple of two
 DECAY = Decay(0.9)
 ROOT = jax.random.key(5)
-CODEC = Statistics(np.float32([0.5, -1.0]), np.float32([2.0, 0.5]))
+CODEC = {"codec": Loaded(None, {"mean": np.float32([0.5, -1.0]), "std": np.float32([2.0, 0.5])})}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +70,7 @@ def compiled(objective, accumulate: int):
 @functools.cache
 def first_state(objective):
   """As numpy, on the host."""
-  params = randomised(jax.eval_shape(objective.init, ROOT, batch_of(0))[0])
+  params = randomised(jax.eval_shape(objective.init, ROOT, batch_of(0), CODEC)[0])
   return jax.device_get(jax.jit(lambda params: init_state(params, {}, TX, POWER))(params))
 
 

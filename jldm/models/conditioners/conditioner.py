@@ -85,15 +85,28 @@ def check_names(conditioners: Sequence[Conditioner]) -> None:
     raise UserError(f"several conditioners are named {min(repeated)!r}; give each a name of its own: name='…'")
 
 
+def check_fields(conditioner: Conditioner, batch: dict) -> None:
+  """Raises a UserError where a batch lacks an array that a conditioner draws from."""
+  for field in conditioner.fields:
+    if field not in batch:
+      raise UserError(f"conditioner {conditioner.name!r} reads {field!r}, and the data has {', '.join(sorted(batch))}; "
+                      "expected one of those")
+
+
 def array_name(conditioner: Conditioner, key: str) -> str:
   """The name under which a cached condition stands in a batch."""
   return f"{conditioner.name}_{key}"
 
 
 def cached_conditions(conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Array) -> dict:
-  """What is kept per example for training: the fields that are drawn from, and the finished inputs of cached conditioners."""
+  """What is kept per example for training: the fields that are drawn from, and the finished inputs of cached conditioners.
+
+  Raises:
+    UserError: the batch lacks an array that a conditioner draws from.
+  """
   kept = {}
   for conditioner in conditioners:
+    check_fields(conditioner, batch)
     if conditioner.cached:
       embedded = conditioner.embed(params.get(conditioner.name, {}), conditioner.draw(batch, keys), encode)
       kept |= {array_name(conditioner, key): value for key, value in embedded.items()}

@@ -37,8 +37,9 @@ class ClassLabel(Conditioner):
 
   def read(self, given: Any, data: Spec) -> Inputs:
     """A class or one per sample; UserError for fractions and classes that the model does not know."""
+    whole = lambda numbers: np.isfinite(numbers) & (numbers == np.floor(numbers))
     labels = np.atleast_1d(np.asarray(given))
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.number) or (labels != np.floor(labels)).any():
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.number) or not whole(labels).all():
       raise UserError(f"{self.name}={given!r}; expected a whole number, or one per sample")
     illegal = labels[(labels < -1) | (labels >= self.classes)]
     if illegal.size:

@@ -88,8 +88,10 @@ class Paired(Conditioner):
 
 
 def read_images(name: str, images: Any, data: Spec) -> np.ndarray:
-  """Pictures as float32 in [-1, 1], [n, H, W, C]; UserError for other shapes."""
+  """Pictures as float32 in [-1, 1], [n, H, W, C]; UserError for other shapes and types."""
   images, expected = np.asarray(images), dict(data)["image"].shape
   if images.ndim != 4 or images.shape[1:] != expected:
     raise UserError(f"{name}: images of shape {list(images.shape)}; expected [n, {', '.join(map(str, expected))}]")
+  if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+    raise UserError(f"{name}: images of {images.dtype}; expected uint8, or floats in [-1, 1]")
   return np.asarray(pixels(images), np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Spec
-from jldm.models.conditioners.conditioner import Conditioner, Encode, Inputs
+from jldm.models.conditioners.conditioner import Conditioner, Encode, Inputs, check_fields
 
 Array = jax.Array
 
@@ -30,16 +30,17 @@ class Vector(Conditioner):
     return (self.field,)
 
   def draw(self, batch: dict, keys: Array) -> Inputs:
-    if self.field not in batch:
-      raise UserError(f"conditioner {self.name!r} reads {self.field!r}, and the data has {', '.join(sorted(batch))}; "
-                      "expected one of those")
+    check_fields(self, batch)
     values = batch[self.field]
     return {"values": values.reshape(len(values), -1).astype(jnp.float32)}  # [B, D]
 
   def read(self, given: Any, data: Spec) -> Inputs:
     """Numbers [D] for all samples, or [n, D]; UserError for others."""
     width = int(np.prod(dict(data)[self.field].shape))
-    values = np.asarray(given, np.float32)
+    try:
+      values = np.asarray(given, np.float32)
+    except (TypeError, ValueError) as error:
+      raise UserError(f"{self.name}={given!r}; expected {width} numbers, or [n, {width}]") from error
     values = values.reshape(-1, width) if values.ndim < 2 and values.size == width else values
     if values.ndim != 2 or values.shape[1] != width:
       raise UserError(f"{self.name} of shape {list(np.shape(given))}; expected {width} numbers, or [n, {width}]")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jldm.core.keys import row_keys
+from jldm.core.specs import Loaded
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.quantize import Codebook
@@ -42,7 +43,8 @@ def test_measured_is_numpy_over_all_data_at_once(ends):
 def test_standardised_draws_have_zero_mean_and_unit_std():
   posterior = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_VARIANCE))
   statistics = codecs.measure(parts(100))
-  z = quick(codecs.draw)(statistics, posterior, row_keys(jax.random.key(0), jnp.arange(len(MEAN))))
+  codec = Loaded(NETWORK, statistics._asdict())
+  z = quick(codecs.sample_latents)(codec, posterior, row_keys(jax.random.key(0), jnp.arange(len(MEAN))))
   error = 1 / np.sqrt(z[..., 0].size)
   np.testing.assert_allclose(np.float64(z).mean((0, 1, 2)), 0, atol=5 * error)
   np.testing.assert_allclose(np.float64(z).std((0, 1, 2)), 1, atol=8 * error)  # heavier tails than a Gaussian's
