@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from jldm.config.experiment import Experiment
-from jldm.inference import edit, pipeline
+from jldm.inference import edit
+from jldm.inference.load import codec_shapes, denoiser_shapes, of
 from tests.networks import quick, randomised
 
 
 def model_of(experiment: Experiment) -> tuple[Any, dict]:
   """Its model and parameters that say something: those of two steps of training would say next to nothing."""
-  model = pipeline.of(experiment)
-  params = randomised({"codec": pipeline.codec_shapes(model), "denoiser": pipeline.denoiser_shapes(model)})
+  model = of(experiment)
+  params = randomised({"codec": codec_shapes(model)} | denoiser_shapes(model))
   params["codec"] |= {"mean": np.zeros(4, np.float32), "std": np.ones(4, np.float32)}
   return model, params
 
