@@ -29,7 +29,6 @@ from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel
 from jldm.samplers.grid import GRIDS
-from jldm.storage import workdir as workdirs
 
 
 class Task(NamedTuple):
@@ -309,10 +308,9 @@ def main(args: argparse.Namespace) -> None:
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")
   check_writable(out)
-  own = workdirs.read(Path(args.workdir)).sampling
-  sampling = sampling_of(args, own)
   sharding.configure(1)
   model, params = load(args.workdir, best=bool(args.best))
+  sampling = sampling_of(args, model.sampling)
   request = Request(n=getattr(args, "n", 1), seed=args.seed, given=label_given(model, args.label))
   task = Task(args, model, params, read(args.image, model), request, sampling)
   edited = KINDS[args.kind].run(task)

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
   model, folder = of(experiment), workdirs.evaluation(workdir)
   codec_step, codec = restored(model, workdir, "autoencoder")
   if args.stage != "autoencoder":
-    step, denoiser = restored(model, workdir, "denoiser", args.best)
+    step, trained = restored(model, workdir, "denoiser", args.best)
     label = of_kind(model, ClassLabel)
     branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
   real = evaluate.real(experiment, loaded, how, folder)
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     show(folder / f"autoencoder-{codec_step}-worst.png", evaluate.worst(back), "worst reconstructions")
     finish(folder / f"autoencoder-{codec_step}.json", told)
   if args.stage != "autoencoder":
-    samples = evaluate.draw(model, {"denoiser": denoiser, "codec": codec}, real, how, progress)
+    samples = evaluate.draw(model, trained | {"codec": codec}, real, how, progress)
     told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluate.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
     if suspects := evaluate.audit(samples, real, how, folder):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.inference import pipeline
+from jldm.inference.load import load, load_codec
 from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
@@ -42,7 +42,7 @@ def test_a_workdir_into_one_file_and_back(workdir, tmp_path, capsys):
   assert main(["convert", str(workdir), str(file), "--to", "jldm"]) == 0
   assert main(["convert", str(file), str(again), "--to", "jldm"]) == 0
   assert "arrays" in capsys.readouterr().out
-  (model, params), (other, back) = pipeline.load(workdir), pipeline.load(again)
+  (model, params), (other, back) = load(workdir), load(again)
   assert model == other and workdirs.read(again) == workdirs.read(workdir)
   assert jax.tree.structure(back) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, back, params)
@@ -185,7 +185,7 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
   hub(download)
   assert main(["convert", NAME, "w", "--to", "jldm"]) == 0
   assert sorted(fetched) == sorted(f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS))
-  found, expected = pipeline.load_codec(tmp_path / "w"), pretrained.read(SD)
+  found, expected = load_codec(tmp_path / "w"), pretrained.read(SD)
   assert found[0] == expected[0]
   jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
 

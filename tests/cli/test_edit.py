@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image, ImageSequence
 import pytest
 
-from jldm.cli import main
+from jldm.cli import edit, main
 from jldm.cli.edit import KINDS
 from jldm.data import transforms
-from jldm.inference import pipeline
 from jldm.media import images as pictures
 from tests.configs import ROOT, config, shrunk
 from tests.edits import model_of, quick_edits
@@ -26,7 +25,7 @@ def workdir():
   """One that needs no training."""
   model, params = model_of(shrunk(config("fashion_mnist")))
   with quick_edits(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pipeline, "load", lambda path, best=False: {"W": (model, params)}[path])
+    patch.setattr(edit, "load", lambda path, best=False: {"W": (model, params)}[path])
     yield "W"
 
 

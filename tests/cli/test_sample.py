@@ -5,10 +5,10 @@ from PIL import Image
 import pytest
 
 from jldm.cli import main, sample
-from jldm.config.override import override
 from jldm.media import images as pictures
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
+from tests.trained import with_conditioner
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,10 @@ def test_an_unwritable_out(workdir, tmp_path, capsys):
   assert "cannot write to --out" in error and error.count("\n") == 1
 
 
-def test_a_model_with_a_condition_is_refused(tmp_path, capsys):
-  workdirs.claim(tmp_path / "w", override(shrunk(config("digits")), "denoiser.objective.condition", "Masked()"))
+@pytest.mark.parametrize("conditioner", ["Masked(dropout=0.0)", "Paired()"])
+def test_a_model_that_always_needs_a_condition_is_refused(tmp_path, capsys, conditioner):
+  workdirs.claim(tmp_path / "w", with_conditioner(shrunk(config("digits")), conditioner))
   assert main(["sample", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "O")]) == 2
   error = capsys.readouterr().err
-  assert "trained beside a condition, Masked, and cannot draw without one" in error and error.count("\n") == 1
+  name, kind = conditioner.partition("(")[0].lower(), conditioner.partition("(")[0]
+  assert f"always trained with {name!r}, {kind}, and cannot draw without" in error and error.count("\n") == 1

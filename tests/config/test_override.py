@@ -7,11 +7,14 @@ from jldm.config.serialize import differences, dumps, from_data, loads, to_data
 from jldm.diffusion.process import EDM, Betas, Discrete
 from jldm.diffusion.target import Predict
 from jldm.diffusion.weighting import MinSNR, Plain
-from jldm.models.conditioners.concat import Masked, Paired
 from jldm.models.conditioners.degradation import Downsampled, Grey, Mixture, Noisy
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.models.denoisers.unet import UNet
 from jldm.train.ema import Power
 from tests.config.examples import SMALL, Pair, refused
+
+CONDITIONERS = "a tuple of ClassLabel(...) or Vector(...) or Masked(...) or Paired(...), such as (), (A(),)"
 
 
 @pytest.mark.parametrize("path, text, value", [
@@ -65,11 +68,15 @@ def test_an_override_replaces_one_leaf(path, text, value):
   ("denoiser.objective.weighting", "Uniform()", "expected Own(...) or Plain(...)"),
   ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
   ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
-  ("denoiser.objective.condition", "Grey()", "condition: expected Masked(...) or Paired(...), or None, got 'Grey()'"),
-  ("denoiser.objective.condition", "masked", "condition: expected Masked(...) or Paired(...), or None, got 'masked'"),
-  ("denoiser.objective.condition", "Paired(degradation=Masked())", "degradation=Masked("),
-  ("denoiser.objective.condition", "Paired(degradation=Downsampled(2.5))", "factor=2.5 of Downsampled; expected one like 4"),
-  ("denoiser.objective.condition", "Masked(dropout=2)", "dropout=2 of the condition; expected a share from 0 to 1"),
+  ("denoiser.objective.conditioners", "(Grey(),)", f"conditioners: expected {CONDITIONERS}, got '(Grey(),)'"),
+  ("denoiser.objective.conditioners", "Masked()", f"conditioners: expected {CONDITIONERS}, got 'Masked()'"),
+  ("denoiser.objective.conditioners", "masked", f"conditioners: expected {CONDITIONERS}, got 'masked'"),
+  ("denoiser.objective.conditioners", "None", f"conditioners: expected {CONDITIONERS}, got 'None'"),
+  ("denoiser.objective.conditioners", "(Paired(degradation=Masked()),)", "degradation=Masked("),
+  ("denoiser.objective.conditioners", "(Paired(degradation=Downsampled(2.5)),)",
+   "factor=2.5 of Downsampled; expected one like 4"),
+  ("denoiser.objective.conditioners", "(Masked(dropout=2),)", "dropout=2 of conditioner 'masked'; expected a share from 0 to 1"),
+  ("denoiser.objective.conditioners", "(Masked(), Masked())", "several conditioners are named 'masked'"),
 ])
 def test_an_override_that_does_not_fit_is_told(path, text, told):
   assert told in refused(override, SMALL, path, text)
@@ -83,9 +90,11 @@ def test_an_override_that_does_not_fit_is_told(path, text, told):
   ("denoiser.objective.weighting", "Plain('flow', 400)", Plain("flow", 400)),
   ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
   ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
-  ("denoiser.objective.condition", "Masked(shapes=('box',))", Masked(shapes=("box",))),
-  ("denoiser.objective.condition", "Paired(degradation=Mixture((Noisy(1), Grey())), dropout=0.1)",
-   Paired(degradation=Mixture((Noisy(1.0), Grey())), dropout=0.1)),
+  ("denoiser.objective.conditioners", "(Masked(shapes=('box',)),)", (Masked(shapes=("box",)),)),
+  ("denoiser.objective.conditioners", "(ClassLabel(classes=3, dropout=0.5), Masked())",
+   (ClassLabel(classes=3, dropout=0.5), Masked())),
+  ("denoiser.objective.conditioners", "(Paired(degradation=Mixture((Noisy(1), Grey())), dropout=0.1),)",
+   (Paired(degradation=Mixture((Noisy(1.0), Grey())), dropout=0.1),)),
 ])
 def test_an_override_replaces_an_object_by_one_of_its_role(path, text, value):
   changed = override(SMALL, path, text)
@@ -118,12 +127,12 @@ def test_an_override_where_nothing_stood_is_any_literal():
   assert override(Pair(inner=Pair()), "inner.sizes", "(5,)").inner.sizes == (5,)
 
 
-def test_a_condition_may_be_set_changed_and_taken_back():
-  path = "denoiser.objective.condition"
-  paired = override(override(SMALL, path, "Paired()"), f"{path}.degradation", "Downsampled(2)")
-  assert paired.denoiser.objective.condition == Paired(degradation=Downsampled(2))
+def test_conditioners_may_be_set_changed_and_taken_back():
+  path = "denoiser.objective.conditioners"
+  paired = override(override(SMALL, path, "(Paired(),)"), path, "(Paired(degradation=Downsampled(2)),)")
+  assert paired.denoiser.objective.conditioners == (Paired(degradation=Downsampled(2)),)
   assert loads(dumps(paired)) == paired
-  assert override(override(paired, path, "Masked()"), path, "None") == SMALL
+  assert override(override(paired, path, "(Masked(),)"), path, "()") == SMALL
   before = to_data(SMALL)
-  before["denoiser"]["objective"].pop("condition")
-  assert from_data(before) == SMALL, "what was written before there were conditions"
+  before["denoiser"]["objective"].pop("conditioners")
+  assert from_data(before) == SMALL, "what was written before there were conditioners"

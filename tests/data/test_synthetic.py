@@ -18,6 +18,17 @@ def test_shapes_and_dtypes(channels):
   assert len(source) == 30
   assert batch["image"].shape == (3, 12, 20, channels) and batch["image"].dtype == np.uint8
   assert batch["label"].dtype == np.int32 and batch["label"].tolist() == [3, 1, 3]
+  assert batch["contrast"].shape == (3, 1) and batch["contrast"].dtype == np.float32
+  (spec,) = data.specs
+  assert {name: (each.shape, each.dtype) for name, each in spec} == {
+    name: (array.shape[1:], array.dtype) for name, array in batch.items()}
+
+
+def test_the_contrast_is_that_of_the_picture():
+  batch = everything(Synthetic(classes=3, count=40), "train")
+  half = np.abs(batch["image"].astype(float) - 127.5).reshape(40, -1).max(1) / 127.5
+  assert 0.5 <= batch["contrast"].min() < batch["contrast"].max() <= 1
+  np.testing.assert_allclose(half, batch["contrast"][:, 0], atol=0.05)
 
 
 def test_it_is_the_same_at_every_call_and_another_in_the_other_split():

@@ -89,9 +89,10 @@ def test_a_flip_in_the_experiment_is_noticed_or_changes_nothing(experiment, trai
   assert noticed > FLIPS / 2, "half of it and more is names and numbers"
 
 
-def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp_path):
+@pytest.mark.parametrize("kind", ["latents", "conditions"])
+def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp_path, kind):
   folder, rng, noticed = tmp_path / "cache", random.Random(0), 0
-  (cache,) = (trained / "latents").iterdir()
+  (cache,) = (trained / kind).iterdir()
   shutil.copytree(cache, folder)
   read = lambda source: {name: array.tobytes() for name, array in source[np.arange(len(source))].items()}
   whole = read(array_cache.open_cache(folder))

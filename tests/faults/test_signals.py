@@ -69,6 +69,7 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
   assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
   at(latents.cached_latents, "write_like", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [5, 10] and not list((workdir / "latents").glob("*/*"))
+  assert not (workdir / "conditions").exists()
   at(stages.codecs, "measure", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
   at(stages, "sampled", "at denoiser step 4")

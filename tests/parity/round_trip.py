@@ -54,14 +54,14 @@ def write(folder: Path) -> None:
   import jax
 
   from jldm.cli import main
-  from jldm.inference import pipeline
+  from jldm.inference.load import load_codec
   from jldm.models.codecs import codec as codecs
 
   for name, workdir in trained(folder).items():
     out = folder / f"{name}_diffusers"
     if main(["convert", str(workdir), str(out), "--to", "diffusers"]):
       raise SystemExit(f"{workdir} could not be converted")
-    network, codec = pipeline.load_codec(workdir)
+    network, codec = load_codec(workdir)
     rng = np.random.RandomState(0)
     images = rng.uniform(-1, 1, (2, 2 * network.factor, 3 * network.factor, 3)).astype(np.float32)
     latents = rng.standard_normal((2, 2, 3, network.latent_channels)).astype(np.float32)

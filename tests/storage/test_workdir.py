@@ -64,7 +64,9 @@ def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path)
   assert workdirs.read(tmp_path) == changed
   for network in ("autoencoder", "denoiser"):
     path = f"{network}.objective.network.remat"
-    assert latents.codec_hash({"a": np.ones(3)}, DIGITS) == latents.codec_hash({"a": np.ones(3)}, override(DIGITS, path, "full"))
+    codec = {"params": {"a": np.ones(3)}, "mean": np.zeros(3), "std": np.ones(3)}
+    for hashed in (latents.moments_hash, latents.conditions_hash):
+      assert hashed(codec, DIGITS) == hashed(codec, override(DIGITS, path, "full"))
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
