@@ -154,8 +154,8 @@ def test_perceptual_distance(monkeypatch):
   objective = dataclasses.replace(OBJECTIVE, perceptual_weight=0.5)
   monkeypatch.setattr(perceptual, "distance", lambda frozen, a, b: frozen["scale"] * jnp.abs(a - b).max((1, 2, 3)))
   x, back, plain, _ = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY, {}))(params)
-  frozen = {"lpips": {"scale": 3.0}}
-  values, aux = quick(lambda params, frozen: objective.loss(params, extra, (), frozen, BATCH, KEY))(params, frozen)
+  perceived = quick(lambda params, frozen: objective.loss(params, extra, (), frozen, BATCH, KEY))
+  values, aux = perceived(params, {"lpips": {"scale": 3.0}})
   expected = 3 * np.abs(x - back).max((1, 2, 3))
   np.testing.assert_allclose(values, plain + 0.5 * expected, rtol=1e-5)
   np.testing.assert_allclose(aux.metrics["perceptual"], expected.mean(), rtol=1e-5)

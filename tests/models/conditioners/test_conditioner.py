@@ -87,7 +87,7 @@ def test_masks_follow_their_tokens_and_tokens_without_may_all_be_attended_to():
 
 
 def test_two_labels_are_refused():
-  with pytest.raises(UserError, match="two conditioners give 'label' to the network; expected one of them"):
+  with pytest.raises(UserError, match="two conditioners give 'label' to the network; expected one of them, or"):
     join({"a": {"label": jnp.zeros(2, int)}, "b": {"label": jnp.zeros(2, int)}})
 
 
