@@ -17,7 +17,7 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
 from jldm.inference.load import Model
 from jldm.models.codecs.codec import encode_mean
-from jldm.models.conditioners.conditioner import Conditions, Inputs, blank, where
+from jldm.models.conditioners.conditioner import Conditioner, Conditions, Inputs, blank, where
 from jldm.samplers.per_conditioner import PerConditioner
 
 Array = jax.Array
@@ -56,12 +56,16 @@ def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[s
     return (first,)
   away = {name: None if each.guided else values[name] for name, each in model.conditioners.items()}
   others = [away | dict(each) for each in against]
-  return (first, *(branch(model, other, n, [name for name in other if differs(other[name], values[name])]) for other in others))
+  own = lambda other: [name for name, each in model.conditioners.items() if has_own(each, other[name], values[name])]
+  return (first, *(branch(model, other, n, own(other)) for other in others))
 
 
-def differs(other: Any, value: Any) -> bool:
-  """Whether another branch has inputs of its own for a conditioner: neither null nor the very value of the first branch."""
-  return other is not None and other is not value
+def has_own(conditioner: Conditioner, other: Any, value: Any) -> bool:
+  """Whether a further branch has inputs of its own, instead of those of the first branch, whose value is `value`.
+
+  The null of a guided conditioner has, so that null and a negative condition are one program; any other null has none.
+  """
+  return conditioner.guided if other is None else other is not value
 
 
 def branch(model: Model, values: Mapping[str, Any], n: int, own: Iterable[str]) -> Branch:

@@ -111,7 +111,7 @@ def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: 
   """A request and a sampling as arrays, for n samples: the one place where both are checked.
 
   Raises:
-    UserError: what `branches`, `times` and the rules of guidance refuse, or a seed that is not legal.
+    UserError: what `branches`, `times` and the rules of guidance refuse, or a seed or rows that are not legal.
   """
   if not 0 <= request.seed < 2**32 or request.seed != int(request.seed):
     raise UserError(f"seed={request.seed}; expected a whole number from 0 to {2**32 - 1}")
@@ -120,8 +120,7 @@ def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: 
     against = per_conditioner(model, rule, request.given, against[0] if against else {})
   given = branches(model, request.given, against, n)
   if keys is None:
-    rows = np.arange(n) if request.rows is None else np.asarray(request.rows)
-    keys = row_keys(jax.random.key(int(request.seed)), rows.astype(np.uint32))
+    keys = row_keys(jax.random.key(int(request.seed)), check_rows(request.rows, n))
   return Setup(params, traced(sampling.sampler), times(model, sampling), given, traced(rule), traced(sampling.transforms), keys)
 
 
@@ -158,7 +157,7 @@ def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[in
 def generate(
   model: Model,
   params: dict,
-  request: Request,
+  request: Request | None = None,
   sampling: Sampling | None = None,
   *,
   batch_size: int = 250,
@@ -211,6 +210,14 @@ def check_kinds(request: Any, sampling: Any) -> None:
     raise UserError(f"{request!r} in the place of the request; expected Request(n=8, seed=0, given={{'label': 3}})")
   if sampling is not None and not isinstance(sampling, Sampling):
     raise UserError(f"{sampling!r} in the place of the sampling; expected Sampling(steps=20, guidance=ClassifierFree(2.0))")
+
+
+def check_rows(rows: Any, n: int) -> np.ndarray:
+  """The numbers of n samples, uint32 [n]."""
+  rows = np.arange(n) if rows is None else np.asarray(rows)
+  if rows.shape != (n,) or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0 or rows.max() >= 2**32:
+    raise UserError(f"rows {rows.dtype} of shape {list(rows.shape)}; expected [{n}] whole numbers from 0 to {2**32 - 1}")
+  return rows.astype(np.uint32)
 
 
 def check_noise(model: Model, request: Request) -> np.ndarray | None:

@@ -67,11 +67,13 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
   assert committed(workdir, "autoencoder") == [3, 4]
   at(stages.Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
   assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
-  at(latents.cached_latents, "write_like", "by SIGTERM; the")
+  at(latents.array_cache, "write_like", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [5, 10] and not list((workdir / "latents").glob("*/*"))
   assert not (workdir / "conditions").exists()
   at(stages.codecs, "measure", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
+  at(latents.array_cache, "write_like", "by SIGTERM; the")
+  assert not list((workdir / "conditions").glob("*/*")) and not committed(workdir, "denoiser")
   at(stages, "sampled", "at denoiser step 4")
   assert committed(workdir, "denoiser") == [4]
   stages.train(experiment, workdir, devices=1)
