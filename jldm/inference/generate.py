@@ -183,6 +183,8 @@ def generate(
                     "as in generate(model, params, Request(…), Sampling(…))")
   check_kinds(request, sampling)
   sampling = model.sampling if sampling is None else sampling
+  if sampling.sampler is None:
+    sampling = dataclasses.replace(sampling, sampler=model.sampling.sampler)
   if request.n < 1 or batch_size < 1:
     raise UserError(f"n={request.n}, batch_size={batch_size}; expected at least 1 of each")
   model = model if request.size is None else resized(model, request.size)

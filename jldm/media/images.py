@@ -20,7 +20,6 @@ from PIL.PngImagePlugin import PngInfo
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 
-replacing = replace_file  # the name that cli/edit.py calls
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
 SHOWN_COLUMNS = 8  # of `show`, at most

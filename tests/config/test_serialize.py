@@ -5,12 +5,21 @@ import json
 
 import pytest
 
+from jldm.config.experiment import Sampling
 from jldm.config.override import override
 from jldm.config.registry import field_names
 from jldm.config.serialize import differences, dumps, from_data, loads, to_data, without_execution_fields
 from jldm.diffusion.process import Flow
 from jldm.diffusion.times import Uniform
 from jldm.nn.attention import late_normalised
+from jldm.samplers.churn import Churn
+from jldm.samplers.clock import Ratio
+from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.grid import Grid, Pairs
+from jldm.samplers.guidance import APG, ClassifierFree, Interval, Rescale
+from jldm.samplers.heun import Heun
+from jldm.samplers.per_conditioner import PerConditioner
+from jldm.samplers.transforms import Threshold
 from tests.config.examples import SMALL, Network, Pair, refused
 from tests.configs import config
 
@@ -22,6 +31,18 @@ def test_what_is_written_is_read(name):
   assert back == experiment and hash(back) == hash(experiment)
   assert dumps(back) == dumps(experiment)
   assert json.loads(dumps(experiment)) == to_data(experiment), "strict JSON"
+
+
+@pytest.mark.parametrize("sampling", [
+  Sampling(sampler=DPMSolverPP(3, exact_d2=True), steps=7, guidance=Interval(ClassifierFree(2.0), -3.0, 3.0)),
+  Sampling(sampler=Churn(Heun(Ratio()), 0.1), grid=Pairs(((1.0, 0.5), (0.5, 0.0)))),
+  Sampling(sampler=None, grid=Grid("karras"), guidance=PerConditioner(("label", "masked"), (2.0, 1.5))),
+  Sampling(guidance=Rescale(APG(3.0), 0.5), transforms=(Threshold(0.9, 1.0),)),
+], ids=repr)
+def test_samplings_of_objects_are_data(sampling):
+  experiment = dataclasses.replace(SMALL, sampling=sampling)
+  back = loads(dumps(experiment))
+  assert back == experiment and hash(back) == hash(experiment)
 
 
 def test_every_field_is_written_down():

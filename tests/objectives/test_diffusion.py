@@ -122,7 +122,7 @@ def test_how_the_batch_is_split_changes_nothing(others):
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
   conditioners = (ClassLabel(classes=3, dropout=0.5), *others)
   objective = Diffusion(network=network, process=Flow(), times=LogitNormal(0.5, 2.0), conditioners=conditioners)
-  batch = BATCH | {"paired_concat": -BATCH["mean"]}
+  batch = BATCH | {"paired__concat": -BATCH["mean"]}
   params = shaped(objective, batch)
   loss = quick(lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0])
   whole = loss(params, batch)
@@ -316,7 +316,7 @@ def test_a_pair_is_told_standardised():
   )
   halved = {"codec": Loaded(Scaled(), {"params": {"scale": np.float32(3)}, "mean": np.zeros(3), "std": np.full(3, 2.0)})}
   kept = quick(objective.cache)(halved, BATCH, row_keys(KEY, BATCH["row"]))
-  assert kept.keys() == {"paired_concat"}
+  assert kept.keys() == {"paired__concat"}
   batch = STILL | {"mean": filled(0)} | kept
   values = quick(objective.loss)({"denoiser": {}}, {}, (), halved, batch, KEY)[0]
   grey = 3 * np.asarray(Grey()(BATCH["image"] / 127.5 - 1))[:, ::2, ::2]
@@ -342,7 +342,7 @@ def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is
 
 @pytest.mark.parametrize("other", [Masked(), Paired(dropout=0.5)])
 def test_a_condition_leaves_the_other_draws_as_they_were(other):
-  label, batch = ClassLabel(classes=3, dropout=0.5), BATCH | {"paired_concat": BATCH["mean"]}
+  label, batch = ClassLabel(classes=3, dropout=0.5), BATCH | {"paired__concat": BATCH["mean"]}
   both, one = (losses(Told(), batch, conditioners=conditioners) for conditioners in ((label, other), (label,)))
   np.testing.assert_array_equal(both, one)
 

@@ -55,7 +55,7 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   made = model.conditioners["paired"].degradation(images, keys)
   encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
   np.testing.assert_allclose(rows["mean"], encode(images), rtol=1e-3, atol=1e-4)
-  made_raw = rows["paired_concat"] * np.asarray(codec["std"]) + np.asarray(codec["mean"])
+  made_raw = rows["paired__concat"] * np.asarray(codec["std"]) + np.asarray(codec["mean"])
   np.testing.assert_allclose(made_raw, encode(made), rtol=1e-3, atol=1e-4)
   assert (np.abs(made_raw - rows["mean"]).max((1, 2, 3)) > 0.01).all()
   others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()")

@@ -95,7 +95,7 @@ def check_fields(conditioner: Conditioner, batch: dict) -> None:
 
 def array_name(conditioner: Conditioner, key: str) -> str:
   """The name under which a cached condition stands in a batch."""
-  return f"{conditioner.name}_{key}"
+  return f"{conditioner.name}__{key}"
 
 
 def cached_conditions(conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Array) -> dict:

@@ -73,9 +73,9 @@ def test_a_pair_is_its_source_standardised():
 def test_what_is_kept_of_an_example():
   """The finished latents of a pair, and of what is masked anew the picture itself."""
   kept = cached_conditions([Masked(), Paired(degradation=Grey())], {}, BATCH, encoded, KEYS)
-  assert kept.keys() == {"image", "paired_concat"}
+  assert kept.keys() == {"image", "paired__concat"}
   assert kept["image"] is BATCH["image"]
-  np.testing.assert_array_equal(kept["paired_concat"], encoded(Grey()(pixels(BATCH["image"]))))
+  np.testing.assert_array_equal(kept["paired__concat"], encoded(Grey()(pixels(BATCH["image"]))))
 
 
 def test_what_is_read_is_what_is_drawn():
