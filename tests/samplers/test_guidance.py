@@ -6,6 +6,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.core.shapes import expand
 from jldm.core.specs import Output
@@ -84,6 +85,34 @@ def test_any_number_of_conditions_as_trees(scales):
   mix = lambda field: getattr(null, field) + sum(w[k] * (getattr(each[k], field) - getattr(null, field)) for k in range(2))
   out = guided(PROCESS, described, conditions, ClassifierFree(jnp.asarray(scales)))(Z, T)
   close(out, Denoised(mix("x0"), mix("eps")), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_scales_of_every_shape_are_the_formula(count, batch):
+  """null + sum of scale_k (condition_k - null), also of as many samples as there are scales."""
+  rng = np.random.default_rng(0)
+  x0, eps = rng.standard_normal((2, batch, count, 5), dtype=np.float32)
+  each, z = Denoised(jnp.asarray(x0), jnp.asarray(eps)), jnp.zeros((batch, 5))
+  shapes = [(count - 1, batch), (count - 1, 1)] + ([(), (batch,)] if count == 2 else [])
+  for shape in shapes:
+    scale = rng.standard_normal(shape).astype(np.float32)
+    w = np.broadcast_to(scale, (count - 1, batch))
+    out = ClassifierFree(jnp.asarray(scale))(PROCESS, z, T, each)
+    for mixed, e in ((out.x0, x0), (out.eps, eps)):
+      expected = e[:, -1] + sum(w[k][:, None] * (e[:, k] - e[:, -1]) for k in range(count - 1))
+      np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "batch", "shape"), [
+  (3, 4, ()), (3, 4, (2,)), (3, 2, (2,)), (3, 4, (4,)), (3, 4, (2, 3)), (3, 4, (1, 4)), (2, 4, (3,)), (2, 4, (1,)),
+  (2, 4, (4, 1)), (4, 3, (3,)),
+])
+def test_scales_of_another_shape_are_refused(count, batch, shape):
+  each = Denoised(*jnp.zeros((2, batch, count, 5)))
+  with pytest.raises(UserError) as error:
+    ClassifierFree(jnp.ones(shape))(PROCESS, jnp.zeros((batch, 5)), T, each)
+  assert f"scale of shape {shape}" in str(error.value) and str((count - 1, batch)) in str(error.value)
 
 
 def test_a_time_for_each_sample():
