@@ -26,7 +26,8 @@ from jldm.storage import workdir as workdirs
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
 RECORDED = (  # options that stand in the provenance where they are given
-  "eta", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile", "overlap", "best",
+  "sampler", "eta", "guidance", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile",
+  "overlap", "best",
 )
 
 
@@ -81,6 +82,7 @@ def main(args: argparse.Namespace) -> None:
   if not multihost.first():
     return
   told = described(sampling) | {"seed": args.seed}
+  told |= {"guidance_scale": scale_of(args, experiment)} if args.guidance else {}
   told |= {name: getattr(args, name) for name in RECORDED if getattr(args, name) is not None}
   if out.suffix == ".npz":
     pictures.write_npz(out, images, labels)
@@ -97,9 +99,13 @@ def guidance_of(args: argparse.Namespace, experiment: Experiment) -> Any:
   """The rule of guidance that the options name; None for the experiment's own."""
   if args.guidance is None and args.guidance_scale is None and not (args.guidance_interval or args.guidance_rescale is not None):
     return None
+  return make_guidance(args.guidance or "cfg", scale_of(args, experiment), args.guidance_interval, args.guidance_rescale)
+
+
+def scale_of(args: argparse.Namespace, experiment: Experiment) -> float:
+  """The scale of a rule of guidance that the options name."""
   own = described(experiment.sampling).get("guidance_scale", 1.0)
-  scale = own if args.guidance_scale is None else args.guidance_scale
-  return make_guidance(args.guidance or "cfg", scale, args.guidance_interval, args.guidance_rescale)
+  return own if args.guidance_scale is None else args.guidance_scale
 
 
 def request_of(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:
