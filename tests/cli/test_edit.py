@@ -200,7 +200,7 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
   (["image-to-image", "--seed", "-1"], "--seed -1"),
   (["image-to-image", "--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
   (["image-to-image", "--sampler", "dimm"], "sampler='dimm'; expected one of"),
-  (["image-to-image", "--sampler", "edict"], "EDICT walks a pair of states"),
+  (["image-to-image", "--sampler", "edict"], "EDICT steps a pair of states"),
   (["invert", "--sampler", "ddim", "--eta", "1"], "DDIM draws noise at each step"),
   (["interpolate", "--to", "{files}/other.png"], "other.png is 27x20 pixels of 1 channels and"),
   (["interpolate", "--to", "{files}/B.png", "--strength", "0.5"], "strength=0.5 in the space of noise"),
