@@ -143,7 +143,7 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
     "process": "EDM()", "parametrization": "Precondition()", "times": "LogNormalSigma(-0.5)", "weighting": "MinSNR()",
     "offset_noise": "0.1", "self_conditioning": "0.5", "direction": "0.1",
   }
-  changed = override(experiment, "denoiser.optimizer", "Muon(no_decay='bias$', frozen='^in/', weight_decay=0.1)")
+  changed = override(experiment, "denoiser.optimizer", "Muon(no_decay='bias$', frozen='^denoiser/in/', weight_decay=0.1)")
   for name, text in changes.items():
     changed = override(changed, f"denoiser.objective.{name}", text)
   workdir = tmp_path / "w"
