@@ -94,14 +94,19 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
   Raises:
     UserError: sides that the autoencoder or the denoiser cannot halve.
   """
-  factor = model.autoencoder.factor
-  if min(size) < 1 or any(side % factor for side in size):
-    raise UserError(f"size {size[0]}x{size[1]}; expected sides divisible by the autoencoder's factor {factor}")
+  check_size(model, size)
   image = dict(model.data)["image"]
   changed = jax.ShapeDtypeStruct((*size, *image.shape[2:]), image.dtype)
   model = dataclasses.replace(model, data=tuple((name, changed if name == "image" else one) for name, one in model.data))
   denoiser_shapes(model)
   return model
+
+
+def check_size(model: Model, size: tuple[int, int]) -> None:
+  """Raises a UserError for sides (H, W) that the autoencoder cannot halve."""
+  factor = model.autoencoder.factor
+  if min(size) < 1 or any(side % factor for side in size):
+    raise UserError(f"size {size[0]}x{size[1]}; expected sides divisible by the autoencoder's factor {factor}")
 
 
 def load(workdir: str | Path, sigma_rel: float | None = None, best: bool = False) -> tuple[Model, dict]:

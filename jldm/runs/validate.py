@@ -12,7 +12,7 @@ from jldm.core.errors import UserError
 from jldm.core.specs import batched
 from jldm.data.buckets import shapes
 from jldm.distributed import sharding
-from jldm.inference.load import Model, codec_shapes, example, load_codec, resized
+from jldm.inference.load import Model, check_size, codec_shapes, example, load_codec, resized
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models.conditioners.label import ClassLabel
@@ -57,6 +57,8 @@ def check_shapes(model: Model, data: Any) -> None:
     raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
   check_classes(model, data)
   try:
+    for size in shapes(data):
+      check_size(model, size)
     check_denoiser(model)
     for size in shapes(data):
       example(resized(model, size))

@@ -319,7 +319,7 @@ def test_a_pair_is_told_standardised():
   assert kept.keys() == {"paired__concat"}
   batch = STILL | {"mean": filled(0)} | kept
   values = quick(objective.loss)({"denoiser": {}}, {}, (), halved, batch, KEY)[0]
-  grey = 3 * np.asarray(Grey()(BATCH["image"] / 127.5 - 1))[:, ::2, ::2]
+  grey = 3 * np.asarray(Grey()(np.float32(BATCH["image"] / 127.5 - 1)))[:, ::2, ::2]
   np.testing.assert_allclose(values, (grey.sum(-1) / 2) ** 2 @ np.ones(4) @ np.ones(2) / 8, rtol=1e-5)
 
 

@@ -76,9 +76,9 @@ def test_stage_one_trains_all_but_what_is_frozen():
 
   @quick
   def slopes(key):
-    params, extra = objective.init(key, batch)
+    params, extra = objective.init(key, batch, {})
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
-    return jax.grad(lambda params: objective.loss(params, extra, None, (), batch, key)[0].mean())(params)
+    return jax.grad(lambda params: objective.loss(params, extra, None, {}, batch, key)[0].mean())(params)
 
   names = lambda tree: {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
                         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

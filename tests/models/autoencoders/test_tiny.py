@@ -59,7 +59,7 @@ def test_stage_one_trains_all_of_it():
 
   @quick
   def slopes(key):
-    params, extra = objective.init(key, batch)
-    return jax.grad(lambda params: objective.loss(params, extra, None, (), batch, key)[0].mean())(params)
+    params, extra = objective.init(key, batch, {})
+    return jax.grad(lambda params: objective.loss(params, extra, None, {}, batch, key)[0].mean())(params)
 
   assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(slopes(jax.random.key(0)))) > 0
