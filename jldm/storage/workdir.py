@@ -6,6 +6,7 @@
   denoiser/best/<step>/           what the evaluations while training liked best
   denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
   latents/<codec hash>/           raw moments of the training set
+  conditions/<hash>/              what the conditioners need of each example
   evaluation/                     what samples of a step, and reconstructions, are worth
   metrics.jsonl  tb/  wandb/  images/  samples/  report.html
   lock                            of the training that runs there
