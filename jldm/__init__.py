@@ -13,6 +13,7 @@ PUBLIC = {  # name -> the module that has it
   "Sampling": "jldm.config.experiment",
   "Samples": "jldm.inference.generate",
   "Stage": "jldm.config.experiment",
+  "UserError": "jldm.core.errors",
   "generate": "jldm.inference.generate",
   "load": "jldm.inference.load",
   "register": "jldm.config.registry",

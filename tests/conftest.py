@@ -12,20 +12,36 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import pytest
 
+from tests.compiling import FLAGS
+
+MOST_MAPPINGS = 20_000
+
 
 def pytest_configure(config):
-  """Tests of seconds compile more than they compute: XLA optimizes nothing. Those that take long run what a person runs."""
-  if config.option.markexpr == "not slow" and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+  """Tests compile more than they compute: XLA optimizes nothing, but where `-m as_shipped` asks for what a person runs."""
+  if config.option.markexpr in ("slow", "not slow") and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " " + FLAGS
 
 
-AS_SHIPPED = ("nn", "interop", "train")  # folders of tests that run in both suites: in the slow one as XLA optimizes them
+AS_SHIPPED = (  # those of seconds run in both suites, in the slow one as XLA optimizes them
+  "tests/nn/*", "tests/interop/test_[vtdp]*", "tests/train/test_[seo]*", "tests/samplers/test_ddim.py", "tests/test_configs.py",
+)
 
 
 def pytest_collection_modifyitems(config, items):
   for item in items:
-    if item.path.relative_to(config.rootpath / "tests").parts[0] in AS_SHIPPED:
+    if not item.get_closest_marker("slow") and any(item.path.relative_to(config.rootpath).match(pattern) for pattern in AS_SHIPPED):
       item.add_marker("as_shipped")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+  """A compiled program holds memory mappings; at the kernel's limit, 65,530 by default, compiling the next one is a crash."""
+  yield
+  maps = Path("/proc/self/maps")
+  if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPPINGS:
+    import jax
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

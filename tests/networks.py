@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-# Tests run a program once or twice: half the time of compiling is worth more than the speed of running.
-quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from tests.compiling import UNOPTIMIZED
+
+quick = functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
 
 
 def randomised(params: Any, seed: int = 0, scale: float = 0.3) -> Any:

@@ -11,8 +11,9 @@ from jldm.core.keys import row_keys
 from jldm.diffusion import likelihood
 from jldm.diffusion.likelihood import exact, hutchinson, log_density, unstandardised, variational_bound
 from jldm.diffusion.process import EDM, Cosine, Flow, LinearVP
+from tests.compiling import UNOPTIMIZED
 from tests.samplers import mixture
-from tests.samplers.gaussian import MEAN, QUICK, STD, flow, gaussian
+from tests.samplers.gaussian import MEAN, STD, flow, gaussian
 
 PROCESSES = [Cosine(), Flow(), LinearVP(), EDM()]
 every = pytest.mark.parametrize("process", PROCESSES, ids=repr)
@@ -25,7 +26,7 @@ def times(process, steps, low=12.0):
   return jnp.concatenate([grid, jnp.linspace(grid[-1], 1, 9)[1:]])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def density(process, make, z, grid):
   return log_density(process, make(process), z, grid, exact)
 

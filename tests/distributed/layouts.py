@@ -29,12 +29,13 @@ from jldm.inference.load import load
 from jldm.runs import stages
 from jldm.storage import array_cache, workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from tests import compiling
 from tests.configs import ROOT, steps_of
 from tests.distributed.test_meshes import bytes_on, experiment, first_state, losses, nbytes
 from tests.faults.processes import DEADLINE_S, free_port
 
 LABELS = tuple(range(8))
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="  # compiles several times faster
+FLAGS = f"{compiling.FLAGS} --xla_force_host_platform_device_count="
 
 
 class Row(NamedTuple):

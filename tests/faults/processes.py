@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jldm.storage import workdir as workdirs
+from tests.compiling import FLAGS
 from tests.configs import ROOT
 
 DEADLINE_S = 300
@@ -40,7 +41,7 @@ def start(
   config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = (), more: tuple = ()
 ) -> subprocess.Popen:
   """`train.py` as a process of its own, whose output is added to a file, by default one beside the workdir."""
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}"}
   command = [*prefix, sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), "--devices", str(devices)]
   with (log or workdir.with_suffix(".log")).open("ab") as file:
     return subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)

@@ -9,6 +9,7 @@ import pytest
 
 from jldm.interop import pretrained, safetensors
 from jldm.models.codecs import codec as codecs
+from tests.compiling import UNOPTIMIZED
 from tests.parity.drawn import inputs, parameters
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -36,7 +37,7 @@ def folder(name: str, path: Path) -> Path:
 def check_outputs(name: str, network, codec: dict, tolerance: float) -> None:
   variables = codecs.variables(codec)
   method = lambda method: jax.jit(
-    lambda variables, x: network.apply(variables, x, method=method), compiler_options={"xla_backend_optimization_level": 0}
+    lambda variables, x: network.apply(variables, x, method=method), compiler_options=UNOPTIMIZED
   )
   encode, decode, quantize = method("encode"), method("decode"), method("quantize")
   with jax.default_matmul_precision("highest"):

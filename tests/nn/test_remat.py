@@ -16,6 +16,7 @@ from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.remat import POLICIES
 from jldm.nn.transformer import ModulatedBlock
+from tests.compiling import UNOPTIMIZED
 from tests.networks import random_params
 
 RNG = np.random.default_rng(0)
@@ -59,7 +60,7 @@ def test_loss_and_gradients_are_the_same(network, inputs):
   programs = {}
   for name in POLICIES:
     both = jax.jit(jax.value_and_grad(functools.partial(loss, network.clone(remat=name), inputs)))
-    programs[name] = both.lower(params).compile({"xla_backend_optimization_level": 0})
+    programs[name] = both.lower(params).compile(UNOPTIMIZED)
   (value, grads), *others = (jax.device_get(program(params)) for program in programs.values())
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
   assert all(leaf.any() for leaf in jax.tree.leaves(grads)), "every parameter learns"

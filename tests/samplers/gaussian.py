@@ -28,9 +28,9 @@ from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import sample
 from jldm.samplers.unipc import UniPC
+from tests.compiling import UNOPTIMIZED
 
 MEAN, STD = 0.7, 0.5
-QUICK = {"xla_backend_optimization_level": 0}  # for programs that run once and are mostly random numbers
 PROCESSES = [Cosine(), Flow()]
 FLOWS = [  # samplers of the probability flow
   DDIM(), Heun(), Heun(Ratio()), RK4(), DPMSolverPP(), DPMSolverPP(3, exact_d2=True), DPMSolverPPSingle(3), UniPC(3), DEIS(),
@@ -75,13 +75,13 @@ def flow(process, z, t, s):
   return process.alpha(s) * MEAN + spread(s) / spread(t) * (z - process.alpha(t) * MEAN)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def walk(process, make, sampler, z, pairs, keys):
   """`sample` with the denoiser make(process), compiled once a kind of sampler and shape."""
   return sample(process, make(process), sampler, z, pairs, keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def step(process, make, sampler, state, t, s, keys):
   """One step from a state."""
   return sampler.step(process, make(process), state, t, s, keys)
@@ -92,7 +92,7 @@ def start(process, sampler, z, t):
   return sampler.init(process, z, jnp.full((1, 2), t))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def walk_beside(process, make, sampler, exact, times, keys, warm):
   """As `walk` along `times` [N + 1], but the first `warm` steps begin where the flow `exact` [N + 1, B, ...] really is."""
 

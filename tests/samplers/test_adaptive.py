@@ -8,7 +8,8 @@ import pytest
 from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised
 from jldm.samplers.adaptive import solve_adaptive
-from tests.samplers.gaussian import QUICK, flow, gaussian, network
+from tests.compiling import UNOPTIMIZED
+from tests.samplers.gaussian import flow, gaussian, network
 from tests.samplers.mixture import mixture
 
 Z = jnp.linspace(-2, 2, 9)[:, None]
@@ -19,7 +20,7 @@ def each(process):
   return lambda z, t: gaussian(process)(z, t[:, None])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def solve(process, make, z, t, s, tolerance):
   return solve_adaptive(process, make(process), z, t, s, tolerance, tolerance)
 

@@ -12,7 +12,8 @@ from jldm.diffusion.process import Flow
 from jldm.samplers.ddim import DDIM, kept
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.sample import State, draw
-from tests.samplers.gaussian import MEAN, PROCESSES, QUICK, STD, gaussian, measured_order, network, start, step
+from tests.compiling import UNOPTIMIZED
+from tests.samplers.gaussian import MEAN, PROCESSES, STD, gaussian, measured_order, network, start, step
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 Z = jax.random.normal(jax.random.key(0), (8, 3))
@@ -115,7 +116,7 @@ def moments(process, eta, times):
   return mean, variance
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def drawn_many(process, sampler, pairs, keys):
   return draw(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
 

@@ -17,7 +17,7 @@ from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.guidance import ClassifierFree, guided
 from jldm.samplers.sample import draw
-from tests.samplers.gaussian import QUICK
+from tests.compiling import UNOPTIMIZED
 
 PROCESS = Cosine()
 Z = jax.random.normal(jax.random.key(0), (8, 4, 4, 2))
@@ -172,7 +172,7 @@ def sharded():
 
 def compile_for(guide, args):
   spread = args[0].sharding
-  return jax.jit(functools.partial(run, guide), out_shardings=spread).lower(*args).compile(QUICK)
+  return jax.jit(functools.partial(run, guide), out_shardings=spread).lower(*args).compile(UNOPTIMIZED)
 
 
 @pytest.mark.parametrize("guide", [beside, everything])
@@ -181,7 +181,7 @@ def test_a_batch_over_eight_devices_is_the_same_and_never_moves(guide, sharded):
   assert not [move for move in MOVES if move in compiled.as_text()]
   spread = compiled(*sharded)
   assert len(spread.sharding.device_set) == 8
-  alone = jax.jit(functools.partial(run, guide), compiler_options=QUICK)(*jax.device_put(sharded, jax.devices()[0]))
+  alone = jax.jit(functools.partial(run, guide), compiler_options=UNOPTIMIZED)(*jax.device_put(sharded, jax.devices()[0]))
   np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_conditions_behind_one_another_would_move_it(sharded):
 def test_scales_conditions_and_keys_compile_nothing(guide, sharded):
   traces = []
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def counted(*args):
     traces.append(1)
     return run(guide, *args)

@@ -27,7 +27,7 @@ from jldm.samplers.guidance import (
   thresholded,
 )
 from jldm.samplers.sample import sample
-from tests.samplers.gaussian import QUICK
+from tests.compiling import UNOPTIMIZED
 
 PROCESSES = [Cosine(), Flow(), EDM(), LinearVP()]
 ROW = Predict("v")
@@ -59,7 +59,7 @@ def labelled(process, row):
   return denoise
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def say(process, row, rule, z, t):
   """What the condition, no condition and the rule say."""
   denoise = labelled(process, row)

@@ -16,7 +16,8 @@ from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import chain, log_snr_uniform, uniform
 from jldm.samplers.langevin import Corrected
-from tests.samplers.gaussian import NOISY, QUICK, STD, gaussian, network, walk
+from tests.compiling import UNOPTIMIZED
+from tests.samplers.gaussian import NOISY, STD, gaussian, network, walk
 from tests.samplers.orders import STOCHASTIC, weak_errors
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
@@ -52,7 +53,7 @@ def moments(monkeypatch, process, sampler, pairs):
   return base, (size * (start - base)) ** 2 + sum((noise - base) ** 2 for noise in noises)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def drawn_many(process, sampler, pairs, keys):
   return sample.draw(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
 

@@ -29,8 +29,8 @@ from jldm.samplers.exponential import interpolation, moments
 from jldm.samplers.heun import Heun
 from jldm.samplers.jump import Jump, boundary
 from jldm.samplers.unipc import UniPC
+from tests.compiling import UNOPTIMIZED
 from tests.parity.schedulers import CASES, STEPS, network
-from tests.samplers.gaussian import QUICK
 
 FIXTURE = dict(np.load(Path(__file__).parents[1] / "parity" / "schedulers.npz"))
 TOLERANCE = {"float64": 1e-6, "float32": 2e-5}
@@ -154,7 +154,7 @@ def denoiser(process, kind, scale):
   return denoise if scale is None else boundary(process, denoise, 0.5, scale)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def step(process, scale, sampler, state, t, s, noise, kind):
   return sampler.step(process, denoiser(process, kind, scale), state, t, s, noise)
 

@@ -46,7 +46,8 @@ from jldm.samplers.jump import boundary
 from jldm.samplers.langevin import Corrected
 from jldm.samplers.sample import draw, sample, trajectory, walk
 from jldm.samplers.unipc import UniPC
-from tests.samplers.gaussian import QUICK, SAMPLERS
+from tests.compiling import UNOPTIMIZED
+from tests.samplers.gaussian import SAMPLERS
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(4))
 LIKE = jnp.zeros((4, 3))
@@ -80,7 +81,7 @@ def test_each_request_of_a_batch_is_the_request_alone_to_the_bit(sampler):
     np.testing.assert_array_equal(run(padded(REQUESTS), KEYS), alone(run))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def drawn(process, sampler, pairs, keys):
   return draw(process, elementwise(process), sampler, LIKE[: len(keys)], pairs, keys)
 
@@ -107,7 +108,7 @@ def test_each_sample_has_its_own_numbers_of_a_sampler():
 def test_other_steps_grids_and_numbers_compile_nothing():
   traces = []
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(sampler, pairs):
     traces.append(1)
     return draw(Flow(), elementwise(Flow()), sampler, LIKE, pairs, KEYS)
@@ -169,7 +170,7 @@ def wrapped(process, name, conditions):
   "guided", "interval, rescale", "zero", "autoguided", "thresholded", "energy", "boundary", "everything",
 ])
 def test_wrappers_take_a_time_for_each_sample(name):
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(pairs, keys, conditions):
     return draw(Cosine(), wrapped(Cosine(), name, conditions), DPMSolverPP(), LIKE[: len(keys)], pairs, keys)
 
@@ -189,7 +190,7 @@ def test_edits_take_a_path_for_each_sample():
       process, network, DDIM(), x0, lambda z: z.sum(1), 0 * x0[:, 0] + 1, jnp.full(len(x0), 0.5), pairs, keys),
   }
   for name, edit in edits.items():
-    run = jax.jit(edit, compiler_options=QUICK)
+    run = jax.jit(edit, compiler_options=UNOPTIMIZED)
     np.testing.assert_allclose(
       run(padded(REQUESTS), KEYS, x0, known), alone(run, x0, known), rtol=2e-5, atol=2e-5, err_msg=name)
 
@@ -198,7 +199,7 @@ def test_edits_take_a_path_for_each_sample():
 def test_inversion_takes_a_path_for_each_sample(sampler):
   x0 = jax.random.normal(jax.random.key(2), (4, 3))
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(pairs, keys, x0):
     z = invert(Flow(), elementwise(Flow()), sampler, x0, pairs, keys)
     return jnp.concatenate([z, revert(Flow(), elementwise(Flow()), sampler, z, pairs, keys)], -1)

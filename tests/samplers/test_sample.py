@@ -19,12 +19,12 @@ from jldm.samplers.grid import chain, uniform
 from jldm.samplers.jump import Jump
 from jldm.samplers.langevin import Corrected
 from jldm.samplers.sample import draw, sample, trajectory
+from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import (
   FLOWS,
   IN_RATIO,
   MEAN,
   PROCESSES,
-  QUICK,
   SAMPLERS,
   gaussian,
   network,
@@ -163,7 +163,7 @@ def test_jit_changes_nothing(sampler):
 def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
   traces = []
 
-  @functools.partial(jax.jit, compiler_options=QUICK)
+  @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(sampler, keys, pairs):
     traces.append(1)
     return sample(PROCESSES[0], gaussian(PROCESSES[0]), sampler, Z, pairs, keys)

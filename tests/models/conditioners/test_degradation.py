@@ -51,7 +51,7 @@ def test_a_flat_grey_picture_is_left(degrade):
 
 
 def test_edges_are_dark_where_the_luminance_rises():
-  np.testing.assert_allclose(Edges()(jnp.full_like(IMAGES, 0.3)), 1, rtol=1e-6)  # the weights sum to one but for rounding
+  assert (Edges()(jnp.full_like(IMAGES, 0.3)) == 1).all()
   step = jnp.zeros((1, 16, 16, 3)).at[:, :, 8:].set(1)
   lines = np.asarray(Edges(0.7, 3.0)(step))
   np.testing.assert_array_equal(lines[:, :, 7:9], -1)

@@ -1,0 +1,70 @@
+"""docs/extending.md: its blocks are one file, with which a person trains, draws and asks for what it has."""
+
+import re
+import shlex
+import sys
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jldm
+from jldm.cli import import_target, main
+from jldm.config import registry
+from jldm.diffusion.process import Flow
+from jldm.samplers.ddim import DDIM
+from tests.configs import ROOT
+from tests.samplers.gaussian import measured_order
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+SMALL = {"autoencoder": 3, "denoiser": 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """With mine.py, made of the page's blocks, and a workdir that was trained with all of them."""
+  folder = tmp_path_factory.mktemp("extending")
+  (folder / "mine.py").write_text("\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.S)))
+  (line,) = [line for line in PAGE.splitlines() if line.startswith("jldm train")]
+  with mock.patch.dict(registry.CLASSES), mock.patch.dict(sys.modules), pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    command = shlex.split(line.replace("configs/", f"{ROOT}/configs/"))[1:]
+    for stage, steps in SMALL.items():
+      command += ["--set", f"{stage}.steps={steps}", "--set", f"{stage}.batch_size=8"]
+    assert main([*command, "--devices", "1"]) == 0
+    yield folder
+
+
+def test_what_was_trained_is_drawn_from(folder):
+  workdir = folder / "runs" / "mine"
+  drawn = ["sample", "--workdir", str(workdir), "--import", str(folder / "mine.py"), "--sampler", "Midpoint(share=0.7)"]
+  assert main([*drawn, "--steps", "3", "--n", "2", "--out", str(folder / "O.npz")]) == 0
+  model, params = jldm.load(str(workdir))
+  assert type(model.sampling).__name__ == "Sampling" and params["brightness"]["direction"].shape == (8,)
+  dark, bright = (jldm.generate(model, params, jldm.Request(n=2, seed=0, given={"brightness": v})).data for v in (-1.0, 1.0))
+  assert dark.shape == (2, 16, 16, 1) and dark.dtype == np.uint8 and bright.shape == dark.shape
+  with pytest.raises(jldm.UserError, match="brightness=3"):
+    jldm.generate(model, params, jldm.Request(n=2, seed=0, given={"brightness": 3}))
+
+
+def test_the_sampler_is_of_second_order(folder):
+  midpoint = import_target(str(folder / "mine.py")).Midpoint()
+  assert measured_order(midpoint, Flow()) == pytest.approx(2, abs=0.15)
+
+
+def test_the_sparse_latents_are_a_term_of_the_loss(folder):
+  module = import_target(str(folder / "mine.py"))
+  assert module.Sparse.__mro__[1].__name__ == "Reconstruction"
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/extending.md", "CONTRIBUTING.md", "README.md"])
+def test_every_file_that_a_page_names_exists(page):
+  named = set(re.findall(r"`((?:jldm|tests|configs|docs|benchmarks)/[\w./]*)`", (ROOT / page).read_text()))
+  assert named and not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_picture_of_layers_is_that_of_the_table():
+  layers = re.search(r"```\n(core ◄.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.S)[1]
+  folders = {path.name for path in (ROOT / "jldm").iterdir() if (path / "__init__.py").exists()}
+  assert set(re.findall(r"\w+", layers)) == folders
