@@ -40,7 +40,7 @@ def trained(folder: Path) -> dict[str, Path]:
   for name, network in networks.items():
     stage = Stage(objective=Reconstruction(network=network), steps=20, batch_size=8)
     denoiser = Stage(objective=Diffusion(network=DiT(), process=Cosine()))
-    experiment = Experiment(data=Synthetic(height=16, width=16, channels=3, count=32), autoencoder=stage, denoiser=denoiser)
+    experiment = Experiment(data=Synthetic(height=16, width=16, channels=3, count=32), stages=(stage, denoiser))
     stages.train(experiment, folder / name, ("autoencoder",), devices=1)
   imported = {"imported_sd": "vae_sd", "imported_tiny": "tiny_flux", "imported_dc": "dc_in"}
   for name, source in imported.items():
