@@ -52,7 +52,7 @@ def both(objective: Diffusion, params: dict, frozen: dict, batch: dict, t: jax.A
 def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """times [50], log loss [50], u [50]."""
   experiment = workdirs.read(workdir)
-  objective = experiment.denoiser.objective
+  objective = experiment.stage("denoiser").objective
   if not getattr(objective.network, "log_variance", False):
     raise SystemExit(f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True")
   model, params = load(workdir)

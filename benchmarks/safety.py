@@ -57,7 +57,7 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
 
 
 def bare(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
-  stage = dataclasses.replace(getattr(run.experiment, name), ema=NoAverage())
+  stage = dataclasses.replace(run.experiment.stage(name), ema=NoAverage())
   run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, **{name: stage}))
   step, state, batches, key, _ = stages.begin(run, name, source, frozen, None, mesh, 0)
   in_flight = collections.deque()
@@ -97,7 +97,7 @@ def inputs(experiment, name: str, folder: Path):
   train_set = experiment.data.open(experiment.data.train)
   if name == "autoencoder":
     return train_set, {}
-  network = experiment.autoencoder.objective.network
+  network = experiment.stage("autoencoder").objective.network
   images = codecs.pixels(train_set[jnp.arange(1)]["image"])
   params = jax.jit(network.init)(jax.random.key(0), images, jax.random.split(jax.random.key(1), 1))
   encode = jax.jit(lambda images: codecs.encode(network, params, images)._asdict())
@@ -117,14 +117,14 @@ def main() -> None:
   args = parser.parse_args()
   sharding.configure(args.devices)
   experiment = load_config(args.config)
-  for name in workdirs.STAGES:
+  for name in experiment.names:
     for field, value in (("steps", WARM + args.steps + 1), ("log_every_steps", LOG_EVERY), ("save_every_steps", SAVE_EVERY)):
       experiment = override(experiment, f"{name}.{field}", str(value))
-  for name in workdirs.STAGES:
+  for name in experiment.names:
     ratios, per_step = [], []
     with tempfile.TemporaryDirectory() as temporary:
       run = runs.Run(experiment, of(experiment), Path(temporary), args.devices)
-      mesh = runs.mesh_of(getattr(experiment, name), args.devices)
+      mesh = runs.mesh_of(experiment.stage(name), args.devices)
       source, frozen = inputs(experiment, name, Path(temporary))
       frozen = sharding.place(mesh, frozen)
       for pair in range(args.pairs):

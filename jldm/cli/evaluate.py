@@ -29,7 +29,7 @@ from jldm.storage import workdir as workdirs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made; its data set must still be there")
-  parser.add_argument("--stage", metavar="NAME", default="all", help="what is judged (default: the last that draws, and its codec)")
+  parser.add_argument("--stage", metavar="NAME", default="all", help="what is judged (default: what draws last, and its codec)")
   parser.add_argument("--n", type=int, help="how many pictures (default: the experiment's, 1000 where it does not say)")
   parser.add_argument("--extractor", help=f"what makes features: {', '.join(sorted(EXTRACTORS))} (default: the experiment's)")
   parser.add_argument("--weights", help="the extractor's parameters, a .safetensors file, where it has none of its own")

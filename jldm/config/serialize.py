@@ -109,5 +109,7 @@ def by_stage(data: Any) -> Any:
   """An experiment as data with the names of its stages, and every stage under its name; other data as they are."""
   if not isinstance(data, dict) or data.get("class") != "Experiment":
     return data
-  stages = {stage["name"]: stage for stage in data["stages"]}
-  return {name: value for name, value in data.items() if name != "stages"} | {"stages": list(stages)} | stages
+  stages, names = {stage["name"]: stage for stage in data["stages"]}, list(data)
+  at = names.index("stages")
+  before, after = ({name: data[name] for name in part} for part in (names[:at], names[at + 1 :]))
+  return before | {"stages": list(stages)} | stages | after

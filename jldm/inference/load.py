@@ -67,7 +67,10 @@ class Place(NamedTuple):
     """
     earlier = self.experiment.earlier(self.stage.name)
     if name in [stage.name for stage in earlier]:
-      return self._replace(stage=self.experiment.stage(name))
+      stage = self.experiment.stage(name)
+      if makes not in (None, stage.makes):
+        raise UserError(f"{self.stage.name} relies on {name!r}, which makes a {stage.makes}; expected a {makes}")
+      return self._replace(stage=stage)
     if not (Path(name) / "experiment.json").is_file():
       known = ", ".join(stage.name for stage in earlier) or "it has none"
       raise UserError(f"{self.stage.name} relies on {name!r}; expected an earlier stage ({known}) or the path of a workdir")
@@ -259,7 +262,8 @@ def check_finished(at: Place) -> None:
   name = at.stage.name
   with Checkpoints(workdirs.checkpoints(at.workdir, name), read_only=True) as saved:
     if saved.latest() != at.stage.steps:
-      raise UserError(f"workdir {str(at.workdir)!r}: its {name} is not finished; train it first: --stage {name}")
+      raise UserError(f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it first: "
+                      f"--stage {name}")
 
 
 def restored(

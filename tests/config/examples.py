@@ -21,7 +21,10 @@ SMALL = Experiment(
   data=ImageData(name="digits"),
   stages=(
     Stage(name="autoencoder", objective=Reconstruction(network=KLAutoencoder(widths=(64, 128)))),
-    Stage(name="denoiser", needs=(Need("codec", "autoencoder"),), objective=Diffusion(network=DiT(), process=Cosine()), steps=1000, ema=Decay(0.998)),
+    Stage(
+      name="denoiser", needs=(Need("codec", "autoencoder"),), objective=Diffusion(network=DiT(), process=Cosine()), steps=1000,
+      ema=Decay(0.998),
+    ),
   ),
 )
 
@@ -37,6 +40,13 @@ class Pair:
 class Network(nn.Module):
   width: int = 3
   kernel: Any = attend
+
+
+def field(config: Any, path: str) -> Any:
+  """What stands at a path such as "denoiser.objective.network"."""
+  for name in path.split("."):
+    config = config.stage(name) if isinstance(config, Experiment) and name in config.names else getattr(config, name)
+  return config
 
 
 def refused(call, *arguments) -> str:
