@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jldm.config.experiment import Experiment
 from jldm.config.serialize import to_data
+from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import Place
 from jldm.runs import validate
@@ -39,12 +40,14 @@ def train(
   workdir, experiment = Path(workdir), workdirs.resolved(experiment)
   wanted = {experiment.stage(name).name for name in stages or experiment.names}
   places = [Place(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
+  if experiment.data is None:
+    raise UserError("the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage")
   if multihost.first():
     workdirs.check(workdir, experiment)
 
   # 2. Whatever can be refused is refused before anything is written.
-  extractor = validate.check(places, devices)
   train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
+  extractor = validate.check(places, devices)
   if wandb:
     import_wandb()
 

@@ -43,8 +43,6 @@ def check(places: list[Place], devices: sharding.Devices) -> Any:
     UserError: what does not fit, or a stage that one of them relies on and that is neither finished nor trained before it.
   """
   experiment = places[0].experiment
-  if experiment.data is None:
-    raise UserError("the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage")
   for at in places:
     check_stage(at.stage, devices)
     check_sources(at, places)

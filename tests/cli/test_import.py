@@ -125,7 +125,7 @@ def experiment():
   return base.with_stage(dataclasses.replace(base.stage("denoiser"), objective=objective))
 """)
   for _ in range(2):
-    assert '"class": "Mixer",\n        "width": 7' in dumps(load_config("own.py"))
+    assert '"class": "Mixer",\n          "width": 7' in dumps(load_config("own.py"))
 
 
 def test_an_installed_module_is_imported_by_its_name(here, monkeypatch, capsys):

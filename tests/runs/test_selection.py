@@ -86,7 +86,7 @@ def test_what_is_best_is_kept(run):
     assert kept.steps() == [min(found, key=found.get)] and kept.items(kept.steps()[0]) == ["ema", "score"]
     score = kept.restore(kept.steps()[0], {"score": selection.SCORE})["score"]
   assert score == np.float32(min(found.values()))
-  model, params = load(run, best=True)
+  _, params = load(run, best=True)
   assert restored(place(run), best=True)[0] == min(found, key=found.get)
   assert jax.tree.structure(params) == jax.tree.structure(load(run)[1])
   with pytest.raises(UserError, match=r"the best denoiser and sigma_rel=0.1; expected one of them"):
