@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,7 @@ def result_shapes(at: Place) -> Loaded:
   """What a stage hands on, as shapes; nothing is allocated."""
   objective = at.stage.objective
   if at.stage.makes == "codec":
-    return Loaded(objective.network, codecs.shapes(objective.network))
+    return Loaded(objective.network, shapes_of(objective.network))
   frozen = frozen_shapes(at)
   return jax.eval_shape(objective.result, *trained_shapes(at, frozen), frozen)
 
@@ -179,7 +180,13 @@ def of_kind(model: Model, kind: type) -> str | None:
 
 def codec_shapes(model: Model) -> dict:
   """The codec's tree as shapes, nothing allocated."""
-  return codecs.shapes(model.autoencoder)
+  return shapes_of(model.autoencoder)
+
+
+@functools.lru_cache(maxsize=16)
+def shapes_of(network: Any) -> dict:
+  """The tree of a network's codec as shapes; traced once per network, not once per check."""
+  return codecs.shapes(network)
 
 
 def denoiser_shapes(model: Model) -> dict:
@@ -305,7 +312,7 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
-    return network, saved.restore(step, {"codec": codecs.shapes(network)})["codec"]
+    return network, saved.restore(step, {"codec": shapes_of(network)})["codec"]
 
 
 def average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:
