@@ -73,12 +73,13 @@ def main(args: argparse.Namespace) -> None:
     finish(folder / f"{name}-{codec_step}.json", told)
   if at:
     samples = evaluate.draw(model, trained.params | {"codec": codec.params}, real, how, progress)
+    stem = str(step) if at.stage == drawing(experiment) else f"{at.stage.name}-{step}"
     told = {"stage": at.stage.name, "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluate.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
     if suspects := evaluate.audit(samples, real, how, folder):
       told["memorisation"] = suspects.told
-      show(folder / f"{step}-nearest.png", suspects.sheet, "samples and their nearest pictures")
-    finish(folder / f"{step}.json", told)
+      show(folder / f"{stem}-nearest.png", suspects.sheet, "samples and their nearest pictures")
+    finish(folder / f"{stem}.json", told)
 
 
 def judged_stages(experiment: Experiment, name: str, workdir: Path) -> tuple[Place | None, Place | None]:

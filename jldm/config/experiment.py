@@ -151,8 +151,10 @@ class Experiment:
 
 def check_stages(stages: tuple) -> None:
   """Raises a UserError for names that are not legal, and for sources that do not come before."""
-  if not stages or not all(isinstance(stage, (Stage, Pretrained)) for stage in stages):
-    raise UserError(f"stages={stages!r}; expected a tuple of Stage(name=…, objective=…), or Pretrained('…'), at least one")
+  kinds = [type(stage) for stage in stages] if isinstance(stages, tuple) else [type(stages)]
+  if not kinds or not set(kinds) <= {Stage, Pretrained}:
+    has = ", ".join(kind.__name__ for kind in kinds) or "nothing"
+    raise UserError(f"stages has {has}; expected a tuple of Stage(name=…, objective=…), or Pretrained('…'), at least one")
   names = [stage.name for stage in stages]
   for i, stage in enumerate(stages):
     if not stage.name.isidentifier() or stage.name in RESERVED:

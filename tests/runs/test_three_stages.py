@@ -113,6 +113,20 @@ def test_it_is_sampled_from_the_command_line(finished, tmp_path):
   assert student.shape == denoiser.shape == (4, 32, 32, 1) and (student != denoiser).any()
 
 
+def test_as_one_file_it_is_the_codec_and_the_result(three, finished, tmp_path, capsys):
+  """Which needs no class of the person's own any more."""
+  file, again = str(tmp_path / "student.safetensors"), tmp_path / "again"
+  assert main(["convert", str(finished), file, "--to", "jldm", "--import", CONFIG]) == 0
+  registry.CLASSES.pop("Imitation")
+  assert main(["convert", file, str(again), "--to", "jldm"]) == 0
+  assert workdirs.read(again).names == ("autoencoder", "student")
+  model, params = load(again)
+  assert main(["info", str(finished), "--import", CONFIG]) == 0
+  assert "student: Imitation, at step 6 of 6" in capsys.readouterr().out
+  assert model == load(finished)[0]
+  jax.tree.map(np.testing.assert_array_equal, params, load(finished)[1])
+
+
 def from_paths(three: Experiment, workdir: Path) -> Experiment:
   """The student alone, which has its codec and its teacher from another workdir."""
   needs = (Need("codec", str(workdir)), Need("teacher", str(workdir)))
