@@ -21,11 +21,11 @@ from jldm.core.trees import count
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.evaluation.judge import reconstruction
-from jldm.inference.load import of
+from jldm.inference.load import finished, of, place
 from jldm.media import images as pictures
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs
-from jldm.runs import latents, train as training
+from jldm.runs import train as training
 
 ROOT = Path(__file__).resolve().parents[1]
 F8 = {"autoencoder.objective.network.patch": "4", "autoencoder.objective.network.widths": "(64, 128)"}
@@ -64,7 +64,7 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   """One row of the table, and its sheet."""
   found, workdir = experiment(name, data_dir), folder / slug(name)
   cost, model = train(workdir, found), of(found)
-  codec, network, data = latents.committed_codec(model, workdir, found.stage("autoencoder").steps), model.autoencoder, found.data
+  codec, network, data = finished(place(workdir, "autoencoder")).params, model.autoencoder, found.data
   held_out = data.open(data.held_out)
 
   @jax.jit
