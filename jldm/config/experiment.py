@@ -28,6 +28,11 @@ class Need:
   role: str
   source: str
 
+  def __post_init__(self):
+    for name in ("role", "source"):
+      if not isinstance(getattr(self, name), str) or not getattr(self, name):
+        raise UserError(f"{name}={getattr(self, name)!r} of Need; expected text, as in Need('codec', 'autoencoder')")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -57,7 +62,11 @@ class Stage:
   @property
   def makes(self) -> str:
     """The kind of its result, such as "codec" or "denoiser"."""
-    return self.objective.makes
+    try:
+      return self.objective.makes
+    except AttributeError as error:
+      kind = type(self.objective).__name__
+      raise UserError(f"{self.name}.objective is a {kind}; expected an objective such as Diffusion(...)") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +166,7 @@ def check_stages(stages: tuple) -> None:
     raise UserError(f"stages has {has}; expected a tuple of Stage(name=…, objective=…), or Pretrained('…'), at least one")
   names = [stage.name for stage in stages]
   for i, stage in enumerate(stages):
-    if not stage.name.isidentifier() or stage.name in RESERVED:
+    if not isinstance(stage.name, str) or not stage.name.isidentifier() or stage.name in RESERVED:
       raise UserError(f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED)}")
     if stage.name in names[:i]:
       raise UserError(f"two stages are named {stage.name!r}; give each a name of its own")
@@ -167,6 +176,8 @@ def check_stages(stages: tuple) -> None:
 
 def check_sources(stage: Stage, earlier: list[str], later: list[str]) -> None:
   """Raises a UserError if a stage needs or starts from itself or a later one, or needs two of one role."""
+  if not isinstance(stage.needs, tuple) or not all(isinstance(need, Need) for need in stage.needs):
+    raise UserError(f"{stage.name}.needs={stage.needs!r}; expected a tuple such as (Need('codec', 'autoencoder'),)")
   sources = [(f"{stage.name}.needs: {need.role}", need.source) for need in stage.needs] + [(f"{stage.name}.start", stage.start)]
   for what, source in sources:
     if source in later:

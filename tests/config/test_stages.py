@@ -29,6 +29,8 @@ def test_a_stage_is_found_by_its_name():
   ((CODEC, DENOISER, DENOISER), "two stages are named 'denoiser'; give each a name of its own"),
   ((CODEC, dataclasses.replace(DENOISER, name="data")), "stage name 'data'; expected letters, digits and _, and none of data,"),
   ((CODEC, dataclasses.replace(DENOISER, name="a/b")), "stage name 'a/b'; expected letters, digits and _"),
+  ((CODEC, dataclasses.replace(DENOISER, name=5)), "stage name 5; expected letters, digits and _"),
+  ((CODEC, dataclasses.replace(DENOISER, needs="codec")), "denoiser.needs='codec'; expected a tuple such as (Need('codec',"),
   ((DENOISER, CODEC), "denoiser.needs: codec is 'autoencoder', which does not come before; expected no stage, since none comes"),
   ((CODEC, STUDENT, DENOISER), "student.needs: teacher is 'denoiser', which does not come before; expected an earlier stage "
    "(autoencoder) or the path of a workdir"),
@@ -37,6 +39,11 @@ def test_a_stage_is_found_by_its_name():
 ])
 def test_stages_that_cannot_be(stages, told):
   assert told in refused(lambda: Experiment(stages=stages))
+
+
+def test_a_stage_of_what_is_no_objective():
+  odd = THREE.with_stage(dataclasses.replace(STUDENT, objective=DENOISER.objective.process))
+  assert "student.objective is a Cosine; expected an objective such as Diffusion(...)" in refused(odd.last, "denoiser")
 
 
 def test_they_are_written_and_read():
@@ -48,6 +55,7 @@ def test_they_are_written_and_read():
   ("student.needs", "(Need('codec', 'student'),)", "student.needs: codec is 'student', which does not come before"),
   ("student.needs", "Need('codec', 'w')", "student.needs: expected a tuple of Need(...), such as (), (A(),), got"),
   ("studnet.steps", "5", "studnet.steps: Experiment has no field 'studnet'; did you mean 'student'?"),
+  ("student.needs", "(Need('codec', 5),)", "source=5 of Need; expected text, as in Need('codec', 'autoencoder')"),
   ("student", "Flow()", "student: expected Stage(...) or Pretrained(...), or one of its fields (name, objective,"),
   ("stages", "()", "stages has nothing; expected a tuple of Stage("),
 ])
