@@ -1,4 +1,4 @@
-"""Trains both stages of an experiment: python train.py --config configs/digits.py --workdir runs/digits"""
+"""Trains the stages of an experiment: python train.py --config configs/digits.py --workdir runs/digits"""
 
 import sys
 

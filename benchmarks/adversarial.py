@@ -50,7 +50,7 @@ def objective(start_step: int) -> Adversarial:
 def train(path: Path, data: ImageData, found: Any, optimizer: Any, steps: int) -> None:
   """Writes the metrics of every EVERY steps as JSON lines, whole runs only."""
   train_set, held_out = data.open(data.train), data.open(data.held_out)
-  key_init, key_steps, _ = stage_keys(0, 0)
+  key_init, key_steps, _ = stage_keys(0, "autoencoder")
   tx, ema = optimizer.build(steps), Decay(0.99)
   example = next(batches(train_set, 0, BATCH, 0, 1))
   state = jax.jit(lambda key, batch: init_state(*found.init(key, batch), tx, ema))(key_init, example)

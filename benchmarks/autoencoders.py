@@ -21,11 +21,11 @@ from jldm.core.trees import count
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.evaluation.judge import reconstruction
-from jldm.inference.load import of
+from jldm.inference.load import finished, of, place
 from jldm.media import images as pictures
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs
-from jldm.runs import latents, stages
+from jldm.runs import train as training
 
 ROOT = Path(__file__).resolve().parents[1]
 F8 = {"autoencoder.objective.network.patch": "4", "autoencoder.objective.network.widths": "(64, 128)"}
@@ -55,7 +55,7 @@ def train(workdir: Path, found: Experiment) -> dict:
   if not cost.exists():
     shutil.rmtree(workdir, ignore_errors=True)
     start, wall = time.process_time(), time.perf_counter()
-    stages.train(found, workdir, ("autoencoder",), devices=1)
+    training.train(found, workdir, ("autoencoder",), devices=1)
     cost.write_text(json.dumps({"cpu_seconds": time.process_time() - start, "wall_seconds": time.perf_counter() - wall}))
   return json.loads(cost.read_text())
 
@@ -64,7 +64,7 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   """One row of the table, and its sheet."""
   found, workdir = experiment(name, data_dir), folder / slug(name)
   cost, model = train(workdir, found), of(found)
-  codec, network, data = latents.committed_codec(model, workdir, found.autoencoder.steps), model.autoencoder, found.data
+  codec, network, data = finished(place(workdir, "autoencoder")).params, model.autoencoder, found.data
   held_out = data.open(data.held_out)
 
   @jax.jit
@@ -82,8 +82,8 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
     "name": name,
     "latents": f"{h}x{w}x{c}",
     "parameters": count(codec["params"]),
-    "steps": found.autoencoder.steps,
-    "batch_size": found.autoencoder.batch_size,
+    "steps": found.stage("autoencoder").steps,
+    "batch_size": found.stage("autoencoder").batch_size,
     **{name: float(each.mean()) for name, each in values.items()},
     **cost,
   }

@@ -41,7 +41,7 @@ from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Noisy, luminance
 from jldm.objectives.denoiser import bind
-from jldm.runs import stages
+from jldm.runs import train as training
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import draw
 from jldm.storage import workdir as workdirs
@@ -75,10 +75,10 @@ def train(folder: Path, name: str, data_dir: str) -> None:
   if lender and not workdir.exists():
     workdirs.claim(workdir, found)
     shutil.copytree(folder / lender / "autoencoder", workdir / "autoencoder")
-  for stage in workdirs.STAGES:
+  for stage in found.names:
     if stage not in costs:
       start = time.process_time()
-      stages.train(found, workdir, (stage,), devices=1)
+      training.train(found, workdir, (stage,), devices=1)
       cost.write_text(json.dumps(costs := costs | {stage: time.process_time() - start}))
 
 

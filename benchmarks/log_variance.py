@@ -15,12 +15,11 @@ import numpy as np
 
 from jldm.core.specs import Loaded
 from jldm.distributed import sharding
-from jldm.inference.load import load
+from jldm.inference.load import load, place
 from jldm.media import images as pictures
 from jldm.models.conditioners.conditioner import draw_conditions, join
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs
-from jldm.storage import workdir as workdirs
 
 TIMES = 50
 
@@ -51,12 +50,12 @@ def both(objective: Diffusion, params: dict, frozen: dict, batch: dict, t: jax.A
 
 def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """times [50], log loss [50], u [50]."""
-  experiment = workdirs.read(workdir)
-  objective = experiment.denoiser.objective
+  at = place(workdir)
+  objective = at.stage.objective
   if not getattr(objective.network, "log_variance", False):
     raise SystemExit(f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True")
   model, params = load(workdir)
-  cache = latents.open_encoded(runs.Run(experiment, model, workdir), params["codec"])
+  cache = latents.open_encoded(runs.Run(at), params["codec"])
   rows = np.arange(size)
   batch = cache[rows % len(cache)] | {"row": rows, "stratum": np.float32(rows / size)}
   frozen = {"codec": Loaded(model.autoencoder, params["codec"])}

@@ -190,7 +190,7 @@ class Codec(NamedTuple):
 
 def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) -> Codec:
   """Stage 1: trains, encodes the training set and measures the latents."""
-  stage, network = found.autoencoder, found.autoencoder.objective.network
+  stage, network = found.stage("autoencoder"), found.stage("autoencoder").objective.network
   params, used = quick(stage, source, {}, seed)
   start = time.process_time()
   encode = jax.jit(lambda images: codecs.encode(network, {"params": params}, images))
@@ -220,9 +220,9 @@ def recipe(found: Experiment, trained: Codec, seed: int) -> tuple[dict, np.ndarr
   """Stage 2 in the latents of a codec: its facts, and the samples."""
   model, request = of(found), Request(n=len(LABELS), seed=seed, given={"label": LABELS})
   frozen = {"codec": Loaded(model.autoencoder, trained.params)}
-  params, used = quick(found.denoiser, trained.latents, frozen, seed)
+  params, used = quick(found.stage("denoiser"), trained.latents, frozen, seed)
   images = generate(model, params | {"codec": trained.params}, request, devices=1).data
-  return {"denoiser_steps": found.denoiser.steps, "seconds": used}, images
+  return {"denoiser_steps": found.stage("denoiser").steps, "seconds": used}, images
 
 
 def kept(path: Path, make: Callable[[], tuple[dict, np.ndarray]]) -> tuple[dict, np.ndarray]:
@@ -282,7 +282,7 @@ def final(options: argparse.Namespace) -> None:
   reference = Reference(found.data, "test")
   images = drawn(options.folder)
   write_grid(options.folder / "grid.png", images, LABELS, "configs/fashion_mnist.py")
-  steps = {"autoencoder_steps": found.autoencoder.steps, "denoiser_steps": found.denoiser.steps}
+  steps = {"autoencoder_steps": found.stage("autoencoder").steps, "denoiser_steps": found.stage("denoiser").steps}
   model, params = load(options.folder)
   value, back = reconstructed(model.autoencoder, params["codec"], reference.images[:SAMPLES])
   told = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps

@@ -25,9 +25,10 @@ from jldm.config.override import override
 from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
-from jldm.inference.load import codec_shapes, of
+from jldm.inference.load import Place, codec_shapes
 from jldm.models.codecs import codec as codecs
-from jldm.runs import run as runs, stages
+from jldm.runs import run as runs
+from jldm.runs.stage import begin, fit_stage
 from jldm.storage import workdir as workdirs
 from jldm.storage.array_cache import write_like
 from jldm.storage.checkpoint import Checkpoints
@@ -56,10 +57,9 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
   return tuple(now - then for now, then in zip(clocks(), before))
 
 
-def bare(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
-  stage = dataclasses.replace(getattr(run.experiment, name), ema=NoAverage())
-  run = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, **{name: stage}))
-  step, state, batches, key, _ = stages.begin(run, name, source, frozen, None, mesh, 0)
+def bare(run: runs.Run, source, frozen, mesh, steps: int) -> tuple[float, float]:
+  run = dataclasses.replace(run, at=run.at._replace(stage=dataclasses.replace(run.stage, ema=NoAverage())))
+  step, state, batches, key, _ = begin(run, source, frozen, None, mesh, 0)
   in_flight = collections.deque()
   for n, batch in enumerate(batches, 1):
     state, metrics = step(state, batch, key, frozen)
@@ -75,7 +75,7 @@ def bare(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[fl
   raise ValueError(f"the stage ended before step {WARM + steps}")
 
 
-def safe(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[float, float]:
+def safe(run: runs.Run, source, frozen, mesh, steps: int) -> tuple[float, float]:
   """With the commit of the last checkpoint that is begun."""
   times = []
 
@@ -86,24 +86,24 @@ def safe(run: runs.Run, name: str, source, frozen, mesh, steps: int) -> tuple[fl
         saved.commit(wait=True)
       times.append(since(times[0]) if times else clocks())
 
-  with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
-    stages.fit_stage(run, name, source, frozen, saved, mesh, lambda log: (Hook(1, note),))
+  with Checkpoints(workdirs.checkpoints(run.workdir, run.stage.name)) as saved:
+    fit_stage(run, source, frozen, saved, mesh, lambda log: (Hook(1, note),))
     assert saved.steps()[-1] == (WARM + steps) // SAVE_EVERY * SAVE_EVERY
   return times[1]
 
 
-def inputs(experiment, name: str, folder: Path):
+def inputs(run: runs.Run, folder: Path):
   """What a stage reads; latents as they are under an encoder that was not trained."""
-  train_set = experiment.data.open(experiment.data.train)
-  if name == "autoencoder":
+  data, network = run.experiment.data, run.model.autoencoder
+  train_set = data.open(data.train)
+  if not run.stage.needs:
     return train_set, {}
-  network = experiment.autoencoder.objective.network
   images = codecs.pixels(train_set[jnp.arange(1)]["image"])
   params = jax.jit(network.init)(jax.random.key(0), images, jax.random.split(jax.random.key(1), 1))
   encode = jax.jit(lambda images: codecs.encode(network, params, images)._asdict())
   every = lambda source: (batch for batch, _ in in_order(source, 64, pad=False))
   moments = lambda source: (jax.device_get(encode(batch["image"])) | {"label": batch["label"]} for batch in every(source))
-  codec = {name: jnp.ones(shape.shape) for name, shape in codec_shapes(of(experiment)).items() if name in ("mean", "std")}
+  codec = {name: jnp.ones(shape.shape) for name, shape in codec_shapes(run.model).items() if name in ("mean", "std")}
   frozen = {"codec": Loaded(network, {"params": params["params"], "extra": {}} | codec)}
   return write_like(folder / "latents", train_set, moments), frozen
 
@@ -117,19 +117,20 @@ def main() -> None:
   args = parser.parse_args()
   sharding.configure(args.devices)
   experiment = load_config(args.config)
-  for name in workdirs.STAGES:
+  for name in experiment.names:
     for field, value in (("steps", WARM + args.steps + 1), ("log_every_steps", LOG_EVERY), ("save_every_steps", SAVE_EVERY)):
       experiment = override(experiment, f"{name}.{field}", str(value))
-  for name in workdirs.STAGES:
+  for name in experiment.names:
     ratios, per_step = [], []
     with tempfile.TemporaryDirectory() as temporary:
-      run = runs.Run(experiment, of(experiment), Path(temporary), args.devices)
-      mesh = runs.mesh_of(getattr(experiment, name), args.devices)
-      source, frozen = inputs(experiment, name, Path(temporary))
+      run = runs.Run(Place(experiment, experiment.stage(name), Path(temporary)), args.devices)
+      mesh = runs.mesh_of(run.stage, args.devices)
+      source, frozen = inputs(run, Path(temporary))
       frozen = sharding.place(mesh, frozen)
       for pair in range(args.pairs):
-        alone = bare(run, name, source, frozen, mesh, args.steps)
-        full = safe(dataclasses.replace(run, workdir=Path(temporary) / str(pair)), name, source, frozen, mesh, args.steps)
+        alone = bare(run, source, frozen, mesh, args.steps)
+        apart = dataclasses.replace(run, at=run.at._replace(workdir=Path(temporary) / str(pair)))
+        full = safe(apart, source, frozen, mesh, args.steps)
         ratios.append([b / a for a, b in zip(alone, full)])
         per_step.append([1e3 * seconds / args.steps for seconds in (alone[0], full[0])])
         print(f"{name} {pair}: {per_step[-1][0]:.1f} and {per_step[-1][1]:.1f} ms a step; wall {ratios[-1][0]:.3f}, "

@@ -29,7 +29,7 @@ from jldm.media import images as pictures
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock
-from jldm.runs import stages
+from jldm.runs.train import train
 from jldm.samplers.guidance import ClassifierFree
 from jldm.storage import workdir as workdirs
 
@@ -49,9 +49,10 @@ TARGETS = {
 
 def experiment(network: str, target: str, steps: int) -> Experiment:
   base = load_config(str(ROOT / "configs" / "digits.py"))
-  objective = dataclasses.replace(base.denoiser.objective, network=NETWORKS[network], **TARGETS[target])
-  stage = dataclasses.replace(base.denoiser, objective=objective, steps=steps, save_every_steps=steps, picture_every_steps=steps)
-  return dataclasses.replace(base, denoiser=stage)
+  stage = base.stage("denoiser")
+  objective = dataclasses.replace(stage.objective, network=NETWORKS[network], **TARGETS[target])
+  stage = dataclasses.replace(stage, objective=objective, steps=steps, save_every_steps=steps, picture_every_steps=steps)
+  return base.with_stage(stage)
 
 
 def measure(folder: Path, network: str, target: str, steps: int) -> dict:
@@ -60,7 +61,7 @@ def measure(folder: Path, network: str, target: str, steps: int) -> dict:
   workdirs.claim(workdir, found)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(folder / "codec" / part, workdir / part, dirs_exist_ok=True)
-  stages.train(found, workdir, ("denoiser",))
+  train(found, workdir, ("denoiser",))
   model, params = load(workdir)
   labels = np.repeat(np.arange(10), 100)
   sampling = dataclasses.replace(model.sampling, guidance=ClassifierFree(1.0))
@@ -95,7 +96,7 @@ def main() -> None:
   names = [f"{network}/{target}" for network, target in itertools.product(NETWORKS, TARGETS)]
   if unknown := set(options.only or ()) - set(names):
     parser.error(f"{', '.join(sorted(unknown))}; expected some of {', '.join(names)}")
-  stages.train(experiment("DiT", "flow", options.steps), options.folder / "codec", ("autoencoder",))
+  train(experiment("DiT", "flow", options.steps), options.folder / "codec", ("autoencoder",))
   rows = []
   for name in options.only or names:
     rows.append(measure(options.folder, *name.split("/"), options.steps))

@@ -8,7 +8,7 @@ eps, batch 48.  Theirs has VQ-f4 latents with an adversarial loss, and an FID of
 Sized for one GPU of 80 GB.  Counted, not run: 19 exaFLOP in both stages, 36 hours at 150 TFLOP/s.
 """
 
-from jldm.config.experiment import Experiment, Sampling, Stage
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
@@ -27,25 +27,29 @@ def experiment() -> Experiment:
     data=ImageData(
       name="celeba_hq", train="train[:29000]", held_out="train[29000:]", height=256, width=256, channels=3, mirror=True
     ),
-    autoencoder=Stage(
-      objective=Reconstruction(network=KLAutoencoder(channels=3, latent_channels=3, widths=(128, 256, 512))),
-      optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=1000)),
-      steps=200_000,
-      batch_size=16,
-      picture_every_steps=5000,
-    ),
-    denoiser=Stage(
-      objective=Diffusion(
-        network=UNet(widths=(224, 448, 672, 896), resnets=2, attention=(False, True, True, True), head_width=32),
-        process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
-        parametrization=Predict("eps"),
+    stages=(
+      Stage(
+        name="autoencoder",
+        objective=Reconstruction(network=KLAutoencoder(channels=3, latent_channels=3, widths=(128, 256, 512))),
+        optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=1000)),
+        steps=200_000,
+        batch_size=16,
+        picture_every_steps=5000,
       ),
-      optimizer=AdamW(schedule=Constant(peak=9.6e-5), clip_norm=0.0),
-      steps=410_000,
-      batch_size=48,
-      ema=Decay(0.9999),
-      save_every_steps=5000,
-      picture_every_steps=10_000,
+      Stage(
+        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        objective=Diffusion(
+          network=UNet(widths=(224, 448, 672, 896), resnets=2, attention=(False, True, True, True), head_width=32),
+          process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
+          parametrization=Predict("eps"),
+        ),
+        optimizer=AdamW(schedule=Constant(peak=9.6e-5), clip_norm=0.0),
+        steps=410_000,
+        batch_size=48,
+        ema=Decay(0.9999),
+        save_every_steps=5000,
+        picture_every_steps=10_000,
+      ),
     ),
     sampling=Sampling(sampler=DDIM(), steps=200, guidance=ClassifierFree(1.0)),
   )

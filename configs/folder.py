@@ -12,7 +12,7 @@ Sized for one GPU or TPU core.  Other sizes: --set data.height=128 --set data.wi
 try a tenth of the steps first.  Not measured: what comes out depends on the pictures.
 """
 
-from jldm.config.experiment import Experiment, Sampling, Stage
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
@@ -31,25 +31,29 @@ from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 def experiment() -> Experiment:
   return Experiment(
     data=ImageData(name="mine", train="train[:95%]", held_out="train[95%:]", height=64, width=64, channels=3),
-    autoencoder=Stage(
-      objective=Reconstruction(network=KLAutoencoder(channels=3, latent_channels=4, widths=(64, 128, 128, 256))),
-      optimizer=AdamW(schedule=WarmupCosine(peak=5e-4, warmup_steps=500)),
-      steps=20_000,
-      batch_size=32,
-    ),
-    denoiser=Stage(
-      objective=Diffusion(
-        network=DiT(patch=2, width=384, depth=12, block=ModulatedBlock(heads=6)),
-        process=Flow(),
-        parametrization=Predict("flow"),
-        times=LogitNormal(),
+    stages=(
+      Stage(
+        name="autoencoder",
+        objective=Reconstruction(network=KLAutoencoder(channels=3, latent_channels=4, widths=(64, 128, 128, 256))),
+        optimizer=AdamW(schedule=WarmupCosine(peak=5e-4, warmup_steps=500)),
+        steps=20_000,
+        batch_size=32,
       ),
-      optimizer=AdamW(schedule=Constant(peak=2e-4, warmup_steps=1000)),
-      steps=100_000,
-      batch_size=128,
-      ema=Decay(0.9999),
-      save_every_steps=2000,
-      picture_every_steps=5000,
+      Stage(
+        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        objective=Diffusion(
+          network=DiT(patch=2, width=384, depth=12, block=ModulatedBlock(heads=6)),
+          process=Flow(),
+          parametrization=Predict("flow"),
+          times=LogitNormal(),
+        ),
+        optimizer=AdamW(schedule=Constant(peak=2e-4, warmup_steps=1000)),
+        steps=100_000,
+        batch_size=128,
+        ema=Decay(0.9999),
+        save_every_steps=2000,
+        picture_every_steps=5000,
+      ),
     ),
     sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(1.0)),
   )

@@ -9,7 +9,7 @@ with DINOv2 and trained with an adversary, and an FID of 2.11.  Sized for eight 
 93 exaFLOP in both stages, 11 hours at eight times 300 TFLOP/s.
 """
 
-from jldm.config.experiment import Experiment, Sampling, Stage
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
@@ -32,38 +32,42 @@ def experiment() -> Experiment:
       name="imagenet", train="train[:1280000]", held_out="train[1280000:]", height=256, width=256, channels=3, classes=1000,
       mirror=True,
     ),
-    autoencoder=Stage(
-      objective=Reconstruction(
-        network=KLAutoencoder(channels=3, latent_channels=32, widths=(128, 128, 256, 256, 512), dtype="bfloat16")
-      ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=5000)),
-      steps=500_000,
-      batch_size=64,
-      picture_every_steps=10_000,
-    ),
-    denoiser=Stage(
-      objective=Diffusion(
-        network=dit(
-          "XL",
-          block=ModulatedBlock(rms_norm=True, swiglu=True),
-          patch=1,
-          classes=1000,
-          rotary=True,
-          remat="full",
-          dtype="bfloat16",
+    stages=(
+      Stage(
+        name="autoencoder",
+        objective=Reconstruction(
+          network=KLAutoencoder(channels=3, latent_channels=32, widths=(128, 128, 256, 256, 512), dtype="bfloat16")
         ),
-        conditioners=(ClassLabel(classes=1000),),
-        process=Flow(),
-        parametrization=Predict("flow"),
-        times=LogitNormal(),
-        direction=1.0,
+        optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=5000)),
+        steps=500_000,
+        batch_size=64,
+        picture_every_steps=10_000,
       ),
-      optimizer=AdamW(schedule=Constant(peak=2e-4), b2=0.95, clip_norm=0.0),
-      steps=80_000,
-      batch_size=1024,
-      ema=Decay(0.9999),
-      save_every_steps=5000,
-      picture_every_steps=10_000,
+      Stage(
+        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        objective=Diffusion(
+          network=dit(
+            "XL",
+            block=ModulatedBlock(rms_norm=True, swiglu=True),
+            patch=1,
+            classes=1000,
+            rotary=True,
+            remat="full",
+            dtype="bfloat16",
+          ),
+          conditioners=(ClassLabel(classes=1000),),
+          process=Flow(),
+          parametrization=Predict("flow"),
+          times=LogitNormal(),
+          direction=1.0,
+        ),
+        optimizer=AdamW(schedule=Constant(peak=2e-4), b2=0.95, clip_norm=0.0),
+        steps=80_000,
+        batch_size=1024,
+        ema=Decay(0.9999),
+        save_every_steps=5000,
+        picture_every_steps=10_000,
+      ),
     ),
     sampling=Sampling(sampler=DDIM(), steps=250, guidance=ClassifierFree(1.5)),  # on this process Euler's steps, as theirs
   )

@@ -9,7 +9,7 @@ loss, and an FID of 3.60 with guidance 1.5 over 250 steps.  Sized for sixteen GP
 Counted, not run: 211 exaFLOP in both stages, 15 hours at sixteen times 250 TFLOP/s.
 """
 
-from jldm.config.experiment import Experiment, Sampling, Stage
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
@@ -29,36 +29,40 @@ def experiment() -> Experiment:
     data=ImageData(
       name="imagenet", train="train[:1280000]", held_out="train[1280000:]", height=256, width=256, channels=3, classes=1000
     ),
-    autoencoder=Stage(
-      objective=Reconstruction(
-        network=KLAutoencoder(channels=3, latent_channels=3, widths=(128, 256, 512), dtype="bfloat16")
-      ),
-      optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=5000)),
-      steps=500_000,
-      batch_size=64,
-      picture_every_steps=10_000,
-    ),
-    denoiser=Stage(
-      objective=Diffusion(
-        network=UNet(
-          widths=(192, 384, 576, 960),
-          resnets=2,
-          attention=(False, True, True, True),
-          heads=1,
-          classes=1000,
-          token_width=512,
-          dtype="bfloat16",
+    stages=(
+      Stage(
+        name="autoencoder",
+        objective=Reconstruction(
+          network=KLAutoencoder(channels=3, latent_channels=3, widths=(128, 256, 512), dtype="bfloat16")
         ),
-        conditioners=(ClassLabel(classes=1000),),
-        process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
-        parametrization=Predict("eps"),
+        optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=5000)),
+        steps=500_000,
+        batch_size=64,
+        picture_every_steps=10_000,
       ),
-      optimizer=AdamW(schedule=Constant(peak=1e-4), clip_norm=0.0),
-      steps=178_000,
-      batch_size=1200,
-      ema=Decay(0.9999),
-      save_every_steps=5000,
-      picture_every_steps=10_000,
+      Stage(
+        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        objective=Diffusion(
+          network=UNet(
+            widths=(192, 384, 576, 960),
+            resnets=2,
+            attention=(False, True, True, True),
+            heads=1,
+            classes=1000,
+            token_width=512,
+            dtype="bfloat16",
+          ),
+          conditioners=(ClassLabel(classes=1000),),
+          process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
+          parametrization=Predict("eps"),
+        ),
+        optimizer=AdamW(schedule=Constant(peak=1e-4), clip_norm=0.0),
+        steps=178_000,
+        batch_size=1200,
+        ema=Decay(0.9999),
+        save_every_steps=5000,
+        picture_every_steps=10_000,
+      ),
     ),
     sampling=Sampling(sampler=DDIM(), steps=250, guidance=ClassifierFree(1.5)),
   )

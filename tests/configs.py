@@ -11,6 +11,7 @@ from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("autoencoder", "denoiser")  # of every config
 
 
 def config(name: str) -> Experiment:
@@ -20,7 +21,7 @@ def config(name: str) -> Experiment:
 def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
   """The same kinds of networks and objectives at the smallest widths, on synthetic data of the same kind, 8x8 latents at most."""
   replace = dataclasses.replace
-  data, codec, denoiser = experiment.data, experiment.autoencoder, experiment.denoiser
+  data, codec, denoiser = experiment.data, experiment.stage("autoencoder"), experiment.stage("denoiser")
   network, denoising = codec.objective.network, denoiser.objective.network
   most = 8 * network.factor  # latents of 8x8
   small = dict(batch_size=8, steps=steps, log_every_steps=1, save_every_steps=2, picture_every_steps=1000, snapshot_every_steps=1)
@@ -31,10 +32,11 @@ def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
       height=min(data.height, most), width=min(data.width, most), channels=data.channels, classes=data.classes,
       count=20, mirror=data.mirror,
     ),
-    autoencoder=replace(codec, **small, objective=replace(
-      codec.objective, network=replace(network, widths=tuple(4 for _ in network.widths), groups=2, resnets=0))),
-    denoiser=replace(denoiser, **small, objective=replace(
-      denoiser.objective, network=small_denoiser(denoising))),
+    stages=(
+      replace(codec, **small, objective=replace(
+        codec.objective, network=replace(network, widths=tuple(4 for _ in network.widths), groups=2, resnets=0))),
+      replace(denoiser, **small, objective=replace(denoiser.objective, network=small_denoiser(denoising))),
+    ),
   )
 
 

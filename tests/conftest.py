@@ -77,4 +77,4 @@ def on_imported(experiment, imported, tmp_path_factory):
   folder = str(tmp_path_factory.mktemp("data"))
   assert main(["prepare", "digits", "--data-dir", folder]) == 0
   data = ImageData(name="digits", data_dir=folder, train="train[:20]", held_out="train[20:40]", classes=10)
-  return dataclasses.replace(experiment, data=data, autoencoder=Pretrained(str(imported)))
+  return dataclasses.replace(experiment.with_stage(Pretrained(str(imported))), data=data)

@@ -8,7 +8,8 @@ from jldm.config import serialize
 from jldm.core.trees import count
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import codec_shapes, denoiser_shapes, load, of
-from jldm.runs import stages, validate
+from jldm.runs import validate
+from jldm.runs.train import train
 from tests.configs import ROOT, config, shrunk, steps_of
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -30,7 +31,7 @@ SMOKE = [name if name == "digits" else pytest.param(name, marks=pytest.mark.slow
 @pytest.mark.parametrize("name", SMOKE)
 def test_two_shrunk_steps_and_samples(name, tmp_path):
   experiment = shrunk(config(name))
-  stages.train(experiment, tmp_path / "w", devices=1)
+  train(experiment, tmp_path / "w", devices=1)
   model, params = load(tmp_path / "w")
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
   data = experiment.data

@@ -116,7 +116,7 @@ def test_nothing_that_an_experiment_names_is_imported(tmp_path, monkeypatch, cap
   monkeypatch.syspath_prepend(tmp_path)
   for name in ("planted", "planted.Mixer", "planted:Mixer", "planted.py", "Mixer"):
     data = to_data(config("digits")) | {"imports": ["planted.py"], "import": "planted"}
-    data["denoiser"]["objective"]["network"] = {"class": name, "module": "planted", "import": "planted.py"}
+    data["stages"][1]["objective"]["network"] = {"class": name, "module": "planted", "import": "planted.py"}
     (tmp_path / "w").mkdir(exist_ok=True)
     (tmp_path / "w" / "experiment.json").write_text(json.dumps(data))
     for command in (["info", "w"], ["sample", "--workdir", "w"], ["report", "w"]):

@@ -86,10 +86,10 @@ def test_pages_link_to_what_is_there_and_have_their_tables(page):
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
   """On a shrunk workdir in the place that the README names."""
-  from jldm.runs import stages
+  from jldm.runs.train import train
   from tests.configs import shrunk
   monkeypatch.chdir(tmp_path)
-  stages.train(shrunk(config("digits")), "runs/digits", devices=1)
+  train(shrunk(config("digits")), "runs/digits", devices=1)
   names: dict = {}
   exec(compile(PYTHON[0], "README.md", "exec"), names)
   assert names["samples"].data.shape == (8, 32, 32, 1) and names["sheet"].size[0] > 32
@@ -110,5 +110,5 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   first, *others = PAGE
   exec(compile(first, "docs/pretrained.md", "exec"), names | given)
   exec(compile("".join(others), "docs/pretrained.md", "exec"), names := names | given)
-  assert workdirs.resolved(names["experiment"]).autoencoder.start == names["tuned"].start == "runs/sd"
+  assert workdirs.resolved(names["experiment"]).stage("autoencoder").start == names["tuned"].start == "runs/sd"
   assert names["mean"].shape == (2, 2, 2, 4) and Path("latents.npz").exists()

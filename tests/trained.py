@@ -15,8 +15,9 @@ from jldm.config.override import override
 from jldm.interop import pretrained
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.codecs import codec as codecs
-from jldm.runs import stages
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
+from tests.configs import STAGES
 from tests.networks import randomised
 
 STEPS = 6
@@ -32,7 +33,7 @@ def once(factory: pytest.TempPathFactory, name: str, experiment: Experiment) -> 
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not done.exists():
       shutil.rmtree(folder / name, ignore_errors=True)
-      stages.train(experiment, folder / name, devices=1)
+      train(experiment, folder / name, devices=1)
       done.touch()
   return folder / name
 
@@ -49,7 +50,7 @@ def imported_into(folder: Path) -> Path:
 
 def with_conditioner(experiment: Experiment, conditioner: str) -> Experiment:
   """The experiment with one more conditioner, written as in Python, after its own."""
-  every = (*map(repr, experiment.denoiser.objective.conditioners), conditioner)
+  every = (*map(repr, experiment.stage("denoiser").objective.conditioners), conditioner)
   return override(experiment, "denoiser.objective.conditioners", f"({', '.join(every)},)")
 
 
@@ -72,7 +73,7 @@ def last_state(workdir: Path, stage: str) -> dict[str, np.ndarray]:
 
 def assert_same_end(a: Path, b: Path) -> None:
   """Both workdirs end with the same bits in both stages."""
-  for stage in workdirs.STAGES:
+  for stage in STAGES:
     left, right = last_state(a, stage), last_state(b, stage)
     assert left.keys() == right.keys() and len(left) > 50
     for name, value in left.items():

@@ -10,16 +10,17 @@
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
 from typing import Any
 
-from jldm.config.experiment import Experiment, Stage
+from jldm.config.experiment import Experiment, Need, Stage
 from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
-from jldm.inference.load import codec_shapes, denoiser_shapes, load, load_codec, of
+from jldm.inference.load import codec_shapes, denoiser_shapes, load, load_codec, of, place
 from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import weights
@@ -68,9 +69,13 @@ def params(source: Path, out: Path) -> str:
 
 
 def exported(workdir: Path, out: Path) -> str:
-  """A trained workdir as one file."""
-  experiment = workdirs.read(workdir)
-  _, params = load(workdir)
+  """The codec and the denoiser of a trained workdir as one file, with an experiment that has them alone."""
+  at = place(workdir)
+  model, params = load(workdir)
+  codec = at.needed()["codec"].stage
+  codec = dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "")
+  stage = dataclasses.replace(at.stage, objective=model.objective, needs=(Need("codec", codec.name),), start="")
+  experiment = dataclasses.replace(at.experiment, stages=(codec, stage))
   arrays = flat.flatten(params)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "params", "experiment": dumps(experiment)})
   return f"{out}: {summary(arrays)}"
@@ -87,12 +92,10 @@ def imported(path: Path, out: Path) -> str:
   params = flat.unflatten(safetensors.read(path), like)
   check_free(out)
   workdirs.claim(out, experiment)
-  codec = params.pop("codec")
-  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": codec}),
-            "denoiser": (experiment.denoiser.steps, {"ema": params})}
-  for stage, (step, items) in stages.items():
-    with Checkpoints(workdirs.checkpoints(out, stage)) as saved:
-      saved.save(step, items)
+  items = {"codec": {"codec": params.pop("codec")}, "denoiser": {"ema": params}}
+  for stage in experiment.stages:
+    with Checkpoints(workdirs.checkpoints(out, stage.name)) as saved:
+      saved.save(stage.steps, items[stage.makes])
   return f"{out}: a workdir to sample from"
 
 
@@ -100,9 +103,9 @@ def autoencoder(source: Path, out: Path, **options: Any) -> str:
   """A published autoencoder as a workdir, for `Pretrained` and `start`."""
   network, codec = pretrained.read(str(source), **options)
   check_free(out)
-  stage = Stage(objective=Reconstruction(network=network), steps=0)
-  workdirs.claim(out, Experiment(autoencoder=stage))
-  with Checkpoints(workdirs.checkpoints(out, "autoencoder")) as saved:
+  stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0)
+  workdirs.claim(out, Experiment(stages=(stage,)))
+  with Checkpoints(workdirs.checkpoints(out, stage.name)) as saved:
     saved.save(stage.steps, {"codec": codec})
   return f"{out}: a workdir to start from, {told(network, codec)}"
 

@@ -17,7 +17,7 @@ from jldm.evaluation.evaluate import How, Told
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import NAMES
 from jldm.inference.conditions import branches
-from jldm.inference.load import of, of_kind, restored
+from jldm.inference.load import Place, drawing, of, of_kind, restored
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual
@@ -29,7 +29,7 @@ from jldm.storage import workdir as workdirs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made; its data set must still be there")
-  parser.add_argument("--stage", choices=("all", *workdirs.STAGES), default="all", help="what is judged (default: all)")
+  parser.add_argument("--stage", metavar="NAME", default="all", help="what is judged (default: what draws last, and its codec)")
   parser.add_argument("--n", type=int, help="how many pictures (default: the experiment's, 1000 where it does not say)")
   parser.add_argument("--extractor", help=f"what makes features: {', '.join(sorted(EXTRACTORS))} (default: the experiment's)")
   parser.add_argument("--weights", help="the extractor's parameters, a .safetensors file, where it has none of its own")
@@ -56,26 +56,43 @@ def main(args: argparse.Namespace) -> None:
   how = dataclasses.replace(how, devices=sharding.asked(args))
   loaded = evaluate.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
-  model, folder = of(experiment), workdirs.evaluation(workdir)
-  codec_step, codec = restored(model, workdir, "autoencoder")
-  if args.stage != "autoencoder":
-    step, trained = restored(model, workdir, "denoiser", args.best)
+  folder = workdirs.evaluation(workdir)
+  at, codec_at = judged_stages(experiment, args.stage, workdir)
+  codec_step, codec = restored(codec_at or at.needed()["codec"])
+  model = dataclasses.replace(of(experiment, at and at.stage.name), autoencoder=codec.model)
+  if at:
+    step, trained = restored(at, best=args.best)
     label = of_kind(model, ClassLabel)
     branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
   real = evaluate.real(experiment, loaded, how, folder)
-  if args.stage != "denoiser":
-    back = evaluate.reconstructions(model, codec, real, how, lpips)
-    told = {"stage": "autoencoder", "step": codec_step} | evaluate.of_autoencoder(back, real, how)
-    show(folder / f"autoencoder-{codec_step}-worst.png", evaluate.worst(back), "worst reconstructions")
-    finish(folder / f"autoencoder-{codec_step}.json", told)
-  if args.stage != "autoencoder":
-    samples = evaluate.draw(model, trained | {"codec": codec}, real, how, progress)
-    told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
+  if codec_at:
+    back = evaluate.reconstructions(model, codec.params, real, how, lpips)
+    name = codec_at.stage.name
+    told = {"stage": name, "step": codec_step} | evaluate.of_autoencoder(back, real, how)
+    show(folder / f"{name}-{codec_step}-worst.png", evaluate.worst(back), "worst reconstructions")
+    finish(folder / f"{name}-{codec_step}.json", told)
+  if at:
+    samples = evaluate.draw(model, trained.params | {"codec": codec.params}, real, how, progress)
+    stem = str(step) if at.stage == drawing(experiment) else f"{at.stage.name}-{step}"
+    told = {"stage": at.stage.name, "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluate.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
     if suspects := evaluate.audit(samples, real, how, folder):
       told["memorisation"] = suspects.told
-      show(folder / f"{step}-nearest.png", suspects.sheet, "samples and their nearest pictures")
-    finish(folder / f"{step}.json", told)
+      show(folder / f"{stem}-nearest.png", suspects.sheet, "samples and their nearest pictures")
+    finish(folder / f"{stem}.json", told)
+
+
+def judged_stages(experiment: Experiment, name: str, workdir: Path) -> tuple[Place | None, Place | None]:
+  """The stage whose samples are judged, and the one whose reconstructions are: of `all`, the last that draws and its codec.
+
+  Raises:
+    UserError: no such stage.
+  """
+  stage = drawing(experiment) if name == "all" else experiment.stage(name)
+  at = Place(experiment, stage, workdir)
+  if stage.makes == "codec":
+    return None, at
+  return at, at.needed()["codec"] if name == "all" else None
 
 
 def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:

@@ -12,8 +12,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jldm.config.experiment import Stage
 from jldm.config.registry import field_names
-from jldm.inference.load import load, load_codec
+from jldm.inference.load import place, restored
 from jldm.interop import flat, msgpack, pretrained, safetensors
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -49,24 +50,26 @@ def published(path: Path, statistics: bool) -> Iterator[str]:
 
 
 def workdir(path: Path, statistics: bool) -> Iterator[str]:
-  """A workdir: its stages, and the codec and the averaged denoiser where they are there."""
+  """A workdir: its stages, and those of their results that are there: codecs once they are finished, averaged denoisers."""
   experiment = workdirs.read(path)
   yield f"{path}: a workdir"
   steps = {}
-  for stage in workdirs.STAGES:
-    with Checkpoints(workdirs.checkpoints(path, stage), read_only=True) as saved:
-      steps[stage] = saved.latest()
-    if (planned := getattr(experiment, stage)) is not None:
-      at = "not begun" if steps[stage] is None else f"at step {steps[stage]} of {planned.steps}"
-      yield f"{stage}: {type(planned.objective).__name__}, {at}"
-  if steps["autoencoder"] == experiment.autoencoder.steps:
-    network, codec = load_codec(path)
-    yield from described(network, codec["mean"], codec["std"])
-    yield from rows(flat.flatten(codec), statistics)
-  if steps["denoiser"] is not None:
-    params = {name: each for name, each in load(path)[1].items() if name != "codec"}
-    yield from described(experiment.denoiser.objective.network)
-    yield from rows(flat.flatten(params), statistics)
+  for stage in experiment.stages:
+    with Checkpoints(workdirs.checkpoints(path, stage.name), read_only=True) as saved:
+      steps[stage.name] = saved.latest()
+    at = "not begun" if steps[stage.name] is None else f"at step {steps[stage.name]} of {stage.steps}"
+    yield f"{stage.name}: {type(stage.objective).__name__}, {at}"
+  for stage in experiment.stages:
+    if steps[stage.name] is not None and (stage.makes != "codec" or steps[stage.name] == stage.steps):
+      yield from result(path, stage, statistics)
+
+
+def result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]:
+  """What a stage has made."""
+  params = restored(place(path, stage.name))[1].params
+  scale = (params["mean"], params["std"]) if stage.makes == "codec" else ()
+  yield from described(stage.objective.network, *scale)
+  yield from rows(flat.flatten(params), statistics)
 
 
 def described(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:

@@ -27,7 +27,7 @@ from jldm.storage import workdir as workdirs
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
 RECORDED = (  # options that stand in the provenance where they are given
   "sampler", "eta", "guidance", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile",
-  "overlap", "best",
+  "overlap", "best", "stage",
 )
 
 
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--overlap", type=int, metavar="LATENTS", help="faster, not the same: tiles by themselves, blended")
   parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
   parser.add_argument("--best", action="store_const", const=True, help="the denoiser that was best while training")
+  parser.add_argument("--stage", metavar="NAME", help="the stage that draws (default: the last that can)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
   sharding.add_arguments(parser)
@@ -69,11 +70,11 @@ def main(args: argparse.Namespace) -> None:
   sampling = changed_sampling(experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment))
   labels = parse_labels(args.label, args.n, experiment.data.classes)
   out = Path(args.out) if args.out else workdir / "samples"
-  request = request_of(of(experiment), args, labels)
+  request = request_of(of(experiment, args.stage), args, labels)
   check_writable(out)
   sharding.configure(args.devices, args)
   tiles = parse_tiles(args.tile, args.overlap)
-  model, params = load(workdir, args.sigma_rel, bool(args.best))
+  model, params = load(workdir, args.sigma_rel, bool(args.best), args.stage)
   model = dataclasses.replace(model, tiles=tiles)
   options = dict(batch_size=args.batch_size, devices=sharding.asked(args))
   images = generate(model, params, request, sampling, progress=progress, **options).data

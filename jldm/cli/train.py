@@ -1,4 +1,4 @@
-"""`jldm train`: both stages of an experiment, in a workdir; the same command again goes on where it stopped."""
+"""`jldm train`: the stages of an experiment, in a workdir; the same command again goes on where it stopped."""
 
 import argparse
 
@@ -7,14 +7,13 @@ from jldm.config.experiment import Experiment
 from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
-from jldm.runs import stages
-from jldm.storage import workdir as workdirs
+from jldm.runs.train import train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, help="a Python file with experiment() -> Experiment")
   parser.add_argument("--workdir", required=True, help="where the run keeps everything")
-  parser.add_argument("--stage", choices=workdirs.STAGES, help="this stage alone (default: what is not finished, in order)")
+  parser.add_argument("--stage", metavar="NAME", help="this stage alone (default: what is not finished, in order)")
   parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
                       help="e.g. denoiser.steps=500 or \"denoiser.objective.process=Cosine()\"; repeatable")
   sharding.add_arguments(parser)
@@ -29,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
   sharding.configure(args.devices, args)
-  stages.train(experiment, args.workdir, (args.stage,) if args.stage else workdirs.STAGES, sharding.asked(args), args.wandb)
+  train(experiment, args.workdir, (args.stage,) if args.stage else None, sharding.asked(args), args.wandb)
 
 
 def load_config(path: str) -> Experiment:

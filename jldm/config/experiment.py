@@ -4,24 +4,50 @@ What may stand in one is in `registry`, its form as JSON in `serialize`, and `--
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
+from jldm.core.errors import UserError
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW
 
+RESERVED = (  # names that a stage cannot have: of an experiment's other fields, of folders of a workdir, of --stage all
+  "data", "stages", "sampling", "evaluation", "seed", "latents", "conditions", "images", "samples", "tb", "wandb", "lock", "all",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """What a stage is given and does not train: `frozen[role]` of its objective.
+
+  `source` is the name of an earlier stage, or the path of a workdir: of its last stage, of its last codec if the role is "codec".
+  """
+
+  role: str
+  source: str
+
+  def __post_init__(self):
+    for name in ("role", "source"):
+      if not isinstance(getattr(self, name), str) or not getattr(self, name):
+        raise UserError(f"{name}={getattr(self, name)!r} of Need; expected text, as in Need('codec', 'autoencoder')")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-  """One training: what is learned, how, and for how long; intervals are in steps.
+  """One training: what is learned, by what, and for how long; intervals are in steps.
 
-  `devices` share a batch where the caller does not say how many; 0 is all (on a CPU, the most that divide the batch).
-  `start` is a workdir whose autoencoder this one goes on from, with the mean and std of its latents; of no steps, it is that.
+  needs: results of other stages.  A stage that needs a "codec" trains on the codec's latents, any other on the data.
+  start: an earlier stage, or a workdir, whose result this one goes on from; a codec keeps its mean and std, and of no steps
+    is that one.
+  devices: how many share a batch if the caller does not say; 0 is all (on a CPU, the most that divide the batch).
   """
 
+  name: str
   objective: Any
+  needs: tuple[Need, ...] = ()
+  start: str = ""
   optimizer: Any = AdamW()
   steps: int = 10_000
   batch_size: int = 128
@@ -32,7 +58,15 @@ class Stage:
   save_every_steps: int = 1000
   picture_every_steps: int = 1000
   snapshot_every_steps: int = 1000  # of the averages, where ema is Power(...)
-  start: str = ""
+
+  @property
+  def makes(self) -> str:
+    """The kind of its result, such as "codec" or "denoiser"."""
+    try:
+      return self.objective.makes
+    except AttributeError as error:
+      kind = type(self.objective).__name__
+      raise UserError(f"{self.name}.objective is a {kind}; expected an objective such as Diffusion(...)") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +77,9 @@ class Pretrained:
   """
 
   path: str
+  name: str = "autoencoder"
   batch_size: int = 32
+  makes: ClassVar[str] = "codec"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +101,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """What samples are judged by where the caller does not say, and how often while the denoiser trains.
+  """What samples are judged by where the caller does not say, and how often while the last stage that draws trains.
 
   Of every `every_steps` steps, and the last, `n` samples are drawn; the denoiser whose `metric` is best is kept beside the
   newest.  `weights` is a file of the extractor's parameters, where it needs one.
@@ -80,11 +116,73 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """Data, the two stages, and the seed of all that is random; that of an imported autoencoder has neither data nor denoiser."""
+  """Data, the stages in the order of training, and the seed of all that is random.
+
+  An imported autoencoder is an experiment of one stage without data.  `--set` addresses a stage by its name.
+
+  Raises:
+    UserError: a name that no stage can have, or that two have; a stage that needs, or starts from, itself or a later one.
+  """
 
   data: Any = None
-  autoencoder: Stage | Pretrained
-  denoiser: Stage | None = None
+  stages: tuple[Stage | Pretrained, ...]
   sampling: Sampling = Sampling()
   evaluation: Evaluation = Evaluation()
   seed: int = 0
+
+  def __post_init__(self):
+    check_stages(self.stages)
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the stages, in order."""
+    return tuple(stage.name for stage in self.stages)
+
+  def stage(self, name: str) -> Any:
+    """The stage of a name; UserError if there is none."""
+    if name not in self.names:
+      raise UserError(f"there is no stage {name!r}; expected one of {', '.join(self.names)}")
+    return self.stages[self.names.index(name)]
+
+  def earlier(self, name: str) -> tuple[Stage, ...]:
+    """The stages before the one of that name."""
+    return self.stages[: self.names.index(name)]
+
+  def last(self, makes: str) -> Stage | Pretrained | None:
+    """The last stage whose result is of a kind, such as "denoiser"; None if there is none."""
+    return next((stage for stage in reversed(self.stages) if stage.makes == makes), None)
+
+  def with_stage(self, stage: Stage | Pretrained) -> "Experiment":
+    """The same with another stage in the place of the one that has its name."""
+    self.stage(stage.name)
+    return dataclasses.replace(self, stages=tuple(stage if each.name == stage.name else each for each in self.stages))
+
+
+def check_stages(stages: tuple) -> None:
+  """Raises a UserError for names that are not legal, and for sources that do not come before."""
+  kinds = [type(stage) for stage in stages] if isinstance(stages, tuple) else [type(stages)]
+  if not kinds or not set(kinds) <= {Stage, Pretrained}:
+    has = ", ".join(kind.__name__ for kind in kinds) or "nothing"
+    raise UserError(f"stages has {has}; expected a tuple of Stage(name=…, objective=…), or Pretrained('…'), at least one")
+  names = [stage.name for stage in stages]
+  for i, stage in enumerate(stages):
+    if not isinstance(stage.name, str) or not stage.name.isidentifier() or stage.name in RESERVED:
+      raise UserError(f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED)}")
+    if stage.name in names[:i]:
+      raise UserError(f"two stages are named {stage.name!r}; give each a name of its own")
+    if isinstance(stage, Stage):
+      check_sources(stage, names[:i], names[i:])
+
+
+def check_sources(stage: Stage, earlier: list[str], later: list[str]) -> None:
+  """Raises a UserError if a stage needs or starts from itself or a later one, or needs two of one role."""
+  if not isinstance(stage.needs, tuple) or not all(isinstance(need, Need) for need in stage.needs):
+    raise UserError(f"{stage.name}.needs={stage.needs!r}; expected a tuple such as (Need('codec', 'autoencoder'),)")
+  sources = [(f"{stage.name}.needs: {need.role}", need.source) for need in stage.needs] + [(f"{stage.name}.start", stage.start)]
+  for what, source in sources:
+    if source in later:
+      known = f"an earlier stage ({', '.join(earlier)})" if earlier else "no stage, since none comes before,"
+      raise UserError(f"{what} is {source!r}, which does not come before; expected {known} or the path of a workdir")
+  roles = [need.role for need in stage.needs]
+  if len(set(roles)) < len(roles):
+    raise UserError(f"{stage.name}.needs has two of one role: {', '.join(roles)}; expected one of each")

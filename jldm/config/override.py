@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from jldm.config.experiment import Experiment
 from jldm.config.registry import CLASSES, ELEMENTS, ROLES, field_names
 from jldm.core.errors import UserError
 
@@ -28,11 +29,23 @@ def replace_field(config: Any, names: list[str], text: str, path: str) -> Any:
   if not dataclasses.is_dataclass(config):
     raise UserError(f"{path}: {config!r} has no fields; set it whole")
   head, *rest = names
+  if isinstance(config, Experiment) and head in config.names:
+    return replace_stage(config, names, text, path)
   if head not in field_names(config):
-    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {suggest(head, field_names(config))}")
+    legal = field_names(config) + (list(config.names) if isinstance(config, Experiment) else [])
+    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {suggest(head, legal)}")
   old = getattr(config, head)
   new = replace_field(old, rest, text, path) if rest else parse_like(old, text, path)
   return dataclasses.replace(config, **{head: new})
+
+
+def replace_stage(experiment: Experiment, names: list[str], text: str, path: str) -> Experiment:
+  """A field of the stage that has the first of the names, or the whole stage, which keeps its name."""
+  head, *rest = names
+  old = experiment.stage(head)
+  new = replace_field(old, rest, text, path) if rest else parse_like(old, text, path)
+  new = new if rest else dataclasses.replace(new, name=head)
+  return dataclasses.replace(experiment, stages=tuple(new if stage is old else stage for stage in experiment.stages))
 
 
 def suggest(name: str, legal: list[str]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from jldm.config.experiment import Evaluation, Experiment, Pretrained, Sampling, Stage
+from jldm.config.experiment import Evaluation, Experiment, Need, Pretrained, Sampling, Stage
 from jldm.core.errors import UserError
 from jldm.data.synthetic import Synthetic
 from jldm.data.tfds import ImageData
@@ -63,6 +63,7 @@ from jldm.train.parts import PerPart
 ROLES = (  # classes of one row may replace each other
   (Experiment,),
   (Stage, Pretrained),
+  (Need,),
   (Sampling,),
   (Evaluation,),
   (ImageData, Synthetic),
@@ -92,7 +93,9 @@ ROLES = (  # classes of one row may replace each other
   (Threshold,),
 )
 CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
-ELEMENTS = {"conditioners": ClassLabel, "transforms": Threshold}  # fields that are tuples, empty ones too: of the role of a class
+ELEMENTS = {  # fields that are tuples, empty ones too: of the role of a class
+  "stages": Stage, "needs": Need, "conditioners": ClassLabel, "transforms": Threshold,
+}
 EXECUTION_FIELDS = ("remat",)  # fields that change how values are computed, not which values: a run may change them
 
 

@@ -95,9 +95,21 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
   EXECUTION_FIELDS are not compared.
   """
-  old, new = without_execution_fields(old), without_execution_fields(new)
+  old, new = (by_stage(without_execution_fields(data)) for data in (old, new))
   if isinstance(old, dict) and isinstance(new, dict):
     names = list(old) + [name for name in new if name not in old]
+    if old.get("stages") != new.get("stages"):  # their names: stages that one of both has are not compared
+      names = [name for name in names if name in old and name in new]
     inner = lambda name: f"{path}.{name}" if path else name
     return [line for name in names for line in differences(old.get(name), new.get(name), inner(name))]
   return [] if old == new and type(old) is type(new) else [f"{path}: {old!r} -> {new!r}"]
+
+
+def by_stage(data: Any) -> Any:
+  """An experiment as data with the names of its stages, and every stage under its name; other data as they are."""
+  if not isinstance(data, dict) or data.get("class") != "Experiment":
+    return data
+  stages, names = {stage["name"]: stage for stage in data["stages"]}, list(data)
+  at = names.index("stages")
+  before, after = ({name: data[name] for name in part} for part in (names[:at], names[at + 1 :]))
+  return before | {"stages": list(stages)} | stages | after

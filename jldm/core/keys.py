@@ -4,6 +4,8 @@ A key is split or folded, never both: `split(k)[i]` *is* `fold_in(k, i)`.  Every
 its row in the global batch, so that neither devices nor processes nor the batch size change it.
 """
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +31,7 @@ def normal(keys: jax.Array, like: jax.Array) -> jax.Array:
   return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], dtype))(keys)
 
 
-def stage_keys(seed: int, stage: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The keys of a stage: (key_init, key_steps, key_eval); the key of step n is fold_in(key_steps, n)."""
-  return tuple(jax.random.split(jax.random.fold_in(jax.random.key(seed), stage), 3))
+def stage_keys(seed: int, stage: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The keys of a stage by its name: (key_init, key_steps, key_eval); the key of step n is fold_in(key_steps, n)."""
+  number = int.from_bytes(hashlib.blake2b(stage.encode(), digest_size=4).digest())
+  return tuple(jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jldm.config.experiment import Stage
+from jldm.config.experiment import Experiment, Stage
 from jldm.config.presets import described, guidance_text
 from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
@@ -61,21 +61,21 @@ def build(workdir: Path, devices: int | None = None) -> str:
   """
   experiment = workdirs.read(workdir)
   logged, judged = list(rows(workdir / "metrics.jsonl")), evaluations(workdir)
-  told = {each["stage"]: each for each in newest(judged)}
+  denoiser, codec = shown_stages(experiment)
+  newest = [last for name in (denoiser, codec) if (last := last_of(judged, name))]
   parts = [
-    summary(judged),
-    sheets(workdir, "denoiser", "Samples over time", "One seed, one noise: only the network changes."),
+    summary(newest),
+    sheets(workdir, denoiser, "Samples over time", "One seed, one noise: only the network changes."),
     denoising(workdir, devices),
-    figures(told.get("denoiser")),
-    neighbours(workdir, judged),
-    over_time(judged),
-    sheets(workdir, "autoencoder", "Reconstructions", "Held-out pictures, each above what comes back through its latent."),
-    figures(told.get("autoencoder")),
-    worst(workdir, judged),
-    *(training(name, getattr(experiment, name), [row for row in logged if row.get("stage") == name])
-      for name in workdirs.STAGES),
+    figures(last_of(judged, denoiser), "samples"),
+    neighbours(workdir, judged, denoiser),
+    over_time(judged, denoiser),
+    sheets(workdir, codec, "Reconstructions", "Held-out pictures, each above what comes back through its latent."),
+    figures(last_of(judged, codec), "reconstructions"),
+    worst(workdir, judged, codec),
+    *(training(stage, [row for row in logged if row.get("stage") == stage.name]) for stage in experiment.stages),
     page.section("The experiment", page.folded("as it was run", json.dumps(to_data(experiment), indent=2))),
-    versions(judged),
+    versions(newest),
   ]
   lead = f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
   return page.page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
@@ -108,16 +108,20 @@ def evaluations(workdir: Path) -> list[Told]:
   return [told for _, _, told in sorted(found, key=lambda each: each[:2])]
 
 
-def newest(judged: list[Told]) -> list[Told]:
-  """The last evaluation of each stage, the denoiser's first."""
-  last = {told["stage"]: told for told in judged}
-  return [last[stage] for stage in reversed(workdirs.STAGES) if stage in last]
+def shown_stages(experiment: Experiment) -> tuple[str | None, str | None]:
+  """The names of the last stage that draws and of the last codec; None for what the experiment has not."""
+  return tuple(stage and stage.name for stage in map(experiment.last, ("denoiser", "codec")))
 
 
-def summary(judged: list[Told]) -> str:
+def last_of(judged: list[Told], stage: str | None) -> Told | None:
+  """The last evaluation of a stage."""
+  return next((told for told in reversed(judged) if told["stage"] == stage), None)
+
+
+def summary(newest: list[Told]) -> str:
   """The figures that are asked for first."""
   facts = []
-  for told in newest(judged):
+  for told in newest:
     for name in ("frechet", "recall", "agreement", "psnr", "reconstruction_frechet"):
       if each := told["metrics"].get(name):
         beside = f"real pictures {each['real']['value']:.3g}" if "real" in each else f"of {each['n']:,} pictures"
@@ -126,7 +130,7 @@ def summary(judged: list[Told]) -> str:
   return page.tiles(facts) if facts else ""
 
 
-def training(name: str, stage: Stage, logged: list[dict]) -> str:
+def training(stage: Stage, logged: list[dict]) -> str:
   """Losses, times and held-out quality of a stage."""
   if not logged:
     return ""
@@ -145,7 +149,7 @@ def training(name: str, stage: Stage, logged: list[dict]) -> str:
   skipped = sum(int(row.get("skipped", 0)) for row in logged)
   note = f"{logged[-1]['step']:,} of {stage.steps:,} steps of {stage.batch_size} pictures"
   note += f"; {skipped} updates were not finite and not made" if skipped else ""
-  return page.section(f"Training: {name}", page.row(*charts), note=note)
+  return page.section(f"Training: {stage.name}", page.row(*charts), note=note)
 
 
 def line(points: list[tuple[float, float]]) -> Line:
@@ -157,7 +161,7 @@ def spread(items: list[Any], most: int) -> list[Any]:
   return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
 
 
-def sheets(workdir: Path, stage: str, title: str, note: str) -> str:
+def sheets(workdir: Path, stage: str | None, title: str, note: str) -> str:
   """Some of the pictures that a stage left while training."""
   found = sorted((int(match[1]), path) for path in (workdir / "images").glob(f"{stage}-*.png")
                  if (match := re.fullmatch(rf"{stage}-(\d+)", path.stem)))
@@ -184,7 +188,7 @@ def denoising(workdir: Path, devices: int | None) -> str:
   return page.section(title, page.figure(pictures.encode_png(sheet, {"what": "denoising"}), "left to right"), note=note)
 
 
-def figures(told: Told | None) -> str:
+def figures(told: Told | None, what: str) -> str:
   """Every figure of an evaluation, with its interval and that of real pictures."""
   if told is None:
     return ""
@@ -199,7 +203,6 @@ def figures(told: Told | None) -> str:
   remarks = [MEANS.get(name, "") for name in told["metrics"]]
   parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
   parts += [page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.") for name, why in told.get("left_out", {}).items()]
-  what = "samples" if told["stage"] == "denoiser" else "reconstructions"
   return page.section(f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {conditions(told)}")
 
 
@@ -228,9 +231,9 @@ def by_class(classes: dict[str, Told]) -> str:
   return page.table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
 
 
-def over_time(judged: list[Told]) -> str:
+def over_time(judged: list[Told], stage: str | None) -> str:
   """Figures over the steps that were judged as the last one was."""
-  every = [told for told in judged if told["stage"] == "denoiser"]
+  every = [told for told in judged if told["stage"] == stage]
   alike = [told for told in every if all(told[key] == every[-1][key] for key in ("samples", "extractor", "reference"))]
   if len(alike) < 2:
     return ""
@@ -244,32 +247,32 @@ def over_time(judged: list[Told]) -> str:
   return page.section("Figures over time", page.row(*charts), note="Samples of one seed, drawn and judged alike.")
 
 
-def worst(workdir: Path, judged: list[Told]) -> str:
-  return of_file(workdir, judged, "autoencoder", "worst", "Worst reconstructions",
+def worst(workdir: Path, judged: list[Told], stage: str | None) -> str:
+  return of_file(workdir, judged, stage, "worst", "Worst reconstructions",
                  "The held-out pictures that come back worst by PSNR, each above its reconstruction.")
 
 
-def neighbours(workdir: Path, judged: list[Told]) -> str:
-  told = next((told.get("memorisation") for told in reversed(judged) if told["stage"] == "denoiser"), None)
+def neighbours(workdir: Path, judged: list[Told], stage: str | None) -> str:
+  told = (last_of(judged, stage) or {}).get("memorisation")
   if not told:
     return ""
   percent = {name: f"{100 * told[name]:.1f} %" for name in ("nearer", "copies")}
   said = (f"{percent['nearer']} of samples are nearer to a training picture than to one of as many held-out ones, where 50 % is "
           f"chance; {percent['copies']} are as near to one as 1 % of held-out pictures are. ")
   said += "This model copies what it was trained on." if told["flagged"] else "No copying is seen."
-  return of_file(workdir, judged, "denoiser", "nearest", "Nearest neighbours",
+  return of_file(workdir, judged, stage, "nearest", "Nearest neighbours",
                  f"{said} The most suspicious samples, above the nearest training picture and the nearest held-out one.")
 
 
-def of_file(workdir: Path, judged: list[Told], stage: str, what: str, title: str, note: str) -> str:
+def of_file(workdir: Path, judged: list[Told], stage: str | None, what: str, title: str, note: str) -> str:
   """A sheet that the newest evaluation of a stage left."""
   files = [told["file"] for told in judged if told["stage"] == stage]
   path = workdirs.evaluation(workdir) / f"{files[-1]}-{what}.png" if files else None
   return page.section(title, page.figure(path.read_bytes(), path.name), note=note) if path and path.is_file() else ""
 
 
-def versions(judged: list[Told]) -> str:
+def versions(newest: list[Told]) -> str:
   """Of whatever made the newest figures."""
-  lines = [(told["stage"], *map(str, told["versions"].values())) for told in newest(judged)]
-  head = next((("figures of", *told["versions"]) for told in newest(judged)), ())
+  lines = [(told["stage"], *map(str, told["versions"].values())) for told in newest]
+  head = next((("figures of", *told["versions"]) for told in newest), ())
   return page.section("Versions", page.table(head, lines)) if lines else ""

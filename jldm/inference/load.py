@@ -4,19 +4,21 @@
 """
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jldm.config.experiment import Experiment
+from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded, Spec, batched
 from jldm.models.codecs import codec as codecs
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
+from jldm.train.state import averaged
 
 Array = jax.Array
 
@@ -51,13 +53,124 @@ class Model:
     return {conditioner.name: conditioner for conditioner in self.objective.conditioners}
 
 
-def of(experiment: Experiment) -> Model:
-  """The model of an experiment; UserError where it is an autoencoder alone."""
-  if experiment.data is None or experiment.denoiser is None:
-    raise UserError("the experiment has no data or no denoiser; use its workdir in another: autoencoder=Pretrained('…')")
-  return Model(
-    experiment.autoencoder.objective.network, experiment.denoiser.objective, experiment.data.specs[0], experiment.sampling
-  )
+class Place(NamedTuple):
+  """A stage of an experiment, and the workdir that has its checkpoints; no workdir is enough for shapes."""
+
+  experiment: Experiment
+  stage: Stage
+  workdir: Path | None = None
+
+  def source(self, name: str, makes: str | None = None) -> "Place":
+    """An earlier stage of that name, or the last stage of the workdir at that path, whose result is of a kind.
+
+    Raises:
+      UserError: neither is there.
+    """
+    earlier = self.experiment.earlier(self.stage.name)
+    if name in [stage.name for stage in earlier]:
+      stage = self.experiment.stage(name)
+      if makes not in (None, stage.makes):
+        raise UserError(f"{self.stage.name} relies on {name!r}, which makes a {stage.makes}; expected a {makes}")
+      return self._replace(stage=stage)
+    if not (Path(name) / "experiment.json").is_file():
+      known = ", ".join(stage.name for stage in earlier) or "it has none"
+      raise UserError(f"{self.stage.name} relies on {name!r}; expected an earlier stage ({known}) or the path of a workdir")
+    other = workdirs.read(Path(name))
+    stage = other.last(makes) if makes else other.stages[-1]
+    if stage is None:
+      raise UserError(f"{self.stage.name} relies on workdir {name!r}, which has no {makes}; its stages are "
+                      f"{', '.join(other.names)}")
+    return Place(other, stage, Path(name))
+
+  def needed(self) -> "dict[str, Place]":
+    """By role, what the stage needs."""
+    return {need.role: self.source(need.source, "codec" if need.role == "codec" else None) for need in self.stage.needs}
+
+  def started_from(self) -> "Place | None":
+    """What the stage goes on from."""
+    return self.source(self.stage.start, self.stage.makes) if self.stage.start else None
+
+
+def place(workdir: str | Path, name: str | None = None) -> Place:
+  """A stage of a workdir, by default the one that draws.
+
+  Raises:
+    UserError: not a workdir, or no such stage.
+  """
+  experiment = workdirs.read(Path(workdir))
+  return Place(experiment, experiment.stage(name) if name else drawing(experiment), Path(workdir))
+
+
+def drawing(experiment: Experiment, name: str | None = None) -> Stage:
+  """The stage that samples are drawn by, by default the last that makes a denoiser; UserError if there is none."""
+  stage = experiment.stage(name) if name else experiment.last("denoiser")
+  if experiment.data is None or stage is None:
+    raise UserError("the experiment has no data or no denoiser; use its workdir in another: Pretrained('…') among its stages")
+  if stage.makes != "denoiser":
+    drawn = [each.name for each in experiment.stages if each.makes == "denoiser"]
+    raise UserError(f"stage {stage.name!r} makes a {stage.makes} and draws nothing; expected one of {', '.join(drawn) or 'none'}")
+  return stage
+
+
+def of(experiment: Experiment, stage: str | None = None) -> Model:
+  """The model of a stage that draws, by default the last: its objective is that of the stage's result.
+
+  Raises:
+    UserError: an autoencoder alone, or networks that do not fit each other or the data.
+  """
+  at = Place(experiment, drawing(experiment, stage))
+  model = stage_model(at)
+  check_size(model, dict(model.data)["image"].shape[:2])
+  try:
+    return dataclasses.replace(model, objective=result_shapes(at).model)
+  except (ValueError, TypeError) as error:
+    raise UserError(" ".join(str(error).split())) from error
+
+
+def stage_model(at: Place) -> Model:
+  """What a stage trains, as a model: the codec that it needs, or is, its own objective, and the data.
+
+  Raises:
+    UserError: a denoiser without a codec.
+  """
+  stage, experiment = at.stage, at.experiment
+  needed = at.needed()
+  codec = stage if stage.makes == "codec" else needed["codec"].stage if "codec" in needed else None
+  if codec is None:
+    raise UserError(f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),)")
+  return Model(codec.objective.network, stage.objective, experiment.data.specs[0], experiment.sampling)
+
+
+def frozen_shapes(at: Place) -> dict[str, Loaded]:
+  """What a stage needs, by role, as shapes; nothing is allocated."""
+  return {role: result_shapes(source) for role, source in at.needed().items()}
+
+
+def result_shapes(at: Place) -> Loaded:
+  """What a stage hands on, as shapes; nothing is allocated."""
+  objective = at.stage.objective
+  if at.stage.makes == "codec":
+    return Loaded(objective.network, shapes_of(objective.network))
+  frozen = frozen_shapes(at)
+  return jax.eval_shape(objective.result, *trained_shapes(at, frozen), frozen)
+
+
+def trained_shapes(at: Place, frozen: dict) -> tuple[Any, Any]:
+  """What a stage trains, (params, extra), as shapes."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(at.stage.objective.init, key, stage_example(at, frozen), frozen)
+
+
+def stage_example(at: Place, frozen: dict, size: int = 1) -> dict:
+  """A batch that a stage trains on, as shapes: of the codec's latents if it needs one, else of the data."""
+  if "codec" in frozen:
+    return example(stage_model(at), size, frozen)
+  return batched(at.experiment.data.specs[0], size) | in_batch(size)
+
+
+def in_batch(size: int) -> dict:
+  """What every batch has besides its examples, as shapes."""
+  return {"row": jax.ShapeDtypeStruct((size,), jnp.int32), "stratum": jax.ShapeDtypeStruct((size,), jnp.float32)}
 
 
 def of_kind(model: Model, kind: type) -> str | None:
@@ -67,7 +180,13 @@ def of_kind(model: Model, kind: type) -> str | None:
 
 def codec_shapes(model: Model) -> dict:
   """The codec's tree as shapes, nothing allocated."""
-  return codecs.shapes(model.autoencoder)
+  return shapes_of(model.autoencoder)
+
+
+@functools.lru_cache(maxsize=16)
+def shapes_of(network: Any) -> dict:
+  """The tree of a network's codec as shapes; traced once per network, not once per check."""
+  return codecs.shapes(network)
 
 
 def denoiser_shapes(model: Model) -> dict:
@@ -77,15 +196,14 @@ def denoiser_shapes(model: Model) -> dict:
   return jax.eval_shape(lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen), batch, frozen)[0]
 
 
-def example(model: Model, size: int = 1) -> dict:
-  """A batch that the denoising stage trains on, as shapes."""
+def example(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
+  """A batch that the denoising stage trains on, as shapes; `frozen` is what it needs, by default the codec alone."""
   latent = jax.ShapeDtypeStruct((size, *model.latent_shape), jnp.float32)
-  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))}
+  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))} if frozen is None else frozen
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
   kept = jax.eval_shape(lambda frozen, batch, keys: model.objective.cache(frozen, batch, keys),
                         frozen, batched(model.data, size), keys)
-  place = {"row": jax.ShapeDtypeStruct((size,), jnp.int32), "stratum": jax.ShapeDtypeStruct((size,), jnp.float32)}
-  return {"mean": latent, "log_variance": latent} | kept | place
+  return {"mean": latent, "log_variance": latent} | kept | in_batch(size)
 
 
 def resized(model: Model, size: tuple[int, int]) -> Model:
@@ -109,62 +227,99 @@ def check_size(model: Model, size: tuple[int, int]) -> None:
     raise UserError(f"size {size[0]}x{size[1]}; expected sides divisible by the autoencoder's factor {factor}")
 
 
-def load(workdir: str | Path, sigma_rel: float | None = None, best: bool = False) -> tuple[Model, dict]:
+def load(
+  workdir: str | Path, sigma_rel: float | None = None, best: bool = False, stage: str | None = None
+) -> tuple[Model, dict]:
   """The model of a workdir and its averaged parameters, from the newest good checkpoints.
 
   `sigma_rel` makes the denoiser's average anew with another length, as a share of the training: EDM2 (2312.02696).
   `best`: the denoiser that the evaluations while training liked best, in place of the newest.
+  `stage`: the stage that draws, by default the last that makes a denoiser.
 
   Raises:
     UserError: not a workdir, a stage has no checkpoint yet, both of them, or one of them where nothing was kept for it.
   """
   if best and sigma_rel is not None:
     raise UserError(f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step")
-  workdir = Path(workdir)
-  model = of(workdirs.read(workdir))
-  (_, codec), (_, trained) = (restored(model, workdir, stage, best) for stage in workdirs.STAGES)
-  if sigma_rel is not None:
-    trained = average(workdir, sigma_rel, trained)
-  return model, trained | {"codec": codec}
+  experiment = workdirs.read(Path(workdir))
+  model = of(experiment, stage)
+  at = Place(experiment, drawing(experiment, stage), Path(workdir))
+  frozen = needed(at)
+  _, loaded = restored(at, frozen, best, sigma_rel)
+  return model, loaded.params | {"codec": frozen["codec"].params}
 
 
-def restored(model: Model, workdir: Path, stage: str, best: bool = False) -> tuple[int, dict]:
-  """The step of a stage and what samples need of it, the codec or the averages of what the denoising stage trains.
+def needed(at: Place) -> dict[str, Loaded]:
+  """What a stage needs, by role, from the last checkpoints of other stages.
+
+  Raises:
+    UserError: one of them is not finished.
+  """
+  return {role: finished(source) for role, source in at.needed().items()}
+
+
+def finished(at: Place) -> Loaded:
+  """What a finished stage hands on; UserError if it is not finished."""
+  check_finished(at)
+  return restored(at)[1]
+
+
+def check_finished(at: Place) -> None:
+  """Raises a UserError unless the last step of a stage is committed."""
+  name = at.stage.name
+  with Checkpoints(workdirs.checkpoints(at.workdir, name), read_only=True) as saved:
+    if saved.latest() != at.stage.steps:
+      raise UserError(f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it first: "
+                      f"--stage {name}")
+
+
+def restored(
+  at: Place, frozen: dict | None = None, best: bool = False, sigma_rel: float | None = None
+) -> tuple[int, Loaded]:
+  """The newest step of a stage and its result, by averaged parameters; `frozen` is what it needs, by default read too.
 
   Raises:
     UserError: there is no checkpoint yet, or no best one.
   """
-  item, shapes = {"autoencoder": ("codec", codec_shapes), "denoiser": ("ema", denoiser_shapes)}[stage]
-  best = best and stage == "denoiser"
-  with Checkpoints((workdirs.best if best else workdirs.checkpoints)(workdir, stage), read_only=True) as saved:
+  name, workdir = at.stage.name, at.workdir
+  codec = at.stage.makes == "codec"
+  items = {"codec": result_shapes(at).params} if codec else averaged(*trained_shapes(at, frozen_shapes(at)))
+  with Checkpoints((workdirs.best if best else workdirs.checkpoints)(workdir, name), read_only=True) as saved:
     step = saved.latest()
-    if step is None or item not in saved.items(step):
+    if step is None or not set(items) <= set(saved.items(step)):
       if best:
-        raise UserError(f"workdir {str(workdir)!r} keeps no best denoiser; train with --set evaluation.every_steps=1000")
-      raise UserError(f"workdir {str(workdir)!r} has no trained {stage} yet; run train.py on it first")
-    return step, saved.restore(step, {item: shapes(model)})[item]
+        raise UserError(f"workdir {str(workdir)!r} keeps no best {name}; train with --set evaluation.every_steps=1000")
+      raise UserError(f"workdir {str(workdir)!r} has no trained {name} yet; run train.py on it first")
+    found = saved.restore(step, items)
+  if codec:
+    return step, Loaded(at.stage.objective.network, found["codec"])
+  params = found["ema"] if sigma_rel is None else average(workdir, sigma_rel, found["ema"], name)
+  return step, at.stage.objective.result(params, found.get("extra", {}), needed(at) if frozen is None else frozen)
 
 
 def load_codec(workdir: str | Path) -> tuple[Any, dict]:
-  """The autoencoder's network of a workdir and its codec, trained or imported.
+  """The autoencoder's network of a workdir and its codec, trained or imported: of its last stage that makes one.
 
   Raises:
     UserError: not a workdir, or its autoencoder is not finished.
   """
-  network = workdirs.read(Path(workdir)).autoencoder.objective.network
-  with Checkpoints(workdirs.checkpoints(Path(workdir), "autoencoder"), read_only=True) as saved:
+  experiment = workdirs.read(Path(workdir))
+  stage = experiment.last("codec")
+  if stage is None:
+    raise UserError(f"workdir {str(workdir)!r} has no autoencoder; its stages are {', '.join(experiment.names)}")
+  network = stage.objective.network
+  with Checkpoints(workdirs.checkpoints(Path(workdir), stage.name), read_only=True) as saved:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
-      raise UserError(f"workdir {str(workdir)!r} has no finished autoencoder; run train.py on it first")
-    return network, saved.restore(step, {"codec": codecs.shapes(network)})["codec"]
+      raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
+    return network, saved.restore(step, {"codec": shapes_of(network)})["codec"]
 
 
-def average(workdir: Path, sigma_rel: float, like: Any) -> Any:
-  """The denoiser's parameters averaged with the profile of `sigma_rel` up to the newest snapshot."""
-  with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
+def average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:
+  """A stage's parameters averaged with the profile of `sigma_rel` up to the newest snapshot."""
+  with Checkpoints(workdirs.averages(workdir, stage), read_only=True) as kept:
     if not kept.steps():
-      raise UserError(f"workdir {str(workdir)!r} kept no averages; train with --set 'denoiser.ema=Power((0.05, 0.1))'")
+      raise UserError(f"workdir {str(workdir)!r} kept no averages; train with --set '{stage}.ema=Power((0.05, 0.1))'")
     restore = lambda step, item: lambda: kept.restore(step, {item: like})[item]
     snapshots = [((step, float(item)), restore(step, item)) for step in kept.steps() for item in kept.items(step)]
     return reconstruct(sigma_rel, kept.steps()[-1], snapshots)
-

@@ -14,12 +14,13 @@ same: convolutions within `lax.cond` are many times slower on a CPU.)
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Loaded
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.codecs.codec import pixels
 from jldm.objectives.autoencoder import Reconstruction
@@ -44,6 +45,7 @@ class Adversarial:
     UserError: a number that is not legal; in `init`, where no parameter is called `last`.
   """
 
+  makes: ClassVar[str] = "codec"
   inner: Reconstruction
   discriminator: PatchDiscriminator = PatchDiscriminator()
   start_step: int = 10_000
@@ -78,9 +80,9 @@ class Adversarial:
     """`extra` after the inner objective's refresh, outside the step."""
     return extra | {"autoencoder": self.inner.refresh(params["autoencoder"], extra["autoencoder"], batch, key)}
 
-  def codec(self, params: Any, extra: Any) -> dict:
-    """What `models.codec` needs of the network."""
-    return self.inner.codec(params["autoencoder"], extra["autoencoder"])
+  def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
+    """The codec, as that of the inner objective."""
+    return self.inner.result(params["autoencoder"], extra["autoencoder"], frozen)
 
   def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
     """What `init` gave with a trained autoencoder in its place, and a new discriminator."""

@@ -16,13 +16,14 @@ the plain one; (5) is the noise of RAE, Zheng et al. 2025 (2510.11690), for deco
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys, split_each
+from jldm.core.specs import Loaded
 from jldm.metrics import perceptual
 from jldm.metrics.image import psnr
 from jldm.models.codecs.codec import pixels
@@ -43,6 +44,7 @@ class Reconstruction:
     UserError: a weight below zero.
   """
 
+  makes: ClassVar[str] = "codec"
   network: Any  # of models.autoencoders
   l1: float = 1.0
   l2: float = 0.0
@@ -96,12 +98,13 @@ class Reconstruction:
     """Equation (3), a mean over the values of images [B, H, W, C] -> [B]."""
     return (self.l1 * jnp.abs(a - b) + self.l2 * jnp.square(a - b)).mean((1, 2, 3))
 
-  def codec(self, params: Any, extra: Any) -> dict:
-    """What `models.codec` needs of the network."""
-    return {"params": params, "extra": extra}
+  def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
+    """The codec without the mean and std of its latents, which are measured once it is trained."""
+    del frozen
+    return Loaded(self.network, {"params": params, "extra": extra})
 
   def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
-    """What `init` gave with a trained autoencoder in its place; the inverse of `codec`."""
+    """What `init` gave with a trained autoencoder in its place; the inverse of `result`."""
     del params, extra
     return codec["params"], codec["extra"]
 

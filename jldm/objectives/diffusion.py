@@ -10,7 +10,7 @@ means over the D values of a latent; DDPM (Ho et al. 2020, 2006.11239, eq. 14) f
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 import jax
@@ -48,6 +48,7 @@ class Diffusion:
     UserError: a share outside [0, 1], or two conditioners of one name.
   """
 
+  makes: ClassVar[str] = "denoiser"
   network: nn.Module
   process: Process
   parametrization: Any = Predict("v")
@@ -140,6 +141,10 @@ class Diffusion:
     """The denoiser for later stages and for sampling."""
     del extra, frozen
     return Loaded(self, params)
+
+  def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
+    """What `init` gave with a trained denoiser, and what conditioners it has, in its place."""
+    return params | started, extra
 
 
 def mean_each(values: Array) -> Array:

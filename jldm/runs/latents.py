@@ -15,30 +15,20 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm.config.experiment import Experiment
 from jldm.config.serialize import to_data, without_execution_fields
-from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.data.buckets import Buckets
 from jldm.data.source import Part, Zipped
 from jldm.distributed import multihost, sharding
-from jldm.inference.load import Model, codec_shapes
+from jldm.inference.load import Model
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs import codec as codecs
 from jldm.runs.run import Run
-from jldm.storage import array_cache, workdir as workdirs
-from jldm.storage.checkpoint import Checkpoints
+from jldm.storage import array_cache
 
 SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the data, not to a run
-
-
-def committed_codec(model: Model, workdir: Path, steps: int) -> dict:
-  with Checkpoints(workdirs.checkpoints(workdir, "autoencoder"), read_only=True) as saved:
-    if saved.latest() != steps:
-      raise UserError(f"the autoencoder in {str(workdir)!r} is not finished; train it first: --stage autoencoder")
-    return saved.restore(steps, {"codec": codec_shapes(model)})["codec"]
 
 
 def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
@@ -79,7 +69,7 @@ def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
 def written(run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], dict], source: Any, mesh: Mesh) -> Any:
   """encode(frozen, batch) of every example, as `folder` has it or made now, by every process some parts on its own devices."""
   own = sharding.own(mesh)
-  batch_size = math.ceil(run.experiment.autoencoder.batch_size / own.size) * own.size
+  batch_size = math.ceil(run.encoding_batch_size / own.size) * own.size
   placed, arrays = sharding.place(own, sharding.fetch(frozen)), jax.jit(encode)
 
   def encode_part(part: Part) -> Iterator[dict]:
@@ -112,23 +102,22 @@ def open_encoded(run: Run, codec: dict) -> Any:
 
 
 def moments_folder(run: Run, codec: dict) -> Path:
-  return run.workdir / "latents" / moments_hash(codec, run.experiment)
+  return run.workdir / "latents" / moments_hash(codec, run.model, run.experiment.data)
 
 
 def conditions_folder(run: Run, codec: dict) -> Path:
-  return run.workdir / "conditions" / conditions_hash(codec, run.experiment)
+  return run.workdir / "conditions" / conditions_hash(codec, run.model, run.experiment.data)
 
 
-def moments_hash(codec: dict, experiment: Experiment) -> str:
+def moments_hash(codec: dict, model: Model, data: Any) -> str:
   """What cached moments depend on: the encoder's parameters, the network and the data."""
-  network = experiment.autoencoder.objective.network
-  return digest([without_execution_fields(to_data(network)), to_data(experiment.data)], codec["params"])
+  return digest([without_execution_fields(to_data(model.autoencoder)), to_data(data)], codec["params"])
 
 
-def conditions_hash(codec: dict, experiment: Experiment) -> str:
+def conditions_hash(codec: dict, model: Model, data: Any) -> str:
   """What cached conditions depend on: the conditioners, the whole codec, the network and the data."""
-  network, conditioners = experiment.autoencoder.objective.network, experiment.denoiser.objective.conditioners
-  return digest([without_execution_fields(to_data(network)), to_data(experiment.data), to_data(conditioners)], codec)
+  network = without_execution_fields(to_data(model.autoencoder))
+  return digest([network, to_data(data), to_data(model.objective.conditioners)], codec)
 
 
 def digest(config: Any, arrays: Any) -> str:
@@ -136,8 +125,3 @@ def digest(config: Any, arrays: Any) -> str:
   for leaf in jax.tree.leaves(sharding.fetch(arrays)):
     hashed.update(np.ascontiguousarray(leaf).data)
   return hashed.hexdigest()
-
-
-def frozen_of(model: Model, codec: dict) -> dict:
-  """What the denoiser's steps are given beside its state."""
-  return {"codec": Loaded(model.autoencoder, codec)}

@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 
 from jldm.core.errors import DifferentError, UserError
-from jldm.distributed import sharding
-from jldm.inference.load import of
-from jldm.runs import latents, run as runs, stages, validate
+from jldm.inference.load import place
+from jldm.runs import latents, run as runs
+from jldm.runs.frozen import frozen_of
+from jldm.runs.stage import begin
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import means, rows
@@ -38,9 +39,9 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     UserError: no line in that range, no checkpoint kept before it, or data that are not there any more.
   """
   workdir = Path(workdir)
-  experiment = workdirs.read(workdir)
-  run = runs.Run(experiment, of(experiment), workdir, devices)
-  steps = range(1, getattr(experiment, stage).steps + 1)
+  at = place(workdir, stage)
+  run = runs.Run(at, devices)
+  steps = range(1, at.stage.steps + 1)
   logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
   after, wanted = chosen(logged, stage, first, last)
   with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
@@ -48,9 +49,9 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     if not (before := [step for step in kept if step <= after]):
       there = f"steps after {kept[0]} can be replayed" if kept else "it has none"
       raise UserError(f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}")
-    mesh = runs.mesh_of(getattr(experiment, stage), devices)
-    source, frozen = inputs(run, stage, mesh)
-    step, state, batches, key, changes = stages.begin(run, stage, source, frozen, saved, mesh, before[-1])
+    mesh = runs.mesh_of(at.stage, devices)
+    source, frozen = inputs(run, mesh)
+    step, state, batches, key, changes = begin(run, source, frozen, saved, mesh, before[-1])
   pending, equal = [], []
 
   def compare(n, state, metrics):
@@ -85,15 +86,13 @@ def differing(logged: dict, found: dict, where: str, start: str) -> None:
     raise DifferentError(f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on")
 
 
-def inputs(run: runs.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
-  """What a stage reads, and its frozen networks."""
-  experiment = run.experiment
-  if stage == "autoencoder":
-    weights = validate.lpips_weights(experiment.autoencoder.objective)
-    return experiment.data.open(experiment.data.train), sharding.place(mesh, weights)
-  codec = sharding.spread(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
-  cache = latents.open_encoded(run, codec)
+def inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
+  """What a stage reads, and what its objective is given beside its state."""
+  frozen = frozen_of(run, mesh)
+  if "codec" not in frozen:
+    return run.experiment.data.open(run.experiment.data.train), frozen
+  cache = latents.open_encoded(run, frozen["codec"].params)
   if cache is None:
     raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
-                    "long as its denoiser is not finished")
-  return cache, latents.frozen_of(run.model, codec)
+                    f"long as its {run.stage.name} is not finished")
+  return cache, frozen

@@ -1,6 +1,7 @@
-"""What both stages of a run know, and the devices of each."""
+"""What the training of a stage knows, and its devices."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,27 +11,48 @@ from jax.sharding import Mesh
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.distributed import sharding
-from jldm.inference.load import Model
+from jldm.inference.load import Model, Place, stage_model
 from jldm.train.goodput import Goodput
 from jldm.train.preemption import Notice
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What both stages know."""
+  """What the training of a stage knows: the stage `at` a place, and what it shares with the other stages of a run."""
 
-  experiment: Experiment
-  model: Model
-  workdir: Path
+  at: Place
   devices: sharding.Devices = None
-  extractor: Any = None  # that the denoiser is judged by while it trains
+  extractor: Any = None  # that the last stage that draws is judged by while it trains
   wandb: Any = None  # a run of Weights & Biases
   notice: Notice = dataclasses.field(default_factory=Notice)
   clock: Goodput = dataclasses.field(default_factory=Goodput)
 
   @property
+  def experiment(self) -> Experiment:
+    return self.at.experiment
+
+  @property
+  def stage(self) -> Stage:
+    return self.at.stage
+
+  @property
+  def workdir(self) -> Path:
+    return self.at.workdir
+
+  @property
   def seed(self) -> int:
     return self.experiment.seed
+
+  @functools.cached_property
+  def model(self) -> Model:
+    """What the stage trains, with the codec that it needs or is."""
+    return stage_model(self.at)
+
+  @property
+  def encoding_batch_size(self) -> int:
+    """How many examples are encoded at once: as many as the codec was trained on, where its stage is of this experiment."""
+    codec = self.at.needed().get("codec", self.at)
+    return (codec if codec.workdir == self.workdir else self.at).stage.batch_size
 
 
 def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:

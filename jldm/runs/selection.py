@@ -1,13 +1,11 @@
-"""The denoiser that is best by a figure, kept beside the newest one: W/denoiser/best/<step>/, {"ema", "score"}.
+"""The denoiser that is best by a figure, kept beside the newest one: W/<stage>/best/<step>/, {"ema", "score"}.
 
-Every so often while the denoiser trains its samples are judged, W/evaluation/<step>.json, and what was best so far is kept
-until something better comes.  Training itself takes no notice: it ends with the same bits.
+Every so often while the last stage that draws trains, its samples are judged, W/evaluation/<step>.json, and what was best so
+far is kept until something better comes.  Training itself takes no notice: it ends with the same bits.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +18,12 @@ from jldm.evaluation import evaluate, judge as judging
 from jldm.evaluation.evaluate import How
 from jldm.inference.load import Model
 from jldm.metrics.extractors.extractor import Loaded
+from jldm.runs.run import Run
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import Log
 from jldm.train.loop import Hook
+from jldm.train.state import TrainState, averaged
 
 SCORE = jax.ShapeDtypeStruct((), jnp.float32)  # less is better
 
@@ -58,35 +58,35 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
 
 @contextlib.contextmanager
 def judged(
-  experiment: Experiment, model: Model, codec: dict, workdir: Path, loaded: Loaded | None, devices: sharding.Devices,
-  progress: Any = iter,
+  run: Run, model: Model, params_of: Callable[[TrainState], dict], loaded: Loaded | None, devices: sharding.Devices
 ) -> Iterator[Callable[[Log], tuple[Hook, ...]]]:
-  """hooks(log) -> what judges the denoiser and keeps the best; `progress` wraps the iterator over batches of samples."""
+  """hooks(log) -> what judges the stage's samples, drawn by `model` with params_of(state), and keeps the best."""
   if loaded is None:
     yield lambda log: ()
     return
-  asked, how, folder = experiment.evaluation, how_of(experiment, devices), workdirs.evaluation(workdir)
+  experiment, name = run.experiment, run.stage.name
+  asked, how, folder = experiment.evaluation, how_of(experiment, devices), workdirs.evaluation(run.workdir)
   among = evaluate.real(experiment, loaded, how, folder)
   scores = among.judge.score(among.judge.real)
   if asked.metric not in scores:
     raise UserError(f"evaluation.metric={asked.metric!r} is left out: {among.judge.left_out[asked.metric]}; choose another")
-  with Checkpoints(workdirs.best(workdir, "denoiser"), keep=1) as kept:
+  with Checkpoints(workdirs.best(run.workdir, name), keep=1) as kept:
     kept.latest()  # one that is damaged is told of and set aside
 
     def hooks(log: Log) -> tuple[Hook, ...]:
       def call(n, state, metrics):
-        samples = evaluate.draw(model, state.ema[0] | {"codec": codec}, among, how, progress)
-        told = {"stage": "denoiser", "step": n, "checkpoint": "latest"}
+        samples = evaluate.draw(model, params_of(state), among, how, run.notice.between)
+        told = {"stage": name, "step": n, "checkpoint": "latest"}
         told |= evaluate.of_denoiser(model, samples, among, how, scores) | {"versions": evaluate.versions()}
         if multihost.first():
           evaluate.write(folder / f"{n}.json", told)
-        values = {name: each["value"] for name, each in told["metrics"].items()}
-        log.record(n, {f"evaluation_{name}": value for name, value in values.items()})
+        values = {metric: each["value"] for metric, each in told["metrics"].items()}
+        log.record(n, {f"evaluation_{metric}": value for metric, value in values.items()})
         value, of_real = values[asked.metric], scores[asked.metric].value
-        log.say(f"denoiser step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
+        log.say(f"{name} step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
         score = np.float32(multihost.agreed(value if asked.metric in judging.LESS_IS_BETTER else -value))
         if not metrics["skipped"] and better(kept, n, score):
-          kept.save(n, {"ema": state.ema[0], "score": score})
+          kept.save(n, averaged(state.ema[0], state.extra) | {"score": score})
 
       return (Hook(asked.every_steps, call, at_end=True),)
 

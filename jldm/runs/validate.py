@@ -1,35 +1,74 @@
 """What can be refused is refused before anything is written: numbers, shapes, and one loss of each stage, as shapes."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
-from jldm.core.specs import batched
+from jldm.core.specs import Loaded
 from jldm.data.buckets import shapes
 from jldm.distributed import sharding
-from jldm.inference.load import Model, check_size, codec_shapes, example, load_codec, resized
-from jldm.interop import safetensors
-from jldm.metrics import perceptual
+from jldm.inference.generate import times
+from jldm.inference.load import (
+  Model,
+  Place,
+  check_finished,
+  check_size,
+  codec_shapes,
+  example,
+  of,
+  resized,
+  result_shapes,
+  stage_example,
+  stage_model,
+)
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.contract import check_network
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
-from jldm.runs.latents import frozen_of
+from jldm.runs import selection
+from jldm.runs.frozen import frozen_shapes
 from jldm.runs.run import mesh_of
 from jldm.train.state import TrainState, init_state
 
 
-def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
+def check(places: list[Place], devices: sharding.Devices) -> Any:
+  """Everything that can be refused of the stages of one experiment that are to be trained.
+
+  Returns the extractor that samples are judged by while training, or None.
+
+  Raises:
+    UserError: what does not fit, or a stage that one of them relies on and that is neither finished nor trained before it.
+  """
+  experiment = places[0].experiment
+  for at in places:
+    check_stage(at.stage, devices)
+    check_sources(at, places)
+    check_start(at)
+  for stage in experiment.stages:
+    check_data(stage_model(Place(experiment, stage, places[0].workdir)), experiment.data)
+  drawn = [stage for stage in experiment.stages if stage.makes == "denoiser"]
+  models = [check_model(experiment, stage.name) for stage in drawn]
+  for at in places:
+    rehearse(at)
+  return selection.check(experiment, models[-1]) if models else None
+
+
+def check_data(model: Model, data: Any) -> None:
+  """Raises a UserError where the data do not fit a codec."""
+  if data.channels != model.autoencoder.channels:
+    raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
+  for size in shapes(data):
+    check_size(model, size)
+
+
+def check_stage(stage: Stage, devices: sharding.Devices) -> None:
   """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
-  if stage.start and name != "autoencoder":
-    raise UserError(f"{name}.start={stage.start!r}; an autoencoder alone may start from another workdir")
+  name = stage.name
   counts = ("batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps", "snapshot_every_steps")
-  for field in counts if stage.start else ("steps", *counts):
+  for field in counts if stage.start and stage.makes == "codec" else ("steps", *counts):
     if getattr(stage, field) < 1:
       raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
   if not hasattr(stage.ema, "update"):
@@ -42,23 +81,36 @@ def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
     )
 
 
-def check_start(experiment: Experiment) -> None:
-  """Raises a UserError unless the autoencoder that this one starts from is finished and has the same network."""
-  stage = experiment.autoencoder
-  if stage.start and (changed := differences(
-    to_data(load_codec(stage.start)[0]), to_data(stage.objective.network), "autoencoder.objective.network"
-  )):
-    raise UserError(f"autoencoder.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
+def check_sources(at: Place, trained: list[Place]) -> None:
+  """Raises a UserError unless what a stage needs or starts from is finished, or trained before it."""
+  start = at.started_from()
+  for source in [*at.needed().values(), *([start] if start else [])]:
+    if source not in trained:
+      check_finished(source)
+
+
+def check_start(at: Place) -> None:
+  """Raises a UserError unless what a stage starts from has the same network."""
+  start, stage = at.started_from(), at.stage
+  if start is None:
+    return
+  theirs, ours = (to_data(each.objective.network) for each in (start.stage, stage))
+  if changed := differences(theirs, ours, f"{stage.name}.objective.network"):
+    raise UserError(f"{stage.name}.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
+
+
+def check_model(experiment: Experiment, name: str) -> Model:
+  """The model of a stage that draws, whose networks are built as shapes: a mistake in their sizes costs nothing."""
+  check_classes(stage_model(Place(experiment, experiment.stage(name))), experiment.data, name)
+  model = of(experiment, name)
+  check_shapes(model, experiment.data)
+  times(model, model.sampling)  # what could not be sampled is not trained
+  return model
 
 
 def check_shapes(model: Model, data: Any) -> None:
-  """Builds both networks as shapes: a size that does not fit is a person's mistake, and costs nothing."""
-  if data.channels != model.autoencoder.channels:
-    raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
-  check_classes(model, data)
+  """Builds both networks as shapes for every size of the data; UserError where one does not fit."""
   try:
-    for size in shapes(data):
-      check_size(model, size)
     check_denoiser(model)
     for size in shapes(data):
       example(resized(model, size))
@@ -70,11 +122,12 @@ def check_denoiser(model: Model) -> None:
   """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents or inputs."""
   objective, batch, key = model.objective, example(model), jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(objective.init_conditioners, key, batch)
-  inputs = jax.eval_shape(objective.inputs, params, frozen_of(model, codec_shapes(model)), batch, key)
+  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))}
+  inputs = jax.eval_shape(objective.inputs, params, frozen, batch, key)
   check_network(objective.network, batch["mean"], inputs)
 
 
-def check_classes(model: Model, data: Any) -> None:
+def check_classes(model: Model, data: Any, name: str) -> None:
   """Raises a UserError unless data, conditioners and network agree on the number of classes."""
   known = {f"{name}.classes": each.classes for name, each in model.conditioners.items() if isinstance(each, ClassLabel)}
   known |= {"network.classes": model.objective.network.classes} if isinstance(model.objective.network, (DiT, UNet)) else {}
@@ -82,46 +135,38 @@ def check_classes(model: Model, data: Any) -> None:
     label = f"(ClassLabel(classes={data.classes}),)" if data.classes else "()"
     listed = ", ".join(f"{name}={count}" for name, count in known.items())
     raise UserError(
-      f"data has {data.classes} classes, the denoiser {listed}; --set denoiser.objective.network.classes={data.classes} "
-      f"--set 'denoiser.objective.conditioners={label}'"
+      f"data has {data.classes} classes, the {name} {listed}; --set {name}.objective.network.classes={data.classes} "
+      f"--set '{name}.objective.conditioners={label}'"
     )
 
 
-def rehearse(experiment: Experiment, model: Model, name: str) -> tuple[TrainState, dict, Any] | None:
-  """A stage's state, batch and frozen networks as shapes, after one loss of them: whatever does not fit together is told
-  before anything is done.  None where the stage has no steps."""
-  stage, data = getattr(experiment, name), experiment.data
+def rehearse(at: Place) -> tuple[TrainState, dict, Any] | None:
+  """A stage's state, batch and what its objective is given beside them, as shapes, after one loss: whatever does not fit
+  together is refused before anything is done.  None if the stage has no steps."""
+  stage, objective = at.stage, at.stage.objective
   if not stage.steps:
     return None
-  if hasattr(stage.objective, "check"):
-    stage.objective.check()
-  batch, frozen = RELIES_ON[name](stage, model, data)
-  key, tx = jax.random.key(0), stage.optimizer.build(stage.steps)
-  init = lambda key, batch, frozen: init_state(*stage.objective.init(key, batch, frozen), tx, stage.ema)
+  if hasattr(objective, "check"):
+    objective.check()
+  frozen = frozen_shapes(at)
+  batch, key, tx = stage_example(at, frozen, stage.batch_size), jax.random.key(0), stage.optimizer.build(stage.steps)
+  init = lambda key, batch, frozen: init_state(*objective.init(key, batch, frozen), tx, stage.ema)
   state = jax.eval_shape(init, key, batch, frozen)
-  jax.eval_shape(stage.objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
+  check_started(at, state)
+  jax.eval_shape(objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
   return state, batch, frozen
 
 
-def autoencoder_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dict]:
-  each = lambda dtype: jax.ShapeDtypeStruct((stage.batch_size,), dtype)
-  place = {"row": each(jnp.int32), "stratum": each(jnp.float32)}
-  return batched(model.data, stage.batch_size) | place, lpips_weights(stage.objective)
-
-
-def denoiser_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dict]:
-  return example(model, stage.batch_size), frozen_of(model, codec_shapes(model))
-
-
-RELIES_ON = {"autoencoder": autoencoder_inputs, "denoiser": denoiser_inputs}  # stage -> its batch and frozen networks as shapes
-
-
-def lpips_weights(objective: Any) -> Any:
-  """{"lpips": …}, what the perceptual term of an autoencoder's objective compares by; {} where it has none."""
-  if not getattr(objective, "perceptual_weight", 0):
-    return {}
-  if not objective.lpips:
-    raise UserError(
-      f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that jldm convert --kind lpips made"
-    )
-  return {"lpips": perceptual.unpack(safetensors.read(Path(objective.lpips)))}
+def check_started(at: Place, state: TrainState) -> None:
+  """Raises a UserError unless what a stage starts from has arrays of the shapes that it trains."""
+  start = at.started_from()
+  if start is None:
+    return
+  ours = state.params, state.extra
+  theirs = jax.eval_shape(at.stage.objective.start, *ours, result_shapes(start).params)
+  named = lambda tree: {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)}
+  ours, theirs = named(ours), named(theirs)
+  if unlike := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+    name = unlike[0]
+    raise UserError(f"{at.stage.name}.start={at.stage.start!r} has other arrays, the first {name}: {theirs.get(name)} there and "
+                    f"{ours.get(name)} here; make the objectives equal")

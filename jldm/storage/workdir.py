@@ -1,10 +1,9 @@
 """A workdir: where a run keeps everything, and who it belongs to.
 
   experiment.json                 resolved, as data
-  autoencoder/latest/<step>/      checkpoints; the last one holds the codec
-  denoiser/latest/<step>/
-  denoiser/best/<step>/           what the evaluations while training liked best
-  denoiser/averages/<step>/       every so often, of a run with ema=Power(...)
+  <stage>/latest/<step>/          checkpoints of each stage; an autoencoder's last one holds the codec
+  <stage>/best/<step>/            what the evaluations while training liked best
+  <stage>/averages/<step>/        every so often, of a stage with ema=Power(...)
   latents/<codec hash>/           raw moments of the training set
   conditions/<hash>/              what the conditioners need of each example
   evaluation/                     what samples of a step, and reconstructions, are worth
@@ -14,7 +13,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import errno
 from pathlib import Path
 import re
@@ -27,7 +25,6 @@ from jldm.core.files import replace_file
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import lock
 
-STAGES = ("autoencoder", "denoiser")
 PARTIAL = "experiment.json.partial"
 LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim`
 DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO") if hasattr(errno, name)}
@@ -50,13 +47,21 @@ def read(workdir: Path) -> Experiment:
 
 
 def resolved(experiment: Experiment) -> Experiment:
-  """The same with the network of a Pretrained autoencoder written out; UserError where its path is no workdir."""
-  given = experiment.autoencoder
-  if not isinstance(given, Pretrained):
-    return experiment
-  objective = Reconstruction(network=read(Path(given.path)).autoencoder.objective.network)
-  return dataclasses.replace(
-    experiment, autoencoder=Stage(objective=objective, steps=0, batch_size=given.batch_size, start=given.path)
+  """The same with the network of every Pretrained written out; UserError where its path is no workdir."""
+  for given in experiment.stages:
+    if isinstance(given, Pretrained):
+      experiment = experiment.with_stage(stage_of(given))
+  return experiment
+
+
+def stage_of(given: Pretrained) -> Stage:
+  """A stage of no steps that starts from the last codec of another workdir."""
+  codec = read(Path(given.path)).last("codec")
+  if codec is None:
+    raise UserError(f"workdir {given.path!r} has no autoencoder; expected one that has, for Pretrained")
+  return Stage(
+    name=given.name, objective=Reconstruction(network=codec.objective.network), steps=0, batch_size=given.batch_size,
+    start=given.path,
   )
 
 

@@ -121,7 +121,7 @@ class Log:
   `collect` is for every step and keeps device arrays; `write` waits for them.  Ten non-finite updates in a row raise
   NonFiniteError.  Of several processes the first alone writes.
 
-  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over "denoiser/step": both
+  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over "denoiser/step": all
   stages are of one run, whose own count must never go back.
   """
 

@@ -30,3 +30,19 @@ def init_state(params: Any, extra: Any, tx: optax.GradientTransformation, ema: A
   """The state before the first step; `ema` has buffers of its own, since the state is donated."""
   zero = jnp.zeros((), jnp.int32)
   return TrainState(zero, params, extra, ema.init(params), tx.init(params), jnp.zeros_like(zero))
+
+
+def divide(state: TrainState) -> dict:
+  """A state as the items of a checkpoint: what later stages and samples need of it can be read alone."""
+  return {"state": state.replace(ema=state.ema[1:], extra=None)} | averaged(state.ema[0], state.extra)
+
+
+def averaged(ema: Any, extra: Any) -> dict:
+  """The items of the first average and the non-gradient state, arrays or shapes; that one is left out if it is empty."""
+  return {"ema": ema} | ({"extra": extra} if jax.tree.leaves(extra) else {})
+
+
+def join(items: dict, empty: Any = None) -> TrainState:
+  """The inverse of `divide`; `empty` is the non-gradient state if it has no arrays."""
+  state = items["state"]
+  return state.replace(ema=(items["ema"], *state.ema), extra=items.get("extra", empty))

@@ -11,11 +11,13 @@ from jldm.runs import validate
 def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
   found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
   validate.check_shapes(of(found), found.data)
-  assert found.data.data_dir == "somewhere" and (len(found.denoiser.objective.conditioners) == 1) == (name in ("plain", "colour"))
+  denoiser = found.stage("denoiser")
+  assert found.data.data_dir == "somewhere" and (len(denoiser.objective.conditioners) == 1) == (name in ("plain", "colour"))
   if lender:
     lent = conditioned.experiment(lender, "somewhere")
-    assert (found.autoencoder, found.data, found.seed) == (lent.autoencoder, lent.data, lent.seed)
-    assert found.denoiser.steps == lent.denoiser.steps and found.denoiser.objective.network == lent.denoiser.objective.network
+    assert (found.stage("autoencoder"), found.data, found.seed) == (lent.stage("autoencoder"), lent.data, lent.seed)
+    theirs = lent.stage("denoiser")
+    assert denoiser.steps == theirs.steps and denoiser.objective.network == theirs.objective.network
 
 
 def test_bicubic_starts_from_the_pixels_that_are_known():

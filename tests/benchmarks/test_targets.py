@@ -1,6 +1,5 @@
 """The comparisons run on a shrunk experiment, and say what is so where the answer is known."""
 
-import dataclasses
 import sys
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from benchmarks import averages, log_variance, targets
 from jldm.config.override import override
 from jldm.config.serialize import from_data, to_data
-from jldm.runs import stages, validate
+from jldm.runs import validate
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
 
@@ -20,7 +20,7 @@ def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
   from jldm.inference.generate import times
   from jldm.inference.load import of
   experiment = targets.experiment(network, target, 10)
-  assert from_data(to_data(experiment)) == experiment and experiment.autoencoder == config("digits").autoencoder
+  assert from_data(to_data(experiment)) == experiment and experiment.stage("autoencoder") == config("digits").stage("autoencoder")
   model = of(experiment)
   validate.check_shapes(model, experiment.data)
   times(model, model.sampling)
@@ -36,7 +36,7 @@ def test_what_was_learned_and_what_was_averaged(tmp_path, monkeypatch, capsys):
   experiment = shrunk(config("digits"), 12)
   experiment = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
   experiment = override(experiment, "denoiser.objective.network.log_variance", "True")
-  stages.train(experiment, tmp_path / "w", devices=1)
+  train(experiment, tmp_path / "w", devices=1)
   monkeypatch.setattr(sys, "argv", ["averages", str(tmp_path / "w")])
   averages.main()
   first = capsys.readouterr().out.splitlines()[-4].split("|")
@@ -44,7 +44,7 @@ def test_what_was_learned_and_what_was_averaged(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(log_variance, "TIMES", 3)
   times, log_loss, u = log_variance.measure(tmp_path / "w", 16)
   assert times.shape == log_loss.shape == u.shape == (3,) and np.isfinite([log_loss, u]).all()
-  plain = dataclasses.replace(experiment, denoiser=shrunk(config("digits"), 12).denoiser)
+  plain = experiment.with_stage(shrunk(config("digits"), 12).stage("denoiser"))
   workdirs.claim(tmp_path / "plain", plain)
   with pytest.raises(SystemExit, match=r"learned no log-variance; train with network.log_variance=True"):
     log_variance.measure(tmp_path / "plain", 16)

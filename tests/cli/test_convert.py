@@ -20,7 +20,7 @@ from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
 from jldm.metrics.extractors.extractor import EXTRACTORS, find, opened
-from jldm.runs import stages
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from tests.parity.drawn import SD
 
@@ -46,7 +46,7 @@ def test_a_workdir_into_one_file_and_back(workdir, tmp_path, capsys):
   assert model == other and workdirs.read(again) == workdirs.read(workdir)
   assert jax.tree.structure(back) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, back, params)
-  stages.train(workdirs.read(again), again, devices=1)  # nothing is left to train
+  train(workdirs.read(again), again, devices=1)  # nothing is left to train
   assert "exists; choose another" in refused(capsys, file, workdir, "--to", "jldm")
 
 

@@ -12,7 +12,7 @@ import pytest
 from jldm.cli import main
 from jldm.media import images as pictures
 from jldm.metrics.extractors import extractor
-from jldm.runs import stages
+from jldm.runs.train import train
 from tests.configs import config, shrunk
 
 OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-scale", "0.9", "--devices", "1"]
@@ -22,7 +22,7 @@ OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-sca
 def workdir(tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "w"
   experiment = shrunk(config("digits"))
-  stages.train(dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, count=160)), path, devices=1)
+  train(dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, count=160)), path, devices=1)
   return path
 
 

@@ -62,8 +62,8 @@ def workdir(here):
     from jldm.cli import import_target
     mixer = import_target("nets.py").Mixer(width=5)
     experiment = config("digits")
-    objective = dataclasses.replace(experiment.denoiser.objective, network=mixer)
-    experiment = dataclasses.replace(experiment, denoiser=dataclasses.replace(experiment.denoiser, objective=objective))
+    objective = dataclasses.replace(experiment.stage("denoiser").objective, network=mixer)
+    experiment = experiment.with_stage(dataclasses.replace(experiment.stage("denoiser"), objective=objective))
     (here / "w" / "experiment.json").write_text(dumps(experiment))
   return "w"
 
@@ -121,11 +121,11 @@ from configs.digits import experiment as digits
 
 def experiment():
   base = digits()
-  objective = dataclasses.replace(base.denoiser.objective, network=Mixer(width=7))
-  return dataclasses.replace(base, denoiser=dataclasses.replace(base.denoiser, objective=objective))
+  objective = dataclasses.replace(base.stage("denoiser").objective, network=Mixer(width=7))
+  return base.with_stage(dataclasses.replace(base.stage("denoiser"), objective=objective))
 """)
   for _ in range(2):
-    assert '"class": "Mixer",\n        "width": 7' in dumps(load_config("own.py"))
+    assert '"class": "Mixer",\n          "width": 7' in dumps(load_config("own.py"))
 
 
 def test_an_installed_module_is_imported_by_its_name(here, monkeypatch, capsys):

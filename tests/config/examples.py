@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen as nn
 import pytest
 
-from jldm.config.experiment import Experiment, Stage
+from jldm.config.experiment import Experiment, Need, Stage
 from jldm.core.errors import UserError
 from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Cosine
@@ -19,8 +19,13 @@ from jldm.train.ema import Decay
 
 SMALL = Experiment(
   data=ImageData(name="digits"),
-  autoencoder=Stage(objective=Reconstruction(network=KLAutoencoder(widths=(64, 128)))),
-  denoiser=Stage(objective=Diffusion(network=DiT(), process=Cosine()), steps=1000, ema=Decay(0.998)),
+  stages=(
+    Stage(name="autoencoder", objective=Reconstruction(network=KLAutoencoder(widths=(64, 128)))),
+    Stage(
+      name="denoiser", needs=(Need("codec", "autoencoder"),), objective=Diffusion(network=DiT(), process=Cosine()), steps=1000,
+      ema=Decay(0.998),
+    ),
+  ),
 )
 
 
@@ -35,6 +40,13 @@ class Pair:
 class Network(nn.Module):
   width: int = 3
   kernel: Any = attend
+
+
+def field(config: Any, path: str) -> Any:
+  """What stands at a path such as "denoiser.objective.network"."""
+  for name in path.split("."):
+    config = config.stage(name) if isinstance(config, Experiment) and name in config.names else getattr(config, name)
+  return config
 
 
 def refused(call, *arguments) -> str:

@@ -12,7 +12,7 @@ from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.models.denoisers.unet import UNet
 from jldm.train.ema import Power
-from tests.config.examples import SMALL, Pair, refused
+from tests.config.examples import SMALL, Pair, field, refused
 
 CONDITIONERS = "a tuple of ClassLabel(...) or Vector(...) or Masked(...) or Paired(...), such as (), (A(),)"
 
@@ -31,9 +31,7 @@ CONDITIONERS = "a tuple of ClassLabel(...) or Vector(...) or Masked(...) or Pair
 ])
 def test_an_override_replaces_one_leaf(path, text, value):
   changed = override(SMALL, path, text)
-  leaf = changed
-  for name in path.split("."):
-    leaf = getattr(leaf, name)
+  leaf = field(changed, path)
   assert leaf == value and type(leaf) is type(value)
   assert hash(changed) != hash(SMALL) or changed == SMALL
   assert [line.split(":")[0] for line in differences(to_data(SMALL), to_data(changed))] == [path]
@@ -42,7 +40,7 @@ def test_an_override_replaces_one_leaf(path, text, value):
 @pytest.mark.parametrize("path, text, told", [
   ("denoizer.steps", "5", "Experiment has no field 'denoizer'; did you mean 'denoiser'?"),
   ("denoiser.objective.network.widht", "5", "DiT has no field 'widht'; did you mean 'width'?"),
-  ("denoiser.qqq", "5", "Stage has no field 'qqq'; it has objective, optimizer, steps"),
+  ("denoiser.qqq", "5", "Stage has no field 'qqq'; it has name, objective, needs, start"),
   ("denoiser.objective.process.s", "5", "Cosine has no field 's'; it has none"),
   ("denoiser.objective.network.parent", "5", "DiT has no field 'parent'"),
   ("denoiser.steps.more", "5", "denoiser.steps.more: 1000 has no fields; set it whole"),
@@ -97,14 +95,12 @@ def test_an_override_that_does_not_fit_is_told(path, text, told):
    (Paired(degradation=Mixture((Noisy(1.0), Grey())), dropout=0.1),)),
 ])
 def test_an_override_replaces_an_object_by_one_of_its_role(path, text, value):
-  changed = override(SMALL, path, text)
-  for name in path.split("."):
-    changed = getattr(changed, name)
+  changed = field(override(SMALL, path, text), path)
   assert changed == value and type(changed) is type(value)
 
 
 def test_a_registered_class_may_stand_anywhere(registered):
-  assert override(SMALL, "denoiser.objective.process", "Pair()").denoiser.objective.process == Pair()
+  assert override(SMALL, "denoiser.objective.process", "Pair()").stage("denoiser").objective.process == Pair()
 
 
 def test_ints_are_floats_in_a_tuple_of_floats():
@@ -112,7 +108,7 @@ def test_ints_are_floats_in_a_tuple_of_floats():
 
 
 def test_ints_are_floats_within_an_object():
-  process = override(SMALL, "denoiser.objective.process", "EDM(20)").denoiser.objective.process
+  process = override(SMALL, "denoiser.objective.process", "EDM(20)").stage("denoiser").objective.process
   assert process == EDM(20.0) and type(process.highest) is float
 
 
@@ -130,9 +126,9 @@ def test_an_override_where_nothing_stood_is_any_literal():
 def test_conditioners_may_be_set_changed_and_taken_back():
   path = "denoiser.objective.conditioners"
   paired = override(override(SMALL, path, "(Paired(),)"), path, "(Paired(degradation=Downsampled(2)),)")
-  assert paired.denoiser.objective.conditioners == (Paired(degradation=Downsampled(2)),)
+  assert paired.stage("denoiser").objective.conditioners == (Paired(degradation=Downsampled(2)),)
   assert loads(dumps(paired)) == paired
   assert override(override(paired, path, "(Masked(),)"), path, "()") == SMALL
   before = to_data(SMALL)
-  before["denoiser"]["objective"].pop("conditioners")
+  before["stages"][1]["objective"].pop("conditioners")
   assert from_data(before) == SMALL, "what was written before there were conditioners"

@@ -56,8 +56,8 @@ def test_every_field_is_written_down():
 
 
 def test_equal_experiments_have_equal_data():
-  told = dataclasses.replace(SMALL.denoiser.objective, times=Uniform())
-  assert told == SMALL.denoiser.objective and to_data(told) == to_data(SMALL.denoiser.objective)
+  told = dataclasses.replace(SMALL.stage("denoiser").objective, times=Uniform())
+  assert told == SMALL.stage("denoiser").objective and to_data(told) == to_data(SMALL.stage("denoiser").objective)
 
 
 def test_unregistered_classes_are_refused_both_ways():
@@ -75,7 +75,7 @@ def test_a_class_of_a_known_name_is_not_that_class():
 @pytest.mark.parametrize("name", ["os.system", "jldm.config.experiment.Stage", "__import__", "eval", "", None, 3])
 def test_only_names_of_the_table_are_read(name):
   data = to_data(SMALL)
-  data["denoiser"]["objective"]["process"] = {"class": name, "command": "echo"}
+  data["stages"][1]["objective"]["process"] = {"class": name, "command": "echo"}
   assert f"class {name!r} is not known" in refused(loads, json.dumps(data))
 
 
@@ -86,7 +86,7 @@ def test_what_is_not_an_experiment_is_refused(text):
 
 def test_fields_of_another_version_are_refused():
   data = to_data(SMALL)
-  data["autoencoder"]["momentum"] = 0.9
+  data["stages"][0]["momentum"] = 0.9
   assert "Stage of the experiment does not fit this version of jldm" in refused(loads, json.dumps(data))
 
 
@@ -105,15 +105,15 @@ def test_registered_classes_go_out_and_come_back(registered):
 
 def test_how_a_thing_is_computed_is_no_difference():
   changed = override(SMALL, "denoiser.objective.network.remat", "dots")
-  assert changed.denoiser.objective.network.remat == "dots" and to_data(changed) != to_data(SMALL)
+  assert changed.stage("denoiser").objective.network.remat == "dots" and to_data(changed) != to_data(SMALL)
   assert differences(to_data(SMALL), to_data(changed)) == []
   assert without_execution_fields(to_data(changed)) == without_execution_fields(to_data(SMALL)) != to_data(SMALL)
 
 
 def test_differences_are_named_in_order():
   other = override(override(SMALL, "seed", "1"), "denoiser.steps", "5")
-  process = dataclasses.replace(other.denoiser.objective, process=Flow())
-  other = dataclasses.replace(other, denoiser=dataclasses.replace(other.denoiser, objective=process))
+  process = dataclasses.replace(other.stage("denoiser").objective, process=Flow())
+  other = other.with_stage(dataclasses.replace(other.stage("denoiser"), objective=process))
   assert differences(to_data(SMALL), to_data(other)) == [
     "denoiser.objective.process.class: 'Cosine' -> 'Flow'", "denoiser.steps: 1000 -> 5", "seed: 0 -> 1",
   ]

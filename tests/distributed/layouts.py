@@ -26,11 +26,11 @@ from jldm.distributed import multihost, sharding
 from jldm.distributed.sharding import Layout
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import load
-from jldm.runs import stages
-from jldm.storage import array_cache, workdir as workdirs
+from jldm.runs.train import train
+from jldm.storage import array_cache
 from jldm.storage.checkpoint import Checkpoints
 from tests import compiling
-from tests.configs import ROOT, steps_of
+from tests.configs import ROOT, STAGES, steps_of
 from tests.distributed.test_meshes import bytes_on, experiment, first_state, losses, nbytes
 from tests.faults.processes import DEADLINE_S, free_port
 
@@ -70,14 +70,14 @@ def work(what: str, folder: Path, row: Row) -> None:
 def make(folder: Path, row: Row) -> None:
   """Trains, samples and saves."""
   workdir = folder / str(row)
-  stages.train(experiment(), workdir, devices=row.layout)
+  train(experiment(), workdir, devices=row.layout)
   model, params = load(folder / str(ONE))
   request = Request(n=len(LABELS), given={"label": LABELS})
   images = generate(model, params, request, steps_of(model, 3), devices=row.layout).data
   if multihost.first():
     np.save(folder / f"{row}.npy", images)
   mesh = sharding.mesh_for(8, row.layout)
-  for name in workdirs.STAGES:
+  for name in STAGES:
     with Checkpoints(folder / "states" / str(row) / name) as saved:
       saved.save(1, {"state": sharding.spread(mesh, first_state(name))})
 
@@ -85,7 +85,7 @@ def make(folder: Path, row: Row) -> None:
 def restore(folder: Path, row: Row) -> None:
   """Reads what all rows saved; AssertionError where a value differs."""
   mesh, held, count = sharding.mesh_for(8, row.layout), [], 0
-  for name in workdirs.STAGES:
+  for name in STAGES:
     state = first_state(name)
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, sharding.split(mesh, state))
     for saved in sorted((folder / "states").iterdir()):

@@ -8,12 +8,11 @@ import pytest
 from jldm.config.experiment import Sampling
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, draw, set_up
-from jldm.inference.load import codec_shapes, denoiser_shapes, of
+from jldm.inference.load import Place, codec_shapes, denoiser_shapes, of
 from jldm.runs import validate
 from jldm.samplers.guidance import ClassifierFree
-from jldm.storage import workdir as workdirs
 from jldm.train.step import make_step
-from tests.configs import ROOT, config
+from tests.configs import ROOT, STAGES, config
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 QUICK = {("digits", "denoiser")}  # the others are traced for seconds each
@@ -23,11 +22,11 @@ def marked(name: str, stage: str) -> object:
   return pytest.param(name, stage, marks=[] if (name, stage) in QUICK else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name, stage", [marked(name, stage) for name in NAMES for stage in workdirs.STAGES])
+@pytest.mark.parametrize("name, stage", [marked(name, stage) for name in NAMES for stage in STAGES])
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
-  part = getattr(experiment, stage)
-  state, batch, frozen = validate.rehearse(experiment, of(experiment), stage)
+  part = experiment.stage(stage)
+  state, batch, frozen = validate.rehearse(Place(experiment, part))
   step = make_step(part.objective.loss, part.optimizer.build(part.steps), part.ema, part.accumulate)
   key = jax.eval_shape(jax.random.key, 0)
   lowered = export.export(step, platforms=("tpu", "cuda"))(state, batch, key, frozen)

@@ -15,11 +15,10 @@ from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.distributed.sharding import Layout
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import load, of
-from jldm.runs import stages, validate
-from jldm.storage import workdir as workdirs
+from jldm.inference.load import Place, load
+from jldm.runs import train as training, validate
 from jldm.storage.checkpoint import Checkpoints
-from tests.configs import config, shrunk, steps_of
+from tests.configs import STAGES, config, shrunk, steps_of
 
 LAYOUTS = (Layout(1), Layout(8), Layout(8, fsdp=8), Layout(8, tensor=2), Layout(8, fsdp=2, tensor=2), Layout(4, fsdp=2))
 TRAINED = (Layout(8), Layout(8, fsdp=8), Layout(8, fsdp=2, tensor=2))
@@ -29,14 +28,16 @@ SAME = {"rtol": 2e-4, "atol": 2e-4}  # of losses over a few steps, which differ 
 def experiment(steps: int = 3) -> Experiment:
   """Digits with layers wide enough to be split."""
   small = shrunk(config("digits"), steps)
-  codec, denoiser, replace = small.autoencoder, small.denoiser, dataclasses.replace
+  codec, denoiser, replace = small.stage("autoencoder"), small.stage("denoiser"), dataclasses.replace
   network, dit = codec.objective.network, denoiser.objective.network
   return replace(
     small,
-    autoencoder=replace(codec, objective=replace(
-      codec.objective, network=replace(network, widths=tuple(16 for _ in network.widths), resnets=1))),
-    denoiser=replace(denoiser, objective=replace(
-      denoiser.objective, network=dit.clone(width=32, block=dit.block.clone(heads=4)))),
+    stages=(
+      replace(codec, objective=replace(
+        codec.objective, network=replace(network, widths=tuple(16 for _ in network.widths), resnets=1))),
+      replace(denoiser, objective=replace(
+        denoiser.objective, network=dit.clone(width=32, block=dit.block.clone(heads=4)))),
+    ),
   )
 
 
@@ -53,7 +54,7 @@ def trained(tmp_path_factory):
   @functools.cache
   def train(layout: Layout) -> Path:
     workdir = tmp_path_factory.mktemp("w") / "w"
-    stages.train(experiment(), workdir, devices=layout)
+    training.train(experiment(), workdir, devices=layout)
     return workdir
 
   return train
@@ -79,7 +80,7 @@ def test_samples_are_the_same_on_every_mesh(trained, layout):
 @functools.cache
 def first_state(name: str) -> object:
   """A stage's state as zeros of the right shapes, with every value told apart."""
-  state, _, _ = validate.rehearse(experiment(), of(experiment()), name)
+  state, _, _ = validate.rehearse(Place(experiment(), experiment().stage(name)))
   count = itertools.count()
   numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(x.dtype)
   return jax.tree.map(numbered, state)
@@ -93,7 +94,7 @@ def nbytes(tree: object) -> int:
   return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", workdirs.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 @pytest.mark.parametrize("layout, parts", [(Layout(8), 1), (Layout(8, fsdp=8), 8), (Layout(8, fsdp=2), 2), (Layout(8, 4, 2), 4)])
 def test_a_device_holds_its_part_of_the_state(name, layout, parts):
   state = first_state(name)

@@ -10,7 +10,7 @@ from jldm.cli import main
 from jldm.config.experiment import Evaluation
 from jldm.core.errors import UserError
 from jldm.evaluation import report
-from jldm.runs import stages
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from tests.chromium import CHROMIUM, opened
 from tests.configs import config, shrunk
@@ -26,8 +26,8 @@ def workdir(tmp_path_factory):
   experiment = shrunk(config("digits"))
   data = dataclasses.replace(experiment.data, count=160)
   evaluation = Evaluation(extractor="pixels", n=70, every_steps=1)
-  denoiser = dataclasses.replace(experiment.denoiser, picture_every_steps=1)
-  stages.train(dataclasses.replace(experiment, data=data, evaluation=evaluation, denoiser=denoiser), path, devices=1)
+  denoiser = dataclasses.replace(experiment.stage("denoiser"), picture_every_steps=1)
+  train(dataclasses.replace(experiment.with_stage(denoiser), data=data, evaluation=evaluation), path, devices=1)
   assert main(["evaluate", "--workdir", str(path), "--stage", "all", "--devices", "1"]) == 0
   return path
 

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from tests.configs import STAGES
 from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, restored, running, said, until, write_config
 
 STEPS, SAVE_EVERY, PICTURE_EVERY = 24, 3, 4
-CHANGES = {f"{stage}__{name}": value for stage in workdirs.STAGES
+CHANGES = {f"{stage}__{name}": value for stage in STAGES
            for name, value in (("save_every_steps", SAVE_EVERY), ("picture_every_steps", PICTURE_EVERY))}
 
 
@@ -40,7 +41,7 @@ def steps_on(workdir: Path, draw: random.Random, began: int) -> Callable[[], boo
 
 
 def total(workdir: Path) -> int:
-  return sum(logged(workdir, stage) for stage in workdirs.STAGES)
+  return sum(logged(workdir, stage) for stage in STAGES)
 
 
 def saving(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:
@@ -49,7 +50,7 @@ def saving(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]
   seen = set()
 
   def now():
-    for stage in workdirs.STAGES:
+    for stage in STAGES:
       folder = workdirs.checkpoints(workdir, stage)
       names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
       seen.update((stage, name.partition(".")[0]) for name in names
@@ -67,7 +68,7 @@ def encoding(workdir: Path, draw: random.Random, began: int) -> Callable[[], boo
 def evaluating(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:
   """A step is logged after which comes an evaluation, whose picture is not there yet."""
   def now():
-    at = [(stage, logged(workdir, stage)) for stage in workdirs.STAGES]
+    at = [(stage, logged(workdir, stage)) for stage in STAGES]
     return any(step and step % PICTURE_EVERY == 0 and not (workdir / "images" / f"{stage}-{step:06d}.png").exists()
                for stage, step in at)
 
@@ -97,13 +98,13 @@ MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encod
 
 
 def committed(workdir: Path) -> dict[str, list[int]]:
-  return {stage: [0, *Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True).steps()] for stage in workdirs.STAGES}
+  return {stage: [0, *Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True).steps()] for stage in STAGES}
 
 
 def check(workdir: Path, before: dict[str, int]) -> dict[str, int]:
   """The newest committed step of each stage, all of which is read; AssertionError where one was lost or cannot be."""
   newest = {}
-  for stage in workdirs.STAGES:
+  for stage in STAGES:
     folder = workdirs.checkpoints(workdir, stage)
     with Checkpoints(folder, read_only=True) as saved:
       steps, newest[stage] = saved.steps(), saved.latest() or 0
@@ -148,7 +149,7 @@ def kills(folder: Path, count: int, seed: int) -> Iterator[tuple[str, int, float
   config, draw, deck, number = write_config(folder, STEPS, **CHANGES), random.Random(seed), [], 0
   finish(config, folder / "unbroken")
   for place in itertools.count():
-    workdir, newest = folder / f"killed-{place}", dict.fromkeys(workdirs.STAGES, 0)
+    workdir, newest = folder / f"killed-{place}", dict.fromkeys(STAGES, 0)
     while min(newest.values()) < STEPS and number < count:
       began = time.monotonic()
       kind, newest = kill(config, workdir, dealt(deck, draw, newest), draw, newest)

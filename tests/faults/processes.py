@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from jldm.storage import workdir as workdirs
 from tests.compiling import FLAGS
-from tests.configs import ROOT
+from tests.configs import ROOT, STAGES
 
 DEADLINE_S = 300
 CONFIG = """
@@ -104,7 +104,7 @@ def restored(folder: Path) -> dict[str, np.ndarray]:
 
 def assert_same_bits(a: Path, b: Path, steps: int) -> None:
   """The last checkpoints of both stages."""
-  for stage in workdirs.STAGES:
+  for stage in STAGES:
     left, right = (restored(workdirs.checkpoints(workdir, stage) / str(steps)) for workdir in (a, b))
     assert left.keys() == right.keys() and len(left) > 50
     for name, value in left.items():

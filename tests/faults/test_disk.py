@@ -13,6 +13,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from tests.configs import STAGES
 from tests.faults.processes import DEADLINE_S, assert_same_bits, running, said, write_config
 
 STEPS = 12
@@ -33,7 +34,7 @@ def small_disk(tmp_path):
 def committed(workdir) -> dict[str, list[int]]:
   """The committed steps of each stage, the newest of which is sound."""
   found = {}
-  for stage in workdirs.STAGES:
+  for stage in STAGES:
     with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
       found[stage] = saved.steps()
       assert saved.latest() == (found[stage][-1] if found[stage] else None)
@@ -47,7 +48,7 @@ def test_a_training_whose_disk_fills_goes_on_once_there_is_room(tmp_path, small_
   with running(config, tmp_path / "unbroken") as process:
     assert process.wait(DEADLINE_S) == 0
   disk, resize = small_disk
-  workdir, before, ends = disk / "w", {stage: [] for stage in workdirs.STAGES}, []
+  workdir, before, ends = disk / "w", {stage: [] for stage in STAGES}, []
   for size in range(100, 10_000, 400):
     assert resize(f"size={size}k")
     with running(config, workdir, log=tmp_path / f"{size}.log") as process:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.runs import stages
+from jldm.runs.train import train
 from jldm.storage import array_cache, workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from tests.configs import STAGES
 from tests.faults.processes import restored
 from tests.trained import STEPS
 
@@ -32,7 +33,7 @@ def values(folder: Path) -> dict[str, bytes]:
   return {name: array.tobytes() for name, array in restored(folder).items()}
 
 
-@pytest.mark.parametrize("stage", workdirs.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_flip_anywhere_in_a_checkpoint_is_noticed_or_changes_nothing(trained, tmp_path, capsys, stage):
   folder = tmp_path / "latest"
   shutil.copytree(workdirs.checkpoints(trained, stage), folder)
@@ -62,13 +63,13 @@ def test_a_flip_anywhere_in_a_checkpoint_is_noticed_or_changes_nothing(trained, 
 @pytest.mark.slow
 def test_training_goes_on_from_the_step_before_the_damaged_one(experiment, trained, tmp_path, capsys):
   """Both stages, damaged in turn: the last step is set aside, made again, and the same to the bit."""
-  for stage in workdirs.STAGES:
+  for stage in STAGES:
     workdir = tmp_path / stage
     shutil.copytree(trained, workdir)
     latest = workdirs.checkpoints(workdir, stage)
     path = max((path for path in (latest / str(STEPS)).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     path.write_bytes(flipped(path.read_bytes(), random.Random(0)))
-    stages.train(experiment, workdir, devices=1)
+    train(experiment, workdir, devices=1)
     told = capsys.readouterr().err
     assert f"checkpoint {latest / str(STEPS)} is damaged" in told and f"using step {STEPS - 2} instead (moved to" in told
     assert values(latest / str(STEPS)) == values(workdirs.checkpoints(trained, stage) / str(STEPS))

@@ -11,11 +11,12 @@ import pytest
 from jldm.core.errors import GO_ON, Preempted
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from tests.configs import STAGES
 from tests.faults.processes import DEADLINE_S, assert_same_bits, free_port, logged, running, said, until, write_config
 
 pytestmark = pytest.mark.slow
 STEPS = 12
-CHANGES = {f"{stage}__{name}": value for stage in workdirs.STAGES
+CHANGES = {f"{stage}__{name}": value for stage in STAGES
            for name, value in (("save_every_steps", 5), ("picture_every_steps", 4))}
 MISSED_S = 10  # twice what a death takes to be missed
 ABORTED = -signal.SIGABRT  # how JAX ends a process that is not in a step as another dies

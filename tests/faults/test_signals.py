@@ -9,15 +9,18 @@ import pytest
 
 from jldm.cli.train import load_config
 from jldm.core.errors import GO_ON, Preempted
-from jldm.runs import latents, stages
+from jldm.runs import latents, looks
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from jldm.train.logging import Log
 from jldm.train.preemption import GRACE_S
+from tests.configs import STAGES
 from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, running, said, until, write_config
 
 STEPS = 12
 EVERY = dict(save_every_steps=5, picture_every_steps=4)
-CHANGES = {f"{stage}__{name}": value for stage in workdirs.STAGES for name, value in EVERY.items()}
+CHANGES = {f"{stage}__{name}": value for stage in STAGES for name, value in EVERY.items()}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def committed(workdir, stage) -> list[int]:
 def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_path, monkeypatch):
   """In turn, in one workdir: in a step, an evaluation, the last evaluation, the encoding, between stages, in a picture."""
   experiment, workdir = load_config(str(config)), tmp_path / "w"
-  stages.train(experiment, tmp_path / "unbroken", devices=1)
+  train(experiment, tmp_path / "unbroken", devices=1)
 
   def at(where, name, told, when=lambda *args: True):
     """Runs until the notice, which comes as `where.name` is called."""
@@ -58,25 +61,25 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
     with monkeypatch.context() as patch:
       patch.setattr(where, name, call)
       with pytest.raises(Preempted, match=told):
-        stages.train(experiment, workdir, devices=1)
+        train(experiment, workdir, devices=1)
     assert not (workdir / "lock").exists()
 
-  at(stages.Log, "write", "at autoencoder step 3", lambda log, step, *_: step == 3)
+  at(Log, "write", "at autoencoder step 3", lambda log, step, *_: step == 3)
   assert committed(workdir, "autoencoder") == [3], "not a step that is saved anyway"
-  at(stages, "reconstruction", "at autoencoder step 4")
+  at(looks, "reconstruction", "at autoencoder step 4")
   assert committed(workdir, "autoencoder") == [3, 4]
-  at(stages.Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
+  at(Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
   assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
   at(latents.array_cache, "write_like", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [5, 10] and not list((workdir / "latents").glob("*/*"))
   assert not (workdir / "conditions").exists()
-  at(stages.codecs, "measure", "by SIGTERM; the")
+  at(latents.codecs, "measure", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
   at(latents.array_cache, "write_like", "by SIGTERM; the")
   assert not list((workdir / "conditions").glob("*/*")) and not committed(workdir, "denoiser")
-  at(stages, "sampled", "at denoiser step 4")
+  at(looks, "sampled", "at denoiser step 4")
   assert committed(workdir, "denoiser") == [4]
-  stages.train(experiment, workdir, devices=1)
+  train(experiment, workdir, devices=1)
   assert_same_bits(tmp_path / "unbroken", workdir, STEPS)
 
 

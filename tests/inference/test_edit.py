@@ -42,9 +42,10 @@ def tiny():
 
 def conditioned(conditioner):
   experiment = shrunk(config("fashion_mnist"))
-  replace, objective = dataclasses.replace, experiment.denoiser.objective
-  denoiser = replace(experiment.denoiser, objective=replace(objective, conditioners=(*objective.conditioners, conditioner)))
-  return model_of(replace(experiment, denoiser=denoiser))
+  replace, denoiser = dataclasses.replace, experiment.stage("denoiser")
+  objective = replace(denoiser.objective, conditioners=(*denoiser.objective.conditioners, conditioner))
+  denoiser = replace(denoiser, objective=objective)
+  return model_of(experiment.with_stage(denoiser))
 
 
 def reconstruction(model, params):

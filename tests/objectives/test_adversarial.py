@@ -224,7 +224,7 @@ def test_a_codebook_is_the_inner_objectives():
   refreshed = jax.eval_shape(objective.refresh, params, extra, batch_of(0), KEY)
   assert jax.tree.map(jnp.shape, refreshed) == jax.tree.map(jnp.shape, extra)
   assert objective.refresh_every_steps == inner.refresh_every_steps > 0 and objective.network == network
-  assert objective.codec(params, extra) == {"params": params["autoencoder"], "extra": extra["autoencoder"]}
+  assert objective.result(params, extra, {}).params == {"params": params["autoencoder"], "extra": extra["autoencoder"]}
 
 
 @pytest.mark.parametrize("change, told", [
@@ -249,4 +249,4 @@ def test_a_trained_autoencoder_takes_the_place_of_a_new_one():
   params, extra = objective.start({"autoencoder": "new", "discriminator": "new"}, {"autoencoder": {}, "steps": 0}, codec)
   assert params == {"autoencoder": "trained", "discriminator": "new"}
   assert extra == {"autoencoder": {"codebook": "its"}, "steps": 0}
-  assert objective.codec(params, extra) == {"params": "trained", "extra": {"codebook": "its"}}
+  assert objective.result(params, extra, {}).params == {"params": "trained", "extra": {"codebook": "its"}}

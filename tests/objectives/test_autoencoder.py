@@ -95,7 +95,7 @@ def test_of_codes_it_is_its_formula():
 
 
 def test_the_codec_is_of_the_network():
-  assert OBJECTIVE.codec({"a": 1}, {"b": 2}) == {"params": {"a": 1}, "extra": {"b": 2}}
+  assert OBJECTIVE.result({"a": 1}, {"b": 2}, {}).params == {"params": {"a": 1}, "extra": {"b": 2}}
 
 
 def test_terms_are_what_the_loss_is_of():

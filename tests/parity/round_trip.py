@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 def trained(folder: Path) -> dict[str, Path]:
   """Workdirs by name: those of stage 1, trained for some steps, and what was imported."""
   from jldm.cli import main
-  from jldm.config.experiment import Experiment, Stage
+  from jldm.config.experiment import Experiment, Need, Stage
   from jldm.data.synthetic import Synthetic
   from jldm.diffusion.process import Cosine
   from jldm.models.autoencoders.dc import DCAutoencoder, Level, LinearAttention
@@ -27,7 +27,7 @@ def trained(folder: Path) -> dict[str, Path]:
   from jldm.models.denoisers.dit import DiT
   from jldm.objectives.autoencoder import Reconstruction
   from jldm.objectives.diffusion import Diffusion
-  from jldm.runs import stages
+  from jldm.runs.train import train
 
   small = dict(widths=(8, 12), resnets=1, groups=4)
   levels = (Level(8, 1), Level(16, 1, LinearAttention(4, scales=(5,))))
@@ -38,10 +38,10 @@ def trained(folder: Path) -> dict[str, Path]:
     "trained_dc": DCAutoencoder(latent_channels=4, encoder_levels=levels, decoder_levels=levels),
   }
   for name, network in networks.items():
-    stage = Stage(objective=Reconstruction(network=network), steps=20, batch_size=8)
-    denoiser = Stage(objective=Diffusion(network=DiT(), process=Cosine()))
-    experiment = Experiment(data=Synthetic(height=16, width=16, channels=3, count=32), autoencoder=stage, denoiser=denoiser)
-    stages.train(experiment, folder / name, ("autoencoder",), devices=1)
+    stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=20, batch_size=8)
+    denoiser = Stage(name="denoiser", needs=(Need("codec", "autoencoder"),), objective=Diffusion(network=DiT(), process=Cosine()))
+    experiment = Experiment(data=Synthetic(height=16, width=16, channels=3, count=32), stages=(stage, denoiser))
+    train(experiment, folder / name, ("autoencoder",), devices=1)
   imported = {"imported_sd": "vae_sd", "imported_tiny": "tiny_flux", "imported_dc": "dc_in"}
   for name, source in imported.items():
     if main(["convert", str(HERE / source), str(folder / name), "--to", "jldm"]):

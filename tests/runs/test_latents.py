@@ -10,11 +10,13 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.data.synthetic import Synthetic
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import load, of
+from jldm.inference.load import load, of, place
 from jldm.models.codecs import codec as codecs
-from jldm.runs import latents, run as runs, stages
+from jldm.runs import latents, run as runs
+from jldm.runs.frozen import frozen_of
+from jldm.runs.train import train
 from jldm.storage import array_cache
-from tests.trained import STEPS, assert_same_end, claimed_with, with_conditioner
+from tests.trained import assert_same_end, claimed_with, with_conditioner
 
 
 def test_the_codec_standardises_the_cached_latents(experiment, unbroken):
@@ -35,7 +37,7 @@ def test_a_lost_or_damaged_latent_cache_is_rebuilt(experiment, unbroken, tmp_pat
   (cache,) = (workdir / folder).glob("*/0-0")
   whole = (cache / array).read_bytes()
   (cache / array).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-  stages.train(experiment, workdir, devices=1)
+  train(experiment, workdir, devices=1)
   assert (cache / array).read_bytes() == whole
   assert_same_end(unbroken, workdir)
 
@@ -44,13 +46,13 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   """In the cache row i has the latents of picture i and of what is made of it, and another degradation is another cache."""
   changed = claimed_with(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
   source = changed.data.open("train")
-  model, mesh = of(changed), runs.mesh_of(changed.denoiser, 1)
-  codec = latents.committed_codec(model, tmp_path / "w", STEPS)
-  run = runs.Run(changed, model, tmp_path / "w", 1)
+  model, mesh = of(changed), runs.mesh_of(changed.stage("denoiser"), 1)
+  run = runs.Run(place(tmp_path / "w"), 1)
+  codec = frozen_of(run, mesh)["codec"].params
   cache = latents.encoded(run, codec, source, mesh)
   rows = cache[np.arange(len(source))]
   images = codecs.pixels(source[np.arange(len(source))]["image"])
-  assert len(source) == 20 > changed.autoencoder.batch_size, "several batches, the last one short"
+  assert len(source) == 20 > changed.stage("autoencoder").batch_size, "several batches, the last one short"
   keys = row_keys(jax.random.key(latents.SOURCE_SEED), np.arange(20))
   made = model.conditioners["paired"].degradation(images, keys)
   encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
@@ -60,23 +62,26 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   assert (np.abs(made_raw - rows["mean"]).max((1, 2, 3)) > 0.01).all()
   others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()")
   every = [changed, experiment, *(with_conditioner(experiment, other) for other in others)]
-  assert len({latents.conditions_hash(codec, each) for each in every}) == 5, "each has a cache of its own"
+  conditions_hash = lambda codec, experiment: latents.conditions_hash(codec, of(experiment), experiment.data)
+  moments_hash = lambda codec, experiment: latents.moments_hash(codec, of(experiment), experiment.data)
+  assert len({conditions_hash(codec, each) for each in every}) == 5, "each has a cache of its own"
   rescaled = codec | {"std": 2 * codec["std"]}
-  assert latents.conditions_hash(rescaled, changed) != latents.conditions_hash(codec, changed), "they are standardised"
+  assert conditions_hash(rescaled, changed) != conditions_hash(codec, changed), "they are standardised"
   names = lambda folder: {path.name for path in (unbroken / folder).iterdir()}
-  assert {latents.moments_hash({"params": codec["params"]}, each) for each in every} == names("latents"), "and moments one"
-  assert {latents.conditions_hash(codec, experiment)} == names("conditions")
+  assert {moments_hash({"params": codec["params"]}, each) for each in every} == names("latents"), "and moments one"
+  assert {conditions_hash(codec, experiment)} == names("conditions")
 
 
 def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(experiment, unbroken, tmp_path):
   changed = claimed_with(experiment, "Masked()", unbroken, tmp_path / "w")
   source, model = changed.data.open("train"), of(changed)
-  codec, mesh = latents.committed_codec(model, tmp_path / "w", STEPS), runs.mesh_of(changed.denoiser, 1)
-  rows = latents.encoded(runs.Run(changed, model, tmp_path / "w", 1), codec, source, mesh)[np.arange(20)]
+  run, mesh = runs.Run(place(tmp_path / "w"), 1), runs.mesh_of(changed.stage("denoiser"), 1)
+  loaded = frozen_of(run, mesh)["codec"]
+  codec = loaded.params
+  rows = latents.encoded(run, codec, source, mesh)[np.arange(20)]
   images = source[np.arange(20)]["image"]
   np.testing.assert_array_equal(rows["image"], images)
   np.testing.assert_allclose(rows["mean"], codecs.encode(model.autoencoder, codec, images).mean, rtol=1e-3, atol=1e-4)
-  loaded = latents.frozen_of(model, codec)["codec"]
   np.testing.assert_allclose(
     codecs.encode_mean(loaded, images), codecs.standardised(codec, rows["mean"]), rtol=1e-3, atol=1e-3)
 
@@ -84,7 +89,7 @@ def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments
 @pytest.mark.slow
 def test_pictures_of_several_shapes_mirrored_and_partly_labelled(experiment, tmp_path):
   data = Synthetic(channels=1, classes=10, count=40, buckets=((16, 48), (48, 16)), mirror=True, labelled=0.5)
-  stages.train(dataclasses.replace(experiment, data=data), tmp_path / "w", devices=1)
+  train(dataclasses.replace(experiment, data=data), tmp_path / "w", devices=1)
   cache = array_cache.open_cache(next((tmp_path / "w" / "latents").iterdir()))
   shapes = {source[np.array([0])]["mean"].shape[1:3] for source in cache.sources}
   assert shapes == {(4, 4), (2, 6), (6, 2)} and len(cache) == 80

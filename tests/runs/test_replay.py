@@ -9,10 +9,12 @@ import pytest
 from jldm.cli import main
 from jldm.config.override import override
 from jldm.core.errors import DifferentError, UserError
-from jldm.runs import replay as replays, stages
+from jldm.runs import replay as replays
 from jldm.runs.replay import replay
+from jldm.runs.train import train
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import rows
+from jldm.train.loop import Hook
 from jldm.train.preemption import Notice
 from tests.configs import config, shrunk
 
@@ -31,7 +33,7 @@ def experiment():
 def workdir(experiment, tmp_path_factory):
   """Lines of the denoiser at 2, 3, 4, 6, checkpoints of 3 and 6; of the autoencoder at every step, and of 4 and 6."""
   folder = tmp_path_factory.mktemp("runs") / "w"
-  stages.train(experiment, folder, devices=1)
+  train(experiment, folder, devices=1)
   return folder
 
 
@@ -120,12 +122,12 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
       raise Stop
 
   with monkeypatch.context() as patch:
-    patch.setattr(Notice, "hook", lambda *args: stages.Hook(1, interrupt))
+    patch.setattr(Notice, "hook", lambda *args: Hook(1, interrupt))
     with pytest.raises(Stop):
-      stages.train(experiment, folder, devices=1)
+      train(experiment, folder, devices=1)
   with Checkpoints(folder / "denoiser" / "latest", read_only=True) as saved:
     assert saved.steps() == [3]
-  stages.train(experiment, folder, devices=1)
+  train(experiment, folder, devices=1)
   said = lambda path: [{name: value for name, value in row.items() if name != replays.PACE}
                        for _, row in rows(path / "metrics.jsonl") if "loss" in row]
   assert said(folder) == said(workdir)

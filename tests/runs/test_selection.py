@@ -15,11 +15,13 @@ from jldm.cli import main
 from jldm.config.experiment import Evaluation
 from jldm.config.override import override
 from jldm.core.errors import Preempted, UserError
-from jldm.inference.load import load, of, restored
+from jldm.inference.load import load, place, restored
 from jldm.media import images as pictures
-from jldm.runs import selection, stages
+from jldm.runs import selection
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from jldm.train.logging import Log
 from tests.configs import config, shrunk
 
 STEPS = 6
@@ -40,7 +42,7 @@ def judged(plain):
 @pytest.fixture(scope="module")
 def unjudged_run(plain, tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "plain"
-  stages.train(plain, path, devices=1)
+  train(plain, path, devices=1)
   return path
 
 
@@ -55,7 +57,7 @@ def begun(experiment, after, path):
 @pytest.fixture(scope="module")
 def run(judged, unjudged_run, tmp_path_factory):
   path = begun(judged, unjudged_run, tmp_path_factory.mktemp("runs") / "judged")
-  stages.train(judged, path, devices=1)
+  train(judged, path, devices=1)
   return path
 
 
@@ -84,8 +86,8 @@ def test_what_is_best_is_kept(run):
     assert kept.steps() == [min(found, key=found.get)] and kept.items(kept.steps()[0]) == ["ema", "score"]
     score = kept.restore(kept.steps()[0], {"score": selection.SCORE})["score"]
   assert score == np.float32(min(found.values()))
-  model, params = load(run, best=True)
-  assert restored(model, run, "denoiser", best=True)[0] == min(found, key=found.get)
+  _, params = load(run, best=True)
+  assert restored(place(run), best=True)[0] == min(found, key=found.get)
   assert jax.tree.structure(params) == jax.tree.structure(load(run)[1])
   with pytest.raises(UserError, match=r"the best denoiser and sigma_rel=0.1; expected one of them"):
     load(run, 0.1, best=True)
@@ -122,15 +124,15 @@ def test_a_run_that_was_stopped_keeps_the_same(judged, run, unjudged_run, tmp_pa
       raise Stop
 
   with monkeypatch.context() as patch:
-    patch.setattr(stages.Log, "collect", interrupt)
-    patch.setattr(stages.Log, "write", lambda *args: None)
+    patch.setattr(Log, "collect", interrupt)
+    patch.setattr(Log, "write", lambda *args: None)
     with pytest.raises(Stop):
-      stages.train(judged, path, devices=1)
-  stages.train(judged, path, devices=1)
+      train(judged, path, devices=1)
+  train(judged, path, devices=1)
   assert scores(path) == scores(run)
   for a, b in zip(ema(path), ema(run), strict=True):
     np.testing.assert_array_equal(a, b)
-  kept = [restored(of(judged), each, "denoiser", best=True) for each in (path, run)]
+  kept = [restored(place(each), best=True) for each in (path, run)]
   assert kept[0][0] == kept[1][0]
   for a, b in zip(*(jax.tree.leaves(each) for _, each in kept), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -146,7 +148,7 @@ def test_a_judgement_is_left_at_its_next_batch_and_its_step_kept(judged, unjudge
 
   monkeypatch.setattr(selection.evaluate, "draw", asked)
   with pytest.raises(Preempted, match="at denoiser step 2"):
-    stages.train(judged, path, devices=1)
+    train(judged, path, devices=1)
   with Checkpoints(workdirs.checkpoints(path, "denoiser"), read_only=True) as saved:
     assert saved.steps() == [2]
   assert not scores(path)
@@ -173,5 +175,5 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
 ])
 def test_what_cannot_be_judged_is_told_before_training(judged, tmp_path, path, text, told):
   with pytest.raises(UserError) as error:
-    stages.train(override(judged, path, text), tmp_path / "w", devices=1)
+    train(override(judged, path, text), tmp_path / "w", devices=1)
   assert told in str(error.value) and not (tmp_path / "w").exists()

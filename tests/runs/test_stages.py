@@ -18,10 +18,11 @@ from jldm.metrics import perceptual
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
-from jldm.runs import stages
+from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import Decay
+from jldm.train.logging import Log
 from jldm.train.optimizer import AdamW, Constant
 from jldm.train.parts import PerPart
 from tests.configs import config, shrunk
@@ -46,16 +47,16 @@ def test_interrupted_twice_ends_with_the_same_bits(experiment, unbroken, tmp_pat
         raise Stop
 
     with monkeypatch.context() as patch:
-      patch.setattr(stages.Log, "write", interrupt)
+      patch.setattr(Log, "write", interrupt)
       with pytest.raises(Stop):
-        stages.train(experiment, tmp_path / "w", devices=1)
-  stages.train(experiment, tmp_path / "w", devices=1)
+        train(experiment, tmp_path / "w", devices=1)
+  train(experiment, tmp_path / "w", devices=1)
   assert_same_end(unbroken, tmp_path / "w")
 
 
 def test_what_is_finished_is_not_run_again(experiment, unbroken, tmp_path):
   workdir = shutil.copytree(unbroken, tmp_path / "w")
-  stages.train(experiment, workdir, devices=1)
+  train(experiment, workdir, devices=1)
   assert (workdir / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
 
 
@@ -69,12 +70,12 @@ def test_the_log_has_both_stages_and_held_out_quality(unbroken):
 
 @pytest.mark.slow
 def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
-  stage = experiment.autoencoder
+  stage = experiment.stage("autoencoder")
   discriminator = PatchDiscriminator(widths=(4, 4), groups=2)
   objective = Adversarial(inner=stage.objective, discriminator=discriminator, start_step=2)
   stage = dataclasses.replace(stage, objective=objective, optimizer=PerPart(rest=stage.optimizer))
-  experiment = dataclasses.replace(experiment, autoencoder=stage)
-  stages.train(experiment, tmp_path / "w", devices=1)
+  experiment = experiment.with_stage(stage)
+  train(experiment, tmp_path / "w", devices=1)
   assert workdirs.read(tmp_path / "w") == experiment
   rows = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
   assert [row["adversarial_weight"] > 0 for row in rows if "d_loss" in row] == [False] * 3 + [True] * (STEPS - 3)
@@ -86,7 +87,7 @@ def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
 def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path):
   endless = override(override(experiment, "autoencoder.steps", "30"), "autoencoder.objective.kl_weight", "inf")
   with pytest.raises(NonFiniteError, match=r"10 non-finite updates in a row, up to step 10; .*checkpoint"):
-    stages.train(endless, tmp_path / "w", devices=1)
+    train(endless, tmp_path / "w", devices=1)
   with Checkpoints(workdirs.checkpoints(tmp_path / "w", "autoencoder"), read_only=True) as saved:
     assert saved.steps() == [], "it saves every 2 steps, and no step was good"
 
@@ -99,7 +100,7 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
     ("denoiser.accumulate", "2"), ("denoiser.objective.network.remat", "dots"),
   ):
     experiment = override(experiment, path, text)
-  stages.train(experiment, tmp_path / "w", devices=2)
+  train(experiment, tmp_path / "w", devices=2)
   model, params = load(tmp_path / "w")
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
   assert drawn(model, params, [1, 2], steps=2).shape == (2, 32, 32, 1)
@@ -113,7 +114,7 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
   workdirs.claim(workdir, powers)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
-  stages.train(powers, workdir, devices=1)
+  train(powers, workdir, devices=1)
   tracked = {width: load(workdir, width)[1]["denoiser"] for width in (0.05, 0.20)}
   plain = load(workdir)[1]["denoiser"]
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tracked[0.05])):
@@ -150,7 +151,7 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
   workdirs.claim(workdir, changed)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
-  stages.train(changed, workdir, devices=1)
+  train(changed, workdir, devices=1)
   model, params = load(workdir)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
   images = drawn(model, params, [0, -1], steps=2, size=(64, 32))
@@ -166,12 +167,12 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
   safetensors.write(tmp_path / "alex.safetensors", drawn)
   weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
   weighted = override(weighted, "autoencoder.objective.lpips", str(tmp_path / "alex.safetensors"))
-  stage = weighted.autoencoder
+  stage = weighted.stage("autoencoder")
   adversarial = Adversarial(inner=stage.objective, discriminator=PatchDiscriminator(widths=(4,), groups=2), start_step=0)
   for objective in (stage.objective, adversarial):
-    changed = dataclasses.replace(weighted, autoencoder=dataclasses.replace(stage, objective=objective, steps=2))
+    changed = weighted.with_stage(dataclasses.replace(stage, objective=objective, steps=2))
     workdir = tmp_path / type(objective).__name__
-    stages.train(changed, workdir, ("autoencoder",), devices=1)
+    train(changed, workdir, ("autoencoder",), devices=1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["perceptual"] > 0 and np.isfinite([row["loss"] for row in rows if "loss" in row]).all()
 
@@ -180,7 +181,7 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
 @pytest.mark.parametrize("conditioner", ["Masked()", "Paired(degradation=Mixture(), dropout=0.2)"])
 def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experiment, unbroken, tmp_path, monkeypatch, conditioner):
   changed = claimed_with(experiment, conditioner, unbroken, tmp_path / "a")
-  stages.train(changed, tmp_path / "a", devices=1)
+  train(changed, tmp_path / "a", devices=1)
   assert (tmp_path / "a" / "images" / "denoiser-000006.png").exists()
   claimed_with(experiment, conditioner, unbroken, tmp_path / "b")
 
@@ -189,10 +190,10 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experime
       raise Stop
 
   with monkeypatch.context() as patch:
-    patch.setattr(stages.Log, "write", interrupt)
+    patch.setattr(Log, "write", interrupt)
     with pytest.raises(Stop):
-      stages.train(changed, tmp_path / "b", devices=1)
-  stages.train(changed, tmp_path / "b", devices=1)
+      train(changed, tmp_path / "b", devices=1)
+  train(changed, tmp_path / "b", devices=1)
   assert_same_end(tmp_path / "a", tmp_path / "b")
   model, params = load(tmp_path / "b")
   assert drawn(model, params, [1], steps=2).shape == (1, 32, 32, 1), "it was dropped for a share of the examples"
@@ -203,7 +204,7 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experime
 
 
 def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_path, capsys):
-  stages.train(on_imported, tmp_path, devices=1)
+  train(on_imported, tmp_path, devices=1)
   assert "codec: latents have" not in capsys.readouterr().out  # nothing was measured
   model, params = load(tmp_path)
   network, codec = load_codec(imported)
@@ -211,7 +212,7 @@ def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_pat
   jax.tree.map(np.testing.assert_array_equal, params["codec"], codec)
   np.testing.assert_array_equal(codec["mean"], np.float32([0.5, 0.5]))
   assert (tmp_path / "images" / f"denoiser-{STEPS:06d}.png").exists()
-  stages.train(on_imported, tmp_path, devices=1)  # nothing is left to train
+  train(on_imported, tmp_path, devices=1)  # nothing is left to train
   assert main(["sample", "--workdir", str(tmp_path), "--n", "2", "--out", str(tmp_path / "two.npz")]) == 0
   assert np.load(tmp_path / "two.npz")["images"].std() > 0
 
@@ -221,10 +222,10 @@ def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, t
   network, codec = load_codec(imported)
   peak = 1e-3  # how far a step of Adam moves a parameter
   tuned = dataclasses.replace(
-    on_imported.denoiser, objective=Reconstruction(network=network), steps=1, start=str(imported), ema=Decay(0.0),
+    on_imported.stage("denoiser"), objective=Reconstruction(network=network), steps=1, start=str(imported), ema=Decay(0.0),
     optimizer=AdamW(schedule=Constant(peak=peak)),
   )
-  stages.train(dataclasses.replace(on_imported, autoencoder=tuned), tmp_path, ("autoencoder",), devices=1)
+  train(on_imported.with_stage(tuned), tmp_path, ("autoencoder",), devices=1)
   after = load_codec(tmp_path)[1]
   np.testing.assert_array_equal(after["mean"], codec["mean"])
   np.testing.assert_array_equal(after["std"], codec["std"])

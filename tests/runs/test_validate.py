@@ -11,7 +11,7 @@ from jldm.data.synthetic import Synthetic
 from jldm.inference.load import load
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.objectives.autoencoder import Reconstruction
-from jldm.runs import stages
+from jldm.runs.train import train
 from tests.trained import with_conditioner
 
 
@@ -26,14 +26,14 @@ from tests.trained import with_conditioner
 ])
 def test_mistakes_leave_nothing(experiment, tmp_path, path, text, told):
   with pytest.raises(UserError) as error:
-    stages.train(override(experiment, path, text), tmp_path / "w", devices=8)
+    train(override(experiment, path, text), tmp_path / "w", devices=8)
   assert told in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "w").exists()
 
 
 def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
   with pytest.raises(UserError, match="not finished; train it first"):
-    stages.train(experiment, tmp_path / "w", ("denoiser",))
+    train(experiment, tmp_path / "w", ("denoiser",))
   assert not (tmp_path / "w").exists()
 
 
@@ -47,7 +47,7 @@ def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
 ])
 def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, told):
   with pytest.raises(UserError) as error:
-    stages.train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
+    train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
   assert told in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "w").exists()
 
@@ -58,14 +58,14 @@ def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, 
 ])
 def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, told):
   with pytest.raises(UserError) as error:
-    stages.train(override(experiment, path, text), tmp_path / "w", devices=1)
+    train(override(experiment, path, text), tmp_path / "w", devices=1)
   assert told in str(error.value) and not (tmp_path / "w").exists()
 
 
 def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
-  number = dataclasses.replace(experiment, denoiser=dataclasses.replace(experiment.denoiser, ema=0.999))
+  number = experiment.with_stage(dataclasses.replace(experiment.stage("denoiser"), ema=0.999))
   with pytest.raises(UserError, match=r"denoiser.ema=0.999; expected an average such as Decay\(0.999\)"):
-    stages.train(number, tmp_path / "w", devices=1)
+    train(number, tmp_path / "w", devices=1)
 
 
 @pytest.mark.parametrize(("change", "told"), [
@@ -75,29 +75,33 @@ def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
 def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, change, told):
   weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
   with pytest.raises(UserError) as error:
-    stages.train(override(weighted, f"autoencoder.objective.{change[0]}", change[1]), tmp_path / "w", devices=1)
+    train(override(weighted, f"autoencoder.objective.{change[0]}", change[1]), tmp_path / "w", devices=1)
   assert told in str(error.value) and not (tmp_path / "w").exists()
 
 
 def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
   changed = with_conditioner(experiment, "Paired(degradation=Downsampled(5))")
   with pytest.raises(UserError, match=r"pictures of 32x32; expected sides divisible by Downsampled\(factor=5\).factor"):
-    stages.train(changed, tmp_path / "w", devices=1)
+    train(changed, tmp_path / "w", devices=1)
   assert not (tmp_path / "w").exists()
 
 
 def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_path):
   replace = dataclasses.replace
-  start = Stage(objective=Reconstruction(network=KLAutoencoder(channels=1, widths=(4, 8))), start=str(imported))
+  network = KLAutoencoder(channels=1, widths=(4, 8))
+  start = Stage(name="autoencoder", objective=Reconstruction(network=network), start=str(imported))
+  denoiser, after = on_imported.stage("denoiser"), on_imported.with_stage
   for wrong, told in (
     (replace(on_imported, data=Synthetic(channels=3, classes=10)), "data has 3 channels and the autoencoder 1; make them equal"),
-    (replace(on_imported, autoencoder=Pretrained(str(tmp_path / "no"))), "does not exist; expected a folder that train.py made"),
-    (replace(on_imported, autoencoder=start), "has another network: autoencoder.objective.network.latent_channels: 2 -> 4"),
-    (replace(on_imported, denoiser=replace(on_imported.denoiser, start="w")), "denoiser.start='w'; an autoencoder alone"),
-    (replace(on_imported, autoencoder=replace(start, start="", steps=0)), "autoencoder.steps=0; expected at least 1"),
+    (after(Pretrained(str(tmp_path / "no"))), "does not exist; expected a folder that train.py made"),
+    (after(start), "has another network: autoencoder.objective.network.latent_channels: 2 -> 4"),
+    (after(replace(denoiser, start="w")), r"denoiser relies on 'w'; expected an earlier stage \(autoencoder\) or the path of a"),
+    (after(replace(denoiser, start=str(imported))), "which has no denoiser; its stages are autoencoder"),
+    (after(replace(denoiser, start="autoencoder")), "denoiser relies on 'autoencoder', which makes a codec; expected a denoiser"),
+    (after(replace(start, start="", steps=0)), "autoencoder.steps=0; expected at least 1"),
   ):
     with pytest.raises(UserError, match=told):
-      stages.train(wrong, tmp_path / "w", devices=1)
-  with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: autoencoder=Pretrained"):
+      train(wrong, tmp_path / "w", devices=1)
+  with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: Pretrained"):
     load(imported)
   assert not (tmp_path / "w").exists()

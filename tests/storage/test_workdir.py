@@ -7,9 +7,10 @@ import pytest
 from jldm.config.override import override
 from jldm.config.serialize import dumps
 from jldm.core.errors import UserError
+from jldm.inference.load import of
 from jldm.runs import latents
 from jldm.storage import workdir as workdirs
-from tests.configs import config
+from tests.configs import STAGES, config
 
 DIGITS = config("digits")
 
@@ -48,8 +49,8 @@ def test_what_a_run_adds_does_not_matter(tmp_path):
 def test_another_experiment_is_refused_with_the_difference(tmp_path):
   workdirs.claim(tmp_path, DIGITS)
   other = override(DIGITS, "denoiser.steps", "5")
-  told = refused(workdirs.claim, tmp_path, other)
-  assert f"holds another experiment: denoiser.steps: {DIGITS.denoiser.steps} -> 5; choose another --workdir" in told
+  told, steps = refused(workdirs.claim, tmp_path, other), DIGITS.stage("denoiser").steps
+  assert f"holds another experiment: denoiser.steps: {steps} -> 5; choose another --workdir" in told
   for path in ("seed", "autoencoder.steps", "denoiser.batch_size", "sampling.steps"):
     other = override(other, path, "5")
   told = refused(workdirs.claim, tmp_path, other)
@@ -65,8 +66,9 @@ def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path)
   for network in ("autoencoder", "denoiser"):
     path = f"{network}.objective.network.remat"
     codec = {"params": {"a": np.ones(3)}, "mean": np.zeros(3), "std": np.ones(3)}
+    other = override(DIGITS, path, "full")
     for hashed in (latents.moments_hash, latents.conditions_hash):
-      assert hashed(codec, DIGITS) == hashed(codec, override(DIGITS, path, "full"))
+      assert hashed(codec, of(DIGITS), DIGITS.data) == hashed(codec, of(other), other.data)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
@@ -143,5 +145,5 @@ def test_a_damaged_experiment_is_told(tmp_path, text):
 
 
 def test_checkpoints_of_the_stages_are_apart(tmp_path):
-  places = {workdirs.checkpoints(tmp_path, stage) for stage in workdirs.STAGES}
+  places = {workdirs.checkpoints(tmp_path, stage) for stage in STAGES}
   assert places == {tmp_path / "autoencoder" / "latest", tmp_path / "denoiser" / "latest"}

@@ -1,0 +1,126 @@
+"""What is seen of a stage while it trains: held-out reconstructions of a codec, or samples of a denoiser and their worth."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from jldm.core.keys import row_keys, stage_keys
+from jldm.data.batches import in_order
+from jldm.distributed import multihost, sharding
+from jldm.evaluation.judge import reconstruction
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import Model, drawing, of, of_kind
+from jldm.media import images as pictures
+from jldm.models.codecs import codec as codecs
+from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.pictures import Masked, Paired
+from jldm.runs import selection
+from jldm.runs.run import Run, layout_of
+from jldm.train.logging import Log
+from jldm.train.loop import Hook
+
+PREVIEW_COLUMNS = 8
+PREVIEW_CLASSES = 10
+
+Looks = Callable[[Log], tuple[Hook, ...]]
+
+
+@contextlib.contextmanager
+def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks]:
+  """Every so often, held-out pictures through a codec in training: PSNR and SSIM, and some of them on a sheet."""
+  stage, network = run.stage, run.model.autoencoder
+  unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
+
+  @jax.jit
+  def reconstruct(codec: dict, images: jax.Array) -> jax.Array:
+    latents = codecs.encode(network, codec, images).mean
+    return codecs.decode(network, codec | unit._asdict(), latents)
+
+  def look(log):
+    def call(n, state, metrics):
+      del metrics
+      codec = stage.objective.result(state.ema[0], state.extra, frozen).params
+      batches = run.notice.between(in_order(held_out, stage.batch_size))
+      held = ((codecs.pixels(sharding.place_batch(mesh, batch["image"])), count) for batch, count in batches)
+      each, first = reconstruction(lambda images: reconstruct(codec, images), held, first_alone=True)
+      values = {key: float(value.mean()) for key, value in each.items()}
+      log.record(n, {f"held_out_{key}": value for key, value in values.items()})
+      log.say(f"{stage.name} step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
+      shown = min(len(first), 4 * PREVIEW_COLUMNS)
+      originals, _ = next(in_order(held_out, shown))
+      write_image(run.workdir, stage.name, n, pictures.beside(originals["image"], first[:shown]), "reconstruction")
+
+    return (Hook(stage.picture_every_steps, call, at_end=True),)
+
+  yield look
+
+
+@contextlib.contextmanager
+def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks]:
+  """Every so often, samples on a sheet; those of the experiment's last stage that draws are judged, and the best is kept."""
+  stage, model = run.stage, of(run.experiment, run.stage.name)
+  sheet_of = conditioned if shown_conditioner(model) else sampled
+
+  def params_of(state):
+    loaded = stage.objective.result(state.ema[0], state.extra, frozen)
+    return loaded.params | {"codec": frozen["codec"].params}
+
+  def call(n, state, metrics):
+    del metrics
+    write_image(run.workdir, stage.name, n, sheet_of(run, model, params_of(state), held_out, mesh), "samples")
+
+  extractor = run.extractor if stage == drawing(run.experiment) else None
+  with selection.judged(run, model, params_of, extractor, layout_of(mesh)) as judge:
+    yield lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
+
+
+LOOKS = {"codec": reconstructions, "denoiser": samples}  # by what a stage makes
+
+
+def sampled(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
+  """A sheet of samples, a row per class."""
+  classes = run.experiment.data.classes
+  labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
+  request = Request(n=len(labels), seed=run.seed, given=label_of(model, labels))
+  drawn = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
+  return pictures.class_rows(drawn.data, labels, PREVIEW_COLUMNS)
+
+
+def conditioned(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
+  """A sheet of held-out pictures, below each what the model is given of it, and below that what it makes of it."""
+  batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
+  name, images = shown_conditioner(model), batch["image"][:count]
+  keys = row_keys(stage_keys(run.seed, run.stage.name)[2], np.arange(count))
+  drawn = model.conditioners[name].draw({"image": images}, keys)
+  shown = drawn["image"] * drawn.get("known", 1)
+  given = (images, drawn["known"]) if "known" in drawn else drawn["image"]
+  given = {name: given} | label_of(model, batch["label"][:count])
+  request = Request(n=count, seed=run.seed, given=given, size=images.shape[1:3])
+  made = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
+  every = (images, pictures.to_uint8(shown), made.data)
+  return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
+
+
+def shown_conditioner(model: Model) -> str | None:
+  """The name of the conditioner whose pictures are shown with samples; None if it has none."""
+  return of_kind(model, Masked) or of_kind(model, Paired)
+
+
+def label_of(model: Model, labels: np.ndarray) -> dict:
+  """What a request gives for labels [n]; {} if the model has no classes."""
+  name = of_kind(model, ClassLabel)
+  return {} if name is None else {name: labels}
+
+
+def write_image(workdir: Path, stage: str, step: int, image: np.ndarray, what: str) -> None:
+  if not multihost.first():
+    return
+  folder = workdir / "images"
+  folder.mkdir(exist_ok=True)
+  pictures.write_png(folder / f"{stage}-{step:06d}.png", image, {"what": what, "stage": stage, "step": step})

@@ -1,0 +1,171 @@
+"""One stage of a run: from its newest good checkpoint, or from the start, to its last step."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jldm.core.errors import NonFiniteError
+from jldm.core.keys import stage_keys
+from jldm.data.batches import batches
+from jldm.distributed import multihost, sharding
+from jldm.inference.load import finished
+from jldm.runs.frozen import frozen_of
+from jldm.runs.latents import encoded, measured
+from jldm.runs.looks import LOOKS
+from jldm.runs.run import Run, mesh_of
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
+from jldm.train.ema import Power
+from jldm.train.logging import Log
+from jldm.train.loop import Change, Hook, fit
+from jldm.train.state import TrainState, divide, init_state, join
+from jldm.train.step import make_step
+
+
+def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
+  """Trains a stage to its last step, and commits what later stages are given with it; nothing if that is committed.
+
+  A stage that needs a codec trains on the cached latents of the training set, and never runs the encoder.
+  """
+  stage = run.stage
+  mesh = mesh_of(stage, run.devices)
+  with Checkpoints(workdirs.checkpoints(run.workdir, stage.name)) as saved:
+    with run.clock.on("restore"):
+      if saved.latest() == stage.steps:
+        return
+      frozen = frozen_of(run, mesh)
+    if not stage.steps:
+      saved.save(0, {"codec": started_from(run)})
+      return
+    source = encoded(run, frozen["codec"].params, train_set, mesh) if "codec" in frozen else train_set
+    with LOOKS[stage.makes](run, frozen, held_out, mesh) as looks:
+      state = fit_stage(run, source, frozen, saved, mesh, looks)
+    last = LAST[stage.makes](run, state, frozen, train_set, mesh)
+    saved.save(stage.steps, divide(state) | last)
+
+
+def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: Mesh) -> dict:
+  """The codec: its latents keep the mean and std of the one that it was started from, or are measured."""
+  params = run.stage.objective.result(state.ema[0], state.extra, frozen).params
+  start = started_from(run)
+  known = {name: start[name] for name in ("mean", "std")} if start else measured(run, params["params"], train_set, mesh)
+  return {"codec": params | known}
+
+
+def started_from(run: Run) -> Any:
+  """The parameters of the result that a stage starts from; None if it starts from none."""
+  place = run.at.started_from()
+  return None if place is None else finished(place).params
+
+
+LAST = {"codec": codec_item, "denoiser": lambda *_: {}}  # what a stage makes -> items of its last checkpoint besides the state
+
+
+def fit_stage(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, looks: Callable) -> TrainState:
+  """A stage up to its last step, which is left for the caller to save; looks(log) -> hooks that look at it on the way."""
+  stage, clock = run.stage, run.clock
+  with clock.on("restore"):
+    start = saved.latest() or 0
+  with clock.on("restore" if start else "compile"):
+    step, state, rows, key_steps, changes = begin(run, source, frozen, saved, mesh, start)
+  with Log(run.workdir, stage.name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
+    keep, every = log_and_save(run, saved, log)
+    stop = (run.notice.hook(stage.name, stage.steps, keep),)
+    guard = lambda hook: clock.hook("evaluation", run.notice.guard(hook, stage.name, stage.steps, keep))
+    looking = tuple(guard(hook) for hook in looks(log))
+    step = clock.steps(step, start, log.made_before)
+    try:
+      with snapshots(run, state) as taken:
+        saves = tuple(clock.hook("save", hook) for hook in taken)
+        hooks = every + saves + stop + looking
+        return fit(step, state, clock.waiting(rows), key_steps, frozen, stage.steps, hooks, changes)
+    except NonFiniteError as error:
+      last = saved.latest()
+      where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
+      raise NonFiniteError(f"{error}; {where}; start again with a lower {stage.name}.optimizer.schedule.peak") from error
+
+
+def log_and_save(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tuple[Hook, ...]]:
+  """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save every so often."""
+  stage, clock = run.stage, run.clock
+
+  def save(n, state, metrics):
+    if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
+      saved.save(n, divide(state))
+
+  def keep(n, state, metrics):
+    log.write(n, state, metrics)
+    if n % stage.save_every_steps:
+      save(n, state, metrics)
+
+  return keep, (
+    Hook(1, log.collect),
+    Hook(stage.log_every_steps, log.write, at_end=True),
+    Hook(stage.save_every_steps, log.write),  # so that a line's steps never straddle where a run may go on from
+    clock.hook("save", Hook(stage.save_every_steps, save)),
+    clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
+    Hook(stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.line()), at_end=True),
+  )
+
+
+def begin(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
+  """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the steps' key, changes)."""
+  stage, seed = run.stage, run.seed
+  key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, stage.name))
+  tx = stage.optimizer.build(stage.steps)
+  here, size = sharding.rows_here(mesh, stage.batch_size), stage.batch_size
+
+  def init(key: jax.Array, batch: dict, frozen: dict, started: Any) -> TrainState:
+    made = stage.objective.init(key, batch, frozen)
+    return init_state(*(made if started is None else stage.objective.start(*made, started)), tx, stage.ema)
+
+  example = sharding.place_share(mesh, size, next(batches(source, seed, size, 0, 1, here)))
+  shapes = jax.eval_shape(init, key_init, example, frozen, None)
+  places = sharding.split(mesh, shapes)
+  if start:
+    like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
+    state = join(saved.restore(start, divide(like)), shapes.extra)
+  else:
+    started, quick = sharding.place(mesh, started_from(run)), sharding.quick_compile(mesh)
+    state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)
+  step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
+  rows = (sharding.place_share(mesh, size, share) for share in batches(source, seed, size, start, stage.steps, here))
+  return step, state, rows, key_steps, restarts(run, key_codes, mesh)
+
+
+def restarts(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
+  """Where the objective has state to refresh outside the step, such as the dead codes of a codebook."""
+  objective = run.stage.objective
+  every = getattr(objective, "refresh_every_steps", 0)
+  if not every:
+    return ()
+  refresh = jax.jit(objective.refresh, compiler_options=sharding.quick_compile(mesh))
+
+  def call(n, state, batch):
+    extra = refresh(state.params, state.extra, batch, jax.random.fold_in(key, n))
+    return state.replace(extra=sharding.spread(mesh, extra))
+
+  return (Change(every, call),)
+
+
+@contextlib.contextmanager
+def snapshots(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
+  """Where the stage has power-function averages, all of them are kept every so often, to be made into others later."""
+  stage = run.stage
+  if not isinstance(stage.ema, Power):
+    yield ()
+    return
+  with Checkpoints(workdirs.averages(run.workdir, stage.name), keep=stage.steps) as kept:
+
+    def take(n, state, metrics):
+      new = multihost.agreed(n not in kept.steps())  # a run that was resumed comes to the same ones
+      if new and not metrics["skipped"]:
+        kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
+
+    start = int(state.step)
+    if start and start % stage.snapshot_every_steps == 0:  # a kill may come between the commits of a checkpoint and of these
+      take(start, state, {"skipped": 0})
+    yield Hook(stage.snapshot_every_steps, take, at_end=True), Hook(1, lambda n, state, metrics: kept.commit())

@@ -1,0 +1,83 @@
+"""The whole run: the stages of an experiment, one after the other, in a workdir."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+from pathlib import Path
+
+from jldm.config.experiment import Experiment
+from jldm.config.serialize import to_data
+from jldm.core.errors import UserError
+from jldm.distributed import multihost, sharding
+from jldm.inference.load import Place
+from jldm.runs import validate
+from jldm.runs.run import Run
+from jldm.runs.stage import train_stage
+from jldm.storage import lock, workdir as workdirs
+from jldm.train.goodput import Goodput
+from jldm.train.logging import import_wandb, start_wandb
+from jldm.train.preemption import watched
+
+
+def train(
+  experiment: Experiment,
+  workdir: str | Path,
+  stages: Sequence[str] | None = None,
+  devices: sharding.Devices = None,
+  wandb: str | None = None,
+) -> None:
+  """Trains the stages that are not finished, all or those named, in the experiment's order.
+
+  `wandb` is a project of Weights & Biases to log to as well.
+
+  Raises:
+    UserError: a data set that is missing or does not fit, a batch that the devices do not divide, another experiment in
+      the workdir, another training in it, a stage that needs one that is not finished, wandb that is not installed, a disk
+      that is full or may not be written to.
+    NonFiniteError: ten non-finite updates in a row.
+    Preempted: SIGTERM came; the step it came in is committed.
+  """
+  # 1. The experiment as its workdir will have it, and which of its stages to train.
+  workdir, experiment = Path(workdir), workdirs.resolved(experiment)
+  wanted = {experiment.stage(name).name for name in stages or experiment.names}
+  places = [Place(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
+  if experiment.data is None:
+    raise UserError("the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage")
+  if multihost.first():
+    workdirs.check(workdir, experiment)
+
+  # 2. Whatever can be refused is refused before anything is written.
+  train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
+  extractor = validate.check(places, devices)
+  if wandb:
+    import_wandb()
+
+  # 3. The workdir is this run's: another training in it is refused, SIGTERM ends the run after a commit.
+  with watched() as notice, workdirs.writing(workdir), claimed(workdir, experiment):
+    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.first() else None
+    clock = Goodput()
+
+    # 4. The stages.  Resuming is running the same command again:
+    #   a. A stage whose last step is committed is finished and is not run again.
+    #   b. Any other goes on from its newest checkpoint that is whole; a damaged one is set aside, with a line.
+    #   c. Data and keys are functions of (seed, stage's name, step): the end has the bits of a run that never stopped.
+    #   d. What later stages are given is committed with the last step: a codec with the mean and std of its latents.
+    for i, at in enumerate(places):
+      if i:
+        notice.check()
+      train_stage(Run(at, devices, extractor, logged, notice, clock), train_set, held_out)
+
+    # 5. The end.
+    if logged is not None:
+      logged.finish()
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, experiment: Experiment) -> Iterator[None]:
+  """The workdir is this run's: the first process holds its lock, and the others see the same folder."""
+  with lock.held(workdir) if multihost.first() else contextlib.nullcontext():
+    if multihost.first():
+      workdirs.claim(workdir, experiment)
+    multihost.meet("claimed")
+    if not multihost.first():
+      workdirs.check_shared(workdir, experiment)
+    yield
