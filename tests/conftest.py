@@ -24,7 +24,8 @@ def pytest_configure(config):
 
 
 AS_SHIPPED = (  # those of seconds run in both suites, in the slow one as XLA optimizes them
-  "tests/nn/*", "tests/interop/test_[vtdp]*", "tests/train/test_[seo]*", "tests/samplers/test_ddim.py", "tests/test_configs.py",
+  "tests/nn/*", "tests/interop/test_[vtdp]*", "tests/train/test_[seo]*", "tests/samplers/test_ddim.py",
+  "tests/test_configs.py",
 )
 
 

@@ -5,7 +5,6 @@ import shlex
 import sys
 from unittest import mock
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +12,6 @@ import jldm
 from jldm.cli import import_target, main
 from jldm.config import registry
 from jldm.diffusion.process import Flow
-from jldm.samplers.ddim import DDIM
 from tests.configs import ROOT
 from tests.samplers.gaussian import measured_order
 
