@@ -88,11 +88,10 @@ def imported(path: Path, out: Path) -> str:
   check_free(out)
   workdirs.claim(out, experiment)
   codec = params.pop("codec")
-  stages = {"autoencoder": (experiment.autoencoder.steps, {"codec": codec}),
-            "denoiser": (experiment.denoiser.steps, {"ema": params})}
-  for stage, (step, items) in stages.items():
+  items = {"autoencoder": {"codec": codec}, "denoiser": {"ema": params}}
+  for stage in workdirs.stages_of(experiment):
     with Checkpoints(workdirs.checkpoints(out, stage)) as saved:
-      saved.save(step, items)
+      saved.save(getattr(experiment, stage).steps, items[stage])
   return f"{out}: a workdir to sample from"
 
 

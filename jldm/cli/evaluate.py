@@ -57,18 +57,19 @@ def main(args: argparse.Namespace) -> None:
   loaded = evaluate.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   model, folder = of(experiment), workdirs.evaluation(workdir)
+  stages = judged(experiment, args.stage)
   codec_step, codec = restored(model, workdir, "autoencoder")
-  if args.stage != "autoencoder":
+  if "denoiser" in stages:
     step, trained = restored(model, workdir, "denoiser", args.best)
     label = of_kind(model, ClassLabel)
     branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
   real = evaluate.real(experiment, loaded, how, folder)
-  if args.stage != "denoiser":
+  if "autoencoder" in stages:
     back = evaluate.reconstructions(model, codec, real, how, lpips)
     told = {"stage": "autoencoder", "step": codec_step} | evaluate.of_autoencoder(back, real, how)
     show(folder / f"autoencoder-{codec_step}-worst.png", evaluate.worst(back), "worst reconstructions")
     finish(folder / f"autoencoder-{codec_step}.json", told)
-  if args.stage != "autoencoder":
+  if "denoiser" in stages:
     samples = evaluate.draw(model, trained | {"codec": codec}, real, how, progress)
     told = {"stage": "denoiser", "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluate.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
@@ -76,6 +77,14 @@ def main(args: argparse.Namespace) -> None:
       told["memorisation"] = suspects.told
       show(folder / f"{step}-nearest.png", suspects.sheet, "samples and their nearest pictures")
     finish(folder / f"{step}.json", told)
+
+
+def judged(experiment: Experiment, stage: str) -> tuple[str, ...]:
+  """The stages that `--stage` names; UserError for one that the experiment does not train."""
+  trained = workdirs.stages_of(experiment)
+  if stage not in ("all", *trained):
+    raise UserError(f"--stage {stage}: the experiment trains {', '.join(trained)} alone; choose that, or all")
+  return trained if stage == "all" else (stage,)
 
 
 def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:

@@ -56,10 +56,13 @@ def workdir(path: Path, statistics: bool) -> Iterator[str]:
   for stage in workdirs.STAGES:
     with Checkpoints(workdirs.checkpoints(path, stage), read_only=True) as saved:
       steps[stage] = saved.latest()
-    if (planned := getattr(experiment, stage)) is not None:
+    if stage in workdirs.stages_of(experiment):
+      planned = getattr(experiment, stage)
       at = "not begun" if steps[stage] is None else f"at step {steps[stage]} of {planned.steps}"
       yield f"{stage}: {type(planned.objective).__name__}, {at}"
-  if steps["autoencoder"] == experiment.autoencoder.steps:
+  if "autoencoder" not in workdirs.stages_of(experiment):
+    yield from described(experiment.autoencoder)
+  elif steps["autoencoder"] == experiment.autoencoder.steps:
     network, codec = load_codec(path)
     yield from described(network, codec["mean"], codec["std"])
     yield from rows(flat.flatten(codec), statistics)

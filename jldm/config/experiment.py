@@ -6,6 +6,7 @@ What may stand in one is in `registry`, its form as JSON in `serialize`, and `--
 import dataclasses
 from typing import Any
 
+from jldm.models.codecs.images import Identity
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import ClassifierFree
@@ -80,10 +81,13 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """Data, the two stages, and the seed of all that is random; that of an imported autoencoder has neither data nor denoiser."""
+  """Data, the two stages, and the seed of all that is random; that of an imported autoencoder has neither data nor denoiser.
+
+  autoencoder=Identity() stands for none: the denoiser, which is then trained alone, works on pixels.
+  """
 
   data: Any = None
-  autoencoder: Stage | Pretrained
+  autoencoder: Stage | Pretrained | Identity
   denoiser: Stage | None = None
   sampling: Sampling = Sampling()
   evaluation: Evaluation = Evaluation()

@@ -104,7 +104,7 @@ def per_conditioner(model: Model, rule: PerConditioner, given: Mapping[str, Any]
 
 def embed(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
   """What the network is given in each branch; within jit, before the scan.  What branches share is embedded once."""
-  encode = functools.partial(encode_mean, Loaded(model.autoencoder, params["codec"]))
+  encode = functools.partial(encode_mean, Loaded(model.codec, params["codec"]))
   call = lambda name, inputs: model.conditioners[name].embed(params.get(name, {}), inputs, encode)
   first = {name: call(name, inputs) for name, inputs in given[0].inputs.items()}
   conditions = []

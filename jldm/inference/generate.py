@@ -17,13 +17,13 @@ import numpy as np
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
+from jldm.core.specs import Loaded
 from jldm.core.trees import traced
 from jldm.diffusion.target import refuse_singular
 from jldm.distributed import sharding
 from jldm.inference.conditions import Branch, branches, embed, per_conditioner
 from jldm.inference.load import Model, resized
-from jldm.media.images import to_uint8
-from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.codec import decode_latents
 from jldm.objectives.denoiser import bind
 from jldm.samplers.per_conditioner import PerConditioner
 from jldm.samplers.sample import Denoise, start, walk
@@ -69,10 +69,13 @@ class Request:
 
 
 class Samples(NamedTuple):
-  """data uint8 [N, H, W, C]; estimates uint8 [N, K, H, W, C], what K of the steps took it for; and how it was drawn."""
+  """data, such as uint8 [N, H, W, C]; estimates [N, K, H, W, C], of K of the steps; and how they were drawn.
 
-  data: np.ndarray
-  estimates: np.ndarray
+  Of a codec of several parts both are dicts by part.
+  """
+
+  data: Any
+  estimates: Any
   provenance: dict
 
 
@@ -99,12 +102,12 @@ class Setup(NamedTuple):
     return model.process, self.denoise(model), self.sampler, *x0, self.pairs if pairs is None else pairs, self.keys
 
   def like(self, model: Model) -> jax.ShapeDtypeStruct:
-    """The latents [B, h, w, c] as a shape."""
-    return jax.ShapeDtypeStruct((len(self.keys), *model.latent_shape), jnp.float32)
+    """The latents [B, ...] as a shape."""
+    return model.latents(len(self.keys))
 
   def decode(self, model: Model, z: Array) -> Array:
-    """[B, h, w, c] -> [B, H, W, C] in [-1, 1]."""
-    return codecs.decode(model.autoencoder, self.params["codec"], z, model.tiles)
+    """Latents [B, ...] -> data in float32: images in [-1, 1]."""
+    return decode_latents(Loaded(model.codec, self.params["codec"]), z)
 
 
 def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: int, keys: Array | None = None) -> Setup:
@@ -138,8 +141,9 @@ def times(model: Model, sampling: Sampling) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
-def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()) -> tuple[Array, Array]:
-  """Images [B, H, W, C] in [-1, 1], and what the steps `shown` took them for, [B, K, H, W, C].
+def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()) -> tuple[Any, Any, Array]:
+  """Samples as the codec finishes them, such as images uint8 [B, H, W, C]; the estimates of the data at the steps `shown`,
+  [B, K, H, W, C]; and whether every value of a sample is finite, bool [B].
 
   Compiled once per batch size, step count, and kind of sampler, guidance and request: all else is traced.
   """
@@ -147,11 +151,13 @@ def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[in
   z = z if noise is None else model.process.sigma(setup.pairs[0, 0]) * noise
   keep = (lambda state: state.x0) if shown else (lambda state: None)
   state, x0 = walk(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep)
-  images = setup.decode(model, state.z)
+  decoded = setup.decode(model, state.z)
+  each = [jnp.isfinite(part).all(tuple(range(1, part.ndim))) for part in jax.tree.leaves(decoded)]
+  data, finite = model.codec.finish(decoded), jnp.stack(each).all(0)
   if not shown:
-    return images, images[:, None][:, :0]
-  decode = functools.partial(setup.decode, model)
-  return images, jnp.moveaxis(jax.lax.map(decode, x0[jnp.array(shown)]), 0, 1)
+    return data, jax.tree.map(lambda part: part[:, None][:, :0], data), finite
+  estimates = jax.lax.map(lambda z: model.codec.finish(setup.decode(model, z)), x0[jnp.array(shown)])
+  return data, jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), estimates), finite
 
 
 def generate(
@@ -201,9 +207,17 @@ def generate(
     rows = np.minimum(np.arange(start_row, start_row + batch_size), request.n - 1)
     given, keys, begun = sharding.place_batch(mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample))
     one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))
-    batches.append([to_uint8(part) for part in sharding.fetch(drawn(model, one, begun, shown=shown))])
-  data, estimates = (np.concatenate(part)[: request.n] for part in zip(*batches))
+    batches.append(sharding.fetch(drawn(model, one, begun, shown=shown)))
+  join = lambda *parts: np.concatenate(parts)[: request.n]
+  data, estimates, finite = jax.tree.map(join, *batches)
+  check_finite(finite)
   return Samples(data, estimates, provenance(request, sampling))
+
+
+def check_finite(finite: np.ndarray) -> None:
+  """Raises a ValueError if a sample, finite [N], has a value that is not finite."""
+  if not finite.all():
+    raise ValueError(f"{np.count_nonzero(~finite)} of {len(finite)} samples have values that are not finite; expected numbers")
 
 
 def check_kinds(request: Any, sampling: Any) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jldm.config.experiment import Experiment
+from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
-from jldm.core.specs import Loaded, Spec, batched
+from jldm.core.specs import Loaded, Spec, batched, keys_like
+from jldm.models.autoencoders.posterior import moments
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
@@ -25,21 +27,24 @@ Array = jax.Array
 class Model:
   """What sampling needs to know besides parameters; static under jit.
 
+  codec: between data and latents, of models.codecs; Tiled(codec, Exact(32)) takes less memory.
   objective: the network with its process, parametrization and conditioners.   data: the arrays of one example.
-  tiles: how latents are decoded, Exact(...) or Blended(...) of models.codecs.tiling, or all at once.
   """
 
-  autoencoder: Any  # linen Module with encode and decode
+  codec: Any
   objective: Any
   data: Spec
   sampling: Any
-  tiles: Any = None
 
   @property
-  def latent_shape(self) -> tuple[int, int, int]:
+  def latent_shape(self) -> tuple[int, ...]:
     """[h, w, c] of one sample."""
-    height, width, _ = dict(self.data)["image"].shape
-    return height // self.autoencoder.factor, width // self.autoencoder.factor, self.autoencoder.latent_channels
+    return self.codec.latent_spec(self.data).shape
+
+  def latents(self, size: int) -> Any:
+    """The latents of `size` examples as shapes, one array [size, ...] or a dict of them by part."""
+    batch = lambda one: jax.ShapeDtypeStruct((size, *one.shape), one.dtype)
+    return jax.tree.map(batch, self.codec.latent_spec(self.data))
 
   @property
   def process(self) -> Any:
@@ -55,9 +60,13 @@ def of(experiment: Experiment) -> Model:
   """The model of an experiment; UserError where it is an autoencoder alone."""
   if experiment.data is None or experiment.denoiser is None:
     raise UserError("the experiment has no data or no denoiser; use its workdir in another: autoencoder=Pretrained('…')")
-  return Model(
-    experiment.autoencoder.objective.network, experiment.denoiser.objective, experiment.data.specs[0], experiment.sampling
-  )
+  return Model(codec_of(experiment), experiment.denoiser.objective, experiment.data.specs[0], experiment.sampling)
+
+
+def codec_of(experiment: Experiment) -> Any:
+  """The codec that an experiment trains, imports or names."""
+  found = experiment.autoencoder
+  return ImageCodec(found.objective.network) if isinstance(found, Stage) else found
 
 
 def of_kind(model: Model, kind: type) -> str | None:
@@ -67,46 +76,49 @@ def of_kind(model: Model, kind: type) -> str | None:
 
 def codec_shapes(model: Model) -> dict:
   """The codec's tree as shapes, nothing allocated."""
-  return codecs.shapes(model.autoencoder)
+  return codecs.shapes(model.codec)
+
+
+def frozen_shapes(model: Model) -> dict:
+  """What the denoiser's steps are given beside its state, as shapes."""
+  return {"codec": Loaded(model.codec, codec_shapes(model))}
 
 
 def denoiser_shapes(model: Model) -> dict:
   """What the denoising stage trains, {"denoiser": …, a conditioner's name: …}, as shapes, nothing allocated."""
-  batch = example(model)
-  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))}
-  return jax.eval_shape(lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen), batch, frozen)[0]
+  init = lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen)
+  return jax.eval_shape(init, example(model), frozen_shapes(model))[0]
 
 
 def example(model: Model, size: int = 1) -> dict:
   """A batch that the denoising stage trains on, as shapes."""
-  latent = jax.ShapeDtypeStruct((size, *model.latent_shape), jnp.float32)
-  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))}
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-  kept = jax.eval_shape(lambda frozen, batch, keys: model.objective.cache(frozen, batch, keys),
-                        frozen, batched(model.data, size), keys)
+
+  def kept(frozen: dict, batch: dict, keys: Array) -> dict:
+    codec = frozen["codec"]
+    return moments(codec.model.encode(codec.params, batch)) | model.objective.cache(frozen, batch, keys)
+
+  model.codec.latent_spec(model.data)
   place = {"row": jax.ShapeDtypeStruct((size,), jnp.int32), "stratum": jax.ShapeDtypeStruct((size,), jnp.float32)}
-  return {"mean": latent, "log_variance": latent} | kept | place
+  return jax.eval_shape(kept, frozen_shapes(model), batched(model.data, size), keys_like(size)) | place
 
 
 def resized(model: Model, size: tuple[int, int]) -> Model:
   """The model for images of (H, W).
 
   Raises:
-    UserError: sides that the autoencoder or the denoiser cannot halve.
+    UserError: sides that the codec or the denoiser cannot divide.
   """
-  check_size(model, size)
-  image = dict(model.data)["image"]
-  changed = jax.ShapeDtypeStruct((*size, *image.shape[2:]), image.dtype)
-  model = dataclasses.replace(model, data=tuple((name, changed if name == "image" else one) for name, one in model.data))
+  model = of_size(model, size)
   denoiser_shapes(model)
   return model
 
 
-def check_size(model: Model, size: tuple[int, int]) -> None:
-  """Raises a UserError for sides (H, W) that the autoencoder cannot halve."""
-  factor = model.autoencoder.factor
-  if min(size) < 1 or any(side % factor for side in size):
-    raise UserError(f"size {size[0]}x{size[1]}; expected sides divisible by the autoencoder's factor {factor}")
+def of_size(model: Model, size: tuple[int, int]) -> Model:
+  """The model for images of (H, W); UserError for sides that the codec cannot divide."""
+  resize = lambda one: jax.ShapeDtypeStruct((*size, *one.shape[2:]), one.dtype) if len(one.shape) == 3 else one
+  model = dataclasses.replace(model, data=tuple((name, resize(one)) for name, one in model.data))
+  model.codec.latent_spec(model.data)
+  return model
 
 
 def load(workdir: str | Path, sigma_rel: float | None = None, best: bool = False) -> tuple[Model, dict]:
@@ -134,6 +146,8 @@ def restored(model: Model, workdir: Path, stage: str, best: bool = False) -> tup
   Raises:
     UserError: there is no checkpoint yet, or no best one.
   """
+  if stage == "autoencoder" and not model.codec.trained:
+    return 0, model.codec.init(jax.random.key(0))
   item, shapes = {"autoencoder": ("codec", codec_shapes), "denoiser": ("ema", denoiser_shapes)}[stage]
   best = best and stage == "denoiser"
   with Checkpoints((workdirs.best if best else workdirs.checkpoints)(workdir, stage), read_only=True) as saved:
@@ -146,17 +160,20 @@ def restored(model: Model, workdir: Path, stage: str, best: bool = False) -> tup
 
 
 def load_codec(workdir: str | Path) -> tuple[Any, dict]:
-  """The autoencoder's network of a workdir and its codec, trained or imported.
+  """The autoencoder's network of a workdir and its codec's parameters, trained or imported.
 
   Raises:
-    UserError: not a workdir, or its autoencoder is not finished.
+    UserError: not a workdir, it has no autoencoder, or that is not finished.
   """
-  network = workdirs.read(Path(workdir)).autoencoder.objective.network
+  found = workdirs.read(Path(workdir)).autoencoder
+  if not isinstance(found, Stage):
+    raise UserError(f"workdir {str(workdir)!r} has {type(found).__name__} in place of an autoencoder; choose another")
+  network = found.objective.network
   with Checkpoints(workdirs.checkpoints(Path(workdir), "autoencoder"), read_only=True) as saved:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished autoencoder; run train.py on it first")
-    return network, saved.restore(step, {"codec": codecs.shapes(network)})["codec"]
+    return network, saved.restore(step, {"codec": codecs.shapes(ImageCodec(network))})["codec"]
 
 
 def average(workdir: Path, sigma_rel: float, like: Any) -> Any:

@@ -24,7 +24,7 @@ from jldm.diffusion.process import Process, Rates, rates
 from jldm.diffusion.target import Predict, combine, decode
 from jldm.diffusion.times import Uniform, sample_times
 from jldm.diffusion.weighting import Own, Weighting
-from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.autoencoders.posterior import posterior_of
 from jldm.models.codecs.codec import encode_mean, sample_latents
 from jldm.models.conditioners.conditioner import Conditioner, cached_conditions, check_names, draw_conditions, join
 from jldm.objectives.objective import Aux
@@ -101,7 +101,7 @@ class Diffusion:
     del ema
     key_x0, key_t, key_eps, key_offset, key_self, key_conditions = jax.random.split(key, 6)
     rows, uniform = batch["row"], jax.vmap(jax.random.uniform)
-    x0 = sample_latents(frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows))
+    x0 = sample_latents(frozen["codec"], posterior_of(batch), row_keys(key_x0, rows))
     eps = normal(row_keys(key_eps, rows), x0)
     if self.offset_noise:
       one_place = x0[(slice(None), *[slice(1)] * (x0.ndim - 2))]  # [B, 1, ..., C]

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from jldm.config.experiment import Experiment
+from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import to_data, without_execution_fields
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
@@ -25,7 +25,7 @@ from jldm.data.buckets import Buckets
 from jldm.data.source import Part, Zipped
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import Model, codec_shapes
-from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.autoencoders import posterior as posteriors
 from jldm.models.codecs import codec as codecs
 from jldm.runs.run import Run
 from jldm.storage import array_cache, workdir as workdirs
@@ -34,7 +34,11 @@ from jldm.storage.checkpoint import Checkpoints
 SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the data, not to a run
 
 
-def committed_codec(model: Model, workdir: Path, steps: int) -> dict:
+def committed_codec(model: Model, workdir: Path, experiment: Experiment) -> dict:
+  """The codec's parameters; UserError if an autoencoder is not finished."""
+  if not model.codec.trained:
+    return model.codec.init(jax.random.key(0))
+  steps = experiment.autoencoder.steps
   with Checkpoints(workdirs.checkpoints(workdir, "autoencoder"), read_only=True) as saved:
     if saved.latest() != steps:
       raise UserError(f"the autoencoder in {str(workdir)!r} is not finished; train it first: --stage autoencoder")
@@ -44,7 +48,7 @@ def committed_codec(model: Model, workdir: Path, steps: int) -> dict:
 def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   """The mean and std of the latents that the training set has by these parameters."""
   cache = moments(run, {"params": params}, train_set, mesh)
-  statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
+  statistics = codecs.measure(posteriors.posterior_of(b) for b, _ in in_order(cache, 4096, pad=False))
   listed = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
   if multihost.first():
     print(f"codec: latents have mean {listed(statistics.mean)}, std {listed(statistics.std)} per channel")
@@ -56,7 +60,7 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   cached = moments(run, codec, source, mesh)
   if not run.model.conditioners:
     return cached
-  frozen, objective = {"codec": Loaded(run.model.autoencoder, codec)}, run.model.objective
+  frozen, objective = frozen_of(run.model, codec), run.model.objective
   key = jax.random.key(SOURCE_SEED)
 
   def conditions(frozen: dict, batch: dict) -> dict:
@@ -66,11 +70,10 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
 
 
 def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """The raw posteriors of the training set: mean and log_variance [N, h, w, c]."""
-  network = run.model.autoencoder
+  """The raw posteriors of the training set: mean and log_variance [N, h, w, c], or by part."""
 
   def encode(codec: dict, batch: dict) -> dict:
-    return codecs.encode(network, codec, batch["image"])._asdict()
+    return posteriors.moments(run.model.codec.encode(codec, batch))
 
   encoder = {"params": codec["params"]}
   return written(run, moments_folder(run, encoder), encoder, encode, source, mesh)
@@ -79,7 +82,7 @@ def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
 def written(run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], dict], source: Any, mesh: Mesh) -> Any:
   """encode(frozen, batch) of every example, as `folder` has it or made now, by every process some parts on its own devices."""
   own = sharding.own(mesh)
-  batch_size = math.ceil(run.experiment.autoencoder.batch_size / own.size) * own.size
+  batch_size = math.ceil(encoded_at_once(run.experiment) / own.size) * own.size
   placed, arrays = sharding.place(own, sharding.fetch(frozen)), jax.jit(encode)
 
   def encode_part(part: Part) -> Iterator[dict]:
@@ -95,6 +98,12 @@ def written(run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], d
     if multihost.all_of(found is not None):
       return found
     return array_cache.write_like(folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.check)
+
+
+def encoded_at_once(experiment: Experiment) -> int:
+  """How many examples."""
+  stage = experiment.autoencoder
+  return stage.batch_size if isinstance(stage, Stage) else experiment.denoiser.batch_size
 
 
 def zipped(*sources: Any) -> Any:
@@ -121,14 +130,19 @@ def conditions_folder(run: Run, codec: dict) -> Path:
 
 def moments_hash(codec: dict, experiment: Experiment) -> str:
   """What cached moments depend on: the encoder's parameters, the network and the data."""
-  network = experiment.autoencoder.objective.network
-  return digest([without_execution_fields(to_data(network)), to_data(experiment.data)], codec["params"])
+  return digest([encoder_data(experiment), to_data(experiment.data)], codec["params"])
 
 
 def conditions_hash(codec: dict, experiment: Experiment) -> str:
   """What cached conditions depend on: the conditioners, the whole codec, the network and the data."""
-  network, conditioners = experiment.autoencoder.objective.network, experiment.denoiser.objective.conditioners
-  return digest([without_execution_fields(to_data(network)), to_data(experiment.data), to_data(conditioners)], codec)
+  conditioners = experiment.denoiser.objective.conditioners
+  return digest([encoder_data(experiment), to_data(experiment.data), to_data(conditioners)], codec)
+
+
+def encoder_data(experiment: Experiment) -> Any:
+  """The autoencoder's network, or the codec in place of an autoencoder, as data."""
+  found = experiment.autoencoder
+  return without_execution_fields(to_data(found.objective.network if isinstance(found, Stage) else found))
 
 
 def digest(config: Any, arrays: Any) -> str:
@@ -140,4 +154,4 @@ def digest(config: Any, arrays: Any) -> str:
 
 def frozen_of(model: Model, codec: dict) -> dict:
   """What the denoiser's steps are given beside its state."""
-  return {"codec": Loaded(model.autoencoder, codec)}
+  return {"codec": Loaded(model.codec, codec)}

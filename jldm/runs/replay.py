@@ -39,6 +39,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   """
   workdir = Path(workdir)
   experiment = workdirs.read(workdir)
+  stages.chosen(experiment, (stage,))
   run = runs.Run(experiment, of(experiment), workdir, devices)
   steps = range(1, getattr(experiment, stage).steps + 1)
   logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
@@ -91,7 +92,7 @@ def inputs(run: runs.Run, stage: str, mesh: jax.sharding.Mesh) -> tuple:
   if stage == "autoencoder":
     weights = validate.lpips_weights(experiment.autoencoder.objective)
     return experiment.data.open(experiment.data.train), sharding.place(mesh, weights)
-  codec = sharding.spread(mesh, latents.committed_codec(run.model, run.workdir, experiment.autoencoder.steps))
+  codec = sharding.spread(mesh, latents.committed_codec(run.model, run.workdir, experiment))
   cache = latents.open_encoded(run, codec)
   if cache is None:
     raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "

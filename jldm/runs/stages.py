@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import to_data
-from jldm.core.errors import NonFiniteError
+from jldm.core.errors import NonFiniteError, UserError
 from jldm.core.keys import row_keys, stage_keys
 from jldm.data.batches import batches, in_order
 from jldm.distributed import multihost, sharding
@@ -67,7 +66,7 @@ def train(
     Preempted: SIGTERM came; the step it came in is committed.
   """
   workdir, experiment = Path(workdir), workdirs.resolved(experiment)
-  model = of(experiment)
+  model, stages = of(experiment), chosen(experiment, stages)
   if multihost.first():
     workdirs.check(workdir, experiment)
   train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
@@ -80,7 +79,7 @@ def train(
     rehearse(experiment, model, name)
   extractor = selection.check(experiment, model)
   if "autoencoder" not in stages:
-    committed_codec(model, workdir, experiment.autoencoder.steps)
+    committed_codec(model, workdir, experiment)
   if wandb:
     import_wandb()
   with watched() as notice, workdirs.writing(workdir), claimed(workdir, experiment):
@@ -93,6 +92,15 @@ def train(
       train_denoiser(run, train_set, held_out)
     if run.wandb is not None:
       run.wandb.finish()
+
+
+def chosen(experiment: Experiment, stages: tuple[str, ...]) -> tuple[str, ...]:
+  """Those of the stages that the experiment trains; UserError if it is none."""
+  trained = tuple(name for name in stages if name in workdirs.stages_of(experiment))
+  if not trained:
+    known = ", ".join(workdirs.stages_of(experiment))
+    raise UserError(f"stage {', '.join(stages)}: the experiment trains {known} alone; choose that")
+  return trained
 
 
 @contextlib.contextmanager
@@ -221,13 +229,11 @@ def train_autoencoder(run: Run, train_set: Any, held_out: Any) -> None:
   """Stage 1, and the codec."""
   stage, model, name = run.experiment.autoencoder, run.model, "autoencoder"
   mesh = mesh_of(stage, run.devices)
-  unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
   found = lambda state: stage.objective.codec(state.ema[0], state.extra)
 
   @jax.jit
   def reconstruct(codec: dict, images: jax.Array) -> jax.Array:
-    latents = codecs.encode(model.autoencoder, codec, images).mean
-    return codecs.decode(model.autoencoder, codec | unit._asdict(), latents)
+    return model.codec.decode(codec, model.codec.encode(codec, {"image": images}).mean)
 
   def look(log):
     def call(n, state, metrics):
@@ -265,7 +271,7 @@ def train_denoiser(run: Run, train_set: Any, held_out: Any) -> None:
   stage, model, name = run.experiment.denoiser, run.model, "denoiser"
   mesh = mesh_of(stage, run.devices)
   with run.clock.on("restore"):
-    codec = sharding.spread(mesh, committed_codec(model, run.workdir, run.experiment.autoencoder.steps))
+    codec = sharding.spread(mesh, committed_codec(model, run.workdir, run.experiment))
   with Checkpoints(workdirs.checkpoints(run.workdir, name)) as saved:
     with run.clock.on("restore"):
       done = saved.latest() == stage.steps

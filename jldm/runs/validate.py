@@ -12,14 +12,13 @@ from jldm.core.errors import UserError
 from jldm.core.specs import batched
 from jldm.data.buckets import shapes
 from jldm.distributed import sharding
-from jldm.inference.load import Model, check_size, codec_shapes, example, load_codec, resized
+from jldm.inference.load import Model, example, frozen_shapes, load_codec, of_size, resized
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.contract import check_network
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
-from jldm.runs.latents import frozen_of
 from jldm.runs.run import mesh_of
 from jldm.train.state import TrainState, init_state
 
@@ -45,7 +44,7 @@ def check_stage(stage: Stage, name: str, devices: sharding.Devices) -> None:
 def check_start(experiment: Experiment) -> None:
   """Raises a UserError unless the autoencoder that this one starts from is finished and has the same network."""
   stage = experiment.autoencoder
-  if stage.start and (changed := differences(
+  if isinstance(stage, Stage) and stage.start and (changed := differences(
     to_data(load_codec(stage.start)[0]), to_data(stage.objective.network), "autoencoder.objective.network"
   )):
     raise UserError(f"autoencoder.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
@@ -53,12 +52,11 @@ def check_start(experiment: Experiment) -> None:
 
 def check_shapes(model: Model, data: Any) -> None:
   """Builds both networks as shapes: a size that does not fit is a person's mistake, and costs nothing."""
-  if data.channels != model.autoencoder.channels:
-    raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
+  model.codec.latent_spec(model.data)
   check_classes(model, data)
   try:
     for size in shapes(data):
-      check_size(model, size)
+      of_size(model, size)
     check_denoiser(model)
     for size in shapes(data):
       example(resized(model, size))
@@ -70,8 +68,8 @@ def check_denoiser(model: Model) -> None:
   """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents or inputs."""
   objective, batch, key = model.objective, example(model), jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(objective.init_conditioners, key, batch)
-  inputs = jax.eval_shape(objective.inputs, params, frozen_of(model, codec_shapes(model)), batch, key)
-  check_network(objective.network, batch["mean"], inputs)
+  inputs = jax.eval_shape(objective.inputs, params, frozen_shapes(model), batch, key)
+  check_network(objective.network, model.latents(1), inputs)
 
 
 def check_classes(model: Model, data: Any) -> None:
@@ -110,7 +108,7 @@ def autoencoder_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dic
 
 
 def denoiser_inputs(stage: Stage, model: Model, data: Any) -> tuple[dict, dict]:
-  return example(model, stage.batch_size), frozen_of(model, codec_shapes(model))
+  return example(model, stage.batch_size), frozen_shapes(model)
 
 
 RELIES_ON = {"autoencoder": autoencoder_inputs, "denoiser": denoiser_inputs}  # stage -> its batch and frozen networks as shapes

@@ -60,6 +60,11 @@ def resolved(experiment: Experiment) -> Experiment:
   )
 
 
+def stages_of(experiment: Experiment) -> tuple[str, ...]:
+  """The names of what is trained, in order: an autoencoder is not where a codec without parameters stands in its place."""
+  return tuple(name for name in STAGES if isinstance(getattr(experiment, name), Stage))
+
+
 def check(workdir: Path, experiment: Experiment) -> None:
   """Whether `workdir` may hold this experiment; writes nothing.
 

@@ -14,7 +14,7 @@ from jldm.inference.load import load, of
 from jldm.models.codecs import codec as codecs
 from jldm.runs import latents, run as runs, stages
 from jldm.storage import array_cache
-from tests.trained import STEPS, assert_same_end, claimed_with, with_conditioner
+from tests.trained import assert_same_end, claimed_with, with_conditioner
 
 
 def test_the_codec_standardises_the_cached_latents(experiment, unbroken):
@@ -45,7 +45,7 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   changed = claimed_with(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
   source = changed.data.open("train")
   model, mesh = of(changed), runs.mesh_of(changed.denoiser, 1)
-  codec = latents.committed_codec(model, tmp_path / "w", STEPS)
+  codec = latents.committed_codec(model, tmp_path / "w", changed)
   run = runs.Run(changed, model, tmp_path / "w", 1)
   cache = latents.encoded(run, codec, source, mesh)
   rows = cache[np.arange(len(source))]
@@ -53,7 +53,7 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   assert len(source) == 20 > changed.autoencoder.batch_size, "several batches, the last one short"
   keys = row_keys(jax.random.key(latents.SOURCE_SEED), np.arange(20))
   made = model.conditioners["paired"].degradation(images, keys)
-  encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
+  encode = lambda images: np.asarray(model.codec.encode(codec, {"image": images}).mean)
   np.testing.assert_allclose(rows["mean"], encode(images), rtol=1e-3, atol=1e-4)
   made_raw = rows["paired__concat"] * np.asarray(codec["std"]) + np.asarray(codec["mean"])
   np.testing.assert_allclose(made_raw, encode(made), rtol=1e-3, atol=1e-4)
@@ -71,14 +71,14 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
 def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(experiment, unbroken, tmp_path):
   changed = claimed_with(experiment, "Masked()", unbroken, tmp_path / "w")
   source, model = changed.data.open("train"), of(changed)
-  codec, mesh = latents.committed_codec(model, tmp_path / "w", STEPS), runs.mesh_of(changed.denoiser, 1)
+  codec, mesh = latents.committed_codec(model, tmp_path / "w", changed), runs.mesh_of(changed.denoiser, 1)
   rows = latents.encoded(runs.Run(changed, model, tmp_path / "w", 1), codec, source, mesh)[np.arange(20)]
   images = source[np.arange(20)]["image"]
   np.testing.assert_array_equal(rows["image"], images)
-  np.testing.assert_allclose(rows["mean"], codecs.encode(model.autoencoder, codec, images).mean, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(rows["mean"], model.codec.encode(codec, {"image": images}).mean, rtol=1e-3, atol=1e-4)
   loaded = latents.frozen_of(model, codec)["codec"]
   np.testing.assert_allclose(
-    codecs.encode_mean(loaded, images), codecs.standardised(codec, rows["mean"]), rtol=1e-3, atol=1e-3)
+    codecs.encode_mean(loaded, {"image": images}), codecs.standardised(codec, rows["mean"]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

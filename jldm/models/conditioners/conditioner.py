@@ -23,7 +23,7 @@ from jldm.core.specs import Spec, batched, keys_like
 Array = jax.Array
 Inputs = dict[str, Array]  # of one conditioner, [B, ...] each
 Conditions = dict[str, dict[str, Array]]  # by conditioner: what the network is given
-Encode = Callable[[Array], Array]  # images [B, H, W, C] in [-1, 1] -> standardised latents [B, h, w, c]
+Encode = Callable[[Inputs], Any]  # fields of a batch, such as image [B, H, W, C] in [-1, 1] -> standardised latents
 
 JOINED_AT = {"vector": -1, "concat": -1, "tokens": 1, "mask": 1}  # the axis along which several conditioners' inputs meet
 RESERVED = ("denoiser", "codec")  # names of other parts among the parameters
