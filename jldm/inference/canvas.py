@@ -49,7 +49,10 @@ def channels_of(model: Model) -> int:
 
 
 def opened(model: Model, images: Any) -> Canvas:
-  """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha besides."""
+  """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha besides, or the model's
+  latents have no places [h, w, c]."""
+  if len(model.latent_shape) != 3:
+    raise UserError(f"latents of shape {list(model.latent_shape)}; edits of pictures need latents [h, w, c]")
   images, channels = np.asarray(images), channels_of(model)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] - channels not in (0, 1) or not images.size:
     expected = f"uint8 [N, H, W, {channels}], or {channels + 1} with alpha"

@@ -16,6 +16,7 @@ from jldm.core.specs import Loaded, Spec, batched, keys_like
 from jldm.models.autoencoders.posterior import moments
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
+from jldm.models.codecs.joint import Joint
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
@@ -38,8 +39,15 @@ class Model:
 
   @property
   def latent_shape(self) -> tuple[int, ...]:
-    """[h, w, c] of one sample."""
+    """[h, w, c] of one sample; UserError for latents in parts, which edits and likelihoods do not have."""
+    if self.parts:
+      raise UserError(f"latents are parts {', '.join(self.parts)}; expected a model with one array, or use generate")
     return self.codec.latent_spec(self.data).shape
+
+  @property
+  def parts(self) -> dict[str, Any]:
+    """The codecs of latents in parts, by name; none of latents that are one array."""
+    return dict(self.codec.parts) if isinstance(self.codec, Joint) else {}
 
   def latents(self, size: int) -> Any:
     """The latents of `size` examples as shapes, one array [size, ...] or a dict of them by part."""

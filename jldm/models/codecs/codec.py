@@ -29,9 +29,13 @@ class Codec(Protocol):
   """What maps a batch of data to raw latents and back; a frozen dataclass.
 
   trained: whether its parameters are learned or imported; if not, `init` returns them as they are used.
+  fields: the arrays of a batch that it reads.
   """
 
   trained: ClassVar[bool]
+
+  @property
+  def fields(self) -> tuple[str, ...]: ...
 
   def init(self, key: Array) -> dict:
     """New parameters, with mean 0 and std 1 if those are to be measured."""

@@ -26,6 +26,10 @@ class ImageCodec:
   trained: ClassVar[bool] = True
 
   @property
+  def fields(self) -> tuple[str, ...]:
+    return (self.field,)
+
+  @property
   def factor(self) -> int:
     """How many pixels of a side become one place of the latents."""
     return self.network.factor
@@ -87,6 +91,10 @@ class Identity:
   def __post_init__(self):
     if not np.all(np.asarray(self.std) > 0):
       raise UserError(f"Identity(std={self.std}); expected numbers above 0")
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    return (self.field,)
 
   def init(self, key: Array) -> dict:
     """Nothing is learned: the mean and the std, [] or [C]."""

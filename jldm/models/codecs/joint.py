@@ -1,7 +1,7 @@
 """Several codecs as one: latents that are a dict of parts."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -19,12 +19,19 @@ class Joint:
   """
 
   parts: tuple[tuple[str, Codec], ...]
-  trained: ClassVar[bool] = True
 
   def __post_init__(self):
     names = [name for name, _ in self.parts]
     if len(set(names)) != len(names) or len(names) < 2 or not all(name.isidentifier() and "__" not in name for name in names):
       raise UserError(f"Joint of parts {names}; expected at least two, each with an identifier of its own, without __")
+
+  @property
+  def trained(self) -> bool:
+    return any(codec.trained for _, codec in self.parts)
+
+  @property
+  def fields(self) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(field for _, codec in self.parts for field in codec.fields))
 
   def init(self, key: Array) -> dict:
     keys = jax.random.split(key, len(self.parts))
@@ -38,7 +45,9 @@ class Joint:
     return {name: codec.latent_mask(known[name]) for name, codec in self.parts}
 
   def encode(self, params: dict, batch: Batch) -> dict:
-    return {name: codec.encode(part_of(params, name), batch) for name, codec in self.parts}
+    """Of the parts whose fields the batch has."""
+    encoded = [(name, codec) for name, codec in self.parts if batch.keys() >= set(codec.fields)]
+    return {name: codec.encode(part_of(params, name), batch) for name, codec in encoded}
 
   def decode(self, params: dict, z: dict) -> dict:
     """The parts that z has."""

@@ -30,6 +30,10 @@ class Tiled:
       raise UserError(f"tiles of {type(self.codec).__name__}, which has no autoencoder; leave the tiles out")
 
   @property
+  def fields(self) -> tuple[str, ...]:
+    return self.codec.fields
+
+  @property
   def factor(self) -> int:
     return self.codec.factor
 
