@@ -14,7 +14,6 @@ from jldm.core.keys import row_keys
 from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised, Precondition, Predict, refuse_held
-from jldm.diffusion.times import LogitNormal
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import moments
 from jldm.models.codecs.codec import decode_latents, encode_mean
@@ -35,7 +34,7 @@ from tests.networks import quick, randomised
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
 FROZEN = {"codec": Loaded(CODEC, CODEC.init(KEY))}
-OBJECTIVE = Diffusion(network=Both(), process=Flow(), parametrization=Predict("x0"), times=LogitNormal())
+OBJECTIVE = Diffusion(network=Both(), process=Flow(), parametrization=Predict("x0"))
 PARTS = {"image": (2, 4, 1), "text": (5, LETTERS)}
 like = lambda size: {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in PARTS.items()}
 randoms = lambda size: {name: np.float32(RNG.normal(size=(size, *shape))) for name, shape in PARTS.items()}
@@ -103,7 +102,7 @@ def test_one_and_eight_devices_agree():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
 
 
-STEPS, SIZE = 300, 48
+STEPS, SIZE = 600, 48
 
 
 @pytest.fixture(scope="module")
