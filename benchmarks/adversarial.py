@@ -22,7 +22,8 @@ from jldm.media import images as pictures
 from jldm.metrics.image import psnr
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.codecs import codec
+from jldm.models.codecs.codec import pixels
+from jldm.models.codecs.images import ImageCodec
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.train.ema import Decay
@@ -59,8 +60,8 @@ def train(path: Path, data: ImageData, found: Any, optimizer: Any, steps: int) -
   @jax.jit
   def measured(params, images):
     variables = {"params": params.get("autoencoder", params)}
-    z = codec.encode(NETWORK, variables, images).mean
-    return psnr(codec.pixels(images), NETWORK.apply(variables, z, method="decode"))
+    z = ImageCodec(NETWORK).encode(variables, {"image": images}).mean
+    return psnr(pixels(images), NETWORK.apply(variables, z, method="decode"))
 
   lines, began = [], time.process_time()
   for n, batch in enumerate(batches(train_set, 0, BATCH, 0, steps), 1):

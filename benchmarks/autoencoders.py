@@ -25,6 +25,7 @@ from jldm.inference.load import finished, of, place
 from jldm.media import images as pictures
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import variables
 from jldm.runs import train as training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,13 +65,12 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   """One row of the table, and its sheet."""
   found, workdir = experiment(name, data_dir), folder / slug(name)
   cost, model = train(workdir, found), of(found)
-  codec, network, data = finished(place(workdir, "autoencoder")).params, model.autoencoder, found.data
+  codec, network, data = finished(place(workdir, "autoencoder")).params, model.codec.network, found.data
   held_out = data.open(data.held_out)
 
   @jax.jit
   def reconstruct(images):
-    mean = codecs.encode(network, codec, images).mean
-    return codecs.decode(network, codec, (mean - codec["mean"]) / codec["std"])
+    return model.codec.decode(codec, model.codec.encode(codec, {"image": images}).mean)
 
   batches = [(codecs.pixels(batch["image"]), n) for batch, n in in_order(held_out, 60)]
   values, _ = reconstruction(reconstruct, batches)
@@ -89,7 +89,7 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   }
   if hasattr(network, "quantizer"):
     choose = jax.jit(lambda images: network.apply(
-      codecs.variables(codec), codecs.encode(network, codec, images).mean, method="quantize")[1])
+      variables(codec), model.codec.encode(codec, {"image": images}).mean, method="quantize")[1])
     codes = np.concatenate([np.asarray(choose(images))[:n].reshape(-1) for images, n in batches])
     counts = np.bincount(codes, minlength=network.quantizer.size)
     row |= {"codes": network.quantizer.size, "usage": float((counts > 0).mean()), "perplexity": float(perplexity(counts))}

@@ -27,6 +27,7 @@ from jldm.cli.train import load_config
 from jldm.config.experiment import Experiment
 from jldm.config.override import override
 from jldm.core.keys import row_keys
+from jldm.core.specs import Loaded
 from jldm.core.trees import traced
 from jldm.distributed import sharding
 from jldm.editing import inpaint as blended
@@ -95,7 +96,7 @@ def keys(count: int) -> jax.Array:
 
 def coded(model: Model, params: dict, images: np.ndarray) -> np.ndarray:
   """What the autoencoder makes of pictures uint8, without a denoiser."""
-  decode = jax.jit(lambda codec, z: codecs.decode(model.autoencoder, codec, z))
+  decode = jax.jit(lambda codec, z: codecs.decode_latents(Loaded(model.codec, codec), z))
   return pictures.to_uint8(decode(params["codec"], edit.encode(model, params["codec"], images)))
 
 
@@ -142,10 +143,10 @@ def drawn_in(
   x0 = edit.encode(model, params["codec"], masks.filled(images, known))
   denoise = bind(model.objective, params, embed(model, params, given))
   if put_back:
-    z = blended.inpaint(model.process, denoise, sampler, x0, masks.coarse(known, model.autoencoder.factor), pairs, keys)
+    z = blended.inpaint(model.process, denoise, sampler, x0, model.codec.latent_mask(known), pairs, keys)
   else:
     z = draw(model.process, denoise, sampler, x0, pairs, keys)
-  return codecs.decode(model.autoencoder, params["codec"], z)
+  return codecs.decode_latents(Loaded(model.codec, params["codec"]), z)
 
 
 def fillings(

@@ -50,6 +50,7 @@ from jldm.metrics.image import psnr
 from jldm.metrics.manifold import manifold
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 from jldm.train.loop import fit
 from jldm.train.state import init_state
 from jldm.train.step import make_step
@@ -193,7 +194,7 @@ def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) ->
   stage, network = found.stage("autoencoder"), found.stage("autoencoder").objective.network
   params, used = quick(stage, source, {}, seed)
   start = time.process_time()
-  encode = jax.jit(lambda images: codecs.encode(network, {"params": params}, images))
+  encode = jax.jit(lambda images: ImageCodec(network).encode({"params": params}, {"image": images}))
   parts = [[np.asarray(x)[:n] for x in encode(batch["image"])] for batch, n in in_order(source, 500)]
   mean, log_variance = (np.concatenate(each) for each in zip(*parts))
   whole = {"params": params} | codecs.measure([Gaussian(mean, log_variance)])._asdict()
@@ -208,9 +209,10 @@ def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float,
 
   @jax.jit
   def both(codec, images, keys):
-    loaded, posterior = Loaded(network, codec), codecs.encode(network, codec, images)
-    standard = codecs.standardised(codec, posterior.mean)
-    return codecs.decode(network, codec, standard), codecs.decode(network, codec, codecs.sample_latents(loaded, posterior, keys))
+    loaded = Loaded(ImageCodec(network), codec)
+    posterior = loaded.model.encode(codec, {"image": images})
+    drawn = codecs.decode_latents(loaded, codecs.sample_latents(loaded, posterior, keys))
+    return loaded.model.decode(codec, posterior.mean), drawn
 
   certain, back = both(codec, images, row_keys(jax.random.key(0), np.arange(len(images))))
   return float(psnr(codecs.pixels(jnp.asarray(images)), certain).mean()), pictures.to_uint8(back)
@@ -219,7 +221,7 @@ def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float,
 def recipe(found: Experiment, trained: Codec, seed: int) -> tuple[dict, np.ndarray]:
   """Stage 2 in the latents of a codec: its facts, and the samples."""
   model, request = of(found), Request(n=len(LABELS), seed=seed, given={"label": LABELS})
-  frozen = {"codec": Loaded(model.autoencoder, trained.params)}
+  frozen = {"codec": Loaded(model.codec, trained.params)}
   params, used = quick(found.stage("denoiser"), trained.latents, frozen, seed)
   images = generate(model, params | {"codec": trained.params}, request, devices=1).data
   return {"denoiser_steps": found.stage("denoiser").steps, "seconds": used}, images
@@ -284,7 +286,7 @@ def final(options: argparse.Namespace) -> None:
   write_grid(options.folder / "grid.png", images, LABELS, "configs/fashion_mnist.py")
   steps = {"autoencoder_steps": found.stage("autoencoder").steps, "denoiser_steps": found.stage("denoiser").steps}
   model, params = load(options.folder)
-  value, back = reconstructed(model.autoencoder, params["codec"], reference.images[:SAMPLES])
+  value, back = reconstructed(model.codec.network, params["codec"], reference.images[:SAMPLES])
   told = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps
   told |= reference.score(images, LABELS) | {"seconds": used}
   (options.folder / "score.json").write_text(json.dumps(told, indent=2) + "\n")

@@ -27,6 +27,7 @@ from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.inference.load import Place, codec_shapes
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 from jldm.runs import run as runs
 from jldm.runs.stage import begin, fit_stage
 from jldm.storage import workdir as workdirs
@@ -94,17 +95,17 @@ def safe(run: runs.Run, source, frozen, mesh, steps: int) -> tuple[float, float]
 
 def inputs(run: runs.Run, folder: Path):
   """What a stage reads; latents as they are under an encoder that was not trained."""
-  data, network = run.experiment.data, run.model.autoencoder
+  data, network = run.experiment.data, run.model.codec.network
   train_set = data.open(data.train)
   if not run.stage.needs:
     return train_set, {}
   images = codecs.pixels(train_set[jnp.arange(1)]["image"])
   params = jax.jit(network.init)(jax.random.key(0), images, jax.random.split(jax.random.key(1), 1))
-  encode = jax.jit(lambda images: codecs.encode(network, params, images)._asdict())
+  encode = jax.jit(lambda images: ImageCodec(network).encode(params, {"image": images})._asdict())
   every = lambda source: (batch for batch, _ in in_order(source, 64, pad=False))
   moments = lambda source: (jax.device_get(encode(batch["image"])) | {"label": batch["label"]} for batch in every(source))
   codec = {name: jnp.ones(shape.shape) for name, shape in codec_shapes(run.model).items() if name in ("mean", "std")}
-  frozen = {"codec": Loaded(network, {"params": params["params"], "extra": {}} | codec)}
+  frozen = {"codec": Loaded(ImageCodec(network), {"params": params["params"], "extra": {}} | codec)}
   return write_like(folder / "latents", train_set, moments), frozen
 
 

@@ -7,11 +7,13 @@ from jldm.cli.train import load_config
 from jldm.config.experiment import Experiment, Sampling
 from jldm.data.synthetic import Synthetic
 from jldm.inference.load import Model
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("autoencoder", "denoiser")  # of every config
+STAGES = ("autoencoder", "denoiser")  # of every config that has an autoencoder
 
 
 def config(name: str) -> Experiment:
@@ -21,9 +23,8 @@ def config(name: str) -> Experiment:
 def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
   """The same kinds of networks and objectives at the smallest widths, on synthetic data of the same kind, 8x8 latents at most."""
   replace = dataclasses.replace
-  data, codec, denoiser = experiment.data, experiment.stage("autoencoder"), experiment.stage("denoiser")
-  network, denoising = codec.objective.network, denoiser.objective.network
-  most = 8 * network.factor  # latents of 8x8
+  data, codec = experiment.data, experiment.last("codec")
+  most = 8 * codec.objective.network.factor if codec else 8  # latents of 8x8
   small = dict(batch_size=8, steps=steps, log_every_steps=1, save_every_steps=2, picture_every_steps=1000, snapshot_every_steps=1)
   return replace(
     experiment,
@@ -32,12 +33,16 @@ def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
       height=min(data.height, most), width=min(data.width, most), channels=data.channels, classes=data.classes,
       count=20, mirror=data.mirror,
     ),
-    stages=(
-      replace(codec, **small, objective=replace(
-        codec.objective, network=replace(network, widths=tuple(4 for _ in network.widths), groups=2, resnets=0))),
-      replace(denoiser, **small, objective=replace(denoiser.objective, network=small_denoiser(denoising))),
+    stages=tuple(
+      replace(stage, **small, objective=replace(stage.objective, network=SMALL[stage.makes](stage.objective.network)))
+      for stage in experiment.stages
     ),
   )
+
+
+def small_autoencoder(network: KLAutoencoder | VQAutoencoder) -> KLAutoencoder | VQAutoencoder:
+  """The same kind of network with the same options."""
+  return network.clone(widths=tuple(4 for _ in network.widths), groups=2, resnets=0)
 
 
 def small_denoiser(network: DiT | UNet) -> DiT | UNet:
@@ -47,6 +52,9 @@ def small_denoiser(network: DiT | UNet) -> DiT | UNet:
     return network.clone(block=block, width=8, depth=2, unroll=1)
   widths = tuple(4 for _ in network.widths)
   return network.clone(widths=widths, resnets=1, heads=2, head_width=0, groups=2, token_width=min(network.token_width, 4))
+
+
+SMALL = {"codec": small_autoencoder, "denoiser": small_denoiser}  # by what a stage makes
 
 
 def steps_of(model: Model, steps: int) -> Sampling:

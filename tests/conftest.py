@@ -31,7 +31,8 @@ AS_SHIPPED = (  # those of seconds run in both suites, in the slow one as XLA op
 
 def pytest_collection_modifyitems(config, items):
   for item in items:
-    if not item.get_closest_marker("slow") and any(item.path.relative_to(config.rootpath).match(pattern) for pattern in AS_SHIPPED):
+    path = item.path.relative_to(config.rootpath)
+    if not item.get_closest_marker("slow") and any(path.match(pattern) for pattern in AS_SHIPPED):
       item.add_marker("as_shipped")
 
 

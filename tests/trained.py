@@ -15,6 +15,7 @@ from jldm.config.override import override
 from jldm.interop import pretrained
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from tests.configs import STAGES
@@ -41,7 +42,7 @@ def once(factory: pytest.TempPathFactory, name: str, experiment: Experiment) -> 
 def imported_into(folder: Path) -> Path:
   """A workdir made of a folder of diffusers, of grey pictures and with a scale of its own."""
   network = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, groups=2)
-  shapes = codecs.shapes(network)
+  shapes = codecs.shapes(ImageCodec(network))
   vector = np.ones(2, np.float32)
   pretrained.save(folder / "vae", network, randomised(shapes) | {"mean": 0.5 * vector, "std": 3 * vector})
   assert main(["convert", str(folder / "vae"), str(folder / "w"), "--to", "jldm"]) == 0

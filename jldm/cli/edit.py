@@ -55,7 +55,7 @@ class Edited(NamedTuple):
 
 def read(paths: list[str], model: Model) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
-  images = [transforms.read(path, lambda image: transforms.layers(image, model.autoencoder.channels)) for path in paths]
+  images = [transforms.read(path, lambda image: transforms.layers(image, canvas.channels_of(model))) for path in paths]
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
       raise UserError(f"{path} is {describe(image)} and {paths[0]} {describe(images[0])}; expected pictures that are alike")

@@ -19,6 +19,7 @@ from jldm.inference.conditions import branches
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, load, of, of_kind
 from jldm.media import images as pictures
+from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
 from jldm.samplers.grid import GRIDS
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
   sharding.configure(args.devices, args)
   tiles = parse_tiles(args.tile, args.overlap)
   model, params = load(workdir, args.sigma_rel, bool(args.best), args.stage)
-  model = dataclasses.replace(model, tiles=tiles)
+  model = model if tiles is None else dataclasses.replace(model, codec=Tiled(model.codec, tiles))
   options = dict(batch_size=args.batch_size, devices=sharding.asked(args))
   images = generate(model, params, request, sampling, progress=progress, **options).data
   rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jldm.core.errors import UserError
+from jldm.models.codecs.images import Identity
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import ClassifierFree
@@ -23,15 +24,17 @@ class Need:
   """What a stage is given and does not train: `frozen[role]` of its objective.
 
   `source` is the name of an earlier stage, or the path of a workdir: of its last stage, of its last codec if the role is "codec".
+  Or it is a codec that is not trained: with Need("codec", Identity()) a denoiser works on pixels.
   """
 
   role: str
-  source: str
+  source: str | Identity
 
   def __post_init__(self):
-    for name in ("role", "source"):
-      if not isinstance(getattr(self, name), str) or not getattr(self, name):
-        raise UserError(f"{name}={getattr(self, name)!r} of Need; expected text, as in Need('codec', 'autoencoder')")
+    if not isinstance(self.role, str) or not self.role:
+      raise UserError(f"role={self.role!r} of Need; expected text, as in Need('codec', 'autoencoder')")
+    if not isinstance(self.source, (str, Identity)) or not self.source:
+      raise UserError(f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or Identity()")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

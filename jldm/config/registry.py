@@ -30,6 +30,7 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
+from jldm.models.codecs.images import Identity
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
@@ -64,6 +65,7 @@ ROLES = (  # classes of one row may replace each other
   (Experiment,),
   (Stage, Pretrained),
   (Need,),
+  (Identity,),
   (Sampling,),
   (Evaluation,),
   (ImageData, Synthetic),

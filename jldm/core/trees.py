@@ -39,11 +39,26 @@ def count(params: Any) -> int:
 
 
 def traced(tree: Any) -> Any:
-  """Numeric leaves as float32 arrays: an int, a float and a numpy scalar would be traced three times.  Keys stay."""
+  """Numbers and arrays of floats in float32: an int, a float and a numpy scalar would be traced three times.
+
+  Keys stay as they are, and so do arrays of ids: integers and bools with at least one axis.
+  """
+  stays = lambda x: jnp.ndim(x) and not jnp.issubdtype(jnp.result_type(x), jnp.floating)
   is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return jax.tree.map(lambda x: x if is_key(x) else jnp.asarray(x, jnp.float32), tree)
+  return jax.tree.map(lambda x: x if is_key(x) or stays(x) else jnp.asarray(x, jnp.float32), tree)
 
 
 def float32(tree: Any) -> Any:
-  """A copy of every leaf in float32, with buffers of its own (so that the original may be donated)."""
-  return jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree)
+  """A copy with every leaf of floats in float32, with buffers of its own (so that the original may be donated)."""
+  dtype_of = lambda x: jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+  return jax.tree.map(lambda x: jnp.array(x, dtype_of(x)), tree)
+
+
+def parts_of(tree: Any) -> dict[str, Any]:
+  """A dict by part as it is; anything else as a dict of one part, named ""."""
+  return tree if isinstance(tree, dict) else {"": tree}
+
+
+def like_parts(parts: dict[str, Any]) -> Any:
+  """The inverse of `parts_of`."""
+  return parts.get("", parts)

@@ -21,6 +21,8 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Output
 from jldm.diffusion.process import Process, Rates, half_log_snr, level, rates
 
+MOST_ALPHA = 0.5  # at time 1, for noise to stand for a part that is not known
+
 Array = jax.Array
 Row = tuple[Array, Array]
 
@@ -118,15 +120,21 @@ def denoiser(process: Process, parametrization: Any, apply: Callable[..., Output
 
   apply(c_in z [B, ...], noise_level [B], estimate, to) -> Output, with noise_level = c_noise(t).  `estimate` is an earlier
   x0 or None.  `to`, the time [] or [B] that the step of a flow map ends at, reaches apply as the noise level [B] there.
+  z may be a dict by part; then t is a dict of the parts' own times, and so are noise_level, x0 and eps.
   """
 
-  def denoise(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
-    def noise_level(time: Array) -> Array:
-      return jnp.broadcast_to(parametrization.c_noise(process, time), z.shape[:1])
+  def level(time: Array, like: Array) -> Array:
+    return jnp.broadcast_to(parametrization.c_noise(process, time), like.shape[:1])
 
-    r = rates(process, t, z)
-    output = apply(parametrization.c_in(r) * z, noise_level(t), estimate, None if to is None else noise_level(to))
-    return decode(parametrization.row(r), r, z, output.value.astype(z.dtype))._replace(variance=output.variance)
+  def denoise(z: Any, t: Any, estimate: Any = None, to: Array | None = None) -> Denoised:
+    r = jax.tree.map(lambda part, time: rates(process, time, part), z, t)
+    scaled = jax.tree.map(lambda part, own: parametrization.c_in(own) * part, z, r)
+    levels = jax.tree.map(lambda part, time: level(time, part), z, t)
+    output = apply(scaled, levels, estimate, None if to is None else level(to, jax.tree.leaves(z)[0]))
+    solve = lambda part, own, value: decode(parametrization.row(own), own, part, value.astype(part.dtype))
+    each = jax.tree.map(solve, z, r, output.value)
+    x0, eps = (jax.tree.map(lambda part, said, field=field: said[field], z, each) for field in (0, 1))
+    return Denoised(x0, eps, output.variance)
 
   return denoise
 
@@ -142,6 +150,26 @@ def refuse_singular(process: Process, parametrization: Any, times: np.ndarray) -
     raise UserError(
       f"{parametrization} says nothing about the data at t = {float(np.asarray(times)[singular[0]]):g} of {process}; "
       f"use {' or '.join(works) or 'another process'}, or keep away from that time"
+    )
+
+
+def refuse_held(process: Process, parametrization: Any, times: np.ndarray) -> None:
+  """Raises a UserError where a part of the latents cannot be held at one of the times [N] while others are drawn.
+
+  Its noise level must be finite; a part that is not known stands as pure noise at time 1, which must not have the data in it.
+  """
+  t = jnp.asarray(times, jnp.float32)
+  infinite = np.flatnonzero(~np.isfinite(np.asarray(parametrization.c_noise(process, t))))
+  if infinite.size:
+    raise UserError(
+      f"{parametrization} has no finite noise level at t = {float(t[infinite[0]]):g} of {process}, where a part is held; use "
+      "Predict('v') or Predict('flow'), or draw that part too"
+    )
+  alpha = float(process.alpha(jnp.float32(1)))
+  if (np.asarray(times) == 1).any() and alpha > MOST_ALPHA:
+    raise UserError(
+      f"a part that is not known stands as noise at t = 1, where {process} has alpha = {alpha:g} and data left; use Flow() or "
+      "Cosine(), or give or draw that part"
     )
 
 

@@ -182,7 +182,8 @@ def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | N
 @functools.partial(jax.jit, static_argnums=0)
 def reconstruct(model: Model, codec: dict, images: jax.Array) -> jax.Array:
   """Images [B, H, W, C] in [-1, 1] through the mean of their latents and back."""
-  return codecs.decode(model.autoencoder, codec, codecs.encode_mean(LoadedCodec(model.autoencoder, codec), images))
+  loaded = LoadedCodec(model.codec, codec)
+  return codecs.decode_latents(loaded, codecs.encode_mean(loaded, {"image": images}))
 
 
 class Reconstructions(NamedTuple):

@@ -32,8 +32,8 @@ class Canvas(NamedTuple):
 
 @functools.lru_cache
 def multiple(model: Model) -> int:
-  """The autoencoder's factor times the smallest power of two, so that the model can halve sides of that many pixels."""
-  sides = [model.autoencoder.factor * 2**power for power in range(8)]
+  """The codec's factor times the smallest power of two, so that the model can halve sides of that many pixels."""
+  sides = [model.codec.factor * 2**power for power in range(8)]
   for side in sides:
     try:
       resized(model, (side, side))
@@ -43,9 +43,17 @@ def multiple(model: Model) -> int:
   raise UserError(f"this model takes no square picture with a side of {sides}")
 
 
+def channels_of(model: Model) -> int:
+  """How many channels its pictures have."""
+  return dict(model.data)["image"].shape[-1]
+
+
 def opened(model: Model, images: Any) -> Canvas:
-  """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha besides."""
-  images, channels = np.asarray(images), model.autoencoder.channels
+  """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha besides, or the model's
+  latents have no places [h, w, c]."""
+  if len(model.latent_shape) != 3:
+    raise UserError(f"latents of shape {list(model.latent_shape)}; edits of pictures need latents [h, w, c]")
+  images, channels = np.asarray(images), channels_of(model)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] - channels not in (0, 1) or not images.size:
     expected = f"uint8 [N, H, W, {channels}], or {channels + 1} with alpha"
     raise UserError(f"pictures {images.dtype} of shape {list(images.shape)}; expected {expected}")

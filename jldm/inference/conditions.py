@@ -15,9 +15,11 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
+from jldm.diffusion.target import refuse_held
 from jldm.inference.load import Model
 from jldm.models.codecs.codec import encode_mean
 from jldm.models.conditioners.conditioner import Conditioner, Conditions, Inputs, blank, where
+from jldm.models.conditioners.part import Part
 from jldm.samplers.per_conditioner import PerConditioner
 
 Array = jax.Array
@@ -31,7 +33,7 @@ class Branch(NamedTuple):
 
 
 def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[str, Any]], n: int) -> tuple[Branch, ...]:
-  """Branches of n samples, on the host.
+  """Branches of n samples, on the host.  Parts of the latents that are named are held, None of them as noise; others are drawn.
 
   given: by the conditioner's name, as `read` of it takes it; one value for all samples or one per sample.
   against: one dict for each further branch.  None is null; what is not named is null if the conditioner is guided, and as
@@ -41,23 +43,44 @@ def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[s
     UserError: a name that the model does not know, a value that is not legal or not one per sample, or nothing for a conditioner
       without which the model was never trained.
   """
-  for name in {name for each in (given, *against) for name in each}:
-    if name not in model.conditioners:
-      known = ", ".join(model.conditioners) or "nothing: it was trained without conditions"
-      raise UserError(f"{name!r} is given, and the model knows {known}")
-  for name, conditioner in model.conditioners.items():
+  named = {name for each in (given, *against) for name in each}
+  conditioners = known_conditioners(model, named)
+  for name in named - conditioners.keys():
+    known = ", ".join([*conditioners, *(name for name in model.parts if name not in conditioners)])
+    raise UserError(f"{name!r} is given, and the model knows {known or 'nothing: it was trained without conditions'}")
+  for name, conditioner in conditioners.items():
     if given.get(name) is None and not conditioner.dropout:
       raise UserError(f"this model was always trained with {name!r}, {type(conditioner).__name__}, and cannot draw without; "
                       f"give it: Request(given={{{name!r}: …}})")
-  values = {name: given.get(name) for name in model.conditioners}
-  first = branch(model, values, n, model.conditioners)
-  guided = any(each.guided and values[name] is not None for name, each in model.conditioners.items())
+  values = {name: given.get(name) for name in conditioners}
+  first = branch(model, values, n, conditioners)
+  guided = any(each.guided and values[name] is not None for name, each in conditioners.items())
   if not guided and not any(against):
     return (first,)
-  away = {name: None if each.guided else values[name] for name, each in model.conditioners.items()}
+  away = {name: None if each.guided else values[name] for name, each in conditioners.items()}
   others = [away | dict(each) for each in against]
-  own = lambda other: [name for name, each in model.conditioners.items() if has_own(each, other[name], values[name])]
+  own = lambda other: [name for name, each in conditioners.items() if has_own(each, other[name], values[name])]
   return (first, *(branch(model, other, n, own(other)) for other in others))
+
+
+def known_conditioners(model: Model, names: Iterable[str]) -> dict[str, Conditioner]:
+  """The model's conditioners, and one for each part of its latents among `names`, which is held and not drawn.
+
+  Raises:
+    UserError: a conditioner has the name of a part.
+  """
+  if both := model.conditioners.keys() & model.parts.keys():
+    raise UserError(f"{min(both)!r} is a part of the latents and a conditioner; give the conditioner another name")
+  parts = {name: Part(name=name, fields=codec.fields) for name, codec in model.parts.items() if name in names}
+  return model.conditioners | parts
+
+
+def check_held(model: Model, given: Sequence[Branch]) -> None:
+  """Raises a UserError if parts of the latents are held at times at which the model says nothing."""
+  uses = [one.use[name] for one in given for name in model.parts if name in one.use]
+  if uses:
+    times = [0.0] * any(use.any() for use in uses) + [1.0] * any(not use.all() for use in uses)
+    refuse_held(model.process, model.objective.parametrization, np.float32(times))
 
 
 def has_own(conditioner: Conditioner, other: Any, value: Any) -> bool:
@@ -72,7 +95,7 @@ def branch(model: Model, values: Mapping[str, Any], n: int, own: Iterable[str]) 
   """One branch: `values` by conditioner, None for null, with inputs for the conditioners `own`."""
   inputs = {}
   for name in own:
-    conditioner, value = model.conditioners[name], values[name]
+    conditioner, value = known_conditioners(model, (name,))[name], values[name]
     arrays = blank(conditioner, model.data) if value is None else conditioner.read(value, model.data)
     inputs[name] = {key: for_each_sample(name, array, n) for key, array in arrays.items()}
   return Branch(inputs, {name: np.full(n, value is not None) for name, value in values.items()})
@@ -104,12 +127,13 @@ def per_conditioner(model: Model, rule: PerConditioner, given: Mapping[str, Any]
 
 def embed(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
   """What the network is given in each branch; within jit, before the scan.  What branches share is embedded once."""
-  encode = functools.partial(encode_mean, Loaded(model.autoencoder, params["codec"]))
-  call = lambda name, inputs: model.conditioners[name].embed(params.get(name, {}), inputs, encode)
+  encode = functools.partial(encode_mean, Loaded(model.codec, params["codec"]))
+  conditioners = known_conditioners(model, given[0].inputs)
+  call = lambda name, inputs: conditioners[name].embed(params.get(name, {}), inputs, encode)
   first = {name: call(name, inputs) for name, inputs in given[0].inputs.items()}
   conditions = []
   for one in given:
     fresh = first | {name: call(name, inputs) for name, inputs in one.inputs.items() if one is not given[0]}
-    null = {name: model.conditioners[name].null(params.get(name, {}), value) for name, value in fresh.items()}
+    null = {name: conditioners[name].null(params.get(name, {}), value) for name, value in fresh.items()}
     conditions.append({name: where(jnp.asarray(one.use[name]), value, null[name]) for name, value in fresh.items()})
   return conditions

@@ -49,7 +49,7 @@ REQUEST = Request()
 @functools.partial(jax.jit, static_argnums=0)
 def encode(model: Model, codec: dict, images: Array) -> Array:
   """The standardised means of the latents of images uint8, or float in [-1, 1], [B, H, W, C]."""
-  return codecs.encode_mean(Loaded(model.autoencoder, codec), images)
+  return codecs.encode_mean(Loaded(model.codec, codec), {"image": images})
 
 
 def latents(canvas: Canvas, params: dict, copies: int = 1) -> Array:
@@ -122,7 +122,7 @@ def run_inpaint(model: Model, setup: Setup, images: Array, known: Array, strengt
   """images float [B, H, W, C], known [B, H, W, 1] -> [B, H, W, C]."""
   hidden = jnp.where(strength < 1, images, masks.filled(images, known))  # below 1, what is hidden is a start
   x0 = encode(model, setup.params["codec"], hidden)
-  cells, pairs = masks.coarse(known, model.autoencoder.factor), sdedit.shortened(setup.pairs, strength)
+  cells, pairs = model.codec.latent_mask(known), sdedit.shortened(setup.pairs, strength)
   start = jnp.where(strength < 1, x0, cells * x0)
   z = inpainting.inpaint(*setup.arguments(model, x0, cells, pairs=pairs), start)
   return setup.decode(model, z)
@@ -193,14 +193,14 @@ def invert(
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_decode(model: Model, params: dict, z: Array) -> Array:
-  return codecs.decode(model.autoencoder, params["codec"], z, model.tiles)
+  return codecs.decode_latents(Loaded(model.codec, params["codec"]), z)
 
 
 def revert(
   model: Model, params: dict, noise: Any, request: Request = REQUEST, sampling: Sampling | None = None
 ) -> np.ndarray:
   """The pictures uint8 [N, H', W', C] that noise leads to; H' and W' are sides that the model can halve."""
-  model = resized(model, tuple(side * model.autoencoder.factor for side in noise.shape[1:3]))
+  model = resized(model, tuple(side * model.codec.factor for side in noise.shape[1:3]))
   setup = plan(model, params, request, sampling, len(noise), invertible=True)
   return to_uint8(run_revert(model, setup, jnp.asarray(noise), jnp.float32(1)))
 

@@ -16,15 +16,15 @@ import numpy as np
 
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
-from jldm.core.keys import row_keys
+from jldm.core.keys import fold_each, row_keys
+from jldm.core.specs import Loaded
 from jldm.core.trees import traced
 from jldm.diffusion.target import refuse_singular
 from jldm.distributed import sharding
-from jldm.inference.conditions import Branch, branches, embed, per_conditioner
+from jldm.inference.conditions import Branch, branches, check_held, embed, per_conditioner
 from jldm.inference.load import Model, resized
-from jldm.media.images import to_uint8
-from jldm.models.codecs import codec as codecs
-from jldm.objectives.denoiser import bind
+from jldm.models.codecs.codec import decode_latents
+from jldm.objectives.denoiser import bind, ravel, unravel
 from jldm.samplers.per_conditioner import PerConditioner
 from jldm.samplers.sample import Denoise, start, walk
 
@@ -53,6 +53,7 @@ class Request:
 
   n: how many samples.   seed: of their noise; sample i depends on (seed, rows[i]) and what is given for it alone.
   given: the conditions by name, {"label": 3} or {"label": [3, 1]}: one value for all or one per sample; what is left out is null.
+    Of latents in parts a part may be given too, {"text": ids}; {"text": None} is one that is not known, and not drawn.
   against: what guidance pushes away from, one dict per further branch; {} is the null of every guided conditioner.
   size: (H, W) if it is not that of the training data.   noise: [n, h, w, c] to start from, standard normal; by default drawn.
   rows: the numbers [n] of the samples, by default 0 to n - 1.   estimates: how many steps' estimates of the data to keep.
@@ -69,10 +70,13 @@ class Request:
 
 
 class Samples(NamedTuple):
-  """data uint8 [N, H, W, C]; estimates uint8 [N, K, H, W, C], what K of the steps took it for; and how it was drawn."""
+  """data, such as uint8 [N, H, W, C]; estimates [N, K, H, W, C], of K of the steps; and how they were drawn.
 
-  data: np.ndarray
-  estimates: np.ndarray
+  Of a codec of several parts both are dicts by part.
+  """
+
+  data: Any
+  estimates: Any
   provenance: dict
 
 
@@ -89,7 +93,9 @@ class Setup(NamedTuple):
 
   def denoise(self, model: Model) -> Denoise:
     """The denoiser with everything bound into it; within jit."""
-    denoise = bind(model.objective, self.params, embed(model, self.params, self.branches), self.rule)
+    branches = embed(model, self.params, self.branches)
+    keys_held = fold_each(self.keys, 2)  # 0 and 1 are the two that `start` splits keys into
+    denoise = bind(model.objective, self.params, branches, self.rule, model.latents(len(self.keys)), keys_held)
     for transform in self.transforms:
       denoise = transform(model.process, denoise)
     return denoise
@@ -98,13 +104,18 @@ class Setup(NamedTuple):
     """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them; within jit."""
     return model.process, self.denoise(model), self.sampler, *x0, self.pairs if pairs is None else pairs, self.keys
 
-  def like(self, model: Model) -> jax.ShapeDtypeStruct:
-    """The latents [B, h, w, c] as a shape."""
-    return jax.ShapeDtypeStruct((len(self.keys), *model.latent_shape), jnp.float32)
+  def drawn(self, model: Model) -> Any:
+    """The latents [B, ...] that are drawn, as shapes: one array, or those parts of a dict that are not given."""
+    like, held = model.latents(len(self.keys)), self.branches[0].use
+    return {name: part for name, part in like.items() if name not in held} if model.parts else like
 
-  def decode(self, model: Model, z: Array) -> Array:
-    """[B, h, w, c] -> [B, H, W, C] in [-1, 1]."""
-    return codecs.decode(model.autoencoder, self.params["codec"], z, model.tiles)
+  def like(self, model: Model) -> jax.ShapeDtypeStruct:
+    """What a sampler sees as a shape: the latents [B, ...], or the ravel [B, D] of parts."""
+    return jax.eval_shape(ravel, self.drawn(model)) if model.parts else self.drawn(model)
+
+  def decode(self, model: Model, z: Array) -> Any:
+    """What a sampler sees -> data in float32: images in [-1, 1]."""
+    return decode_latents(Loaded(model.codec, self.params["codec"]), unravel(z, self.drawn(model)))
 
 
 def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: int, keys: Array | None = None) -> Setup:
@@ -119,6 +130,7 @@ def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: 
   if isinstance(rule, PerConditioner):
     against = per_conditioner(model, rule, request.given, against[0] if against else {})
   given = branches(model, request.given, against, n)
+  check_held(model, given)
   if keys is None:
     keys = row_keys(jax.random.key(int(request.seed)), check_rows(request.rows, n))
   return Setup(params, traced(sampling.sampler), times(model, sampling), given, traced(rule), traced(sampling.transforms), keys)
@@ -138,8 +150,9 @@ def times(model: Model, sampling: Sampling) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
-def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()) -> tuple[Array, Array]:
-  """Images [B, H, W, C] in [-1, 1], and what the steps `shown` took them for, [B, K, H, W, C].
+def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()) -> tuple[Any, Any, Array]:
+  """Samples as the codec finishes them, such as images uint8 [B, H, W, C]; the estimates of the data at the steps `shown`,
+  [B, K, H, W, C]; and whether every value of a sample is finite, bool [B].
 
   Compiled once per batch size, step count, and kind of sampler, guidance and request: all else is traced.
   """
@@ -147,11 +160,13 @@ def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[in
   z = z if noise is None else model.process.sigma(setup.pairs[0, 0]) * noise
   keep = (lambda state: state.x0) if shown else (lambda state: None)
   state, x0 = walk(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep)
-  images = setup.decode(model, state.z)
+  decoded = setup.decode(model, state.z)
+  each = [jnp.isfinite(part).all(tuple(range(1, part.ndim))) for part in jax.tree.leaves(decoded)]
+  data, finite = model.codec.finish(decoded), jnp.stack(each).all(0)
   if not shown:
-    return images, images[:, None][:, :0]
-  decode = functools.partial(setup.decode, model)
-  return images, jnp.moveaxis(jax.lax.map(decode, x0[jnp.array(shown)]), 0, 1)
+    return data, jax.tree.map(lambda part: part[:, None][:, :0], data), finite
+  estimates = jax.lax.map(lambda z: model.codec.finish(setup.decode(model, z)), x0[jnp.array(shown)])
+  return data, jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), estimates), finite
 
 
 def generate(
@@ -189,7 +204,7 @@ def generate(
     raise UserError(f"n={request.n}, batch_size={batch_size}; expected at least 1 of each")
   model = model if request.size is None else resized(model, request.size)
   setup = set_up(model, {}, request, sampling, request.n)
-  noise = check_noise(model, request)
+  noise = check_noise(request, setup.like(model))
   shown = shown_steps(len(setup.pairs), request.estimates)
   mesh, batch_size = sharding.mesh_of_rows(request.n, batch_size, devices)
   whole = (setup.sampler, setup.pairs, setup.rule, setup.transforms)
@@ -201,9 +216,17 @@ def generate(
     rows = np.minimum(np.arange(start_row, start_row + batch_size), request.n - 1)
     given, keys, begun = sharding.place_batch(mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample))
     one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))
-    batches.append([to_uint8(part) for part in sharding.fetch(drawn(model, one, begun, shown=shown))])
-  data, estimates = (np.concatenate(part)[: request.n] for part in zip(*batches))
+    batches.append(sharding.fetch(drawn(model, one, begun, shown=shown)))
+  join = lambda *parts: np.concatenate(parts)[: request.n]
+  data, estimates, finite = jax.tree.map(join, *batches)
+  check_finite(finite)
   return Samples(data, estimates, provenance(request, sampling))
+
+
+def check_finite(finite: np.ndarray) -> None:
+  """Raises a ValueError if a sample, finite [N], has a value that is not finite."""
+  if not finite.all():
+    raise ValueError(f"{np.count_nonzero(~finite)} of {len(finite)} samples have values that are not finite; expected numbers")
 
 
 def check_kinds(request: Any, sampling: Any) -> None:
@@ -222,10 +245,10 @@ def check_rows(rows: Any, n: int) -> np.ndarray:
   return rows.astype(np.uint32)
 
 
-def check_noise(model: Model, request: Request) -> np.ndarray | None:
+def check_noise(request: Request, like: jax.ShapeDtypeStruct) -> np.ndarray | None:
   if request.noise is None:
     return None
-  noise, expected = np.asarray(request.noise, np.float32), (request.n, *model.latent_shape)
+  noise, expected = np.asarray(request.noise, np.float32), like.shape
   if noise.shape != expected:
     raise UserError(f"noise of shape {list(noise.shape)}; expected {list(expected)}, standard normal")
   return noise

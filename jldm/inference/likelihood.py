@@ -20,7 +20,7 @@ from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import refuse_singular
 from jldm.inference.conditions import Branch, branches, embed
 from jldm.inference.load import Model
-from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.codec import sample_latents
 from jldm.objectives.denoiser import bind
 from jldm.samplers.grid import log_snr_uniform
 
@@ -33,8 +33,8 @@ def log_density(
 ) -> Array:
   """log p [B] of standardised latents of images [B, H, W, C], drawn and noised to times[0]; keys [B]."""
   key_latent, key_noise, key_probes = split_each(keys, 3)
-  codec = Loaded(model.autoencoder, params["codec"])
-  latents = codecs.sample_latents(codec, codecs.encode(codec.model, codec.params, images), key_latent)
+  codec = Loaded(model.codec, params["codec"])
+  latents = sample_latents(codec, codec.model.encode(codec.params, {"image": images}), key_latent)
   z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal(key_noise, latents)
   denoise = bind(model.objective, params, embed(model, params, given))
   divergence = likelihood.hutchinson(key_probes, z, probes)

@@ -13,8 +13,11 @@ import jax.numpy as jnp
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
-from jldm.core.specs import Loaded, Spec, batched
+from jldm.core.specs import Loaded, Spec, batched, keys_like
+from jldm.models.autoencoders.posterior import moments
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
+from jldm.models.codecs.joint import Joint
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
@@ -27,21 +30,31 @@ Array = jax.Array
 class Model:
   """What sampling needs to know besides parameters; static under jit.
 
+  codec: between data and latents, of models.codecs; Tiled(codec, Exact(32)) takes less memory.
   objective: the network with its process, parametrization and conditioners.   data: the arrays of one example.
-  tiles: how latents are decoded, Exact(...) or Blended(...) of models.codecs.tiling, or all at once.
   """
 
-  autoencoder: Any  # linen Module with encode and decode
+  codec: Any
   objective: Any
   data: Spec
   sampling: Any
-  tiles: Any = None
 
   @property
-  def latent_shape(self) -> tuple[int, int, int]:
-    """[h, w, c] of one sample."""
-    height, width, _ = dict(self.data)["image"].shape
-    return height // self.autoencoder.factor, width // self.autoencoder.factor, self.autoencoder.latent_channels
+  def latent_shape(self) -> tuple[int, ...]:
+    """[h, w, c] of one sample; UserError for latents in parts, which edits and likelihoods do not have."""
+    if self.parts:
+      raise UserError(f"latents are parts {', '.join(self.parts)}; expected a model with one array, or use generate")
+    return self.codec.latent_spec(self.data).shape
+
+  @property
+  def parts(self) -> dict[str, Any]:
+    """The codecs of latents in parts, by name; none of latents that are one array."""
+    return dict(self.codec.parts) if isinstance(self.codec, Joint) else {}
+
+  def latents(self, size: int) -> Any:
+    """The latents of `size` examples as shapes, one array [size, ...] or a dict of them by part."""
+    batch = lambda one: jax.ShapeDtypeStruct((size, *one.shape), one.dtype)
+    return jax.tree.map(batch, self.codec.latent_spec(self.data))
 
   @property
   def process(self) -> Any:
@@ -83,8 +96,13 @@ class Place(NamedTuple):
     return Place(other, stage, Path(name))
 
   def needed(self) -> "dict[str, Place]":
-    """By role, what the stage needs."""
-    return {need.role: self.source(need.source, "codec" if need.role == "codec" else None) for need in self.stage.needs}
+    """By role, the stages whose results this one needs."""
+    named = [need for need in self.stage.needs if isinstance(need.source, str)]
+    return {need.role: self.source(need.source, "codec" if need.role == "codec" else None) for need in named}
+
+  def given(self) -> dict[str, Any]:
+    """By role, the codecs that the stage names, which nobody trains."""
+    return {need.role: need.source for need in self.stage.needs if not isinstance(need.source, str)}
 
   def started_from(self) -> "Place | None":
     """What the stage goes on from."""
@@ -120,7 +138,7 @@ def of(experiment: Experiment, stage: str | None = None) -> Model:
   """
   at = Place(experiment, drawing(experiment, stage))
   model = stage_model(at)
-  check_size(model, dict(model.data)["image"].shape[:2])
+  model.codec.latent_spec(model.data)
   try:
     return dataclasses.replace(model, objective=result_shapes(at).model)
   except (ValueError, TypeError) as error:
@@ -134,23 +152,30 @@ def stage_model(at: Place) -> Model:
     UserError: a denoiser without a codec.
   """
   stage, experiment = at.stage, at.experiment
-  needed = at.needed()
-  codec = stage if stage.makes == "codec" else needed["codec"].stage if "codec" in needed else None
-  if codec is None:
-    raise UserError(f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),)")
-  return Model(codec.objective.network, stage.objective, experiment.data.specs[0], experiment.sampling)
+  if stage.makes == "codec":
+    codec = ImageCodec(stage.objective.network)
+  elif "codec" in at.given():
+    codec = at.given()["codec"]
+  elif "codec" in at.needed():
+    codec = ImageCodec(at.needed()["codec"].stage.objective.network)
+  else:
+    raise UserError(f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),), or, for pixels, "
+                    "(Need('codec', Identity()),)")
+  return Model(codec, stage.objective, experiment.data.specs[0], experiment.sampling)
 
 
 def frozen_shapes(at: Place) -> dict[str, Loaded]:
   """What a stage needs, by role, as shapes; nothing is allocated."""
-  return {role: result_shapes(source) for role, source in at.needed().items()}
+  given = {role: Loaded(codec, shapes_of(codec)) for role, codec in at.given().items()}
+  return given | {role: result_shapes(source) for role, source in at.needed().items()}
 
 
 def result_shapes(at: Place) -> Loaded:
   """What a stage hands on, as shapes; nothing is allocated."""
   objective = at.stage.objective
   if at.stage.makes == "codec":
-    return Loaded(objective.network, shapes_of(objective.network))
+    codec = ImageCodec(objective.network)
+    return Loaded(codec, shapes_of(codec))
   frozen = frozen_shapes(at)
   return jax.eval_shape(objective.result, *trained_shapes(at, frozen), frozen)
 
@@ -179,52 +204,56 @@ def of_kind(model: Model, kind: type) -> str | None:
 
 
 def codec_shapes(model: Model) -> dict:
-  """The codec's tree as shapes, nothing allocated."""
-  return shapes_of(model.autoencoder)
+  """The codec's parameters as shapes, nothing allocated."""
+  return shapes_of(model.codec)
+
+
+def frozen_codec(model: Model) -> dict[str, Loaded]:
+  """What a stage is given that needs its codec alone, as shapes."""
+  return {"codec": Loaded(model.codec, codec_shapes(model))}
 
 
 @functools.lru_cache(maxsize=16)
-def shapes_of(network: Any) -> dict:
-  """The tree of a network's codec as shapes; traced once per network, not once per check."""
-  return codecs.shapes(network)
+def shapes_of(codec: Any) -> dict:
+  """The parameters of a codec as shapes; traced once per codec, not once per check."""
+  return codecs.shapes(codec)
 
 
 def denoiser_shapes(model: Model) -> dict:
   """What the denoising stage trains, {"denoiser": …, a conditioner's name: …}, as shapes, nothing allocated."""
-  batch = example(model)
-  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))}
-  return jax.eval_shape(lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen), batch, frozen)[0]
+  init = lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen)
+  return jax.eval_shape(init, example(model), frozen_codec(model))[0]
 
 
 def example(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
   """A batch that the denoising stage trains on, as shapes; `frozen` is what it needs, by default the codec alone."""
-  latent = jax.ShapeDtypeStruct((size, *model.latent_shape), jnp.float32)
-  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))} if frozen is None else frozen
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))
-  kept = jax.eval_shape(lambda frozen, batch, keys: model.objective.cache(frozen, batch, keys),
-                        frozen, batched(model.data, size), keys)
-  return {"mean": latent, "log_variance": latent} | kept | in_batch(size)
+
+  def kept(frozen: dict, batch: dict, keys: Array) -> dict:
+    codec = frozen["codec"]
+    return moments(codec.model.encode(codec.params, batch)) | model.objective.cache(frozen, batch, keys)
+
+  model.codec.latent_spec(model.data)
+  frozen = frozen_codec(model) if frozen is None else frozen
+  return jax.eval_shape(kept, frozen, batched(model.data, size), keys_like(size)) | in_batch(size)
 
 
 def resized(model: Model, size: tuple[int, int]) -> Model:
   """The model for images of (H, W).
 
   Raises:
-    UserError: sides that the autoencoder or the denoiser cannot halve.
+    UserError: sides that the codec or the denoiser cannot divide.
   """
-  check_size(model, size)
-  image = dict(model.data)["image"]
-  changed = jax.ShapeDtypeStruct((*size, *image.shape[2:]), image.dtype)
-  model = dataclasses.replace(model, data=tuple((name, changed if name == "image" else one) for name, one in model.data))
+  model = of_size(model, size)
   denoiser_shapes(model)
   return model
 
 
-def check_size(model: Model, size: tuple[int, int]) -> None:
-  """Raises a UserError for sides (H, W) that the autoencoder cannot halve."""
-  factor = model.autoencoder.factor
-  if min(size) < 1 or any(side % factor for side in size):
-    raise UserError(f"size {size[0]}x{size[1]}; expected sides divisible by the autoencoder's factor {factor}")
+def of_size(model: Model, size: tuple[int, int]) -> Model:
+  """The model for images of (H, W); UserError for sides that the codec cannot divide."""
+  resize = lambda one: jax.ShapeDtypeStruct((*size, *one.shape[2:]), one.dtype) if len(one.shape) == 3 else one
+  model = dataclasses.replace(model, data=tuple((name, resize(one)) for name, one in model.data))
+  model.codec.latent_spec(model.data)
+  return model
 
 
 def load(
@@ -255,7 +284,8 @@ def needed(at: Place) -> dict[str, Loaded]:
   Raises:
     UserError: one of them is not finished.
   """
-  return {role: finished(source) for role, source in at.needed().items()}
+  given = {role: Loaded(codec, codec.init(jax.random.key(0))) for role, codec in at.given().items()}
+  return given | {role: finished(source) for role, source in at.needed().items()}
 
 
 def finished(at: Place) -> Loaded:
@@ -292,7 +322,7 @@ def restored(
       raise UserError(f"workdir {str(workdir)!r} has no trained {name} yet; run train.py on it first")
     found = saved.restore(step, items)
   if codec:
-    return step, Loaded(at.stage.objective.network, found["codec"])
+    return step, Loaded(ImageCodec(at.stage.objective.network), found["codec"])
   params = found["ema"] if sigma_rel is None else average(workdir, sigma_rel, found["ema"], name)
   return step, at.stage.objective.result(params, found.get("extra", {}), needed(at) if frozen is None else frozen)
 
@@ -301,7 +331,7 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
   """The autoencoder's network of a workdir and its codec, trained or imported: of its last stage that makes one.
 
   Raises:
-    UserError: not a workdir, or its autoencoder is not finished.
+    UserError: not a workdir, it has no autoencoder, or that is not finished.
   """
   experiment = workdirs.read(Path(workdir))
   stage = experiment.last("codec")
@@ -312,7 +342,7 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
-    return network, saved.restore(step, {"codec": shapes_of(network)})["codec"]
+    return network, saved.restore(step, {"codec": shapes_of(ImageCodec(network))})["codec"]
 
 
 def average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:

@@ -32,6 +32,7 @@ from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec, variables
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 FLAX = "diffusion_flax_model.msgpack"
@@ -56,23 +57,26 @@ class Autoencoder:
 
   network: Any  # linen Module
 
-  def encode(self, params: dict, images: Array, tiles: Any = None) -> Gaussian:
-    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c]; `tiles` of models.tiling."""
-    return codecs.encode(self.network, params, images, tiles)
+  @property
+  def codec(self) -> ImageCodec:
+    """As a denoiser's codec; Tiled(autoencoder.codec, Exact(32)) takes less memory."""
+    return ImageCodec(self.network)
 
-  def decode(self, params: dict, latents: Array, tiles: Any = None) -> Array:
-    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1]; `tiles` of models.tiling."""
-    if tiles is not None:
-      return tiles.decode(self.network, codecs.variables(params), latents)
-    return self.network.apply(codecs.variables(params), latents, method="decode")
+  def encode(self, params: dict, images: Array) -> Gaussian:
+    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c]."""
+    return self.codec.encode(params, {"image": images})
+
+  def decode(self, params: dict, latents: Array) -> Array:
+    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1]."""
+    return self.network.apply(variables(params), latents, method="decode")
 
   def scaled(self, params: dict, latents: Array) -> Array:
     """Raw latents as a denoiser knows them: equation (1)."""
-    return (latents - params["mean"]) / params["std"]
+    return codecs.standardised(params, latents)
 
   def raw(self, params: dict, latents: Array) -> Array:
     """The inverse of `scaled`."""
-    return latents * params["std"] + params["mean"]
+    return codecs.destandardised(params, latents)
 
 
 def load(source: str | Path, **options: Any) -> tuple[Autoencoder, dict]:
@@ -121,7 +125,7 @@ def from_file(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
 
 def filled(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, allow_nan: bool) -> dict:
   """The parameters and the other collections of a network."""
-  shapes = codecs.shapes(network)
+  shapes = codecs.shapes(ImageCodec(network))
   like = dict(shapes["params"])
   if "codebook" in shapes["extra"]:
     like["codebook"] = {"vectors": shapes["extra"]["codebook"]["sums"]}

@@ -27,6 +27,7 @@ from jldm.core.specs import Loaded
 from jldm.metrics import perceptual
 from jldm.metrics.image import psnr
 from jldm.models.codecs.codec import pixels
+from jldm.models.codecs.images import ImageCodec
 from jldm.nn.resample import halve
 from jldm.objectives.objective import Aux
 
@@ -95,13 +96,14 @@ class Reconstruction:
     return x, back, loss, Aux(metrics, extra)
 
   def distance(self, a: Array, b: Array) -> Array:
-    """Equation (3), a mean over the values of images [B, H, W, C] -> [B]."""
-    return (self.l1 * jnp.abs(a - b) + self.l2 * jnp.square(a - b)).mean((1, 2, 3))
+    """Equation (3), a mean over the values of data [B, ...] -> [B]."""
+    each = self.l1 * jnp.abs(a - b) + self.l2 * jnp.square(a - b)
+    return each.mean(tuple(range(1, each.ndim)))
 
   def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
     """The codec without the mean and std of its latents, which are measured once it is trained."""
     del frozen
-    return Loaded(self.network, {"params": params, "extra": extra})
+    return Loaded(ImageCodec(self.network), {"params": params, "extra": extra})
 
   def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
     """What `init` gave with a trained autoencoder in its place; the inverse of `result`."""
@@ -132,7 +134,8 @@ def noisy(z: Array, scale: float, keys: Array) -> Array:
   key_strength, key_noise = split_each(keys)
   axes = tuple(range(1, z.ndim))
   spread = jax.lax.stop_gradient(z.std(axes, keepdims=True))
-  return z + scale * jnp.abs(normal(key_strength, z[:, :1, :1, :1])) * spread * normal(key_noise, z)
+  first = z[(slice(None), *[slice(1)] * (z.ndim - 1))]  # [B, 1, ...]
+  return z + scale * jnp.abs(normal(key_strength, first)) * spread * normal(key_noise, z)
 
 
 def halved(x: Array) -> Array:

@@ -8,9 +8,10 @@ means over the D values of a latent; DDPM (Ho et al. 2020, 2006.11239, eq. 14) f
 (Karras et al. 2024, 2312.02696, eq. 21) for (3).
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -20,11 +21,12 @@ from jldm.core.errors import UserError
 from jldm.core.keys import normal, row_keys
 from jldm.core.shapes import expand
 from jldm.core.specs import Loaded, Output
+from jldm.core.trees import like_parts, parts_of
 from jldm.diffusion.process import Process, Rates, rates
 from jldm.diffusion.target import Predict, combine, decode
 from jldm.diffusion.times import Uniform, sample_times
 from jldm.diffusion.weighting import Own, Weighting
-from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.autoencoders.posterior import is_posterior, posterior_of
 from jldm.models.codecs.codec import encode_mean, sample_latents
 from jldm.models.conditioners.conditioner import Conditioner, cached_conditions, check_names, draw_conditions, join
 from jldm.objectives.objective import Aux
@@ -37,15 +39,17 @@ class Diffusion:
   """Equations (1) to (3) on latents drawn from cached posteriors.
 
   A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and what `cache` keeps of each example for the
-  conditioners.  `frozen["codec"]` is the codec, a Loaded.  The parameters are {"denoiser": …, a conditioner's name: …}.
+  conditioners.  Latents may be a dict by part, of moments `image__mean`, …: each part then has a time of its own.
+  `frozen["codec"]` is the codec, a Loaded.  The parameters are {"denoiser": …, a conditioner's name: …}.
 
   conditioners: what the network is given besides z, each with a dropout of its own: (ClassLabel(classes=10), Masked()).
   offset_noise: std of noise that all places of a channel share, added to eps (Guttenberg 2023).
   self_conditioning: how often the network sees its own estimate of x0, else zeros: Chen et al. 2022 (2208.04202), 0.5.
   direction: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al. 2025 (2501.01423).
+  part_weights: of latents in parts the weight of each part's mean, (("text", 0.5),); 1 by default.
 
   Raises:
-    UserError: a share outside [0, 1], or two conditioners of one name.
+    UserError: a share outside [0, 1], or two conditioners of one name; in `loss`, weights of parts that there are not.
   """
 
   makes: ClassVar[str] = "denoiser"
@@ -58,6 +62,7 @@ class Diffusion:
   offset_noise: float = 0.0
   self_conditioning: float = 0.0
   direction: float = 0.0
+  part_weights: tuple[tuple[str, float], ...] = ()
 
   def __post_init__(self):
     if not 0 <= self.self_conditioning <= 1:
@@ -77,8 +82,10 @@ class Diffusion:
     key_network, key_conditioners = jax.random.split(key)
     params = self.init_conditioners(key_conditioners, batch)
     inputs = self.inputs(params, frozen, batch, key_conditioners)
-    z = jnp.zeros(batch["mean"].shape, jnp.float32)
-    return {"denoiser": self.network.init(key_network, z, jnp.zeros(len(z)), inputs).get("params", {})} | params, {}
+    means = jax.tree.map(lambda each: each.mean, posterior_of(batch), is_leaf=is_posterior)
+    z = jax.tree.map(lambda mean: jnp.zeros(mean.shape, jnp.float32), means)
+    noise_level = jax.tree.map(lambda part: jnp.zeros(len(part)), z)
+    return {"denoiser": self.network.init(key_network, z, noise_level, inputs).get("params", {})} | params, {}
 
   def init_conditioners(self, key: Array, batch: dict) -> dict:
     """Parameters of the conditioners that are trained, by name."""
@@ -101,36 +108,60 @@ class Diffusion:
   def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
     del ema
     key_x0, key_t, key_eps, key_offset, key_self, key_conditions = jax.random.split(key, 6)
-    rows, uniform = batch["row"], jax.vmap(jax.random.uniform)
-    x0 = sample_latents(frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows))
+    rows = batch["row"]
+    x0 = sample_latents(frozen["codec"], posterior_of(batch), row_keys(key_x0, rows))
+    noised = {
+      name: self.noised(part, batch, *keys, permuted=isinstance(x0, dict))
+      for (name, part), keys in zip(parts_of(x0).items(), part_keys((key_t, key_eps, key_offset), x0))
+    }
+    z, noise_level = (like_parts({name: part[i] for name, part in noised.items()}) for i in (0, 1))
+    inputs = self.inputs(params, frozen, batch, key_conditions)
+
+    def network(estimate: Any) -> Output:
+      return self.network.apply({"params": params["denoiser"]}, z, noise_level, inputs, estimate)
+
+    estimate = None
+    if self.self_conditioning:
+      values = parts_of(network(jax.tree.map(jnp.zeros_like, z)).value)
+      shown = jax.vmap(jax.random.uniform)(row_keys(key_self, rows)) < self.self_conditioning
+      first = {name: jax.lax.stop_gradient(part.estimate(values[name])) for name, part in noised.items()}
+      estimate = like_parts({name: jnp.where(expand(shown, part), part, 0) for name, part in first.items()})
+    output = network(estimate)
+    values, log_variances = parts_of(output.value), parts_of(output.log_variance)
+    losses, metrics, weights = jnp.zeros(len(rows)), {}, dict(self.part_weights)
+    if unknown := weights.keys() - noised.keys():
+      raise UserError(f"part_weights has {', '.join(unknown)}, and the latents {', '.join(noised)}; expected some of those")
+    for name, part in noised.items():
+      loss, mse = self.part_loss(part, values[name], log_variances.get(name))
+      losses = losses + weights.get(name, 1.0) * loss
+      metrics[f"mse_{name}" if name else "mse"] = mse
+    return losses, Aux(metrics, extra)
+
+  def noised(
+    self, x0: Array, batch: dict, key_t: Array, key_eps: Array, key_offset: Array, permuted: bool
+  ) -> "Noised":
+    """One part x0 [B, ...] at times of its own; `permuted` strata do not align with those of other parts."""
+    rows = batch["row"]
     eps = normal(row_keys(key_eps, rows), x0)
     if self.offset_noise:
       one_place = x0[(slice(None), *[slice(1)] * (x0.ndim - 2))]  # [B, 1, ..., C]
       eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), one_place)
-    t, dt_du = sample_times(self.times, self.process, key_t, batch["stratum"])
+    t, dt_du = sample_times(self.times, self.process, key_t, batch["stratum"], rows if permuted else None)
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)
     noise_level = self.parametrization.c_noise(self.process, t)
-    inputs = self.inputs(params, frozen, batch, key_conditions)
+    return Noised(self.parametrization.c_in(r) * z, noise_level, z, x0, eps, row, r, dt_du)
 
-    def network(estimate: Array | None) -> Output:
-      variables = {"params": params["denoiser"]}
-      return self.network.apply(variables, self.parametrization.c_in(r) * z, noise_level, inputs, estimate)
-
-    estimate = None
-    if self.self_conditioning:
-      first = jax.lax.stop_gradient(decode(row, r, z, network(jnp.zeros_like(z)).value).x0)
-      shown = uniform(row_keys(key_self, rows)) < self.self_conditioning
-      estimate = jnp.where(expand(shown, z), first, 0)
-    output = network(estimate)
-    target = combine(row, x0, eps)
-    error = jnp.square(output.value - target)
-    loss = mean_each(self.factor(row, r, dt_du) * error)
-    if output.log_variance is not None:
-      loss = loss * jnp.exp(-output.log_variance) + output.log_variance
+  def part_loss(self, part: "Noised", value: Array, log_variance: Array | None) -> tuple[Array, Array]:
+    """Equation (2) or (3) of one part, [B], and the mean of its squared error, []."""
+    target = combine(part.row, part.x0, part.eps)
+    error = jnp.square(value - target)
+    loss = mean_each(self.factor(part.row, part.rates, part.dt_du) * error)
+    if log_variance is not None:
+      loss = loss * jnp.exp(-log_variance) + log_variance
     if self.direction:
-      loss = loss + self.direction * mean_each(1 - cosine(output.value, target))
-    return loss, Aux({"mse": error.mean()}, extra)
+      loss = loss + self.direction * mean_each(1 - cosine(value, target))
+    return loss, error.mean()
 
   def factor(self, row: Any, r: Rates, dt_du: Array) -> Array:
     """What squared error in `row` is multiplied by, [] or [B, 1, ...]."""
@@ -145,6 +176,30 @@ class Diffusion:
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
     """What `init` gave with a trained denoiser, and what conditioners it has, in its place."""
     return params | started, extra
+
+
+class Noised(NamedTuple):
+  """A part of the latents at a time of its own: what the network is given of it, and what its error needs."""
+
+  scaled: Array  # c_in z [B, ...]
+  noise_level: Array  # [B]
+  z: Array
+  x0: Array
+  eps: Array
+  row: Any
+  rates: Rates
+  dt_du: Array  # [B]
+
+  def estimate(self, value: Array) -> Array:
+    """x0 [B, ...] by a network's output."""
+    return decode(self.row, self.rates, self.z, value).x0
+
+
+def part_keys(keys: Sequence[Array], like: Any) -> list[Sequence[Array]]:
+  """The keys of every part of `like`: the same of a single array, folded with the part's number of a dict."""
+  if not isinstance(like, dict):
+    return [keys]
+  return [[jax.random.fold_in(key, i) for key in keys] for i in range(len(like))]
 
 
 def mean_each(values: Array) -> Array:

@@ -23,7 +23,7 @@ from jldm.data.buckets import Buckets
 from jldm.data.source import Part, Zipped
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import Model
-from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.autoencoders import posterior as posteriors
 from jldm.models.codecs import codec as codecs
 from jldm.runs.run import Run
 from jldm.storage import array_cache
@@ -34,7 +34,7 @@ SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the dat
 def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   """The mean and std of the latents that the training set has by these parameters."""
   cache = moments(run, {"params": params}, train_set, mesh)
-  statistics = codecs.measure(Gaussian(b["mean"], b["log_variance"]) for b, _ in in_order(cache, 4096, pad=False))
+  statistics = codecs.measure(posteriors.posterior_of(b) for b, _ in in_order(cache, 4096, pad=False))
   listed = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
   if multihost.first():
     print(f"codec: latents have mean {listed(statistics.mean)}, std {listed(statistics.std)} per channel")
@@ -46,7 +46,7 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   cached = moments(run, codec, source, mesh)
   if not run.model.conditioners:
     return cached
-  frozen, objective = {"codec": Loaded(run.model.autoencoder, codec)}, run.model.objective
+  frozen, objective = {"codec": Loaded(run.model.codec, codec)}, run.model.objective
   key = jax.random.key(SOURCE_SEED)
 
   def conditions(frozen: dict, batch: dict) -> dict:
@@ -56,11 +56,10 @@ def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
 
 
 def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """The raw posteriors of the training set: mean and log_variance [N, h, w, c]."""
-  network = run.model.autoencoder
+  """The raw posteriors of the training set: mean and log_variance [N, h, w, c], or by part."""
 
   def encode(codec: dict, batch: dict) -> dict:
-    return codecs.encode(network, codec, batch["image"])._asdict()
+    return posteriors.moments(run.model.codec.encode(codec, batch))
 
   encoder = {"params": codec["params"]}
   return written(run, moments_folder(run, encoder), encoder, encode, source, mesh)
@@ -110,13 +109,13 @@ def conditions_folder(run: Run, codec: dict) -> Path:
 
 
 def moments_hash(codec: dict, model: Model, data: Any) -> str:
-  """What cached moments depend on: the encoder's parameters, the network and the data."""
-  return digest([without_execution_fields(to_data(model.autoencoder)), to_data(data)], codec["params"])
+  """What cached moments depend on: the encoder's parameters, the codec and the data."""
+  return digest([without_execution_fields(to_data(model.codec)), to_data(data)], codec["params"])
 
 
 def conditions_hash(codec: dict, model: Model, data: Any) -> str:
-  """What cached conditions depend on: the conditioners, the whole codec, the network and the data."""
-  network = without_execution_fields(to_data(model.autoencoder))
+  """What cached conditions depend on: the conditioners, the codec with its parameters, and the data."""
+  network = without_execution_fields(to_data(model.codec))
   return digest([network, to_data(data), to_data(model.objective.conditioners)], codec)
 
 

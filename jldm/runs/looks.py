@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -34,21 +33,19 @@ Looks = Callable[[Log], tuple[Hook, ...]]
 @contextlib.contextmanager
 def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks]:
   """Every so often, held-out pictures through a codec in training: PSNR and SSIM, and some of them on a sheet."""
-  stage, network = run.stage, run.model.autoencoder
-  unit = codecs.Statistics(jnp.zeros(()), jnp.ones(()))
+  stage, codec = run.stage, run.model.codec
 
   @jax.jit
-  def reconstruct(codec: dict, images: jax.Array) -> jax.Array:
-    latents = codecs.encode(network, codec, images).mean
-    return codecs.decode(network, codec | unit._asdict(), latents)
+  def reconstruct(params: dict, images: jax.Array) -> jax.Array:
+    return codec.decode(params, codec.encode(params, {"image": images}).mean)
 
   def look(log):
     def call(n, state, metrics):
       del metrics
-      codec = stage.objective.result(state.ema[0], state.extra, frozen).params
+      params = stage.objective.result(state.ema[0], state.extra, frozen).params
       batches = run.notice.between(in_order(held_out, stage.batch_size))
       held = ((codecs.pixels(sharding.place_batch(mesh, batch["image"])), count) for batch, count in batches)
-      each, first = reconstruction(lambda images: reconstruct(codec, images), held, first_alone=True)
+      each, first = reconstruction(lambda images: reconstruct(params, images), held, first_alone=True)
       values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
       log.say(f"{stage.name} step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")

@@ -7,7 +7,6 @@ import jax
 from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
-from jldm.core.specs import Loaded
 from jldm.data.buckets import shapes
 from jldm.distributed import sharding
 from jldm.inference.generate import times
@@ -15,9 +14,8 @@ from jldm.inference.load import (
   Model,
   Place,
   check_finished,
-  check_size,
-  codec_shapes,
   example,
+  frozen_codec,
   of,
   resized,
   result_shapes,
@@ -58,10 +56,8 @@ def check(places: list[Place], devices: sharding.Devices) -> Any:
 
 def check_data(model: Model, data: Any) -> None:
   """Raises a UserError where the data do not fit a codec."""
-  if data.channels != model.autoencoder.channels:
-    raise UserError(f"data has {data.channels} channels and the autoencoder {model.autoencoder.channels}; make them equal")
-  for size in shapes(data):
-    check_size(model, size)
+  for size in data.specs:
+    model.codec.latent_spec(size)
 
 
 def check_stage(stage: Stage, devices: sharding.Devices) -> None:
@@ -122,9 +118,8 @@ def check_denoiser(model: Model) -> None:
   """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents or inputs."""
   objective, batch, key = model.objective, example(model), jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(objective.init_conditioners, key, batch)
-  frozen = {"codec": Loaded(model.autoencoder, codec_shapes(model))}
-  inputs = jax.eval_shape(objective.inputs, params, frozen, batch, key)
-  check_network(objective.network, batch["mean"], inputs)
+  inputs = jax.eval_shape(objective.inputs, params, frozen_codec(model), batch, key)
+  check_network(objective.network, model.latents(1), inputs)
 
 
 def check_classes(model: Model, data: Any, name: str) -> None:

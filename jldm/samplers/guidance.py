@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jldm.core.errors import UserError
 from jldm.core.shapes import expand
-from jldm.core.trees import pytree
+from jldm.core.trees import like_parts, parts_of, pytree
 from jldm.diffusion.process import Process, half_log_snr, rates
 from jldm.diffusion.target import TARGETS, Denoised, combine, determinant
 from jldm.samplers.sample import Denoise
@@ -30,7 +30,7 @@ def guided(process: Process, denoise: Callable[..., Denoised], conditions: Seque
   """denoise(z, t, condition, estimate, to) under K conditions, trees of [B, ...], in one pass, combined by a rule.
 
   The K conditions of a sample are adjacent rows (b K + k), so that a batch sharded over devices never moves.
-  The learned variance is that of the first condition.
+  The learned variance is that of the first condition.  z may be a dict by part: the rule combines each part by itself.
   """
   count = len(conditions)
   interleaved = jax.tree.map(lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions)  # [B K, ...]
@@ -39,10 +39,13 @@ def guided(process: Process, denoise: Callable[..., Denoised], conditions: Seque
     """[B, ...] -> [B K, ...]; numbers [] and None stay."""
     return jnp.repeat(e, count, 0) if jnp.ndim(e) else e
 
-  def combined(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
-    rows = denoise(repeat(z), repeat(t), interleaved, *jax.tree.map(repeat, (estimate, to)))
-    each = jax.tree.map(lambda e: e.reshape((len(z), count) + e.shape[1:]), rows)  # [B, K, ...]
-    return rule(process, z, t, each)._replace(variance=unstack(each)[0].variance)
+  def combined(z: Any, t: Array, estimate: Any = None, to: Array | None = None) -> Denoised:
+    rows = denoise(*jax.tree.map(repeat, (z, t)), interleaved, *jax.tree.map(repeat, (estimate, to)))
+    each = jax.tree.map(lambda e: e.reshape((-1, count) + e.shape[1:]), rows)  # [B, K, ...]
+    x0, eps = parts_of(each.x0), parts_of(each.eps)
+    ruled = {name: rule(process, part, t, Denoised(x0[name], eps[name])) for name, part in parts_of(z).items()}
+    x0, eps = (like_parts({name: said[field] for name, said in ruled.items()}) for field in (0, 1))
+    return Denoised(x0, eps, jax.tree.map(lambda e: e[:, 0], each.variance))
 
   return combined
 

@@ -13,7 +13,7 @@ def test_every_row_is_an_experiment(name):
   found = autoencoders.experiment(name, "somewhere")
   model = of(found)
   validate.check_shapes(model, found.data)
-  assert f"f{model.autoencoder.factor}" in name and type(model.autoencoder).__name__.startswith(name[:2])
+  assert f"f{model.codec.factor}" in name and type(model.codec.network).__name__.startswith(name[:2])
   assert found.data.data_dir == "somewhere" and found.data.height == (96 if "96x64" in name else 64)
 
 

@@ -66,6 +66,14 @@ def test_keys_stay_keys():
   assert traced({"keys": keys})["keys"] is keys
 
 
+def test_ids_stay_ids():
+  ids = {"ids": np.int32([3, 2**24 + 1]), "known": np.array([True, False]), "weights": np.float64([0.5, 2])}
+  for change in (traced, float32):
+    changed = change(ids)
+    assert {name: leaf.dtype.name for name, leaf in changed.items()} == {"ids": "int32", "known": "bool", "weights": "float32"}
+    assert changed["ids"][1] == 2**24 + 1, "no float32"
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_float32_copies_have_buffers_of_their_own(dtype):
   original = {"w": jnp.arange(4, dtype=dtype)}

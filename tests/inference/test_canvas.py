@@ -19,7 +19,7 @@ def random(*shape):
 
 def test_the_smallest_side_that_a_model_can_halve():
   assert canvas.multiple(MODEL) == 8
-  assert canvas.multiple(UNET) == UNET.autoencoder.factor * 2 ** (len(UNET.objective.network.widths) - 1)
+  assert canvas.multiple(UNET) == UNET.codec.factor * 2 ** (len(UNET.objective.network.widths) - 1)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 21, 27, 1), (1, 3, 40, 2)])

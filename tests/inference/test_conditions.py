@@ -54,7 +54,7 @@ def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(m
   model, params = masked
   told = condition(model, params, "masked", (PICTURES, KNOWN))
   shown = np.asarray(masks.filled(codecs.pixels(PICTURES), KNOWN))
-  raw = np.asarray(codecs.encode(model.autoencoder, params["codec"], shown).mean)
+  raw = np.asarray(model.codec.encode(params["codec"], {"image": shown}).mean)
   known = KNOWN[:, ::8, ::8]
   assert told.shape == (5, 4, 4, 5) and 0 < known.mean() < 1
   np.testing.assert_allclose(told[..., :-1], raw, rtol=1e-4, atol=1e-4)
@@ -66,7 +66,7 @@ def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(m
 def test_a_conditioned_sample_depends_on_its_own_condition_alone(paired):
   model, params = paired
   told = condition(model, params, "paired", PICTURES)
-  np.testing.assert_allclose(told, codecs.encode(model.autoencoder, params["codec"], PICTURES).mean, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(told, model.codec.encode(params["codec"], {"image": PICTURES}).mean, rtol=1e-4, atol=1e-4)
   run = lambda images, **options: draw(model, params, LABELS, steps=2, given={"paired": images}, **options).data.astype(int)
   whole = run(PICTURES, devices=1)
   assert np.abs(run(PICTURES, devices=1, batch_size=2) - whole).max() <= 1, "batch size and padding"

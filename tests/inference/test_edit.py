@@ -8,6 +8,7 @@ import pytest
 from jldm.config import presets
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
+from jldm.core.specs import Loaded
 from jldm.editing.edict import EDICT
 from jldm.inference import edit
 from jldm.inference.generate import Request
@@ -51,7 +52,7 @@ def conditioned(conditioner):
 def reconstruction(model, params):
   sized = resized(model, (16, 16))
   z = edit.encode(sized, params["codec"], IMAGES)
-  return to_uint8(codecs.decode(sized.autoencoder, params["codec"], z))
+  return to_uint8(codecs.decode_latents(Loaded(sized.codec, params["codec"]), z))
 
 
 def same(a, b):

@@ -25,8 +25,8 @@ def test_bits_per_dim_of_a_network_that_knows_a_standard_normal(tiny):
   silent = params | {"denoiser": jax.tree.map(jnp.zeros_like, params["denoiser"])}
   found = bits_per_dim(model, silent, images, steps=4, batch_size=3)
   key_latent, key_noise, _ = split_each(row_keys(jax.random.key(0), jnp.arange(5)), 3)
-  posterior = codecs.encode(model.autoencoder, params["codec"], images)
-  latents = codecs.sample_latents(Loaded(model.autoencoder, params["codec"]), posterior, key_latent)
+  posterior = model.codec.encode(params["codec"], {"image": images})
+  latents = codecs.sample_latents(Loaded(model.codec, params["codec"]), posterior, key_latent)
   t = model.process.time(jnp.float32(10))
   z = model.process.alpha(t) * latents + model.process.sigma(t) * normal(key_noise, latents)
   expected = 0.5 * np.log2(2 * np.pi) + 0.5 * np.mean(z**2, (1, 2, 3)) / np.log(2)

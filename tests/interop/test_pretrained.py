@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
+from jldm.core.specs import Loaded
 from jldm.interop import pretrained, rename, safetensors, vae
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 from tests.networks import randomised
 from tests.parity.drawn import SD, old_flax
 
@@ -29,7 +31,7 @@ NETWORKS = (
 
 
 def codec_of(network, seed: int = 0, mean=0.0, std=2.0) -> dict:
-  codec = randomised(codecs.shapes(network), seed)
+  codec = randomised(codecs.shapes(ImageCodec(network)), seed)
   if codec["extra"]:
     codec["extra"] = {"codebook": network.quantizer.state(jnp.asarray(codec["extra"]["codebook"]["sums"]))}
   vector = np.ones(network.latent_channels, np.float32)
@@ -218,4 +220,4 @@ def test_the_autoencoder_of_research_code():
   np.testing.assert_allclose(latents, raw * 0.18215, rtol=1e-5)
   np.testing.assert_allclose(autoencoder.raw(params, latents), raw, rtol=1e-5)
   back = jax.jit(autoencoder.decode)(params, raw)
-  np.testing.assert_allclose(np.clip(back, -1, 1), codecs.decode(autoencoder.network, params, latents), atol=1e-4)
+  np.testing.assert_allclose(np.clip(back, -1, 1), codecs.decode_latents(Loaded(autoencoder.codec, params), latents), atol=1e-4)

@@ -13,6 +13,7 @@ import pytest
 from jldm.interop import pretrained, rename, safetensors, vae
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 
 ROOT = Path(__file__).parents[2]
 NETWORK = KLAutoencoder()
@@ -34,6 +35,7 @@ print(held("VmHWM") - before)
 RUN = """
 import jax, numpy as np
 from jldm.interop import pretrained
+from jldm.models.codecs.images import variables
 from jldm.models.codecs.tiling import Exact
 model, params = pretrained.load({folder!r})
 rng = np.random.default_rng(0)
@@ -42,7 +44,8 @@ images = jax.jit(model.decode)(params, posterior.mean)
 assert posterior.mean.shape == (1, 64, 64, 4) and images.shape == (1, 512, 512, 3)
 assert np.isfinite(images).all() and np.std(images) > 0.01
 z = np.float32(rng.normal(size=(1, 16, 16, 4)))
-whole, tiled = (np.asarray(jax.jit(model.decode, static_argnums=2)(params, z, tiles)) for tiles in (None, Exact(8)))
+in_tiles = lambda params, z: Exact(8).decode(model.network, variables(params), z)
+whole, tiled = (np.asarray(jax.jit(decode)(params, z)) for decode in (model.decode, in_tiles))
 assert 0 < np.abs(tiled - whole).max() <= 1e-4 * np.abs(whole).max()
 """
 
@@ -51,7 +54,7 @@ assert 0 < np.abs(tiled - whole).max() <= 1e-4 * np.abs(whole).max()
 def folder(tmp_path_factory):
   """A folder as diffusers has it; kernels keep variances, all else is about 1."""
   path, rng = tmp_path_factory.mktemp("sd"), np.random.default_rng(0)
-  shapes = rename.shapes(vae.table(NETWORK), codecs.shapes(NETWORK)["params"])
+  shapes = rename.shapes(vae.table(NETWORK), codecs.shapes(ImageCodec(NETWORK))["params"])
   assert sum(map(np.prod, shapes.values())) == PARAMETERS
   scale = lambda shape: 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
   tensors = {name: rng.standard_normal(shape, np.float32) * np.float32(scale(shape)) + (len(shape) == 1)
@@ -84,4 +87,4 @@ def test_encodes_and_decodes_512_pixels(folder):
 
 
 def test_the_number_of_parameters_is_the_published_one():
-  assert sum(leaf.size for leaf in jax.tree.leaves(codecs.shapes(NETWORK)["params"])) == PARAMETERS
+  assert sum(leaf.size for leaf in jax.tree.leaves(codecs.shapes(ImageCodec(NETWORK))["params"])) == PARAMETERS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jldm.interop import pretrained, safetensors
-from jldm.models.codecs import codec as codecs
+from jldm.models.codecs import images as codecs
 from tests.compiling import UNOPTIMIZED
 from tests.parity.drawn import inputs, parameters
 

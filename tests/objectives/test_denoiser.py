@@ -49,7 +49,7 @@ def conditions() -> list:
   """With a class and a mask, without the class, and without both."""
   images, known = np.float32(RNG.uniform(-1, 1, (3, 4, 8, 3))), np.float32(RNG.uniform(size=(3, 4, 8, 1)) < 0.6)
   label = LABEL.embed({}, {"label": np.array([0, 3, 1])}, None)
-  masked = MASKED.embed({}, {"image": images, "known": known}, lambda images: images[:, ::2, ::2])
+  masked = MASKED.embed({}, {"image": images, "known": known}, lambda fields: fields["image"][:, ::2, ::2])
   no_label, no_mask = LABEL.null({}, label), MASKED.null({}, masked)
   return [{"label": one, "masked": other} for one, other in ((label, masked), (no_label, masked), (no_label, no_mask))]
 

@@ -16,6 +16,7 @@ from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, sample_ti
 from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import Gaussian
+from jldm.models.codecs.images import ImageCodec
 from jldm.models.conditioners.degradation import Grey
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
@@ -48,8 +49,8 @@ class Scaled(nn.Module):
     return Gaussian(self.param("scale", nn.initializers.ones, ()) * x[:, ::2, ::2], jnp.zeros(()))
 
 
-CODEC = {"codec": Loaded(Scaled(), {"params": {"scale": np.float32(3)}, "extra": {}, "mean": MEAN, "std": STD})}
-PLAIN = {"codec": Loaded(Scaled(), {"mean": 0.0, "std": 1.0})}  # latents as they are
+CODEC = {"codec": Loaded(ImageCodec(Scaled()), {"params": {"scale": np.float32(3)}, "extra": {}, "mean": MEAN, "std": STD})}
+PLAIN = {"codec": Loaded(ImageCodec(Scaled()), {"mean": 0.0, "std": 1.0})}  # latents as they are
 LABEL = ClassLabel(classes=3, dropout=0.0)
 
 
@@ -314,7 +315,8 @@ def test_a_pair_is_told_standardised():
   objective = Diffusion(
     network=Beside(), process=Flow(), parametrization=Predict("x0"), conditioners=(Paired(degradation=Grey()),)
   )
-  halved = {"codec": Loaded(Scaled(), {"params": {"scale": np.float32(3)}, "mean": np.zeros(3), "std": np.full(3, 2.0)})}
+  codec = {"params": {"scale": np.float32(3)}, "mean": np.zeros(3), "std": np.full(3, 2.0)}
+  halved = {"codec": Loaded(ImageCodec(Scaled()), codec)}
   kept = quick(objective.cache)(halved, BATCH, row_keys(KEY, BATCH["row"]))
   assert kept.keys() == {"paired__concat"}
   batch = STILL | {"mean": filled(0)} | kept

@@ -55,7 +55,7 @@ def write(folder: Path) -> None:
 
   from jldm.cli import main
   from jldm.inference.load import load_codec
-  from jldm.models.codecs import codec as codecs
+  from jldm.models.codecs import images as codecs
 
   for name, workdir in trained(folder).items():
     out = folder / f"{name}_diffusers"

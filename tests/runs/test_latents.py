@@ -55,7 +55,7 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   assert len(source) == 20 > changed.stage("autoencoder").batch_size, "several batches, the last one short"
   keys = row_keys(jax.random.key(latents.SOURCE_SEED), np.arange(20))
   made = model.conditioners["paired"].degradation(images, keys)
-  encode = lambda images: np.asarray(codecs.encode(model.autoencoder, codec, images).mean)
+  encode = lambda images: np.asarray(model.codec.encode(codec, {"image": images}).mean)
   np.testing.assert_allclose(rows["mean"], encode(images), rtol=1e-3, atol=1e-4)
   made_raw = rows["paired__concat"] * np.asarray(codec["std"]) + np.asarray(codec["mean"])
   np.testing.assert_allclose(made_raw, encode(made), rtol=1e-3, atol=1e-4)
@@ -81,9 +81,9 @@ def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments
   rows = latents.encoded(run, codec, source, mesh)[np.arange(20)]
   images = source[np.arange(20)]["image"]
   np.testing.assert_array_equal(rows["image"], images)
-  np.testing.assert_allclose(rows["mean"], codecs.encode(model.autoencoder, codec, images).mean, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(rows["mean"], model.codec.encode(codec, {"image": images}).mean, rtol=1e-3, atol=1e-4)
   np.testing.assert_allclose(
-    codecs.encode_mean(loaded, images), codecs.standardised(codec, rows["mean"]), rtol=1e-3, atol=1e-3)
+    codecs.encode_mean(loaded, {"image": images}), codecs.standardised(codec, rows["mean"]), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from jldm.inference.load import load, load_codec
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
+from jldm.models.codecs.images import ImageCodec
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.runs.train import train
@@ -208,7 +209,7 @@ def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_pat
   assert "codec: latents have" not in capsys.readouterr().out  # nothing was measured
   model, params = load(tmp_path)
   network, codec = load_codec(imported)
-  assert model.autoencoder == network and model.latent_shape == (16, 16, 2)
+  assert model.codec == ImageCodec(network) and model.latent_shape == (16, 16, 2)
   jax.tree.map(np.testing.assert_array_equal, params["codec"], codec)
   np.testing.assert_array_equal(codec["mean"], np.float32([0.5, 0.5]))
   assert (tmp_path / "images" / f"denoiser-{STEPS:06d}.png").exists()

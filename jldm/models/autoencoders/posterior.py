@@ -1,11 +1,11 @@
-"""The diagonal Gaussian that an encoder gives, Kingma & Welling 2014 (1312.6114), and what the bottleneck tells of it."""
+"""What an encoder returns: a diagonal Gaussian, Kingma & Welling 2014 (1312.6114), or a point; and what its bottleneck costs."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jldm.core.keys import normal
+from jldm.core.keys import fold_each, normal
 
 Array = jax.Array
 
@@ -31,6 +31,48 @@ class Gaussian(NamedTuple):
 def point(z: Array) -> Gaussian:
   """The Gaussian at the floor around z [B, h, w, C]."""
   return Gaussian(z, jnp.full_like(z, FLOOR))
+
+
+class Point(NamedTuple):
+  """A latent without noise, mean [B, ..., C]."""
+
+  mean: Array
+
+  def sample(self, keys: Array) -> Array:
+    """The mean; keys [B] are not used."""
+    del keys
+    return self.mean
+
+
+Posterior = Gaussian | Point
+SEPARATOR = "__"  # between a part and its moment
+
+
+def is_posterior(value: Any) -> bool:
+  return isinstance(value, Posterior)
+
+
+def sampled(posterior: Any, keys: Array) -> Any:
+  """Raw latents of a posterior, or by part of a dict of them, each part with keys of its own; keys [B]."""
+  if is_posterior(posterior):
+    return posterior.sample(keys)
+  return {name: part.sample(fold_each(keys, i)) for i, (name, part) in enumerate(sorted(posterior.items()))}
+
+
+def moments(posterior: Any) -> dict[str, Array]:
+  """The arrays of a posterior by name, "mean" and "log_variance", or "image__mean" of the part "image" of a dict of them."""
+  if is_posterior(posterior):
+    return posterior._asdict()
+  return {f"{name}{SEPARATOR}{key}": value for name, part in posterior.items() for key, value in part._asdict().items()}
+
+
+def posterior_of(batch: dict) -> Any:
+  """The inverse of `moments`, of a batch that has other arrays too."""
+  if "mean" in batch:
+    return Gaussian(batch["mean"], batch["log_variance"]) if "log_variance" in batch else Point(batch["mean"])
+  names = [name.removesuffix(f"{SEPARATOR}mean") for name in batch if name.endswith(f"{SEPARATOR}mean")]
+  part = lambda name: {key: batch[f"{name}{SEPARATOR}{key}"] for key in Gaussian._fields if f"{name}{SEPARATOR}{key}" in batch}
+  return {name: posterior_of(part(name)) for name in names}
 
 
 class Bottleneck(NamedTuple):

@@ -1,28 +1,69 @@
-"""Between images and the standardised latents that a denoiser lives in.
+"""Between data and the standardised latents that a denoiser lives in.
 
-A codec is a tree {"params", "extra", "mean" [C], "std" [C]}: the averaged parameters of a trained autoencoder, its other
-collections (a codebook, or nothing), and the measured statistics of its latents over the training set,
+A codec is static and hashable; its parameters are a tree
 
-  (1)  std^2 = Var[posterior mean] + E[posterior variance],   a channel
+  {"params", "extra", "mean", "std"}: what its networks are applied to, and the statistics of raw latents
 
-so that standardised latents have zero mean and unit variance, whatever the autoencoder.
+  (1)  std^2 = Var[posterior mean] + E[posterior variance]    per channel, measured over the training set
+
+so that standardised latents, (raw - mean) / std, have zero mean and unit variance, whatever the codec.  Latents are one array
+[B, ...] or a dict of them by part; "mean" and "std" are trees of the same structure, [C] each.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm.core.specs import Loaded
-from jldm.models.autoencoders.posterior import Gaussian
+from jldm.core.specs import Loaded, Spec
+from jldm.models.autoencoders.posterior import Gaussian, is_posterior, sampled
 
 Array = jax.Array
+Tree = Any  # an array, or a dict of arrays by part
+Batch = dict[str, Array]  # of data, by field
+
+
+class Codec(Protocol):
+  """What maps a batch of data to raw latents and back; a frozen dataclass.
+
+  trained: whether its parameters are learned or imported; if not, `init` returns them as they are used.
+  fields: the arrays of a batch that it reads.
+  """
+
+  trained: ClassVar[bool]
+
+  @property
+  def fields(self) -> tuple[str, ...]: ...
+
+  def init(self, key: Array) -> dict:
+    """New parameters, with mean 0 and std 1 if those are to be measured."""
+    ...
+
+  def latent_spec(self, data: Spec) -> Tree:
+    """The latents of one example as shapes; UserError for data that the codec cannot encode."""
+    ...
+
+  def latent_mask(self, known: Array) -> Tree:
+    """A mask of the data's places, 1 where known, as one of the latents' places."""
+    ...
+
+  def encode(self, params: dict, batch: Batch) -> Tree:
+    """The posteriors of raw latents: a Gaussian or a Point, or a dict of them by part."""
+    ...
+
+  def decode(self, params: dict, z: Tree) -> Tree:
+    """Raw latents -> data in float32, differentiable: images in [-1, 1]."""
+    ...
+
+  def finish(self, decoded: Tree) -> Tree:
+    """What `decode` returns in the dtype of the data: uint8 images."""
+    ...
 
 
 class Statistics(NamedTuple):
-  """Mean and standard deviation of raw latents, a channel: [C] each."""
+  """Mean and standard deviation of raw latents, per channel: [C] each."""
 
   mean: Array
   std: Array
@@ -33,57 +74,50 @@ def pixels(images: Array) -> Array:
   return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
 
 
-def variables(codec: dict) -> dict:
-  """What the network is applied to; without "extra", the parameters alone, which is enough to encode."""
-  return {"params": codec["params"]} | codec.get("extra", {})
+def to_bytes(images: Array) -> Array:
+  """Images [..., C] in [-1, 1] -> uint8, rounded to nearest; the inverse of `pixels`, within jit."""
+  return jnp.clip(jnp.rint(127.5 * (images + 1)), 0, 255).astype(jnp.uint8)
 
 
-def shapes(network: Any) -> dict:
-  """The tree of a network's codec as shapes, nothing allocated."""
-  image = jax.ShapeDtypeStruct((1, network.factor, network.factor, network.channels), jnp.float32)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  vector = jax.ShapeDtypeStruct((network.latent_channels,), jnp.float32)
-  extra = dict(jax.eval_shape(network.init, jax.random.key(0), image, keys))
-  return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector}
+def shapes(codec: Codec) -> dict:
+  """The parameters of a codec as shapes, nothing allocated."""
+  return jax.eval_shape(codec.init, jax.random.key(0))
 
 
-def encode(network: Any, codec: dict, images: Array, tiles: Any = None) -> Gaussian:
-  """images [B, H, W, C] -> the raw posterior over [B, h, w, c]; `tiles` is Blended(...) of `models.tiling`, or all at once."""
-  if tiles is not None:
-    return tiles.encode(network, variables(codec), pixels(images))
-  return network.apply(variables(codec), pixels(images), method="encode")
+def standardised(params: dict, raw: Tree) -> Tree:
+  """Raw latents as a denoiser knows them, by a codec's mean and std."""
+  return jax.tree.map(lambda x, mean, std: (x - mean) / std, raw, *statistics(params, raw))
 
 
-def decode(network: Any, codec: dict, latents: Array, tiles: Any = None) -> Array:
-  """Standardised latents [B, h, w, c] -> images [B, H, W, C] in [-1, 1], decoded in float32 whatever the training dtype.
-
-  `tiles` is Exact(...) or Blended(...) of `models.tiling`, by default all at once.
-  """
-  raw, network = latents * codec["std"] + codec["mean"], network.clone(dtype="float32")
-  if tiles is not None:
-    images = tiles.decode(network, variables(codec), raw)
-  else:
-    images = network.apply(variables(codec), raw, method="decode")
-  return jnp.clip(images, -1, 1)
+def destandardised(params: dict, z: Tree) -> Tree:
+  """The inverse of `standardised`."""
+  return jax.tree.map(lambda x, mean, std: x * std + mean, z, *statistics(params, z))
 
 
-def standardised(codec: dict, raw: Array) -> Array:
-  """Raw latents [B, h, w, c] as a denoiser knows them, by a codec's mean and std [c]."""
-  return (raw - codec["mean"]) / codec["std"]
+def statistics(params: dict, like: Tree) -> tuple[Tree, Tree]:
+  """The mean and the std of latents, of those parts that `like` has."""
+  mean, std = params["mean"], params["std"]
+  return tuple({name: each[name] for name in like} for each in (mean, std)) if isinstance(like, dict) else (mean, std)
 
 
-def sample_latents(codec: Loaded, posterior: Gaussian, keys: Array) -> Array:
-  """A standardised latent [B, h, w, c] from the raw posterior, exactly; keys [B]."""
-  return standardised(codec.params, posterior.sample(keys))
+def sample_latents(codec: Loaded, posterior: Tree, keys: Array) -> Tree:
+  """Standardised latents from raw posteriors, exactly; keys [B]."""
+  return standardised(codec.params, sampled(posterior, keys))
 
 
-def encode_mean(codec: Loaded, images: Array) -> Array:
-  """The standardised means of the latents of images uint8, or float in [-1, 1]: [B, H, W, C] -> [B, h, w, c]."""
-  return standardised(codec.params, encode(codec.model, codec.params, images).mean)
+def encode_mean(codec: Loaded, batch: Batch) -> Tree:
+  """The standardised means of the latents of a batch: {"image": uint8 or float in [-1, 1], [B, H, W, C]} -> [B, h, w, c]."""
+  means = jax.tree.map(lambda each: each.mean, codec.model.encode(codec.params, batch), is_leaf=is_posterior)
+  return standardised(codec.params, means)
+
+
+def decode_latents(codec: Loaded, z: Tree) -> Tree:
+  """Standardised latents -> data in float32."""
+  return codec.model.decode(codec.params, destandardised(codec.params, z))
 
 
 def measure(posteriors: Iterable[Gaussian]) -> Statistics:
-  """Equation (1) over batches of numpy posteriors [b, h, w, c], in float64 on the host, stable by merging (Chan 1979)."""
+  """Equation (1) over batches of numpy posteriors [b, ..., c], in float64 on the host, stable by merging (Chan 1979)."""
   count, mean, square, variance = 0, 0.0, 0.0, 0.0
   for batch in posteriors:
     flat = np.asarray(batch.mean, np.float64).reshape(-1, batch.mean.shape[-1])

@@ -23,9 +23,10 @@ from jldm.core.specs import Spec, batched, keys_like
 Array = jax.Array
 Inputs = dict[str, Array]  # of one conditioner, [B, ...] each
 Conditions = dict[str, dict[str, Array]]  # by conditioner: what the network is given
-Encode = Callable[[Array], Array]  # images [B, H, W, C] in [-1, 1] -> standardised latents [B, h, w, c]
+Encode = Callable[[Inputs], Any]  # fields of a batch, such as image [B, H, W, C] in [-1, 1] -> standardised latents
 
 JOINED_AT = {"vector": -1, "concat": -1, "tokens": 1, "mask": 1}  # the axis along which several conditioners' inputs meet
+HELD = "held"  # parts of the latents that are given: (value, time, use) by part
 RESERVED = ("denoiser", "codec")  # names of other parts among the parameters
 
 
@@ -147,10 +148,20 @@ def join(conditions: Conditions) -> dict[str, Array]:
   inputs: dict[str, Array] = {}
   for condition in with_masks(list(conditions.values())):
     for key, value in condition.items():
+      if key == HELD:
+        inputs[key] = merged_parts(inputs.get(key, {}), value)
+        continue
       if key in inputs and key not in JOINED_AT:
         raise UserError(f"two conditioners give {key!r} to the network; expected one of them, or others as a vector or tokens")
       inputs[key] = jnp.concatenate([inputs[key], value], JOINED_AT[key]) if key in inputs else value
   return inputs
+
+
+def merged_parts(some: dict, others: dict) -> dict:
+  """The held parts of two conditioners; UserError if both hold one."""
+  if both := sorted(some.keys() & others.keys()):
+    raise UserError(f"two conditioners hold the part {both[0]!r}; expected one of them")
+  return some | others
 
 
 def with_masks(conditions: list[dict[str, Array]]) -> list[dict[str, Array]]:

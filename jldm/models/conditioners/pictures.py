@@ -58,7 +58,7 @@ class Masked(Conditioner):
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
     """What is hidden is filled before it is encoded: [B, h, w, c + 1]."""
     images, known = inputs["image"], inputs["known"]
-    z = encode(masks.filled(images, known))
+    z = encode({"image": masks.filled(images, known)})
     return {"concat": jnp.concatenate([z, masks.share(known, images.shape[1] // z.shape[1])], -1)}
 
 
@@ -84,7 +84,7 @@ class Paired(Conditioner):
     return {"image": read_images(self.name, given, data)}
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
-    return {"concat": encode(inputs["image"])}
+    return {"concat": encode(inputs)}
 
 
 def read_images(name: str, images: Any, data: Spec) -> np.ndarray:

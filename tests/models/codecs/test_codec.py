@@ -10,6 +10,7 @@ from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.quantize import Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
+from jldm.models.codecs.images import ImageCodec
 from tests.networks import quick, random_params, randomised
 
 RNG = np.random.default_rng(0)
@@ -43,7 +44,7 @@ def test_measured_is_numpy_over_all_data_at_once(ends):
 def test_standardised_draws_have_zero_mean_and_unit_std():
   posterior = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_VARIANCE))
   statistics = codecs.measure(parts(100))
-  codec = Loaded(NETWORK, statistics._asdict())
+  codec = Loaded(ImageCodec(NETWORK), statistics._asdict())
   z = quick(codecs.sample_latents)(codec, posterior, row_keys(jax.random.key(0), jnp.arange(len(MEAN))))
   error = 1 / np.sqrt(z[..., 0].size)
   np.testing.assert_allclose(np.float64(z).mean((0, 1, 2)), 0, atol=5 * error)
@@ -56,8 +57,8 @@ def test_pixels():
 
 
 def test_encode_takes_bytes_and_floats(codec):
-  encode = quick(codecs.encode, static_argnums=0)
-  of_bytes, of_floats = (encode(NETWORK, codec, images) for images in (IMAGES, np.float32(IMAGES / 127.5 - 1)))
+  encode = quick(ImageCodec(NETWORK).encode)
+  of_bytes, of_floats = (encode(codec, {"image": images}) for images in (IMAGES, np.float32(IMAGES / 127.5 - 1)))
   for a, b in zip(of_bytes, of_floats):
     assert a.shape == (2, 2, 3, 2)
     np.testing.assert_allclose(a, b, atol=1e-5)
@@ -67,7 +68,7 @@ def test_decode_undoes_the_standardising_in_float32(codec):
   """Whatever the training dtype; and clipped to [-1, 1]."""
   z = jnp.asarray(RNG.normal(size=(2, 2, 3, 2)), jnp.float32)
   networks = (NETWORK, NETWORK.clone(dtype="bfloat16"))
-  whole, half = (quick(codecs.decode, static_argnums=0)(network, codec, z) for network in networks)
+  whole, half = (quick(codecs.decode_latents)(Loaded(ImageCodec(network), codec), z) for network in networks)
   raw = quick(lambda params, z: NETWORK.apply({"params": params}, z, method="decode"))
   raw = np.asarray(raw(codec["params"], z * codec["std"] + codec["mean"]))
   assert half.dtype == jnp.float32
@@ -85,8 +86,9 @@ def test_a_codebook_goes_with_the_codec():
   codec = {"params": variables["params"], "extra": {"codebook": variables["codebook"]},
            "mean": jnp.array([0.5, -1.0]), "std": jnp.array([2.0, 0.5])}
   images = np.float32(RNG.uniform(-1, 1, (2, 4, 6, 1)))
-  posterior = quick(codecs.encode, static_argnums=0)(network, codec, images)
+  posterior = quick(ImageCodec(network).encode)(codec, {"image": images})
   np.testing.assert_array_equal(posterior.log_variance, -30)
   z = jnp.asarray(RNG.normal(size=(2, 2, 3, 2)), jnp.float32)
   raw = quick(lambda variables, z: network.apply(variables, z, method="decode"))(variables, z * codec["std"] + codec["mean"])
-  np.testing.assert_allclose(quick(codecs.decode, static_argnums=0)(network, codec, z), np.clip(raw, -1, 1), atol=1e-5)
+  decoded = quick(codecs.decode_latents)(Loaded(ImageCodec(network), codec), z)
+  np.testing.assert_allclose(decoded, np.clip(raw, -1, 1), atol=1e-5)

@@ -24,9 +24,9 @@ CONDITIONERS = [
 ]
 
 
-def encoded(images):
-  """Pixels [B, 2 h, 2 w, C] -> [B, h, w, C], of every four the first."""
-  return images[:, ::2, ::2]
+def encoded(fields):
+  """Pixels [B, 2 h, 2 w, C] of the field "image" -> [B, h, w, C], of every four the first."""
+  return fields["image"][:, ::2, ::2]
 
 
 def conditions(conditioner, some=slice(None), batch=BATCH, encode=encoded):
@@ -54,7 +54,7 @@ def test_nothing_is_known_of_its_share(conditioner):
 def test_a_masked_picture_is_the_latent_of_what_it_leaves_and_its_share_of_each_place():
   """Of an encoder of single pixels a known place is its own; a hidden one is the mean of what is known."""
   given = conditions(Masked(dropout=0.0))
-  images, known = encoded(pixels(BATCH["image"])), given[..., -1:]
+  images, known = encoded({"image": pixels(BATCH["image"])}), given[..., -1:]
   assert set(np.unique(known)) == {0, 0.25, 0.5, 0.75, 1} and 0.3 < known.mean() < 0.8
   np.testing.assert_array_equal(np.where(known == 1, given[..., :-1], 0), np.where(known == 1, images, 0))
   for one, mask in zip(given[..., :-1], known[..., 0]):
@@ -66,7 +66,7 @@ def test_a_masked_picture_is_the_latent_of_what_it_leaves_and_its_share_of_each_
 
 def test_a_pair_is_its_source_standardised():
   source = RNG.normal(size=(400, 4, 6, 3)).astype(np.float32)
-  encode = lambda images: standardised(CODEC, source)
+  encode = lambda fields: standardised(CODEC, source)
   np.testing.assert_array_equal(conditions(Paired(), encode=encode), standardised(CODEC, source))
 
 
@@ -75,7 +75,7 @@ def test_what_is_kept_of_an_example():
   kept = cached_conditions([Masked(), Paired(degradation=Grey())], {}, BATCH, encoded, KEYS)
   assert kept.keys() == {"image", "paired__concat"}
   assert kept["image"] is BATCH["image"]
-  np.testing.assert_array_equal(kept["paired__concat"], encoded(Grey()(pixels(BATCH["image"]))))
+  np.testing.assert_array_equal(kept["paired__concat"], encoded({"image": Grey()(pixels(BATCH["image"]))}))
 
 
 def test_what_is_read_is_what_is_drawn():
