@@ -30,7 +30,7 @@ from jldm.core.errors import GO_ON, DifferentError, NonFiniteError, Preempted, U
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
-  "train": "train the autoencoder, then the denoiser in its latent space",
+  "train": "train the stages of an experiment: the autoencoder, then the denoiser in its latent space",
   "replay": "compute logged steps again from a kept checkpoint, and compare to the bit",
   "sample": "draw pictures from a workdir",
   "evaluate": "say what samples and reconstructions are worth, beside real pictures",

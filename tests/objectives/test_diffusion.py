@@ -303,6 +303,14 @@ def test_estimates_are_shown_to_networks_that_read_them(network, share):
     Diffusion(network=network, process=Flow(), self_conditioning=share).check()
 
 
+def test_its_result_is_what_another_starts_from():
+  """A conditioner that the trained one did not have stays new."""
+  objective = Diffusion(network=Told(), process=Flow())
+  result = objective.result({"denoiser": "trained"}, {}, {})
+  assert result.model is objective and objective.makes == "denoiser"
+  assert objective.start({"denoiser": "new", "text": "new"}, {}, result.params) == ({"denoiser": "trained", "text": "new"}, {})
+
+
 class Beside(nn.Module):
   """What it is told, summed over channels."""
 

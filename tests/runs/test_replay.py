@@ -18,7 +18,7 @@ from jldm.train.loop import Hook
 from jldm.train.preemption import Notice
 from tests.configs import config, shrunk
 
-STEPS = 6  # as tests/runs/test_stages.py has, so that programs are compiled once
+STEPS = 6  # as tests/runs/test_train.py has, so that programs are compiled once
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from jldm.train.ema import Decay, Power
-from jldm.train.state import init_state
+from jldm.train.state import averaged, divide, init_state, join
 
 PARAMS = {"w": jnp.array([1.0, 2.0]), "half": jnp.array([3.0], jnp.bfloat16)}
 
@@ -30,3 +30,11 @@ def test_no_two_leaves_share_a_buffer():
   """Or the state could not be donated."""
   state = init_state(PARAMS, {}, optax.adam(1e-3), Decay())
   assert state.step.unsafe_buffer_pointer() != state.skipped.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize(("extra", "items"), [({}, {"state", "ema"}), ({"seen": jnp.ones(())}, {"state", "ema", "extra"})])
+def test_a_state_is_divided_into_items_and_joined(extra, items):
+  state = init_state(PARAMS, extra, optax.adam(1e-3), Power())
+  divided = divide(state)
+  assert divided.keys() == items and {name: divided[name] for name in items - {"state"}} == averaged(state.ema[0], extra)
+  assert join(divided, extra) == state

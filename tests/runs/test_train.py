@@ -223,8 +223,8 @@ def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, t
   network, codec = load_codec(imported)
   peak = 1e-3  # how far a step of Adam moves a parameter
   tuned = dataclasses.replace(
-    on_imported.stage("denoiser"), objective=Reconstruction(network=network), steps=1, start=str(imported), ema=Decay(0.0),
-    optimizer=AdamW(schedule=Constant(peak=peak)),
+    on_imported.stage("denoiser"), name="autoencoder", needs=(), objective=Reconstruction(network=network), steps=1,
+    start=str(imported), ema=Decay(0.0), optimizer=AdamW(schedule=Constant(peak=peak)),
   )
   train(on_imported.with_stage(tuned), tmp_path, ("autoencoder",), devices=1)
   after = load_codec(tmp_path)[1]
