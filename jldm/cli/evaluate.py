@@ -17,7 +17,7 @@ from jldm.evaluation.evaluate import How, Told
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import NAMES
 from jldm.inference.conditions import branches
-from jldm.inference.load import Place, drawing, of, of_kind, restored
+from jldm.inference.load import Place, drawing, needed, of, of_kind, restored
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual
@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> None:
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   folder = workdirs.evaluation(workdir)
   at, codec_at = judged_stages(experiment, args.stage, workdir)
-  codec_step, codec = restored(codec_at or at.needed()["codec"])
-  model = dataclasses.replace(of(experiment, at and at.stage.name), autoencoder=codec.model)
+  codec_step, codec = restored(codec_at) if codec_at else (0, needed(at)["codec"])
+  model = dataclasses.replace(of(experiment, at and at.stage.name), codec=codec.model)
   if at:
     step, trained = restored(at, best=args.best)
     label = of_kind(model, ClassLabel)
@@ -92,7 +92,7 @@ def judged_stages(experiment: Experiment, name: str, workdir: Path) -> tuple[Pla
   at = Place(experiment, stage, workdir)
   if stage.makes == "codec":
     return None, at
-  return at, at.needed()["codec"] if name == "all" else None
+  return at, at.needed().get("codec") if name == "all" else None
 
 
 def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:

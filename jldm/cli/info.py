@@ -65,8 +65,11 @@ def workdir(path: Path, statistics: bool) -> Iterator[str]:
 
 
 def result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]:
-  """What a stage has made."""
-  params = restored(place(path, stage.name))[1].params
+  """What a stage has made, after the codec that it names."""
+  at = place(path, stage.name)
+  for codec in at.given().values():
+    yield from described(codec)
+  params = restored(at)[1].params
   scale = (params["mean"], params["std"]) if stage.makes == "codec" else ()
   yield from described(stage.objective.network, *scale)
   yield from rows(flat.flatten(params), statistics)

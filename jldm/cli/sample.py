@@ -17,7 +17,7 @@ from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import branches
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, load, of, of_kind
+from jldm.inference.load import Model, classes_of, load, of, of_kind
 from jldm.media import images as pictures
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
@@ -69,9 +69,10 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   experiment = workdirs.read(workdir)
   sampling = changed_sampling(experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment))
-  labels = parse_labels(args.label, args.n, experiment.data.classes)
+  described_model = of(experiment, args.stage)
+  labels = parse_labels(args.label, args.n, classes_of(described_model))
   out = Path(args.out) if args.out else workdir / "samples"
-  request = request_of(of(experiment, args.stage), args, labels)
+  request = request_of(described_model, args, labels)
   check_writable(out)
   sharding.configure(args.devices, args)
   tiles = parse_tiles(args.tile, args.overlap)

@@ -18,6 +18,7 @@ from jldm.models.autoencoders.posterior import moments
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.models.codecs.joint import Joint
+from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
@@ -201,6 +202,12 @@ def in_batch(size: int) -> dict:
 def of_kind(model: Model, kind: type) -> str | None:
   """The name of the model's conditioner of a kind, such as Masked; None if it has none."""
   return next((name for name, conditioner in model.conditioners.items() if isinstance(conditioner, kind)), None)
+
+
+def classes_of(model: Model) -> int:
+  """How many classes a model draws; 0 if it has no labels."""
+  name = of_kind(model, ClassLabel)
+  return model.conditioners[name].classes if name else 0
 
 
 def codec_shapes(model: Model) -> dict:

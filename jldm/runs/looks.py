@@ -14,7 +14,7 @@ from jldm.data.batches import in_order
 from jldm.distributed import multihost, sharding
 from jldm.evaluation.judge import reconstruction
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, drawing, of, of_kind
+from jldm.inference.load import Model, classes_of, drawing, of, of_kind
 from jldm.media import images as pictures
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
@@ -82,7 +82,7 @@ LOOKS = {"codec": reconstructions, "denoiser": samples}  # by what a stage makes
 
 def sampled(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
   """A sheet of samples, a row per class."""
-  classes = run.experiment.data.classes
+  classes = classes_of(model)
   labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
   request = Request(n=len(labels), seed=run.seed, given=label_of(model, labels))
   drawn = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)

@@ -1,5 +1,6 @@
 """What can be refused is refused before anything is written: numbers, shapes, and one loss of each stage, as shapes."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -7,17 +8,16 @@ import jax
 from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
-from jldm.data.buckets import shapes
 from jldm.distributed import sharding
 from jldm.inference.generate import times
 from jldm.inference.load import (
   Model,
   Place,
   check_finished,
+  denoiser_shapes,
   example,
   frozen_codec,
   of,
-  resized,
   result_shapes,
   stage_example,
   stage_model,
@@ -56,8 +56,8 @@ def check(places: list[Place], devices: sharding.Devices) -> Any:
 
 def check_data(model: Model, data: Any) -> None:
   """Raises a UserError where the data do not fit a codec."""
-  for size in data.specs:
-    model.codec.latent_spec(size)
+  for one in data.specs:
+    model.codec.latent_spec(one)
 
 
 def check_stage(stage: Stage, devices: sharding.Devices) -> None:
@@ -108,8 +108,8 @@ def check_shapes(model: Model, data: Any) -> None:
   """Builds both networks as shapes for every size of the data; UserError where one does not fit."""
   try:
     check_denoiser(model)
-    for size in shapes(data):
-      example(resized(model, size))
+    for one in data.specs:
+      denoiser_shapes(dataclasses.replace(model, data=one))
   except (ValueError, TypeError) as error:
     raise UserError(" ".join(str(error).split())) from error
 

@@ -14,8 +14,7 @@ from jldm.config.override import override
 from jldm.core.errors import UserError
 from jldm.inference.load import load, load_codec
 from jldm.models.codecs.images import Identity
-from jldm.runs import stages
-from jldm.storage import workdir as workdirs
+from jldm.runs.train import train
 from tests.configs import config, shrunk
 from tests.edits import quick_edits
 
@@ -29,12 +28,12 @@ def experiment():
 @pytest.fixture(scope="module")
 def workdir(experiment, tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "w"
-  stages.train(experiment, path, devices=1)
+  train(experiment, path, devices=1)
   return path
 
 
 def test_the_denoiser_alone_is_trained(workdir, experiment):
-  assert workdirs.stages_of(experiment) == ("denoiser",) and not (workdir / "autoencoder").exists()
+  assert experiment.names == ("denoiser",) and not (workdir / "autoencoder").exists()
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert {row["stage"] for row in rows} == {"denoiser"}
   assert (workdir / "images" / "denoiser-000002.png").exists()
@@ -44,7 +43,7 @@ def test_the_denoiser_alone_is_trained(workdir, experiment):
   np.testing.assert_allclose(mean, images / 127.5 - 1, atol=1e-6)
   assert not (cache / "log_variance.npy").exists(), "a point has no noise"
   before = (workdir / "metrics.jsonl").read_bytes()
-  stages.train(experiment, workdir, devices=1)
+  train(experiment, workdir, devices=1)
   assert (workdir / "metrics.jsonl").read_bytes() == before, "what is finished is not run again"
 
 
@@ -53,7 +52,7 @@ def test_it_is_loaded_with_a_codec_that_has_nothing_to_load(workdir):
   assert model.codec == Identity(mean=-0.4, std=0.7) and model.latent_shape == (8, 8, 1)
   assert {name: float(value) for name, value in params["codec"].items() if name in ("mean", "std")} == {
     "mean": pytest.approx(-0.4), "std": pytest.approx(0.7)}
-  with pytest.raises(UserError, match="has Identity in place of an autoencoder; choose another"):
+  with pytest.raises(UserError, match="has no autoencoder; its stages are denoiser"):
     load_codec(workdir)
 
 
@@ -94,8 +93,8 @@ def test_as_one_file_and_back(workdir, tmp_path):
 
 @pytest.mark.parametrize("command, told", [
   (["sample", "--tile", "4"], "tiles of Identity, which has no autoencoder; leave the tiles out"),
-  (["evaluate", "--stage", "autoencoder", "--extractor", "pixels"], "--stage autoencoder: the experiment trains denoiser alone"),
-  (["replay", "--steps", "1:2", "--stage", "autoencoder"], "stage autoencoder: the experiment trains denoiser alone"),
+  (["evaluate", "--stage", "autoencoder", "--extractor", "pixels"], "no stage 'autoencoder'; expected one of denoiser"),
+  (["replay", "--steps", "1:2", "--stage", "autoencoder"], "no stage 'autoencoder'; expected one of denoiser"),
   (["sample", "--size", "0x4"], "size"),
 ])
 def test_what_it_cannot_do_is_one_line(workdir, capsys, command, told):
@@ -105,14 +104,13 @@ def test_what_it_cannot_do_is_one_line(workdir, capsys, command, told):
 
 
 def test_the_stage_that_there_is_not_is_not_trained(experiment, tmp_path):
-  with pytest.raises(UserError, match="stage autoencoder: the experiment trains denoiser alone; choose that"):
-    stages.train(experiment, tmp_path / "w", ("autoencoder",), devices=1)
+  with pytest.raises(UserError, match="no stage 'autoencoder'; expected one of denoiser"):
+    train(experiment, tmp_path / "w", ("autoencoder",), devices=1)
 
 
 def test_any_experiment_becomes_one_of_pixels_by_an_option():
-  found = override(config("digits"), "autoencoder", "Identity(mean=-0.4)")
-  assert found.autoencoder == Identity(mean=-0.4) and serialize.loads(serialize.dumps(found)) == found
-  back = override(config("digits_pixels"), "autoencoder", "Pretrained('runs/digits')")
-  assert back.autoencoder.path == "runs/digits"
-  with pytest.raises(UserError, match=r"expected Stage.* or Pretrained.* or Identity"):
-    override(config("digits"), "autoencoder", "DDIM()")
+  found = override(config("digits"), "denoiser.needs", "(Need('codec', Identity(mean=-0.4)),)")
+  assert found.stage("denoiser").needs[0].source == Identity(mean=-0.4)
+  assert serialize.loads(serialize.dumps(found)) == found
+  with pytest.raises(UserError, match="or Identity"):
+    override(config("digits"), "denoiser.needs", "(Need('codec', DDIM()),)")
