@@ -72,10 +72,11 @@ def exported(workdir: Path, out: Path) -> str:
   """The codec and the denoiser of a trained workdir as one file, with an experiment that has them alone."""
   at = place(workdir)
   model, params = load(workdir)
-  codec = at.needed()["codec"].stage
-  codec = dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "")
-  stage = dataclasses.replace(at.stage, objective=model.objective, needs=(Need("codec", codec.name),), start="")
-  experiment = dataclasses.replace(at.experiment, stages=(codec, stage))
+  trained = [source.stage for role, source in at.needed().items() if role == "codec"]
+  trained = [dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "") for codec in trained]
+  (source,) = [codec.name for codec in trained] or [at.given()["codec"]]
+  stage = dataclasses.replace(at.stage, objective=model.objective, needs=(Need("codec", source),), start="")
+  experiment = dataclasses.replace(at.experiment, stages=(*trained, stage))
   arrays = flat.flatten(params)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "params", "experiment": dumps(experiment)})
   return f"{out}: {summary(arrays)}"
