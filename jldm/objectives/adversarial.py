@@ -79,7 +79,7 @@ class Adversarial:
     return extra | {"autoencoder": self.inner.refresh(params["autoencoder"], extra["autoencoder"], batch, key)}
 
   def codec(self, params: Any, extra: Any) -> dict:
-    """What `models.codec` needs of the network."""
+    """What `models.codecs` needs of the network."""
     return self.inner.codec(params["autoencoder"], extra["autoencoder"])
 
   def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:

@@ -98,7 +98,7 @@ class Reconstruction:
     return each.mean(tuple(range(1, each.ndim)))
 
   def codec(self, params: Any, extra: Any) -> dict:
-    """What `models.codec` needs of the network."""
+    """What `models.codecs` needs of the network."""
     return {"params": params, "extra": extra}
 
   def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
