@@ -1,5 +1,6 @@
 """Eight fake devices, set up before anything imports JAX; what is compiled once is kept beside the tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.compiling import FLAGS
 
 MOST_MAPPINGS = 20_000
+gc.set_threshold(100_000, 20, 100)  # millions of objects of traced programs live as long as a process
 
 
 def pytest_configure(config):

@@ -54,7 +54,7 @@ def test_commands_parse(line):
   importlib.import_module(f"jldm.cli.{name}").add_arguments(parser)
   args = parser.parse_args(options)
   assert isinstance(args, argparse.Namespace)
-  if getattr(args, "config", None):
+  if getattr(args, "config", None) and "--import" not in options:  # tests/test_docs.py runs that one
     from jldm.cli.train import load_config
     from jldm.config.override import override
     experiment = load_config(str(ROOT / args.config))
@@ -95,6 +95,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
   assert names["samples"].data.shape == (8, 32, 32, 1) and names["sheet"].size[0] > 32
 
 
+@pytest.mark.slow
 def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   """What README.md and docs/pretrained.md say of it, with a tiny one in the place that they name."""
   monkeypatch.chdir(tmp_path)

@@ -4,8 +4,8 @@
   latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
   images = autoencoder.decode(params, autoencoder.raw(params, latents))
 
-`params` is a codec as in `models.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A config.json says how raw latents become
-those of a denoiser,
+`params` is a tree as in `models.codecs.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A config.json says how raw latents
+become those of a denoiser,
 
   (1)  (raw - shift_factor) scaling_factor   or   (raw - latents_mean) / latents_std scaling_factor
 

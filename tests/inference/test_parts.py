@@ -83,6 +83,13 @@ def test_parts_are_not_held_where_the_network_says_nothing():
     drawn(given={"text": IDS}, model=singular)
 
 
+def test_samples_that_are_not_finite_are_refused():
+  """Bytes would hide it: the codec's finished data have no NaN."""
+  broken = jax.tree.map(lambda x: np.full(x.shape, np.nan, np.float32), PARAMS["denoiser"])
+  with pytest.raises(ValueError, match="4 of 4 samples have values that are not finite"):
+    generate(MODEL, PARAMS | {"denoiser": broken}, Request(n=4), devices=1)
+
+
 def test_edits_need_one_array():
   with pytest.raises(UserError, match="latents are parts image, text; expected a model with one array, or use generate"):
     edit.image_to_image(MODEL, PARAMS, examples(np.arange(2))["image"])

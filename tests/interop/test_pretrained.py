@@ -196,6 +196,7 @@ def test_networks_that_diffusers_has_not(tmp_path):
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_old_flax_trees_and_their_msgpack(tmp_path):
   network, codec = pretrained.read(SD)
   tree = old_flax(safetensors.read(SD / pretrained.WEIGHTS))
@@ -211,6 +212,7 @@ def test_old_flax_trees_and_their_msgpack(tmp_path):
   assert r"encoder.conv_in.kernel of" in refused(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_of_research_code():
   autoencoder, params = pretrained.load(SD)
   images = np.random.RandomState(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)

@@ -177,6 +177,7 @@ def test_wrappers_take_a_time_for_each_sample(name):
   np.testing.assert_allclose(run(padded(REQUESTS), KEYS, LABELS), alone(run, LABELS), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_edits_take_a_path_for_each_sample():
   x0 = jax.random.normal(jax.random.key(2), (4, 3, 2))
   known = jnp.zeros((4, 3, 1)).at[:, :2].set(1)

@@ -39,10 +39,12 @@ def parameters(network, channels, inputs):
   return count(jax.eval_shape(network.init, jax.random.key(0), z, jnp.zeros(1), inputs))
 
 
+@pytest.mark.slow
 def test_parameters_of_stable_diffusion_1():
   assert parameters(UNet(token_width=768), 4, {"tokens": jnp.zeros((1, 77, 768))}) == 859_520_964
 
 
+@pytest.mark.slow
 def test_parameters_of_the_published_latent_diffusion_models():
   """Of f4 latents, in whole millions, 2112.10752, tables 10 and 12: ImageNet by class (without its labels), and CelebA-HQ."""
   f4 = UNet(attention=(False, True, True, True), head_width=32)
