@@ -48,7 +48,18 @@ def test_what_was_trained_is_drawn_from(folder):
 
 def test_the_sampler_is_of_second_order(folder):
   midpoint = import_target(str(folder / "mine.py")).Midpoint()
-  assert measured_order(midpoint, Flow()) == pytest.approx(2, abs=0.15)
+  assert measured_order(Flow(), midpoint) == pytest.approx(2, abs=0.15)
+
+
+def test_blocks_are_a_codec(folder):
+  module = import_target(str(folder / "mine.py"))
+  codec, images = module.Blocks(), np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)
+  latents = codec.encode({}, {"image": images}).mean
+  np.testing.assert_array_equal(codec.finish(codec.decode({}, latents)), images)
+  assert codec.latent_spec((("image", images[0]),)).shape == latents.shape[1:] == (2, 3, 48)
+  assert jldm.Need("codec", codec).source == codec
+  with pytest.raises(jldm.UserError, match="7x8"):
+    codec.latent_spec((("image", np.zeros((7, 8, 3))),))
 
 
 def test_the_sparse_latents_are_a_term_of_the_loss(folder):

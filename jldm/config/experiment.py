@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jldm.core.errors import UserError
-from jldm.models.codecs.images import Identity
+from jldm.models.codecs.codec import Codec
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import ClassifierFree
@@ -28,13 +28,14 @@ class Need:
   """
 
   role: str
-  source: str | Identity
+  source: str | Codec
 
   def __post_init__(self):
     if not isinstance(self.role, str) or not self.role:
       raise UserError(f"role={self.role!r} of Need; expected text, as in Need('codec', 'autoencoder')")
-    if not isinstance(self.source, (str, Identity)) or not self.source:
-      raise UserError(f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or Identity()")
+    if not self.source or (not isinstance(self.source, str) and (not isinstance(self.source, Codec) or self.source.trained)):
+      raise UserError(f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that is not "
+                      "trained, such as Identity()")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,10 @@ from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.tiny import TinyAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
-from jldm.models.codecs.images import Identity
+from jldm.models.codecs.images import Identity, ImageCodec
+from jldm.models.codecs.joint import Joint
+from jldm.models.codecs.tiled import Tiled
+from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
@@ -65,7 +68,8 @@ ROLES = (  # classes of one row may replace each other
   (Experiment,),
   (Stage, Pretrained),
   (Need,),
-  (Identity,),
+  (Identity, ImageCodec, Joint, Tiled),
+  (Exact, Blended),
   (Sampling,),
   (Evaluation,),
   (ImageData, Synthetic),

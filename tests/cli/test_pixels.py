@@ -112,5 +112,5 @@ def test_any_experiment_becomes_one_of_pixels_by_an_option():
   found = override(config("digits"), "denoiser.needs", "(Need('codec', Identity(mean=-0.4)),)")
   assert found.stage("denoiser").needs[0].source == Identity(mean=-0.4)
   assert serialize.loads(serialize.dumps(found)) == found
-  with pytest.raises(UserError, match="or Identity"):
+  with pytest.raises(UserError, match="such as Identity"):
     override(config("digits"), "denoiser.needs", "(Need('codec', DDIM()),)")

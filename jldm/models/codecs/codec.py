@@ -11,7 +11,7 @@ so that standardised latents, (raw - mean) / std, have zero mean and unit varian
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ Tree = Any  # an array, or a dict of arrays by part
 Batch = dict[str, Array]  # of data, by field
 
 
+@runtime_checkable
 class Codec(Protocol):
   """What maps a batch of data to raw latents and back; a frozen dataclass.
 
