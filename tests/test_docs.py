@@ -5,6 +5,8 @@ import shlex
 import sys
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ import jldm
 from jldm.cli import import_target, main
 from jldm.config import registry
 from jldm.diffusion.process import Flow
+from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.objectives.autoencoder import Reconstruction
 from tests.configs import ROOT
 from tests.samplers.gaussian import measured_order
 
@@ -63,8 +67,15 @@ def test_blocks_are_a_codec(folder):
 
 
 def test_the_sparse_latents_are_a_term_of_the_loss(folder):
-  module = import_target(str(folder / "mine.py"))
-  assert module.Sparse.__mro__[1].__name__ == "Reconstruction"
+  """In proportion to its weight; without one the loss is that of a reconstruction."""
+  sparse, network = import_target(str(folder / "mine.py")).Sparse, KLAutoencoder(channels=1, widths=(4,), resnets=0, groups=2)
+  batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8), "row": jnp.arange(2)}
+  params, extra = Reconstruction(network=network).init(jax.random.key(0), batch, {})
+  loss = lambda objective: np.asarray(objective.loss(params, extra, params, {}, batch, jax.random.key(1))[0])
+  none, some, more = (loss(sparse(network=network, sparsity=weight)) for weight in (0.0, 1.0, 2.0))
+  np.testing.assert_array_equal(none, loss(Reconstruction(network=network)))
+  assert (some > none).all()
+  np.testing.assert_allclose(more - none, 2 * (some - none), rtol=1e-4)
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/extending.md", "CONTRIBUTING.md", "README.md"])

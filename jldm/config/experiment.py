@@ -34,8 +34,8 @@ class Need:
     if not isinstance(self.role, str) or not self.role:
       raise UserError(f"role={self.role!r} of Need; expected text, as in Need('codec', 'autoencoder')")
     if not self.source or (not isinstance(self.source, str) and (not isinstance(self.source, Codec) or self.source.trained)):
-      raise UserError(f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that is not "
-                      "trained, such as Identity()")
+      raise UserError(f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that is "
+                      "not trained, such as Identity()")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from jldm.config.experiment import Sampling
 from jldm.config.override import parse_object
+from jldm.config.registry import own_classes
 from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
@@ -25,6 +26,7 @@ from jldm.samplers.jump import Jump
 from jldm.samplers.langevin import Corrected
 from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.sample import Sampler
 from jldm.samplers.unipc import UniPC
 
 CLOCKS = (Line, Ratio)
@@ -75,7 +77,7 @@ def make_sampler(name: str, **choices: float) -> Any:
     UserError: an unknown name, a choice that this sampler does not have, or one out of its range.
   """
   if "(" in name:
-    sampler = parse_object(name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)})
+    sampler = parse_object(name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)} | own_classes(Sampler))
     check_sampler(name, sampler)
     unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
     make = functools.partial(dataclasses.replace, sampler)
@@ -92,7 +94,7 @@ def make_sampler(name: str, **choices: float) -> Any:
 
 def check_sampler(name: str, sampler: Any) -> None:
   """Whether a sampler that was built from text, and what it is around, is one, with numbers that it can have."""
-  if type(sampler) not in KINDS:
+  if type(sampler) not in (*KINDS, *own_classes(Sampler).values()):
     raise UserError(f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)")
   for field in dataclasses.fields(sampler):
     value, bounds = getattr(sampler, field.name), RANGES.get((type(sampler), field.name))

@@ -98,11 +98,17 @@ ROLES = (  # classes of one row may replace each other
   (ClassifierFree, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
   (Threshold,),
 )
-CLASSES = {cls.__name__: cls for role in ROLES for cls in role}
+BUILT_IN = {cls.__name__: cls for role in ROLES for cls in role}
+CLASSES = dict(BUILT_IN)  # and those that were registered
 ELEMENTS = {  # fields that are tuples, empty ones too: of the role of a class
   "stages": Stage, "needs": Need, "conditioners": ClassLabel, "transforms": Threshold,
 }
 EXECUTION_FIELDS = ("remat",)  # fields that change how values are computed, not which values: a run may change them
+
+
+def own_classes(role: type) -> dict[str, type]:
+  """Of the classes that were registered, by name, those that have what a role, a runtime-checkable Protocol, has."""
+  return {name: cls for name, cls in CLASSES.items() if name not in BUILT_IN and issubclass(cls, role)}
 
 
 def register(cls: type) -> type:

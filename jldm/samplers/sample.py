@@ -9,7 +9,7 @@ the time that the step of a flow map ends at: the sampler of a flow map passes i
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class State(NamedTuple):
   x0: Array  # [B, ...] the last estimate of the data: previews, self-conditioning
 
 
+@runtime_checkable
 class Sampler(Protocol):
   """`init` may precompute; `step` takes the state from time t to time s, both [], with keys [B], one per sample.
 
