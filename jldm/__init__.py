@@ -9,7 +9,6 @@ PUBLIC = {  # name -> the module that has it
   "Evaluation": "jldm.config.experiment",
   "Experiment": "jldm.config.experiment",
   "Need": "jldm.config.experiment",
-  "Need": "jldm.config.experiment",
   "Pretrained": "jldm.config.experiment",
   "Request": "jldm.inference.generate",
   "Sampling": "jldm.config.experiment",
