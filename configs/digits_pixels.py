@@ -3,6 +3,10 @@
   jldm prepare digits --data-dir data
   python train.py --config configs/digits_pixels.py --workdir runs/digits_pixels
   python sample.py --workdir runs/digits_pixels
+
+Training takes 327 CPU-seconds (user and system; two busy x86 cores), configs/digits.py 280 there: of 1,000 samples 96.8 % are
+of the class asked for, and their spread within a class is 0.91 of the real digits' (96.4 % and 0.92 of configs/digits.py).
+Of another seed, drawn after everything was chosen, 97.2 % and 0.90; docs/pixels.md has what was tried.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -10,6 +14,7 @@ from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
+from jldm.diffusion.weighting import Plain
 from jldm.models.codecs.images import Identity
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.dit import DiT
@@ -26,21 +31,22 @@ def experiment() -> Experiment:
     data=ImageData(name="digits", train="train[:95%]", held_out="train[95%:]", channels=1, classes=10),
     stages=(Stage(
       name="denoiser",
-      needs=(Need("codec", Identity(mean=-0.4, std=0.7)),),
+      needs=(Need("codec", Identity(mean=-0.4, std=0.7)),),  # of the training pictures: -0.38 and 0.70
       objective=Diffusion(
         network=DiT(patch=8, width=192, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
         conditioners=(ClassLabel(classes=10),),
         process=Flow(),
-        parametrization=Predict("flow"),
-        times=LogitNormal(),
+        parametrization=Predict("x0"),  # of few dimensions, in contrast to noise: JiT, Li & He 2025 (2511.13720)
+        weighting=Plain("flow", at_most=100.0),
+        times=LogitNormal(mean=1.2),  # pixels repeat each other: what digit it is shows at more noise than in latents
       ),
       optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
-      steps=1100,
+      steps=700,
       batch_size=64,
       ema=Decay(0.998),
       devices=1,  # a small transformer gains nothing from a second CPU device
-      save_every_steps=550,
-      picture_every_steps=550,
+      save_every_steps=350,
+      picture_every_steps=350,
     ),),
-    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(0.9)),
+    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(1.2)),
   )
