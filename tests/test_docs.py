@@ -46,6 +46,9 @@ def test_what_was_trained_is_drawn_from(folder):
   assert type(model.sampling).__name__ == "Sampling" and params["brightness"]["direction"].shape == (8,)
   dark, bright = (jldm.generate(model, params, jldm.Request(n=2, seed=0, given={"brightness": v})).data for v in (-1.0, 1.0))
   assert dark.shape == (2, 16, 16, 1) and dark.dtype == np.uint8 and bright.shape == dark.shape
+  judged = ["evaluate", "--workdir", str(workdir), "--import", str(folder / "mine.py"), "--n", "20", "--extractor", "pixels"]
+  assert main([*judged, "--metrics", "kid", "--steps", "2", "--devices", "1"]) == 0
+  assert (workdir / "evaluation" / "3.json").exists()
   with pytest.raises(jldm.UserError, match="brightness=3"):
     jldm.generate(model, params, jldm.Request(n=2, seed=0, given={"brightness": 3}))
 

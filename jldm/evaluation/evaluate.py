@@ -85,14 +85,20 @@ def plain(data: Any) -> Any:
   return dataclasses.replace(data, **{name: value for name, value in usual.items() if hasattr(data, name)})
 
 
+def picture_shape(data: Any) -> tuple[int, int, int]:
+  """(H, W, C) of what samples are like."""
+  return dict(data.specs[0])["image"].shape
+
+
 def one_shape(source: Source | Buckets, data: Any) -> Source:
-  """Of pictures of several shapes those of data.height x data.width, which samples have."""
+  """Of pictures of several shapes those of the data's first spec, which samples have."""
   if not isinstance(source, Buckets):
     return source
+  height, width, _ = picture_shape(data)
   for bucket in source.sources:
-    if bucket[np.array([0])]["image"].shape[1:3] == (data.height, data.width):
+    if bucket[np.array([0])]["image"].shape[1:3] == (height, width):
       return bucket
-  raise UserError(f"no picture of {data.height}x{data.width}, the shape that samples have; there are others only")
+  raise UserError(f"no picture of {height}x{width}, the shape that samples have; there are others only")
 
 
 def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
@@ -103,7 +109,7 @@ def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
   if data.train == data.held_out:
     raise UserError(f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
                     "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'")
-  width = loaded.width((data.height, data.width, data.channels))
+  width = loaded.width(picture_shape(data))
   if "frechet" in how.metrics:
     judging.check_enough(how.n, width)
 
