@@ -14,6 +14,8 @@ from jldm.cli.train import load_config
 from jldm.config import registry
 from jldm.config.experiment import Experiment, Need
 from jldm.core.errors import UserError
+from jldm.distributed import sharding
+from jldm.distributed.sharding import Layout
 from jldm.inference.load import Place, load, place
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs, validate
@@ -170,3 +172,16 @@ def test_a_stage_waits_for_what_it_needs(three, tmp_path):
     with pytest.raises(UserError, match="not finished; train it first: --stage autoencoder"):
       train(three, tmp_path / "w", (stage,), devices=1)
   assert not (tmp_path / "w").exists() and three.stage("student").steps == STEPS
+
+
+def test_what_is_frozen_is_split_over_fsdp_as_what_is_trained(finished, monkeypatch):
+  monkeypatch.setattr(sharding, "SMALL", 64)  # the student's arrays are smaller than what is worth splitting
+  layout = Layout(8, fsdp=8)
+  run = runs.Run(place(finished, "student"), layout)
+  frozen = frozen_of(run, runs.mesh_of(run.stage, layout))
+  assert frozen.keys() == {"codec", "teacher"}
+  kernels = jax.tree.leaves(frozen["teacher"].params)
+  largest = max(kernels, key=lambda kernel: kernel.size)
+  assert largest.addressable_shards[0].data.size * 8 == largest.size
+  held = sum(kernel.addressable_shards[0].data.nbytes for kernel in kernels)
+  assert held < sum(kernel.nbytes for kernel in kernels) / 2
