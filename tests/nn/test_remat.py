@@ -32,7 +32,8 @@ DENOISERS = {
 CODECS = {"kl": KLAutoencoder(**CODEC), "vq": VQAutoencoder(FSQ((3, 4)), **CODEC)}
 CASES = [pytest.param(network, NOISED, id=name) for name, network in DENOISERS.items()]
 CASES += [pytest.param(network, IMAGES, id=name) for name, network in CODECS.items()]
-TRAINED = [case for case in CASES if case.id in ("dit", "unet", "kl")]
+TRAINED = [pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (case.id != "dit"))
+           for case in CASES if case.id in ("dit", "unet", "kl")]
 
 
 def loss(network, inputs, params):

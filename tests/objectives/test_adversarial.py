@@ -194,7 +194,8 @@ def whole():
   return state, metrics
 
 
-@pytest.mark.parametrize("devices, accumulate", [(1, 4), pytest.param(8, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("devices, accumulate", [(1, 4), (8, 1)])
+@pytest.mark.slow
 def test_devices_and_microbatches_agree(whole, devices, accumulate):
   assert_near(run(devices, accumulate), whole)
 

@@ -258,6 +258,7 @@ def test_codebook_and_loss_agree_between_devices_and_in_microbatches(devices, ac
   assert_near(run(devices, accumulate), (state, metrics))
 
 
+@pytest.mark.slow
 def test_codebook_and_loss_agree_between_jit_and_pmap():
   step = jax.pmap(step_fn(VQ.loss, TX, AVERAGE, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
   state = jax.tree.map(lambda x: np.stack([x] * 8), first_state())

@@ -65,6 +65,7 @@ def ema(path):
   return [np.asarray(leaf) for leaf in jax.tree.leaves(load(path)[1])]
 
 
+@pytest.mark.slow
 def test_training_ends_with_the_same_bits(unjudged_run, run):
   for a, b in zip(ema(unjudged_run), ema(run), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -66,6 +66,7 @@ def equal(a: dict, b: dict) -> None:
     np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_stopped_in_the_third_stage_it_ends_with_the_same_bits(three, finished, unbroken, tmp_path, monkeypatch):
   workdir = begun(three, unbroken, tmp_path / "w")
 
