@@ -12,7 +12,7 @@ from jldm.inference.load import Place, codec_shapes, denoiser_shapes, of
 from jldm.runs import validate
 from jldm.samplers.guidance import ClassifierFree
 from jldm.train.step import make_step
-from tests.configs import ROOT, STAGES, config
+from tests.configs import ROOT, config
 
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 QUICK = {("digits", "denoiser")}  # the others are traced for seconds each
@@ -22,7 +22,7 @@ def marked(name: str, stage: str) -> object:
   return pytest.param(name, stage, marks=[] if (name, stage) in QUICK else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name, stage", [marked(name, stage) for name in NAMES for stage in STAGES])
+@pytest.mark.parametrize("name, stage", [marked(name, stage) for name in NAMES for stage in config(name).names])
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
   part = experiment.stage(stage)
