@@ -4,9 +4,9 @@
   python train.py --config configs/digits_pixels.py --workdir runs/digits_pixels
   python sample.py --workdir runs/digits_pixels
 
-Training takes 281 CPU-seconds (user and system; two busy x86 cores), configs/digits.py 280 there: of 1,000 samples 96.5 % are
-of the class asked for, and their spread within a class is 0.92 of the real digits' (96.4 % and 0.92 of configs/digits.py).
-Of another seed it is 96.5 % and 0.91; docs/pixels.md has what was tried.
+Training takes 313 CPU-seconds (user and system, two x86 cores, caches cold), configs/digits.py 280 there: of 1,000 samples 95.6 %
+are of the class asked for, and their spread within a class is 0.90 of the real digits' (96.6 % and 0.94 of configs/digits.py);
+of another seed 97.1 % and 0.89 (97.2 % and 0.94).  docs/pixels.md has what was tried.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
