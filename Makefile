@@ -26,6 +26,7 @@ test-slow: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 $(VENV)/.installed: PACKAGE = .
 $(VENV)/.installed-dev: PACKAGE = .[dev]

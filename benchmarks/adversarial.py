@@ -1,8 +1,10 @@
-"""An autoencoder with a discriminator, from start to end:  python -m benchmarks.adversarial runs/adversarial [--steps 2000]
+"""An autoencoder with a discriminator, from start to end:  python -m benchmarks.adversarial
+runs/adversarial [--steps 2000]
 
-Trains a small KL autoencoder on crops of photographs (`jldm prepare photos --size 64`), its PatchGAN from a quarter of
-the steps on, and one without; writes metrics.jsonl of each and adversarial.png: logits of real and of reconstructed
-crops, the adaptive weight, and PSNR of held-out crops.  Runs on one device; what is finished is not trained again.
+Trains a small KL autoencoder on crops of photographs (`jldm prepare photos --size 64`), its
+PatchGAN from a quarter of the steps on, and one without; writes metrics.jsonl of each and
+adversarial.png: logits of real and of reconstructed crops, the adaptive weight, and PSNR of
+held-out crops.  Runs on one device; what is finished is not trained again.
 """
 
 import argparse
@@ -86,11 +88,15 @@ def plot(runs: dict[str, list[dict]], start_step: int) -> np.ndarray:
 
   logits = {"real": line(CHOSEN, "d_real", start_step), "reconstructed": line(CHOSEN, "d_fake", start_step)}
   held_out = {run: line(run, "held_out_psnr") for run in runs}
-  return np.concatenate([
-    pictures.curves(logits, "step", "logits of the discriminator, mean of a batch", height=260),
-    pictures.curves({"w": line(CHOSEN, "adversarial_weight", start_step)}, "step", "adaptive weight", height=260),
-    pictures.curves(held_out, "step", "PSNR of held-out crops, dB", height=260),
-  ])
+  return np.concatenate(
+    [
+      pictures.curves(logits, "step", "logits of the discriminator, mean of a batch", height=260),
+      pictures.curves(
+        {"w": line(CHOSEN, "adversarial_weight", start_step)}, "step", "adaptive weight", height=260
+      ),
+      pictures.curves(held_out, "step", "PSNR of held-out crops, dB", height=260),
+    ]
+  )
 
 
 def main() -> None:

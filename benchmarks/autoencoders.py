@@ -1,8 +1,10 @@
-"""The autoencoders of configs/photos_{kl,vq}.py on held-out crops:  python -m benchmarks.autoencoders runs/photos [--docs docs]
+"""The autoencoders of configs/photos_{kl,vq}.py on held-out crops:  python -m benchmarks.autoencoders
+runs/photos [--docs docs]
 
-Expects `jldm prepare photos --size 64` and `jldm prepare photos --size 96x64 --name photos_tall` in --data-dir.  Trains
-what is not finished, one row after another on one CPU device (pin it to a core: `taskset -c 0`), measures PSNR, SSIM
-and the codes chosen over all held-out crops, and writes autoencoders.md and a sheet of reconstructions a row to --docs.
+Expects `jldm prepare photos --size 64` and `jldm prepare photos --size 96x64 --name photos_tall` in
+--data-dir.  Trains what is not finished, one row after another on one CPU device (pin it to a core:
+`taskset -c 0`), measures PSNR, SSIM and the codes chosen over all held-out crops, and writes
+autoencoders.md and a sheet of reconstructions a row to --docs.
 """
 
 import argparse
@@ -32,8 +34,13 @@ ROOT = Path(__file__).resolve().parents[1]
 F8 = {"autoencoder.objective.network.patch": "4", "autoencoder.objective.network.widths": "(64, 128)"}
 TALL = {"data.name": "photos_tall", "data.height": "96"}
 ROWS = {
-  f"{kind} f{factor}{', 96x64' if tall else ''}": (f"photos_{kind.lower()}", (F8 if factor == 8 else {}) | tall)
-  for tall in ({}, TALL) for kind in ("KL", "VQ") for factor in (4, 8)
+  f"{kind} f{factor}{', 96x64' if tall else ''}": (
+    f"photos_{kind.lower()}",
+    (F8 if factor == 8 else {}) | tall,
+  )
+  for tall in ({}, TALL)
+  for kind in ("KL", "VQ")
+  for factor in (4, 8)
 }
 SHOWN = (0, 27, 55, 83, 111, 139)  # of the held-out crops, on a sheet
 
@@ -51,13 +58,17 @@ def slug(name: str) -> str:
 
 
 def train(workdir: Path, found: Experiment) -> dict:
-  """CPU-seconds of the training, compilation and encoding of the latents included; one that was cut short starts anew."""
+  """CPU-seconds of the training, compilation and encoding of the latents included; one that was cut
+  short starts anew.
+  """
   cost = workdir / "cost.json"
   if not cost.exists():
     shutil.rmtree(workdir, ignore_errors=True)
     start, wall = time.process_time(), time.perf_counter()
     training.train(found, workdir, ("autoencoder",), devices=1)
-    cost.write_text(json.dumps({"cpu_seconds": time.process_time() - start, "wall_seconds": time.perf_counter() - wall}))
+    cost.write_text(
+      json.dumps({"cpu_seconds": time.process_time() - start, "wall_seconds": time.perf_counter() - wall})
+    )
   return json.loads(cost.read_text())
 
 
@@ -88,11 +99,18 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
     **cost,
   }
   if hasattr(network, "quantizer"):
-    choose = jax.jit(lambda images: network.apply(
-      variables(codec), model.codec.encode(codec, {"image": images}).mean, method="quantize")[1])
+    choose = jax.jit(
+      lambda images: network.apply(
+        variables(codec), model.codec.encode(codec, {"image": images}).mean, method="quantize"
+      )[1]
+    )
     codes = np.concatenate([np.asarray(choose(images))[:n].reshape(-1) for images, n in batches])
     counts = np.bincount(codes, minlength=network.quantizer.size)
-    row |= {"codes": network.quantizer.size, "usage": float((counts > 0).mean()), "perplexity": float(perplexity(counts))}
+    row |= {
+      "codes": network.quantizer.size,
+      "usage": float((counts > 0).mean()),
+      "perplexity": float(perplexity(counts)),
+    }
   return row
 
 
@@ -102,7 +120,9 @@ def table(rows: list[dict]) -> str:
     "|---|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:
-    used = f"{100 * row['usage']:.0f} % of {row['codes']} | {row['perplexity']:.0f}" if "codes" in row else "| "
+    used = (
+      f"{100 * row['usage']:.0f} % of {row['codes']} | {row['perplexity']:.0f}" if "codes" in row else "| "
+    )
     lines.append(
       f"| {row['name']} | {row['latents']} | {row['parameters'] / 1e3:.0f} k | {row['psnr']:.2f} | {row['ssim']:.3f} | {used} "
       f"| {row['steps']} x {row['batch_size']} | {row['cpu_seconds']:.0f} |"
@@ -143,7 +163,9 @@ def main() -> None:
   parser.add_argument("folder", type=Path)
   parser.add_argument("--data-dir", default="data")
   parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-  parser.add_argument("--only", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=" / ".join(ROWS))
+  parser.add_argument(
+    "--only", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW", help=" / ".join(ROWS)
+  )
   options = parser.parse_args()
   sharding.configure(1)
   rows = []

@@ -1,7 +1,8 @@
 """How near averages made afterwards come to those that were tracked:  python -m benchmarks.averages WORKDIR
 
-Of a run with ema=Power((a, b, c, ...)): each of c, ... is made from the snapshots of a and b alone, of all or of every
-2nd, 4th, 8th, and compared with its own snapshot at the last step, as max |difference| / max |tracked|.
+Of a run with ema=Power((a, b, c, ...)): each of c, ... is made from the snapshots of a and b alone,
+of all or of every 2nd, 4th, 8th, and compared with its own snapshot at the last step, as max
+|difference| / max |tracked|.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def main() -> None:
   like = denoiser_shapes(of(workdirs.read(workdir)))
   with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
     steps = kept.steps()
-    *first, = sorted(map(float, kept.items(steps[-1])))[:2]
+    (*first,) = sorted(map(float, kept.items(steps[-1])))[:2]
     others = sorted(map(float, kept.items(steps[-1])))[2:]
     load = lambda step, width: jax.tree.map(np.asarray, kept.restore(step, {str(width): like})[str(width)])
     print(f"| snapshots | every | {' | '.join(f'sigma_rel {width}' for width in others)} |")

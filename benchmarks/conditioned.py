@@ -3,9 +3,10 @@
   taskset -c 0 python -m benchmarks.conditioned train runs/conditioned
   python -m benchmarks.conditioned measure runs/conditioned
 
-Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2` and `jldm prepare photos
---size 64`.  `train` trains what is not finished, on one CPU device; runs that have the same autoencoder take it from the
-first of them.  `measure` writes tables, NAME.md, beside the runs and sheets to --docs.
+Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2`
+and `jldm prepare photos --size 64`.  `train` trains what is not finished, on one CPU device; runs
+that have the same autoencoder take it from the first of them.  `measure` writes tables, NAME.md,
+beside the runs and sheets to --docs.
 """
 
 import argparse
@@ -70,8 +71,15 @@ def experiment(name: str, data_dir: str) -> Experiment:
 
 
 def train(folder: Path, name: str, data_dir: str) -> None:
-  """Trains one of RUNS, and writes the CPU-seconds of its stages, compilation and encoding included, to NAME.json."""
-  found, workdir, lender, cost = experiment(name, data_dir), folder / name, RUNS[name][2], folder / f"{name}.json"
+  """Trains one of RUNS, and writes the CPU-seconds of its stages, compilation and encoding included,
+  to NAME.json.
+  """
+  found, workdir, lender, cost = (
+    experiment(name, data_dir),
+    folder / name,
+    RUNS[name][2],
+    folder / f"{name}.json",
+  )
   costs = json.loads(cost.read_text()) if cost.exists() else {}
   if lender and not workdir.exists():
     workdirs.claim(workdir, found)
@@ -128,7 +136,10 @@ METHODS = {  # name -> whose denoiser, known latents put back after every step, 
   "trained, RePaint": ("inpaint", True, 20, 5),
 }
 HIDDEN = {  # name -> shape of masks, and of how many pixels its steps are
-  "box": ("box", 1), "half_plane": ("half_plane", 1), "frame": ("frame", 1), "strokes": ("strokes", 1),
+  "box": ("box", 1),
+  "half_plane": ("half_plane", 1),
+  "frame": ("frame", 1),
+  "strokes": ("strokes", 1),
   "box of whole latents": ("box", 4),
 }
 AT_ONCE = 64  # samples
@@ -136,10 +147,19 @@ AT_ONCE = 64  # samples
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def drawn_in(
-  model: Model, put_back: bool, params: dict, sampler: Any, pairs: jax.Array, images: jax.Array, known: jax.Array,
-  keys: jax.Array, given: tuple,
+  model: Model,
+  put_back: bool,
+  params: dict,
+  sampler: Any,
+  pairs: jax.Array,
+  images: jax.Array,
+  known: jax.Array,
+  keys: jax.Array,
+  given: tuple,
 ) -> jax.Array:
-  """Pictures [B, H, W, C] in [-1, 1], drawn anew where known [B, H, W, 1] is 0, which nothing sees; labels unknown."""
+  """Pictures [B, H, W, C] in [-1, 1], drawn anew where known [B, H, W, 1] is 0, which nothing sees;
+  labels unknown.
+  """
   x0 = edit.encode(model, params["codec"], masks.filled(images, known))
   denoise = bind(model.objective, params, embed(model, params, given))
   if put_back:
@@ -161,7 +181,10 @@ def fillings(
   rows = codecs.pixels(images), known, keys(len(images))
   some = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
   told = params, traced(sampler), pairs
-  drawn = [drawn_in(model, put_back, *told, *jax.tree.map(lambda x, part=part: x[part], (*rows, given))) for part in some]
+  drawn = [
+    drawn_in(model, put_back, *told, *jax.tree.map(lambda x, part=part: x[part], (*rows, given)))
+    for part in some
+  ]
   return np.concatenate(drawn), int((pairs[:, 0] > pairs[:, 1]).sum())
 
 
@@ -174,8 +197,13 @@ def inpainting(folder: Path, docs: Path) -> str:
     size = images.shape[1] // step, images.shape[2] // step
     known = np.asarray(masks.fine(masks.draw((kind,), keys(len(images)), size), step))
     kept, error = lambda drawn, known=known: known * truth + (1 - known) * drawn, {}
-    inside = lambda drawn, known=known: ((drawn - truth) ** 2 * (1 - known)).sum((1, 2, 3)) / (1 - known).sum((1, 2, 3))
-    told, alone = f"| {shape}, {100 * (1 - known).mean():.0f} %", samples(coded(*models["plain"], images), 1)[:, 0]
+    inside = lambda drawn, known=known: (
+      ((drawn - truth) ** 2 * (1 - known)).sum((1, 2, 3)) / (1 - known).sum((1, 2, 3))
+    )
+    told, alone = (
+      f"| {shape}, {100 * (1 - known).mean():.0f} %",
+      samples(coded(*models["plain"], images), 1)[:, 0],
+    )
     lines.append(f"{told} | the autoencoder, which sees it |  | {np.sqrt(inside(alone).mean()):.3f} |  |")
     for name, (whose, *method) in METHODS.items():
       drawn, evaluations = fillings(*models[whose], images, known, *method)
@@ -224,11 +252,15 @@ def restoration(folder: Path, docs: Path) -> str:
     if isinstance(degrade, Downsampled):
       results["bicubic"] = bicubic(spoilt, degrade.factor), 1
     results |= {"without training": (free, SAMPLES), "trained": (paired, SAMPLES)}
-    lines += [f"| {degrade} | {name} | {figures(samples(some, n), truth)} |" for name, (some, n) in results.items()]
+    lines += [
+      f"| {degrade} | {name} | {figures(samples(some, n), truth)} |" for name, (some, n) in results.items()
+    ]
     rows += [spoilt[:6], free[: 6 * SAMPLES : SAMPLES], paired[: 6 * SAMPLES : SAMPLES]]
     print(*lines[-len(results) :], sep="\n", flush=True)
   whole = f"| none | the autoencoder alone | {figures(samples(coded(*plain, images), 1), truth)} |"
-  pictures.write_png(docs / "conditioned_restore.png", pictures.tile_rows(side_by_side(rows), 2), {"what": "restoration"})
+  pictures.write_png(
+    docs / "conditioned_restore.png", pictures.tile_rows(side_by_side(rows), 2), {"what": "restoration"}
+  )
   head = "| spoilt by | what | PSNR of a sample | SSIM | PSNR of the mean of 4 |"
   return "\n".join([head, "|---|---|---|---|---|", whole, *lines])
 
@@ -247,7 +279,9 @@ def figures(drawn: np.ndarray, truth: np.ndarray) -> str:
 
 
 def tinted(grey: jax.Array, colours: Any) -> jax.Array:
-  """Grey pictures with the colours of others, [..., C] each: the luminance of the one, the differences from it of the other."""
+  """Grey pictures with the colours of others, [..., C] each: the luminance of the one, the differences
+  from it of the other.
+  """
   return jnp.clip(grey + colours - luminance(jnp.asarray(colours)), -1, 1)
 
 
@@ -288,7 +322,9 @@ def mean_picture(found: Experiment) -> np.ndarray:
 
 def own_source(degrade: Any, drawn: np.ndarray, told: jax.Array) -> float:
   """PSNR of what `degrade` makes of samples [N, S, H, W, C] against what they were made of [N, H, W, C]."""
-  return float(psnr(degrade(drawn.reshape(-1, *drawn.shape[2:])), np.asarray(told).repeat(drawn.shape[1], 0)).mean())
+  return float(
+    psnr(degrade(drawn.reshape(-1, *drawn.shape[2:])), np.asarray(told).repeat(drawn.shape[1], 0)).mean()
+  )
 
 
 def sketches(folder: Path, docs: Path) -> str:
@@ -342,7 +378,9 @@ def main() -> None:
   parser.add_argument("folder", type=Path)
   parser.add_argument("--data-dir", default="data")
   parser.add_argument("--docs", type=Path, default=ROOT / "docs")
-  parser.add_argument("--only", nargs="+", choices=[*RUNS, *TABLES], metavar="NAME", help=" / ".join([*RUNS, *TABLES]))
+  parser.add_argument(
+    "--only", nargs="+", choices=[*RUNS, *TABLES], metavar="NAME", help=" / ".join([*RUNS, *TABLES])
+  )
   options = parser.parse_args()
   sharding.configure(1)
   names = RUNS if options.what == "train" else TABLES

@@ -1,11 +1,12 @@
 """How good the drawn digits are, by two figures:  python benchmarks/digits.py runs/digits [--samples FOLDER]
 
-Reads the PNGs that `jldm sample` drew and writes check.json into the run.  Digits are compared at 8x8 in 0...16, as
-scikit-learn ships them.
+Reads the PNGs that `jldm sample` drew and writes check.json into the run.  Digits are compared at
+8x8 in 0...16, as scikit-learn ships them.
 
 class agreement      the share of samples that an SVC, trained on the 1,797 real digits, takes for the class asked for
                      (of a held-out third of the real digits it recognises 97 %)
-per-class std ratio  the mean over classes of how much the samples of a class vary (standard deviation, mean over
+per-class std ratio  the mean over classes of how much the samples of a class vary (standard
+deviation, mean over
                      pixels), over how much the real ones do that went through the same 32x32 (real digits: 1)
 """
 
@@ -40,18 +41,26 @@ def shrink(images: np.ndarray) -> np.ndarray:
   return boxes.mean((2, 4)).reshape(count, 64) * 16 / 255
 
 
-def class_agreement(images: np.ndarray, labels: np.ndarray, real: tuple[np.ndarray, np.ndarray] | None = None) -> float:
-  """The share of images uint8 [N, H, W, 1] in the class of their label, says an SVC trained on `real` (all of them)."""
+def class_agreement(
+  images: np.ndarray, labels: np.ndarray, real: tuple[np.ndarray, np.ndarray] | None = None
+) -> float:
+  """The share of images uint8 [N, H, W, 1] in the class of their label, says an SVC trained on `real`
+  (all of them).
+  """
   judge = SVC(gamma=0.001, C=10).fit(*(real or real_digits()))
   return float(np.mean(judge.predict(shrink(images)) == labels))
 
 
 def std_ratio(images: np.ndarray, labels: np.ndarray) -> float:
-  """How much images uint8 [N, H, W, 1] vary within their class against the real digits, mean over the classes drawn."""
+  """How much images uint8 [N, H, W, 1] vary within their class against the real digits, mean over the
+  classes drawn.
+  """
   pixels, classes = real_digits()
   real = shrink(enlarge(pixels))
   spread = lambda values, among, label: values[among == label].std(0).mean()
-  return float(np.mean([spread(shrink(images), labels, c) / spread(real, classes, c) for c in np.unique(labels)]))
+  return float(
+    np.mean([spread(shrink(images), labels, c) / spread(real, classes, c) for c in np.unique(labels)])
+  )
 
 
 def read_samples(folder: Path) -> tuple[np.ndarray, list[dict]]:
@@ -63,8 +72,12 @@ def read_samples(folder: Path) -> tuple[np.ndarray, list[dict]]:
   paths = sorted(folder.glob("[0-9]*.png"))
   told = [read_provenance(path) for path in paths]
   if not paths or None in told:
-    raise ValueError(f"{str(folder)!r} has no pictures that jldm drew, or others among them; expected one draw")
-  draws = {json.dumps({k: v for k, v in one.items() if k not in ("index", "label")}, sort_keys=True) for one in told}
+    raise ValueError(
+      f"{str(folder)!r} has no pictures that jldm drew, or others among them; expected one draw"
+    )
+  draws = {
+    json.dumps({k: v for k, v in one.items() if k not in ("index", "label")}, sort_keys=True) for one in told
+  }
   if len(draws) > 1 or [one["index"] for one in told] != list(range(len(told))):
     raise ValueError(f"{str(folder)!r} mixes several draws; empty it and draw again")
   return np.stack([np.asarray(Image.open(path).convert("L"))[..., None] for path in paths]), told

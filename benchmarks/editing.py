@@ -3,8 +3,8 @@
   python -m benchmarks.editing examples runs/editing            the pictures and masks of docs/editing.md
   python -m benchmarks.editing measure runs/fashion_mnist_long runs/editing [--only inpaint …]
 
-Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2`.  `measure` writes a table
-each, as NAME.md and NAME.json, to the folder, and prints it.
+Expects `jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2`.
+`measure` writes a table each, as NAME.md and NAME.json, to the folder, and prints it.
 """
 
 import argparse
@@ -71,10 +71,15 @@ def inpaint(model: Any, params: dict) -> list[dict]:
   hole, rows = known == 0, [{"method": "held-out truth", "hole, dB": "", **told_seam(images, known == 0)}]
   methods = {
     "codec alone (sees the hole)": lambda: edit.image_to_image(model, params, images, 0.0),
-    "replacement, 20 steps": lambda: edit.inpaint(model, params, images, known, request=of(labels), sampling=ways(20)),
-    "replacement, 100 steps": lambda: edit.inpaint(model, params, images, known, request=of(labels), sampling=ways(100)),
+    "replacement, 20 steps": lambda: edit.inpaint(
+      model, params, images, known, request=of(labels), sampling=ways(20)
+    ),
+    "replacement, 100 steps": lambda: edit.inpaint(
+      model, params, images, known, request=of(labels), sampling=ways(100)
+    ),
     "RePaint, 5 x 20 steps": lambda: edit.inpaint(
-      model, params, images, known, repaint=(5, 5), request=of(labels), sampling=ways(20)),
+      model, params, images, known, repaint=(5, 5), request=of(labels), sampling=ways(20)
+    ),
   }
   for name, draw in methods.items():
     drawn = np.where(known[..., None] == 1, images, draw())
@@ -97,12 +102,25 @@ def of(labels: Any) -> Request:
 
 def invert(model: Any, params: dict) -> list[dict]:
   (images, labels), rows = held_out(64), []
-  for name, sampler in (("DDIM", DDIM()), ("Heun", Heun()), ("EDICT", EDICT()), ("EDICT, mix 0.93", EDICT(0.93))):
+  for name, sampler in (
+    ("DDIM", DDIM()),
+    ("Heun", Heun()),
+    ("EDICT", EDICT()),
+    ("EDICT, mix 0.93", EDICT(0.93)),
+  ):
     for scale in (1.0, 3.0):
       found = edit.invert(model, params, images, of(labels), ways(50, scale, sampler))
       z = np.abs(found.noise)
-      rows.append({"sampler": name, "guidance": scale, "dB": float(found.psnr.mean()), "worst": float(found.psnr.min()),
-                   "max abs z": float(z.max()), "rms z": float(np.sqrt(np.square(z).mean()))})
+      rows.append(
+        {
+          "sampler": name,
+          "guidance": scale,
+          "dB": float(found.psnr.mean()),
+          "worst": float(found.psnr.min()),
+          "max abs z": float(z.max()),
+          "rms z": float(np.sqrt(np.square(z).mean())),
+        }
+      )
   return rows
 
 
@@ -115,8 +133,10 @@ def silhouettes(a: np.ndarray, b: np.ndarray) -> float:
 def translate(model: Any, params: dict) -> list[dict]:
   images, _ = held_out(64, SHIRT)
   told = lambda name, drawn: {
-    "bags from": name, "classified as a bag, %": 100 * float((fashion.classify(drawn) == BAG).mean()),
-    "silhouettes, IoU": silhouettes(drawn, images)}
+    "bags from": name,
+    "classified as a bag, %": 100 * float((fashion.classify(drawn) == BAG).mean()),
+    "silhouettes, IoU": silhouettes(drawn, images),
+  }
   rows = [told("the shirts themselves", images)]
   sampling = dataclasses.replace(model.sampling, steps=50, guidance=ClassifierFree(3.0))
   fresh = generate(model, params, Request(n=len(images), given={"label": BAG}), sampling)
@@ -133,20 +153,43 @@ def restore(model: Any, params: dict) -> list[dict]:
   floats = images.astype(np.float32) / 127.5 - 1
   small = to_uint8(Downsampled(4)(jnp.asarray(floats)))[:, ::4, ::4]
   lost = (random.uniform(size=(len(images), 32, 32, 1)) < 0.5).astype(np.float32)
-  resized = lambda way: np.stack([np.asarray(Image.fromarray(s[..., 0]).resize((32, 32), way)) for s in small])[..., None]
+  resized = lambda way: np.stack(
+    [np.asarray(Image.fromarray(s[..., 0]).resize((32, 32), way)) for s in small]
+  )[..., None]
   coded = lambda x: edit.image_to_image(model, params, x, 0.0)
   restored = lambda measured, told: edit.restore(model, params, measured, sampling=ways(20, 1.0), **told)
   spoilt = {  # name -> what is shown, what is measured, how it was spoilt, and the plain way to undo it
-    "noise, 0.5": (noisy := to_uint8(floats + 0.5 * random.normal(size=floats.shape)), noisy, {"noise": 0.5}, None),
-    "blur, 2 pixels": (blurred := to_uint8(Blurred(2.0)(jnp.asarray(floats))), blurred, {"degradation": Blurred(2.0)}, None),
-    "4x down-sampled": (small.repeat(4, 1).repeat(4, 2), small, {"degradation": Downsampled(4)}, resized(Image.BICUBIC)),
+    "noise, 0.5": (
+      noisy := to_uint8(floats + 0.5 * random.normal(size=floats.shape)),
+      noisy,
+      {"noise": 0.5},
+      None,
+    ),
+    "blur, 2 pixels": (
+      blurred := to_uint8(Blurred(2.0)(jnp.asarray(floats))),
+      blurred,
+      {"degradation": Blurred(2.0)},
+      None,
+    ),
+    "4x down-sampled": (
+      small.repeat(4, 1).repeat(4, 2),
+      small,
+      {"degradation": Downsampled(4)},
+      resized(Image.BICUBIC),
+    ),
     "half of the pixels": (left := (images * (1 - lost)).astype(np.uint8), left, {"known": 1 - lost}, None),
   }
   for name, (shown, measured, told, plain) in spoilt.items():
-    rows.append({
-      "spoilt by": name, "as it is": decibels(shown, images), "bicubic": "" if plain is None else decibels(plain, images),
-      "through the codec": decibels(coded(shown), images), "restored": decibels(restored(measured, told), images),
-      "codec of the truth": decibels(coded(images), images)})
+    rows.append(
+      {
+        "spoilt by": name,
+        "as it is": decibels(shown, images),
+        "bicubic": "" if plain is None else decibels(plain, images),
+        "through the codec": decibels(coded(shown), images),
+        "restored": decibels(restored(measured, told), images),
+        "codec of the truth": decibels(coded(images), images),
+      }
+    )
   return rows
 
 
@@ -154,25 +197,44 @@ def directions(model: Any, params: dict) -> list[dict]:
   source = DATA.open(DATA.train)
   examples = source[np.arange(2000)]
   chosen = np.isin(examples["label"], (T_SHIRT, DRESS))
-  found = edit.attribute(model, params, examples["image"][chosen], examples["label"][chosen] == DRESS, controls=4)
+  found = edit.attribute(
+    model, params, examples["image"][chosen], examples["label"][chosen] == DRESS, controls=4
+  )
   images, _ = held_out(32, T_SHIRT)
   rows = []
   for amount in (0.0, 1.0, 1.5, 2.0):
-    moved = np.stack([
-      edit.traverse(model, params, image[None], found, [amount], strength=0.3, sampling=ways(20, 1.0))[:, 0]
-      for image in images], 1)
+    moved = np.stack(
+      [
+        edit.traverse(model, params, image[None], found, [amount], strength=0.3, sampling=ways(20, 1.0))[:, 0]
+        for image in images
+      ],
+      1,
+    )
     share = [100 * float((fashion.classify(row) == DRESS).mean()) for row in moved]
-    rows.append({"amount": amount, "dresses along the direction, %": share[0], "along controls, %": float(np.mean(share[1:])),
-                 "worst control, %": max(share[1:])})
+    rows.append(
+      {
+        "amount": amount,
+        "dresses along the direction, %": share[0],
+        "along controls, %": float(np.mean(share[1:])),
+        "worst control, %": max(share[1:]),
+      }
+    )
   return rows
 
 
 MEASURES: dict[str, Callable[[Any, dict], list[dict]]] = {
-  "inpaint": inpaint, "invert": invert, "translate": translate, "restore": restore, "directions": directions}
+  "inpaint": inpaint,
+  "invert": invert,
+  "translate": translate,
+  "restore": restore,
+  "directions": directions,
+}
 
 
 def table(rows: list[dict]) -> str:
-  shown = lambda value: value if isinstance(value, str) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+  shown = lambda value: (
+    value if isinstance(value, str) else f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+  )
   lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
   return "\n".join(lines + ["| " + " | ".join(map(shown, row.values())) + " |" for row in rows]) + "\n"
 
@@ -192,8 +254,12 @@ def examples(folder: Path) -> None:
   save("hole", hole)
   save("lost", 255 * (random.uniform(size=(32, 32)) < 0.5).astype(np.uint8))
   floats = various.astype(np.float32) / 127.5 - 1
-  spoilt = {"noisy": floats + 0.5 * random.normal(size=floats.shape), "blurred": Blurred(2.0)(jnp.asarray(floats)),
-            "small": Downsampled(4)(jnp.asarray(floats))[:, ::4, ::4], "upper": floats[:, :20]}
+  spoilt = {
+    "noisy": floats + 0.5 * random.normal(size=floats.shape),
+    "blurred": Blurred(2.0)(jnp.asarray(floats)),
+    "small": Downsampled(4)(jnp.asarray(floats))[:, ::4, ::4],
+    "upper": floats[:, :20],
+  }
   for name, found in spoilt.items():
     for i, image in enumerate(to_uint8(found)[..., 0]):
       save(f"{name}{i}", image)

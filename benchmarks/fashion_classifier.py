@@ -1,8 +1,10 @@
-"""Trains the classifier that Fashion-MNIST samples are compared in:  python -m benchmarks.fashion_classifier [--out FILE]
+"""Trains the classifier that Fashion-MNIST samples are compared in:  python -m
+benchmarks.fashion_classifier [--out FILE]
 
-Reads data/fashion_mnist, as `jldm prepare idx` makes it; trains on the first 55,000 training pictures, shifted by up to
-one pixel and mirrored, and prints the accuracy on the others and on the test split, and the hash that stands in
-jldm/metrics/extractors/fashion.py.  452 CPU-seconds of one pinned core.
+Reads data/fashion_mnist, as `jldm prepare idx` makes it; trains on the first 55,000 training
+pictures, shifted by up to one pixel and mirrored, and prints the accuracy on the others and on the
+test split, and the hash that stands in jldm/metrics/extractors/fashion.py.  452 CPU-seconds of one
+pinned core.
 """
 
 import argparse
@@ -27,7 +29,9 @@ DECAY = 0.05  # of weights, times the rate
 
 
 def varied(key: jax.Array, images: jax.Array) -> jax.Array:
-  """Images [B, 28, 28, 1], each moved by up to REACH pixels along each side, black where nothing was, half of them mirrored."""
+  """Images [B, 28, 28, 1], each moved by up to REACH pixels along each side, black where nothing was,
+  half of them mirrored.
+  """
   key_places, key_mirrors = jax.random.split(key)
   padded = jnp.pad(images, ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0)))
   cut = lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (fashion.SIDE, fashion.SIDE, 1))
@@ -96,14 +100,24 @@ def main() -> None:
   parser.add_argument("--peak", type=float, default=6e-3)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
-  data = ImageData(name="fashion_mnist", data_dir=options.data_dir, train="train[:55000]", held_out="train[55000:]", classes=10)
+  data = ImageData(
+    name="fashion_mnist",
+    data_dir=options.data_dir,
+    train="train[:55000]",
+    held_out="train[55000:]",
+    classes=10,
+  )
   params = train(data.open(data.train), options.steps, options.batch_size, options.peak, options.seed)
   packed = fashion.pack(params)
   np.savez(options.out, **packed)
-  params = fashion.load(options.out, hashed := hashlib.blake2b(options.out.read_bytes(), digest_size=16).hexdigest())
+  params = fashion.load(
+    options.out, hashed := hashlib.blake2b(options.out.read_bytes(), digest_size=16).hexdigest()
+  )
   for split in (data.held_out, "test"):
     print(f"accuracy on {split}: {100 * accuracy(params, data.open(split)):.2f} %")
-  print(f"{sum(value.size for value in packed.values())} parameters, {options.out.stat().st_size} bytes, blake2b {hashed}")
+  print(
+    f"{sum(value.size for value in packed.values())} parameters, {options.out.stat().st_size} bytes, blake2b {hashed}"
+  )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Whether the learned log-variance follows the loss over t:  python -m benchmarks.log_variance WORKDIR
 
-Of a run whose denoiser has log_variance=True, measures the loss of the averaged parameters on a batch of training latents
-at 50 times, and draws its logarithm and the learned u(t) into WORKDIR/log_variance.png; prints how far apart they are.
+Of a run whose denoiser has log_variance=True, measures the loss of the averaged parameters on a
+batch of training latents at 50 times, and draws its logarithm and the learned u(t) into
+WORKDIR/log_variance.png; prints how far apart they are.
 """
 
 import argparse
@@ -34,7 +35,9 @@ class At:
     return jnp.broadcast_to(self.t, u.shape)
 
 
-def both(objective: Diffusion, params: dict, frozen: dict, batch: dict, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+def both(
+  objective: Diffusion, params: dict, frozen: dict, batch: dict, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """log of the mean loss at t [], and u(t)."""
   certain = objective.network.clone(log_variance=False)
   known = {name: value for name, value in params["denoiser"].items() if name != "log_variance"}
@@ -44,7 +47,9 @@ def both(objective: Diffusion, params: dict, frozen: dict, batch: dict, t: jax.A
   one = jax.tree.map(lambda x: x[:1], batch)
   keys = [jax.random.split(jax.random.key(0), 1)] * len(objective.conditioners)
   inputs = join(draw_conditions(objective.conditioners, params, one, lambda images: images, keys))
-  output = objective.network.apply({"params": params["denoiser"]}, jnp.zeros_like(one["mean"]), noise_level, inputs)
+  output = objective.network.apply(
+    {"params": params["denoiser"]}, jnp.zeros_like(one["mean"]), noise_level, inputs
+  )
   return jnp.log(losses.mean()), output.log_variance[0]
 
 
@@ -53,7 +58,9 @@ def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.
   at = place(workdir)
   objective = at.stage.objective
   if not getattr(objective.network, "log_variance", False):
-    raise SystemExit(f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True")
+    raise SystemExit(
+      f"the denoiser in {str(workdir)!r} learned no log-variance; train with network.log_variance=True"
+    )
   model, params = load(workdir)
   cache = latents.open_encoded(runs.Run(at), params["codec"])
   rows = np.arange(size)
@@ -74,7 +81,9 @@ def main() -> None:
   plot = pictures.curves({"log of the loss": (times, log_loss), "learned u(t)": (times, u)}, "t", "")
   pictures.write_png(workdir / "log_variance.png", plot, {"what": "log_variance"})
   apart = np.abs(log_loss - u)
-  print(f"|u - log loss|: mean {apart.mean():.3f}, largest {apart.max():.3f}; log loss spans {np.ptp(log_loss):.2f}")
+  print(
+    f"|u - log loss|: mean {apart.mean():.3f}, largest {apart.max():.3f}; log loss spans {np.ptp(log_loss):.2f}"
+  )
 
 
 if __name__ == "__main__":

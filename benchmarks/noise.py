@@ -2,9 +2,10 @@
 
   python -m benchmarks.noise runs/fashion_mnist --extractor fashion
 
-SIZE training pictures are set aside and judged against MOST others as samples would be, DRAWS times, none twice.  For each
-figure: mean and standard deviation over the draws, half an interval's width over 1.96, which should be the latter, and in
-how many draws the interval holds the mean.
+SIZE training pictures are set aside and judged against MOST others as samples would be, DRAWS
+times, none twice.  For each
+figure: mean and standard deviation over the draws, half an interval's width over 1.96, which should
+be the latter, and in how many draws the interval holds the mean.
 """
 
 import argparse
@@ -22,8 +23,12 @@ SIZE, DRAWS, MOST = 1000, 12, 5000
 METRICS = ("frechet", "kid", "manifold", "agreement", "inception_score", "duplicates")
 
 
-def measured(found: features.Features, size: int, draws: int, metrics: tuple[str, ...] = METRICS) -> dict[str, np.ndarray]:
-  """Figures of pictures drawn from `found` against the others: value, low, high of every draw, [draws, 3] by name."""
+def measured(
+  found: features.Features, size: int, draws: int, metrics: tuple[str, ...] = METRICS
+) -> dict[str, np.ndarray]:
+  """Figures of pictures drawn from `found` against the others: value, low, high of every draw, [draws,
+  3] by name.
+  """
   order, values = np.random.default_rng(0).permutation(len(found)), {}
   for draw in range(draws):
     rows = np.arange(draw * size, (draw + 1) * size)
@@ -51,7 +56,9 @@ def main() -> None:
   experiment = workdirs.read(options.workdir)
   asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
   among = evaluate.real(experiment, evaluate.extractor_of(asked), How(), workdirs.evaluation(options.workdir))
-  print("| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|")
+  print(
+    "| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|"
+  )
   for name, each in measured(among.judge.reference, SIZE, DRAWS).items():
     print(row(name, SIZE, each), flush=True)
 

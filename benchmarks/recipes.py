@@ -5,12 +5,13 @@
   python -m benchmarks.recipes ways runs/240 [--test]                the same parameters drawn in other ways
   python -m benchmarks.recipes noise                                 real pictures against real ones
 
-`search` trains in one process what its folder lacks: XLA on one thread, nothing compiled before; its CPU-seconds are
-those of compiling, training and encoding, without what all recipes share (imports, decoding the data, checkpoints).
-`final` runs train.py in a process of its own, pinned to a core, and counts all that the system says it used.  A score is
-of 1,000 samples, 100 a class, drawn as the config says, in the features of jldm/metrics/extractors/fashion.py: the Fréchet
-distance to all of the reference, precision, recall, density and coverage against its first 5,000, and the share that the
-classifier finds in the class asked for.
+`search` trains in one process what its folder lacks: XLA on one thread, nothing compiled before;
+its CPU-seconds are those of compiling, training and encoding, without what all recipes share
+(imports, decoding the data, checkpoints). `final` runs train.py in a process of its own, pinned to
+a core, and counts all that the system says it used.  A score is of 1,000 samples, 100 a class,
+drawn as the config says, in the features of jldm/metrics/extractors/fashion.py: the Fréchet
+distance to all of the reference, precision, recall, density and coverage against its first 5,000,
+and the share that the classifier finds in the class asked for.
 """
 
 import argparse
@@ -91,7 +92,9 @@ AUTOENCODERS: dict[str, tuple[str, ...]] = {
   "f4 w16-32": autoencoder(2500, 16),
 }
 LIGHTNING = {"objective.network.block": "ModulatedBlock(heads=4, rms_norm=True, swiglu=True)"}
-MUON = {"optimizer": "Muon(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99, hidden='(attention|mlp)/.*kernel$')"}
+MUON = {
+  "optimizer": "Muon(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99, hidden='(attention|mlp)/.*kernel$')"
+}
 CONVOLUTIONS = "UNet(widths=(32, 64), resnets=1, attention=(False, True), heads=4, classes=10, groups=8)"
 DENOISERS: dict[str, tuple[str, tuple[str, ...]]] = {
   "DiT 128x4, batch 16": denoiser(3800, 16),
@@ -125,11 +128,22 @@ ONE_THREAD = {
 
 
 def train(workdir: Path, settings: tuple[str, ...]) -> float:
-  """CPU-seconds of `train.py` on one pinned thread with an empty compilation cache, now or when it was run before."""
+  """CPU-seconds of `train.py` on one pinned thread with an empty compilation cache, now or when it was
+  run before.
+  """
   path = workdir / "cpu_seconds.json"
   if path.is_file():
     return json.loads(path.read_text())
-  command = [sys.executable, str(ROOT / "train.py"), "--config", str(CONFIG), "--workdir", str(workdir), "--devices", "1"]
+  command = [
+    sys.executable,
+    str(ROOT / "train.py"),
+    "--config",
+    str(CONFIG),
+    "--workdir",
+    str(workdir),
+    "--devices",
+    "1",
+  ]
   command += [word for setting in settings for word in ("--set", setting)]
   with tempfile.TemporaryDirectory() as cache:
     environment = os.environ | ONE_THREAD | {"JAX_COMPILATION_CACHE_DIR": cache}
@@ -169,7 +183,9 @@ def drawn(workdir: Path, sampling: Sampling | None = None) -> np.ndarray:
 
 
 def quick(stage: Stage, source: Source, frozen: Any, seed: int = 0) -> tuple[Any, float]:
-  """Averaged parameters of a stage trained on `source` in this process, and the CPU-seconds of compiling and training."""
+  """Averaged parameters of a stage trained on `source` in this process, and the CPU-seconds of
+  compiling and training.
+  """
   start = time.process_time()
   tx, (key_init, key_steps) = stage.optimizer.build(stage.steps), jax.random.split(jax.random.key(seed))
   rows = batches(source, seed, stage.batch_size, 0, stage.steps)
@@ -201,7 +217,9 @@ def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) ->
   used += time.process_time() - start
   value, back = reconstructed(network, whole, held_out)
   told = {"autoencoder_steps": stage.steps, "psnr": value, "seconds": used}
-  return Codec(whole, Arrays({"mean": mean, "log_variance": log_variance, "label": source.arrays["label"]}), told, back)
+  return Codec(
+    whole, Arrays({"mean": mean, "log_variance": log_variance, "label": source.arrays["label"]}), told, back
+  )
 
 
 def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float, np.ndarray]:
@@ -247,8 +265,15 @@ def row(told: dict) -> str:
   """One line of the table."""
   cells = [told["recipe"], told.get("autoencoder", ""), str(told.get("seed", ""))]
   number = lambda name, digits: f"{told[name]:.{digits}f}" if name in told else ""
-  cells += [number("psnr", 1), number("reconstruction", 3), number("autoencoder_steps", 0), number("denoiser_steps", 0)]
-  cells += [number("frechet", 3)] + [number(name, 3) for name in ("precision", "recall", "density", "coverage", "agreement")]
+  cells += [
+    number("psnr", 1),
+    number("reconstruction", 3),
+    number("autoencoder_steps", 0),
+    number("denoiser_steps", 0),
+  ]
+  cells += [number("frechet", 3)] + [
+    number(name, 3) for name in ("precision", "recall", "density", "coverage", "agreement")
+  ]
   return "| " + " | ".join(cells + [number("seconds", 0)]) + " |"
 
 
@@ -259,12 +284,16 @@ HEAD = (
 
 
 def search(options: argparse.Namespace) -> None:
-  """Recipes in this process, on one thread, an autoencoder trained once a seed; what lies in the folder is only scored."""
+  """Recipes in this process, on one thread, an autoencoder trained once a seed; what lies in the
+  folder is only scored.
+  """
   options.folder.mkdir(parents=True, exist_ok=True)
   data = experiment(SEARCH).data
   reference, source = Reference(data, REFERENCE), data.open(data.train)
   shown = reference.images[:SAMPLES]
-  train_codec = functools.cache(lambda of, seed: codec(experiment(SEARCH + AUTOENCODERS[of]), source, shown, seed))
+  train_codec = functools.cache(
+    lambda of, seed: codec(experiment(SEARCH + AUTOENCODERS[of]), source, shown, seed)
+  )
   print(HEAD, flush=True)
   for seed, name in itertools.product(options.seeds, options.only):
     of, settings = DENOISERS[name]
@@ -272,8 +301,15 @@ def search(options: argparse.Namespace) -> None:
     first, back = kept(options.folder / f"autoencoder {of}, seed {seed}", lambda: train_codec(of, seed)[2:])  # noqa: B023
     second, images = kept(path, lambda: recipe(found, train_codec(of, seed), seed))  # noqa: B023 (used at once)
     write_grid(Path(f"{path}.png"), images, LABELS, name)
-    told = {"recipe": name, "autoencoder": of, "seed": seed, "reconstruction": reference.distance(back)} | first | second
-    print(row(told | reference.score(images, LABELS) | {"seconds": first["seconds"] + second["seconds"]}), flush=True)
+    told = (
+      {"recipe": name, "autoencoder": of, "seed": seed, "reconstruction": reference.distance(back)}
+      | first
+      | second
+    )
+    print(
+      row(told | reference.score(images, LABELS) | {"seconds": first["seconds"] + second["seconds"]}),
+      flush=True,
+    )
 
 
 def final(options: argparse.Namespace) -> None:
@@ -284,7 +320,10 @@ def final(options: argparse.Namespace) -> None:
   reference = Reference(found.data, "test")
   images = drawn(options.folder)
   write_grid(options.folder / "grid.png", images, LABELS, "configs/fashion_mnist.py")
-  steps = {"autoencoder_steps": found.stage("autoencoder").steps, "denoiser_steps": found.stage("denoiser").steps}
+  steps = {
+    "autoencoder_steps": found.stage("autoencoder").steps,
+    "denoiser_steps": found.stage("denoiser").steps,
+  }
   model, params = load(options.folder)
   value, back = reconstructed(model.codec.network, params["codec"], reference.images[:SAMPLES])
   told = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps
@@ -298,24 +337,35 @@ def ways(options: argparse.Namespace) -> None:
   split = "test" if options.test else REFERENCE
   reference = Reference(experiment(()).data, split)
   for name, steps, scale in WAYS:
-    sampling = Sampling(sampler=presets.make_sampler(name), steps=steps, guidance=presets.make_guidance(scale=scale))
+    sampling = Sampling(
+      sampler=presets.make_sampler(name), steps=steps, guidance=presets.make_guidance(scale=scale)
+    )
     images = drawn(options.folder, sampling)
     told = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
     print(row(told | reference.score(images, LABELS)), flush=True)
 
 
 WAYS = (
-  ("dpmpp_2m", 10, 1.0), ("dpmpp_2m", 10, 1.25), ("dpmpp_2m", 10, 1.5), ("dpmpp_2m", 10, 2.0),
-  ("dpmpp_2m", 20, 1.5), ("ddim", 10, 1.5), ("heun", 5, 1.5),
+  ("dpmpp_2m", 10, 1.0),
+  ("dpmpp_2m", 10, 1.25),
+  ("dpmpp_2m", 10, 1.5),
+  ("dpmpp_2m", 10, 2.0),
+  ("dpmpp_2m", 20, 1.5),
+  ("ddim", 10, 1.5),
+  ("heun", 5, 1.5),
 )
 
 
 def noise(options: argparse.Namespace) -> None:
-  """N pictures of a split against N others of the same split, drawn anew each time; and N of training against the test."""
+  """N pictures of a split against N others of the same split, drawn anew each time; and N of training
+  against the test.
+  """
   data = experiment(()).data
   train, test = (Reference(data, split) for split in ("train", "test"))
   rng = np.random.default_rng(options.seed)
-  print("| N | N against N others, mean | std | N against the test split, mean | std |\n|---|---|---|---|---|")
+  print(
+    "| N | N against N others, mean | std | N against the test split, mean | std |\n|---|---|---|---|---|"
+  )
   for size in SIZES:
     between, against = [], []
     for _ in range(DRAWS):
@@ -335,7 +385,9 @@ def main() -> None:
   add = lambda call: commands.add_parser(call.__name__, help=call.__doc__)
   for call in (search, final, ways):
     add(call).add_argument("folder", type=Path)
-  commands.choices["search"].add_argument("--only", nargs="+", default=list(DENOISERS), choices=list(DENOISERS), metavar="NAME")
+  commands.choices["search"].add_argument(
+    "--only", nargs="+", default=list(DENOISERS), choices=list(DENOISERS), metavar="NAME"
+  )
   commands.choices["search"].add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
   commands.choices["final"].add_argument("--set", action="append", default=[])
   commands.choices["ways"].add_argument("--test", action="store_true", help="against the test split")

@@ -3,10 +3,11 @@
   jldm prepare digits --data-dir data
   python -m benchmarks.safety --steps 200 --pairs 3 --devices 1
 
-Bare is a loop over the jitted step of a stage that keeps no average, on the same batches, with nothing else in it.  Safe is
-`jldm train`'s own stage: the average, a line and the board every 50 steps, goodput, the notice of SIGTERM, and a checkpoint
-every 100 steps, each written, fingerprinted and committed in the background.  They alternate, and the ratio is taken of
-neighbours.  Both are timed from step WARM on, where everything is compiled.
+Bare is a loop over the jitted step of a stage that keeps no average, on the same batches, with
+nothing else in it.  Safe is `jldm train`'s own stage: the average, a line and the board every 50
+steps, goodput, the notice of SIGTERM, and a checkpoint every 100 steps, each written, fingerprinted
+and committed in the background.  They alternate, and the ratio is taken of neighbours.  Both are
+timed from step WARM on, where everything is compiled.
 """
 
 import argparse
@@ -103,8 +104,12 @@ def inputs(run: runs.Run, folder: Path):
   params = jax.jit(network.init)(jax.random.key(0), images, jax.random.split(jax.random.key(1), 1))
   encode = jax.jit(lambda images: ImageCodec(network).encode(params, {"image": images})._asdict())
   every = lambda source: (batch for batch, _ in in_order(source, 64, pad=False))
-  moments = lambda source: (jax.device_get(encode(batch["image"])) | {"label": batch["label"]} for batch in every(source))
-  codec = {name: jnp.ones(shape.shape) for name, shape in codec_shapes(run.model).items() if name in ("mean", "std")}
+  moments = lambda source: (
+    jax.device_get(encode(batch["image"])) | {"label": batch["label"]} for batch in every(source)
+  )
+  codec = {
+    name: jnp.ones(shape.shape) for name, shape in codec_shapes(run.model).items() if name in ("mean", "std")
+  }
   frozen = {"codec": Loaded(ImageCodec(network), {"params": params["params"], "extra": {}} | codec)}
   return write_like(folder / "latents", train_set, moments), frozen
 
@@ -119,7 +124,11 @@ def main() -> None:
   sharding.configure(args.devices)
   experiment = load_config(args.config)
   for name in experiment.names:
-    for field, value in (("steps", WARM + args.steps + 1), ("log_every_steps", LOG_EVERY), ("save_every_steps", SAVE_EVERY)):
+    for field, value in (
+      ("steps", WARM + args.steps + 1),
+      ("log_every_steps", LOG_EVERY),
+      ("save_every_steps", SAVE_EVERY),
+    ):
       experiment = override(experiment, f"{name}.{field}", str(value))
   for name in experiment.names:
     ratios, per_step = [], []
@@ -134,8 +143,11 @@ def main() -> None:
         full = safe(apart, source, frozen, mesh, args.steps)
         ratios.append([b / a for a, b in zip(alone, full)])
         per_step.append([1e3 * seconds / args.steps for seconds in (alone[0], full[0])])
-        print(f"{name} {pair}: {per_step[-1][0]:.1f} and {per_step[-1][1]:.1f} ms a step; wall {ratios[-1][0]:.3f}, "
-              f"CPU {ratios[-1][1]:.3f}", flush=True)
+        print(
+          f"{name} {pair}: {per_step[-1][0]:.1f} and {per_step[-1][1]:.1f} ms a step; wall {ratios[-1][0]:.3f}, "
+          f"CPU {ratios[-1][1]:.3f}",
+          flush=True,
+        )
     wall, cpu = (statistics.median(ratio) for ratio in zip(*ratios))
     print(f"{name}: safe / bare, medians of {args.pairs}: wall {wall:.3f}, CPU {cpu:.3f}", flush=True)
 

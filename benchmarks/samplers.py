@@ -1,4 +1,5 @@
-"""What order every sampler has, and what it is worth at few evaluations:  python -m benchmarks.samplers RUNS [--workdir W]
+"""What order every sampler has, and what it is worth at few evaluations:  python -m
+benchmarks.samplers RUNS [--workdir W]
 
   orders    of convergence on a Gaussian and on a mixture of Gaussians, whose denoisers are known (tests/samplers/orders.py)
   noise     errors of moments of the samplers that draw noise, on the mixture
@@ -67,12 +68,25 @@ WAYS = {
   "DPM-Solver++ 2M, Karras' steps": Way("dpmpp_2m", "karras"),
   "DPM-Solver++ 2M, beta steps": Way("dpmpp_2m", "beta"),
 }
-PLOTTED = ("DDIM (Euler)", "DPM-Solver++ 2M", "UniPC-2", "iPNDM", "Heun", "Euler ancestral (DDIM, eta 1)", "SDE-DPM-Solver++ 2M")
+PLOTTED = (
+  "DDIM (Euler)",
+  "DPM-Solver++ 2M",
+  "UniPC-2",
+  "iPNDM",
+  "Heun",
+  "Euler ancestral (DDIM, eta 1)",
+  "SDE-DPM-Solver++ 2M",
+)
 COUNTED = {  # at so many evaluations, which cost the more the more they are
   5: tuple(WAYS),
   10: tuple(WAYS),
   20: tuple(WAYS),
-  50: ("DDIM (Euler)", "DPM-Solver++ 2M", "Euler ancestral (DDIM, eta 1)", "SDE-DPM-Solver++ 2M"),  # a choice of them
+  50: (
+    "DDIM (Euler)",
+    "DPM-Solver++ 2M",
+    "Euler ancestral (DDIM, eta 1)",
+    "SDE-DPM-Solver++ 2M",
+  ),  # a choice of them
 }
 
 
@@ -105,7 +119,9 @@ def measured_noise(process: Process) -> dict[str, list[float]]:
 
 def steps_of(way: Way, evaluations: int) -> int:
   """The most steps that evaluate the network so often at most."""
-  return max(steps for steps in range(1, evaluations + 1) if way.evaluations(steps) <= evaluations or steps == 1)
+  return max(
+    steps for steps in range(1, evaluations + 1) if way.evaluations(steps) <= evaluations or steps == 1
+  )
 
 
 def drawn(workdir: Path, path: Path, way: Way, steps: int, seed: int) -> np.ndarray:
@@ -113,8 +129,12 @@ def drawn(workdir: Path, path: Path, way: Way, steps: int, seed: int) -> np.ndar
   if not path.exists():
     model, params = loaded(workdir)
     request = Request(n=len(LABELS), seed=seed, given={"label": LABELS})
-    sampling = Sampling(sampler=presets.make_sampler(way.sampler), steps=steps, grid=Grid(way.grid),
-                        guidance=presets.make_guidance(scale=SCALE))
+    sampling = Sampling(
+      sampler=presets.make_sampler(way.sampler),
+      steps=steps,
+      grid=Grid(way.grid),
+      guidance=presets.make_guidance(scale=SCALE),
+    )
     images = generate(model, params, request, sampling, batch_size=500, devices=1).data
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.write_npz(path, images, LABELS)
@@ -143,7 +163,9 @@ def floor(data: Any, reference: Reference) -> list[float]:
   """Fréchet distances of 1,000 training pictures, as many draws as seeds."""
   train, rng = data.open(data.train), np.random.default_rng(0)
   rows = rng.permutation(len(train))[: len(SEEDS) * SAMPLES].reshape(len(SEEDS), SAMPLES)
-  return [frechet(statistics(fashion.features(train[np.sort(part)]["image"])), reference.moments) for part in rows]
+  return [
+    frechet(statistics(fashion.features(train[np.sort(part)]["image"])), reference.moments) for part in rows
+  ]
 
 
 def measured_quality(runs: Path, workdir: Path) -> dict[str, Any]:
@@ -157,16 +179,27 @@ def measured_quality(runs: Path, workdir: Path) -> dict[str, Any]:
 
 
 def order_table(found: dict[str, list[float]]) -> str:
-  lines = ["| sampler | evaluations a step | expected | on a Gaussian | on a mixture |", "|---|---|---|---|---|"]
+  lines = [
+    "| sampler | evaluations a step | expected | on a Gaussian | on a mixture |",
+    "|---|---|---|---|---|",
+  ]
   for name, (gaussian, mixture) in found.items():
     row = orders.DETERMINISTIC[name]
-    lines.append(f"| {name}{' †' if row.warm else ''} | {row.evaluations} | {row.order} | {gaussian:.2f} | {mixture:.2f} |")
+    lines.append(
+      f"| {name}{' †' if row.warm else ''} | {row.evaluations} | {row.order} | {gaussian:.2f} | {mixture:.2f} |"
+    )
   return "\n".join(lines) + "\n"
 
 
 def noise_table(found: dict[str, list[float]]) -> str:
-  lines = [f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |", "|---" * (1 + len(STEPS)) + "|"]
-  lines += [f"| {name} | {' | '.join(f'{100 * error:+.2f} %' for error in errors)} |" for name, errors in found.items()]
+  lines = [
+    f"| sampler | {' | '.join(f'{steps} steps' for steps in STEPS)} |",
+    "|---" * (1 + len(STEPS)) + "|",
+  ]
+  lines += [
+    f"| {name} | {' | '.join(f'{100 * error:+.2f} %' for error in errors)} |"
+    for name, errors in found.items()
+  ]
   return "\n".join(lines) + "\n"
 
 
@@ -174,7 +207,11 @@ def quality_table(found: dict[str, Any]) -> str:
   lines = [f"| sampler | {' | '.join(map(str, COUNTED))} |", "|---" * (1 + len(COUNTED)) + "|"]
   said = lambda values: f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
   for name, each in found["ways"].items():
-    lines.append(f"| {name} | " + " | ".join(said(each[str(n)]["frechet"]) if str(n) in each else "" for n in COUNTED) + " |")
+    lines.append(
+      f"| {name} | "
+      + " | ".join(said(each[str(n)]["frechet"]) if str(n) in each else "" for n in COUNTED)
+      + " |"
+    )
   return "\n".join(lines) + "\n"
 
 
@@ -191,9 +228,15 @@ def page(runs: Path, docs: Path) -> None:
   read = lambda name: json.loads((runs / f"{name}.json").read_text())
   quality = read("quality")
   plot(quality, docs / "samplers.png")
-  tables = {"orders": order_table(read("orders")), "noise": noise_table(read("noise")), "quality": quality_table(quality)}
+  tables = {
+    "orders": order_table(read("orders")),
+    "noise": noise_table(read("noise")),
+    "quality": quality_table(quality),
+  }
   real = quality["floor"]
-  tables["floor"] = f"{SAMPLES:,} training pictures are {np.mean(real):.3f} ± {np.std(real, ddof=1):.3f} from the test split.\n"
+  tables["floor"] = (
+    f"{SAMPLES:,} training pictures are {np.mean(real):.3f} ± {np.std(real, ddof=1):.3f} from the test split.\n"
+  )
   path = docs / "samplers.md"
   text = path.read_text()
   for name, table in tables.items():
@@ -214,7 +257,9 @@ def main() -> None:
   parts = {
     "orders": lambda: kept(options.runs / "orders.json", lambda: measured_orders(Cosine())),
     "noise": lambda: kept(options.runs / "noise.json", lambda: measured_noise(Cosine())),
-    "quality": lambda: kept(options.runs / "quality.json", lambda: measured_quality(options.runs, options.workdir)),
+    "quality": lambda: kept(
+      options.runs / "quality.json", lambda: measured_quality(options.runs, options.workdir)
+    ),
     "page": lambda: page(options.runs, options.docs),
   }
   for name in options.only or parts:

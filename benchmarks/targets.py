@@ -1,8 +1,10 @@
-"""Networks and targets on the same latents:  python -m benchmarks.targets runs/targets [--steps 1100] [--only U-Net/eps …]
+"""Networks and targets on the same latents:  python -m benchmarks.targets runs/targets [--steps 1100]
+[--only U-Net/eps …]
 
-Trains the autoencoder of configs/digits.py once and, for every row, a denoiser of one network and one target in its
-latents; draws 1,000 digits of each with DPM-Solver++ 2M (20 steps, no guidance, seed 0) and prints a table, also kept
-as table.md and table.json in the folder.  What is finished is not trained again.
+Trains the autoencoder of configs/digits.py once and, for every row, a denoiser of one network and
+one target in its latents; draws 1,000 digits of each with DPM-Solver++ 2M (20 steps, no guidance,
+seed 0) and prints a table, also kept as table.md and table.json in the folder.  What is finished is
+not trained again.
 """
 
 import argparse
@@ -42,7 +44,9 @@ TARGETS = {
   "eps": dict(process=Discrete(), parametrization=Predict("eps"), times=Uniform()),  # alpha(1) = 0.068
   "v": dict(process=Cosine(), parametrization=Predict("v"), times=Uniform()),
   "flow": dict(process=Flow(), parametrization=Predict("flow"), times=LogitNormal()),
-  "x0": dict(process=Flow(), parametrization=Predict("x0"), times=LogitNormal(), weighting=Plain("flow", 400.0)),
+  "x0": dict(
+    process=Flow(), parametrization=Predict("x0"), times=LogitNormal(), weighting=Plain("flow", 400.0)
+  ),
   "EDM": dict(process=EDM(), parametrization=Precondition(), times=LogNormalSigma(-0.5, 1.2)),
 }
 
@@ -51,7 +55,9 @@ def experiment(network: str, target: str, steps: int) -> Experiment:
   base = load_config(str(ROOT / "configs" / "digits.py"))
   stage = base.stage("denoiser")
   objective = dataclasses.replace(stage.objective, network=NETWORKS[network], **TARGETS[target])
-  stage = dataclasses.replace(stage, objective=objective, steps=steps, save_every_steps=steps, picture_every_steps=steps)
+  stage = dataclasses.replace(
+    stage, objective=objective, steps=steps, save_every_steps=steps, picture_every_steps=steps
+  )
   return base.with_stage(stage)
 
 
@@ -68,7 +74,9 @@ def measure(folder: Path, network: str, target: str, steps: int) -> dict:
   images = generate(model, params, Request(n=len(labels), given={"label": labels}), sampling).data
   shown = np.concatenate([np.flatnonzero(labels == c)[:8] for c in range(10)])
   what = {"what": "samples", "network": network, "target": target}
-  pictures.write_png(folder / f"{network}-{target}.png", pictures.class_rows(images[shown], labels[shown], 8), what)
+  pictures.write_png(
+    folder / f"{network}-{target}.png", pictures.class_rows(images[shown], labels[shown], 8), what
+  )
   return {
     "network": network,
     "target": target,
@@ -79,9 +87,14 @@ def measure(folder: Path, network: str, target: str, steps: int) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-  lines = ["| network | target | parameters | class agreement | per-class std ratio |", "|---|---|---|---|---|"]
+  lines = [
+    "| network | target | parameters | class agreement | per-class std ratio |",
+    "|---|---|---|---|---|",
+  ]
   for row in rows:
-    numbers = f"{row['parameters'] / 1e6:.1f} M | {100 * row['class_agreement']:.1f} % | {row['std_ratio']:.2f}"
+    numbers = (
+      f"{row['parameters'] / 1e6:.1f} M | {100 * row['class_agreement']:.1f} % | {row['std_ratio']:.2f}"
+    )
     lines.append(f"| {row['network']} | {row['target']} | {numbers} |")
   return "\n".join(lines) + "\n"
 

@@ -1,8 +1,10 @@
-"""What an autoencoder of Stable Diffusion's size takes, whole and in tiles:  python -m benchmarks.tiling --side 512
+"""What an autoencoder of Stable Diffusion's size takes, whole and in tiles:  python -m
+benchmarks.tiling --side 512
 
-Its 84 million parameters are random, of a variance that keeps activations near 1.  Each row is a process of its own, which
-compiles, notes what it holds, and runs once: "held" is how much more it held at most meanwhile, "temporaries" the compiler's
-own account of arrays within the program, which leaves out what attention and convolutions need inside.
+Its 84 million parameters are random, of a variance that keeps activations near 1.  Each row is a
+process of its own, which compiles, notes what it holds, and runs once: "held" is how much more it
+held at most meanwhile, "temporaries" the compiler's own account of arrays within the program, which
+leaves out what attention and convolutions need inside.
 """
 
 import argparse
@@ -35,7 +37,9 @@ MIB = 2**20
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition(":  ")[0])
   parser.add_argument("--side", type=int, default=512, help="pixels of a side (default: 512)")
-  parser.add_argument("--rows", default=",".join(map(str, range(len(ROWS)))), help="which rows, by number (default: all)")
+  parser.add_argument(
+    "--rows", default=",".join(map(str, range(len(ROWS)))), help="which rows, by number (default: all)"
+  )
   args = parser.parse_args()
   print(f"{args.side}x{args.side} pixels, one picture\n")
   print("| what | temporaries, MiB | held, MiB | seconds | max error / max | PSNR, dB | seam |")
@@ -51,8 +55,13 @@ def row(name: str, side: int, folder: str) -> str:
   """One line of the table; what whole rows give is kept in the folder for those after them."""
   method, tiles = ROWS[name]
   params, x = drawn(side, method)
-  run = jax.jit(lambda params, x: (
-    getattr(tiles, method)(NETWORK, {"params": params}, x) if tiles else NETWORK.apply({"params": params}, x, method=method)))
+  run = jax.jit(
+    lambda params, x: (
+      getattr(tiles, method)(NETWORK, {"params": params}, x)
+      if tiles
+      else NETWORK.apply({"params": params}, x, method=method)
+    )
+  )
   program = run.lower(params, x).compile()
   temporaries = program.memory_analysis().temp_size_in_bytes / MIB
   before, start = reset_peak(), time.monotonic()
@@ -78,13 +87,16 @@ def drawn(side: int, method: str) -> tuple[Any, np.ndarray]:
   latents = rng.standard_normal((1, side // 8, side // 8, 4), np.float32)
   images = np.float32(np.cumsum(np.cumsum(rng.standard_normal((1, side, side, 3)), 1), 2))
   return jax.tree.map(lambda shape: jnp.asarray(leaf(shape)), shapes), (
-    latents if method == "decode" else images / np.abs(images).max())
+    latents if method == "decode" else images / np.abs(images).max()
+  )
 
 
 def compared(whole: np.ndarray, found: np.ndarray, tiles: Any, side: int) -> tuple[str, str, str]:
-  """-> largest error by largest value, PSNR of range 2 scaled to the values', and how steep errors are where tiles end.
+  """-> largest error by largest value, PSNR of range 2 scaled to the values', and how steep errors are
+  where tiles end.
 
-  The last is the mean step of the error across the first edge inside, by that of the whole picture's own steps there.
+  The last is the mean step of the error across the first edge inside, by that of the whole
+  picture's own steps there.
   """
   scale = np.abs(whole).max()
   error = np.abs(found - whole).max() / scale
@@ -92,7 +104,11 @@ def compared(whole: np.ndarray, found: np.ndarray, tiles: Any, side: int) -> tup
     return "0", "", ""
   edge = tiles.tile * (found.shape[2] // (side // 8))
   step = lambda image: np.abs(image[:, :, edge] - image[:, :, edge - 1]).mean()
-  return f"{error:.1e}", f"{psnr(whole / scale, found / scale)[0]:.1f}", f"{step(found - whole) / step(whole):.1e}"
+  return (
+    f"{error:.1e}",
+    f"{psnr(whole / scale, found / scale)[0]:.1f}",
+    f"{step(found - whole) / step(whole):.1e}",
+  )
 
 
 def status(name: str) -> int:

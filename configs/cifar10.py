@@ -5,9 +5,10 @@
     builder('cifar10', data_dir='data', file_format='array_record').download_and_prepare()"
   python train.py --config configs/cifar10.py --workdir runs/cifar10
 
-After EDM, Karras et al. 2022 (2206.00364): preconditioning, log-normal noise levels, batch 512; in latents and not in
-pixels, and without dropout or their other augmentations, so that their FID is not to be expected.  Sized for
-one GPU of 40 GB or four TPU cores.  Counted, not run: 2.2 exaFLOP, six hours at 100 TFLOP/s.
+After EDM, Karras et al. 2022 (2206.00364): preconditioning, log-normal noise levels, batch 512; in
+latents and not in pixels, and without dropout or their other augmentations, so that their FID is
+not to be expected.  Sized for one GPU of 40 GB or four TPU cores.  Counted, not run: 2.2 exaFLOP,
+six hours at 100 TFLOP/s.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -28,7 +29,9 @@ from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 
 def experiment() -> Experiment:
   return Experiment(
-    data=ImageData(name="cifar10", train="train", held_out="test[:1000]", channels=3, classes=10, mirror=True),
+    data=ImageData(
+      name="cifar10", train="train", held_out="test[:1000]", channels=3, classes=10, mirror=True
+    ),
     stages=(
       Stage(
         name="autoencoder",
@@ -38,9 +41,12 @@ def experiment() -> Experiment:
         batch_size=128,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
-          network=UNet(widths=(128, 256, 256), resnets=3, attention=(False, True, False), heads=4, classes=10),
+          network=UNet(
+            widths=(128, 256, 256), resnets=3, attention=(False, True, False), heads=4, classes=10
+          ),
           conditioners=(ClassLabel(classes=10),),
           process=EDM(),
           parametrization=Precondition(sigma_data=1.0),

@@ -4,8 +4,9 @@
   python train.py --config configs/digits.py --workdir runs/digits
   python sample.py --workdir runs/digits
 
-Two x86 cores, which the tests shared, caches cold: `make demo` takes 272 s after installation; of 1,000 samples 96.6 % are of
-the class asked for, and their spread within a class is 0.94 of the real digits'.
+Two x86 cores, which the tests shared, caches cold: `make demo` takes 272 s after installation; of
+1,000 samples 96.6 % are of the class asked for, and their spread within a class is 0.94 of the real
+digits'.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -44,7 +45,8 @@ def experiment() -> Experiment:
         picture_every_steps=250,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=DiT(patch=2, width=192, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
           conditioners=(ClassLabel(classes=10),),
@@ -61,5 +63,7 @@ def experiment() -> Experiment:
         picture_every_steps=550,
       ),
     ),
-    sampling=Sampling(sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(0.9)),  # below 1: as various as the digits are,
+    sampling=Sampling(
+      sampler=DPMSolverPP(), steps=20, guidance=ClassifierFree(0.9)
+    ),  # below 1: as various as the digits are,
   )

@@ -1,4 +1,5 @@
-"""Inpainting that is trained, on Fashion-MNIST: random masks, and latents of what they leave, beside the noisy latent.
+"""Inpainting that is trained, on Fashion-MNIST: random masks, and latents of what they leave, beside
+the noisy latent.
 
   apt-get install dataset-fashion-mnist
   jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2
@@ -6,15 +7,17 @@
 
 Restoration of noisy, blurred, 4x down-sampled pictures and of half of their pixels, one model for all, is
 
-  python train.py … --set "denoiser.objective.conditioners=(ClassLabel(classes=10), Paired(degradation=Mixture()))"
+  python train.py … --set "denoiser.objective.conditioners=(ClassLabel(classes=10),
+  Paired(degradation=Mixture()))"
 
 and pictures of sketches, which an edge filter makes of them, are those of Paired(degradation=Edges()).
 
-One pinned core of a busy machine: 357 CPU-seconds for both stages of the first. RMSE of hidden pixels, in [-1, 1], under
-boxes, half planes, frames and strokes: 0.35, 0.46, 0.53, 0.39, where a denoiser without a condition has 0.47, 0.58, 0.62, 0.55
-at the same 20 evaluations, and 0.38, 0.51, 0.60, 0.45 by RePaint at 80. PSNR of the second: 20.7 dB from noise, 20.5 from
-blur, 19.5 from down-sampling (bicubic: 17.0) and 19.5 from half of the pixels; of the third 21.2 dB, and 87 % are classified
-as the truth is. The autoencoder alone: 25.6 dB (docs/conditioned.md).
+One pinned core of a busy machine: 357 CPU-seconds for both stages of the first. RMSE of hidden
+pixels, in [-1, 1], under boxes, half planes, frames and strokes: 0.35, 0.46, 0.53, 0.39, where a
+denoiser without a condition has 0.47, 0.58, 0.62, 0.55 at the same 20 evaluations, and 0.38, 0.51,
+0.60, 0.45 by RePaint at 80. PSNR of the second: 20.7 dB from noise, 20.5 from blur, 19.5 from
+down-sampling (bicubic: 17.0) and 19.5 from half of the pixels; of the third 21.2 dB, and 87 % are
+classified as the truth is. The autoencoder alone: 25.6 dB (docs/conditioned.md).
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -57,7 +60,8 @@ def experiment() -> Experiment:
         picture_every_steps=AT_THE_END,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=DiT(patch=2, width=128, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
           conditioners=(ClassLabel(classes=10), Masked()),

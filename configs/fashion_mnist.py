@@ -1,13 +1,15 @@
-"""Fashion-MNIST, 28x28 padded to 32x32, ten classes: an f4 KL autoencoder and a small class-conditional DiT, in 240 CPU-seconds.
+"""Fashion-MNIST, 28x28 padded to 32x32, ten classes: an f4 KL autoencoder and a small
+class-conditional DiT, in 240 CPU-seconds.
 
   apt-get install dataset-fashion-mnist
   jldm prepare idx --source /usr/share/datasets/fashion-mnist --name fashion_mnist --pad 2
   python train.py --config configs/fashion_mnist.py --workdir runs/fashion_mnist
   python sample.py --workdir runs/fashion_mnist --n 1000 --out S.npz
 
-One pinned thread of an x86 core, shared with other work, caches cold: 229 CPU-seconds for both stages; PSNR of held-out
-reconstructions 27.1 dB; of 1,000 samples, 20 evaluations each (ten guided steps), the Fréchet distance to the test split is
-0.068 (1,000 real ones: 0.02 to 0.05), precision 0.85, recall 0.70, in the features of docs/recipes.md.  For 900 CPU-seconds:
+One pinned thread of an x86 core, shared with other work, caches cold: 229 CPU-seconds for both
+stages; PSNR of held-out reconstructions 27.1 dB; of 1,000 samples, 20 evaluations each (ten guided
+steps), the Fréchet distance to the test split is 0.068 (1,000 real ones: 0.02 to 0.05), precision
+0.85, recall 0.70, in the features of docs/recipes.md.  For 900 CPU-seconds:
 
   --set autoencoder.steps=6000 --set denoiser.steps=22000 --set data.train=train
 
@@ -53,7 +55,8 @@ def experiment() -> Experiment:
         picture_every_steps=AT_THE_END,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=DiT(patch=2, width=128, depth=4, block=ModulatedBlock(heads=4), classes=10, unroll=4),
           conditioners=(ClassLabel(classes=10),),

@@ -5,11 +5,13 @@
   python train.py … --set data.classes=5 --set denoiser.objective.network.classes=5 \
     --set "denoiser.objective.conditioners=(ClassLabel(classes=5),)"
 
-Of several shapes: prepare with --buckets 48x80,80x48, train with --set "data.buckets=((48, 80), (80, 48))" and sample with
---size 48x80.  Each batch is of one shape; a shape of fewer pictures than a batch is seen more often than its share.
+Of several shapes: prepare with --buckets 48x80,80x48, train with --set "data.buckets=((48, 80),
+(80, 48))" and sample with --size 48x80.  Each batch is of one shape; a shape of fewer pictures than
+a batch is seen more often than its share.
 
-Sized for one GPU or TPU core.  Other sizes: --set data.height=128 --set data.width=128 (divisible by 16); on a laptop,
-try a tenth of the steps first.  Not measured: what comes out depends on the pictures.
+Sized for one GPU or TPU core.  Other sizes: --set data.height=128 --set data.width=128 (divisible
+by 16); on a laptop, try a tenth of the steps first.  Not measured: what comes out depends on the
+pictures.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -34,13 +36,16 @@ def experiment() -> Experiment:
     stages=(
       Stage(
         name="autoencoder",
-        objective=Reconstruction(network=KLAutoencoder(channels=3, latent_channels=4, widths=(64, 128, 128, 256))),
+        objective=Reconstruction(
+          network=KLAutoencoder(channels=3, latent_channels=4, widths=(64, 128, 128, 256))
+        ),
         optimizer=AdamW(schedule=WarmupCosine(peak=5e-4, warmup_steps=500)),
         steps=20_000,
         batch_size=32,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=DiT(patch=2, width=384, depth=12, block=ModulatedBlock(heads=6)),
           process=Flow(),

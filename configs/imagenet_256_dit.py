@@ -3,10 +3,11 @@
   jldm prepare folder --source ILSVRC2012/train --name imagenet --size 256 --data-dir data
   python train.py --config configs/imagenet_256_dit.py --workdir runs/imagenet_256_dit
 
-After Yao et al. 2025 (2501.01423) and their published settings: RMS norms, SwiGLU, rotary places, flow with
-logit-normal times and a loss of direction, batch 1024, b2 0.95, 64 epochs.  Theirs has an autoencoder that was aligned
-with DINOv2 and trained with an adversary, and an FID of 2.11.  Sized for eight GPUs of 80 GB or a TPU v4-32.  Counted, not run:
-93 exaFLOP in both stages, 11 hours at eight times 300 TFLOP/s.
+After Yao et al. 2025 (2501.01423) and their published settings: RMS norms, SwiGLU, rotary places,
+flow with logit-normal times and a loss of direction, batch 1024, b2 0.95, 64 epochs.  Theirs has an
+autoencoder that was aligned with DINOv2 and trained with an adversary, and an FID of 2.11.  Sized
+for eight GPUs of 80 GB or a TPU v4-32.  Counted, not run: 93 exaFLOP in both stages, 11 hours at
+eight times 300 TFLOP/s.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -29,14 +30,22 @@ from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 def experiment() -> Experiment:
   return Experiment(
     data=ImageData(
-      name="imagenet", train="train[:1280000]", held_out="train[1280000:]", height=256, width=256, channels=3, classes=1000,
+      name="imagenet",
+      train="train[:1280000]",
+      held_out="train[1280000:]",
+      height=256,
+      width=256,
+      channels=3,
+      classes=1000,
       mirror=True,
     ),
     stages=(
       Stage(
         name="autoencoder",
         objective=Reconstruction(
-          network=KLAutoencoder(channels=3, latent_channels=32, widths=(128, 128, 256, 256, 512), dtype="bfloat16")
+          network=KLAutoencoder(
+            channels=3, latent_channels=32, widths=(128, 128, 256, 256, 512), dtype="bfloat16"
+          )
         ),
         optimizer=AdamW(schedule=WarmupCosine(peak=1e-4, warmup_steps=5000)),
         steps=500_000,
@@ -44,7 +53,8 @@ def experiment() -> Experiment:
         picture_every_steps=10_000,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=dit(
             "XL",
@@ -69,5 +79,7 @@ def experiment() -> Experiment:
         picture_every_steps=10_000,
       ),
     ),
-    sampling=Sampling(sampler=DDIM(), steps=250, guidance=ClassifierFree(1.5)),  # on this process Euler's steps, as theirs
+    sampling=Sampling(
+      sampler=DDIM(), steps=250, guidance=ClassifierFree(1.5)
+    ),  # on this process Euler's steps, as theirs
   )

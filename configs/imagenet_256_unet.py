@@ -4,9 +4,10 @@
   python train.py --config configs/imagenet_256_unet.py --workdir runs/imagenet_256_unet
 
 After Rombach et al. 2022 (2112.10752), LDM-4-G: 400 M parameters, the class as a token of 512 for
-cross-attention, scaled-linear betas from 0.0015 to 0.0195, eps, batch 1200.  Theirs has VQ-f4 latents with an adversarial
-loss, and an FID of 3.60 with guidance 1.5 over 250 steps.  Sized for sixteen GPUs of 80 GB.
-Counted, not run: 211 exaFLOP in both stages, 15 hours at sixteen times 250 TFLOP/s.
+cross-attention, scaled-linear betas from 0.0015 to 0.0195, eps, batch 1200.  Theirs has VQ-f4
+latents with an adversarial loss, and an FID of 3.60 with guidance 1.5 over 250 steps.  Sized for
+sixteen GPUs of 80 GB. Counted, not run: 211 exaFLOP in both stages, 15 hours at sixteen times 250
+TFLOP/s.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -27,7 +28,13 @@ from jldm.train.optimizer import AdamW, Constant, WarmupCosine
 def experiment() -> Experiment:
   return Experiment(
     data=ImageData(
-      name="imagenet", train="train[:1280000]", held_out="train[1280000:]", height=256, width=256, channels=3, classes=1000
+      name="imagenet",
+      train="train[:1280000]",
+      held_out="train[1280000:]",
+      height=256,
+      width=256,
+      channels=3,
+      classes=1000,
     ),
     stages=(
       Stage(
@@ -41,7 +48,8 @@ def experiment() -> Experiment:
         picture_every_steps=10_000,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=UNet(
             widths=(192, 384, 576, 960),

@@ -1,10 +1,11 @@
-"""Grey photographs in colour: a picture from another that is made of it, on 64x64 crops of six bundled photographs.
+"""Grey photographs in colour: a picture from another that is made of it, on 64x64 crops of six bundled
+photographs.
 
   jldm prepare photos --size 64 --data-dir data        (pip install 'jldm[photos]')
   python train.py --config configs/photos_colour.py --workdir runs/photos_colour
 
-One pinned core of a busy machine: about 490 CPU-seconds for both stages. Held-out crops in the colours of a sample,
-luminance of the source: 19.0 dB (18.5 dB in grey; docs/conditioned.md).
+One pinned core of a busy machine: about 490 CPU-seconds for both stages. Held-out crops in the
+colours of a sample, luminance of the source: 19.0 dB (18.5 dB in grey; docs/conditioned.md).
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -46,7 +47,8 @@ def experiment() -> Experiment:
         picture_every_steps=AT_THE_END,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=UNet(widths=(32, 64), resnets=1, attention=(False, True), heads=4, groups=16),
           conditioners=(Paired(degradation=Grey()),),

@@ -4,10 +4,11 @@
   python train.py --config configs/photos_vq.py --workdir runs/photos_vq --stage autoencoder
   python train.py … --set autoencoder.objective.network.patch=4 --set 'autoencoder.objective.network.widths=(64, 128)'    f8
 
-96x64: jldm prepare photos --size 96x64 --name photos_tall, then train with --set data.name=photos_tall --set data.height=96.
+96x64: jldm prepare photos --size 96x64 --name photos_tall, then train with --set
+  data.name=photos_tall --set data.height=96.
 
-One pinned core of a shared machine, 250 CPU-seconds: held-out PSNR 24.1 dB, SSIM 0.711, every one of 512 codes used
-(docs/autoencoders.md); the denoiser was not trained.
+One pinned core of a shared machine, 250 CPU-seconds: held-out PSNR 24.1 dB, SSIM 0.711, every one
+of 512 codes used (docs/autoencoders.md); the denoiser was not trained.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
@@ -46,7 +47,8 @@ def experiment() -> Experiment:
         picture_every_steps=350,
       ),
       Stage(
-        name="denoiser", needs=(Need("codec", "autoencoder"),),
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
         objective=Diffusion(
           network=UNet(widths=(48, 96), resnets=1, attention=(False, True), heads=4, groups=16),
           process=Flow(),

@@ -31,12 +31,15 @@ def __getattr__(name: str) -> Any:
   """
   if name == "__version__":
     from importlib import metadata
+
     value = metadata.version("jldm")
   elif name in PUBLIC:
     import importlib
+
     value = vars(importlib.import_module(PUBLIC[name]))[name]
   else:
     import difflib
+
     near = difflib.get_close_matches(name, PUBLIC, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(PUBLIC)}"
     raise AttributeError(f"module 'jldm' has no attribute {name!r}; {hint}")

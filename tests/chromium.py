@@ -38,9 +38,21 @@ def opened(text: str, folder: Path, width: int = 1280, dark: bool = False) -> di
   copy = folder / "probed.html"
   text = text.replace(page.POLICY, f"{page.POLICY}; script-src 'unsafe-inline'")
   copy.write_text(text.replace("<title>", f"{PROBE}<title>", 1))
-  command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-background-networking",
-             f"--user-data-dir={folder / 'profile'}", "--no-first-run", "--enable-logging=stderr", f"--window-size={width},900",
-             f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--dump-dom", copy.as_uri()]
+  command = [
+    CHROMIUM,
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--hide-scrollbars",
+    "--disable-background-networking",
+    f"--user-data-dir={folder / 'profile'}",
+    "--no-first-run",
+    "--enable-logging=stderr",
+    f"--window-size={width},900",
+    f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+    "--dump-dom",
+    copy.as_uri(),
+  ]
   done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
   found = re.search(r'data-seen="([^"]*)"', done.stdout)
   assert found, f"the page did not load: {done.stderr[-500:]}"

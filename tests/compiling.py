@@ -1,6 +1,7 @@
 """What XLA is asked for where a program runs once or twice and compiling takes longer than running.
 
-A small transformer and a U-Net compile with their gradients in 2.4 CPU-seconds so, and in 15 as they are shipped.
+A small transformer and a U-Net compile with their gradients in 2.4 CPU-seconds so, and in 15 as
+they are shipped.
 """
 
 UNOPTIMIZED = {

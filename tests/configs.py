@@ -21,20 +21,37 @@ def config(name: str) -> Experiment:
 
 
 def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
-  """The same kinds of networks and objectives at the smallest widths, on synthetic data of the same kind, 8x8 latents at most."""
+  """The same kinds of networks and objectives at the smallest widths, on synthetic data of the same
+  kind, 8x8 latents at most.
+  """
   replace = dataclasses.replace
   data, codec = experiment.data, experiment.last("codec")
   most = 8 * codec.objective.network.factor if codec else 8  # latents of 8x8
-  small = dict(batch_size=8, steps=steps, log_every_steps=1, save_every_steps=2, picture_every_steps=1000, snapshot_every_steps=1)
+  small = dict(
+    batch_size=8,
+    steps=steps,
+    log_every_steps=1,
+    save_every_steps=2,
+    picture_every_steps=1000,
+    snapshot_every_steps=1,
+  )
   return replace(
     experiment,
     sampling=replace(experiment.sampling, steps=min(experiment.sampling.steps, 4)),
     data=Synthetic(
-      height=min(data.height, most), width=min(data.width, most), channels=data.channels, classes=data.classes,
-      count=20, mirror=data.mirror,
+      height=min(data.height, most),
+      width=min(data.width, most),
+      channels=data.channels,
+      classes=data.classes,
+      count=20,
+      mirror=data.mirror,
     ),
     stages=tuple(
-      replace(stage, **small, objective=replace(stage.objective, network=SMALL[stage.makes](stage.objective.network)))
+      replace(
+        stage,
+        **small,
+        objective=replace(stage.objective, network=SMALL[stage.makes](stage.objective.network)),
+      )
       for stage in experiment.stages
     ),
   )
@@ -51,7 +68,9 @@ def small_denoiser(network: DiT | UNet) -> DiT | UNet:
     block = network.block.clone(heads=2)
     return network.clone(block=block, width=8, depth=2, unroll=1)
   widths = tuple(4 for _ in network.widths)
-  return network.clone(widths=widths, resnets=1, heads=2, head_width=0, groups=2, token_width=min(network.token_width, 4))
+  return network.clone(
+    widths=widths, resnets=1, heads=2, head_width=0, groups=2, token_width=min(network.token_width, 4)
+  )
 
 
 SMALL = {"codec": small_autoencoder, "denoiser": small_denoiser}  # by what a stage makes

@@ -9,7 +9,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+  os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+  )
 
 import pytest
 
@@ -20,13 +22,21 @@ gc.set_threshold(100_000, 20, 100)  # millions of objects of traced programs liv
 
 
 def pytest_configure(config):
-  """Tests compile more than they compute: XLA optimizes nothing, but where `-m as_shipped` asks for what a person runs."""
-  if config.option.markexpr in ("slow", "not slow") and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+  """Tests compile more than they compute: XLA optimizes nothing, but where `-m as_shipped` asks for
+  what a person runs.
+  """
+  if (
+    config.option.markexpr in ("slow", "not slow")
+    and "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]
+  ):
     os.environ["XLA_FLAGS"] += " " + FLAGS
 
 
 AS_SHIPPED = (  # those of seconds run in both suites, in the slow one as XLA optimizes them
-  "tests/nn/*", "tests/interop/test_[vtdp]*", "tests/train/test_[seo]*", "tests/samplers/test_ddim.py",
+  "tests/nn/*",
+  "tests/interop/test_[vtdp]*",
+  "tests/train/test_[seo]*",
+  "tests/samplers/test_ddim.py",
   "tests/test_configs.py",
 )
 
@@ -40,11 +50,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_mappings():
-  """A compiled program holds memory mappings; at the kernel's limit, 65,530 by default, compiling the next one is a crash."""
+  """A compiled program holds memory mappings; at the kernel's limit, 65,530 by default, compiling the
+  next one is a crash.
+  """
   yield
   maps = Path("/proc/self/maps")
   if maps.exists() and len(maps.read_bytes().splitlines()) > MOST_MAPPINGS:
     import jax
+
     jax.clear_caches()
 
 
@@ -53,6 +66,7 @@ def experiment():
   """Both stages of the digits, six steps each, at the smallest widths."""
   from tests.configs import config, shrunk
   from tests.trained import STEPS
+
   return shrunk(config("digits"), STEPS)
 
 
@@ -60,6 +74,7 @@ def experiment():
 def unbroken(experiment, tmp_path_factory):
   """Its finished workdir, to be read and copied, never written to."""
   from tests.trained import once
+
   return once(tmp_path_factory, "digits", experiment)
 
 
@@ -67,6 +82,7 @@ def unbroken(experiment, tmp_path_factory):
 def imported(tmp_path_factory):
   """A workdir of an autoencoder that was trained elsewhere."""
   from tests.trained import imported_into
+
   return imported_into(tmp_path_factory.mktemp("imported"))
 
 
@@ -78,6 +94,7 @@ def on_imported(experiment, imported, tmp_path_factory):
   from jldm.cli import main
   from jldm.config.experiment import Pretrained
   from jldm.data.tfds import ImageData
+
   folder = str(tmp_path_factory.mktemp("data"))
   assert main(["prepare", "digits", "--data-dir", folder]) == 0
   data = ImageData(name="digits", data_dir=folder, train="train[:20]", held_out="train[20:40]", classes=10)

@@ -12,7 +12,9 @@ quick = functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
 
 
 def randomised(params: Any, seed: int = 0, scale: float = 0.3) -> Any:
-  """Every leaf (of arrays or of shapes) as normal numbers of that scale, in float32: no gate or bias stays at zero."""
+  """Every leaf (of arrays or of shapes) as normal numbers of that scale, in float32: no gate or bias
+  stays at zero.
+  """
   rng = np.random.default_rng(seed)
   return jax.tree.map(lambda leaf: np.float32(scale * rng.normal(size=leaf.shape)), params)
 

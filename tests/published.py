@@ -18,7 +18,9 @@ def check_outputs(name: str) -> None:
   """Latents and images of a folder are diffusers' at both sizes."""
   network, codec = pretrained.read(PARITY / name)
   outputs = np.load(PARITY / name / "outputs.npz")
-  apply = quick(lambda params, x, method: network.apply({"params": params}, x, method=method), static_argnums=2)
+  apply = quick(
+    lambda params, x, method: network.apply({"params": params}, x, method=method), static_argnums=2
+  )
   for size in SIZES:
     with jax.default_matmul_precision("highest"):
       latents = apply(codec["params"], outputs[f"{size}_images"], "encode").mean
@@ -28,12 +30,17 @@ def check_outputs(name: str) -> None:
 
 
 def check_written(name: str, folder: Path, left_out: set[str] = frozenset()) -> None:
-  """A folder that is read and written has the same tensors, bit for bit, and a config of the same network and scale."""
+  """A folder that is read and written has the same tensors, bit for bit, and a config of the same
+  network and scale.
+  """
   network, codec = pretrained.read(PARITY / name)
   pretrained.save(folder, network, codec)
   (config, tensors), (told, written) = contents(PARITY / name), contents(folder)
   assert set(config) - set(told) == left_out
-  assert pretrained.MODULES[type(network)].network(told) == network and told["scaling_factor"] == config["scaling_factor"]
+  assert (
+    pretrained.MODULES[type(network)].network(told) == network
+    and told["scaling_factor"] == config["scaling_factor"]
+  )
   assert set(written) == set(tensors)
   for key, value in tensors.items():
     assert written[key].dtype == value.dtype

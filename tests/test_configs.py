@@ -18,7 +18,9 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 LARGE = ("celeba_hq_256", "cifar10", "imagenet_256_unet")  # U-Nets that are traced for some ten seconds
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NAMES])
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NAMES]
+)
 def test_builds_as_shapes_and_as_data(name):
   experiment = config(name)
   assert serialize.loads(serialize.dumps(experiment)) == experiment

@@ -40,13 +40,33 @@ def folder(tmp_path_factory):
 
 def test_what_was_trained_is_drawn_from(folder):
   workdir = folder / "runs" / "mine"
-  drawn = ["sample", "--workdir", str(workdir), "--import", str(folder / "mine.py"), "--sampler", "Midpoint(share=0.7)"]
+  drawn = [
+    "sample",
+    "--workdir",
+    str(workdir),
+    "--import",
+    str(folder / "mine.py"),
+    "--sampler",
+    "Midpoint(share=0.7)",
+  ]
   assert main([*drawn, "--steps", "3", "--n", "2", "--out", str(folder / "O.npz")]) == 0
   model, params = jldm.load(str(workdir))
   assert type(model.sampling).__name__ == "Sampling" and params["brightness"]["direction"].shape == (8,)
-  dark, bright = (jldm.generate(model, params, jldm.Request(n=2, seed=0, given={"brightness": v})).data for v in (-1.0, 1.0))
+  dark, bright = (
+    jldm.generate(model, params, jldm.Request(n=2, seed=0, given={"brightness": v})).data for v in (-1.0, 1.0)
+  )
   assert dark.shape == (2, 16, 16, 1) and dark.dtype == np.uint8 and bright.shape == dark.shape
-  judged = ["evaluate", "--workdir", str(workdir), "--import", str(folder / "mine.py"), "--n", "20", "--extractor", "pixels"]
+  judged = [
+    "evaluate",
+    "--workdir",
+    str(workdir),
+    "--import",
+    str(folder / "mine.py"),
+    "--n",
+    "20",
+    "--extractor",
+    "pixels",
+  ]
   assert main([*judged, "--metrics", "kid", "--steps", "2", "--devices", "1"]) == 0
   assert (workdir / "evaluation" / "3.json").exists()
   with pytest.raises(jldm.UserError, match="brightness=3"):
@@ -71,7 +91,10 @@ def test_blocks_are_a_codec(folder):
 
 def test_the_sparse_latents_are_a_term_of_the_loss(folder):
   """In proportion to its weight; without one the loss is that of a reconstruction."""
-  sparse, network = import_target(str(folder / "mine.py")).Sparse, KLAutoencoder(channels=1, widths=(4,), resnets=0, groups=2)
+  sparse, network = (
+    import_target(str(folder / "mine.py")).Sparse,
+    KLAutoencoder(channels=1, widths=(4,), resnets=0, groups=2),
+  )
   batch = {"image": np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8), "row": jnp.arange(2)}
   params, extra = Reconstruction(network=network).init(jax.random.key(0), batch, {})
   loss = lambda objective: np.asarray(objective.loss(params, extra, params, {}, batch, jax.random.key(1))[0])
@@ -81,7 +104,9 @@ def test_the_sparse_latents_are_a_term_of_the_loss(folder):
   np.testing.assert_allclose(more - none, 2 * (some - none), rtol=1e-4)
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/extending.md", "CONTRIBUTING.md", "README.md"])
+@pytest.mark.parametrize(
+  "page", ["docs/architecture.md", "docs/extending.md", "CONTRIBUTING.md", "README.md"]
+)
 def test_every_file_that_a_page_names_exists(page):
   named = set(re.findall(r"`((?:jldm|tests|configs|docs|benchmarks)/[\w./]*)`", (ROOT / page).read_text()))
   assert named and not [path for path in named if not (ROOT / path).exists()]

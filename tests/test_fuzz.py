@@ -1,4 +1,6 @@
-"""Readers of what lies in a workdir, given anything: they raise our errors or nothing, and open nothing outside it."""
+"""Readers of what lies in a workdir, given anything: they raise our errors or nothing, and open
+nothing outside it.
+"""
 
 import copy
 import hashlib
@@ -17,11 +19,42 @@ from jldm.train.logging import forget_after, rows
 from tests.configs import config, shrunk
 
 anything = settings(max_examples=150, deadline=None, derandomize=True)
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(
-  ["Experiment", "Stage", "DiT", "KLAutoencoder", "class", "../../etc/passwd", "/etc/passwd", "files", "step", "NaN"])
-trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-  st.sampled_from(["class", "files", "step", "count", "arrays", "shape", "dtype", "blake2b", "buckets", "stage", "pid"])
-  | st.text(max_size=8), inner, max_size=4), max_leaves=12)
+leaves = (
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(max_size=20)
+  | st.sampled_from(
+    [
+      "Experiment",
+      "Stage",
+      "DiT",
+      "KLAutoencoder",
+      "class",
+      "../../etc/passwd",
+      "/etc/passwd",
+      "files",
+      "step",
+      "NaN",
+    ]
+  )
+)
+trees = st.recursive(
+  leaves,
+  lambda inner: (
+    st.lists(inner, max_size=4)
+    | st.dictionaries(
+      st.sampled_from(
+        ["class", "files", "step", "count", "arrays", "shape", "dtype", "blake2b", "buckets", "stage", "pid"]
+      )
+      | st.text(max_size=8),
+      inner,
+      max_size=4,
+    )
+  ),
+  max_leaves=12,
+)
 
 
 @st.composite
@@ -45,7 +78,7 @@ def spoiled(draw, whole):
   at = draw(st.integers(0, len(data) - 1))
   other = {
     "cut": lambda: data[:at],
-    "changed": lambda: data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at + 1:],
+    "changed": lambda: data[:at] + draw(st.binary(min_size=1, max_size=4)) + data[at + 1 :],
     "bytes": lambda: draw(st.binary(max_size=64)),
     "tree": lambda: json.dumps(draw(trees)).encode(),
     "deep": lambda: data[:at] + draw(st.sampled_from([b"[", b'{"a":', b"1"])) * 100_000,
@@ -109,9 +142,13 @@ def cache(tmp_path_factory):
   return folder
 
 
-INDEX = {"count": 4, "arrays": {
-  name: {"shape": shape, "dtype": dtype, "blake2b": "0" * 128} for name, shape, dtype in
-  (("mean", [4, 2, 3], "<f4"), ("label", [4], "<i4"))}}
+INDEX = {
+  "count": 4,
+  "arrays": {
+    name: {"shape": shape, "dtype": dtype, "blake2b": "0" * 128}
+    for name, shape, dtype in (("mean", [4, 2, 3], "<f4"), ("label", [4], "<i4"))
+  },
+}
 
 
 @anything
@@ -130,7 +167,7 @@ def test_the_head_of_an_array_of_latents(cache, data):
   source = array_cache.write(cache, [batch], 4)
   whole, path = (cache / "label.npy").read_bytes(), cache / "label.npy"
   at = data.draw(st.integers(0, 127))
-  path.write_bytes(whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1:])
+  path.write_bytes(whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1 :])
   found = array_cache.open_part(cache)
   assert found is None or np.array_equal(found[np.arange(4)]["label"], batch["label"])
   assert len(source) == 4
@@ -144,13 +181,22 @@ def test_an_index_names_nothing_outside_its_folder(cache, tmp_path):
   inside = tmp_path / "cache"
   inside.mkdir()
   np.save(inside / "mean.npy", array)
-  for name, opens in (("mean", True), ("../outside", False), (str(tmp_path / "outside"), False), ("./mean", False), ("", False)):
+  for name, opens in (
+    ("mean", True),
+    ("../outside", False),
+    (str(tmp_path / "outside"), False),
+    ("./mean", False),
+    ("", False),
+  ):
     (inside / "index.json").write_text(json.dumps({"count": 4, "arrays": {name: entry}}))
     assert (array_cache.open_part(inside) is not None) == opens, name
 
 
 @anything
-@given(st.lists(spoiled({"stage": "denoiser", "step": 3, "loss": 0.5}), max_size=4), st.sampled_from([b"\n", b"\r\n", b""]))
+@given(
+  st.lists(spoiled({"stage": "denoiser", "step": 3, "loss": 0.5}), max_size=4),
+  st.sampled_from([b"\n", b"\r\n", b""]),
+)
 def test_a_log(tmp_path_factory, lines, between):
   path = tmp_path_factory.getbasetemp() / "metrics.jsonl"
   path.write_bytes(between.join(lines))

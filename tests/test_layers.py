@@ -85,10 +85,15 @@ def unused(root: Path) -> Iterator[str]:
   needed = set()
   for path in (root / "jldm").rglob("*.py"):
     package = path.relative_to(root).with_suffix("").parts
-    needed |= {(package[1], f"jldm.{part}" if library == "jldm" else library) for library, part in imports(path, package[:-1])}
+    needed |= {
+      (package[1], f"jldm.{part}" if library == "jldm" else library)
+      for library, part in imports(path, package[:-1])
+    }
   granted = [(part, f"jldm.{lower}") for part, row in MAY_IMPORT.items() for lower in row.split()]
   granted += [(part, library) for library, row in THIRD_PARTY.items() for part in row.split()]
-  yield from (f"{part} may import {target}, and does not" for part, target in granted if (part, target) not in needed)
+  yield from (
+    f"{part} may import {target}, and does not" for part, target in granted if (part, target) not in needed
+  )
 
 
 def test_dependencies_point_down():

@@ -1,4 +1,6 @@
-"""Nothing that jldm reads can run: no pickle, no eval, no import by a name from outside, no other program, in any file of it."""
+"""Nothing that jldm reads can run: no pickle, no eval, no import by a name from outside, no other
+program, in any file of it.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -14,16 +16,36 @@ from jldm.config.serialize import from_data, to_data
 from tests.configs import ROOT, config
 
 MODULES = {  # those that turn data into code, or start programs
-  "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "importlib", "imp", "runpy", "code",
-  "codeop", "pkgutil", "zipimport", "subprocess", "pty", "yaml", "torch",
+  "pickle",
+  "cPickle",
+  "_pickle",
+  "dill",
+  "cloudpickle",
+  "joblib",
+  "shelve",
+  "marshal",
+  "importlib",
+  "imp",
+  "runpy",
+  "code",
+  "codeop",
+  "pkgutil",
+  "zipimport",
+  "subprocess",
+  "pty",
+  "yaml",
+  "torch",
 }
 BUILTINS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
 OF_OS = {"system", "popen", "startfile", "fork", "forkpty"}
 STARTS = ("exec", "spawn", "posix_spawn")  # os.execv, os.spawnl, os.posix_spawn
 EXCEPTIONS = {  # (file, what): why it may
   ("__init__.py", "importlib"): "imports the modules of its own table PUBLIC",
-  ("cli/__init__.py", "importlib"): "imports jldm.cli.NAME, for a NAME of the table COMMANDS, and what the person names on the "
-                                    "command line: by --import, and by --config of jldm train",
+  (
+    "cli/__init__.py",
+    "importlib",
+  ): "imports jldm.cli.NAME, for a NAME of the table COMMANDS, and what the person names on the "
+  "command line: by --import, and by --config of jldm train",
   ("data/photos.py", "importlib"): "asks where the files of a package lie, and imports nothing",
   ("evaluation/evaluate.py", "importlib"): "asks for the versions of packages, and imports nothing",
 }
@@ -64,22 +86,44 @@ def test_jldm_runs_nothing_that_it_reads():
   assert found == EXCEPTIONS.keys(), "one more is to be justified, one less to be forgotten"
 
 
-@pytest.mark.parametrize(("line", "told"), [
-  ("import pickle", "pickle"), ("from pickle import loads", "pickle"), ("import importlib.util as u", "importlib"),
-  ("import subprocess", "subprocess"), ("x = eval('1')", "eval"), ("exec(text)", "exec"), ("f = compile", "compile"),
-  ("__import__(name)", "__import__"), ("os.system('ls')", "os.system"), ("from os import popen", "os.popen"),
-  ("os.execv(a, b)", "os.execv"), ("np.load(path, allow_pickle=True)", "allow_pickle"), ("builtins.eval(x)", "eval"),
-  ("np.load(path, allow_pickle=flag)", "allow_pickle"), ("np.load(path)", "np.load"), ("import marshal, json", "marshal"),
-  ("def f():\n  from builtins import exec", "exec"),
-])
+@pytest.mark.parametrize(
+  ("line", "told"),
+  [
+    ("import pickle", "pickle"),
+    ("from pickle import loads", "pickle"),
+    ("import importlib.util as u", "importlib"),
+    ("import subprocess", "subprocess"),
+    ("x = eval('1')", "eval"),
+    ("exec(text)", "exec"),
+    ("f = compile", "compile"),
+    ("__import__(name)", "__import__"),
+    ("os.system('ls')", "os.system"),
+    ("from os import popen", "os.popen"),
+    ("os.execv(a, b)", "os.execv"),
+    ("np.load(path, allow_pickle=True)", "allow_pickle"),
+    ("builtins.eval(x)", "eval"),
+    ("np.load(path, allow_pickle=flag)", "allow_pickle"),
+    ("np.load(path)", "np.load"),
+    ("import marshal, json", "marshal"),
+    ("def f():\n  from builtins import exec", "exec"),
+  ],
+)
 def test_each_is_caught(line, told):
   assert told in list(findings(ast.parse(line)))
 
 
-@pytest.mark.parametrize("line", [
-  "re.compile('x')", "jax.jit(f).lower().compile()", "model.eval()", "np.load(p, allow_pickle=False)", "from . import code",
-  "ast.literal_eval(node)", "os.path.exists(p)",
-])
+@pytest.mark.parametrize(
+  "line",
+  [
+    "re.compile('x')",
+    "jax.jit(f).lower().compile()",
+    "model.eval()",
+    "np.load(p, allow_pickle=False)",
+    "from . import code",
+    "ast.literal_eval(node)",
+    "os.path.exists(p)",
+  ],
+)
 def test_what_is_harmless_is_not(line):
   assert not list(findings(ast.parse(line)))
 
@@ -93,7 +137,9 @@ def test_the_commands_are_files_of_the_package():
     "importlib.util.module_from_spec(spec)",
     "importlib.util.spec_from_file_location(name, file)",  # of run_file
   ]
-  assert {f"{name}.py" for name in COMMANDS} | {"__init__.py"} == {path.name for path in (ROOT / "jldm" / "cli").glob("*.py")}
+  assert {f"{name}.py" for name in COMMANDS} | {"__init__.py"} == {
+    path.name for path in (ROOT / "jldm" / "cli").glob("*.py")
+  }
 
 
 def test_only_the_command_line_names_what_is_imported():
@@ -101,11 +147,15 @@ def test_only_the_command_line_names_what_is_imported():
   calls = set()
   for path in (ROOT / "jldm").rglob("*.py"):
     for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_target", "run_file", "load_config")):
+      if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+        ("import_target", "run_file", "load_config")
+      ):
         calls.add((path.relative_to(ROOT / "jldm").as_posix(), ast.unparse(node)))
   assert calls == {
-    ("cli/__init__.py", "import_target(target)"), ("cli/__init__.py", "run_file(target, '--import')"),
-    ("cli/train.py", "load_config(args.config)"), ("cli/train.py", "run_file(path, '--config')"),
+    ("cli/__init__.py", "import_target(target)"),
+    ("cli/__init__.py", "run_file(target, '--import')"),
+    ("cli/train.py", "load_config(args.config)"),
+    ("cli/train.py", "run_file(path, '--config')"),
   }
   assert "for target in own.imports:" in (ROOT / "jldm" / "cli" / "__init__.py").read_text()
 
@@ -122,7 +172,9 @@ def test_nothing_that_an_experiment_names_is_imported(tmp_path, monkeypatch, cap
     for command in (["info", "w"], ["sample", "--workdir", "w"], ["report", "w"]):
       assert main(command) == 2
       error = capsys.readouterr().err
-      assert f"class {name!r} is not known" in error and "--import FILE.py" in error and error.count("\n") == 1
+      assert (
+        f"class {name!r} is not known" in error and "--import FILE.py" in error and error.count("\n") == 1
+      )
   assert "planted" not in sys.modules and not (tmp_path / "ran").exists()
 
 
@@ -138,8 +190,18 @@ def test_an_experiment_is_made_of_the_closed_table_alone():
 
   walk(to_data(config("digits")))
   assert len(names) > 10 and names <= CLASSES.keys()
-  for name in ("os.system", "builtins.eval", "Path", "jldm.config.experiment.Stage", "Stage ", "", None, 5, ["Stage"],
-               {"class": "DiT"}):
+  for name in (
+    "os.system",
+    "builtins.eval",
+    "Path",
+    "jldm.config.experiment.Stage",
+    "Stage ",
+    "",
+    None,
+    5,
+    ["Stage"],
+    {"class": "DiT"},
+  ):
     with pytest.raises(ValueError, match="is not known"):
       from_data({"class": name, "command": "true"})
 

@@ -36,11 +36,18 @@ def test_every_name_is_what_its_module_has(name):
 
 def test_the_version_is_that_of_the_package():
   from importlib import metadata
+
   assert jldm.__version__ == metadata.version("jldm") and "__version__" in dir(jldm)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("lod", "did you mean 'load'?"), ("Experimant", "did you mean 'Experiment'?"),
-                                            ("zzz", "it has Evaluation, Experiment")])
+@pytest.mark.parametrize(
+  ("name", "hint"),
+  [
+    ("lod", "did you mean 'load'?"),
+    ("Experimant", "did you mean 'Experiment'?"),
+    ("zzz", "it has Evaluation, Experiment"),
+  ],
+)
 def test_an_unknown_name_is_an_attribute_error_with_the_nearest(name, hint):
   with pytest.raises(AttributeError) as error:
     getattr(jldm, name)

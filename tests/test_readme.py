@@ -22,7 +22,13 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 DOCS = [path.read_text().replace("\\\n", " ") for path in (ROOT / "docs").glob("*.md")]
 BLOCKS += [block for text in DOCS for block in re.findall(r"```(sh)\n(.*?)```", text, re.S)]
-LINES = [line.split("  #")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines() if line]
+LINES = [
+  line.split("  #")[0].strip()
+  for language, text in BLOCKS
+  if language == "sh"
+  for line in text.splitlines()
+  if line
+]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 PAGE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pretrained.md").read_text(), re.S)
 DOORS = {"train.py": "train", "sample.py": "sample"}
@@ -41,8 +47,13 @@ def test_it_is_short():
 
 
 def test_every_line_is_a_command_of_ours_or_a_known_one():
-  unknown = [line for line in LINES if not command_of(line) and shlex.split(line)[0] not in ("make", "pip", "apt-get")
-             and not line.startswith(("python -m benchmarks.", "python -m tests.faults."))]
+  unknown = [
+    line
+    for line in LINES
+    if not command_of(line)
+    and shlex.split(line)[0] not in ("make", "pip", "apt-get")
+    and not line.startswith(("python -m benchmarks.", "python -m tests.faults."))
+  ]
   assert not unknown and sum(bool(command_of(line)) for line in LINES) >= 7
 
 
@@ -57,6 +68,7 @@ def test_commands_parse(line):
   if getattr(args, "config", None) and "--import" not in options:  # tests/test_docs.py runs that one
     from jldm.cli.train import load_config
     from jldm.config.override import override
+
     experiment = load_config(str(ROOT / args.config))
     for assignment in args.set:
       experiment = override(experiment, *assignment.split("=", 1))
@@ -69,8 +81,12 @@ def test_make_targets_exist():
 
 
 def test_every_path_exists():
-  braces = lambda text: [text.replace(m[0], part) for part in m[1].split(",")] if (m := re.search(r"\{(.*?)\}", text)) else [text]
-  named = [path for text in re.findall(r"`((?:jldm|configs|tests|docs)/[^`]*)`", README) for path in braces(text)]
+  braces = lambda text: (
+    [text.replace(m[0], part) for part in m[1].split(",")] if (m := re.search(r"\{(.*?)\}", text)) else [text]
+  )
+  named = [
+    path for text in re.findall(r"`((?:jldm|configs|tests|docs)/[^`]*)`", README) for path in braces(text)
+  ]
   named += re.findall(r"\]\(([^)]+)\)", README)
   assert len(named) > 15 and not [path for path in named if not (ROOT / path).exists()]
 
@@ -88,6 +104,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
   """On a shrunk workdir in the place that the README names."""
   from jldm.runs.train import train
   from tests.configs import shrunk
+
   monkeypatch.chdir(tmp_path)
   train(shrunk(config("digits")), "runs/digits", devices=1)
   names: dict = {}
@@ -102,8 +119,10 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   shutil.copytree(SD, "sd-vae-ft-mse")
   assert main(["convert", "sd-vae-ft-mse", "runs/sd", "--to", "jldm"]) == 0
   given = {
-    "images": np.zeros((2, 16, 16, 3), np.uint8), "keys": jax.random.split(jax.random.key(0), 2),
-    "old": {"params": old_flax(safetensors.read(SD / pretrained.WEIGHTS))}, "experiment": config("digits"),
+    "images": np.zeros((2, 16, 16, 3), np.uint8),
+    "keys": jax.random.split(jax.random.key(0), 2),
+    "old": {"params": old_flax(safetensors.read(SD / pretrained.WEIGHTS))},
+    "experiment": config("digits"),
   }
   names = dict(given)
   exec(compile(PYTHON[1], "README.md", "exec"), names)
@@ -111,5 +130,7 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   first, *others = PAGE
   exec(compile(first, "docs/pretrained.md", "exec"), names | given)
   exec(compile("".join(others), "docs/pretrained.md", "exec"), names := names | given)
-  assert workdirs.resolved(names["experiment"]).stage("autoencoder").start == names["tuned"].start == "runs/sd"
+  assert (
+    workdirs.resolved(names["experiment"]).stage("autoencoder").start == names["tuned"].start == "runs/sd"
+  )
   assert names["mean"].shape == (2, 2, 2, 4) and Path("latents.npz").exists()

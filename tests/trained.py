@@ -1,4 +1,6 @@
-"""Workdirs that several files of tests read: each is trained once, by whichever worker comes first, and copied to be changed."""
+"""Workdirs that several files of tests read: each is trained once, by whichever worker comes first,
+and copied to be changed.
+"""
 
 import fcntl
 import os
@@ -66,10 +68,13 @@ def claimed_with(experiment: Experiment, conditioner: str, unbroken: Path, workd
 def last_state(workdir: Path, stage: str) -> dict[str, np.ndarray]:
   """Every array of a stage's last checkpoint, read without knowing its types."""
   import orbax.checkpoint as ocp
+
   folder = workdirs.checkpoints(workdir, stage) / str(STEPS)
   items = sorted(path.name for path in folder.iterdir() if path.is_dir())
   leaves = {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)}
+  return {
+    jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(leaves)
+  }
 
 
 def assert_same_end(a: Path, b: Path) -> None:

@@ -1,7 +1,8 @@
 """The command line: `jldm COMMAND …`, one module a command.
 
-Every command takes `--import FILE.py|MODULE`, as often as needed: Python of the person's own, which runs before the command
-does, so that classes that are decorated with @jldm.register there are known.  Nothing else is ever imported by a name from
+Every command takes `--import FILE.py|MODULE`, as often as needed: Python of the person's own, which
+runs before the command does, so that classes that are decorated with @jldm.register there are
+known.  Nothing else is ever imported by a name from
 outside: no name in a workdir, a file of weights or --set.
 
 Exit codes, each but 0 with one line on stderr:
@@ -51,7 +52,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def unraisable(error: Any) -> None:
-  """Python's own hook, but for what TensorStore says of writes that end after one that failed: that one is told of."""
+  """Python's own hook, but for what TensorStore says of writes that end after one that failed: that
+  one is told of.
+  """
   if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
     sys.__unraisablehook__(error)
 
@@ -106,7 +109,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def command_parser(argv: Sequence[str]) -> tuple[Parser, ModuleType | None]:
   """The parser of all commands, and the module of the one that `argv` begins with: JAX takes a second to import."""
-  parser = Parser(prog="jldm", description="Latent diffusion in pure, functional JAX.", parents=[import_option()])
+  parser = Parser(
+    prog="jldm", description="Latent diffusion in pure, functional JAX.", parents=[import_option()]
+  )
   commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
   module = None
   for name, summary in COMMANDS.items():
@@ -120,8 +125,14 @@ def command_parser(argv: Sequence[str]) -> tuple[Parser, ModuleType | None]:
 def import_option() -> Parser:
   """`--import`, which every command has."""
   parser = Parser(add_help=False, allow_abbrev=False)
-  parser.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE.py|MODULE",
-                      help="run this Python first: it has your own classes, decorated with @jldm.register; repeatable")
+  parser.add_argument(
+    "--import",
+    dest="imports",
+    action="append",
+    default=[],
+    metavar="FILE.py|MODULE",
+    help="run this Python first: it has your own classes, decorated with @jldm.register; repeatable",
+  )
   return parser
 
 
@@ -136,7 +147,9 @@ def import_target(target: str) -> ModuleType:
   try:
     return importlib.import_module(target)
   except (Exception, SystemExit) as error:
-    absent = isinstance(error, ModuleNotFoundError) and error.name and f"{target}.".startswith(f"{error.name}.")
+    absent = (
+      isinstance(error, ModuleNotFoundError) and error.name and f"{target}.".startswith(f"{error.name}.")
+    )
     if absent or not all(part.isidentifier() for part in target.split(".")):
       file = Path(f"{target.replace('.', os.sep)}.py")
       hint = f"for the file: --import {file}" if file.is_file() else "give a file, as in --import FILE.py"
@@ -170,15 +183,19 @@ def run_file(path: str, option: str) -> ModuleType:
 
 
 def describe_error(error: BaseException, file: str = "") -> str:
-  """"FILE.py:3: NameError: name 'x' is not defined", in one line: the error of a person's own Python.
+  """ "FILE.py:3: NameError: name 'x' is not defined", in one line: the error of a person's own Python.
 
-  The line is the innermost one of `file`, or if none is given of the first file outside the machinery of imports.
+  The line is the innermost one of `file`, or if none is given of the first file outside the
+  machinery of imports.
   """
   name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
   if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
     return f"{error.filename}:{error.lineno}: {name}{error.msg}"
-  frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-            if not frame.filename.startswith(("<frozen importlib", __file__, importlib.__file__))]
+  frames = [
+    frame
+    for frame in traceback.extract_tb(error.__traceback__)
+    if not frame.filename.startswith(("<frozen importlib", __file__, importlib.__file__))
+  ]
   file = file or next((frame.filename for frame in frames), "")
   lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(file)]
   place = f"{file}:{lines[-1] if lines else 1}: " if file else ""

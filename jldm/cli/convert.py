@@ -1,12 +1,12 @@
 """`jldm convert SOURCE OUT --to {jldm,diffusers} [--kind …]`: weights in other forms.
 
-  autoencoder   a folder of diffusers, a file of CompVis, a name of the hub, or a workdir -> a workdir, or a folder of diffusers
-  params   a workdir -> one .safetensors with its experiment and averaged parameters; such a file -> a workdir to sample from
-  lpips    a .safetensors of the lpips package's parameters -> the one that jldm's LPIPS reads
-  inception, dinov2, clip
-           the same for what `jldm evaluate --extractor` takes features of: tests/parity/inception.py makes SOURCE of the
-           file that pytorch-fid downloads, and transformers' facebook/dinov2-small and openai/clip-vit-large-patch14-336
-           have theirs
+autoencoder   a folder of diffusers, a file of CompVis, a name of the hub, or a workdir -> a workdir, or a folder of diffusers
+params   a workdir -> one .safetensors with its experiment and averaged parameters; such a file -> a workdir to sample from
+lpips    a .safetensors of the lpips package's parameters -> the one that jldm's LPIPS reads
+inception, dinov2, clip
+         the same for what `jldm evaluate --extractor` takes features of: tests/parity/inception.py
+         makes SOURCE of the file that pytorch-fid downloads, and transformers'
+         facebook/dinov2-small and openai/clip-vit-large-patch14-336 have theirs
 """
 
 import argparse
@@ -31,11 +31,16 @@ from jldm.storage.checkpoint import Checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", metavar="SOURCE", help="a workdir, a folder, a .safetensors file, or a name of the hub")
+  parser.add_argument(
+    "source", metavar="SOURCE", help="a workdir, a folder, a .safetensors file, or a name of the hub"
+  )
   parser.add_argument("out", metavar="OUT", help="the .safetensors file, the workdir or the folder to make")
   parser.add_argument("--to", choices=("jldm", "diffusers"), required=True, help="whose form OUT has")
-  parser.add_argument("--kind", choices=sorted({kind for kind, _ in RULES}),
-                      help="what SOURCE is (default: params, where SOURCE is a workdir or was made from one)")
+  parser.add_argument(
+    "--kind",
+    choices=sorted({kind for kind, _ in RULES}),
+    help="what SOURCE is (default: params, where SOURCE is a workdir or was made from one)",
+  )
   parser.add_argument("--scaling-factor", type=float, help="of latents, where SOURCE does not say it")
   parser.add_argument("--shift-factor", type=float, help="of latents, where SOURCE does not say (default: 0)")
   parser.add_argument("--allow-nan", action="store_true", help="take weights that are not finite")
@@ -60,7 +65,9 @@ def kind_of(source: Path, to: str) -> str:
   header = safetensors.read_header(source)
   kind = "autoencoder" if vae.is_compvis(header.entries) else header.metadata.get("kind")
   if kind not in {known for known, _ in RULES}:
-    raise UserError(f"{str(source)!r} does not say what it is; say it with --kind, one of {', '.join(k for k, _ in RULES)}")
+    raise UserError(
+      f"{str(source)!r} does not say what it is; say it with --kind, one of {', '.join(k for k, _ in RULES)}"
+    )
   return kind
 
 
@@ -73,7 +80,9 @@ def exported(workdir: Path, out: Path) -> str:
   at = place(workdir)
   model, params = load(workdir)
   trained = [source.stage for role, source in at.needed().items() if role == "codec"]
-  trained = [dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "") for codec in trained]
+  trained = [
+    dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "") for codec in trained
+  ]
   (source,) = [codec.name for codec in trained] or [at.given()["codec"]]
   stage = dataclasses.replace(at.stage, objective=model.objective, needs=(Need("codec", source),), start="")
   experiment = dataclasses.replace(at.experiment, stages=(*trained, stage))
@@ -86,7 +95,9 @@ def imported(path: Path, out: Path) -> str:
   """The inverse: a workdir with finished stages and no optimizer's state."""
   metadata = safetensors.read_header(path).metadata
   if "experiment" not in metadata:
-    raise UserError(f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a workdir")
+    raise UserError(
+      f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a workdir"
+    )
   experiment = loads(metadata["experiment"])
   model = of(experiment)
   like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
@@ -145,7 +156,9 @@ def extractor(kind: str, source: Path, out: Path) -> str:
   with source.open("rb") as file:
     origin = metadata.get("source") or hashlib.file_digest(file, "sha256").hexdigest()
   arrays = flat.flatten(find(kind).load(EXTRACTORS[kind](theirs)))
-  safetensors.write(out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.digest(arrays)})
+  safetensors.write(
+    out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.digest(arrays)}
+  )
   name = weights.OFFICIAL.get(origin)
   return f"{out}: {summary(arrays)}, of a file of sha256 {origin}: {f'official, for {name}' if name else 'not known as official'}"
 

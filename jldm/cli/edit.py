@@ -1,7 +1,7 @@
 """`jldm edit KIND --workdir W --image A.png … --out O`: pictures changed through their latents.
 
-O is a folder: 00000.png …, as large as the pictures, and sheet.png, before and after.  Masks are white where a picture is
-to be repainted, or where its pixels are missing.
+O is a folder: 00000.png …, as large as the pictures, and sheet.png, before and after.  Masks are
+white where a picture is to be repainted, or where its pixels are missing.
 """
 
 import argparse
@@ -55,10 +55,14 @@ class Edited(NamedTuple):
 
 def read(paths: list[str], model: Model) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
-  images = [transforms.read(path, lambda image: transforms.layers(image, canvas.channels_of(model))) for path in paths]
+  images = [
+    transforms.read(path, lambda image: transforms.layers(image, canvas.channels_of(model))) for path in paths
+  ]
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
-      raise UserError(f"{path} is {describe(image)} and {paths[0]} {describe(images[0])}; expected pictures that are alike")
+      raise UserError(
+        f"{path} is {describe(image)} and {paths[0]} {describe(images[0])}; expected pictures that are alike"
+      )
   return np.stack(images)
 
 
@@ -67,7 +71,9 @@ def describe(image: np.ndarray) -> str:
 
 
 def laid(name: str, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
-  """Rows of n edits of each of `count` pictures, images [count n, ...]: below their pictures, or all of a single one."""
+  """Rows of n edits of each of `count` pictures, images [count n, ...]: below their pictures, or all
+  of a single one.
+  """
   n = len(images) // count
   return {name: images} if 1 in (n, count) else {f"{name}, {i + 1}": images[i::n] for i in range(n)}
 
@@ -76,8 +82,10 @@ def read_mask(path: str, image: np.ndarray) -> np.ndarray:
   """A mask file as known float32 [1, H, W, 1] of images [N, H, W, C], 0 where it is white."""
   mask = np.asarray(transforms.read(path).convert("L"))
   if mask.shape != image.shape[1:3]:
-    raise UserError(f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]} pixels; "
-                    "expected one size")
+    raise UserError(
+      f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]} pixels; "
+      "expected one size"
+    )
   if mask.max() < 128:
     raise UserError(f"--mask {path} is empty: it has no white, which says what to repaint")
   return (mask < 128).astype(np.float32)[None, ..., None]
@@ -92,7 +100,9 @@ def image_to_image(task: Task) -> Edited:
     rows |= laid(f"strength {strength:g}", images, len(task.image))
   by_picture = [edited.reshape(len(task.image), args.n, *edited.shape[1:]) for edited in edits]
   images = np.concatenate(by_picture, 1).reshape(-1, *task.image.shape[1:])
-  return Edited(images, rows, [{"strength": strength} for strength in strengths for _ in range(args.n)] * len(task.image))
+  return Edited(
+    images, rows, [{"strength": strength} for strength in strengths for _ in range(args.n)] * len(task.image)
+  )
 
 
 def inpaint(task: Task) -> Edited:
@@ -103,11 +113,14 @@ def inpaint(task: Task) -> Edited:
   if args.margins:
     sides = parse_numbers("--margins", args.margins, int)
     if len(sides) not in (1, 4):
-      raise UserError(f"--margins {args.margins}; expected one number of pixels, or four: top,right,bottom,left")
+      raise UserError(
+        f"--margins {args.margins}; expected one number of pixels, or four: top,right,bottom,left"
+      )
     image, whole = canvas.grown(image, *(sides * 4)[:4])
     known = whole if not args.mask else np.pad(known, margins_of(whole))
   images = edit.inpaint(
-    task.model, task.params, image, known, args.strength, (args.repeats, args.jump), *task.chosen)
+    task.model, task.params, image, known, args.strength, (args.repeats, args.jump), *task.chosen
+  )
   source = {} if args.margins else {"source": image}
   return Edited(images, source | {"known": hidden(image, known)} | laid("inpainted", images, len(image)))
 
@@ -129,18 +142,27 @@ def invert(task: Task) -> Edited:
   out = Path(task.args.out) / "noise.npz"
   with replace_file(out) as file:
     np.savez_compressed(file, noise=found.noise)
-  print(f"{out}: {found.psnr.mean():.1f} dB against the autoencoder's reconstruction, max|z| {np.abs(found.noise).max():.2f}")
-  return Edited(found.reconstruction, {"source": task.image, "autoencoder": found.codec, "from its noise": found.reconstruction})
+  print(
+    f"{out}: {found.psnr.mean():.1f} dB against the autoencoder's reconstruction, max|z| {np.abs(found.noise).max():.2f}"
+  )
+  return Edited(
+    found.reconstruction,
+    {"source": task.image, "autoencoder": found.codec, "from its noise": found.reconstruction},
+  )
 
 
 def interpolate(task: Task) -> Edited:
   args = task.args
   both = read([*args.image, args.to], task.model)
-  images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, *task.chosen)
+  images = edit.interpolate(
+    task.model, task.params, both, args.count, args.space, args.strength, *task.chosen
+  )
   pictures.write_gif(Path(args.out) / "interpolation.gif", images, provenance(task))
   if args.film:
     pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, provenance(task))
-  return Edited(images, {"source": both, args.space: images}, [{"share": i / (args.count - 1)} for i in range(args.count)])
+  return Edited(
+    images, {"source": both, args.space: images}, [{"share": i / (args.count - 1)} for i in range(args.count)]
+  )
 
 
 def translate(task: Task) -> Edited:
@@ -148,21 +170,29 @@ def translate(task: Task) -> Edited:
   if args.onto is None:
     images = edit.paired(task.model, task.params, task.image, *task.chosen)
     return Edited(images, {"source": task.image} | laid("translated", images, len(task.image)))
-  images = edit.translate(task.model, task.params, task.image, label_given(task.model, args.onto), args.strength, *task.chosen)
+  images = edit.translate(
+    task.model, task.params, task.image, label_given(task.model, args.onto), args.strength, *task.chosen
+  )
   return Edited(images, {f"class {args.label}": task.image, f"class {args.onto}": images})
 
 
 def restore(task: Task) -> Edited:
   args, image = task.args, task.image
-  degradation = {"blur": lambda: Blurred(args.sigma), "downsample": lambda: Downsampled(args.factor)}.get(args.degradation)
+  degradation = {"blur": lambda: Blurred(args.sigma), "downsample": lambda: Downsampled(args.factor)}.get(
+    args.degradation
+  )
   known = None
   if args.degradation is None:
     images = edit.paired(task.model, task.params, image, *task.chosen)
   else:
     if (args.degradation == "missing") != bool(args.mask):
-      raise UserError("--mask says which pixels are missing: expected with --degradation missing, and with no other")
+      raise UserError(
+        "--mask says which pixels are missing: expected with --degradation missing, and with no other"
+      )
     known = read_mask(args.mask, image) if args.mask else None
-    images = edit.restore(task.model, task.params, image, degradation and degradation(), args.noise, known, *task.chosen)
+    images = edit.restore(
+      task.model, task.params, image, degradation and degradation(), args.noise, known, *task.chosen
+    )
     if args.mean:
       images = edit.average(images, args.n)
   factor = args.factor if args.degradation == "downsample" else 1
@@ -183,7 +213,9 @@ def directions(task: Task) -> Edited:
   else:
     found, name = channel(task), f"channel {args.channel}"
   amounts = np.linspace(-args.reach, args.reach, args.count)
-  moved = edit.traverse(model, task.params, task.image, found, amounts, args.space, args.strength, *task.chosen)
+  moved = edit.traverse(
+    model, task.params, task.image, found, amounts, args.space, args.strength, *task.chosen
+  )
   rows = {"source": task.image, name: moved[0]} | {f"control {i + 1}": row for i, row in enumerate(moved[1:])}
   return Edited(moved[0], rows, [{"amount": float(amount)} for amount in amounts])
 
@@ -196,10 +228,14 @@ def examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, n
     with np.load(args.examples, allow_pickle=False) as file:
       images, labels = file["images"], file["labels"]
   except (OSError, ValueError, KeyError) as error:
-    raise UserError(f"--examples {args.examples}: expected an .npz with images and labels, as jldm sample writes") from error
+    raise UserError(
+      f"--examples {args.examples}: expected an .npz with images and labels, as jldm sample writes"
+    ) from error
   if images.shape[1:3] != image.shape[1:3]:
-    raise UserError(f"--examples {args.examples} are {images.shape[2]}x{images.shape[1]} pixels and --image "
-                    f"{image.shape[2]}x{image.shape[1]}; expected one size")
+    raise UserError(
+      f"--examples {args.examples} are {images.shape[2]}x{images.shape[1]} pixels and --image "
+      f"{image.shape[2]}x{image.shape[1]}; expected one size"
+    )
   chosen = np.isin(labels, (args.having, args.without))
   return images[chosen], labels[chosen] == args.having
 
@@ -207,15 +243,22 @@ def examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, n
 def channel(task: Task) -> np.ndarray:
   """One channel of the latents, or one place of it, and random directions as long: [1 + controls, h, w, c]."""
   import jax
+
   args, shape = task.args, canvas.opened(task.model, task.image).model.latent_shape
   if args.space != "latents":
     raise UserError("--channel is one of the latents; leave --space out, or give --examples")
   place = tuple(parse_numbers("--place", args.place, int)) if args.place else None
-  if not 0 <= args.channel < shape[-1] or (place and not (len(place) == 2 and all(0 <= p < n for p, n in zip(place, shape)))):
-    raise UserError(f"--channel {args.channel} --place {args.place}; expected a channel below {shape[-1]} and a place such as "
-                    f"0,0 of {shape[0]}x{shape[1]}")
+  if not 0 <= args.channel < shape[-1] or (
+    place and not (len(place) == 2 and all(0 <= p < n for p, n in zip(place, shape)))
+  ):
+    raise UserError(
+      f"--channel {args.channel} --place {args.place}; expected a channel below {shape[-1]} and a place such as "
+      f"0,0 of {shape[0]}x{shape[1]}"
+    )
   direction = coordinate(shape, args.channel, place)
-  return np.concatenate([direction[None], unrelated(direction, jax.random.split(jax.random.key(args.seed), args.controls))])
+  return np.concatenate(
+    [direction[None], unrelated(direction, jax.random.split(jax.random.key(args.seed), args.controls))]
+  )
 
 
 def parse_numbers(option: str, text: str, kind: type) -> list:
@@ -234,46 +277,93 @@ class Kind(NamedTuple):
 OPTIONS: dict[str, dict[str, Any]] = {
   "--mask": dict(help="a picture as large as --image: white where it is to be repainted, or missing"),
   "--strength": dict(type=float, help="0 keeps the picture, 1 keeps nothing but what is known"),
-  "--strength LIST": dict(default="0.5", metavar="S", help="0 keeps the picture, 1 forgets it; or a list such as 0.3,0.6"),
+  "--strength LIST": dict(
+    default="0.5", metavar="S", help="0 keeps the picture, 1 forgets it; or a list such as 0.3,0.6"
+  ),
   "--n": dict(type=int, default=1, help="how many pictures (default: 1)"),
-  "--margins": dict(metavar="N", help="pixels to paint around the picture: one number, or top,right,bottom,left"),
-  "--repeats": dict(type=int, default=1, help="how often each stretch of steps is gone over: RePaint (default: 1, once)"),
+  "--margins": dict(
+    metavar="N", help="pixels to paint around the picture: one number, or top,right,bottom,left"
+  ),
+  "--repeats": dict(
+    type=int, default=1, help="how often each stretch of steps is gone over: RePaint (default: 1, once)"
+  ),
   "--jump": dict(type=int, default=10, help="steps of such a stretch (default: 10)"),
   "--to": dict(required=True, metavar="B.png", help="the picture to end at"),
   "--count": dict(type=int, default=9, help="how many pictures, ends included (default: 9)"),
   "--space": dict(choices=("noise", "latents"), help="where to walk"),
   "--film": dict(action="store_true", help="write interpolation.mp4 too; needs pip install 'jldm[video]'"),
-  "--onto": dict(type=int, metavar="CLASS", help="the class to become; left out for a model that was trained on pairs"),
-  "--degradation": dict(choices=("noise", "blur", "downsample", "missing"),
-                        help="what was done to the picture; left out for a model that was trained on pairs"),
-  "--noise": dict(type=float, default=0.0, help="standard deviation of its noise, where pixels are in [-1, 1] (default: 0)"),
+  "--onto": dict(
+    type=int, metavar="CLASS", help="the class to become; left out for a model that was trained on pairs"
+  ),
+  "--degradation": dict(
+    choices=("noise", "blur", "downsample", "missing"),
+    help="what was done to the picture; left out for a model that was trained on pairs",
+  ),
+  "--noise": dict(
+    type=float, default=0.0, help="standard deviation of its noise, where pixels are in [-1, 1] (default: 0)"
+  ),
   "--sigma": dict(type=float, default=2.0, help="pixels of the Gaussian of blur (default: 2)"),
-  "--factor": dict(type=int, default=4, help="of downsample: the picture comes back so many times larger (default: 4)"),
+  "--factor": dict(
+    type=int, default=4, help="of downsample: the picture comes back so many times larger (default: 4)"
+  ),
   "--mean": dict(action="store_true", help="the mean of the n pictures alone"),
   "--channel": dict(type=int, help="the channel of the latents to move along"),
   "--place": dict(metavar="ROW,COLUMN", help="of the channel (default: everywhere)"),
-  "--examples": dict(metavar="S.npz", help="images and labels, as jldm sample writes, to learn a direction from"),
+  "--examples": dict(
+    metavar="S.npz", help="images and labels, as jldm sample writes, to learn a direction from"
+  ),
   "--having": dict(type=int, metavar="CLASS", help="the examples with the attribute"),
   "--without": dict(type=int, metavar="CLASS", help="and those without"),
-  "--reach": dict(type=float, default=2.0, help="how far to go both ways, in lengths of the direction (default: 2)"),
-  "--controls": dict(type=int, default=2, help="directions as long beside it that have nothing to do with it (default: 2)"),
+  "--reach": dict(
+    type=float, default=2.0, help="how far to go both ways, in lengths of the direction (default: 2)"
+  ),
+  "--controls": dict(
+    type=int, default=2, help="directions as long beside it that have nothing to do with it (default: 2)"
+  ),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {  # of a kind, by destination
-  "inpaint": {"strength": 1.0}, "translate": {"strength": 1.0},
-  "interpolate": {"strength": 0.0, "space": "noise"}, "directions": {"strength": 0.0, "space": "latents"},
+  "inpaint": {"strength": 1.0},
+  "translate": {"strength": 1.0},
+  "interpolate": {"strength": 0.0, "space": "noise"},
+  "directions": {"strength": 0.0, "space": "latents"},
 }
 KINDS = {
   "image-to-image": Kind(image_to_image, "variations of a picture, near or far", ("--strength LIST", "--n")),
-  "inpaint": Kind(inpaint, "repaint what is masked, or paint around", (
-    "--mask", "--margins", "--strength", "--n", "--repeats", "--jump")),
+  "inpaint": Kind(
+    inpaint,
+    "repaint what is masked, or paint around",
+    ("--mask", "--margins", "--strength", "--n", "--repeats", "--jump"),
+  ),
   "invert": Kind(invert, "the noise that leads to a picture", ()),
-  "interpolate": Kind(interpolate, "from one picture to another", ("--to", "--count", "--space", "--strength", "--film")),
-  "translate": Kind(translate, "a picture of one class as another, or what a model of pairs makes of it", (
-    "--onto", "--strength", "--n")),
-  "restore": Kind(restore, "noise, blur, low resolution or missing pixels undone", (
-    "--degradation", "--noise", "--sigma", "--factor", "--mask", "--mean", "--n")),
-  "directions": Kind(directions, "along a channel of the latents, or an attribute of examples", (
-    "--channel", "--place", "--examples", "--having", "--without", "--reach", "--count", "--controls", "--space", "--strength")),
+  "interpolate": Kind(
+    interpolate, "from one picture to another", ("--to", "--count", "--space", "--strength", "--film")
+  ),
+  "translate": Kind(
+    translate,
+    "a picture of one class as another, or what a model of pairs makes of it",
+    ("--onto", "--strength", "--n"),
+  ),
+  "restore": Kind(
+    restore,
+    "noise, blur, low resolution or missing pixels undone",
+    ("--degradation", "--noise", "--sigma", "--factor", "--mask", "--mean", "--n"),
+  ),
+  "directions": Kind(
+    directions,
+    "along a channel of the latents, or an attribute of examples",
+    (
+      "--channel",
+      "--place",
+      "--examples",
+      "--having",
+      "--without",
+      "--reach",
+      "--count",
+      "--controls",
+      "--space",
+      "--strength",
+    ),
+  ),
 }
 
 
@@ -281,18 +371,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
   for name, kind in KINDS.items():
     command = kinds.add_parser(name, help=kind.summary, description=kind.summary)
-    command.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
-    command.add_argument("--image", required=True, nargs="+", metavar="A.png", help="pictures of any kind, and of one size")
+    command.add_argument(
+      "--workdir", required=True, help="a folder that train.py made; nothing else is needed"
+    )
+    command.add_argument(
+      "--image", required=True, nargs="+", metavar="A.png", help="pictures of any kind, and of one size"
+    )
     for option in kind.options:
       command.add_argument(option.split()[0], **OPTIONS[option])
     command.add_argument("--label", type=int, default=-1, help="the picture's class (default: -1, unknown)")
-    command.add_argument("--sampler", help=f"edict, one of {', '.join(sorted(presets.SAMPLERS))}, or one written out "
-                                           "(default: the experiment's, and edict where noise is looked for)")
+    command.add_argument(
+      "--sampler",
+      help=f"edict, one of {', '.join(sorted(presets.SAMPLERS))}, or one written out "
+      "(default: the experiment's, and edict where noise is looked for)",
+    )
     command.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
-    command.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
-    command.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
+    command.add_argument(
+      "--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)"
+    )
+    command.add_argument(
+      "--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE"
+    )
     command.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
-    command.add_argument("--best", action="store_const", const=True, help="the denoiser that was best while training")
+    command.add_argument(
+      "--best", action="store_const", const=True, help="the denoiser that was best while training"
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", required=True, metavar="O", help="a folder")
     command.set_defaults(**DEFAULTS.get(name, {}))
@@ -322,13 +425,17 @@ def main(args: argparse.Namespace) -> None:
 
 
 def sampling_of(args: argparse.Namespace, own: Sampling) -> Sampling:
-  """The experiment's sampling with what the options name; without a sampler, the one that the edit uses by itself."""
+  """The experiment's sampling with what the options name; without a sampler, the one that the edit
+  uses by itself.
+  """
   guidance = None if args.guidance_scale is None else presets.make_guidance(scale=args.guidance_scale)
   edict = args.sampler == "edict"
   if edict and args.eta is not None:
     raise UserError(f"--eta {args.eta}: edict draws no noise; leave it out or choose another sampler")
   base = dataclasses.replace(own, sampler=EDICT() if edict else None)
-  return presets.changed_sampling(base, None if edict else args.sampler, args.steps, args.grid, args.eta, guidance)
+  return presets.changed_sampling(
+    base, None if edict else args.sampler, args.steps, args.grid, args.eta, guidance
+  )
 
 
 def label_given(model: Model, label: int) -> dict:

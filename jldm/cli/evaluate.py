@@ -1,4 +1,6 @@
-"""`jldm evaluate`: what the samples and the reconstructions of a workdir are worth, beside what real pictures are."""
+"""`jldm evaluate`: what the samples and the reconstructions of a workdir are worth, beside what real
+pictures are.
+"""
 
 import argparse
 import dataclasses
@@ -28,23 +30,47 @@ from jldm.storage import workdir as workdirs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="a folder that train.py made; its data set must still be there")
-  parser.add_argument("--stage", metavar="NAME", default="all", help="what is judged (default: what draws last, and its codec)")
-  parser.add_argument("--n", type=int, help="how many pictures (default: the experiment's, 1000 where it does not say)")
-  parser.add_argument("--extractor", help=f"what makes features: {', '.join(sorted(EXTRACTORS))} (default: the experiment's)")
-  parser.add_argument("--weights", help="the extractor's parameters, a .safetensors file, where it has none of its own")
-  parser.add_argument("--lpips", help="weights that jldm convert --kind lpips made: LPIPS of reconstructions as well")
-  parser.add_argument("--metrics", default=",".join(USUAL), help=f"a comma list of {', '.join(METRICS)} (default: all but cmmd)")
-  parser.add_argument("--best", action="store_true", help="the denoiser that was best while training, not the newest")
+  parser.add_argument(
+    "--workdir", required=True, help="a folder that train.py made; its data set must still be there"
+  )
+  parser.add_argument(
+    "--stage", metavar="NAME", default="all", help="what is judged (default: what draws last, and its codec)"
+  )
+  parser.add_argument(
+    "--n", type=int, help="how many pictures (default: the experiment's, 1000 where it does not say)"
+  )
+  parser.add_argument(
+    "--extractor", help=f"what makes features: {', '.join(sorted(EXTRACTORS))} (default: the experiment's)"
+  )
+  parser.add_argument(
+    "--weights", help="the extractor's parameters, a .safetensors file, where it has none of its own"
+  )
+  parser.add_argument(
+    "--lpips", help="weights that jldm convert --kind lpips made: LPIPS of reconstructions as well"
+  )
+  parser.add_argument(
+    "--metrics", default=",".join(USUAL), help=f"a comma list of {', '.join(METRICS)} (default: all but cmmd)"
+  )
+  parser.add_argument(
+    "--best", action="store_true", help="the denoiser that was best while training, not the newest"
+  )
   parser.add_argument("--sampler", help="as of jldm sample (default: the experiment's)")
   parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
   parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
-  parser.add_argument("--seed", type=int, default=0, help="of the samples; the same seed gives the same digits")
-  parser.add_argument("--reference", type=int, default=evaluate.MOST_REAL,
-                      help=f"compare with at most so many training pictures (default: {evaluate.MOST_REAL})")
+  parser.add_argument(
+    "--seed", type=int, default=0, help="of the samples; the same seed gives the same digits"
+  )
+  parser.add_argument(
+    "--reference",
+    type=int,
+    default=evaluate.MOST_REAL,
+    help=f"compare with at most so many training pictures (default: {evaluate.MOST_REAL})",
+  )
   parser.add_argument("--data-dir", help="where the data set is (default: the experiment's)")
-  parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
+  parser.add_argument(
+    "--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures"
+  )
   sharding.add_arguments(parser)
 
 
@@ -83,7 +109,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def judged_stages(experiment: Experiment, name: str, workdir: Path) -> tuple[Place | None, Place | None]:
-  """The stage whose samples are judged, and the one whose reconstructions are: of `all`, the last that draws and its codec.
+  """The stage whose samples are judged, and the one whose reconstructions are: of `all`, the last that
+  draws and its codec.
 
   Raises:
     UserError: no such stage.
@@ -97,14 +124,18 @@ def judged_stages(experiment: Experiment, name: str, workdir: Path) -> tuple[Pla
 
 def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   """With the data's place and what judges it as the command line has them."""
-  asked = {name: getattr(args, name) for name in ("extractor", "weights", "n") if getattr(args, name) is not None}
+  asked = {
+    name: getattr(args, name) for name in ("extractor", "weights", "n") if getattr(args, name) is not None
+  }
   if "extractor" in asked:
     asked = {"weights": ""} | asked
   evaluator = dataclasses.replace(experiment.evaluation, **asked)
   data = experiment.data
   if args.data_dir is not None:
     if not hasattr(data, "data_dir"):
-      raise UserError(f"--data-dir {args.data_dir}: the data, {type(data).__name__}, has no data_dir; leave it out")
+      raise UserError(
+        f"--data-dir {args.data_dir}: the data, {type(data).__name__}, has no data_dir; leave it out"
+      )
     data = dataclasses.replace(data, data_dir=args.data_dir)
   return dataclasses.replace(experiment, evaluation=evaluator, data=data)
 
@@ -113,16 +144,27 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
   """What is asked for; UserError for numbers and names that are not legal."""
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
-    raise UserError(f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}")
+    raise UserError(
+      f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}"
+    )
   n, few = experiment.evaluation.n, evaluate.FEWEST
-  for name, value, least in (("n", n, few), ("reference", args.reference, few), ("batch_size", args.batch_size, 1)):
+  for name, value, least in (
+    ("n", n, few),
+    ("reference", args.reference, few),
+    ("batch_size", args.batch_size, 1),
+  ):
     if value < least:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {least}")
   if not 0 <= args.seed < 2**32:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
   scale = args.guidance_scale
-  sampling = changed_sampling(experiment.sampling, args.sampler, args.steps, args.grid,
-                              guidance=None if scale is None else make_guidance(scale=scale))
+  sampling = changed_sampling(
+    experiment.sampling,
+    args.sampler,
+    args.steps,
+    args.grid,
+    guidance=None if scale is None else make_guidance(scale=scale),
+  )
   same = ("seed", "reference", "batch_size")
   return How(n=n, metrics=metrics, sampling=sampling, **{name: getattr(args, name) for name in same})
 
@@ -142,11 +184,17 @@ def finish(path: Path, told: Told) -> None:
     return
   evaluate.write(path, told | {"versions": evaluate.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
-  print("\n".join(table(told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"]))))
+  print(
+    "\n".join(
+      table(told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"]))
+    )
+  )
   if audit := told.get("memorisation"):
     verdict = "copies of training pictures are seen" if audit["flagged"] else "no copying is seen"
-    print(f"{verdict}: {100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many held-out "
-          f"ones; {100 * audit['copies']:.1f} % are nearer to one than 99 in 100 held-out pictures are")
+    print(
+      f"{verdict}: {100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many held-out "
+      f"ones; {100 * audit['copies']:.1f} % are nearer to one than 99 in 100 held-out pictures are"
+    )
   for name, why in told.get("left_out", {}).items():
     print(f"{name} is left out: {why}")
   print(f"in {path}\n")
@@ -158,7 +206,9 @@ def described(told: Told) -> str:
   how = "{n} samples, {sampler} in {steps} steps, {guidance}, seed {seed}; "
   how = how.format(**drawn | {"guidance": guidance_text(drawn)}) if drawn else ""
   weights = f"weights {each['weights']}" if each["weights"] else "no weights"
-  return f"{how}features of {each['name']} {each['version']} ({weights}), against {among['n']} of {among['split']}"
+  return (
+    f"{how}features of {each['name']} {each['version']} ({weights}), against {among['n']} of {among['split']}"
+  )
 
 
 def table(told: Told, names: dict[str, str]) -> list[str]:
@@ -166,8 +216,19 @@ def table(told: Told, names: dict[str, str]) -> list[str]:
   rows = [("", "value", "95 % interval", "n", "real against real")]
   for name, each in told["metrics"].items():
     span = f"{each['low']:.4g} to {each['high']:.4g}"
-    rows.append((names.get(name, name), f"{each['value']:.4g}", span, str(each["n"]),
-                 f"{each['real']['value']:.4g}" if "real" in each else ""))
+    rows.append(
+      (
+        names.get(name, name),
+        f"{each['value']:.4g}",
+        span,
+        str(each["n"]),
+        f"{each['real']['value']:.4g}" if "real" in each else "",
+      )
+    )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
-          for row in rows]
+  return [
+    "  ".join(
+      cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+    )
+    for row in rows
+  ]

@@ -1,7 +1,8 @@
 """`jldm info SOURCE`: what a file, a folder of diffusers or a workdir holds.
 
-One line an array: name, dtype, shape; with --statistics also least, greatest, mean, standard deviation of its finite
-values, and how many are not finite.  Arrays are read one after the other, and only for --statistics.
+One line an array: name, dtype, shape; with --statistics also least, greatest, mean, standard
+deviation of its finite values, and how many are not finite.  Arrays are read one after the other,
+and only for --statistics.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from jldm.storage.checkpoint import Checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", metavar="SOURCE", help="a workdir, a folder of diffusers, a file, or a name of the hub")
+  parser.add_argument(
+    "source", metavar="SOURCE", help="a workdir, a folder of diffusers, a file, or a name of the hub"
+  )
   parser.add_argument("--statistics", action="store_true", help="read all arrays, and tell of their values")
 
 
@@ -45,12 +48,18 @@ def published(path: Path, statistics: bool) -> Iterator[str]:
   else:
     yield f"{path}: a file of arrays"
     if file.suffix == ".safetensors":
-      yield from (f"  {name}: {value[:100]}" for name, value in safetensors.read_header(file).metadata.items())
-  yield from rows(msgpack.tensors(file) if file.suffix == ".msgpack" else safetensors.tensors(file), statistics)
+      yield from (
+        f"  {name}: {value[:100]}" for name, value in safetensors.read_header(file).metadata.items()
+      )
+  yield from rows(
+    msgpack.tensors(file) if file.suffix == ".msgpack" else safetensors.tensors(file), statistics
+  )
 
 
 def workdir(path: Path, statistics: bool) -> Iterator[str]:
-  """A workdir: its stages, and those of their results that are there: codecs once they are finished, averaged denoisers."""
+  """A workdir: its stages, and those of their results that are there: codecs once they are finished,
+  averaged denoisers.
+  """
   experiment = workdirs.read(path)
   yield f"{path}: a workdir"
   steps = {}
@@ -100,7 +109,8 @@ def rows(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
     yield line
   kinds = ", ".join(f"{number} {name}" for name, number in sorted(dtypes.items()))
   yield f"{len(arrays)} arrays ({kinds}), {count / 1e6:.3f} M values, {size / 1e6:.1f} MB" + (
-    f", {bad} values not finite" if statistics else "")
+    f", {bad} values not finite" if statistics else ""
+  )
 
 
 def values_of(value: Any) -> tuple[str, int]:
@@ -110,4 +120,6 @@ def values_of(value: Any) -> tuple[str, int]:
   odd = value.size - good.size
   least, most = (good.min(), good.max()) if good.size else (np.nan, np.nan)
   mean, std = (good.mean(dtype=np.float64), good.std(dtype=np.float64)) if good.size else (np.nan, np.nan)
-  return f"{least:10.4g} to {most:10.4g}, mean {mean:10.4g}, std {std:10.4g}" + (f", {odd} not finite" if odd else ""), odd
+  return f"{least:10.4g} to {most:10.4g}, mean {mean:10.4g}, std {std:10.4g}" + (
+    f", {odd} not finite" if odd else ""
+  ), odd

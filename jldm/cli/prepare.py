@@ -9,17 +9,28 @@ from jldm.data.tfds import describe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The options of `jldm prepare`."""
-  parser.add_argument("kind", choices=list(KINDS), help="what the source is; digits come with scikit-learn, photos with it "
-                                                        "and scikit-image")
-  parser.add_argument("--source", help="folder: pictures, or a sub-folder a class; idx: a folder of MNIST-style files; "
-                                       "npz: a file with images [N, H, W] or [N, H, W, C] and perhaps labels [N]")
+  parser.add_argument(
+    "kind",
+    choices=list(KINDS),
+    help="what the source is; digits come with scikit-learn, photos with it and scikit-image",
+  )
+  parser.add_argument(
+    "--source",
+    help="folder: pictures, or a sub-folder a class; idx: a folder of MNIST-style files; "
+    "npz: a file with images [N, H, W] or [N, H, W, C] and perhaps labels [N]",
+  )
   parser.add_argument("--name", help="name of the data set (default for digits and photos: the kind)")
   parser.add_argument("--data-dir", default="data", help="where data sets are (default: data)")
   parser.add_argument("--size", help="cut every picture to it: 64, or HEIGHTxWIDTH as in 64x96")
-  parser.add_argument("--buckets", help="further sizes, as in 48x80,80x48: each picture is cut to the one of --size and "
-                                        "these that has the nearest ratio of sides")
+  parser.add_argument(
+    "--buckets",
+    help="further sizes, as in 48x80,80x48: each picture is cut to the one of --size and "
+    "these that has the nearest ratio of sides",
+  )
   parser.add_argument("--pad", type=int, default=0, metavar="N", help="then add N black pixels on each side")
-  parser.add_argument("--channels", type=int, help="1 (grey) or 3 (RGB); by default 1 if every picture is grey")
+  parser.add_argument(
+    "--channels", type=int, help="1 (grey) or 3 (RGB); by default 1 if every picture is grey"
+  )
   parser.add_argument("--if-missing", action="store_true", help="leave a data set of that name as it is")
 
 
@@ -29,12 +40,22 @@ def main(args: argparse.Namespace) -> None:
   if name is None:
     raise UserError(f"prepare {args.kind} without a name; give one with --name")
   size = parse_size(args.size) if args.size is not None else None
-  buckets = tuple(parse_size(text, "--buckets") for text in args.buckets.split(",")) if args.buckets is not None else ()
-  print(describe(prepare(args.kind, args.source, name, args.data_dir, size, args.pad, args.channels, args.if_missing, buckets)))
+  buckets = (
+    tuple(parse_size(text, "--buckets") for text in args.buckets.split(","))
+    if args.buckets is not None
+    else ()
+  )
+  print(
+    describe(
+      prepare(
+        args.kind, args.source, name, args.data_dir, size, args.pad, args.channels, args.if_missing, buckets
+      )
+    )
+  )
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
-  """"64" -> (64, 64); "64x96" -> height 64, width 96."""
+  """ "64" -> (64, 64); "64x96" -> height 64, width 96."""
   numbers = text.lower().split("x")
   if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
     raise UserError(f"{option} {text!r}; expected one number, as in 64, or HEIGHTxWIDTH, as in 64x96")

@@ -11,9 +11,13 @@ from jldm.runs.replay import replay
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made")
-  parser.add_argument("--steps", required=True, metavar="A:B", help="lines of metrics.jsonl at steps A to B, both included")
+  parser.add_argument(
+    "--steps", required=True, metavar="A:B", help="lines of metrics.jsonl at steps A to B, both included"
+  )
   parser.add_argument("--stage", metavar="NAME", help="default: the last that draws")
-  parser.add_argument("--devices", type=int, help="as many as it was trained on (default: as train.py would take)")
+  parser.add_argument(
+    "--devices", type=int, help="as many as it was trained on (default: as train.py would take)"
+  )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -23,5 +27,7 @@ def main(args: argparse.Namespace) -> None:
   sharding.configure(args.devices)
   stage = args.stage or place(args.workdir).stage.name
   found = replay(args.workdir, stage, int(match[1]), int(match[2]), args.devices)
-  print(f"{stage}: {found.lines} lines, the last at step {found.last}, are equal to the bit; computed from the checkpoint "
-        f"of step {found.start}")
+  print(
+    f"{stage}: {found.lines} lines, the last at step {found.last}, are equal to the bit; computed from the checkpoint "
+    f"of step {found.start}"
+  )

@@ -27,36 +27,71 @@ from jldm.storage import workdir as workdirs
 
 PREVIEWS, MOST_PREVIEWED = 8, 10  # steps and pictures on previews.png
 RECORDED = (  # options that stand in the provenance where they are given
-  "sampler", "eta", "guidance", "guidance_interval", "guidance_rescale", "negative_label", "size", "sigma_rel", "tile",
-  "overlap", "best", "stage",
+  "sampler",
+  "eta",
+  "guidance",
+  "guidance_interval",
+  "guidance_rescale",
+  "negative_label",
+  "size",
+  "sigma_rel",
+  "tile",
+  "overlap",
+  "best",
+  "stage",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--workdir", required=True, help="a folder that train.py made; nothing else is needed")
   parser.add_argument("--n", type=int, default=64, help="how many pictures (default: 64)")
-  parser.add_argument("--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional")
-  parser.add_argument("--sampler", help=f"one of {', '.join(sorted(presets.SAMPLERS))}, or one written out, such as "
-                      "\"Churn(Heun(), gamma=0.1)\" (default: the experiment's)")
+  parser.add_argument(
+    "--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional"
+  )
+  parser.add_argument(
+    "--sampler",
+    help=f"one of {', '.join(sorted(presets.SAMPLERS))}, or one written out, such as "
+    '"Churn(Heun(), gamma=0.1)" (default: the experiment\'s)',
+  )
   parser.add_argument("--steps", type=int, help="steps of the sampler (default: the experiment's)")
   parser.add_argument("--grid", help=f"where the steps stand: {', '.join(GRIDS)} (default: the experiment's)")
-  parser.add_argument("--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE")
+  parser.add_argument(
+    "--eta", type=float, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE"
+  )
   parser.add_argument("--guidance-scale", type=float, help="1 is none (default: the experiment's)")
   rules = ", ".join(sorted(presets.GUIDANCE))
   parser.add_argument("--guidance", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
-  parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide at log SNR in it alone")
-  parser.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast")
-  parser.add_argument("--negative-label", type=int, help="guide away from this class instead of from no class")
+  parser.add_argument(
+    "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="guide at log SNR in it alone"
+  )
+  parser.add_argument(
+    "--guidance-rescale", type=float, metavar="PHI", help="0 to 1: how far x0 keeps the unguided contrast"
+  )
+  parser.add_argument(
+    "--negative-label", type=int, help="guide away from this class instead of from no class"
+  )
   parser.add_argument("--size", help="HxW or one side, where it is not that of the training data")
-  parser.add_argument("--tile", type=int, metavar="LATENTS", help="decode in tiles: the same pictures in less memory")
-  parser.add_argument("--overlap", type=int, metavar="LATENTS", help="faster, not the same: tiles by themselves, blended")
-  parser.add_argument("--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)")
-  parser.add_argument("--best", action="store_const", const=True, help="the denoiser that was best while training")
+  parser.add_argument(
+    "--tile", type=int, metavar="LATENTS", help="decode in tiles: the same pictures in less memory"
+  )
+  parser.add_argument(
+    "--overlap", type=int, metavar="LATENTS", help="faster, not the same: tiles by themselves, blended"
+  )
+  parser.add_argument(
+    "--sigma-rel", type=float, help="length of the average of parameters, of a run with ema=Power(...)"
+  )
+  parser.add_argument(
+    "--best", action="store_const", const=True, help="the denoiser that was best while training"
+  )
   parser.add_argument("--stage", metavar="NAME", help="the stage that draws (default: the last that can)")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures")
+  parser.add_argument(
+    "--batch-size", type=int, default=250, help="pictures at a time; changes memory, not pictures"
+  )
   sharding.add_arguments(parser)
-  parser.add_argument("--previews", action="store_true", help="also previews.png: what eight steps took ten pictures for")
+  parser.add_argument(
+    "--previews", action="store_true", help="also previews.png: what eight steps took ten pictures for"
+  )
   parser.add_argument("--out", help="a folder, or a file ending in .npz (default: WORKDIR/samples)")
 
 
@@ -68,7 +103,9 @@ def main(args: argparse.Namespace) -> None:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
   workdir = Path(args.workdir)
   experiment = workdirs.read(workdir)
-  sampling = changed_sampling(experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment))
+  sampling = changed_sampling(
+    experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment)
+  )
   described_model = of(experiment, args.stage)
   labels = parse_labels(args.label, args.n, classes_of(described_model))
   out = Path(args.out) if args.out else workdir / "samples"
@@ -94,15 +131,23 @@ def main(args: argparse.Namespace) -> None:
   if looks:
     sheet = [np.concatenate([each, image[None]]) for image, each in zip(looks.data, looks.estimates)]
     path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
-    pictures.write_png(path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(images.shape[1:3])))), told)
+    pictures.write_png(
+      path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(images.shape[1:3])))), told
+    )
   print(f"{len(images)} pictures in {out}")
 
 
 def guidance_of(args: argparse.Namespace, experiment: Experiment) -> Any:
   """The rule of guidance that the options name; None for the experiment's own."""
-  if args.guidance is None and args.guidance_scale is None and not (args.guidance_interval or args.guidance_rescale is not None):
+  if (
+    args.guidance is None
+    and args.guidance_scale is None
+    and not (args.guidance_interval or args.guidance_rescale is not None)
+  ):
     return None
-  return make_guidance(args.guidance or "cfg", scale_of(args, experiment), args.guidance_interval, args.guidance_rescale)
+  return make_guidance(
+    args.guidance or "cfg", scale_of(args, experiment), args.guidance_interval, args.guidance_rescale
+  )
 
 
 def scale_of(args: argparse.Namespace, experiment: Experiment) -> float:
@@ -115,7 +160,9 @@ def request_of(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Re
   """What the options ask to draw; UserError for conditions that the model does not know, or cannot do without."""
   name, negative = of_kind(model, ClassLabel), args.negative_label
   if name is None and ((labels != -1).any() or negative is not None):
-    raise UserError(f"label={args.label}, negative_label={negative}; expected -1 (unconditional): this model knows no classes")
+    raise UserError(
+      f"label={args.label}, negative_label={negative}; expected -1 (unconditional): this model knows no classes"
+    )
   given = {} if name is None else {name: labels}
   against = ({},) if negative is None else ({name: negative},)
   branches(model, given, against, len(labels))

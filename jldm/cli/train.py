@@ -13,9 +13,16 @@ from jldm.runs.train import train
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, help="a Python file with experiment() -> Experiment")
   parser.add_argument("--workdir", required=True, help="where the run keeps everything")
-  parser.add_argument("--stage", metavar="NAME", help="this stage alone (default: what is not finished, in order)")
-  parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE",
-                      help="e.g. denoiser.steps=500 or \"denoiser.objective.process=Cosine()\"; repeatable")
+  parser.add_argument(
+    "--stage", metavar="NAME", help="this stage alone (default: what is not finished, in order)"
+  )
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="PATH=VALUE",
+    help='e.g. denoiser.steps=500 or "denoiser.objective.process=Cosine()"; repeatable',
+  )
   sharding.add_arguments(parser)
   parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
@@ -45,5 +52,7 @@ def load_config(path: str) -> Experiment:
   except Exception as error:
     raise UserError(f"--config {path!r} fails: {describe_error(error, path)}") from error
   if not isinstance(experiment, Experiment):
-    raise UserError(f"--config {path!r} has no experiment() that returns an Experiment; see configs/digits.py")
+    raise UserError(
+      f"--config {path!r} has no experiment() that returns an Experiment; see configs/digits.py"
+    )
   return experiment

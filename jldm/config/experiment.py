@@ -15,7 +15,19 @@ from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW
 
 RESERVED = (  # names that a stage cannot have: of an experiment's other fields, of folders of a workdir, of --stage all
-  "data", "stages", "sampling", "evaluation", "seed", "latents", "conditions", "images", "samples", "tb", "wandb", "lock", "all",
+  "data",
+  "stages",
+  "sampling",
+  "evaluation",
+  "seed",
+  "latents",
+  "conditions",
+  "images",
+  "samples",
+  "tb",
+  "wandb",
+  "lock",
+  "all",
 )
 
 
@@ -23,8 +35,9 @@ RESERVED = (  # names that a stage cannot have: of an experiment's other fields,
 class Need:
   """What a stage is given and does not train: `frozen[role]` of its objective.
 
-  `source` is the name of an earlier stage, or the path of a workdir: of its last stage, of its last codec if the role is "codec".
-  Or it is a codec that is not trained: with Need("codec", Identity()) a denoiser works on pixels.
+  `source` is the name of an earlier stage, or the path of a workdir: of its last stage, of its last
+  codec if the role is "codec". Or it is a codec that is not trained: with Need("codec", Identity())
+  a denoiser works on pixels.
   """
 
   role: str
@@ -33,19 +46,25 @@ class Need:
   def __post_init__(self):
     if not isinstance(self.role, str) or not self.role:
       raise UserError(f"role={self.role!r} of Need; expected text, as in Need('codec', 'autoencoder')")
-    if not self.source or (not isinstance(self.source, str) and (not isinstance(self.source, Codec) or self.source.trained)):
-      raise UserError(f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that is "
-                      "not trained, such as Identity()")
+    if not self.source or (
+      not isinstance(self.source, str) and (not isinstance(self.source, Codec) or self.source.trained)
+    ):
+      raise UserError(
+        f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that is "
+        "not trained, such as Identity()"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
   """One training: what is learned, by what, and for how long; intervals are in steps.
 
-  needs: results of other stages.  A stage that needs a "codec" trains on the codec's latents, any other on the data.
-  start: an earlier stage, or a workdir, whose result this one goes on from; a codec keeps its mean and std, and of no steps
-    is that one.
-  devices: how many share a batch if the caller does not say; 0 is all (on a CPU, the most that divide the batch).
+  needs: results of other stages.  A stage that needs a "codec" trains on the codec's latents, any
+    other on the data.
+  start: an earlier stage, or a workdir, whose result this one goes on from; a codec keeps its mean
+    and std, and of no steps is that one.
+  devices: how many share a batch if the caller does not say; 0 is all (on a CPU, the most that
+    divide the batch).
   """
 
   name: str
@@ -70,7 +89,9 @@ class Stage:
       return self.objective.makes
     except AttributeError as error:
       kind = type(self.objective).__name__
-      raise UserError(f"{self.name}.objective is a {kind}; expected an objective such as Diffusion(...)") from error
+      raise UserError(
+        f"{self.name}.objective is a {kind}; expected an objective such as Diffusion(...)"
+      ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +111,8 @@ class Pretrained:
 class Sampling:
   """How samples are drawn.
 
-  sampler: an object of jldm.samplers (docs/samplers.md has what each is worth); None is the one that an edit uses by itself.
+  sampler: an object of jldm.samplers (docs/samplers.md has what each is worth); None is the one
+    that an edit uses by itself.
   steps: how many, on `grid`; the grid Pairs(...) has a number of its own.
   guidance: a rule of jldm.samplers.guidance, or PerConditioner(names, scales).
   transforms: what is put around the denoiser, in this order, such as Threshold().
@@ -105,10 +127,12 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """What samples are judged by where the caller does not say, and how often while the last stage that draws trains.
+  """What samples are judged by where the caller does not say, and how often while the last stage that
+  draws trains.
 
-  Of every `every_steps` steps, and the last, `n` samples are drawn; the denoiser whose `metric` is best is kept beside the
-  newest.  `weights` is a file of the extractor's parameters, where it needs one.
+  Of every `every_steps` steps, and the last, `n` samples are drawn; the denoiser whose `metric` is
+  best is kept beside the newest.  `weights` is a file of the extractor's parameters, where it needs
+  one.
   """
 
   extractor: str = ""  # a name of jldm.metrics.extractors
@@ -125,7 +149,8 @@ class Experiment:
   An imported autoencoder is an experiment of one stage without data.  `--set` addresses a stage by its name.
 
   Raises:
-    UserError: a name that no stage can have, or that two have; a stage that needs, or starts from, itself or a later one.
+    UserError: a name that no stage can have, or that two have; a stage that needs, or starts from,
+      itself or a later one.
   """
 
   data: Any = None
@@ -159,7 +184,9 @@ class Experiment:
   def with_stage(self, stage: Stage | Pretrained) -> "Experiment":
     """The same with another stage in the place of the one that has its name."""
     self.stage(stage.name)
-    return dataclasses.replace(self, stages=tuple(stage if each.name == stage.name else each for each in self.stages))
+    return dataclasses.replace(
+      self, stages=tuple(stage if each.name == stage.name else each for each in self.stages)
+    )
 
 
 def check_stages(stages: tuple) -> None:
@@ -167,11 +194,15 @@ def check_stages(stages: tuple) -> None:
   kinds = [type(stage) for stage in stages] if isinstance(stages, tuple) else [type(stages)]
   if not kinds or not set(kinds) <= {Stage, Pretrained}:
     has = ", ".join(kind.__name__ for kind in kinds) or "nothing"
-    raise UserError(f"stages has {has}; expected a tuple of Stage(name=…, objective=…), or Pretrained('…'), at least one")
+    raise UserError(
+      f"stages has {has}; expected a tuple of Stage(name=…, objective=…), or Pretrained('…'), at least one"
+    )
   names = [stage.name for stage in stages]
   for i, stage in enumerate(stages):
     if not isinstance(stage.name, str) or not stage.name.isidentifier() or stage.name in RESERVED:
-      raise UserError(f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED)}")
+      raise UserError(
+        f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED)}"
+      )
     if stage.name in names[:i]:
       raise UserError(f"two stages are named {stage.name!r}; give each a name of its own")
     if isinstance(stage, Stage):
@@ -181,12 +212,18 @@ def check_stages(stages: tuple) -> None:
 def check_sources(stage: Stage, earlier: list[str], later: list[str]) -> None:
   """Raises a UserError if a stage needs or starts from itself or a later one, or needs two of one role."""
   if not isinstance(stage.needs, tuple) or not all(isinstance(need, Need) for need in stage.needs):
-    raise UserError(f"{stage.name}.needs={stage.needs!r}; expected a tuple such as (Need('codec', 'autoencoder'),)")
-  sources = [(f"{stage.name}.needs: {need.role}", need.source) for need in stage.needs] + [(f"{stage.name}.start", stage.start)]
+    raise UserError(
+      f"{stage.name}.needs={stage.needs!r}; expected a tuple such as (Need('codec', 'autoencoder'),)"
+    )
+  sources = [(f"{stage.name}.needs: {need.role}", need.source) for need in stage.needs] + [
+    (f"{stage.name}.start", stage.start)
+  ]
   for what, source in sources:
     if source in later:
       known = f"an earlier stage ({', '.join(earlier)})" if earlier else "no stage, since none comes before,"
-      raise UserError(f"{what} is {source!r}, which does not come before; expected {known} or the path of a workdir")
+      raise UserError(
+        f"{what} is {source!r}, which does not come before; expected {known} or the path of a workdir"
+      )
   roles = [need.role for need in stage.needs]
   if len(set(roles)) < len(roles):
     raise UserError(f"{stage.name}.needs has two of one role: {', '.join(roles)}; expected one of each")

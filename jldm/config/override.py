@@ -45,7 +45,9 @@ def replace_stage(experiment: Experiment, names: list[str], text: str, path: str
   old = experiment.stage(head)
   new = replace_field(old, rest, text, path) if rest else parse_like(old, text, path)
   new = new if rest else dataclasses.replace(new, name=head)
-  return dataclasses.replace(experiment, stages=tuple(new if stage is old else stage for stage in experiment.stages))
+  return dataclasses.replace(
+    experiment, stages=tuple(new if stage is old else stage for stage in experiment.stages)
+  )
 
 
 def suggest(name: str, legal: list[str]) -> str:
@@ -77,7 +79,9 @@ def parse_like(old: Any, text: str, path: str) -> Any:
     if isinstance(error, UserError):
       raise
     if old is None:
-      raise UserError(f"{path}: expected a value written as in Python, such as 0.5 or 'text', got {text!r}") from error
+      raise UserError(
+        f"{path}: expected a value written as in Python, such as 0.5 or 'text', got {text!r}"
+      ) from error
     new = text
   if fits(old, new, name):
     return ints_to_floats(old, new)
@@ -87,7 +91,11 @@ def parse_like(old: Any, text: str, path: str) -> Any:
 def describe_legal(old: Any, name: str) -> str:
   """What may stand in place of `old` in the field `name`."""
   if name in ELEMENTS:
-    return "a tuple of " + " or ".join(f"{cls.__name__}(...)" for cls in role_of_class(ELEMENTS[name])) + ", such as (), (A(),)"
+    return (
+      "a tuple of "
+      + " or ".join(f"{cls.__name__}(...)" for cls in role_of_class(ELEMENTS[name]))
+      + ", such as (), (A(),)"
+    )
   if dataclasses.is_dataclass(old):
     classes = [cls.__name__ for cls in role_of(old)] or [type(old).__name__]
     objects = " or ".join(f"{cls}(...)" for cls in classes)
@@ -112,7 +120,9 @@ def fits(old: Any, new: Any, name: str) -> bool:
   """
   if name in ELEMENTS:
     role = role_of_class(ELEMENTS[name])
-    return isinstance(new, tuple) and all(dataclasses.is_dataclass(each) and role_of(each) in (role, ()) for each in new)
+    return isinstance(new, tuple) and all(
+      dataclasses.is_dataclass(each) and role_of(each) in (role, ()) for each in new
+    )
   return not role_of(new) if old is None else is_like(old, new)
 
 
@@ -145,7 +155,9 @@ def parse_object(text: str, path: str, classes: dict[str, type]) -> Any:
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"{path}={text!r}; expected an object written as in Python, such as {min(classes)}()") from error
+    raise UserError(
+      f"{path}={text!r}; expected an object written as in Python, such as {min(classes)}()"
+    ) from error
 
 
 def parse_expression(text: str) -> ast.expr:
@@ -153,7 +165,9 @@ def parse_expression(text: str) -> ast.expr:
 
 
 def build(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
-  """A literal, or an object written as Class(1, field=2), of classes in the table; ValueError for any other expression."""
+  """A literal, or an object written as Class(1, field=2), of classes in the table; ValueError for any
+  other expression.
+  """
   if isinstance(node, (ast.Tuple, ast.List)):
     return tuple(build(item, path, classes) for item in node.elts)
   if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -167,7 +181,9 @@ def build(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
     value = classes[name](*positional, **named)
   except TypeError as error:
     raise UserError(f"{path}: {ast.unparse(node)} does not fit: {error}") from error
-  return dataclasses.replace(value, **{field: like_default(value, field, path) for field in field_names(value)})
+  return dataclasses.replace(
+    value, **{field: like_default(value, field, path) for field in field_names(value)}
+  )
 
 
 def like_default(config: Any, name: str, path: str) -> Any:

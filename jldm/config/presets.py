@@ -30,7 +30,21 @@ from jldm.samplers.sample import Sampler
 from jldm.samplers.unipc import UniPC
 
 CLOCKS = (Line, Ratio)
-KINDS = (DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample)
+KINDS = (
+  DDIM,
+  Ancestral,
+  Heun,
+  RK4,
+  DPMSolverPP,
+  DPMSolverPPSingle,
+  UniPC,
+  DEIS,
+  PNDM,
+  Jump,
+  Churn,
+  Corrected,
+  Resample,
+)
 SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
   "ddim": DDIM,
   "ddpm": Ancestral,
@@ -71,22 +85,29 @@ GUIDANCE = {  # name -> the rule of a scale
 
 
 def make_sampler(name: str, **choices: float) -> Any:
-  """A sampler by name, with its own choices, such as eta of ddim, or written as in Python: "Churn(Heun(), gamma=0.1)".
+  """A sampler by name, with its own choices, such as eta of ddim, or written as in Python:
+  "Churn(Heun(), gamma=0.1)".
 
   Raises:
     UserError: an unknown name, a choice that this sampler does not have, or one out of its range.
   """
   if "(" in name:
-    sampler = parse_object(name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)} | own_classes(Sampler))
+    sampler = parse_object(
+      name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)} | own_classes(Sampler)
+    )
     check_sampler(name, sampler)
     unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
     make = functools.partial(dataclasses.replace, sampler)
   elif name in SAMPLERS:
     unknown, make = set(choices) - set(inspect.signature(SAMPLERS[name]).parameters), SAMPLERS[name]
   else:
-    raise UserError(f"sampler={name!r}; expected one of {sorted(SAMPLERS)}, or one written out such as DPMSolverPP(3)")
+    raise UserError(
+      f"sampler={name!r}; expected one of {sorted(SAMPLERS)}, or one written out such as DPMSolverPP(3)"
+    )
   if unknown:
-    raise UserError(f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler")
+    raise UserError(
+      f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler"
+    )
   sampler = make(**choices)
   check_sampler(name, sampler)
   return sampler
@@ -95,7 +116,9 @@ def make_sampler(name: str, **choices: float) -> Any:
 def check_sampler(name: str, sampler: Any) -> None:
   """Whether a sampler that was built from text, and what it is around, is one, with numbers that it can have."""
   if type(sampler) not in (*KINDS, *own_classes(Sampler).values()):
-    raise UserError(f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)")
+    raise UserError(
+      f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)"
+    )
   for field in dataclasses.fields(sampler):
     value, bounds = getattr(sampler, field.name), RANGES.get((type(sampler), field.name))
     if field.name == "sampler":
@@ -107,16 +130,24 @@ def check_sampler(name: str, sampler: Any) -> None:
 
 
 def changed_sampling(
-  sampling: Sampling, sampler: str | None = None, steps: int | None = None, grid: str | None = None, eta: float | None = None,
+  sampling: Sampling,
+  sampler: str | None = None,
+  steps: int | None = None,
+  grid: str | None = None,
+  eta: float | None = None,
   guidance: Any = None,
 ) -> Sampling:
-  """A sampling with what a command line names in place of its own; UserError for names and numbers that are not legal."""
+  """A sampling with what a command line names in place of its own; UserError for names and numbers
+  that are not legal.
+  """
   choices = {} if eta is None else {"eta": eta}
   if choices and sampler is None and sampling.sampler is None:
     raise UserError(f"eta={eta} without a sampler; name one that has it, such as --sampler ddim")
   made = make_sampler(sampler, **choices) if sampler else with_choices(sampling.sampler, **choices)
   changes = {"sampler": made, "steps": steps, "grid": grid and Grid(grid), "guidance": guidance}
-  changed = dataclasses.replace(sampling, **{name: value for name, value in changes.items() if value is not None})
+  changed = dataclasses.replace(
+    sampling, **{name: value for name, value in changes.items() if value is not None}
+  )
   if changed.steps < 1:
     raise UserError(f"steps={changed.steps}; expected at least 1")
   return changed
@@ -128,7 +159,9 @@ def with_choices(sampler: Any, **choices: float) -> Any:
     return sampler
   name = name_of(sampler)
   if unknown := set(choices) - {field.name for field in dataclasses.fields(sampler)}:
-    raise UserError(f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler")
+    raise UserError(
+      f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler"
+    )
   made = dataclasses.replace(sampler, **choices)
   check_sampler(name, made)
   return made
@@ -144,27 +177,43 @@ def described(sampling: Sampling) -> dict[str, Any]:
   rule, grid = sampling.guidance, sampling.grid
   guidance = {"guidance_scale": rule.scale} if isinstance(rule, ClassifierFree) else {"guidance": repr(rule)}
   further = {"transforms": repr(sampling.transforms)} if sampling.transforms else {}
-  return {"sampler": name_of(sampling.sampler), "steps": sampling.steps,
-          "grid": grid.kind if isinstance(grid, Grid) else repr(grid)} | guidance | further
+  return (
+    {
+      "sampler": name_of(sampling.sampler),
+      "steps": sampling.steps,
+      "grid": grid.kind if isinstance(grid, Grid) else repr(grid),
+    }
+    | guidance
+    | further
+  )
 
 
 def guidance_text(described: dict[str, Any]) -> str:
   """For a line of text."""
-  return f"guidance {described['guidance_scale']:g}" if "guidance_scale" in described else described["guidance"]
+  return (
+    f"guidance {described['guidance_scale']:g}" if "guidance_scale" in described else described["guidance"]
+  )
 
 
 def make_guidance(
-  name: str = "cfg", scale: float = 1.0, interval: tuple[float, float] | None = None, rescale: float | None = None
+  name: str = "cfg",
+  scale: float = 1.0,
+  interval: tuple[float, float] | None = None,
+  rescale: float | None = None,
 ) -> Any:
-  """A rule by name: at log SNR inside of `interval` alone, x0 brought back to the condition's std by the share `rescale`.
+  """A rule by name: at log SNR inside of `interval` alone, x0 brought back to the condition's std by
+  the share `rescale`.
 
   Raises:
-    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that ends before it begins.
+    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that
+      ends before it begins.
   """
   if name not in GUIDANCE:
     raise UserError(f"guidance={name!r}; expected one of {sorted(GUIDANCE)}")
   if not math.isfinite(scale) or (name == "cfg_pp" and not 0 <= scale <= 1):
-    raise UserError(f"guidance_scale={scale} of {name}; expected {'0 to 1' if name == 'cfg_pp' else 'a finite number'}")
+    raise UserError(
+      f"guidance_scale={scale} of {name}; expected {'0 to 1' if name == 'cfg_pp' else 'a finite number'}"
+    )
   if rescale is not None and not 0 <= rescale <= 1:
     raise UserError(f"rescale={rescale}; expected a share from 0 to 1")
   if interval is not None and not -math.inf < interval[0] <= interval[1] < math.inf:

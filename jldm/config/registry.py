@@ -1,4 +1,6 @@
-"""The closed table of classes that an experiment is made of: jldm's own, and what Python code adds by `register`."""
+"""The closed table of classes that an experiment is made of: jldm's own, and what Python code adds by
+`register`.
+"""
 
 import dataclasses
 from typing import Any
@@ -92,7 +94,21 @@ ROLES = (  # classes of one row may replace each other
   (AdamW, Adafactor, Muon, PerPart),
   (Constant, WarmupCosine),
   (Decay, Power),
-  (DDIM, Ancestral, Heun, RK4, DPMSolverPP, DPMSolverPPSingle, UniPC, DEIS, PNDM, Jump, Churn, Corrected, Resample),
+  (
+    DDIM,
+    Ancestral,
+    Heun,
+    RK4,
+    DPMSolverPP,
+    DPMSolverPPSingle,
+    UniPC,
+    DEIS,
+    PNDM,
+    Jump,
+    Churn,
+    Corrected,
+    Resample,
+  ),
   (Line, Ratio),
   (Grid, Pairs),
   (ClassifierFree, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
@@ -101,31 +117,43 @@ ROLES = (  # classes of one row may replace each other
 BUILT_IN = {cls.__name__: cls for role in ROLES for cls in role}
 CLASSES = dict(BUILT_IN)  # and those that were registered
 ELEMENTS = {  # fields that are tuples, empty ones too: of the role of a class
-  "stages": Stage, "needs": Need, "conditioners": ClassLabel, "transforms": Threshold,
+  "stages": Stage,
+  "needs": Need,
+  "conditioners": ClassLabel,
+  "transforms": Threshold,
 }
-EXECUTION_FIELDS = ("remat",)  # fields that change how values are computed, not which values: a run may change them
+EXECUTION_FIELDS = (
+  "remat",
+)  # fields that change how values are computed, not which values: a run may change them
 
 
 def own_classes(role: type) -> dict[str, type]:
-  """Of the classes that were registered, by name, those that have what a role, a runtime-checkable Protocol, has."""
+  """Of the classes that were registered, by name, those that have what a role, a runtime-checkable
+  Protocol, has.
+  """
   return {name: cls for name, cls in CLASSES.items() if name not in BUILT_IN and issubclass(cls, role)}
 
 
 def register(cls: type) -> type:
   """Adds a frozen dataclass or linen Module of your own to the table; usable as a decorator.
 
-  A class of the same module and name, as of a file or a notebook's cell that has run again, takes the place of the former.
+  A class of the same module and name, as of a file or a notebook's cell that has run again, takes
+  the place of the former.
 
   Raises:
     UserError: it is neither, or another class of that name is registered.
   """
   if not is_frozen(cls):
-    raise UserError(f"cannot register {cls!r}; expected a frozen dataclass, @dataclasses.dataclass(frozen=True), "
-                    "or a flax.linen Module")
+    raise UserError(
+      f"cannot register {cls!r}; expected a frozen dataclass, @dataclasses.dataclass(frozen=True), "
+      "or a flax.linen Module"
+    )
   name = cls.__name__
   former = CLASSES.setdefault(name, cls)
   if (former.__module__, former.__qualname__) != (cls.__module__, cls.__qualname__):
-    raise UserError(f"another class named {name!r} is registered, of {former.__module__}; give it another name")
+    raise UserError(
+      f"another class named {name!r} is registered, of {former.__module__}; give it another name"
+    )
   CLASSES[name] = cls
   return cls
 
@@ -139,8 +167,10 @@ def is_frozen(cls: Any) -> bool:
 
 def unknown_class(name: Any) -> str:
   """What to do about a class that is not in the table, in one line."""
-  return (f"class {name!r} is not known; give the file that has it: --import FILE.py, where it is decorated with "
-          "@jldm.register; if that is the config of the training: --import CONFIG.py")
+  return (
+    f"class {name!r} is not known; give the file that has it: --import FILE.py, where it is decorated with "
+    "@jldm.register; if that is the config of the training: --import CONFIG.py"
+  )
 
 
 def field_names(config: Any) -> list[str]:

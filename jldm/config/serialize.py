@@ -1,4 +1,5 @@
-"""An experiment as JSON: an object is {"class": name, **fields}, where the name stands in the registry's closed table.
+"""An experiment as JSON: an object is {"class": name, **fields}, where the name stands in the
+registry's closed table.
 
 Nothing that is read is ever executed or imported.
 """
@@ -22,13 +23,17 @@ def to_data(value: Any) -> Any:
     name = type(value).__name__
     if CLASSES.get(name) is not type(value):
       raise UserError(f"class {name!r} is not known; decorate it with @jldm.register")
-    fields = {field: to_data(getattr(value, field)) for field in field_names(value) if is_written(value, field)}
+    fields = {
+      field: to_data(getattr(value, field)) for field in field_names(value) if is_written(value, field)
+    }
     return {"class": name} | fields
   if isinstance(value, (tuple, list)):
     return [to_data(item) for item in value]
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
-  raise UserError(f"{value!r} is not data; an experiment holds dataclasses, tuples, numbers, strings and None")
+  raise UserError(
+    f"{value!r} is not data; an experiment holds dataclasses, tuples, numbers, strings and None"
+  )
 
 
 def is_written(config: Any, name: str) -> bool:
@@ -56,7 +61,13 @@ def from_data(data: Any) -> Any:
     return CLASSES[name](**fields)
   except UserError:
     raise
-  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # values that the class does not take
+  except (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+  ) as error:  # values that the class does not take
     reason = " ".join(str(error).split())
     raise UserError(f"{name} of the experiment does not fit this version of jldm: {reason}") from error
 
@@ -86,7 +97,9 @@ def loads(text: str | bytes) -> Experiment:
 def without_execution_fields(data: Any) -> Any:
   """An experiment as data, without EXECUTION_FIELDS: equal for two experiments that compute the same values."""
   if isinstance(data, dict):
-    return {name: without_execution_fields(value) for name, value in data.items() if name not in EXECUTION_FIELDS}
+    return {
+      name: without_execution_fields(value) for name, value in data.items() if name not in EXECUTION_FIELDS
+    }
   return [without_execution_fields(value) for value in data] if isinstance(data, list) else data
 
 

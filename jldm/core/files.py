@@ -14,8 +14,9 @@ def replace_file(
 ) -> Iterator[BinaryIO]:
   """A new file that takes the place of `path` when the block ends; if it raises, what was there stays.
 
-  partial: name of the file until then, in the same folder.  By default it has the process's number, so that a file may
-    have several writers; of a fixed name, what a killed run left behind is overwritten by the next one.
+  partial: name of the file until then, in the same folder.  By default it has the process's number,
+    so that a file may have several writers; of a fixed name, what a killed run left behind is
+    overwritten by the next one.
   fsync: whether the contents are on the disk before the file takes its place.
 
   Raises: OSError if the folder, or the file in it, cannot be made.

@@ -5,12 +5,17 @@ from pathlib import Path
 import time
 
 _IMPORTED = time.monotonic()
-_STATE, _START = 0, 19  # fields 3 and 22 of /proc/<pid>/stat, counted behind the name, which may hold anything
+_STATE, _START = (
+  0,
+  19,
+)  # fields 3 and 22 of /proc/<pid>/stat, counted behind the name, which may hold anything
 
 
 def start_of(pid: int) -> str | None:
-  """What tells a process from a later one of the same number: the boot, and the clock tick of it in which the process
-  started.  None: there is no such process (or it has ended and was not waited for); "": there is no /proc to tell."""
+  """What tells a process from a later one of the same number: the boot, and the clock tick of it in
+  which the process started.  None: there is no such process (or it has ended and was not waited
+  for); "": there is no /proc to tell.
+  """
   try:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
   except OSError:

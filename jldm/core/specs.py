@@ -1,4 +1,5 @@
-"""What parts hand each other: the arrays of one example, what a network returns, and a network with its parameters.
+"""What parts hand each other: the arrays of one example, what a network returns, and a network with
+its parameters.
 
 Shapes are written with B batch, H W space, L or M tokens, C or D channels; channels come last.
 """
@@ -12,7 +13,9 @@ import numpy as np
 from jldm.core.trees import pytree
 
 Array = jax.Array
-Spec = tuple[tuple[str, jax.ShapeDtypeStruct], ...]  # one example's arrays by name, hashable: image u8 [H, W, C], label i32 []
+Spec = tuple[
+  tuple[str, jax.ShapeDtypeStruct], ...
+]  # one example's arrays by name, hashable: image u8 [H, W, C], label i32 []
 
 
 class Output(NamedTuple):
@@ -39,7 +42,9 @@ class Loaded:
 
 def spec(**arrays: tuple[Any, tuple[int, ...]]) -> Spec:
   """spec(image=(np.uint8, (32, 32, 1)), label=(np.int32, ()))."""
-  return tuple((name, jax.ShapeDtypeStruct(shape, np.dtype(dtype))) for name, (dtype, shape) in arrays.items())
+  return tuple(
+    (name, jax.ShapeDtypeStruct(shape, np.dtype(dtype))) for name, (dtype, shape) in arrays.items()
+  )
 
 
 def batched(example: Spec, size: int) -> dict[str, jax.ShapeDtypeStruct]:

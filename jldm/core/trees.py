@@ -11,8 +11,9 @@ import jax.numpy as jnp
 def pytree(cls: type) -> type:
   """Registers a frozen dataclass: fields are leaves, hence traced, but those that are a `choice` are not.
 
-  `jax.tree_util.register_dataclass` would do, but trees of two classes that it registered are equal where their static
-  fields are (jaxlib 0.10.2), and jit then runs, now and then, the program of one sampler for another.
+  `jax.tree_util.register_dataclass` would do, but trees of two classes that it registered are equal
+  where their static fields are (jaxlib 0.10.2), and jit then runs, now and then, the program of one
+  sampler for another.
   """
   names = [field.name for field in dataclasses.fields(cls) if not field.metadata.get("static")]
   static = [field.name for field in dataclasses.fields(cls) if field.metadata.get("static")]

@@ -11,9 +11,12 @@ from jldm.data.index import index
 from jldm.data.source import Batch, Source
 
 
-def batch(source: Source | Buckets, seed: int, batch_size: int, step: int, rows: np.ndarray | None = None) -> Batch:
-  """Some rows int [b] of the batch of one step, by default all: the source's arrays [b, ...], and row int32 [b], their place
-  0 ... batch_size - 1 in the batch; stratum float32 [b] = row / batch_size."""
+def batch(
+  source: Source | Buckets, seed: int, batch_size: int, step: int, rows: np.ndarray | None = None
+) -> Batch:
+  """Some rows int [b] of the batch of one step, by default all: the source's arrays [b, ...], and row
+  int32 [b], their place 0 ... batch_size - 1 in the batch; stratum float32 [b] = row / batch_size.
+  """
   if isinstance(source, Buckets):
     source, seed, step = source.at(seed, batch_size, step)
   row = np.arange(batch_size) if rows is None else rows
@@ -21,16 +24,26 @@ def batch(source: Source | Buckets, seed: int, batch_size: int, step: int, rows:
   return source[index(seed, step * batch_size + row, len(source))] | place
 
 
-def batches(source: Source | Buckets, seed: int, batch_size: int, start: int, stop: int, rows: np.ndarray | None = None,
-            threads: int = 2) -> Iterator[Batch]:
-  """The batches of steps start ... stop - 1, or some rows of them; each depends on its step alone, so starting later changes
-  nothing.
+def batches(
+  source: Source | Buckets,
+  seed: int,
+  batch_size: int,
+  start: int,
+  stop: int,
+  rows: np.ndarray | None = None,
+  threads: int = 2,
+) -> Iterator[Batch]:
+  """The batches of steps start ... stop - 1, or some rows of them; each depends on its step alone, so
+  starting later changes nothing.
 
-  Whole batches are the elements of the pipeline: one gather each is several times faster than example by example.
+  Whole batches are the elements of the pipeline: one gather each is several times faster than
+  example by example.
   """
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   steps = grain.MapDataset.range(start, stop)
-  return iter(steps.map(functools.partial(batch, source, seed, batch_size, rows=rows)).to_iter_dataset(options))
+  return iter(
+    steps.map(functools.partial(batch, source, seed, batch_size, rows=rows)).to_iter_dataset(options)
+  )
 
 
 def in_order(source: Source | Buckets, batch_size: int, pad: bool = True) -> Iterator[tuple[Batch, int]]:

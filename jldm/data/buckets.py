@@ -1,10 +1,12 @@
 """Pictures of a few static shapes: every batch is of one, so that a program is compiled once a shape.
 
-With batches of B, a cycle has m_k = ceil(n_k / B) batches of bucket k, M = m_1 + ... + m_K in all, in an order drawn anew
-for every cycle.  Step n is place n % M of cycle c = n // M; if that is the j-th batch of bucket k in it, what is read is
-batch c m_k + j of bucket k as a data set of its own, under a seed of its own.  So a step is a pure function of (seed, n),
-a bucket is seen in epochs like any data set, and a single bucket is read as the plain source would be.  Since batches are
-whole, a bucket of fewer than B pictures is seen more often than its share: choose shapes that many pictures have.
+With batches of B, a cycle has m_k = ceil(n_k / B) batches of bucket k, M = m_1 + ... + m_K in all,
+in an order drawn anew for every cycle.  Step n is place n % M of cycle c = n // M; if that is the
+j-th batch of bucket k in it, what is read is batch c m_k + j of bucket k as a data set of its own,
+under a seed of its own.  So a step is a pure function of (seed, n), a bucket is seen in epochs like
+any data set, and a single bucket is read as the plain source would be.  Since batches are whole, a
+bucket of fewer than B pictures is seen more often than its share: choose shapes that many pictures
+have.
 """
 
 from collections.abc import Iterable
@@ -27,6 +29,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its multiples differ fo
 @dataclasses.dataclass(frozen=True)
 class Buckets:
   """Sources whose images are of one shape each; none is empty."""
+
   sources: tuple[Source, ...]
 
   def __len__(self) -> int:
@@ -57,18 +60,27 @@ def fold(seed: int, number: int) -> int:
 
 
 def shapes(data: Any) -> tuple[Shape, ...]:
-  """(data.height, data.width) and data.buckets; UserError unless they are different pairs of whole numbers above 0."""
+  """(data.height, data.width) and data.buckets; UserError unless they are different pairs of whole
+  numbers above 0.
+  """
   every = ((data.height, data.width), *data.buckets)
-  pairs = all(isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape) for shape in every)
+  pairs = all(
+    isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)
+    for shape in every
+  )
   if data.buckets and (not pairs or len(set(every)) < len(every)):
-    raise UserError(f"data.buckets={data.buckets}; expected different (height, width) of whole numbers above 0, beside the "
-                    f"{data.height}x{data.width} of data.height and data.width, such as ((48, 80), (80, 48))")
+    raise UserError(
+      f"data.buckets={data.buckets}; expected different (height, width) of whole numbers above 0, beside the "
+      f"{data.height}x{data.width} of data.height and data.width, such as ((48, 80), (80, 48))"
+    )
   return every
 
 
 def picture_specs(data: Any, **more: tuple[Any, tuple[int, ...]]) -> tuple[Spec, ...]:
   """The specs of labelled pictures, one per shape of `data`, and of what else each example has."""
-  return tuple(spec(image=(np.uint8, (*shape, data.channels)), label=(np.int32, ()), **more) for shape in shapes(data))
+  return tuple(
+    spec(image=(np.uint8, (*shape, data.channels)), label=(np.int32, ()), **more) for shape in shapes(data)
+  )
 
 
 def told(every: Iterable[Shape]) -> str:
@@ -77,7 +89,14 @@ def told(every: Iterable[Shape]) -> str:
 
 
 def nearest(size: Shape, every: Iterable[Shape]) -> Shape:
-  """The shape whose ratio of sides is nearest to that of `size`, by its logarithm; of equals the one nearest in area."""
+  """The shape whose ratio of sides is nearest to that of `size`, by its logarithm; of equals the one
+  nearest in area.
+  """
   difference = lambda a, b: abs(math.log(a / b))
-  return min(every, key=lambda shape: (difference(size[0] / size[1], shape[0] / shape[1]),
-                                       difference(size[0] * size[1], shape[0] * shape[1])))
+  return min(
+    every,
+    key=lambda shape: (
+      difference(size[0] / size[1], shape[0] / shape[1]),
+      difference(size[0] * size[1], shape[0] * shape[1]),
+    ),
+  )

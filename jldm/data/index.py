@@ -1,8 +1,8 @@
 """The one global order of examples, a pure function of the seed.
 
-Position p of the endless stream is entry p % size of the permutation of epoch p // size.  Step n of batch size B takes
-positions n B ... n B + B - 1, of which every process reads its rows: neither the number of processes nor where a run
-resumed changes which examples a step sees.
+Position p of the endless stream is entry p % size of the permutation of epoch p // size.  Step n of
+batch size B takes positions n B ... n B + B - 1, of which every process reads its rows: neither the
+number of processes nor where a run resumed changes which examples a step sees.
 """
 
 import functools

@@ -1,12 +1,14 @@
-"""Crops of the colour photographs that ship with scikit-learn and scikit-image: real pictures without a download.
+"""Crops of the colour photographs that ship with scikit-learn and scikit-image: real pictures without
+a download.
 
-Every photograph is divided once, before anything is cut: held-out crops come from a band in its middle, training crops
-from what is left and right of it, and none sees a pixel of the other's.  Each part is shrunk to some scales and cropped
-at random places, overlapping; of two places the one with more contrast is taken, or half of all would be empty sky.
-Training crops are mirrored at random.
+Every photograph is divided once, before anything is cut: held-out crops come from a band in its
+middle, training crops from what is left and right of it, and none sees a pixel of the other's.
+Each part is shrunk to some scales and cropped at random places, overlapping; of two places the one
+with more contrast is taken, or half of all would be empty sky. Training crops are mirrored at
+random.
 
-All are free: china and flower CC BY 2.0 (D. Buechele, vultilion), chelsea and coffee CC0 (S. van der Walt, R. Michetti),
-astronaut (NASA) and rocket (SpaceX) in the public domain.
+All are free: china and flower CC BY 2.0 (D. Buechele, vultilion), chelsea and coffee CC0 (S. van
+der Walt, R. Michetti), astronaut (NASA) and rocket (SpaceX) in the public domain.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,11 +48,14 @@ def names() -> list[str]:
 def photographs() -> list[Image.Image]:
   """All of them, RGB, in the order of `names`; UserError where scikit-image is not installed."""
   from sklearn.datasets import load_sample_image  # a second to import, for this alone
+
   package = importlib.util.find_spec("skimage")  # its files are all that is used
   if package is None:
     raise UserError("photos need the photographs of scikit-image; install it: pip install 'jldm[photos]'")
   folder = Path(package.submodule_search_locations[0]) / "data"
-  return [Image.fromarray(load_sample_image(name)) for name in SKLEARN] + [transforms.read(folder / name) for name in SKIMAGE]
+  return [Image.fromarray(load_sample_image(name)) for name in SKLEARN] + [
+    transforms.read(folder / name) for name in SKIMAGE
+  ]
 
 
 def parts(photograph: Image.Image) -> dict[str, list[Image.Image]]:
@@ -64,7 +69,11 @@ def parts(photograph: Image.Image) -> dict[str, list[Image.Image]]:
 def copies(part: Image.Image, size: Shape) -> list[Image.Image]:
   """`part` at each of SCALES at which `size` (height, width) still fits."""
   scaled = [(round(scale * part.width), round(scale * part.height)) for scale in SCALES]
-  return [part.resize(side, Image.Resampling.BICUBIC) for side in scaled if side[0] >= size[1] and side[1] >= size[0]]
+  return [
+    part.resize(side, Image.Resampling.BICUBIC)
+    for side in scaled
+    if side[0] >= size[1] and side[1] >= size[0]
+  ]
 
 
 def crops(split: str, size: Shape) -> Iterator[Crop]:
@@ -78,12 +87,16 @@ def crops(split: str, size: Shape) -> Iterator[Crop]:
     for part in parts(photograph)[split]:
       images += copies(part, size)
       if not images:
-        raise UserError(f"size {size[0]}x{size[1]} of photos, but {name} has {part.height}x{part.width} for {split}; "
-                        "choose a smaller --size, such as 64")
+        raise UserError(
+          f"size {size[0]}x{size[1]} of photos, but {name} has {part.height}x{part.width} for {split}; "
+          "choose a smaller --size, such as 64"
+        )
     random = np.random.default_rng(zlib.crc32(f"{split} {name}".encode()))
     for _ in range(COUNTS[split]):
       image = images[random.integers(len(images))]
-      box = max((draw(random, image, size) for _ in range(2)), key=lambda box, image=image: contrast(image.crop(box)))
+      box = max(
+        (draw(random, image, size) for _ in range(2)), key=lambda box, image=image: contrast(image.crop(box))
+      )
       mirror = split == "train" and bool(random.integers(2))
       yield Crop(functools.partial(cut, image, box, mirror), number, f"{name} at {box}")
 

@@ -1,7 +1,8 @@
 """Pictures from anywhere, written as a TFDS data set in array_record, without TensorFlow.
 
-A kind of source is a function in KINDS that lists what there is.  `prepare` then goes over it twice, decoding a few
-pictures at a time: once to check every one and to learn the common size, once to write.
+A kind of source is a function in KINDS that lists what there is.  `prepare` then goes over it
+twice, decoding a few pictures at a time: once to check every one and to learn the common size, once
+to write.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -34,13 +35,13 @@ VERSION = "1.0.0"
 
 class Example(NamedTuple):
   load: Callable[[], Image.Image]  # decodes anew at every call: "L" or "RGB"
-  label: int                       # -1: unknown
-  origin: str                      # what an error calls it
+  label: int  # -1: unknown
+  origin: str  # what an error calls it
 
 
 class Contents(NamedTuple):
   splits: dict[str, list[Example]]
-  classes: list[str]               # names; empty if unlabelled
+  classes: list[str]  # names; empty if unlabelled
 
 
 def digits(source: Path | None, size: Shape | None = None) -> Contents:
@@ -48,9 +49,12 @@ def digits(source: Path | None, size: Shape | None = None) -> Contents:
   if source:
     raise UserError(f"source='{source}' with digits, which come with scikit-learn; leave it out")
   from sklearn.datasets import load_digits  # a second to import, for this one alone
+
   data = load_digits()
-  return Contents({"train": arrays([enlarge(image) for image in data.images], data.target, "digit")},
-                  [str(name) for name in data.target_names])
+  return Contents(
+    {"train": arrays([enlarge(image) for image in data.images], data.target, "digit")},
+    [str(name) for name in data.target_names],
+  )
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
@@ -61,8 +65,10 @@ def enlarge(image: np.ndarray) -> np.ndarray:
 
 def arrays(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> list[Example]:
   """Examples from uint8 images [N, H, W] or [N, H, W, 3]."""
-  return [Example(functools.partial(Image.fromarray, image), int(label), f"{origin} {number}")
-          for number, (image, label) in enumerate(zip(images, labels, strict=True))]
+  return [
+    Example(functools.partial(Image.fromarray, image), int(label), f"{origin} {number}")
+    for number, (image, label) in enumerate(zip(images, labels, strict=True))
+  ]
 
 
 def folder(source: Path | None, size: Shape | None = None) -> Contents:
@@ -71,34 +77,51 @@ def folder(source: Path | None, size: Shape | None = None) -> Contents:
   classes = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
   flat = pictures(source, "*")
   if flat and classes:
-    raise UserError(f"'{source}' has pictures ('{flat[0].name}') beside sub-folders ('{classes[0]}'); "
-                    "expected pictures alone (unlabelled) or sub-folders alone (one a class); move one of them away")
+    raise UserError(
+      f"'{source}' has pictures ('{flat[0].name}') beside sub-folders ('{classes[0]}'); "
+      "expected pictures alone (unlabelled) or sub-folders alone (one a class); move one of them away"
+    )
   groups = [pictures(source / name, "**/*") for name in classes]
   for name, group in zip(classes, groups, strict=True):
     if not group:
       raise UserError(f"'{source / name}' holds no pictures ({', '.join(EXTENSIONS)}); fill or remove it")
   if not flat and not classes:
-    raise UserError(f"'{source}' holds no pictures; expected {', '.join(EXTENSIONS)}, in it or in sub-folders")
-  labelled = [(path, -1) for path in flat] + [(path, label) for label, group in enumerate(groups) for path in group]
+    raise UserError(
+      f"'{source}' holds no pictures; expected {', '.join(EXTENSIONS)}, in it or in sub-folders"
+    )
+  labelled = [(path, -1) for path in flat] + [
+    (path, label) for label, group in enumerate(groups) for path in group
+  ]
   examples = [Example(functools.partial(transforms.read, path), label, str(path)) for path, label in labelled]
   return Contents({"train": examples}, classes)
 
 
 def pictures(root: Path, pattern: str) -> list[Path]:
   """Picture files by extension, sorted; hidden ones (such as the ._* of macOS) are none."""
-  return sorted(path for path in root.glob(pattern) if path.suffix[1:].lower() in EXTENSIONS and path.is_file()
-                and not any(part.startswith(".") for part in path.relative_to(root).parts))
+  return sorted(
+    path
+    for path in root.glob(pattern)
+    if path.suffix[1:].lower() in EXTENSIONS
+    and path.is_file()
+    and not any(part.startswith(".") for part in path.relative_to(root).parts)
+  )
 
 
 def idx(source: Path | None, size: Shape | None = None) -> Contents:
   """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..."""
-  source = existing(source, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir)
+  source = existing(
+    source, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir
+  )
   splits, count = {}, 0
   for split, stem in IDX_SPLITS.items():
-    images, labels = (read_idx(idx_file(source, f"{stem}-{suffix}-ubyte"), rank)
-                      for suffix, rank in (("images-idx3", 3), ("labels-idx1", 1)))
+    images, labels = (
+      read_idx(idx_file(source, f"{stem}-{suffix}-ubyte"), rank)
+      for suffix, rank in (("images-idx3", 3), ("labels-idx1", 1))
+    )
     if len(images) != len(labels) or not images.size:
-      raise UserError(f"'{source}' has {len(images)} images and {len(labels)} labels in {stem}; expected equally many")
+      raise UserError(
+        f"'{source}' has {len(images)} images and {len(labels)} labels in {stem}; expected equally many"
+      )
     splits[split] = arrays(images, labels, f"{stem} image")
     count = max(count, int(labels.max()) + 1)
   return Contents(splits, [str(number) for number in range(count)])
@@ -121,11 +144,15 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     raise UserError(f"'{path}' cannot be read ({error}); fetch it anew") from error
   magic, start = bytes([0, 0, 8, rank]), 4 + 4 * rank  # 8: unsigned bytes; then the sizes, big-endian
   if data[:4] != magic or len(data) < start:
-    raise UserError(f"'{path}' begins with {data[:4].hex() or 'nothing'}; expected {magic.hex()} (IDX, {rank} axes)")
+    raise UserError(
+      f"'{path}' begins with {data[:4].hex() or 'nothing'}; expected {magic.hex()} (IDX, {rank} axes)"
+    )
   shape = [int(n) for n in np.frombuffer(data, ">u4", rank, 4)]
   came, expected = len(data) - start, math.prod(shape)
   if came != expected:
-    raise UserError(f"'{path}' has {came} bytes of data; expected {expected} for shape {shape}; fetch it anew")
+    raise UserError(
+      f"'{path}' has {came} bytes of data; expected {expected} for shape {shape}; fetch it anew"
+    )
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -138,18 +165,31 @@ def npz(source: Path | None, size: Shape | None = None) -> Contents:
   except KeyError as error:
     raise UserError(f"'{source}' has no 'images'; expected uint8 [N, H, W] or [N, H, W, C]") from error
   except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f"'{source}' cannot be read as .npz without pickle; expected arrays of numbers") from error
+    raise UserError(
+      f"'{source}' cannot be read as .npz without pickle; expected arrays of numbers"
+    ) from error
   shape = images.shape
-  if images.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or not images.size:
-    raise UserError(f"'{source}' has images {images.dtype} {list(shape)}; "
-                    "expected uint8 [N, H, W] or [N, H, W, C], C 1 or 3")
+  if (
+    images.dtype != np.uint8
+    or len(shape) not in (3, 4)
+    or shape[3:] not in ((), (1,), (3,))
+    or not images.size
+  ):
+    raise UserError(
+      f"'{source}' has images {images.dtype} {list(shape)}; "
+      "expected uint8 [N, H, W] or [N, H, W, C], C 1 or 3"
+    )
   if labels is None:
     labels = np.full(len(images), -1)
   if labels.dtype.kind not in "iu" or labels.shape != shape[:1] or labels.min() < -1:
-    raise UserError(f"'{source}' has labels {labels.dtype} {list(labels.shape)}; "
-                    f"expected integers [{shape[0]}] from -1 (unknown) up")
+    raise UserError(
+      f"'{source}' has labels {labels.dtype} {list(labels.shape)}; "
+      f"expected integers [{shape[0]}] from -1 (unknown) up"
+    )
   images = images[..., 0] if shape[3:] == (1,) else images
-  return Contents({"train": arrays(images, labels, "image")}, [str(number) for number in range(int(labels.max()) + 1)])
+  return Contents(
+    {"train": arrays(images, labels, "image")}, [str(number) for number in range(int(labels.max()) + 1)]
+  )
 
 
 def existing(source: Path | None, kind: str, expected: str, legal: Callable[[Path], bool]) -> Path:
@@ -162,9 +202,13 @@ def existing(source: Path | None, kind: str, expected: str, legal: Callable[[Pat
 
 
 def photos(source: Path | None, size: Shape | None = None) -> Contents:
-  """Crops of `size`, by default 64x64, of the photographs of scikit-learn and scikit-image, which are the classes."""
+  """Crops of `size`, by default 64x64, of the photographs of scikit-learn and scikit-image, which are
+  the classes.
+  """
   if source:
-    raise UserError(f"source='{source}' with photos, which come with scikit-learn and scikit-image; leave it out")
+    raise UserError(
+      f"source='{source}' with photos, which come with scikit-learn and scikit-image; leave it out"
+    )
   cut = lambda split: [Example(*crop) for crop in photographs.crops(split, size or (64, 64))]
   return Contents({split: cut(split) for split in photographs.COUNTS}, photographs.names())
 
@@ -172,15 +216,24 @@ def photos(source: Path | None, size: Shape | None = None) -> Contents:
 KINDS = {"digits": digits, "folder": folder, "idx": idx, "npz": npz, "photos": photos}
 
 
-def prepare(kind: str, source: str | Path | None, name: str, data_dir: str | Path = "data",
-            size: Shape | None = None, pad: int = 0, channels: int | None = None,
-            exist_ok: bool = False, buckets: tuple[Shape, ...] = ()) -> Path:
+def prepare(
+  kind: str,
+  source: str | Path | None,
+  name: str,
+  data_dir: str | Path = "data",
+  size: Shape | None = None,
+  pad: int = 0,
+  channels: int | None = None,
+  exist_ok: bool = False,
+  buckets: tuple[Shape, ...] = (),
+) -> Path:
   """Writes data set `name` from a source of a kind in KINDS and returns its folder, data_dir/name/1.0.0.
 
-  Every picture is cut to `size` (height, width), without which all must be of one size, or to that of `size` and
-  `buckets` whose ratio of sides is nearest; then `pad` black pixels are added on each side.  `channels` is 1 or 3; by
-  default 1 if every picture is grey.  `exist_ok` leaves a data set that is there as it is.  Features: image, png
-  [H, W, C]; label int64, -1 unknown; metadata.json has the names of the "classes" and, with `buckets`, all "shapes".
+  Every picture is cut to `size` (height, width), without which all must be of one size, or to that
+  of `size` and `buckets` whose ratio of sides is nearest; then `pad` black pixels are added on each
+  side.  `channels` is 1 or 3; by default 1 if every picture is grey.  `exist_ok` leaves a data set
+  that is there as it is.  Features: image, png [H, W, C]; label int64, -1 unknown; metadata.json
+  has the names of the "classes" and, with `buckets`, all "shapes".
   Raises: UserError, after which nothing half-written is left.
   """
   check(kind, name, size, pad, channels, buckets)
@@ -190,8 +243,10 @@ def prepare(kind: str, source: str | Path | None, name: str, data_dir: str | Pat
       raise UserError(f"'{target}' is in the way and no data set; choose another --name or --data-dir")
     if exist_ok:
       return prepared.find(name, data_dir)
-    raise UserError(f"data set {name!r} is already in '{data_dir}'; choose another --name, delete '{target}', "
-                    "or keep it with --if-missing")
+    raise UserError(
+      f"data set {name!r} is already in '{data_dir}'; choose another --name, delete '{target}', "
+      "or keep it with --if-missing"
+    )
   check_writable(target.parent)
   contents = KINDS[kind](Path(source).expanduser() if source else None, size)
   size, found = survey([example for split in contents.splits.values() for example in split], size)
@@ -202,22 +257,30 @@ def prepare(kind: str, source: str | Path | None, name: str, data_dir: str | Pat
     with staged(target) as temporary:
       write(temporary, name, contents, padded, channels, record)
   except OSError as error:
-    raise UserError(f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})") from error
+    raise UserError(
+      f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})"
+    ) from error
   return target / VERSION
 
 
-def check(kind: str, name: str, size: Shape | None, pad: int, channels: int | None, buckets: tuple[Shape, ...]) -> None:
+def check(
+  kind: str, name: str, size: Shape | None, pad: int, channels: int | None, buckets: tuple[Shape, ...]
+) -> None:
   """UserError for a request that makes no sense."""
   if kind not in KINDS:
     raise UserError(f"kind={kind!r}; expected one of {list(KINDS)}")
   if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-    raise UserError(f"name={name!r}; expected letters, digits and underscores after a letter; choose another --name")
+    raise UserError(
+      f"name={name!r}; expected letters, digits and underscores after a letter; choose another --name"
+    )
   if size is not None and min(size) < 1:
     raise UserError(f"size={size[0]}x{size[1]}; expected HEIGHTxWIDTH of at least 1x1")
   if buckets and (size is None or min(map(min, buckets)) < 1 or len({size, *buckets}) <= len(buckets)):
     came = f"size={told([size])}" if size else "no size"
-    raise UserError(f"buckets={told(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets different from "
-                    "it and each other, as in --size 64x64 --buckets 48x80,80x48")
+    raise UserError(
+      f"buckets={told(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets different from "
+      "it and each other, as in --size 64x64 --buckets 48x80,80x48"
+    )
   if pad < 0:
     raise UserError(f"pad={pad}; expected 0 or more pixels")
   if channels not in (None, 1, 3):
@@ -226,7 +289,9 @@ def check(kind: str, name: str, size: Shape | None, pad: int, channels: int | No
 
 def check_writable(directory: Path) -> None:
   """UserError if nothing can be made in `directory`, which need not exist: told before all pictures are read."""
-  nearest = next(path for path in (directory.absolute(), *directory.absolute().parents) if os.path.exists(path))
+  nearest = next(
+    path for path in (directory.absolute(), *directory.absolute().parents) if os.path.exists(path)
+  )
   if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
     raise UserError(f"data_dir='{directory}' cannot be written to; choose another --data-dir")
 
@@ -242,8 +307,10 @@ def survey(examples: list[Example], size: Shape | None) -> tuple[Shape, int]:
     first = first or (height, width)
     grey = grey and mode == "L"
     if size is None and (height, width) != first:
-      raise UserError(f"'{examples[0].origin}' is {first[0]}x{first[1]} and '{example.origin}' {height}x{width} "
-                      f"(height x width); give one size for all, such as --size {first[0]}x{first[1]}")
+      raise UserError(
+        f"'{examples[0].origin}' is {first[0]}x{first[1]} and '{example.origin}' {height}x{width} "
+        f"(height x width); give one size for all, such as --size {first[0]}x{first[1]}"
+      )
   return size or first, 1 if grey else 3
 
 
@@ -266,15 +333,24 @@ def encode(example: Example, shapes: tuple[Shape, ...], pad: int, mode: str) -> 
 def stream(function: Callable[[Example], Any], examples: list[Example], label: str) -> Iterator[Any]:
   """`function` of every example in order, computed by threads a few ahead, with a progress bar."""
   import grain  # brings jax along, which printing help can do without
+
   threads = os.cpu_count() or 1
   steps = grain.MapDataset.range(len(examples)).map(lambda number: function(examples[number]))
   results = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
   return iter(tqdm(results, desc=label, total=len(examples), unit=" images", disable=None))
 
 
-def write(folder: Path, name: str, contents: Contents, shapes: list[Shape], channels: int,
-          record: Callable[[Example], dict[str, Any]]) -> None:
-  """Makes folder/1.0.0, a TFDS data set called `name` of images of `shapes`, each example of its own if of several."""
+def write(
+  folder: Path,
+  name: str,
+  contents: Contents,
+  shapes: list[Shape],
+  channels: int,
+  record: Callable[[Example], dict[str, Any]],
+) -> None:
+  """Makes folder/1.0.0, a TFDS data set called `name` of images of `shapes`, each example of its own
+  if of several.
+  """
   import tensorflow_datasets as tfds  # half a second that printing help can do without
 
   shape = shapes[0] if len(shapes) == 1 else (None, None)
@@ -284,10 +360,13 @@ def write(folder: Path, name: str, contents: Contents, shapes: list[Shape], chan
     VERSION = tfds.core.Version(VERSION)
 
     def _info(self) -> tfds.core.DatasetInfo:
-      features = {"image": tfds.features.Image(shape=(*shape, channels), encoding_format="png"),
-                  "label": tfds.features.Scalar(np.int64)}
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
-                                   metadata=tfds.core.MetadataDict(metadata))
+      features = {
+        "image": tfds.features.Image(shape=(*shape, channels), encoding_format="png"),
+        "label": tfds.features.Scalar(np.int64),
+      }
+      return tfds.core.DatasetInfo(
+        builder=self, features=tfds.features.FeaturesDict(features), metadata=tfds.core.MetadataDict(metadata)
+      )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
       return {split: self._generate_examples(split) for split in contents.splits}

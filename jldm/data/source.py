@@ -14,13 +14,16 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
-    """rows int [B] -> arrays [B, ...], as the data set's spec has them: image uint8 [B, H, W, C], label int32 [B], -1 unknown."""
+    """rows int [B] -> arrays [B, ...], as the data set's spec has them: image uint8 [B, H, W, C],
+    label int32 [B], -1 unknown.
+    """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
   """Examples that lie in arrays [N, ...], in memory or mapped from a file: a batch is one gather."""
+
   arrays: Batch
 
   def __len__(self) -> int:
@@ -33,6 +36,7 @@ class Arrays:
 @dataclasses.dataclass(frozen=True)
 class Part:
   """`count` examples of a source, from `start` on."""
+
   source: Source
   start: int
   count: int
@@ -47,6 +51,7 @@ class Part:
 @dataclasses.dataclass(frozen=True)
 class Joined:
   """Sources of the same kind, one behind the other; all but the last have as many examples as the first."""
+
   sources: tuple[Source, ...]
 
   def __len__(self) -> int:
@@ -65,6 +70,7 @@ class Joined:
 @dataclasses.dataclass(frozen=True)
 class Zipped:
   """Sources of the same examples, whose arrays have different names: all of them side by side."""
+
   sources: tuple[Source, ...]
 
   def __len__(self) -> int:

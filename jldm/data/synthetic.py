@@ -15,6 +15,7 @@ from jldm.data.source import Arrays, Source
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic:
   """Waves whose direction and length tell their class, with a phase and a contrast of their own; as `ImageData`."""
+
   height: int = 32
   width: int = 32
   channels: int = 1
@@ -22,8 +23,8 @@ class Synthetic:
   count: int = 256  # images in each split
   train: str = "train"
   held_out: str = "test"
-  mirror: bool = False    # the training split has every picture also flipped left to right
-  labelled: float = 1.0   # share of the training split's labels that are kept; the others read as -1
+  mirror: bool = False  # the training split has every picture also flipped left to right
+  labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
   labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
 
@@ -48,14 +49,26 @@ class Synthetic:
     label = np.asarray(kind if self.classes else kind - 1, np.int32)
     label = views.keep(label, self.labelled) if training else label
     times = self.labelled_times if training and self.labelled < 1 else 1
-    groups = [(shape, views.repeated(np.flatnonzero(bucket == k), label, times)) for k, shape in enumerate(every)]
-    sources = [Arrays({"image": self.waves(shape, kind[rows], phase[rows], contrast[rows]), "label": label[rows],
-                       "contrast": np.asarray(contrast[rows, 0, 0], np.float32)})
-               for shape, rows in groups if len(rows)]
+    groups = [
+      (shape, views.repeated(np.flatnonzero(bucket == k), label, times)) for k, shape in enumerate(every)
+    ]
+    sources = [
+      Arrays(
+        {
+          "image": self.waves(shape, kind[rows], phase[rows], contrast[rows]),
+          "label": label[rows],
+          "contrast": np.asarray(contrast[rows, 0, 0], np.float32),
+        }
+      )
+      for shape, rows in groups
+      if len(rows)
+    ]
     sources = [views.Mirrored(source) for source in sources] if training and self.mirror else sources
     return Buckets(tuple(sources)) if self.buckets else sources[0]
 
-  def waves(self, shape: tuple[int, int], kind: np.ndarray, phase: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+  def waves(
+    self, shape: tuple[int, int], kind: np.ndarray, phase: np.ndarray, contrast: np.ndarray
+  ) -> np.ndarray:
     """Images uint8 [n, H, W, C] of (H, W) = `shape`: kind [n], phase [n, 1, 1, C], contrast [n, 1, 1, 1]."""
     height, width = shape
     angle, waves = np.pi * kind / max(self.classes, 1), 1 + kind % 3

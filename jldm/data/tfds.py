@@ -1,7 +1,8 @@
 """Prepared TFDS data sets (array_record) as sources: no TensorFlow, no network.
 
-A data set is found by its folder, data_dir/name/[config/]version/dataset_info.json, whoever prepared it; its features
-must have an `image` and, for conditional training, an integer `label`.  What fits is decoded once into memory.
+A data set is found by its folder, data_dir/name/[config/]version/dataset_info.json, whoever
+prepared it; its features must have an `image` and, for conditional training, an integer `label`.
+What fits is decoded once into memory.
 """
 
 import collections
@@ -25,21 +26,22 @@ from jldm.data.buckets import Buckets, Shape, picture_specs, shapes, told
 from jldm.data.source import Arrays, Batch, Source
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
-CHUNK = 1024             # records read at once on the way there
+CHUNK = 1024  # records read at once on the way there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageData:
   """A prepared data set of images of one size or a few, and what of it is trained on."""
-  name: str              # "digits", or "name/config"
+
+  name: str  # "digits", or "name/config"
   data_dir: str = "data"
-  train: str = "train"   # splits may be sliced: "train[:95%]"
+  train: str = "train"  # splits may be sliced: "train[:95%]"
   held_out: str = "test"
   height: int = 32
   width: int = 32
   channels: int = 1
-  classes: int = 0       # 0: unconditional, every label reads as -1
-  mirror: bool = False   # the training split has every picture also flipped left to right
+  classes: int = 0  # 0: unconditional, every label reads as -1
+  mirror: bool = False  # the training split has every picture also flipped left to right
   labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
   labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
@@ -50,11 +52,12 @@ class ImageData:
     return picture_specs(self)
 
   def open(self, split: str) -> Source | Buckets:
-    """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; with `buckets`, in every batch of one shape.
+    """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; with `buckets`, in every
+    batch of one shape.
 
-    Raises: UserError if the data set is missing, not array_record, or not what the fields say it is.  Of a set too
-    large for memory only the first image is looked at here, the others as they are read; with `buckets`, or where
-    labels are dropped, the header of each.
+    Raises: UserError if the data set is missing, not array_record, or not what the fields say it
+    is.  Of a set too large for memory only the first image is looked at here, the others as they
+    are read; with `buckets`, or where labels are dropped, the header of each.
     """
     views.check(self)
     every = shapes(self)
@@ -69,8 +72,12 @@ class ImageData:
       times = self.labelled_times if training and self.labelled < 1 else 1
       groups = group(self, sizes) if self.buckets else {every[0]: np.arange(len(records))}
       groups = {shape: views.repeated(rows, labels, times) for shape, rows in groups.items()}
-      sources = [views.Selected(Records(records, dataclasses.replace(self, height=height, width=width)), rows, labels[rows])
-                 for (height, width), rows in groups.items()]
+      sources = [
+        views.Selected(
+          Records(records, dataclasses.replace(self, height=height, width=width)), rows, labels[rows]
+        )
+        for (height, width), rows in groups.items()
+      ]
     # where the features leave the size open, the first image tells it
     size = sum(len(source) * source[np.array([0])]["image"].nbytes for source in sources)
     if size <= IN_MEMORY_BYTES:
@@ -83,6 +90,7 @@ class ImageData:
 @dataclasses.dataclass(frozen=True)
 class Records:
   """Examples decoded as they are read."""
+
   records: Any  # TFDS data source whose images come as encoded bytes
   data: ImageData
 
@@ -91,8 +99,10 @@ class Records:
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
     examples = self.records.__getitems__([int(row) for row in rows])
-    return {"image": np.stack([decode(example["image"], self.data) for example in examples]),
-            "label": labels_of(examples, self.data)}
+    return {
+      "image": np.stack([decode(example["image"], self.data) for example in examples]),
+      "label": labels_of(examples, self.data),
+    }
 
 
 def labels_of(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
@@ -100,16 +110,24 @@ def labels_of(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
   labels = [example["label"] for example in examples] if data.classes else [-1] * len(examples)
   for label in labels:
     if not -1 <= label < max(data.classes, 1):
-      raise UserError(f"label {label} in data set {data.name!r} with data.classes={data.classes}; "
-                      f"legal are -1 (unknown) to {data.classes - 1}")
+      raise UserError(
+        f"label {label} in data set {data.name!r} with data.classes={data.classes}; "
+        f"legal are -1 (unknown) to {data.classes - 1}"
+      )
   return np.array(labels, np.int32)
 
 
 def survey(records: Any, data: ImageData, split: str) -> tuple[list[Shape], np.ndarray]:
   """(height, width) and label of every record, read without decoding a pixel: a list [N] and int32 [N]."""
   sizes, labels = [], []
-  with tqdm(desc=f"looking through {data.name} {split}", total=len(records), unit=" images", delay=1, leave=False,
-            disable=None) as bar:
+  with tqdm(
+    desc=f"looking through {data.name} {split}",
+    total=len(records),
+    unit=" images",
+    delay=1,
+    leave=False,
+    disable=None,
+  ) as bar:
     for start in range(0, len(records), CHUNK):
       examples = records.__getitems__(list(range(start, min(start + CHUNK, len(records)))))
       sizes += [size_of(example["image"]) for example in examples]
@@ -125,14 +143,18 @@ def size_of(encoded: bytes) -> Shape:
 
 
 def group(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray]:
-  """The rows int [n] of every shape of `data` that there are images of; UserError if there is an image of another."""
+  """The rows int [n] of every shape of `data` that there are images of; UserError if there is an image
+  of another.
+  """
   every = shapes(data)
   others = collections.Counter(size for size in sizes if size not in every)
   if others:
     more = f" and {len(others) - 5} other sizes" if len(others) > 5 else ""
-    raise UserError(f"data set {data.name!r} has images of {told(size for size, _ in others.most_common(5))}{more} "
-                    f"(height x width) where the experiment says {told(every)}; set data.buckets to hold them, or prepare "
-                    "it with these --buckets")
+    raise UserError(
+      f"data set {data.name!r} has images of {told(size for size, _ in others.most_common(5))}{more} "
+      f"(height x width) where the experiment says {told(every)}; set data.buckets to hold them, or prepare "
+      "it with these --buckets"
+    )
   place = np.array([every.index(size) for size in sizes])
   return {shape: rows for k, shape in enumerate(every) if len(rows := np.flatnonzero(place == k))}
 
@@ -150,7 +172,9 @@ def in_memory(source: Source, label: str) -> Arrays:
   """Everything in `source`, as arrays."""
   first = source[np.array([0])]
   arrays = {name: np.empty((len(source), *array.shape[1:]), array.dtype) for name, array in first.items()}
-  with tqdm(desc=f"decoding {label}", total=len(source), unit=" images", delay=1, leave=False, disable=None) as bar:
+  with tqdm(
+    desc=f"decoding {label}", total=len(source), unit=" images", delay=1, leave=False, disable=None
+  ) as bar:
     for start in range(0, len(source), CHUNK):
       rows = np.arange(start, min(start + CHUNK, len(source)))
       for name, array in source[rows].items():
@@ -162,8 +186,12 @@ def in_memory(source: Source, label: str) -> Arrays:
 def find(name: str, data_dir: str | Path) -> Path:
   """The folder of the newest version of a prepared data set; UserError says how to make a missing one."""
   root = Path(data_dir).expanduser() / name
-  found = [info.parent for pattern in ("*", "*/*") for info in root.glob(f"{pattern}/dataset_info.json")
-           if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)]
+  found = [
+    info.parent
+    for pattern in ("*", "*/*")
+    for info in root.glob(f"{pattern}/dataset_info.json")
+    if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+  ]
   if not found:
     raise UserError(missing(name, data_dir))
   configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in found})
@@ -175,9 +203,14 @@ def find(name: str, data_dir: str | Path) -> Path:
 def missing(name: str, data_dir: str | Path) -> str:
   """One line: how to make a data set that is not there."""
   where, it = shlex.quote(str(data_dir)), shlex.quote(name)
-  ways = f"jldm prepare {name} --data-dir {where}" if name in ("digits", "photos") else (
-    f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; or, for a stock TFDS set: "
-    f"pip install 'jldm[tf]' and tfds build {it} --data_dir {where} --file_format array_record")
+  ways = (
+    f"jldm prepare {name} --data-dir {where}"
+    if name in ("digits", "photos")
+    else (
+      f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; or, for a stock TFDS set: "
+      f"pip install 'jldm[tf]' and tfds build {it} --data_dir {where} --file_format array_record"
+    )
+  )
   return f"data set {name!r} is not in '{data_dir}'; make it with: {ways}"
 
 
@@ -185,26 +218,36 @@ def open_builder(folder: Path) -> Any:
   """A TFDS builder that reads the prepared `folder`; UserError unless it is stored as array_record."""
   try:
     info = json.loads((folder / "dataset_info.json").read_bytes())
-    formats = [str(name) for name in (info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ()))]
+    formats = [
+      str(name) for name in (info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ()))
+    ]
   except (ValueError, AttributeError, TypeError, RecursionError) as error:
-    raise UserError(f"data set '{folder}' has a dataset_info.json that cannot be read; build it anew") from error
+    raise UserError(
+      f"data set '{folder}' has a dataset_info.json that cannot be read; build it anew"
+    ) from error
   if "array_record" not in formats:
-    raise UserError(f"data set '{folder}' is stored as {formats[0]}, jldm reads array_record; build it anew with "
-                    "--file_format array_record and another --data_dir, or convert it: pip install 'jldm[tf]' and tfds "
-                    f"convert_format --dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record")
+    raise UserError(
+      f"data set '{folder}' is stored as {formats[0]}, jldm reads array_record; build it anew with "
+      "--file_format array_record and another --data_dir, or convert it: pip install 'jldm[tf]' and tfds "
+      f"convert_format --dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record"
+    )
   import tensorflow_datasets as tfds  # half a second that a missing data set should not wait for
+
   return tfds.builder_from_directory(folder, file_format="array_record")
 
 
 def open_records(builder: Any, split: str) -> Any:
   """The TFDS data source of a split, images left encoded; UserError for a split that is unknown or empty."""
   import tensorflow_datasets as tfds
+
   try:
     return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
   except ValueError as error:  # TFDS has this class for every wrong split, with several lines of text
     counts = {name: info.num_examples for name, info in builder.info.splits.items()}
-    raise UserError(f"split {split!r} of data set {builder.info.name!r} is unknown or empty; "
-                    f"there are {counts} and slices such as 'train[:95%]'") from error
+    raise UserError(
+      f"split {split!r} of data set {builder.info.name!r} is unknown or empty; "
+      f"there are {counts} and slices such as 'train[:95%]'"
+    ) from error
 
 
 def features_of(builder: Any) -> dict[str, Any]:
@@ -215,16 +258,21 @@ def features_of(builder: Any) -> dict[str, Any]:
 def check_image(data: ImageData, builder: Any) -> None:
   """UserError unless there is an 8-bit image, of the size that `data` says as far as the data set tells."""
   import tensorflow_datasets as tfds
+
   features, stored = features_of(builder), stored_shapes(builder)
   image = features.get("image")
   if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-    raise UserError(f"data set {data.name!r} has features {sorted(features)} and no 8-bit image called 'image'")
+    raise UserError(
+      f"data set {data.name!r} has features {sorted(features)} and no 8-bit image called 'image'"
+    )
   if data.buckets:
     check_shape(data, (None, None, image.shape[-1]))
   elif len(stored) > 1:
     (height, width), *further = stored
-    raise UserError(f"data set {data.name!r} has images of {told(stored)} (height x width) where the experiment says "
-                    f"{told(shapes(data))}; set data.height={height} data.width={width} 'data.buckets={tuple(further)}'")
+    raise UserError(
+      f"data set {data.name!r} has images of {told(stored)} (height x width) where the experiment says "
+      f"{told(shapes(data))}; set data.height={height} data.width={width} 'data.buckets={tuple(further)}'"
+    )
   else:
     check_shape(data, image.shape)
 
@@ -232,12 +280,16 @@ def check_image(data: ImageData, builder: Any) -> None:
 def check_shape(data: ImageData, shape: Iterable[int | None]) -> None:
   """UserError unless shape (height, width, channels), None where open, is the one that `data` says."""
   expected = {"height": data.height, "width": data.width, "channels": data.channels}
-  wrong = {name: came for (name, said), came in zip(expected.items(), shape, strict=True) if came not in (None, said)}
+  wrong = {
+    name: came for (name, said), came in zip(expected.items(), shape, strict=True) if came not in (None, said)
+  }
   if wrong:
-    raise UserError(f"data set {data.name!r} has images of {', '.join(f'{k} {v}' for k, v in wrong.items())} where the "
-                    f"experiment says {', '.join(str(expected[k]) for k in wrong)}; set "
-                    + " ".join(f"data.{k}={v}" for k, v in wrong.items())
-                    + f" or prepare it with another --{'channels' if list(wrong) == ['channels'] else 'size'}")
+    raise UserError(
+      f"data set {data.name!r} has images of {', '.join(f'{k} {v}' for k, v in wrong.items())} where the "
+      f"experiment says {', '.join(str(expected[k]) for k in wrong)}; set "
+      + " ".join(f"data.{k}={v}" for k, v in wrong.items())
+      + f" or prepare it with another --{'channels' if list(wrong) == ['channels'] else 'size'}"
+    )
 
 
 def check_classes(data: ImageData, builder: Any) -> None:
@@ -249,8 +301,10 @@ def check_classes(data: ImageData, builder: Any) -> None:
     raise UserError(f"data set {data.name!r} has no integer 'label'; set data.classes=0")
   names = class_names(builder)
   if names is not None and len(names) != data.classes:
-    raise UserError(f"data set {data.name!r} has {len(names)} classes where the experiment says {data.classes}; "
-                    f"set data.classes={len(names)}")
+    raise UserError(
+      f"data set {data.name!r} has {len(names)} classes where the experiment says {data.classes}; "
+      f"set data.classes={len(names)}"
+    )
 
 
 def class_names(builder: Any) -> list[str] | None:

@@ -25,7 +25,8 @@ def convert(image: Image.Image) -> Image.Image:
   | palette                                      | RGB, grey ones too                                           |
   | LA, RGBA, palette or colour with transparency| over white; L from LA, else RGB                              |
 
-  Raises: UserError for float pictures with values that are not finite, ValueError for a mode that PIL cannot convert.
+  Raises: UserError for float pictures with values that are not finite, ValueError for a mode that
+    PIL cannot convert.
   """
   image.seek(0)
   return recode(ImageOps.exif_transpose(image))
@@ -46,7 +47,9 @@ def eight_bits(image: Image.Image) -> Image.Image:
   """Grey of 16 bits, 32 bits or floats as "L"; the range of floats is judged by the largest."""
   levels = np.asarray(image).astype(np.float64)
   if not np.isfinite(levels).all():
-    raise UserError("float picture with values that are not finite; expected 0 ... 1, 0 ... 255 or 0 ... 65535")
+    raise UserError(
+      "float picture with values that are not finite; expected 0 ... 1, 0 ... 255 or 0 ... 65535"
+    )
   largest = levels.max(initial=0) if image.mode == "F" else 65535
   white = next((white for white in (1, 255) if largest <= white), 65535)
   return Image.fromarray(np.clip(np.rint(levels * (255 / white)), 0, 255).astype(np.uint8))
@@ -84,7 +87,9 @@ def layers(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def read(path: str | os.PathLike, form: Callable[[Image.Image], Any] = convert) -> Any:
-  """The picture in a file, wholly decoded, as `form` has it; UserError names a file that is damaged or no picture."""
+  """The picture in a file, wholly decoded, as `form` has it; UserError names a file that is damaged or
+  no picture.
+  """
   try:
     with Image.open(path) as image:
       image.load()

@@ -1,7 +1,7 @@
 """Other sights of the same examples: some of them, with fewer labels, each picture also mirrored.
 
-`ImageData` and `Synthetic` say by their fields `mirror`, `labelled` and `labelled_times` what is made of the split that is
-trained on; held-out examples are never changed.
+`ImageData` and `Synthetic` say by their fields `mirror`, `labelled` and `labelled_times` what is
+made of the split that is trained on; held-out examples are never changed.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ LABEL_SEED = 0  # which labels are kept belongs to the data, not to a run
 @dataclasses.dataclass(frozen=True)
 class Mirrored:
   """Every example twice, 2 N in all: row i >= N is row i - N with its image flipped left to right."""
+
   source: Source
 
   def __len__(self) -> int:
@@ -34,6 +35,7 @@ class Mirrored:
 @dataclasses.dataclass(frozen=True)
 class Selected:
   """Example i is example rows[i] of a source, with label labels[i]: rows int [n], labels int32 [n]."""
+
   source: Source
   rows: np.ndarray
   labels: np.ndarray
@@ -46,10 +48,12 @@ class Selected:
 
 
 def keep(labels: np.ndarray, share: float) -> np.ndarray:
-  """Labels [N] of which round(share * known) stay and the others become -1, a pure function of the labels in order.
+  """Labels [N] of which round(share * known) stay and the others become -1, a pure function of the
+  labels in order.
 
-  The classes take turns, each with its examples in a fixed shuffled order, until that many are kept: the numbers kept
-  of any two classes differ by at most one, unless a class has no more.  A smaller share keeps some of a larger one's.
+  The classes take turns, each with its examples in a fixed shuffled order, until that many are
+  kept: the numbers kept of any two classes differ by at most one, unless a class has no more.  A
+  smaller share keeps some of a larger one's.
   """
   order = permutation(LABEL_SEED, 0, len(labels))
   order = order[labels[order] >= 0]
@@ -57,7 +61,7 @@ def keep(labels: np.ndarray, share: float) -> np.ndarray:
   starts, counts = np.unique(labels[order][by_class], return_index=True, return_counts=True)[1:]
   turn = np.empty(len(order), np.int64)  # how many of its class come before it
   turn[by_class] = np.arange(len(order)) - np.repeat(starts, counts)
-  kept = order[np.argsort(turn, kind="stable")[:round(share * len(order))]]
+  kept = order[np.argsort(turn, kind="stable")[: round(share * len(order))]]
   fewer = np.full_like(labels, -1)
   fewer[kept] = labels[kept]
   return fewer
@@ -76,5 +80,7 @@ def check(data: Any) -> None:
     raise UserError(f"data.labelled_times={data.labelled_times}; expected at least 1")
   if data.train == data.held_out and (data.mirror or data.labelled < 1):
     change = "data.mirror=True" if data.mirror else f"data.labelled={data.labelled}"
-    raise UserError(f"{change} where data.train and data.held_out are both {data.train!r}, which would change held-out "
-                    "data; name two splits, such as 'train[:95%]' and 'train[95%:]'")
+    raise UserError(
+      f"{change} where data.train and data.held_out are both {data.train!r}, which would change held-out "
+      "data; name two splits, such as 'train[:95%]' and 'train[95%:]'"
+    )

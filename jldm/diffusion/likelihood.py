@@ -3,17 +3,22 @@
 The probability flow and its density, Song et al. 2021 (2011.13456), eq. 39:
 
   (1)  dz / dt = v(z, t) = d_alpha x0 + d_sigma eps
-  (2)  log p(z_low) = log N(z_high; 0, (alpha_high^2 + sigma_high^2) I) + integral of div v(z_t, t) over t from low to high
+  (2)  log p(z_low) = log N(z_high; 0, (alpha_high^2 + sigma_high^2) I) + integral of div v(z_t, t)
+       over t from low to high
 
-The variational bound over a chain of times, Ho et al. 2020 (2006.11239), eq. 5, in the terms of Kingma et al. 2021
-(2107.00630), eq. 11 to 13, with the ancestral variance that q(z_s | z_t, x0) has:
+The variational bound over a chain of times, Ho et al. 2020 (2006.11239), eq. 5, in the terms of
+Kingma et al. 2021 (2107.00630), eq. 11 to 13, with the ancestral variance that q(z_s | z_t, x0)
+has:
 
-  (3)  -log p(x0) <= KL(q(z_high | x0) || N(0, (alpha^2 + sigma^2) I)) + sum over (s, t) of KL_st + reconstruction
+  (3)  -log p(x0) <= KL(q(z_high | x0) || N(0, (alpha^2 + sigma^2) I)) + sum over (s, t) of KL_st +
+       reconstruction
   (4)  KL_st = (SNR_s - SNR_t) / 2 E|x0 - x0(z_t)|^2
-  (5)  reconstruction = E[-log N(x0; z_low / alpha, sigma^2 / alpha^2 I)] = D / 2 log(2 pi e sigma^2 / alpha^2) at the lowest time
+  (5)  reconstruction = E[-log N(x0; z_low / alpha, sigma^2 / alpha^2 I)] = D / 2 log(2 pi e sigma^2
+       / alpha^2) at the lowest time
 
-Both are of latents where the denoiser works on latents: bits per latent value, not the bits per pixel of the image literature.
-Times ascend and the lowest is above 0, where data has noise on it and (2) and (5) are finite.
+Both are of latents where the denoiser works on latents: bits per latent value, not the bits per
+pixel of the image literature. Times ascend and the lowest is above 0, where data has noise on it
+and (2) and (5) are finite.
 """
 
 from collections.abc import Callable
@@ -30,7 +35,9 @@ from jldm.diffusion.target import Denoised
 
 Array = jax.Array
 Denoise = Callable[[Array, Array], Denoised]  # (z [B, ...], t [] or [B])
-Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]  # (v, z [B, ...]) -> v(z) [B, ...], div v [B]
+Divergence = Callable[
+  [Callable[[Array], Array], Array], tuple[Array, Array]
+]  # (v, z [B, ...]) -> v(z) [B, ...], div v [B]
 
 
 def total(e: Array) -> Array:
@@ -42,14 +49,16 @@ def exact(v: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
   """The divergence by one derivative a dimension, all at once: for few dimensions."""
   units = jnp.eye(z[0].size, dtype=z.dtype).reshape((-1, 1) + z.shape[1:])
   velocity, push = jax.linearize(v, z)
-  return velocity, jnp.sum(jax.vmap(lambda unit: total(push(jnp.broadcast_to(unit, z.shape)) * unit))(units), 0)
+  return velocity, jnp.sum(
+    jax.vmap(lambda unit: total(push(jnp.broadcast_to(unit, z.shape)) * unit))(units), 0
+  )
 
 
 def hutchinson(keys: Array, like: Array, probes: int = 1, gaussian: bool = False) -> Divergence:
   """The divergence as the mean of e^T dv/dz e over random e of unit covariance: Song et al. 2021, eq. 40.
 
-  Unbiased, whatever the dimension; keys [B].  The probes, of signs or Gaussian, are drawn once, in the shape of
-  `like` [B, ...], and stay the same along a path.
+  Unbiased, whatever the dimension; keys [B].  The probes, of signs or Gaussian, are drawn once, in
+  the shape of `like` [B, ...], and stay the same along a path.
   """
   kind = jax.random.normal if gaussian else jax.random.rademacher
   drawn = jax.vmap(lambda key: kind(key, (probes,) + like.shape[1:], like.dtype))(keys)
@@ -62,10 +71,11 @@ def hutchinson(keys: Array, like: Array, probes: int = 1, gaussian: bool = False
 
 
 def log_density(process: Process, denoise: Denoise, z: Array, times: Array, divergence: Divergence) -> Array:
-  """log p(z_low) [B] of z [B, ...] at times[0], by (2) with a classical Runge-Kutta step in each interval of `times` [N + 1].
+  """log p(z_low) [B] of z [B, ...] at times[0], by (2) with a classical Runge-Kutta step in each
+  interval of `times` [N + 1].
 
-  `divergence` is `exact` or a `hutchinson`.  The error is of fourth order in the steps where the rates are smooth, beside what
-  the prior leaves out at times[-1].
+  `divergence` is `exact` or a `hutchinson`.  The error is of fourth order in the steps where the
+  rates are smooth, beside what the prior leaves out at times[-1].
   """
 
   def slope(z: Array, t: Array) -> tuple[Array, Array]:
@@ -90,7 +100,9 @@ def log_density(process: Process, denoise: Denoise, z: Array, times: Array, dive
 
 
 def unstandardised(log_density: Array, std: Array, shape: tuple[int, ...]) -> Array:
-  """log density of raw latents from that of (raw - mean) / std [B]; std broadcasts to `shape`, that of one latent."""
+  """log density of raw latents from that of (raw - mean) / std [B]; std broadcasts to `shape`, that of
+  one latent.
+  """
   return log_density - jnp.sum(jnp.broadcast_to(jnp.log(std), shape))
 
 
@@ -112,7 +124,8 @@ def variational_bound(
 ) -> Bound:
   """The bound (3) of x0 [B, ...] for the chain `times` [T + 1], an unbiased estimate; keys [B].
 
-  All T steps with one noise each, or `samples` of them, evenly spaced from a shift that each example draws for itself.
+  All T steps with one noise each, or `samples` of them, evenly spaced from a shift that each
+  example draws for itself.
   """
   key_place, key_noise = split_each(keys)
   steps = len(times) - 1

@@ -3,8 +3,8 @@
   (1)  z_t = alpha(t) x0 + sigma(t) eps,   eps ~ N(0, I),   t in [0, 1]: 0 is data, 1 is noise
   (2)  log_snr(t) = 2 log(alpha(t) / sigma(t)),   time(log_snr(t)) = t
 
-A process is a frozen dataclass of Python numbers, static under jit.  All schedule arithmetic keeps the dtype of t
-(float32 in use, whatever the network's dtype; float64 in the tests of order).
+A process is a frozen dataclass of Python numbers, static under jit.  All schedule arithmetic keeps
+the dtype of t (float32 in use, whatever the network's dtype; float64 in the tests of order).
 """
 
 import dataclasses
@@ -63,7 +63,8 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True)
 class LinearVP:
-  """The variance-preserving process of Song et al. 2021 (2011.13456), eq. 33, with beta(t) linear from `low` to `high`.
+  """The variance-preserving process of Song et al. 2021 (2011.13456), eq. 33, with beta(t) linear from
+  `low` to `high`.
 
   log alpha(t) = -(low t + (high - low) t^2 / 2) / 2; sigma by expm1, which keeps it exact near the data.
   """
@@ -87,7 +88,9 @@ class LinearVP:
 
 @dataclasses.dataclass(frozen=True)
 class EDM:
-  """Karras et al. 2022 (2206.00364): alpha = 1 and sigma = highest t^rho, so that even times are their eq. 5 with sigma_min 0."""
+  """Karras et al. 2022 (2206.00364): alpha = 1 and sigma = highest t^rho, so that even times are their
+  eq. 5 with sigma_min 0.
+  """
 
   highest: float = 80.0
   rho: float = 7.0
@@ -155,7 +158,9 @@ class Betas:
   def __post_init__(self):
     illegal = [beta for beta in self.values if not 0 < beta <= 1]
     if not self.values or illegal:
-      raise UserError(f"{len(self.values)} betas, of which {illegal[:3]}; expected at least one, each above 0 and at most 1")
+      raise UserError(
+        f"{len(self.values)} betas, of which {illegal[:3]}; expected at least one, each above 0 and at most 1"
+      )
 
   def __repr__(self) -> str:
     return f"Betas({self.values if len(self.values) < 5 else f'{self.steps} values'})"
@@ -171,10 +176,12 @@ class Betas:
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-  """A chain of T betas in continuous time: alpha^2((i + 1) / T) is the product of 1 - beta up to i, and t = 0 is clean.
+  """A chain of T betas in continuous time: alpha^2((i + 1) / T) is the product of 1 - beta up to i,
+  and t = 0 is clean.
 
-  Between knots the angle atan(sigma / alpha) is linear, so that both rates are sines, regular at both ends.
-  `zero_terminal_snr` shifts and scales the alphas until the last is 0: Lin et al. 2024 (2305.08891), algorithm 1.
+  Between knots the angle atan(sigma / alpha) is linear, so that both rates are sines, regular at
+  both ends. `zero_terminal_snr` shifts and scales the alphas until the last is 0: Lin et al. 2024
+  (2305.08891), algorithm 1.
 
   Raises:
     UserError: zero_terminal_snr of fewer than two betas.
@@ -193,7 +200,9 @@ class Discrete:
 
   @functools.cache  # noqa: B019  a frozen dataclass of some numbers
   def angles(self) -> tuple[np.ndarray, np.ndarray]:
-    """2 / pi times the angle at the knots 0, 1 / T, ... 1, and what it lacks to 1 (small near noise, hence by itself)."""
+    """2 / pi times the angle at the knots 0, 1 / T, ... 1, and what it lacks to 1 (small near noise,
+    hence by itself).
+    """
     alpha = np.sqrt(np.cumprod(1 - self.schedule.betas()))
     if self.zero_terminal_snr:
       alpha = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])
@@ -216,7 +225,9 @@ class Discrete:
 
   def time(self, log_snr: Array) -> Array:
     angle = jnp.arctan(jnp.exp(-0.5 * log_snr)) * 2 / jnp.pi
-    return jnp.interp(angle, jnp.asarray(self.angles()[0], angle.dtype), jnp.linspace(0, 1, self.steps + 1, dtype=angle.dtype))
+    return jnp.interp(
+      angle, jnp.asarray(self.angles()[0], angle.dtype), jnp.linspace(0, 1, self.steps + 1, dtype=angle.dtype)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +255,9 @@ class Shifted:
 
 
 def level(process: Process, t: Array) -> Array:
-  """What a network is told of t: t itself, of a shifted process the inner time, and i / T at knot (i + 1) / T of a chain
-  of T betas, which published networks count from 0."""
+  """What a network is told of t: t itself, of a shifted process the inner time, and i / T at knot (i +
+  1) / T of a chain of T betas, which published networks count from 0.
+  """
   if isinstance(process, Shifted):
     return level(process.process, process.inner(t))
   return t - 1 / process.steps if isinstance(process, Discrete) else t
@@ -270,7 +282,9 @@ class Rates(NamedTuple):
 
 def rates(process: Process, t: Array, like: Array) -> Rates:
   """All four rates at t [B] or [], shaped to broadcast against `like` [B, ...]; derivatives by jvp."""
-  (alpha, d_alpha), (sigma, d_sigma) = (jax.jvp(f, (t,), (jnp.ones_like(t),)) for f in (process.alpha, process.sigma))
+  (alpha, d_alpha), (sigma, d_sigma) = (
+    jax.jvp(f, (t,), (jnp.ones_like(t),)) for f in (process.alpha, process.sigma)
+  )
   return Rates(*(expand(rate, like) for rate in (alpha, sigma, d_alpha, d_sigma)))
 
 

@@ -3,8 +3,8 @@
   (1)  every target is a row (p, q):   output = p x0 + q eps
   (2)  decoding solves   | alpha sigma | |x0 |   |  z   |
                          |   p     q   | |eps| = |output|
-  (3)  an error e in the output of row (p, q) at fixed z is an error  e det(p', q') / det(p, q)  in that of (p', q'),
-       where  det(p, q) = alpha q - sigma p  is the determinant of (2)
+  (3)  an error e in the output of row (p, q) at fixed z is an error  e det(p', q') / det(p, q)  in
+       that of (p', q'), where  det(p, q) = alpha q - sigma p  is the determinant of (2)
 
 A row whose determinant vanishes says nothing about (x0, eps) there: eps at alpha = 0, x0 at sigma = 0.
 """
@@ -60,11 +60,13 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Precondition:
-  """Karras et al. 2022 (2206.00364), eq. 7 and table 1, for data of standard deviation `sigma_data`, in any process.
+  """Karras et al. 2022 (2206.00364), eq. 7 and table 1, for data of standard deviation `sigma_data`,
+  in any process.
 
-  With s^2 = alpha^2 sigma_data^2 + sigma^2 the variance of z: c_in = 1 / s, c_noise = log(sigma / alpha) / 4, and c_skip
-  and c_out together are the row (sigma / sigma_data, -alpha sigma_data) / s.  At sigma_data = 1 on a variance-preserving
-  process it is -v.  The squared error in this row is their loss, eq. 8, weight included.
+  With s^2 = alpha^2 sigma_data^2 + sigma^2 the variance of z: c_in = 1 / s, c_noise = log(sigma /
+  alpha) / 4, and c_skip and c_out together are the row (sigma / sigma_data, -alpha sigma_data) / s.
+  At sigma_data = 1 on a variance-preserving process it is -v.  The squared error in this row is
+  their loss, eq. 8, weight included.
   """
 
   sigma_data: float = 1.0  # standardised latents
@@ -83,7 +85,9 @@ class Precondition:
 
 
 class Denoised(NamedTuple):
-  """The parts x0 and eps [B, ...] of z_t, and v [B, ...] in [-1, 1] if the network predicts the variance of its steps."""
+  """The parts x0 and eps [B, ...] of z_t, and v [B, ...] in [-1, 1] if the network predicts the
+  variance of its steps.
+  """
 
   x0: Array
   eps: Array
@@ -106,7 +110,8 @@ def decode(row: Row, r: Rates, z: Array, output: Array) -> Denoised:
 
 
 def reweight(row: Row, other: Row, r: Rates) -> Array:
-  """The factor (3) that turns squared error in one target into squared error in the other; 1 where both are the same.
+  """The factor (3) that turns squared error in one target into squared error in the other; 1 where
+  both are the same.
 
   At a time where `row` says nothing it is infinite, unless `other` says nothing there either in the same way.
   """
@@ -118,9 +123,10 @@ def reweight(row: Row, other: Row, r: Rates) -> Array:
 def denoiser(process: Process, parametrization: Any, apply: Callable[..., Output]) -> Callable[..., Denoised]:
   """A bound network as denoise(z [B, ...], t [] or [B], estimate=None, to=None) -> Denoised.
 
-  apply(c_in z [B, ...], noise_level [B], estimate, to) -> Output, with noise_level = c_noise(t).  `estimate` is an earlier
-  x0 or None.  `to`, the time [] or [B] that the step of a flow map ends at, reaches apply as the noise level [B] there.
-  z may be a dict by part; then t is a dict of the parts' own times, and so are noise_level, x0 and eps.
+  apply(c_in z [B, ...], noise_level [B], estimate, to) -> Output, with noise_level = c_noise(t).
+  `estimate` is an earlier x0 or None.  `to`, the time [] or [B] that the step of a flow map ends
+  at, reaches apply as the noise level [B] there. z may be a dict by part; then t is a dict of the
+  parts' own times, and so are noise_level, x0 and eps.
   """
 
   def level(time: Array, like: Array) -> Array:
@@ -154,9 +160,11 @@ def refuse_singular(process: Process, parametrization: Any, times: np.ndarray) -
 
 
 def refuse_held(process: Process, parametrization: Any, times: np.ndarray) -> None:
-  """Raises a UserError where a part of the latents cannot be held at one of the times [N] while others are drawn.
+  """Raises a UserError where a part of the latents cannot be held at one of the times [N] while others
+  are drawn.
 
-  Its noise level must be finite; a part that is not known stands as pure noise at time 1, which must not have the data in it.
+  Its noise level must be finite; a part that is not known stands as pure noise at time 1, which
+  must not have the data in it.
   """
   t = jnp.asarray(times, jnp.float32)
   infinite = np.flatnonzero(~np.isfinite(np.asarray(parametrization.c_noise(process, t))))
@@ -182,4 +190,8 @@ def is_singular(process: Process, parametrization: Any, times: np.ndarray) -> np
   return ~(np.isfinite(det) & (det > 1e-6 * np.hypot(r.alpha, r.sigma)) & np.isfinite(told))
 
 
-ROWS = {"Predict('v')": Predict("v"), "Predict('flow')": Predict("flow"), "Precondition()": Precondition()}  # to recommend
+ROWS = {
+  "Predict('v')": Predict("v"),
+  "Predict('flow')": Predict("flow"),
+  "Precondition()": Precondition(),
+}  # to recommend

@@ -1,13 +1,14 @@
 """Where in time the training examples stand.
 
-Every distribution is a map of the quantile u = (shift + row / B) mod 1: one uniform shift a step, then evenly spaced
-strata, which lowers the variance of the loss (VDM, Kingma et al. 2021, 2107.00630, appendix I.1).  Its density at t is
-1 / (dt / du).
+Every distribution is a map of the quantile u = (shift + row / B) mod 1: one uniform shift a step,
+then evenly spaced strata, which lowers the variance of the loss (VDM, Kingma et al. 2021,
+2107.00630, appendix I.1).  Its density at t is 1 / (dt / du).
 
-If each part of an example has a time of its own, the parts' strata must not align: quantiles of two parts that both follow
-the row differ by a constant.  Each part then takes the stratum multiplier row mod B in place of row.  The multiplier is a
-prime above any B, hence coprime to it, so that this is a permutation of the rows, which needs nothing of other rows.  Drawn
-anew from each part's key in each step, it makes of the quantiles of two parts a rank-1 lattice that changes by the step.
+If each part of an example has a time of its own, the parts' strata must not align: quantiles of two
+parts that both follow the row differ by a constant.  Each part then takes the stratum multiplier
+row mod B in place of row.  The multiplier is a prime above any B, hence coprime to it, so that this
+is a permutation of the rows, which needs nothing of other rows.  Drawn anew from each part's key in
+each step, it makes of the quantiles of two parts a rank-1 lattice that changes by the step.
 """
 
 import dataclasses
@@ -38,9 +39,10 @@ MULTIPLIERS = primes_above(LARGEST_BATCH, 512)
 def quantiles(key: Array, stratum: Array, row: Array | None = None) -> Array:
   """Stratified uniform numbers in (0, 1): key [], stratum [B] = row / B of the global batch -> [B].
 
-  With row int [B] the strata are permuted, by a permutation that the key draws: for parts with times of their own, each with
-  its own key, and global batches of at most 65,536 rows.
-  Drawn numbers are multiples of 2^-23; a 0 would be an infinite noise level to some, and becomes half of the least.
+  With row int [B] the strata are permuted, by a permutation that the key draws: for parts with
+  times of their own, each with its own key, and global batches of at most 65,536 rows. Drawn
+  numbers are multiples of 2^-23; a 0 would be an infinite noise level to some, and becomes half of
+  the least.
   """
   if row is not None:
     key, key_multiplier = jax.random.split(key)

@@ -1,16 +1,18 @@
 """How errors at different noise levels are weighed against each other.
 
-A weighting is stated as in its paper, for the error in some target and in some measure, and turned into a factor on the
-squared error of whatever the network predicts.  With det the determinant of the network's row (jldm.diffusion.target),
-the errors in x0 and eps are -sigma e / det and alpha e / det, so that
+A weighting is stated as in its paper, for the error in some target and in some measure, and turned
+into a factor on the squared error of whatever the network predicts.  With det the determinant of
+the network's row (jldm.diffusion.target), the errors in x0 and eps are -sigma e / det and alpha e /
+det, so that
 
   (1)  |x0 error|^2 = sigma^2 / det^2 e^2,    |eps error|^2 = alpha^2 / det^2 e^2 = SNR |x0 error|^2
   (2)  -d log_snr / dt = 2 det_flow / (alpha sigma),    det_flow = alpha d_sigma - sigma d_alpha
 
 Each formula below is put together from (1) and (2) so that nothing is 0 / 0 where alpha or sigma vanishes.
 
-Measure "t": a mean over times as they are drawn.  Measure "log_snr": an integral over log SNR, however times are drawn;
-the factor is then a density in t, and the objective divides by that of the draw.
+Measure "t": a mean over times as they are drawn.  Measure "log_snr": an integral over log SNR,
+however times are drawn; the factor is then a density in t, and the objective divides by that of the
+draw.
 """
 
 import dataclasses
@@ -55,7 +57,8 @@ class Own:
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-  """The squared error in `target`, whatever the network predicts, but at most `at_most` times that in its own row.
+  """The squared error in `target`, whatever the network predicts, but at most `at_most` times that in
+  its own row.
 
   Predict("x0") with Plain("flow", 400) is JiT, Li & He 2025 (2511.13720): its 1 / t^2 is bounded at t = 0.05.
 
@@ -90,7 +93,9 @@ class MinSNR:
 
 @dataclasses.dataclass(frozen=True)
 class EDMWeighting:
-  """(1 / sigma_data^2 + SNR) |x0 error|^2: Karras et al. 2022 (2206.00364), table 1; 1 for Precondition(sigma_data)."""
+  """(1 / sigma_data^2 + SNR) |x0 error|^2: Karras et al. 2022 (2206.00364), table 1; 1 for
+  Precondition(sigma_data).
+  """
 
   sigma_data: float = 1.0
   target: ClassVar[str] = "x0"

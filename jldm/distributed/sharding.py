@@ -1,12 +1,13 @@
 """Devices: how many, which mesh, and where arrays live on it.
 
-A mesh has three axes.  The batch is split over `data` and `fsdp`.  Parameters, their averages and the optimizer's moments are
-whole along `data`, split along `fsdp` (ZeRO 3, Rajbhandari et al. 2020, 1910.02054: gathered where they are used), and
-along `tensor` where TENSOR_PARALLEL has a row for them (Shoeybi et al. 2019, 1909.08053, section 3).  Networks name the axes of
-their activations; LOGICAL says what the names mean on a mesh.  Which mesh, the results agree but for rounding.
+A mesh has three axes.  The batch is split over `data` and `fsdp`.  Parameters, their averages and
+the optimizer's moments are whole along `data`, split along `fsdp` (ZeRO 3, Rajbhandari et al. 2020,
+1910.02054: gathered where they are used), and along `tensor` where TENSOR_PARALLEL has a row for
+them (Shoeybi et al. 2019, 1909.08053, section 3).  Networks name the axes of their activations;
+LOGICAL says what the names mean on a mesh.  Which mesh, the results agree but for rounding.
 
-Where several processes run, a mesh has the same number of devices of each; what is placed on it every process holds whole,
-but for the batches of a training, of which each reads its rows.
+Where several processes run, a mesh has the same number of devices of each; what is placed on it
+every process holds whole, but for the batches of a training, of which each reads its rows.
 """
 
 import argparse
@@ -39,12 +40,20 @@ TENSOR_PARALLEL: Rules = (  # the last parts of a parameter's path -> which of i
   (r"resnet\d*/(conv1|embedding)/kernel$", -1),
   (r"resnet\d*/conv2/kernel$", -2),
 )
-LOGICAL = (("batch", BATCH), ("heads", "tensor"), ("hidden", "tensor"))  # of activations; every other name is whole
-SMALL = 2**12  # values: what has fewer is whole on every device, where gathering it would cost more than it saves
+LOGICAL = (
+  ("batch", BATCH),
+  ("heads", "tensor"),
+  ("hidden", "tensor"),
+)  # of activations; every other name is whole
+SMALL = (
+  2**12
+)  # values: what has fewer is whole on every device, where gathering it would cost more than it saves
 
 
 class Layout(NamedTuple):
-  """How many devices (None: all), and how many ways parameters are split over two axes of the mesh; the rest is `data`."""
+  """How many devices (None: all), and how many ways parameters are split over two axes of the mesh;
+  the rest is `data`.
+  """
 
   devices: int | None = None
   fsdp: int = 1
@@ -55,14 +64,18 @@ Devices = int | Layout | None
 
 
 def configure(devices: int | None = None, args: argparse.Namespace | None = None) -> None:
-  """To be called by an entry point before anything touches a device; `args` of `add_arguments` join other processes.
+  """To be called by an entry point before anything touches a device; `args` of `add_arguments` join
+  other processes.
 
-  The CPU becomes as many devices as it has cores (or as are asked for): convolutions leave half a core idle within an
-  op, and a sharded batch does not.  Where XLA_FLAGS already says so, or a device has been touched, nothing changes.
-  Compiled programs are kept between runs, in JAX_COMPILATION_CACHE_DIR if set.
+  The CPU becomes as many devices as it has cores (or as are asked for): convolutions leave half a
+  core idle within an op, and a sharded batch does not.  Where XLA_FLAGS already says so, or a
+  device has been touched, nothing changes. Compiled programs are kept between runs, in
+  JAX_COMPILATION_CACHE_DIR if set.
   """
   if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    with contextlib.suppress(RuntimeError):  # the devices are open already, by a caller who chose their number
+    with contextlib.suppress(
+      RuntimeError
+    ):  # the devices are open already, by a caller who chose their number
       jax.config.update("jax_num_cpu_devices", max(1, devices or os.cpu_count() or 1))
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jldm" / "compiled"))
@@ -74,8 +87,12 @@ def configure(devices: int | None = None, args: argparse.Namespace | None = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The options that choose a layout, and join processes, for a command's parser."""
-  parser.add_argument("--devices", type=int, help="how many devices, where several processes run of each (default: all)")
-  parser.add_argument("--fsdp", type=int, default=1, help="ways to split parameters, gathered where used; splits the batch too")
+  parser.add_argument(
+    "--devices", type=int, help="how many devices, where several processes run of each (default: all)"
+  )
+  parser.add_argument(
+    "--fsdp", type=int, default=1, help="ways to split parameters, gathered where used; splits the batch too"
+  )
   parser.add_argument("--tensor", type=int, default=1, help="ways to split wide layers, and their work")
   multihost.add_arguments(parser)
 
@@ -97,23 +114,31 @@ def choose(devices: int | None = None) -> list[jax.Device]:
   available, count = jax.devices(), jax.process_count()
   if devices is not None and not 1 <= devices <= len(available):
     where = "here" if count == 1 else "of all processes"
-    raise UserError(f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices {where}")
+    raise UserError(
+      f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices {where}"
+    )
   if devices is not None and devices % count:
-    raise UserError(f"devices={devices} are not as many of each of {count} processes; expected a multiple of {count}")
+    raise UserError(
+      f"devices={devices} are not as many of each of {count} processes; expected a multiple of {count}"
+    )
   each = [[device for device in available if device.process_index == process] for process in range(count)]
   return available if devices is None else [device for own in each for device in own[: devices // count]]
 
 
 def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
-  """A mesh ("data", "fsdp", "tensor") of a layout; by default all devices, but on a CPU the most that divide the batch.
+  """A mesh ("data", "fsdp", "tensor") of a layout; by default all devices, but on a CPU the most that
+  divide the batch.
 
   Raises:
-    UserError: more devices than there are, a layout that does not divide them, or a batch that they do not divide.
+    UserError: more devices than there are, a layout that does not divide them, or a batch that they
+      do not divide.
   """
   wanted, fsdp, tensor = layout(devices)
   chosen = choose(wanted)
   if fsdp < 1 or tensor < 1 or len(chosen) % (fsdp * tensor):
-    raise UserError(f"fsdp={fsdp} times tensor={tensor} does not divide {len(chosen)} devices; expected factors of it")
+    raise UserError(
+      f"fsdp={fsdp} times tensor={tensor} does not divide {len(chosen)} devices; expected factors of it"
+    )
   least = math.lcm(fsdp * tensor, jax.process_count())
   legal_counts = [n for n in range(least, len(jax.devices()) + 1, least) if batch_size % (n // tensor) == 0]
   if wanted is None and chosen[0].platform == "cpu" and legal_counts:
@@ -124,15 +149,24 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
     legal = [str(n) for n in (below, below + ways) if n]
     raise UserError(
       f"batch size {batch_size} is not divisible by {ways} devices; use batch size {' or '.join(legal)}"
-      + (f", or --devices {' or '.join(str(n // jax.process_count()) for n in legal_counts)}" if legal_counts else "")
+      + (
+        f", or --devices {' or '.join(str(n // jax.process_count()) for n in legal_counts)}"
+        if legal_counts
+        else ""
+      )
     )
   return arranged(chosen, fsdp, tensor)
 
 
 def arranged(devices: list[jax.Device], fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """The mesh of some devices; that of all TPUs is laid out by how they are wired, so that what is split last talks least far,
-  and slices, between which no wires are, share `data` alone where they divide it."""
-  data, slices = len(devices) // (fsdp * tensor), len({getattr(device, "slice_index", 0) for device in devices})
+  """The mesh of some devices; that of all TPUs is laid out by how they are wired, so that what is
+  split last talks least far, and slices, between which no wires are, share `data` alone where they
+  divide it.
+  """
+  data, slices = (
+    len(devices) // (fsdp * tensor),
+    len({getattr(device, "slice_index", 0) for device in devices}),
+  )
   if devices[0].platform == "tpu" and len(devices) == jax.device_count() and data % slices == 0:
     inner, outer = (data // slices, fsdp, tensor), (slices, 1, 1)
     grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
@@ -142,7 +176,8 @@ def arranged(devices: list[jax.Device], fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def mesh_of_rows(count: int, most: int, devices: Devices = None) -> tuple[Mesh, int]:
-  """A mesh for `count` rows, about `most` at a time, and the batch size that it divides: what fills a batch up is dropped.
+  """A mesh for `count` rows, about `most` at a time, and the batch size that it divides: what fills a
+  batch up is dropped.
 
   Raises:
     UserError: as `mesh_for`.
@@ -170,8 +205,9 @@ def batched(mesh: Mesh) -> NamedSharding:
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TENSOR_PARALLEL) -> PartitionSpec:
-  """Where an array of a state lives, by its path "a/b/kernel": the first rule that fits, then the largest axis that is left
-  and that `fsdp` divides."""
+  """Where an array of a state lives, by its path "a/b/kernel": the first rule that fits, then the
+  largest axis that is left and that `fsdp` divides.
+  """
   axes: list[str | None] = [None] * len(shape)
   if math.prod(shape) < SMALL:
     return PartitionSpec()
@@ -187,11 +223,14 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TENSOR_PA
 def split(mesh: Mesh, tree: Any, rules: Rules = TENSOR_PARALLEL) -> Any:
   """The sharding of every leaf of a state, of arrays or shapes."""
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, spec(name(path), x.shape, mesh, rules)), tree)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: NamedSharding(mesh, spec(name(path), x.shape, mesh, rules)), tree
+  )
 
 
 def on(mesh: Mesh, call: Callable) -> Callable:
-  """The jitted `call`, in which the names that networks give to the axes of their activations mean those of the mesh.
+  """The jitted `call`, in which the names that networks give to the axes of their activations mean
+  those of the mesh.
 
   Where parameters are whole, what a split batch makes of activations needs no names.
   """
@@ -258,10 +297,13 @@ def fetch(tree: Any) -> Any:
   if not multihost.several():
     return jax.device_get(tree)
   apart = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-  return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True) if apart(x) else np.asarray(x), tree)
+  return jax.tree.map(
+    lambda x: multihost_utils.process_allgather(x, tiled=True) if apart(x) else np.asarray(x), tree
+  )
 
 
 def quick_compile(mesh: Mesh) -> dict:
-  """Compiler options for a program that runs once: on a CPU, optimising the random numbers of an initialisation takes
-  six times longer than not doing so."""
+  """Compiler options for a program that runs once: on a CPU, optimising the random numbers of an
+  initialisation takes six times longer than not doing so.
+  """
   return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else {}

@@ -3,8 +3,8 @@
   (1)  direction = mean of the examples with the attribute - mean of those without
   (2)  control = the same of shuffled labels, less its share of (1), at the norm of (1)
 
-A step of 1 along (1) takes the mean of the one to the mean of the other; (2) is what a step of the same length does that
-has nothing to do with the attribute.
+A step of 1 along (1) takes the mean of the one to the mean of the other; (2) is what a step of the
+same length does that has nothing to do with the attribute.
 """
 
 import jax
@@ -22,7 +22,9 @@ def attribute(examples: Array, labels: Array) -> Array:
 def controls(examples: Array, labels: Array, keys: Array) -> Array:
   """(2), one a key [K] -> [K, ...], none with a part along the attribute's."""
   direction = attribute(examples, labels)
-  return jax.vmap(lambda key: apart(attribute(examples, jax.random.permutation(key, labels)), direction))(keys)
+  return jax.vmap(lambda key: apart(attribute(examples, jax.random.permutation(key, labels)), direction))(
+    keys
+  )
 
 
 def unrelated(direction: Array, keys: Array) -> Array:

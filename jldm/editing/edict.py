@@ -1,7 +1,8 @@
-"""EDICT, Wallace et al. 2023 (2211.12446), eqs. 14-15: two coupled states, each moved by what the network says of the other.
+"""EDICT, Wallace et al. 2023 (2211.12446), eqs. 14-15: two coupled states, each moved by what the
+network says of the other.
 
-In a clock of jldm.samplers.clock, with a and b the pair in y, f the slope that the network says at the noisier of both
-times and dtau = tau_s - tau_t, a step down is
+In a clock of jldm.samplers.clock, with a and b the pair in y, f the slope that the network says at
+the noisier of both times and dtau = tau_s - tau_t, a step down is
 
   (1)  a' = a + dtau f(b)         (2)  b' = b + dtau f(a')
   (3)  a'' = mix a' + (1 - mix) b'   (4)  b'' = mix b' + (1 - mix) a''
@@ -28,12 +29,15 @@ Array = jax.Array
 class EDICT:
   """z is the pair, [B, ..., 2 C]; two evaluations a step.
 
-  Below 1, `mix` draws the two together on the way down, and so parts them on the way up, by 1 / mix^2 a step.  The paper's
-  0.93, 1,400 in 50 steps, takes small latents to noise far from normal, and this to what a flow's solver finds.
+  Below 1, `mix` draws the two together on the way down, and so parts them on the way up, by 1 /
+  mix^2 a step.  The paper's 0.93, 1,400 in 50 steps, takes small latents to noise far from normal,
+  and this to what a flow's solver finds.
   """
 
   mix: float = 0.98
-  clock: Clock = dataclasses.field(default=Line(), metadata={"static": True})  # the paper's, Ratio, ends where alpha = 0
+  clock: Clock = dataclasses.field(
+    default=Line(), metadata={"static": True}
+  )  # the paper's, Ratio, ends where alpha = 0
 
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(single(z)))

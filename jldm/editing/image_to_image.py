@@ -1,4 +1,6 @@
-"""SDEdit, Meng et al. 2022 (2108.01073), algorithm 1: noise is added up to a time, the strength, and taken away again."""
+"""SDEdit, Meng et al. 2022 (2108.01073), algorithm 1: noise is added up to a time, the strength, and
+taken away again.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ Array = jax.Array
 
 
 def shortened(pairs: Array, strength: Array) -> Array:
-  """Pairs [N, 2] from the noise at 1 -> as many from the noise at `strength` [], in [0, 1]: N stays, so nothing compiles.
+  """Pairs [N, 2] from the noise at 1 -> as many from the noise at `strength` [], in [0, 1]: N stays,
+  so nothing compiles.
 
   Of pairs [B, N, 2], strength is [] or [B].
   """
@@ -22,7 +25,8 @@ def shortened(pairs: Array, strength: Array) -> Array:
 def image_to_image(
   process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Latents x0 [B, ...] noised up to the first time and sampled along pairs [N, 2] or [B, N, 2] -> [B, ...]; keys [B].
+  """Latents x0 [B, ...] noised up to the first time and sampled along pairs [N, 2] or [B, N, 2] -> [B,
+  ...]; keys [B].
 
   Pairs that stay at 0 (strength 0) return x0; from pure noise, nothing of x0 is left where alpha(1) = 0.
   """

@@ -2,8 +2,9 @@
 
   (1)  z_s <- known (alpha_s x0 + sigma_s eps) + (1 - known) z_s,   x0_hat <- known x0 + (1 - known) x0_hat
 
-Blended latent diffusion, Avrahami et al. 2023 (2206.02779), algorithm 1; RePaint, Lugmayr et al. 2022 (2201.09865),
-algorithm 1, is the same along pairs that go up again (`grid.repaint`), around a sampler that is `Resample`.
+Blended latent diffusion, Avrahami et al. 2023 (2206.02779), algorithm 1; RePaint, Lugmayr et al.
+2022 (2201.09865), algorithm 1, is the same along pairs that go up again (`grid.repaint`), around a
+sampler that is `Resample`.
 """
 
 import dataclasses
@@ -46,13 +47,20 @@ class Blended:
 
 
 def inpaint(
-  process: Process, denoise: Denoise, sampler: Sampler, x0: Array, known: Array, pairs: Array, keys: Array,
+  process: Process,
+  denoise: Denoise,
+  sampler: Sampler,
+  x0: Array,
+  known: Array,
+  pairs: Array,
+  keys: Array,
   start: Array | None = None,
 ) -> Array:
   """Latents x0 [B, ..., c], kept where known [B, ..., 1] is 1 and drawn anew where it is 0; keys [B].
 
-  What is drawn begins at `start` [B, ..., c] noised up to the first time of pairs [N, 2] or [B, N, 2]; by default at noise
-  alone, so that nothing of x0 is seen there.  Returns [B, ..., c], x0 itself where known is 1 (pairs that end at 0).
+  What is drawn begins at `start` [B, ..., c] noised up to the first time of pairs [N, 2] or [B, N,
+  2]; by default at noise alone, so that nothing of x0 is seen there.  Returns [B, ..., c], x0
+  itself where known is 1 (pairs that end at 0).
   """
   key_start, key_path = split_each(keys)
   blended = Blended(sampler, x0, known)
@@ -68,5 +76,7 @@ def repainted(pairs: Array, jump: int, repeats: int) -> Array:
     UserError: pairs with gaps, or what `grid.repaint` raises.
   """
   if not np.array_equal(pairs[1:, 0], pairs[:-1, 1]):
-    raise UserError(f"repeats={repeats} on a grid with gaps, which cannot be gone over again; choose another grid")
+    raise UserError(
+      f"repeats={repeats} on a grid with gaps, which cannot be gone over again; choose another grid"
+    )
   return repaint(np.append(pairs[:, 0], pairs[-1, 1]), jump, repeats)

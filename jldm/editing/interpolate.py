@@ -1,5 +1,5 @@
-"""Between two latents, or two noises, on the sphere: high-dimensional normal numbers all have about the same norm, and the
-straight line between two of them does not.
+"""Between two latents, or two noises, on the sphere: high-dimensional normal numbers all have about
+the same norm, and the straight line between two of them does not.
 """
 
 import jax
@@ -13,8 +13,8 @@ Array = jax.Array
 def slerp(a: Array, b: Array, share: Array) -> Array:
   """From a (share 0) to b (share 1), a sample each: a, b [B, ...], share [] or [B] -> [B, ...].
 
-  Directions along the great circle, norms linearly, which is Shoemake's 1985 where they are equal; straight where the
-  directions are the same, or opposite, or one is none.
+  Directions along the great circle, norms linearly, which is Shoemake's 1985 where they are equal;
+  straight where the directions are the same, or opposite, or one is none.
   """
   axes = tuple(range(1, a.ndim))
   norm = lambda x: jnp.sqrt(jnp.sum(x * x, axes, keepdims=True))

@@ -1,8 +1,8 @@
 """The noise that a deterministic sampler takes to given data: its steps walked from data to noise.
 
-DDIM's inversion, Song et al. 2021 (2010.02502), section 4.3, asks the network at the cleaner end of each step for what
-the step down asks at the noisier end, and comes back with an error of the first order; a sampler of higher order with a
-smaller one.  EDICT comes back exactly.
+DDIM's inversion, Song et al. 2021 (2010.02502), section 4.3, asks the network at the cleaner end of
+each step for what the step down asks at the noisier end, and comes back with an error of the first
+order; a sampler of higher order with a smaller one.  EDICT comes back exactly.
 """
 
 from typing import Any
@@ -20,7 +20,9 @@ from jldm.samplers.sample import Denoise, Sampler, sample
 Array = jax.Array
 
 
-def invert(process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array) -> Array:
+def invert(
+  process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
+) -> Array:
   """Latents x0 [B, ..., C] up the pairs that sampling goes down -> noise [B, ..., C]; of EDICT, [B, ..., 2 C].
 
   pairs [N, 2] or [B, N, 2], keys [B].
@@ -29,7 +31,9 @@ def invert(process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pair
   return sample(process, denoise, sampler, z, backward(pairs), keys)
 
 
-def revert(process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array) -> Array:
+def revert(
+  process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array
+) -> Array:
   """Noise that `invert` found, down pairs [N, 2] or [B, N, 2] -> latents [B, ..., C]."""
   x0 = sample(process, denoise, sampler, z, pairs, keys)
   return single(x0) if isinstance(sampler, EDICT) else x0
@@ -48,4 +52,6 @@ def refuse_noise(process: Process, sampler: Any) -> None:
   ends = [sample(process, denoise, sampler, z, pairs, row_keys(key, jnp.arange(1))) for key in keys]
   if not jnp.array_equal(*ends):
     name = type(sampler).__name__
-    raise UserError(f"{name} draws noise at each step, so that no noise leads back to a picture; use a sampler without")
+    raise UserError(
+      f"{name} draws noise at each step, so that no noise leads back to a picture; use a sampler without"
+    )

@@ -1,15 +1,16 @@
 """Restoration without training: a denoiser that has seen a measurement y = measure(x0) + noise too.
 
-Given z_t alone, x0 is about Gaussian around what the denoiser says, with variance r^2 = sigma^2 / (alpha^2 + sigma^2) of
-latents of variance one: Song et al. 2023, "Pseudoinverse-guided diffusion models", section 3.  Given y too, its mean is
-about the x that minimises
+Given z_t alone, x0 is about Gaussian around what the denoiser says, with variance r^2 = sigma^2 /
+(alpha^2 + sigma^2) of latents of variance one: Song et al. 2023, "Pseudoinverse-guided diffusion
+models", section 3.  Given y too, its mean is about the x that minimises
 
   (1)  |y - measure(x)|^2 / noise^2 + |x - x0_hat|^2 / r^2
 
-with `measure` a decoder and a degradation, so that the misfit is in pixels.  Gauss-Newton linearises it, and conjugate
-gradients solve (J'J r^2 / noise^2 + 1) d = r^2 / noise^2 J'(y - measure(x)) + x0_hat - x; no gradient goes through the
-denoiser.  DiffPIR, Zhu et al. 2023 (2305.08995), eq. 12, is (1) with a schedule for r.  It is the exact posterior
-where data are standard normal and `measure` is linear.
+with `measure` a decoder and a degradation, so that the misfit is in pixels.  Gauss-Newton
+linearises it, and conjugate gradients solve (J'J r^2 / noise^2 + 1) d = r^2 / noise^2 J'(y -
+measure(x)) + x0_hat - x; no gradient goes through the denoiser.  DiffPIR, Zhu et al. 2023
+(2305.08995), eq. 12, is (1) with a schedule for r.  It is the exact posterior where data are
+standard normal and `measure` is linear.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,23 @@ Array = jax.Array
 Measure = Callable[[Array], Array]  # latents [B, ...] -> measurements [B, ...], a sample each
 
 
-def informed(process: Process, denoise: Denoise, measure: Measure, measured: Array, noise: Array, rounds: int, solves: int):
+def informed(
+  process: Process,
+  denoise: Denoise,
+  measure: Measure,
+  measured: Array,
+  noise: Array,
+  rounds: int,
+  solves: int,
+):
   """The denoiser that knows `measured` [B, ...], with noise [] or [B] its standard deviation; for any sampler.
 
   `rounds` linearisations of `measure`, `solves` conjugate gradients each.
   """
 
-  def denoise_informed(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
+  def denoise_informed(
+    z: Array, t: Array, estimate: Array | None = None, to: Array | None = None
+  ) -> Denoised:
     x0_hat, eps, variance = denoise(z, t, estimate, to)
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
     weight = sigma**2 / (alpha**2 + sigma**2) / expand(jnp.asarray(noise), z) ** 2
@@ -58,15 +69,30 @@ def solve(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
     through = operator(direction)
     length = ratio(dot(residual, residual), dot(direction, through))
     after = residual - length * through
-    return x + length * direction, after, after + ratio(dot(after, after), dot(residual, residual)) * direction
+    return (
+      x + length * direction,
+      after,
+      after + ratio(dot(after, after), dot(residual, residual)) * direction,
+    )
 
   return jax.lax.fori_loop(0, count, body, (jnp.zeros_like(b), b, b))[0]
 
 
 def restore(
-  process: Process, denoise: Denoise, sampler: Sampler, like: Array, measure: Measure, measured: Array, noise: Array,
-  pairs: Array, keys: Array, rounds: int = 1, solves: int = 10,
+  process: Process,
+  denoise: Denoise,
+  sampler: Sampler,
+  like: Array,
+  measure: Measure,
+  measured: Array,
+  noise: Array,
+  pairs: Array,
+  keys: Array,
+  rounds: int = 1,
+  solves: int = 10,
 ) -> Array:
-  """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] or [B] -> [B, ...]; keys [B]."""
+  """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] or [B] -> [B,
+  ...]; keys [B].
+  """
   denoise = informed(process, denoise, measure, measured, noise, rounds, solves)
   return draw(process, denoise, sampler, like, pairs, keys)

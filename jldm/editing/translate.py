@@ -1,7 +1,7 @@
 """From one condition to another by the same noise: inverted under the first, sampled under the second.
 
-Dual diffusion implicit bridges, Su et al. 2023 (2203.08382), algorithm 1, between two conditions of one network.  Pairs
-that begin below 1 leave coarse structure as it is (`shortened`).
+Dual diffusion implicit bridges, Su et al. 2023 (2203.08382), algorithm 1, between two conditions of
+one network.  Pairs that begin below 1 leave coarse structure as it is (`shortened`).
 """
 
 import jax

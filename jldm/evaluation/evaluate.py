@@ -76,7 +76,10 @@ def extractor_of(evaluation: Evaluation) -> Loaded:
     known = ", ".join(f"{name} ({each.preprocessing})" for name, each in sorted(EXTRACTORS.items()))
     raise UserError(f"no extractor is named, and none fits all data; give --extractor, one of: {known}")
   path = evaluation.weights and Path(evaluation.weights)
-  return opened(find(evaluation.extractor), *((safetensors.read(path), safetensors.read_header(path).metadata) if path else ()))
+  return opened(
+    find(evaluation.extractor),
+    *((safetensors.read(path), safetensors.read_header(path).metadata) if path else ()),
+  )
 
 
 def plain(data: Any) -> Any:
@@ -107,8 +110,10 @@ def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
   if how.n < FEWEST:
     raise UserError(f"n={how.n}; expected at least {FEWEST} pictures")
   if data.train == data.held_out:
-    raise UserError(f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
-                    "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'")
+    raise UserError(
+      f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
+      "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'"
+    )
   width = loaded.width(picture_shape(data))
   if "frechet" in how.metrics:
     judging.check_enough(how.n, width)
@@ -158,7 +163,9 @@ def of_denoiser(model: Model, samples: Samples, among: Real, how: How, scores: d
 
 
 class Suspects(NamedTuple):
-  """What an audit found, and its pairs as a sheet: samples, below them the nearest training and the nearest held-out pictures."""
+  """What an audit found, and its pairs as a sheet: samples, below them the nearest training and the
+  nearest held-out pictures.
+  """
 
   told: Told
   sheet: np.ndarray
@@ -174,7 +181,9 @@ def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | N
   rows = np.concatenate([sets.reference.rows, sets.real.rows]) if aside else sets.reference.rows
   held_out = features.cached(folder, among.loaded, *sets.held_out, how.devices) if aside else judge.real
   found = memorisation.audit(samples.found.features, trained.features, held_out.features, SHOWN)
-  pairs = dataclasses.replace(found.pairs, train=rows[found.pairs.train], held_out=sets.held_out.rows[found.pairs.held_out])
+  pairs = dataclasses.replace(
+    found.pairs, train=rows[found.pairs.train], held_out=sets.held_out.rows[found.pairs.held_out]
+  )
   told = {name: value for name, value in dataclasses.asdict(found).items() if name != "pairs"}
   told |= {"n": len(samples.found), "trained_on": len(trained), "held_out": len(held_out)}
   columns = {name: each.tolist() for name, each in dataclasses.asdict(pairs).items()}
@@ -182,7 +191,9 @@ def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | N
   real = sets.reference.source[pairs.train], sets.held_out.source[pairs.held_out]
   each = (samples.images[pairs.sample], *(batch["image"] for batch in real))
   lines = [some[i : i + SHOWN // 2] for i in range(0, len(pairs.sample), SHOWN // 2) for some in each]
-  return Suspects(told, pictures.tile_rows(lines, max(1, round(pictures.CELL / min(samples.images.shape[1:3])))))
+  return Suspects(
+    told, pictures.tile_rows(lines, max(1, round(pictures.CELL / min(samples.images.shape[1:3]))))
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -212,27 +223,43 @@ def reconstructions(model: Model, codec: dict, among: Real, how: How, lpips: Any
       here = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
       yield codecs.pixels(sharding.place_batch(mesh, whole["image"][here])), len(rows) - start
 
-  distance = None if lpips is None else jax.jit(functools.partial(perceptual.distance, sharding.place(mesh, lpips)))
-  values, backs = judging.reconstruction(lambda images: reconstruct(model, codec, images), batches(), distance)
+  distance = (
+    None if lpips is None else jax.jit(functools.partial(perceptual.distance, sharding.place(mesh, lpips)))
+  )
+  values, backs = judging.reconstruction(
+    lambda images: reconstruct(model, codec, images), batches(), distance
+  )
   return Reconstructions(whole["image"], backs, whole["label"], values)
 
 
 def of_autoencoder(back: Reconstructions, among: Real, how: How) -> Told:
-  """How near reconstructions are, in all and by class, and how far off their Fréchet distance is beside the originals'."""
-  means = lambda rows: {name: judging.told(intervals.mean(value[rows]), int(rows.sum()))
-                        for name, value in back.values.items() if np.isfinite(value[rows]).all() and rows.sum() > 1}
+  """How near reconstructions are, in all and by class, and how far off their Fréchet distance is
+  beside the originals'.
+  """
+  means = lambda rows: {
+    name: judging.told(intervals.mean(value[rows]), int(rows.sum()))
+    for name, value in back.values.items()
+    if np.isfinite(value[rows]).all() and rows.sum() > 1
+  }
   metrics, left_out = means(np.ones(len(back.labels), bool)), {}
   left_out |= {name: "some pictures come back exactly" for name in back.values.keys() - metrics.keys()}
-  judge = among.judge._replace(metrics=tuple(name for name in among.judge.metrics if name in ("frechet", "kid")))
+  judge = among.judge._replace(
+    metrics=tuple(name for name in among.judge.metrics if name in ("frechet", "kid"))
+  )
   width = judge.reference.features.shape[1]
   if "frechet" in judge.metrics and len(back.labels) <= width:
-    left_out["reconstruction_frechet"] = f"{len(back.labels)} pictures are held out, where features are {width} wide"
+    left_out["reconstruction_frechet"] = (
+      f"{len(back.labels)} pictures are held out, where features are {width} wide"
+    )
     judge = judge._replace(metrics=tuple(name for name in judge.metrics if name != "frechet"))
   of = lambda images: features.of_images(among.loaded, images, back.labels, how.devices)
   found, originals = of(back.images), of(back.originals)
   scores = judge._replace(real=originals).beside(found)
   classes = {str(label): means(back.labels == label) for label in np.unique(back.labels[back.labels >= 0])}
-  told = {"metrics": metrics | {f"reconstruction_{name}": each for name, each in scores.items()}, "classes": classes}
+  told = {
+    "metrics": metrics | {f"reconstruction_{name}": each for name, each in scores.items()},
+    "classes": classes,
+  }
   return among.told | told | ({"left_out": left_out} if left_out else {})
 
 
@@ -246,7 +273,10 @@ def worst(back: Reconstructions) -> np.ndarray:
 def versions() -> Told:
   found = {name: importlib.metadata.version(name) for name in PACKAGES}
   device = jax.devices()[0]
-  return found | {"python": platform.python_version(), "device": f"{len(jax.devices())} {device.platform} {device.device_kind}"}
+  return found | {
+    "python": platform.python_version(),
+    "device": f"{len(jax.devices())} {device.platform} {device.device_kind}",
+  }
 
 
 def write(path: Path, told: Told) -> None:

@@ -20,8 +20,9 @@ CHUNK = 1024  # pictures read at once where nothing is computed of them
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """What is known of N pictures: features float32 [N, D], logits float32 [N, K], K = 0 without a classifier, labels int32 [N];
-  and of which extractor."""
+  """What is known of N pictures: features float32 [N, D], logits float32 [N, K], K = 0 without a
+  classifier, labels int32 [N]; and of which extractor.
+  """
 
   features: np.ndarray
   logits: np.ndarray
@@ -42,7 +43,8 @@ def join(*parts: Features) -> Features:
 
 
 def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None) -> Features:
-  """Features of rows int [N] of a source: a batch is shared by the devices, and what fills up the last one is dropped.
+  """Features of rows int [N] of a source: a batch is shared by the devices, and what fills up the last
+  one is dropped.
 
   Raises:
     UserError: pictures that do not fit the extractor, or features that are not finite.
@@ -55,21 +57,35 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.
     features, logits = apply(params, sharding.place_batch(mesh, loaded.extractor.prepare(batch["image"])))
     logits = np.zeros((batch_size, 0)) if logits is None else logits
     features, logits = sharding.fetch((features, logits))
-    each = (np.asarray(features, np.float32), np.asarray(logits, np.float32), np.asarray(batch["label"], np.int32))
+    each = (
+      np.asarray(features, np.float32),
+      np.asarray(logits, np.float32),
+      np.asarray(batch["label"], np.int32),
+    )
     found.append(Features(*each, loaded.source).take(slice(len(rows) - start)))
   whole = join(*found)
   if bad := np.count_nonzero(~np.isfinite(whole.features).all(1)):
-    raise UserError(f"features of {bad} of {len(rows)} pictures are not finite; the extractor's weights are broken")
+    raise UserError(
+      f"features of {bad} of {len(rows)} pictures are not finite; the extractor's weights are broken"
+    )
   return whole
 
 
-def of_images(loaded: Loaded, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None) -> Features:
+def of_images(
+  loaded: Loaded, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None
+) -> Features:
   """Features of images uint8 [N, H, W, C] with labels int [N]."""
-  return extract(loaded, Arrays({"image": images, "label": np.asarray(labels, np.int32)}), np.arange(len(images)), devices)
+  return extract(
+    loaded, Arrays({"image": images, "label": np.asarray(labels, np.int32)}), np.arange(len(images)), devices
+  )
 
 
-def cached(folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None) -> Features:
-  """`extract`, or what an earlier call left in `folder` under the hash of these very pictures and this extractor."""
+def cached(
+  folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None
+) -> Features:
+  """`extract`, or what an earlier call left in `folder` under the hash of these very pictures and this
+  extractor.
+  """
   path = folder / f"features-{key(loaded, source, rows)}.npz"
   stored = read(path, loaded.source)
   if multihost.all_of(stored is not None):

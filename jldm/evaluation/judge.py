@@ -1,8 +1,9 @@
 """What pictures are worth beside real ones, and reconstructions beside their originals.
 
-A figure of N samples alone says little: Fréchet distances are too large for few pictures, and coverage small where there are
-fewer samples than real ones.  So every figure of samples stands beside that of as many real pictures, against the same
-reference.  Sampling and networks are handed in; what is handed out is data.
+A figure of N samples alone says little: Fréchet distances are too large for few pictures, and
+coverage small where there are fewer samples than real ones.  So every figure of samples stands
+beside that of as many real pictures, against the same reference.  Sampling and networks are handed
+in; what is handed out is data.
 """
 
 from collections.abc import Callable, Iterable
@@ -39,8 +40,9 @@ class Split(NamedTuple):
 
 
 class Sets(NamedTuple):
-  """`reference`: training pictures; `real`: as many pictures as there are samples, none of them in the reference;
-  `held_out`: pictures that were not trained on."""
+  """`reference`: training pictures; `real`: as many pictures as there are samples, none of them in the
+  reference; `held_out`: pictures that were not trained on.
+  """
 
   reference: Split
   real: Split
@@ -59,13 +61,17 @@ def choose(train: Source, held_out: Source, n: int, most: int) -> Sets:
   if len(held) >= n:
     return Sets(Split(train, order[:most]), Split(held_out, held[:n]), Split(held_out, held[:n]))
   if len(order) <= n:
-    raise UserError(f"n={n}, where {len(held)} pictures are held out and {len(order)} trained on; expected at most "
-                    f"{max(len(held), len(order) - 1)}")
+    raise UserError(
+      f"n={n}, where {len(held)} pictures are held out and {len(order)} trained on; expected at most "
+      f"{max(len(held), len(order) - 1)}"
+    )
   return Sets(Split(train, order[n : n + most]), Split(train, order[:n]), Split(held_out, held))
 
 
 def in_proportion(labels: np.ndarray, n: int) -> np.ndarray:
-  """n labels, ascending, int32, in the proportion in which they occur in `labels` [N]; all -1 where none is known."""
+  """n labels, ascending, int32, in the proportion in which they occur in `labels` [N]; all -1 where
+  none is known.
+  """
   names, counts = np.unique(labels[labels >= 0], return_counts=True)
   if not len(names):
     return np.full(n, -1, np.int32)
@@ -96,7 +102,10 @@ def by_neighbours(reference: Features, found: Features) -> dict[str, Interval]:
   """Of as many real pictures as samples, where there are so many."""
   values = intervals.jackknife(manifold, reference.features[: len(found)], found.features, groups=GROUPS)
   most = {"density": np.inf}
-  return {name: Interval(each.value, max(each.low, 0.0), min(each.high, most.get(name, 1.0))) for name, each in values.items()}
+  return {
+    name: Interval(each.value, max(each.low, 0.0), min(each.high, most.get(name, 1.0)))
+    for name, each in values.items()
+  }
 
 
 def by_class(reference: Features, found: Features) -> dict[str, Interval]:
@@ -104,12 +113,16 @@ def by_class(reference: Features, found: Features) -> dict[str, Interval]:
 
 
 def by_confidence(reference: Features, found: Features) -> dict[str, Interval]:
-  score = lambda logits: {"inception_score": inception_score(logits).mean}  # shuffled: samples come class by class
+  score = lambda logits: {
+    "inception_score": inception_score(logits).mean
+  }  # shuffled: samples come class by class
   return intervals.jackknife(score, found.logits, groups=GROUPS)
 
 
 def by_twins(reference: Features, found: Features, share: float = 0.01) -> dict[str, Interval]:
-  """The share of pictures with another one of their set nearer than `share` of as many reference pictures have one."""
+  """The share of pictures with another one of their set nearer than `share` of as many reference
+  pictures have one.
+  """
   nearest = lambda each: radii(np.asarray(each.features, np.float64), 1)[0]
   limit = np.quantile(nearest(reference.take(slice(len(found)))), share)
   return {"duplicates": intervals.share(nearest(found) <= limit)}
@@ -124,7 +137,9 @@ METRICS: dict[str, Callable[[Features, Features], dict[str, Interval]]] = {
   "inception_score": by_confidence,
   "duplicates": by_twins,
 }
-FIGURES = {name: (name,) for name in METRICS} | {"manifold": ("precision", "recall", "density", "coverage")}  # of each
+FIGURES = {name: (name,) for name in METRICS} | {
+  "manifold": ("precision", "recall", "density", "coverage")
+}  # of each
 USUAL = tuple(name for name in METRICS if name != "cmmd")  # which is made for CLIP's features
 OF_CLASSES = ("manifold", "agreement")  # what the pictures of one class are enough for
 LESS_IS_BETTER = ("frechet", "kid", "cmmd", "duplicates")
@@ -142,14 +157,20 @@ class Judge(NamedTuple):
   def score(self, found: Features) -> dict[str, Interval]:
     """Every figure of pictures; UserError for features of another extractor."""
     if found.source != self.reference.source:
-      raise UserError(f"features of {found.source!r} and of {self.reference.source!r} do not compare; make both with one")
-    return {key: value for name in self.metrics for key, value in METRICS[name](self.reference, found).items()}
+      raise UserError(
+        f"features of {found.source!r} and of {self.reference.source!r} do not compare; make both with one"
+      )
+    return {
+      key: value for name in self.metrics for key, value in METRICS[name](self.reference, found).items()
+    }
 
   def beside(self, found: Features, real: dict[str, Interval] | None = None) -> Told:
     """Every figure of pictures, with that of the real pictures, which is computed where it is not given."""
     real = self.score(self.real) if real is None else real
-    return {name: told(value, len(found)) | {"real": told(real[name], len(self.real))}
-            for name, value in self.score(found).items()}
+    return {
+      name: told(value, len(found)) | {"real": told(real[name], len(self.real))}
+      for name, value in self.score(found).items()
+    }
 
   def classes(self, found: Features) -> Told:
     """OF_CLASSES, of each class with FEWEST pictures in every set."""
@@ -181,7 +202,9 @@ def judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
   if not real.logits.shape[1]:
     left_out = {name: "the extractor is no classifier" for name in OF_LOGITS}
   elif right < KNOWS:
-    left_out = {"agreement": f"of real pictures the extractor classes {100 * right:.0f} % as they are labelled: it knows others"}
+    left_out = {
+      "agreement": f"of real pictures the extractor classes {100 * right:.0f} % as they are labelled: it knows others"
+    }
   left_out = {name: why for name, why in left_out.items() if name in metrics}
   return Judge(reference, real, tuple(name for name in metrics if name not in left_out), left_out)
 
@@ -189,17 +212,24 @@ def judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
 def check_enough(n: int, width: int) -> None:
   """Raises a UserError where n pictures are too few for a Fréchet distance."""
   if n <= width:
-    raise UserError(f"{n} pictures, where features are {width} wide: their covariance is singular and the Fréchet distance means "
-                    f"nothing; expected --n above {width}, or --metrics without frechet")
+    raise UserError(
+      f"{n} pictures, where features are {width} wide: their covariance is singular and the Fréchet distance means "
+      f"nothing; expected --n above {width}, or --metrics without frechet"
+    )
 
 
 def reconstruction(
-  call: Callable, batches: Iterable[tuple[jax.Array, int]], distance: Callable | None = None, first_alone: bool = False
+  call: Callable,
+  batches: Iterable[tuple[jax.Array, int]],
+  distance: Callable | None = None,
+  first_alone: bool = False,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """PSNR in dB and SSIM of call(images) against images [B, H, W, C] in [-1, 1], by name float64 [N], and what came back.
+  """PSNR in dB and SSIM of call(images) against images [B, H, W, C] in [-1, 1], by name float64 [N],
+  and what came back.
 
-  `batches` gives (images, how many of them count).  `distance(a, b) -> [B]` is LPIPS, where a person has weights of it.  What
-  came back is uint8 [N, H, W, C], or of the first batch alone, since a whole split may be large.
+  `batches` gives (images, how many of them count).  `distance(a, b) -> [B]` is LPIPS, where a
+  person has weights of it.  What came back is uint8 [N, H, W, C], or of the first batch alone,
+  since a whole split may be large.
   """
   measures = {"psnr": psnr, "ssim": ssim} | ({"lpips": distance} if distance else {})
   values, kept = {name: [] for name in measures}, []

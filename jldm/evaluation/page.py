@@ -1,7 +1,8 @@
-"""One HTML page that holds all it shows: text is escaped here and nowhere else, pictures are data, charts are SVG.
+"""One HTML page that holds all it shows: text is escaped here and nowhere else, pictures are data,
+charts are SVG.
 
-No script and no address of anything outside: the page says so itself, by its content security policy.  Parts are strings
-of markup; everything else that comes in is text.
+No script and no address of anything outside: the page says so itself, by its content security
+policy.  Parts are strings of markup; everything else that comes in is text.
 """
 
 import base64
@@ -35,13 +36,17 @@ class Line(NamedTuple):
 
 def page(title: str, lead: str, parts: Iterable[str]) -> str:
   """A whole page."""
-  return "\n".join((
-    "<!doctype html>",
-    '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="color-scheme" content="light dark">',
-    f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
-    f"<body><main><header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>", *parts, "</main></body></html>\n",
-  ))
+  return "\n".join(
+    (
+      "<!doctype html>",
+      '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+      f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="color-scheme" content="light dark">',
+      f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
+      f"<body><main><header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>",
+      *parts,
+      "</main></body></html>\n",
+    )
+  )
 
 
 def section(title: str, *parts: str, note: str = "") -> str:
@@ -61,20 +66,30 @@ def paragraph(text: str) -> str:
 
 def tiles(facts: Iterable[tuple[str, str, str]]) -> str:
   """(name, value, remark) each, the value large."""
-  each = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><small>{escape(remark)}</small></div>"
-          for name, value, remark in facts)
+  each = (
+    f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><small>{escape(remark)}</small></div>"
+    for name, value, remark in facts
+  )
   return f'<dl class="tiles">{"".join(each)}</dl>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = (), drawn: Sequence[str] = ()) -> str:
-  """Cells of text, the first of a row its name, with a remark below; `drawn` is markup for a last cell of each row."""
+def table(
+  head: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = (), drawn: Sequence[str] = ()
+) -> str:
+  """Cells of text, the first of a row its name, with a remark below; `drawn` is markup for a last cell
+  of each row.
+  """
   top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
   lines = []
   for number, (name, *cells) in enumerate(rows):
     below = f"<small>{escape(remarks[number])}</small>" if remarks else ""
-    more = "".join(f"<td>{escape(cell)}</td>" for cell in cells) + (f"<td>{drawn[number]}</td>" if drawn else "")
+    more = "".join(f"<td>{escape(cell)}</td>" for cell in cells) + (
+      f"<td>{drawn[number]}</td>" if drawn else ""
+    )
     lines.append(f"<tr><th>{escape(name)}{below}</th>{more}</tr>")
-  return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+  return (
+    f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+  )
 
 
 def folded(title: str, text: str) -> str:
@@ -87,8 +102,10 @@ def figure(png: bytes, caption: str) -> str:
   width, _ = struct.unpack(">II", png[16:24])
   shown = width * max(1, WIDE // width)
   data = base64.b64encode(png).decode()
-  return (f'<figure><img src="data:image/png;base64,{data}" width="{shown}" alt="{escape(caption)}">'
-          f"<figcaption>{escape(caption)}</figcaption></figure>")
+  return (
+    f'<figure><img src="data:image/png;base64,{data}" width="{shown}" alt="{escape(caption)}">'
+    f"<figcaption>{escape(caption)}</figcaption></figure>"
+  )
 
 
 def whisker(low: float, value: float, high: float, beside: tuple[float, float, float] | None = None) -> str:
@@ -99,8 +116,10 @@ def whisker(low: float, value: float, high: float, beside: tuple[float, float, f
   marks = []
   for number, (a, b, c) in enumerate(both):
     y = 7 + 12 * number
-    marks.append(f'<g class="s{number}"><line x1="{at(a):.1f}" x2="{at(c):.1f}" y1="{y}" y2="{y}"/>'
-                 f'<circle cx="{at(b):.1f}" cy="{y}" r="4"/></g>')
+    marks.append(
+      f'<g class="s{number}"><line x1="{at(a):.1f}" x2="{at(c):.1f}" y1="{y}" y2="{y}"/>'
+      f'<circle cx="{at(b):.1f}" cy="{y}" r="4"/></g>'
+    )
   return f'<svg class="whisker" width="160" height="{2 + 12 * len(both)}" role="img">{"".join(marks)}</svg>'
 
 
@@ -110,24 +129,43 @@ def chart(title: str, lines: dict[str, Line], up: str, across: str = "step") -> 
   lines = {name: line for name, line in lines.items() if len(line.x)}
   if not lines:
     return ""
-  values = np.concatenate([np.asarray(part, float) for line in lines.values() for part in line[1:] if part is not None])
-  log = values.min() > 0 and values.max() > LOG_FROM * values.min() and not any(line.low for line in lines.values())
+  values = np.concatenate(
+    [np.asarray(part, float) for line in lines.values() for part in line[1:] if part is not None]
+  )
+  log = (
+    values.min() > 0
+    and values.max() > LOG_FROM * values.min()
+    and not any(line.low for line in lines.values())
+  )
   scale = np.log10 if log else np.asarray
   x_ticks = even_ticks(np.concatenate([np.asarray(line.x, float) for line in lines.values()]))
   y_ticks = log_ticks(values) if log else even_ticks(values)
   ends = scale(np.array([y_ticks[0], y_ticks[-1]]))
   place_x = lambda x: LEFT + (RIGHT - LEFT) * (np.asarray(x, float) - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
   place_y = lambda y: BOTTOM - (BOTTOM - TOP) * (scale(np.asarray(y, float)) - ends[0]) / (ends[1] - ends[0])
-  marks = [f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{place_y(y):.1f}" y2="{place_y(y):.1f}"/>'
-           f'<text x="{LEFT - 8}" y="{place_y(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>' for y in y_ticks]
-  marks += [f'<text x="{place_x(x):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{x:.7g}</text>' for x in x_ticks]
-  marks.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>')
+  marks = [
+    f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{place_y(y):.1f}" y2="{place_y(y):.1f}"/>'
+    f'<text x="{LEFT - 8}" y="{place_y(y) + 4:.1f}" text-anchor="end">{y:.4g}</text>'
+    for y in y_ticks
+  ]
+  marks += [
+    f'<text x="{place_x(x):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{x:.7g}</text>' for x in x_ticks
+  ]
+  marks.append(
+    f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>'
+  )
   for number, line in enumerate(lines.values()):
     marks += drawn(line, number, place_x, place_y)
-  keys = "".join(f'<span class="key s{n}">{escape(name)}</span>' for n, name in enumerate(lines)) if len(lines) > 1 else ""
+  keys = (
+    "".join(f'<span class="key s{n}">{escape(name)}</span>' for n, name in enumerate(lines))
+    if len(lines) > 1
+    else ""
+  )
   kind = ", logarithmic" if log else ""
-  return (f'<figure class="chart"><figcaption>{escape(title)} <span class="unit">{escape(up + kind)}</span>{keys}</figcaption>'
-          f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></figure>')
+  return (
+    f'<figure class="chart"><figcaption>{escape(title)} <span class="unit">{escape(up + kind)}</span>{keys}</figcaption>'
+    f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></figure>'
+  )
 
 
 def drawn(line: Line, number: int, place_x: Callable, place_y: Callable) -> list[str]:
@@ -142,8 +180,13 @@ def drawn(line: Line, number: int, place_x: Callable, place_y: Callable) -> list
   if window > 1:
     padded = np.pad(y, (window // 2, window - 1 - window // 2), mode="edge")
     smooth = np.convolve(padded, np.ones(window) / window, "valid")
-    return marks + [f'<path class="faint s{number}" d="{path(x, y)}"/>', f'<path class="line s{number}" d="{path(x, smooth)}"/>']
-  dots = [f'<circle class="s{number}" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in zip(place_x(x), place_y(y))]
+    return marks + [
+      f'<path class="faint s{number}" d="{path(x, y)}"/>',
+      f'<path class="line s{number}" d="{path(x, smooth)}"/>',
+    ]
+  dots = [
+    f'<circle class="s{number}" cx="{a:.1f}" cy="{b:.1f}" r="3.5"/>' for a, b in zip(place_x(x), place_y(y))
+  ]
   return [*marks, f'<path class="line s{number}" d="{path(x, y)}"/>', *dots]
 
 

@@ -1,6 +1,7 @@
 """A run as one page, W/report.html: what it learned and how fast, what it draws, and what that is worth.
 
-Everything is read from the workdir, but for a few samples drawn on the way; what a run has not done yet is left out.
+Everything is read from the workdir, but for a few samples drawn on the way; what a run has not done
+yet is left out.
 """
 
 from collections.abc import Iterator
@@ -27,12 +28,31 @@ Told = dict[str, Any]
 NEEDED = ("stage", "step", "metrics", "extractor", "reference", "real", "versions")  # of an evaluation
 MOST_SHEETS = 6  # of a stage, over time
 PREVIEWS, MOST_DRAWN = 8, 10  # steps and pictures of the denoising trajectory
-ELSEWHERE = {"stage", "step", "skipped", "images_per_second", "loss", "grad_norm", "psnr"}  # not a chart of their own
+ELSEWHERE = {
+  "stage",
+  "step",
+  "skipped",
+  "images_per_second",
+  "loss",
+  "grad_norm",
+  "psnr",
+}  # not a chart of their own
 NAMES = {  # of figures
-  "frechet": "Fréchet distance", "kid": "kernel distance (KID)", "cmmd": "CMMD", "precision": "precision", "recall": "recall",
-  "density": "density", "coverage": "coverage", "agreement": "class agreement", "inception_score": "inception score",
-  "duplicates": "duplicates", "psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS",
-  "reconstruction_frechet": "Fréchet distance", "reconstruction_kid": "kernel distance (KID)",
+  "frechet": "Fréchet distance",
+  "kid": "kernel distance (KID)",
+  "cmmd": "CMMD",
+  "precision": "precision",
+  "recall": "recall",
+  "density": "density",
+  "coverage": "coverage",
+  "agreement": "class agreement",
+  "inception_score": "inception score",
+  "duplicates": "duplicates",
+  "psnr": "PSNR, dB",
+  "ssim": "SSIM",
+  "lpips": "LPIPS",
+  "reconstruction_frechet": "Fréchet distance",
+  "reconstruction_kid": "kernel distance (KID)",
 }
 MEANS = {  # of figures, for who has not met them
   "frechet": "how far the samples' features lie from real ones', 0 is best",
@@ -70,14 +90,21 @@ def build(workdir: Path, devices: int | None = None) -> str:
     figures(last_of(judged, denoiser), "samples"),
     neighbours(workdir, judged, denoiser),
     over_time(judged, denoiser),
-    sheets(workdir, codec, "Reconstructions", "Held-out pictures, each above what comes back through its latent."),
+    sheets(
+      workdir, codec, "Reconstructions", "Held-out pictures, each above what comes back through its latent."
+    ),
     figures(last_of(judged, codec), "reconstructions"),
     worst(workdir, judged, codec),
-    *(training(stage, [row for row in logged if row.get("stage") == stage.name]) for stage in experiment.stages),
+    *(
+      training(stage, [row for row in logged if row.get("stage") == stage.name])
+      for stage in experiment.stages
+    ),
     page.section("The experiment", page.folded("as it was run", json.dumps(to_data(experiment), indent=2))),
     versions(newest),
   ]
-  lead = f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
+  lead = (
+    f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
+  )
   return page.page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
 
 
@@ -102,9 +129,13 @@ def evaluations(workdir: Path) -> list[Told]:
   for path in workdirs.evaluation(workdir).glob("*.json"):
     try:
       told = json.loads(path.read_text())
-      found.append((told["stage"], told["step"], {key: told[key] for key in NEEDED} | told | {"file": path.stem}))
+      found.append(
+        (told["stage"], told["step"], {key: told[key] for key in NEEDED} | told | {"file": path.stem})
+      )
     except (ValueError, TypeError, KeyError) as error:
-      raise UserError(f"{str(path)!r} is no evaluation; remove it, or make it anew with jldm evaluate") from error
+      raise UserError(
+        f"{str(path)!r} is no evaluation; remove it, or make it anew with jldm evaluate"
+      ) from error
   return [told for _, _, told in sorted(found, key=lambda each: each[:2])]
 
 
@@ -124,9 +155,17 @@ def summary(newest: list[Told]) -> str:
   for told in newest:
     for name in ("frechet", "recall", "agreement", "psnr", "reconstruction_frechet"):
       if each := told["metrics"].get(name):
-        beside = f"real pictures {each['real']['value']:.3g}" if "real" in each else f"of {each['n']:,} pictures"
+        beside = (
+          f"real pictures {each['real']['value']:.3g}" if "real" in each else f"of {each['n']:,} pictures"
+        )
         what = " of reconstructions" if name == "reconstruction_frechet" else ""
-        facts.append((names(told)[name] + what, f"{each['value']:.3g}", f"{each['low']:.3g} to {each['high']:.3g}; {beside}"))
+        facts.append(
+          (
+            names(told)[name] + what,
+            f"{each['value']:.3g}",
+            f"{each['low']:.3g} to {each['high']:.3g}; {beside}",
+          )
+        )
   return page.tiles(facts) if facts else ""
 
 
@@ -135,7 +174,11 @@ def training(stage: Stage, logged: list[dict]) -> str:
   if not logged:
     return ""
   of = lambda key: line([(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))])
-  timed = [(row["step"], 1000 * stage.batch_size / row["images_per_second"]) for row in logged if row.get("images_per_second")]
+  timed = [
+    (row["step"], 1000 * stage.batch_size / row["images_per_second"])
+    for row in logged
+    if row.get("images_per_second")
+  ]
   known = sorted({key for row in logged for key in row} - ELSEWHERE)
   terms = [key for key in known if not key.startswith(("held_out_", "evaluation_"))]
   terms = [key for key in terms if len(set(of(key).y)) > 1 and of(key) != of("loss")]
@@ -144,7 +187,9 @@ def training(stage: Stage, logged: list[dict]) -> str:
     *(page.chart(key.replace("_", " "), {key: of(key)}, "") for key in terms),
     page.chart("PSNR", {"training": of("psnr"), "held out": of("held_out_psnr")}, "dB"),
     page.chart("Gradient norm", {"norm": of("grad_norm")}, ""),
-    page.chart("Step time", {"time": line(timed[1:])}, "milliseconds, without the first line, which compiles"),
+    page.chart(
+      "Step time", {"time": line(timed[1:])}, "milliseconds, without the first line, which compiles"
+    ),
   ]
   skipped = sum(int(row.get("skipped", 0)) for row in logged)
   note = f"{logged[-1]['step']:,} of {stage.steps:,} steps of {stage.batch_size} pictures"
@@ -158,14 +203,23 @@ def line(points: list[tuple[float, float]]) -> Line:
 
 def spread(items: list[Any], most: int) -> list[Any]:
   """At most so many of them, evenly, the first and the last included."""
-  return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+  return [
+    items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+  ]
 
 
 def sheets(workdir: Path, stage: str | None, title: str, note: str) -> str:
   """Some of the pictures that a stage left while training."""
-  found = sorted((int(match[1]), path) for path in (workdir / "images").glob(f"{stage}-*.png")
-                 if (match := re.fullmatch(rf"{stage}-(\d+)", path.stem)))
-  drawn = [page.figure(path.read_bytes(), f"step {step:,}") for step, path in spread(found, MOST_SHEETS)] if found else []
+  found = sorted(
+    (int(match[1]), path)
+    for path in (workdir / "images").glob(f"{stage}-*.png")
+    if (match := re.fullmatch(rf"{stage}-(\d+)", path.stem))
+  )
+  drawn = (
+    [page.figure(path.read_bytes(), f"step {step:,}") for step, path in spread(found, MOST_SHEETS)]
+    if found
+    else []
+  )
   return page.section(title, page.row(*drawn), note=note) if drawn else ""
 
 
@@ -181,11 +235,17 @@ def denoising(workdir: Path, devices: int | None) -> str:
   except UserError as error:
     return page.section(title, page.paragraph(f"Not drawn: {error}"))
   scale = max(1, round(pictures.CELL / min(last.shape[1:3])))
-  sheet = pictures.tile_rows([np.concatenate([each, image[None]]) for each, image in zip(estimates, last)], scale)
+  sheet = pictures.tile_rows(
+    [np.concatenate([each, image[None]]) for each, image in zip(estimates, last)], scale
+  )
   chosen = described(model.sampling)
-  note = (f"A row a picture, from noise to the left: what {PREVIEWS} of the steps took it for, and last the picture. "
-          f"{chosen['sampler']}, {chosen['steps']} steps, {guidance_text(chosen)}, seed 0.")
-  return page.section(title, page.figure(pictures.encode_png(sheet, {"what": "denoising"}), "left to right"), note=note)
+  note = (
+    f"A row a picture, from noise to the left: what {PREVIEWS} of the steps took it for, and last the picture. "
+    f"{chosen['sampler']}, {chosen['steps']} steps, {guidance_text(chosen)}, seed 0."
+  )
+  return page.section(
+    title, page.figure(pictures.encode_png(sheet, {"what": "denoising"}), "left to right"), note=note
+  )
 
 
 def figures(told: Told | None, what: str) -> str:
@@ -195,20 +255,32 @@ def figures(told: Told | None, what: str) -> str:
   lines, marks = [], []
   for name, each in told["metrics"].items():
     real = each.get("real")
-    lines.append((names(told).get(name, name), f"{each['value']:.4g}", f"{each['low']:.4g} to {each['high']:.4g}",
-                  f"{real['value']:.4g}" if real else "", f"{each['n']:,}"))
+    lines.append(
+      (
+        names(told).get(name, name),
+        f"{each['value']:.4g}",
+        f"{each['low']:.4g} to {each['high']:.4g}",
+        f"{real['value']:.4g}" if real else "",
+        f"{each['n']:,}",
+      )
+    )
     ends = tuple((part["low"], part["value"], part["high"]) for part in (each, real) if part)
     marks.append(page.whisker(*ends[0], *ends[1:]))
   head = ("", "value", "95 % interval", "real against real", "n", "intervals, real below")
   remarks = [MEANS.get(name, "") for name in told["metrics"]]
   parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
-  parts += [page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.") for name, why in told.get("left_out", {}).items()]
+  parts += [
+    page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.")
+    for name, why in told.get("left_out", {}).items()
+  ]
   return page.section(f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {conditions(told)}")
 
 
 def names(told: Told) -> dict[str, str]:
   """Of figures, the Fréchet distance as the extractor's weights allow to call it."""
-  return NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"].get("distance", NAMES["frechet"]))
+  return NAMES | dict.fromkeys(
+    ("frechet", "reconstruction_frechet"), told["extractor"].get("distance", NAMES["frechet"])
+  )
 
 
 def conditions(told: Told) -> str:
@@ -217,24 +289,36 @@ def conditions(told: Told) -> str:
   how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, {guidance}, seed {seed}. "
   weights = f"weights {each['weights']}" if each["weights"] else "no weights"
   how = how.format(**drawn | {"guidance": guidance_text(drawn)}) if drawn else ""
-  return (f"{how}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
-          f"{weights}), against {among['n']:,} pictures of {among['split']}; real pictures are {told['real']['n']:,} of "
-          f"{told['real']['split']}.")
+  return (
+    f"{how}Features of {each['name']} {each['version']} ({each['preprocessing']}; "
+    f"{weights}), against {among['n']:,} pictures of {among['split']}; real pictures are {told['real']['n']:,} of "
+    f"{told['real']['split']}."
+  )
 
 
 def by_class(classes: dict[str, Told]) -> str:
   if not classes:
     return ""
   names = list(next(iter(classes.values())))
-  lines = [(label, *(f"{each[name]['value']:.3g}" if name in each else "" for name in names), str(next(iter(each.values()))["n"]))
-           for label, each in classes.items()]
+  lines = [
+    (
+      label,
+      *(f"{each[name]['value']:.3g}" if name in each else "" for name in names),
+      str(next(iter(each.values()))["n"]),
+    )
+    for label, each in classes.items()
+  ]
   return page.table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
 
 
 def over_time(judged: list[Told], stage: str | None) -> str:
   """Figures over the steps that were judged as the last one was."""
   every = [told for told in judged if told["stage"] == stage]
-  alike = [told for told in every if all(told[key] == every[-1][key] for key in ("samples", "extractor", "reference"))]
+  alike = [
+    told
+    for told in every
+    if all(told[key] == every[-1][key] for key in ("samples", "extractor", "reference"))
+  ]
   if len(alike) < 2:
     return ""
   charts = []
@@ -244,12 +328,20 @@ def over_time(judged: list[Told], stage: str | None) -> str:
     drawn = Line(x, *([value[end] for value in each] for end in ("value", "low", "high")))
     real = Line(x, [value["real"]["value"] for value in each])
     charts.append(page.chart(NAMES.get(name, name), {"samples": drawn, "real pictures": real}, ""))
-  return page.section("Figures over time", page.row(*charts), note="Samples of one seed, drawn and judged alike.")
+  return page.section(
+    "Figures over time", page.row(*charts), note="Samples of one seed, drawn and judged alike."
+  )
 
 
 def worst(workdir: Path, judged: list[Told], stage: str | None) -> str:
-  return of_file(workdir, judged, stage, "worst", "Worst reconstructions",
-                 "The held-out pictures that come back worst by PSNR, each above its reconstruction.")
+  return of_file(
+    workdir,
+    judged,
+    stage,
+    "worst",
+    "Worst reconstructions",
+    "The held-out pictures that come back worst by PSNR, each above its reconstruction.",
+  )
 
 
 def neighbours(workdir: Path, judged: list[Told], stage: str | None) -> str:
@@ -257,18 +349,30 @@ def neighbours(workdir: Path, judged: list[Told], stage: str | None) -> str:
   if not told:
     return ""
   percent = {name: f"{100 * told[name]:.1f} %" for name in ("nearer", "copies")}
-  said = (f"{percent['nearer']} of samples are nearer to a training picture than to one of as many held-out ones, where 50 % is "
-          f"chance; {percent['copies']} are as near to one as 1 % of held-out pictures are. ")
+  said = (
+    f"{percent['nearer']} of samples are nearer to a training picture than to one of as many held-out ones, where 50 % is "
+    f"chance; {percent['copies']} are as near to one as 1 % of held-out pictures are. "
+  )
   said += "This model copies what it was trained on." if told["flagged"] else "No copying is seen."
-  return of_file(workdir, judged, stage, "nearest", "Nearest neighbours",
-                 f"{said} The most suspicious samples, above the nearest training picture and the nearest held-out one.")
+  return of_file(
+    workdir,
+    judged,
+    stage,
+    "nearest",
+    "Nearest neighbours",
+    f"{said} The most suspicious samples, above the nearest training picture and the nearest held-out one.",
+  )
 
 
 def of_file(workdir: Path, judged: list[Told], stage: str | None, what: str, title: str, note: str) -> str:
   """A sheet that the newest evaluation of a stage left."""
   files = [told["file"] for told in judged if told["stage"] == stage]
   path = workdirs.evaluation(workdir) / f"{files[-1]}-{what}.png" if files else None
-  return page.section(title, page.figure(path.read_bytes(), path.name), note=note) if path and path.is_file() else ""
+  return (
+    page.section(title, page.figure(path.read_bytes(), path.name), note=note)
+    if path and path.is_file()
+    else ""
+  )
 
 
 def versions(newest: list[Told]) -> str:

@@ -49,12 +49,18 @@ def channels_of(model: Model) -> int:
 
 
 def opened(model: Model, images: Any) -> Canvas:
-  """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha besides, or the model's
-  latents have no places [h, w, c]."""
+  """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha
+  besides, or the model's latents have no places [h, w, c].
+  """
   if len(model.latent_shape) != 3:
     raise UserError(f"latents of shape {list(model.latent_shape)}; edits of pictures need latents [h, w, c]")
   images, channels = np.asarray(images), channels_of(model)
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] - channels not in (0, 1) or not images.size:
+  if (
+    images.dtype != np.uint8
+    or images.ndim != 4
+    or images.shape[-1] - channels not in (0, 1)
+    or not images.size
+  ):
     expected = f"uint8 [N, H, W, {channels}], or {channels + 1} with alpha"
     raise UserError(f"pictures {images.dtype} of shape {list(images.shape)}; expected {expected}")
   flat = images[..., :channels]
@@ -71,7 +77,10 @@ def closed(canvas: Canvas, images: np.ndarray, known: np.ndarray | None = None) 
 
   They are the source, bit for bit, where known [N, H, W, 1] is 1.
   """
-  copies, (height, width, channels) = len(images) // len(canvas.source), (*canvas.source.shape[1:3], images.shape[-1])
+  copies, (height, width, channels) = (
+    len(images) // len(canvas.source),
+    (*canvas.source.shape[1:3], images.shape[-1]),
+  )
   source, images = np.repeat(canvas.source, copies, 0), images[:, :height, :width]
   if source.shape[-1] > channels:
     images = np.concatenate([over_nothing(images, source), source[..., channels:]], -1)
@@ -84,7 +93,9 @@ def opacity(images: np.ndarray) -> np.ndarray:
 
 
 def over_nothing(images: np.ndarray, source: np.ndarray) -> np.ndarray:
-  """Colours uint8 [..., C] that look like `images` over white under the alpha of `source`, whose own stay where it is 0."""
+  """Colours uint8 [..., C] that look like `images` over white under the alpha of `source`, whose own
+  stay where it is 0.
+  """
   share = opacity(source)
   straight = np.clip(np.rint((images - (1 - share) * 255) / np.maximum(share, 1 / 255)), 0, 255)
   return np.where(share > 0, straight, source[..., :-1]).astype(np.uint8)
@@ -99,21 +110,30 @@ def check_known(canvas: Canvas, known: Any) -> np.ndarray:
   known, (count, height, width, _) = np.asarray(known, np.float32), canvas.source.shape
   known = known[None, ..., None] if known.ndim == 2 else known
   if known.ndim != 4 or known.shape[0] not in (1, count) or known.shape[1:] != (height, width, 1):
-    raise UserError(f"a mask of shape {list(known.shape)} for pictures of {height}x{width}; expected one of the same size")
+    raise UserError(
+      f"a mask of shape {list(known.shape)} for pictures of {height}x{width}; expected one of the same size"
+    )
   if not np.isin(known, (0, 1)).all():
-    raise UserError("a mask with values besides 0 and 1; expected 1 where a pixel is kept and 0 where it is repainted")
+    raise UserError(
+      "a mask with values besides 0 and 1; expected 1 where a pixel is kept and 0 where it is repainted"
+    )
   if known.all():
     raise UserError("the mask is empty: nothing is to be repainted; mark it in white (in Python: known 0)")
   return np.broadcast_to(known, (count, height, width, 1))
 
 
 def grown(images: np.ndarray, top: int, right: int, bottom: int, left: int) -> tuple[np.ndarray, np.ndarray]:
-  """Pictures uint8 [N, H, W, C] with room around them, edges repeated, and what is known of them, float32 [1, H', W', 1].
+  """Pictures uint8 [N, H, W, C] with room around them, edges repeated, and what is known of them,
+  float32 [1, H', W', 1].
 
   Raises:
     UserError: a negative margin, or none at all.
   """
   if min(top, right, bottom, left) < 0 or not any((top, right, bottom, left)):
-    raise UserError(f"margins {top},{right},{bottom},{left}; expected numbers of pixels, at least one above 0")
+    raise UserError(
+      f"margins {top},{right},{bottom},{left}; expected numbers of pixels, at least one above 0"
+    )
   margins = (0, 0), (top, bottom), (left, right), (0, 0)
-  return np.pad(images, margins, mode="edge"), np.pad(np.ones((1, *images.shape[1:3], 1), np.float32), margins)
+  return np.pad(images, margins, mode="edge"), np.pad(
+    np.ones((1, *images.shape[1:3], 1), np.float32), margins
+  )

@@ -1,8 +1,8 @@
 """From what a request gives to the branches of guidance.
 
-Branch 0 has what is given; every further one has, in its place, what guidance pushes away from: another value that the request
-names, or the null of a conditioner.  All branches have the same arrays, and per sample a flag says whether they are used, so that
-one program serves every request.
+Branch 0 has what is given; every further one has, in its place, what guidance pushes away from:
+another value that the request names, or the null of a conditioner.  All branches have the same
+arrays, and per sample a flag says whether they are used, so that one program serves every request.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,32 +26,41 @@ Array = jax.Array
 
 
 class Branch(NamedTuple):
-  """Inputs by conditioner [B, ...], the first branch's where it has none of its own, and whether they are used, bool [B]."""
+  """Inputs by conditioner [B, ...], the first branch's where it has none of its own, and whether they
+  are used, bool [B].
+  """
 
   inputs: dict[str, Inputs]
   use: dict[str, Array]
 
 
-def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[str, Any]], n: int) -> tuple[Branch, ...]:
-  """Branches of n samples, on the host.  Parts of the latents that are named are held, None of them as noise; others are drawn.
+def branches(
+  model: Model, given: Mapping[str, Any], against: Sequence[Mapping[str, Any]], n: int
+) -> tuple[Branch, ...]:
+  """Branches of n samples, on the host.  Parts of the latents that are named are held, None of them as
+  noise; others are drawn.
 
   given: by the conditioner's name, as `read` of it takes it; one value for all samples or one per sample.
-  against: one dict for each further branch.  None is null; what is not named is null if the conditioner is guided, and as
-    given if it is not.
+  against: one dict for each further branch.  None is null; what is not named is null if the
+    conditioner is guided, and as given if it is not.
 
   Raises:
-    UserError: a name that the model does not know, a value that is not legal or not one per sample, or nothing for a conditioner
-      without which the model was never trained.
+    UserError: a name that the model does not know, a value that is not legal or not one per sample,
+      or nothing for a conditioner without which the model was never trained.
   """
   named = {name for each in (given, *against) for name in each}
   conditioners = known_conditioners(model, named)
   for name in named - conditioners.keys():
     known = ", ".join([*conditioners, *(name for name in model.parts if name not in conditioners)])
-    raise UserError(f"{name!r} is given, and the model knows {known or 'nothing: it was trained without conditions'}")
+    raise UserError(
+      f"{name!r} is given, and the model knows {known or 'nothing: it was trained without conditions'}"
+    )
   for name, conditioner in conditioners.items():
     if given.get(name) is None and not conditioner.dropout:
-      raise UserError(f"this model was always trained with {name!r}, {type(conditioner).__name__}, and cannot draw without; "
-                      f"give it: Request(given={{{name!r}: …}})")
+      raise UserError(
+        f"this model was always trained with {name!r}, {type(conditioner).__name__}, and cannot draw without; "
+        f"give it: Request(given={{{name!r}: …}})"
+      )
   values = {name: given.get(name) for name in conditioners}
   first = branch(model, values, n, conditioners)
   guided = any(each.guided and values[name] is not None for name, each in conditioners.items())
@@ -59,7 +68,9 @@ def branches(model: Model, given: Mapping[str, Any], against: Sequence[Mapping[s
     return (first,)
   away = {name: None if each.guided else values[name] for name, each in conditioners.items()}
   others = [away | dict(each) for each in against]
-  own = lambda other: [name for name, each in conditioners.items() if has_own(each, other[name], values[name])]
+  own = lambda other: [
+    name for name, each in conditioners.items() if has_own(each, other[name], values[name])
+  ]
   return (first, *(branch(model, other, n, own(other)) for other in others))
 
 
@@ -70,7 +81,9 @@ def known_conditioners(model: Model, names: Iterable[str]) -> dict[str, Conditio
     UserError: a conditioner has the name of a part.
   """
   if both := model.conditioners.keys() & model.parts.keys():
-    raise UserError(f"{min(both)!r} is a part of the latents and a conditioner; give the conditioner another name")
+    raise UserError(
+      f"{min(both)!r} is a part of the latents and a conditioner; give the conditioner another name"
+    )
   parts = {name: Part(name=name, fields=codec.fields) for name, codec in model.parts.items() if name in names}
   return model.conditioners | parts
 
@@ -84,9 +97,11 @@ def check_held(model: Model, given: Sequence[Branch]) -> None:
 
 
 def has_own(conditioner: Conditioner, other: Any, value: Any) -> bool:
-  """Whether a further branch has inputs of its own, instead of those of the first branch, whose value is `value`.
+  """Whether a further branch has inputs of its own, instead of those of the first branch, whose value
+  is `value`.
 
-  The null of a guided conditioner has, so that null and a negative condition are one program; any other null has none.
+  The null of a guided conditioner has, so that null and a negative condition are one program; any
+  other null has none.
   """
   return conditioner.guided if other is None else other is not value
 
@@ -109,8 +124,11 @@ def for_each_sample(name: str, array: Any, n: int) -> np.ndarray:
   return np.broadcast_to(array, (n, *array.shape[1:]))
 
 
-def per_conditioner(model: Model, rule: PerConditioner, given: Mapping[str, Any], negative: Mapping[str, Any]) -> list[dict]:
-  """The further branches of a rule with a scale per conditioner: the first i of its names are null, or what `negative` says.
+def per_conditioner(
+  model: Model, rule: PerConditioner, given: Mapping[str, Any], negative: Mapping[str, Any]
+) -> list[dict]:
+  """The further branches of a rule with a scale per conditioner: the first i of its names are null, or
+  what `negative` says.
 
   Raises:
     UserError: a conditioner that the model does not know, or without which it was never trained.
@@ -118,15 +136,19 @@ def per_conditioner(model: Model, rule: PerConditioner, given: Mapping[str, Any]
   able = [name for name, each in model.conditioners.items() if each.dropout]
   for name in rule.names:
     if name not in able:
-      raise UserError(f"guidance by {name!r}: the model was trained both with and without {', '.join(able) or 'nothing'}; "
-                      "expected one of those, or train with a dropout of the conditioner")
+      raise UserError(
+        f"guidance by {name!r}: the model was trained both with and without {', '.join(able) or 'nothing'}; "
+        "expected one of those, or train with a dropout of the conditioner"
+      )
   values = {name: given.get(name) for name in model.conditioners}
   nulls = [(name, negative.get(name)) for name in rule.names]
   return [values | dict(nulls[: i + 1]) for i in range(len(nulls))]
 
 
 def embed(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
-  """What the network is given in each branch; within jit, before the scan.  What branches share is embedded once."""
+  """What the network is given in each branch; within jit, before the scan.  What branches share is
+  embedded once.
+  """
   encode = functools.partial(encode_mean, Loaded(model.codec, params["codec"]))
   conditioners = known_conditioners(model, given[0].inputs)
   call = lambda name, inputs: conditioners[name].embed(params.get(name, {}), inputs, encode)
@@ -135,5 +157,7 @@ def embed(model: Model, params: dict, given: Sequence[Branch]) -> list[Condition
   for one in given:
     fresh = first | {name: call(name, inputs) for name, inputs in one.inputs.items() if one is not given[0]}
     null = {name: conditioners[name].null(params.get(name, {}), value) for name, value in fresh.items()}
-    conditions.append({name: where(jnp.asarray(one.use[name]), value, null[name]) for name, value in fresh.items()})
+    conditions.append(
+      {name: where(jnp.asarray(one.use[name]), value, null[name]) for name, value in fresh.items()}
+    )
   return conditions

@@ -3,9 +3,10 @@
   model, params = load("runs/fashion_mnist")
   edited = image_to_image(model, params, images, strength=0.6)  # uint8 [N, H, W, C], as large as images
 
-Pictures are uint8 [N, H, W, C] of any size, or with alpha besides (jldm.inference.canvas).  `request` is that of `generate`:
-its n is how many edits of each picture, its conditions are one for all pictures or one per edit.  `sampling` is that of
-`generate`, by default the model's, with the sampler that the edit itself needs.
+Pictures are uint8 [N, H, W, C] of any size, or with alpha besides (jldm.inference.canvas).
+`request` is that of `generate`: its n is how many edits of each picture, its conditions are one for
+all pictures or one per edit.  `sampling` is that of `generate`, by default the model's, with the
+sampler that the edit itself needs.
 
 Strengths, masks, scales, conditions and seeds are traced:
 changing them compiles nothing.
@@ -22,7 +23,13 @@ import numpy as np
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
-from jldm.editing import directions, image_to_image as sdedit, inpaint as inpainting, invert as inversion, restore as restoring
+from jldm.editing import (
+  directions,
+  image_to_image as sdedit,
+  inpaint as inpainting,
+  invert as inversion,
+  restore as restoring,
+)
 from jldm.editing.edict import EDICT
 from jldm.editing.interpolate import between
 from jldm.editing.translate import translate as translated
@@ -42,7 +49,9 @@ from jldm.samplers.sample import draw
 
 Array = jax.Array
 
-CODEC_ERROR = 0.03  # std of what a decoder cannot say of a picture in [-1, 1]: a restoration does not chase it
+CODEC_ERROR = (
+  0.03  # std of what a decoder cannot say of a picture in [-1, 1]: a restoration does not chase it
+)
 REQUEST = Request()
 
 
@@ -58,7 +67,13 @@ def latents(canvas: Canvas, params: dict, copies: int = 1) -> Array:
 
 
 def plan(
-  model: Model, params: dict, request: Request, sampling: Sampling | None, count: int, *, invertible: bool = False,
+  model: Model,
+  params: dict,
+  request: Request,
+  sampling: Sampling | None,
+  count: int,
+  *,
+  invertible: bool = False,
   default: Any = None,
 ) -> Setup:
   """What the samplers of an edit of `count` samples are called with.
@@ -72,7 +87,9 @@ def plan(
   sampling = dataclasses.replace(model.sampling, sampler=None) if sampling is None else sampling
   sampler = sampling.sampler or (EDICT() if invertible else default or model.sampling.sampler)
   if isinstance(sampler, EDICT) and not invertible:
-    raise UserError("EDICT steps a pair of states, for inversion; this edit begins with one: use another sampler")
+    raise UserError(
+      "EDICT steps a pair of states, for inversion; this edit begins with one: use another sampler"
+    )
   setup = set_up(model, params, request, dataclasses.replace(sampling, sampler=sampler), count)
   if invertible:
     inversion.refuse_noise(model.process, setup.sampler)
@@ -104,9 +121,15 @@ def run_image_to_image(model: Model, setup: Setup, x0: Array, strength: Array) -
 
 
 def image_to_image(
-  model: Model, params: dict, images: Any, strength: float = 0.5, request: Request = REQUEST, sampling: Sampling | None = None
+  model: Model,
+  params: dict,
+  images: Any,
+  strength: float = 0.5,
+  request: Request = REQUEST,
+  sampling: Sampling | None = None,
 ) -> np.ndarray:
-  """SDEdit: n variations of each picture, uint8 [N n, H, W, C]; strength 0 gives its reconstruction, 1 forgets it.
+  """SDEdit: n variations of each picture, uint8 [N n, H, W, C]; strength 0 gives its reconstruction, 1
+    forgets it.
 
   Raises:
     UserError: a strength outside [0, 1], and what `opened` and `plan` raise.
@@ -129,13 +152,21 @@ def run_inpaint(model: Model, setup: Setup, images: Array, known: Array, strengt
 
 
 def inpaint(
-  model: Model, params: dict, images: Any, known: Any, strength: float = 1.0, repaint: tuple[int, int] = (1, 10),
-  request: Request = REQUEST, sampling: Sampling | None = None,
+  model: Model,
+  params: dict,
+  images: Any,
+  known: Any,
+  strength: float = 1.0,
+  repaint: tuple[int, int] = (1, 10),
+  request: Request = REQUEST,
+  sampling: Sampling | None = None,
 ) -> np.ndarray:
-  """n fillings of each picture, uint8 [N n, H, W, C], bit for bit the picture where known [H, W] or [N, H, W, 1] is 1.
+  """n fillings of each picture, uint8 [N n, H, W, C], bit for bit the picture where known [H, W] or
+  [N, H, W, 1] is 1.
 
-  repaint: (repeats, jump), how often to go over every stretch of `jump` steps: RePaint; once by default.
-  A model that was trained on masked pictures (`Masked`) is given the mask besides.  `strength` < 1 begins with what is there.
+  repaint: (repeats, jump), how often to go over every stretch of `jump` steps: RePaint; once by
+  default. A model that was trained on masked pictures (`Masked`) is given the mask besides.
+  `strength` < 1 begins with what is there.
 
   Raises:
     UserError: a mask of another size or an empty one, and what `image_to_image` raises.
@@ -148,10 +179,14 @@ def inpaint(
   if name := of_kind(model, Masked):
     request = with_given(request, **{name: (shown, kept)})
   elif needed := of_kind(model, Paired):
-    raise UserError(f"this model was trained with {needed!r}, Paired; inpainting needs Masked, or a model without either")
+    raise UserError(
+      f"this model was trained with {needed!r}, Paired; inpainting needs Masked, or a model without either"
+    )
   setup = plan(model, params, request, sampling, len(shown))
   if repaint[0] > 1:
-    setup = setup._replace(sampler=Resample(setup.sampler), pairs=inpainting.repainted(setup.pairs, repaint[1], repaint[0]))
+    setup = setup._replace(
+      sampler=Resample(setup.sampler), pairs=inpainting.repainted(setup.pairs, repaint[1], repaint[0])
+    )
   filled = run_inpaint(model, setup, shown, kept, strength)
   return closed(canvas, to_uint8(filled), known)
 
@@ -188,7 +223,9 @@ def invert(
   setup = plan(canvas.model, params, request, sampling, len(x0), invertible=True)
   z = run_invert(canvas.model, setup, x0, jnp.float32(1))
   back, plain = run_revert(canvas.model, setup, z, jnp.float32(1)), run_decode(canvas.model, params, x0)
-  return Inverted(np.asarray(z), *(closed(canvas, to_uint8(each)) for each in (back, plain)), np.asarray(psnr(back, plain)))
+  return Inverted(
+    np.asarray(z), *(closed(canvas, to_uint8(each)) for each in (back, plain)), np.asarray(psnr(back, plain))
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -206,20 +243,28 @@ def revert(
 
 
 def interpolate(
-  model: Model, params: dict, images: Any, count: int = 9, space: str = "noise", strength: float = 0.0,
-  request: Request = REQUEST, sampling: Sampling | None = None,
+  model: Model,
+  params: dict,
+  images: Any,
+  count: int = 9,
+  space: str = "noise",
+  strength: float = 0.0,
+  request: Request = REQUEST,
+  sampling: Sampling | None = None,
 ) -> np.ndarray:
   """`count` pictures uint8 [count, H, W, C] from the first of two, images [2, H, W, C], to the second.
 
-  On the sphere between the noises that lead to them, or between their latents; of these, `strength` > 0 takes away what is
-  not of the data, by SDEdit with the same noise for all.
+  On the sphere between the noises that lead to them, or between their latents; of these, `strength`
+  > 0 takes away what is not of the data, by SDEdit with the same noise for all.
 
   Raises:
     UserError: not two pictures, an unknown space, a strength in noise, and what `opened` and `plan` raise.
   """
   canvas, in_noise = opened(model, images), check_space(space, strength)
   if len(canvas.images) != 2 or count < 2:
-    raise UserError(f"{len(canvas.images)} pictures and {count} places; expected two pictures and at least two places")
+    raise UserError(
+      f"{len(canvas.images)} pictures and {count} places; expected two pictures and at least two places"
+    )
   model, x0 = canvas.model, latents(canvas, params)
   whole = canvas._replace(source=canvas.source[:1])
   setup = plan(model, params, request, sampling, count, invertible=in_noise)
@@ -227,7 +272,9 @@ def interpolate(
     ends = run_invert(model, plan(model, params, request, sampling, 2, invertible=True), x0, jnp.float32(1))
     return closed(whole, to_uint8(run_revert(model, setup, between(*ends, count), jnp.float32(1))))
   setup = setup._replace(keys=jnp.repeat(setup.keys[:1], count, 0))
-  return closed(whole, to_uint8(run_image_to_image(model, setup, between(*x0, count), check_share("strength", strength))))
+  return closed(
+    whole, to_uint8(run_image_to_image(model, setup, between(*x0, count), check_share("strength", strength)))
+  )
 
 
 def check_space(space: str, strength: float) -> bool:
@@ -235,7 +282,9 @@ def check_space(space: str, strength: float) -> bool:
   if space not in ("noise", "latents"):
     raise UserError(f"space={space!r}; expected 'noise' or 'latents'")
   if space == "noise" and strength:
-    raise UserError(f"strength={strength} in the space of noise, where nothing is noised; leave it out, or choose latents")
+    raise UserError(
+      f"strength={strength} in the space of noise, where nothing is noised; leave it out, or choose latents"
+    )
   return space == "noise"
 
 
@@ -247,11 +296,16 @@ def run_translate(model: Model, setup: Setup, onto: tuple[Branch, ...], x0: Arra
 
 
 def translate(
-  model: Model, params: dict, images: Any, onto: Any, strength: float = 1.0, request: Request = REQUEST,
+  model: Model,
+  params: dict,
+  images: Any,
+  onto: Any,
+  strength: float = 1.0,
+  request: Request = REQUEST,
   sampling: Sampling | None = None,
 ) -> np.ndarray:
-  """Pictures under the request's conditions as pictures under those of `onto`, such as {"label": 6}, by the same noise: uint8
-  [N, H, W, C]; less strength keeps more of them.
+  """Pictures under the request's conditions as pictures under those of `onto`, such as {"label": 6},
+  by the same noise: uint8 [N, H, W, C]; less strength keeps more of them.
 
   Raises:
     UserError: a model without conditions, and what `image_to_image` and `invert` raise.
@@ -281,7 +335,9 @@ def paired(
   """
   name = of_kind(model, Paired)
   if name is None:
-    raise UserError("this model was not trained on pairs of pictures; say what to translate, or what is to be restored")
+    raise UserError(
+      "this model was not trained on pairs of pictures; say what to translate, or what is to be restored"
+    )
   canvas = opened(model, images)
   sources = np.repeat(canvas.images, copies_of(request), 0)
   setup = plan(canvas.model, params, with_given(request, **{name: sources}), sampling, len(sources))
@@ -289,7 +345,9 @@ def paired(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def run_restore(model: Model, degradation: Any, setup: Setup, measured: Array, known: Array, noise: Array) -> Array:
+def run_restore(
+  model: Model, degradation: Any, setup: Setup, measured: Array, known: Array, noise: Array
+) -> Array:
   """measured [B, H, W, C], where known [B, H, W, 1]; both smaller after Downsampled."""
   like = setup.like(model)
   measure = lambda z: known * spoilt(degradation, setup.decode(model, z))
@@ -305,16 +363,23 @@ def spoilt(degradation: Any, images: Array) -> Array:
 
 
 def restore(
-  model: Model, params: dict, images: Any, degradation: Any = None, noise: float = 0.0, known: Any = None,
-  request: Request = REQUEST, sampling: Sampling | None = None,
+  model: Model,
+  params: dict,
+  images: Any,
+  degradation: Any = None,
+  noise: float = 0.0,
+  known: Any = None,
+  request: Request = REQUEST,
+  sampling: Sampling | None = None,
 ) -> np.ndarray:
   """n pictures that each of images may have been, uint8 [N n, H, W, C].
 
-  degradation: Blurred or Downsampled of jldm.models.conditioners.degradation, after which images are smaller by its
-    factor; None where there is nothing but noise, or missing pixels.
+  degradation: Blurred or Downsampled of jldm.models.conditioners.degradation, after which images
+    are smaller by its factor; None where there is nothing but noise, or missing pixels.
   noise: standard deviation of the noise of pixels in [-1, 1].
   known: 0 where a pixel is missing; without noise the others come back bit for bit.
-  sampling: by default ancestral steps, whose fresh noise takes away what a measurement brought in that is not of the data.
+  sampling: by default ancestral steps, whose fresh noise takes away what a measurement brought in
+    that is not of the data.
 
   Raises:
     UserError: a negative noise, a mask that does not fit, and what `opened` and `plan` raise.
@@ -323,7 +388,11 @@ def restore(
     raise UserError(f"noise={noise}; expected at least 0, for pixels in [-1, 1]")
   factor = degradation.factor if isinstance(degradation, Downsampled) else 1
   canvas = opened(model, np.asarray(images).repeat(factor, 1).repeat(factor, 2))
-  model, n, seen = canvas.model, copies_of(request), np.broadcast_to(canvas.inside, (*canvas.images.shape[:3], 1))
+  model, n, seen = (
+    canvas.model,
+    copies_of(request),
+    np.broadcast_to(canvas.inside, (*canvas.images.shape[:3], 1)),
+  )
   if known is not None:
     known = check_known(canvas, known)
     seen = np.pad(known, canvas.margins)
@@ -340,31 +409,51 @@ def average(images: np.ndarray, n: int) -> np.ndarray:
 
 
 def attribute(
-  model: Model, params: dict, examples: Any, flags: Any, space: str = "latents", controls: int = 2,
-  request: Request = REQUEST, sampling: Sampling | None = None,
+  model: Model,
+  params: dict,
+  examples: Any,
+  flags: Any,
+  space: str = "latents",
+  controls: int = 2,
+  request: Request = REQUEST,
+  sampling: Sampling | None = None,
 ) -> np.ndarray:
-  """The direction of an attribute, and directions as long that have nothing to do with it: float32 [1 + controls, h, w, c].
+  """The direction of an attribute, and directions as long that have nothing to do with it: float32 [1
+  + controls, h, w, c].
 
-  examples uint8 [N, H, W, C], flags [N] 1 where they have it and 0 where not; c is twice as large in the noise of EDICT.
+  examples uint8 [N, H, W, C], flags [N] 1 where they have it and 0 where not; c is twice as large
+  in the noise of EDICT.
 
   Raises:
     UserError: flags of one kind only, an unknown space, and what `opened` and `plan` raise.
   """
   canvas, in_noise, flags = opened(model, examples), check_space(space, 0), jnp.asarray(flags, jnp.float32)
   if flags.shape != (len(canvas.images),) or not 0 < flags.sum() < len(flags):
-    raise UserError(f"{len(canvas.images)} examples, {int(flags.sum())} of {len(flags)} flags set; expected some of both")
+    raise UserError(
+      f"{len(canvas.images)} examples, {int(flags.sum())} of {len(flags)} flags set; expected some of both"
+    )
   z = latents(canvas, params)
   if in_noise:
-    z = run_invert(canvas.model, plan(canvas.model, params, request, sampling, len(z), invertible=True), z, jnp.float32(1))
+    z = run_invert(
+      canvas.model, plan(canvas.model, params, request, sampling, len(z), invertible=True), z, jnp.float32(1)
+    )
   others = directions.controls(z, flags, jax.random.split(jax.random.key(request.seed), controls))
   return np.concatenate([directions.attribute(z, flags)[None], others])
 
 
 def traverse(
-  model: Model, params: dict, images: Any, along: Any, amounts: Any, space: str = "latents", strength: float = 0.0,
-  request: Request = REQUEST, sampling: Sampling | None = None,
+  model: Model,
+  params: dict,
+  images: Any,
+  along: Any,
+  amounts: Any,
+  space: str = "latents",
+  strength: float = 0.0,
+  request: Request = REQUEST,
+  sampling: Sampling | None = None,
 ) -> np.ndarray:
-  """One picture [1, H, W, C] moved along each of K directions [K, h, w, c] by each of A amounts: uint8 [K, A, H, W, C].
+  """One picture [1, H, W, C] moved along each of K directions [K, h, w, c] by each of A amounts: uint8
+  [K, A, H, W, C].
 
   `strength` as for `interpolate`.
 
@@ -373,9 +462,15 @@ def traverse(
   """
   canvas, in_noise = opened(model, images), check_space(space, strength)
   model, x0, amounts = canvas.model, latents(canvas, params), jnp.asarray(amounts, jnp.float32)
-  z = run_invert(model, plan(model, params, request, sampling, 1, invertible=True), x0, jnp.float32(1)) if in_noise else x0
+  z = (
+    run_invert(model, plan(model, params, request, sampling, 1, invertible=True), x0, jnp.float32(1))
+    if in_noise
+    else x0
+  )
   if len(x0) != 1 or np.shape(along)[1:] != z.shape[1:]:
-    raise UserError(f"{len(x0)} pictures, directions of {list(np.shape(along))}; expected one, and [K, *{list(z.shape[1:])}]")
+    raise UserError(
+      f"{len(x0)} pictures, directions of {list(np.shape(along))}; expected one, and [K, *{list(z.shape[1:])}]"
+    )
   moved = jnp.concatenate([directions.along(z[0], direction, amounts) for direction in jnp.asarray(along)])
   setup = plan(model, params, request, sampling, len(moved), invertible=in_noise)
   if in_noise:

@@ -1,8 +1,8 @@
 """From a request to samples.
 
-  model, params = load("runs/digits")
-  samples = generate(model, params, Request(n=8, given={"label": 3}))
-  samples.data                                                             # uint8 [8, H, W, C]
+model, params = load("runs/digits")
+samples = generate(model, params, Request(n=8, given={"label": 3}))
+samples.data                                                             # uint8 [8, H, W, C]
 """
 
 from collections.abc import Mapping
@@ -52,9 +52,11 @@ class Request:
   """What a person wants to see; data that a server could send.
 
   n: how many samples.   seed: of their noise; sample i depends on (seed, rows[i]) and what is given for it alone.
-  given: the conditions by name, {"label": 3} or {"label": [3, 1]}: one value for all or one per sample; what is left out is null.
-    Of latents in parts a part may be given too, {"text": ids}; {"text": None} is one that is not known, and not drawn.
-  against: what guidance pushes away from, one dict per further branch; {} is the null of every guided conditioner.
+  given: the conditions by name, {"label": 3} or {"label": [3, 1]}: one value for all or one per
+    sample; what is left out is null. Of latents in parts a part may be given too, {"text": ids};
+    {"text": None} is one that is not known, and not drawn.
+  against: what guidance pushes away from, one dict per further branch; {} is the null of every
+    guided conditioner.
   size: (H, W) if it is not that of the training data.   noise: [n, h, w, c] to start from, standard normal; by default drawn.
   rows: the numbers [n] of the samples, by default 0 to n - 1.   estimates: how many steps' estimates of the data to keep.
   """
@@ -95,14 +97,23 @@ class Setup(NamedTuple):
     """The denoiser with everything bound into it; within jit."""
     branches = embed(model, self.params, self.branches)
     keys_held = fold_each(self.keys, 2)  # 0 and 1 are the two that `start` splits keys into
-    denoise = bind(model.objective, self.params, branches, self.rule, model.latents(len(self.keys)), keys_held)
+    denoise = bind(
+      model.objective, self.params, branches, self.rule, model.latents(len(self.keys)), keys_held
+    )
     for transform in self.transforms:
       denoise = transform(model.process, denoise)
     return denoise
 
   def arguments(self, model: Model, *x0: Any, pairs: Array | None = None) -> tuple:
     """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them; within jit."""
-    return model.process, self.denoise(model), self.sampler, *x0, self.pairs if pairs is None else pairs, self.keys
+    return (
+      model.process,
+      self.denoise(model),
+      self.sampler,
+      *x0,
+      self.pairs if pairs is None else pairs,
+      self.keys,
+    )
 
   def drawn(self, model: Model) -> Any:
     """The latents [B, ...] that are drawn, as shapes: one array, or those parts of a dict that are not given."""
@@ -118,11 +129,14 @@ class Setup(NamedTuple):
     return decode_latents(Loaded(model.codec, self.params["codec"]), unravel(z, self.drawn(model)))
 
 
-def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: int, keys: Array | None = None) -> Setup:
+def set_up(
+  model: Model, params: dict, request: Request, sampling: Sampling, n: int, keys: Array | None = None
+) -> Setup:
   """A request and a sampling as arrays, for n samples: the one place where both are checked.
 
   Raises:
-    UserError: what `branches`, `times` and the rules of guidance refuse, or a seed or rows that are not legal.
+    UserError: what `branches`, `times` and the rules of guidance refuse, or a seed or rows that are
+      not legal.
   """
   if not 0 <= request.seed < 2**32 or request.seed != int(request.seed):
     raise UserError(f"seed={request.seed}; expected a whole number from 0 to {2**32 - 1}")
@@ -133,14 +147,23 @@ def set_up(model: Model, params: dict, request: Request, sampling: Sampling, n: 
   check_held(model, given)
   if keys is None:
     keys = row_keys(jax.random.key(int(request.seed)), check_rows(request.rows, n))
-  return Setup(params, traced(sampling.sampler), times(model, sampling), given, traced(rule), traced(sampling.transforms), keys)
+  return Setup(
+    params,
+    traced(sampling.sampler),
+    times(model, sampling),
+    given,
+    traced(rule),
+    traced(sampling.transforms),
+    keys,
+  )
 
 
 def times(model: Model, sampling: Sampling) -> Array:
   """The pairs (t, s) [N, 2] that sampling steps over.
 
   Raises:
-    UserError: steps < 1, a grid that the process cannot have, or a network that says nothing at one of the times.
+    UserError: steps < 1, a grid that the process cannot have, or a network that says nothing at one
+      of the times.
   """
   pairs = jnp.asarray(sampling.grid(model.process, sampling.steps), jnp.float32)
   evaluated = np.asarray(pairs).ravel()  # at s too by some samplers, but never of clean data
@@ -150,9 +173,11 @@ def times(model: Model, sampling: Sampling) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
-def draw(model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()) -> tuple[Any, Any, Array]:
-  """Samples as the codec finishes them, such as images uint8 [B, H, W, C]; the estimates of the data at the steps `shown`,
-  [B, K, H, W, C]; and whether every value of a sample is finite, bool [B].
+def draw(
+  model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()
+) -> tuple[Any, Any, Array]:
+  """Samples as the codec finishes them, such as images uint8 [B, H, W, C]; the estimates of the data
+  at the steps `shown`, [B, K, H, W, C]; and whether every value of a sample is finite, bool [B].
 
   Compiled once per batch size, step count, and kind of sampler, guidance and request: all else is traced.
   """
@@ -183,19 +208,23 @@ def generate(
   """Draws request.n samples.
 
   request: Request(n, seed, given, …), what to draw.
-  sampling: Sampling(sampler, steps, grid, guidance, transforms), how; by default the model's own, `model.sampling`.
+  sampling: Sampling(sampler, steps, grid, guidance, transforms), how; by default the model's own,
+    `model.sampling`.
   batch_size: samples at a time, which changes memory and no sample.   devices: how many share a batch.
   progress: wraps the iterator over batches (tqdm).
 
-  Sample i depends on (seed, rows[i]) and its conditions alone, not on the batch size or the devices (to one grey level).
+  Sample i depends on (seed, rows[i]) and its conditions alone, not on the batch size or the devices
+  (to one grey level).
 
   Raises:
     UserError: a request or a sampling that the model cannot serve, and other words for their fields.
   """
   if slips:
     name = next(iter(slips))
-    raise UserError(f"generate(…, {name}=…): expected {SLIPS.get(name, 'a field of Request or of Sampling')}, "
-                    "as in generate(model, params, Request(…), Sampling(…))")
+    raise UserError(
+      f"generate(…, {name}=…): expected {SLIPS.get(name, 'a field of Request or of Sampling')}, "
+      "as in generate(model, params, Request(…), Sampling(…))"
+    )
   check_kinds(request, sampling)
   sampling = model.sampling if sampling is None else sampling
   if sampling.sampler is None:
@@ -214,7 +243,9 @@ def generate(
   batches = []
   for start_row in progress(range(0, request.n, batch_size)):
     rows = np.minimum(np.arange(start_row, start_row + batch_size), request.n - 1)
-    given, keys, begun = sharding.place_batch(mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample))
+    given, keys, begun = sharding.place_batch(
+      mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample)
+    )
     one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))
     batches.append(sharding.fetch(drawn(model, one, begun, shown=shown)))
   join = lambda *parts: np.concatenate(parts)[: request.n]
@@ -226,22 +257,30 @@ def generate(
 def check_finite(finite: np.ndarray) -> None:
   """Raises a ValueError if a sample, finite [N], has a value that is not finite."""
   if not finite.all():
-    raise ValueError(f"{np.count_nonzero(~finite)} of {len(finite)} samples have values that are not finite; expected numbers")
+    raise ValueError(
+      f"{np.count_nonzero(~finite)} of {len(finite)} samples have values that are not finite; expected numbers"
+    )
 
 
 def check_kinds(request: Any, sampling: Any) -> None:
   """Raises a UserError where something else stands in the place of a request or a sampling."""
   if not isinstance(request, Request):
-    raise UserError(f"{request!r} in the place of the request; expected Request(n=8, seed=0, given={{'label': 3}})")
+    raise UserError(
+      f"{request!r} in the place of the request; expected Request(n=8, seed=0, given={{'label': 3}})"
+    )
   if sampling is not None and not isinstance(sampling, Sampling):
-    raise UserError(f"{sampling!r} in the place of the sampling; expected Sampling(steps=20, guidance=ClassifierFree(2.0))")
+    raise UserError(
+      f"{sampling!r} in the place of the sampling; expected Sampling(steps=20, guidance=ClassifierFree(2.0))"
+    )
 
 
 def check_rows(rows: Any, n: int) -> np.ndarray:
   """The numbers of n samples, uint32 [n]."""
   rows = np.arange(n) if rows is None else np.asarray(rows)
   if rows.shape != (n,) or not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0 or rows.max() >= 2**32:
-    raise UserError(f"rows {rows.dtype} of shape {list(rows.shape)}; expected [{n}] whole numbers from 0 to {2**32 - 1}")
+    raise UserError(
+      f"rows {rows.dtype} of shape {list(rows.shape)}; expected [{n}] whole numbers from 0 to {2**32 - 1}"
+    )
   return rows.astype(np.uint32)
 
 
@@ -262,6 +301,9 @@ def shown_steps(steps: int, count: int) -> tuple[int, ...]:
 def provenance(request: Request, sampling: Sampling) -> dict:
   """How samples were drawn, as data."""
   return {
-    "seed": request.seed, "steps": sampling.steps, "sampler": repr(sampling.sampler), "grid": repr(sampling.grid),
+    "seed": request.seed,
+    "steps": sampling.steps,
+    "sampler": repr(sampling.sampler),
+    "grid": repr(sampling.grid),
     "guidance": repr(sampling.guidance),
   }

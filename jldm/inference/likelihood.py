@@ -1,6 +1,6 @@
 """Bits per dimension of latents, by the probability flow.
 
-  bits = bits_per_dim(model, params, images)  # float [N]
+bits = bits_per_dim(model, params, images)  # float [N]
 """
 
 from collections.abc import Mapping
@@ -43,22 +43,31 @@ def log_density(
 
 
 def bits_per_dim(
-  model: Model, params: dict, images: Any, given: Mapping[str, Any] | None = None, seed: int = 0, steps: int = 50,
-  probes: int = 1, batch_size: int = 64,
+  model: Model,
+  params: dict,
+  images: Any,
+  given: Mapping[str, Any] | None = None,
+  seed: int = 0,
+  steps: int = 50,
+  probes: int = 1,
+  batch_size: int = 64,
 ) -> np.ndarray:
   """Bits per value [N]: of latents, not of pixels, so that they compare denoisers over one codec.
 
-  images uint8 [N, H, W, C] or float in [-1, 1]; `given` as in a Request, by default nothing.  The latents are standardised and
-  have noise of log SNR 10 on them; raw ones have the mean of log2 std more (likelihood.unstandardised).  Four evaluations and
-  their derivatives in each of `steps`, which are even in log SNR.  The value of image i depends on (seed, i).
+  images uint8 [N, H, W, C] or float in [-1, 1]; `given` as in a Request, by default nothing.  The
+  latents are standardised and have noise of log SNR 10 on them; raw ones have the mean of log2 std
+  more (likelihood.unstandardised).  Four evaluations and their derivatives in each of `steps`,
+  which are even in log SNR.  The value of image i depends on (seed, i).
 
   Raises:
     UserError: no images, images of another shape, steps or probes < 1, or conditions that `branches` refuses.
   """
   images, expected = np.asarray(images), dict(model.data)["image"].shape
   if images.ndim != 4 or images.shape[1:] != expected or not len(images) or probes < 1:
-    raise UserError(f"images of shape {list(images.shape)}, probes={probes}; expected [N, {', '.join(map(str, expected))}], as "
-                    "the model was trained on, and at least one probe")
+    raise UserError(
+      f"images of shape {list(images.shape)}, probes={probes}; expected [N, {', '.join(map(str, expected))}], as "
+      "the model was trained on, and at least one probe"
+    )
   whole = branches(model, given or {}, (), len(images))
   lowest = 2 * float(half_log_snr(model.process, jnp.float32(1)))
   path = log_snr_uniform(model.process, steps, max(lowest, -10.0), 10.0)[::-1]
@@ -69,4 +78,6 @@ def bits_per_dim(
     here, keys = np.minimum(rows, len(images) - 1), row_keys(key, rows.astype(np.uint32))
     some = jax.tree.map(lambda x, here=here: x[here], whole)
     densities.append(np.asarray(log_density(model, params, images[here], some, path, keys, probes)))
-  return np.asarray(likelihood.bits_per_dim(np.concatenate(densities)[: len(images)], math.prod(model.latent_shape)))
+  return np.asarray(
+    likelihood.bits_per_dim(np.concatenate(densities)[: len(images)], math.prod(model.latent_shape))
+  )

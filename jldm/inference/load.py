@@ -1,6 +1,6 @@
 """From a workdir to a model, a static description, and explicit parameters.
 
-  model, params = load("runs/digits")     # params: {"denoiser": …, "codec": …, a trained conditioner's name: …}
+model, params = load("runs/digits")     # params: {"denoiser": …, "codec": …, a trained conditioner's name: …}
 """
 
 import dataclasses
@@ -44,7 +44,9 @@ class Model:
   def latent_shape(self) -> tuple[int, ...]:
     """[h, w, c] of one sample; UserError for latents in parts, which edits and likelihoods do not have."""
     if self.parts:
-      raise UserError(f"latents are parts {', '.join(self.parts)}; expected a model with one array, or use generate")
+      raise UserError(
+        f"latents are parts {', '.join(self.parts)}; expected a model with one array, or use generate"
+      )
     return self.codec.latent_spec(self.data).shape
 
   @property
@@ -84,16 +86,22 @@ class Place(NamedTuple):
     if name in [stage.name for stage in earlier]:
       stage = self.experiment.stage(name)
       if makes not in (None, stage.makes):
-        raise UserError(f"{self.stage.name} relies on {name!r}, which makes a {stage.makes}; expected a {makes}")
+        raise UserError(
+          f"{self.stage.name} relies on {name!r}, which makes a {stage.makes}; expected a {makes}"
+        )
       return self._replace(stage=stage)
     if not (Path(name) / "experiment.json").is_file():
       known = ", ".join(stage.name for stage in earlier) or "it has none"
-      raise UserError(f"{self.stage.name} relies on {name!r}; expected an earlier stage ({known}) or the path of a workdir")
+      raise UserError(
+        f"{self.stage.name} relies on {name!r}; expected an earlier stage ({known}) or the path of a workdir"
+      )
     other = workdirs.read(Path(name))
     stage = other.last(makes) if makes else other.stages[-1]
     if stage is None:
-      raise UserError(f"{self.stage.name} relies on workdir {name!r}, which has no {makes}; its stages are "
-                      f"{', '.join(other.names)}")
+      raise UserError(
+        f"{self.stage.name} relies on workdir {name!r}, which has no {makes}; its stages are "
+        f"{', '.join(other.names)}"
+      )
     return Place(other, stage, Path(name))
 
   def needed(self) -> "dict[str, Place]":
@@ -124,10 +132,14 @@ def drawing(experiment: Experiment, name: str | None = None) -> Stage:
   """The stage that samples are drawn by, by default the last that makes a denoiser; UserError if there is none."""
   stage = experiment.stage(name) if name else experiment.last("denoiser")
   if experiment.data is None or stage is None:
-    raise UserError("the experiment has no data or no denoiser; use its workdir in another: Pretrained('…') among its stages")
+    raise UserError(
+      "the experiment has no data or no denoiser; use its workdir in another: Pretrained('…') among its stages"
+    )
   if stage.makes != "denoiser":
     drawn = [each.name for each in experiment.stages if each.makes == "denoiser"]
-    raise UserError(f"stage {stage.name!r} makes a {stage.makes} and draws nothing; expected one of {', '.join(drawn) or 'none'}")
+    raise UserError(
+      f"stage {stage.name!r} makes a {stage.makes} and draws nothing; expected one of {', '.join(drawn) or 'none'}"
+    )
   return stage
 
 
@@ -160,8 +172,10 @@ def stage_model(at: Place) -> Model:
   elif "codec" in at.needed():
     codec = ImageCodec(at.needed()["codec"].stage.objective.network)
   else:
-    raise UserError(f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),), or, for pixels, "
-                    "(Need('codec', Identity()),)")
+    raise UserError(
+      f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),), or, for pixels, "
+      "(Need('codec', Identity()),)"
+    )
   return Model(codec, stage.objective, experiment.data.specs[0], experiment.sampling)
 
 
@@ -196,12 +210,17 @@ def stage_example(at: Place, frozen: dict, size: int = 1) -> dict:
 
 def in_batch(size: int) -> dict:
   """What every batch has besides its examples, as shapes."""
-  return {"row": jax.ShapeDtypeStruct((size,), jnp.int32), "stratum": jax.ShapeDtypeStruct((size,), jnp.float32)}
+  return {
+    "row": jax.ShapeDtypeStruct((size,), jnp.int32),
+    "stratum": jax.ShapeDtypeStruct((size,), jnp.float32),
+  }
 
 
 def of_kind(model: Model, kind: type) -> str | None:
   """The name of the model's conditioner of a kind, such as Masked; None if it has none."""
-  return next((name for name, conditioner in model.conditioners.items() if isinstance(conditioner, kind)), None)
+  return next(
+    (name for name, conditioner in model.conditioners.items() if isinstance(conditioner, kind)), None
+  )
 
 
 def classes_of(model: Model) -> int:
@@ -233,7 +252,9 @@ def denoiser_shapes(model: Model) -> dict:
 
 
 def example(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
-  """A batch that the denoising stage trains on, as shapes; `frozen` is what it needs, by default the codec alone."""
+  """A batch that the denoising stage trains on, as shapes; `frozen` is what it needs, by default the
+  codec alone.
+  """
 
   def kept(frozen: dict, batch: dict, keys: Array) -> dict:
     codec = frozen["codec"]
@@ -257,7 +278,9 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
 
 def of_size(model: Model, size: tuple[int, int]) -> Model:
   """The model for images of (H, W); UserError for sides that the codec cannot divide."""
-  resize = lambda one: jax.ShapeDtypeStruct((*size, *one.shape[2:]), one.dtype) if len(one.shape) == 3 else one
+  resize = lambda one: (
+    jax.ShapeDtypeStruct((*size, *one.shape[2:]), one.dtype) if len(one.shape) == 3 else one
+  )
   model = dataclasses.replace(model, data=tuple((name, resize(one)) for name, one in model.data))
   model.codec.latent_spec(model.data)
   return model
@@ -268,15 +291,18 @@ def load(
 ) -> tuple[Model, dict]:
   """The model of a workdir and its averaged parameters, from the newest good checkpoints.
 
-  `sigma_rel` makes the denoiser's average anew with another length, as a share of the training: EDM2 (2312.02696).
-  `best`: the denoiser that the evaluations while training liked best, in place of the newest.
-  `stage`: the stage that draws, by default the last that makes a denoiser.
+  `sigma_rel` makes the denoiser's average anew with another length, as a share of the training:
+  EDM2 (2312.02696). `best`: the denoiser that the evaluations while training liked best, in place
+  of the newest. `stage`: the stage that draws, by default the last that makes a denoiser.
 
   Raises:
-    UserError: not a workdir, a stage has no checkpoint yet, both of them, or one of them where nothing was kept for it.
+    UserError: not a workdir, a stage has no checkpoint yet, both of them, or one of them where
+      nothing was kept for it.
   """
   if best and sigma_rel is not None:
-    raise UserError(f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step")
+    raise UserError(
+      f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step"
+    )
   experiment = workdirs.read(Path(workdir))
   model = of(experiment, stage)
   at = Place(experiment, drawing(experiment, stage), Path(workdir))
@@ -306,14 +332,17 @@ def check_finished(at: Place) -> None:
   name = at.stage.name
   with Checkpoints(workdirs.checkpoints(at.workdir, name), read_only=True) as saved:
     if saved.latest() != at.stage.steps:
-      raise UserError(f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it first: "
-                      f"--stage {name}")
+      raise UserError(
+        f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it first: "
+        f"--stage {name}"
+      )
 
 
 def restored(
   at: Place, frozen: dict | None = None, best: bool = False, sigma_rel: float | None = None
 ) -> tuple[int, Loaded]:
-  """The newest step of a stage and its result, by averaged parameters; `frozen` is what it needs, by default read too.
+  """The newest step of a stage and its result, by averaged parameters; `frozen` is what it needs, by
+  default read too.
 
   Raises:
     UserError: there is no checkpoint yet, or no best one.
@@ -325,13 +354,17 @@ def restored(
     step = saved.latest()
     if step is None or not set(items) <= set(saved.items(step)):
       if best:
-        raise UserError(f"workdir {str(workdir)!r} keeps no best {name}; train with --set evaluation.every_steps=1000")
+        raise UserError(
+          f"workdir {str(workdir)!r} keeps no best {name}; train with --set evaluation.every_steps=1000"
+        )
       raise UserError(f"workdir {str(workdir)!r} has no trained {name} yet; run train.py on it first")
     found = saved.restore(step, items)
   if codec:
     return step, Loaded(ImageCodec(at.stage.objective.network), found["codec"])
   params = found["ema"] if sigma_rel is None else average(workdir, sigma_rel, found["ema"], name)
-  return step, at.stage.objective.result(params, found.get("extra", {}), needed(at) if frozen is None else frozen)
+  return step, at.stage.objective.result(
+    params, found.get("extra", {}), needed(at) if frozen is None else frozen
+  )
 
 
 def load_codec(workdir: str | Path) -> tuple[Any, dict]:
@@ -343,7 +376,9 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
   experiment = workdirs.read(Path(workdir))
   stage = experiment.last("codec")
   if stage is None:
-    raise UserError(f"workdir {str(workdir)!r} has no autoencoder; its stages are {', '.join(experiment.names)}")
+    raise UserError(
+      f"workdir {str(workdir)!r} has no autoencoder; its stages are {', '.join(experiment.names)}"
+    )
   network = stage.objective.network
   with Checkpoints(workdirs.checkpoints(Path(workdir), stage.name), read_only=True) as saved:
     step = saved.latest()
@@ -356,7 +391,11 @@ def average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:
   """A stage's parameters averaged with the profile of `sigma_rel` up to the newest snapshot."""
   with Checkpoints(workdirs.averages(workdir, stage), read_only=True) as kept:
     if not kept.steps():
-      raise UserError(f"workdir {str(workdir)!r} kept no averages; train with --set '{stage}.ema=Power((0.05, 0.1))'")
+      raise UserError(
+        f"workdir {str(workdir)!r} kept no averages; train with --set '{stage}.ema=Power((0.05, 0.1))'"
+      )
     restore = lambda step, item: lambda: kept.restore(step, {item: like})[item]
-    snapshots = [((step, float(item)), restore(step, item)) for step in kept.steps() for item in kept.items(step)]
+    snapshots = [
+      ((step, float(item)), restore(step, item)) for step in kept.steps() for item in kept.items(step)
+    ]
     return reconstruct(sigma_rel, kept.steps()[-1], snapshots)

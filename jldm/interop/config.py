@@ -1,4 +1,6 @@
-"""Values of a config.json that anybody may have written: read as what they must be, within bounds, or refused in one line."""
+"""Values of a config.json that anybody may have written: read as what they must be, within bounds, or
+refused in one line.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +10,9 @@ from jldm.core.errors import UserError
 MOST_LEVELS, MOST_CHANNELS = 8, 2**14
 
 
-def whole_number(config: Mapping[str, Any], name: str, default: int, most: int = MOST_CHANNELS, least: int = 1) -> int:
+def whole_number(
+  config: Mapping[str, Any], name: str, default: int, most: int = MOST_CHANNELS, least: int = 1
+) -> int:
   value = default if config.get(name) is None else config[name]
   if type(value) is not int or not least <= value <= most:
     raise refused(name, value, f"a whole number from {least} to {most}")

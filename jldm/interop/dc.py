@@ -1,4 +1,6 @@
-"""diffusers' AutoencoderDC (deep compression) as DCAutoencoder and back: its configuration, and whose parameters are whose."""
+"""diffusers' AutoencoderDC (deep compression) as DCAutoencoder and back: its configuration, and whose
+parameters are whose.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +24,11 @@ BLOCK = (  # of both kinds: what one has, the other lacks
   ("conv2", "conv2", CONV),
   ("norm", "norm", BATCH_NORM),
   ("qkv", ("attn.to_q", "attn.to_k", "attn.to_v"), DENSE),
-  *((f"scale{i}_{end}", f"attn.to_qkv_multiscale.{i}.proj_{end}", CONV) for i in range(MOST_SCALES) for end in ("in", "out")),
+  *(
+    (f"scale{i}_{end}", f"attn.to_qkv_multiscale.{i}.proj_{end}", CONV)
+    for i in range(MOST_SCALES)
+    for end in ("in", "out")
+  ),
   ("attention_out", "attn.to_out", DENSE),
   ("attention_norm", "attn.norm_out", NORM),
   ("gate_in", "conv_out.conv_inverted", POINTWISE),
@@ -41,7 +47,9 @@ def network(config: Mapping[str, Any]) -> DCAutoencoder:
   """
   encoder, decoder = levels(config, "encoder"), levels(config, "decoder")
   if len(encoder) != len(decoder):
-    raise UserError(f"config.json has {len(encoder)} levels of the encoder and {len(decoder)} of the decoder; expected as many")
+    raise UserError(
+      f"config.json has {len(encoder)} levels of the encoder and {len(decoder)} of the decoder; expected as many"
+    )
   return DCAutoencoder(
     channels=whole_number(config, "in_channels", 3),
     latent_channels=whole_number(config, "latent_channels", 32),
@@ -63,9 +71,17 @@ def levels(config: Mapping[str, Any], side: str) -> tuple[Level, ...]:
   head = whole_number(config, "attention_head_dim", 32)
   blocks = whole_numbers({"blocks": of_each("layers_per_block", BLOCKS[side])}, "blocks", (), MOST_BLOCKS, 0)
   if not all(blocks[1:]):
-    raise UserError(f"config.json has {side}_layers_per_block={blocks}; only the first, of the finest level, may be 0")
-  rows = zip(widths, blocks, of_each("block_types", CONVOLUTIONS), of_each("qkv_multiscales", SCALES),
-             of_each("norm_types", "rms_norm"), of_each("act_fns", "silu"))
+    raise UserError(
+      f"config.json has {side}_layers_per_block={blocks}; only the first, of the finest level, may be 0"
+    )
+  rows = zip(
+    widths,
+    blocks,
+    of_each("block_types", CONVOLUTIONS),
+    of_each("qkv_multiscales", SCALES),
+    of_each("norm_types", "rms_norm"),
+    of_each("act_fns", "silu"),
+  )
   found = []
   for width, count, kind, scales, norm, activation in rows:
     convolutions = chosen("block_types", kind, (CONVOLUTIONS, ATTENTION)) == CONVOLUTIONS
@@ -79,7 +95,9 @@ def odd(scales: Any, side: str) -> tuple[int, ...]:
   """The sides of further convolutions."""
   name, legal = f"{side}_qkv_multiscales", range(1, MOST_SIDE + 1, 2)
   if not isinstance(scales, (list, tuple)) or len(scales) > MOST_SCALES:
-    raise UserError(f"config.json has {name} with {str(scales)[:40]}; expected up to {MOST_SCALES} odd numbers a level")
+    raise UserError(
+      f"config.json has {name} with {str(scales)[:40]}; expected up to {MOST_SCALES} odd numbers a level"
+    )
   return tuple(choice({name: scale}, name, None, legal) for scale in scales)
 
 
@@ -90,12 +108,18 @@ def config(network: DCAutoencoder) -> dict[str, Any]:
     UserError: heads of several widths, or other blocks of the encoder, which diffusers does not have.
   """
   both = {"encoder": network.encoder_levels, "decoder": network.decoder_levels}
-  attending = [level.block for some in both.values() for level in some if isinstance(level.block, LinearAttention)]
+  attending = [
+    level.block for some in both.values() for level in some if isinstance(level.block, LinearAttention)
+  ]
   heads = sorted({block.width for block in attending}) or [32]
   if len(heads) > 1:
     raise UserError(f"the autoencoder has heads of widths {heads}, and diffusers has one; keep it in jldm")
-  if other := [level.block for level in network.encoder_levels if level.block not in (Convolutions(), *attending)]:
-    raise UserError(f"the autoencoder has {other[0]} in its encoder, where diffusers has {Convolutions()}; keep it in jldm")
+  if other := [
+    level.block for level in network.encoder_levels if level.block not in (Convolutions(), *attending)
+  ]:
+    raise UserError(
+      f"the autoencoder has {other[0]} in its encoder, where diffusers has {Convolutions()}; keep it in jldm"
+    )
   told = {"decoder_norm_types": [], "decoder_act_fns": []}
   published = {ours: theirs for theirs, ours in NORMS.items()}
   for level in network.decoder_levels:
@@ -104,7 +128,9 @@ def config(network: DCAutoencoder) -> dict[str, Any]:
   for side, some in both.items():
     told |= {
       f"{side}_block_out_channels": [level.width for level in some],
-      f"{side}_block_types": [ATTENTION if isinstance(level.block, LinearAttention) else CONVOLUTIONS for level in some],
+      f"{side}_block_types": [
+        ATTENTION if isinstance(level.block, LinearAttention) else CONVOLUTIONS for level in some
+      ],
       f"{side}_layers_per_block": [level.blocks for level in some],
       f"{side}_qkv_multiscales": [list(getattr(level.block, "scales", ())) for level in some],
     }
@@ -123,14 +149,18 @@ def config(network: DCAutoencoder) -> dict[str, Any]:
 
 
 def table(network: DCAutoencoder) -> tuple:
-  """Whose parameters are whose: resampling comes after the blocks of a level of the encoder, before those of the decoder."""
+  """Whose parameters are whose: resampling comes after the blocks of a level of the encoder, before
+  those of the decoder.
+  """
   encoder, decoder = [], []
   for number, level in enumerate(network.encoder_levels):
     encoder += [(f"level{number}_block{i}", f"down_blocks.{number}.{i}", BLOCK) for i in range(level.blocks)]
     encoder.append((f"down{number + 1}", f"down_blocks.{number}.{level.blocks}", RESAMPLE))
   for number, level in enumerate(network.decoder_levels):
     first = number + 1 < len(network.decoder_levels)
-    decoder += [(f"level{number}_block{i}", f"up_blocks.{number}.{i + first}", BLOCK) for i in range(level.blocks)]
+    decoder += [
+      (f"level{number}_block{i}", f"up_blocks.{number}.{i + first}", BLOCK) for i in range(level.blocks)
+    ]
     decoder.append((f"up{number + 1}", f"up_blocks.{number}.0", RESAMPLE))
   ends = tuple((end, f"conv_{end}", (*CONV, *RESAMPLE)) for end in ("in", "out"))
   return (

@@ -11,7 +11,10 @@ from jldm.core.errors import UserError
 
 def names(tree: Any) -> list[str]:
   """Of the leaves, in their order; UserError where two are equal."""
-  paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  ]
   if len(set(paths)) < len(paths):
     raise UserError("two arrays of a tree have one name: is there a slash in a key?")
   return paths

@@ -1,8 +1,8 @@
 """The FID network's weights by the names of pytorch-fid and torch-fidelity, as ours.
 
-  Mixed_5b.branch5x5_1.conv.weight [out, in, h, w]  ->  mixed_5b/branch5x5_1/conv/kernel [h, w, in, out]
-  Mixed_5b.branch5x5_1.bn.running_var               ->  mixed_5b/branch5x5_1/variance
-  fc.weight [out, in]                               ->  fc/kernel [in, out]
+Mixed_5b.branch5x5_1.conv.weight [out, in, h, w]  ->  mixed_5b/branch5x5_1/conv/kernel [h, w, in, out]
+Mixed_5b.branch5x5_1.bn.running_var               ->  mixed_5b/branch5x5_1/variance
+fc.weight [out, in]                               ->  fc/kernel [in, out]
 """
 
 from collections.abc import Mapping
@@ -38,5 +38,7 @@ def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise UserError(f"{name} is {list(value.shape)}; expected {len(axes)} axes")
       renamed[f"{match[1].replace('.', '/').lower()}/{part}"] = value.transpose(axes)
     elif not LEFT_OUT.fullmatch(name):
-      raise UserError(f"{name[:80]!r} is not in the FID network; expected Conv2d_1a_3x3.conv.weight, fc.weight, …")
+      raise UserError(
+        f"{name[:80]!r} is not in the FID network; expected Conv2d_1a_3x3.conv.weight, fc.weight, …"
+      )
   return renamed

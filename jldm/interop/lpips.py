@@ -1,7 +1,7 @@
 """LPIPS weights of the authors' PyTorch package, or of torchvision's backbone with the package's heads, as ours.
 
-Convolutions [out, in, k, k] become [k, k, in, out] and the 1x1 heads [1, C, 1, 1] vectors [C]; the constant scaling
-and the package's second name of each head are left out.
+Convolutions [out, in, k, k] become [k, k, in, out] and the 1x1 heads [1, C, 1, 1] vectors [C]; the
+constant scaling and the package's second name of each head are left out.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,9 @@ def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   places = sorted({int(match[1]) for match in backbone.values()})
   network = next((name for name, known in CONVOLUTIONS.items() if list(known) == places), None)
   if network is None:
-    raise UserError(f"a backbone with convolutions at {places}; expected those of {' or '.join(CONVOLUTIONS)}")
+    raise UserError(
+      f"a backbone with convolutions at {places}; expected those of {' or '.join(CONVOLUTIONS)}"
+    )
   renamed = {}
   for name, value in arrays.items():
     if name in backbone:
@@ -44,7 +46,9 @@ def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       check_axes(name, value, 4)
       renamed[f"head{int(match[1]) + 1}/weight"] = value.reshape(-1)
     elif not LEFT_OUT.fullmatch(name):
-      raise UserError(f"{name[:80]!r} is not in the lpips package; expected net.slice1.0.weight, lin0.model.1.weight, …")
+      raise UserError(
+        f"{name[:80]!r} is not in the lpips package; expected net.slice1.0.weight, lin0.model.1.weight, …"
+      )
   return renamed
 
 

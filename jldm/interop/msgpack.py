@@ -1,8 +1,9 @@
 """Arrays in the msgpack files of flax.serialization, read by memory map after every length has been checked.
 
-What flax writes of a tree of arrays is a small part of msgpack: maps from text to maps or to arrays, an array being
-extension 1 with [shape, name of the dtype, bytes] in it.  Anything else is refused; nothing is executed, and what a hostile
-file costs is bounded by MOST_ARRAYS.  https://github.com/msgpack/msgpack/blob/master/spec.md
+What flax writes of a tree of arrays is a small part of msgpack: maps from text to maps or to
+arrays, an array being extension 1 with [shape, name of the dtype, bytes] in it.  Anything else is
+refused; nothing is executed, and what a hostile file costs is bounded by MOST_ARRAYS.
+https://github.com/msgpack/msgpack/blob/master/spec.md
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,15 @@ from jldm.core.errors import UserError
 
 MOST_ARRAYS, MOST_DEPTH, MOST_AXES, MOST_NAME = 100_000, 16, 16, 200
 ARRAY = 1  # flax's extension
-DTYPES = {np.dtype(scalar).name: np.dtype(scalar) for scalar in (np.float32, np.float16, jnp.bfloat16, np.float64, np.int32)}
+DTYPES = {
+  np.dtype(scalar).name: np.dtype(scalar)
+  for scalar in (np.float32, np.float16, jnp.bfloat16, np.float64, np.int32)
+}
 FIXED = {  # first bytes that hold a length or a number too: kind, the first of them, how many
-  "int": (0x00, 128), "map": (0x80, 16), "list": (0x90, 16), "text": (0xA0, 32),
+  "int": (0x00, 128),
+  "map": (0x80, 16),
+  "list": (0x90, 16),
+  "text": (0xA0, 32),
 }
 SIZED = {  # first bytes, and in how many bytes the length or the number is that follows
   "bytes": {0xC4: 1, 0xC5: 2, 0xC6: 4},
@@ -60,14 +67,14 @@ class Reader:
       raise Fault(f"byte {at} begins something of kind {kind}, where flax has {' or '.join(wanted)}")
     if size:
       at = self.take(size)
-      number = int.from_bytes(self.buffer[at:at + size], "big")
+      number = int.from_bytes(self.buffer[at : at + size], "big")
     return kind, number
 
   def text(self) -> str:
     _, size = self.head("text")
     at = self.take(size)
     try:
-      text = bytes(self.buffer[at:at + min(size, MOST_NAME)]).decode()
+      text = bytes(self.buffer[at : at + min(size, MOST_NAME)]).decode()
     except UnicodeDecodeError as error:
       raise Fault(f"the text at byte {at} is no UTF-8") from error
     if not text or size > MOST_NAME or not text.isprintable():
@@ -140,4 +147,6 @@ def tensors(path: str | os.PathLike) -> Tensors:
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a .msgpack file") from error
   except (Fault, ValueError) as fault:  # ValueError: mmap's, of an empty file
-    raise UserError(f"{str(path)!r} is no msgpack file of a tree that flax wrote: {fault}; get it anew") from fault
+    raise UserError(
+      f"{str(path)!r} is no msgpack file of a tree that flax wrote: {fault}; get it anew"
+    ) from fault

@@ -1,11 +1,11 @@
 """Published autoencoders from a folder, a file, or a name of the Hugging Face hub, and back.
 
-  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file of CompVis
-  latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
+  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file
+  of CompVis latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
   images = autoencoder.decode(params, autoencoder.raw(params, latents))
 
-`params` is a tree as in `models.codecs.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A config.json says how raw latents
-become those of a denoiser,
+`params` is a tree as in `models.codecs.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A
+config.json says how raw latents become those of a denoiser,
 
   (1)  (raw - shift_factor) scaling_factor   or   (raw - latents_mean) / latents_std scaling_factor
 
@@ -41,10 +41,20 @@ HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)  # owner/name
 SECONDS = 10  # to wait for the hub
 INDEX = WEIGHTS.replace(".safetensors", safetensors.INDEX)
 CLASSES = {  # of diffusers: each module has network(config), config(network), table(network)
-  "AutoencoderKL": vae, "VQModel": vae, "AutoencoderTiny": tiny, "AutoencoderDC": dc,
+  "AutoencoderKL": vae,
+  "VQModel": vae,
+  "AutoencoderTiny": tiny,
+  "AutoencoderDC": dc,
 }
-MODULES = {KLAutoencoder: vae, VQAutoencoder: vae, TinyAutoencoder: tiny, DCAutoencoder: dc}  # of our networks
-OTHERS = r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
+MODULES = {
+  KLAutoencoder: vae,
+  VQAutoencoder: vae,
+  TinyAutoencoder: tiny,
+  DCAutoencoder: dc,
+}  # of our networks
+OTHERS = (
+  r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
+)
 MOST_CONFIG = 2**20  # bytes
 MOST = 1e30  # of numbers in a config.json
 
@@ -53,7 +63,9 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-  """A network, applied to the tree that `load` gives with it; all of it may be jitted, with the tree as an argument."""
+  """A network, applied to the tree that `load` gives with it; all of it may be jitted, with the tree
+  as an argument.
+  """
 
   network: Any  # linen Module
 
@@ -86,14 +98,19 @@ def load(source: str | Path, **options: Any) -> tuple[Autoencoder, dict]:
 
 
 def read(
-  source: str | Path, scaling_factor: float | None = None, shift_factor: float | None = None, allow_nan: bool = False
+  source: str | Path,
+  scaling_factor: float | None = None,
+  shift_factor: float | None = None,
+  allow_nan: bool = False,
 ) -> tuple[Any, dict]:
   """The network and the codec of a published autoencoder, its parameters in float32.
 
-  `scaling_factor` and `shift_factor` are for a file without a config.json: 0.18215 is that of Stable Diffusion 1 and 2.
+  `scaling_factor` and `shift_factor` are for a file without a config.json: 0.18215 is that of
+  Stable Diffusion 1 and 2.
 
   Raises:
-    UserError: nothing there, a network that jldm does not have, or tensors that do not fit (`rename.load` has how).
+    UserError: nothing there, a network that jldm does not have, or tensors that do not fit
+      (`rename.load` has how).
   """
   path = found(source)
   told = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
@@ -131,7 +148,10 @@ def filled(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, al
     like["codebook"] = {"vectors": shapes["extra"]["codebook"]["sums"]}
   params = dict(rename.load(table, like, arrays, OTHERS, allow_nan, where))
   book = params.pop("codebook", None)
-  return {"params": params, "extra": {} if book is None else {"codebook": network.quantizer.state(book["vectors"])}}
+  return {
+    "params": params,
+    "extra": {} if book is None else {"codebook": network.quantizer.state(book["vectors"])},
+  }
 
 
 def scaled(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
@@ -147,7 +167,8 @@ def scaled(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
 
 
 def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) -> dict:
-  """The parameters of `network` from the tree that FlaxAutoencoderKL had: what an old checkpoint holds, in `params`' place.
+  """The parameters of `network` from the tree that FlaxAutoencoderKL had: what an old checkpoint
+  holds, in `params`' place.
 
   Raises:
     UserError: naming arrays that are missing, in surplus, misshapen, or not finite.
@@ -188,13 +209,17 @@ def save(folder: str | Path, network: Any, codec: dict) -> None:
   folder = Path(folder)
   module = MODULES.get(type(network))
   if module is None:
-    raise UserError(f"diffusers has no {type(network).__name__}; it has {', '.join(kind.__name__ for kind in MODULES)}")
+    raise UserError(
+      f"diffusers has no {type(network).__name__}; it has {', '.join(kind.__name__ for kind in MODULES)}"
+    )
   config = module.config(network) | write_statistics(np.asarray(codec["mean"]), np.asarray(codec["std"]))
   tree = dict(codec["params"])
   if codec["extra"]:
     tree["codebook"] = {"vectors": network.quantizer.vectors(codec["extra"]["codebook"])}
   tensors = rename.publish(module.table(network), jax.tree.map(np.asarray, tree))
-  counts = [name.replace("running_mean", "num_batches_tracked") for name in tensors if name.endswith(".running_mean")]
+  counts = [
+    name.replace("running_mean", "num_batches_tracked") for name in tensors if name.endswith(".running_mean")
+  ]
   tensors |= {name: np.zeros((), np.int64) for name in counts}  # of a batch norm's steps, which says nothing
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,11 +236,15 @@ def found(source: str | Path) -> Path:
     path = downloaded(str(source))
   if path.is_dir():
     if not is_folder(path):
-      raise UserError(f"{str(source)!r} has no {CONFIG}; expected a folder that diffusers saved, or a .safetensors file")
+      raise UserError(
+        f"{str(source)!r} has no {CONFIG}; expected a folder that diffusers saved, or a .safetensors file"
+      )
     return path if (path / CONFIG).is_file() else path / PART
   if path.exists():
     return path
-  raise UserError(f"{str(source)!r} does not exist; expected a folder that diffusers saved, a .safetensors file or owner/name")
+  raise UserError(
+    f"{str(source)!r} does not exist; expected a folder that diffusers saved, a .safetensors file or owner/name"
+  )
 
 
 def is_folder(path: Path) -> bool:
@@ -235,7 +264,11 @@ def downloaded(name: str) -> Path:
     raise UserError(
       f"{name!r} does not exist here, and huggingface_hub, which would get it, is not installed: pip install huggingface_hub"
     ) from error
-  files = [folder + file for folder in ("", f"{PART}/") for file in (CONFIG, WEIGHTS, INDEX, WEIGHTS.replace(".", "-*."), FLAX)]
+  files = [
+    folder + file
+    for folder in ("", f"{PART}/")
+    for file in (CONFIG, WEIGHTS, INDEX, WEIGHTS.replace(".", "-*."), FLAX)
+  ]
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, etag_timeout=SECONDS))
   except Exception as error:  # its own, and those of whatever client it has: a proxy's or a dropped connection's is no OSError
@@ -277,16 +310,21 @@ def read_statistics(config: Mapping[str, Any], channels: int) -> tuple[np.ndarra
   Raises:
     UserError: numbers that are none, not finite, or a scale that is not positive.
   """
+
   def vector(name: str, default: float) -> np.ndarray:
     value = default if config.get(name) is None else config[name]
     values = value if isinstance(value, (list, tuple)) else [value] * channels
     if len(values) != channels or not all(type(one) in (int, float) and abs(one) < MOST for one in values):
-      raise UserError(f"config.json has {name}={str(value)[:80]}; expected a finite number, or {channels} of them")
+      raise UserError(
+        f"config.json has {name}={str(value)[:80]}; expected a finite number, or {channels} of them"
+      )
     return np.array(values, np.float64)
 
   scaling, std = vector("scaling_factor", 1.0), vector("latents_std", 1.0)
   if min(*scaling, *std) < 1 / MOST or max(std / scaling) > MOST:
-    raise UserError(f"config.json has scaling_factor={scaling[0]} and latents_std={std.tolist()}; expected positive numbers")
+    raise UserError(
+      f"config.json has scaling_factor={scaling[0]} and latents_std={std.tolist()}; expected positive numbers"
+    )
   mean = vector("shift_factor" if config.get("latents_mean") is None else "latents_mean", 0.0)
   return np.float32(mean), np.float32(std / scaling)
 
@@ -295,11 +333,17 @@ def write_statistics(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
   """Equation (1) the other way: one number where all channels share it."""
   shared = all(len(set(np.asarray(values).tolist())) == 1 for values in (mean, std))
   if not shared:
-    return {"scaling_factor": 1.0, "latents_mean": np.asarray(mean).tolist(), "latents_std": np.asarray(std).tolist()}
+    return {
+      "scaling_factor": 1.0,
+      "latents_mean": np.asarray(mean).tolist(),
+      "latents_std": np.asarray(std).tolist(),
+    }
   shift = {"shift_factor": shortest(mean[0], np.float32)} if mean[0] else {}
   return {"scaling_factor": shortest(1 / np.float64(std[0]), lambda scaling: np.float32(1 / scaling))} | shift
 
 
 def shortest(value: Any, kept: Callable[[float], Any]) -> float:
   """The decimal of the fewest digits that `kept` makes the same of: 0.18215, not 0.18215000629425049."""
-  return next(short for digits in range(1, 18) if kept(short := float(f"{value:.{digits}g}")) == kept(float(value)))
+  return next(
+    short for digits in range(1, 18) if kept(short := float(f"{value:.{digits}g}")) == kept(float(value))
+  )

@@ -2,13 +2,14 @@
 
 A table says which of our layers is which of theirs, coarse to fine, and ends in axes:
 
-  CONV = (("kernel", "weight", Axes("hwio", "oihw")), ("bias", "bias", Axes("o", "o")))
-  RESNET = (("norm1", "norm1", NORM), ("conv1", "conv1", CONV), …)
-  MODEL = (("encoder/in", "encoder.conv_in", CONV), ("encoder/level0_resnet0", "encoder.down_blocks.0.resnets.0", RESNET), …)
+  CONV = (("kernel", "weight", Axes("hwio", "oihw")), ("bias", "bias", Axes("o", "o"))) RESNET =
+  (("norm1", "norm1", NORM), ("conv1", "conv1", CONV), …) MODEL = (("encoder/in", "encoder.conv_in",
+  CONV), ("encoder/level0_resnet0", "encoder.down_blocks.0.resnets.0", RESNET), …)
 
-Names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  Where theirs is a tuple, such as
-("to_q", "to_k", "to_v"), our array is theirs side by side along our last axis.  What our tree has must stand in the table;
-what the table has beyond that (the shortcut of a block that has none) is not there on either side.
+Names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  Where theirs
+is a tuple, such as ("to_q", "to_k", "to_v"), our array is theirs side by side along our last axis.
+What our tree has must stand in the table; what the table has beyond that (the shortcut of a block
+that has none) is not there on either side.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,8 +72,12 @@ class Leaf(NamedTuple):
 
 
 def numbered(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tuple:
-  """A table from rows with {fields} in both names, such as ("level{level}", "blocks.{level}", CONV), once for all numbers."""
-  found = {ours.format(**each): (theirs.format(**each), below) for each in numbers for ours, theirs, below in rows}
+  """A table from rows with {fields} in both names, such as ("level{level}", "blocks.{level}", CONV),
+  once for all numbers.
+  """
+  found = {
+    ours.format(**each): (theirs.format(**each), below) for each in numbers for ours, theirs, below in rows
+  }
   return tuple((ours, theirs, below) for ours, (theirs, below) in found.items())
 
 
@@ -97,28 +102,42 @@ def shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:
 
 
 def load(
-  table: tuple, like: Any, tensors: Mapping[str, Any], leave_out: str = "", allow_nan: bool = False, where: str = "the file"
+  table: tuple,
+  like: Any,
+  tensors: Mapping[str, Any],
+  leave_out: str = "",
+  allow_nan: bool = False,
+  where: str = "the file",
 ) -> Any:
-  """Their tensors by name -> our tree, in the structure and shapes of `like`, float32, one tensor after the other.
+  """Their tensors by name -> our tree, in the structure and shapes of `like`, float32, one tensor
+  after the other.
 
-  `leave_out` is a regular expression of names that belong to something else; `where` is what errors call the source.
+  `leave_out` is a regular expression of names that belong to something else; `where` is what errors
+  call the source.
 
   Raises:
-    UserError: naming tensors that are missing, in surplus, misshapen, no floats, or not finite unless `allow_nan`.
+    UserError: naming tensors that are missing, in surplus, misshapen, no floats, or not finite
+      unless `allow_nan`.
   """
   wanted = shapes(table, like)
   check_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where)
   made = []
   for ours, leaf in leaves(table, like).values():
     parts = [checked(name, tensors[name], wanted[name], allow_nan, where) for name in leaf.theirs]
-    whole = np.concatenate([leaf.axes.imported(part) for part in parts], -1) if len(parts) > 1 else leaf.axes.imported(parts[0])
+    whole = (
+      np.concatenate([leaf.axes.imported(part) for part in parts], -1)
+      if len(parts) > 1
+      else leaf.axes.imported(parts[0])
+    )
     made.append(jnp.array(whole, ours.dtype))
   return jax.tree.unflatten(jax.tree.structure(like), made)
 
 
 def check_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str) -> None:
   """Raises a UserError unless the two have the same names."""
-  shown = lambda names: ", ".join(name[:80] for name in names[:MOST_TOLD]) + (" …" if len(names) > MOST_TOLD else "")
+  shown = lambda names: (
+    ", ".join(name[:80] for name in names[:MOST_TOLD]) + (" …" if len(names) > MOST_TOLD else "")
+  )
   if missing := sorted(set(wanted) - set(there)):
     raise UserError(
       f"{where} lacks {len(missing)} of {len(wanted)} tensors: {shown(missing)}; "
@@ -132,16 +151,22 @@ def check_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: 
 
 
 def checked(name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str) -> np.ndarray:
-  """One tensor in float32; UserError unless it is of floats, finite, and of that shape (a dense kernel may end in 1, 1)."""
+  """One tensor in float32; UserError unless it is of floats, finite, and of that shape (a dense kernel
+  may end in 1, 1).
+  """
   if not jnp.issubdtype(value.dtype, jnp.floating):
-    raise UserError(f"{name} of {where} is {value.dtype}; expected float32, float16 or bfloat16: cast it and write the file anew")
+    raise UserError(
+      f"{name} of {where} is {value.dtype}; expected float32, float16 or bfloat16: cast it and write the file anew"
+    )
   if value.shape not in (shape, (*shape, 1, 1)):
     raise UserError(
       f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; give the config.json that belongs to it"
     )
   value = np.asarray(value, np.float32).reshape(shape)
   if not allow_nan and (bad := value.size - np.count_nonzero(np.isfinite(value))):
-    raise UserError(f"{name} of {where} has {bad} values that are not finite; get it anew, or allow them: --allow-nan")
+    raise UserError(
+      f"{name} of {where} has {bad} values that are not finite; get it anew, or allow them: --allow-nan"
+    )
   return value
 
 

@@ -1,12 +1,15 @@
-"""Arrays in safetensors files: read by memory map after everything that a header says has been checked, written atomically.
+"""Arrays in safetensors files: read by memory map after everything that a header says has been
+checked, written atomically.
 
-A file is 8 bytes, the length of the header; the header, JSON padded with spaces; the data.  The header has, a tensor,
+A file is 8 bytes, the length of the header; the header, JSON padded with spaces; the data.  The
+header has, a tensor,
 
   name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}
 
-with offsets from the start of the data, little-endian and row-major, and perhaps {"__metadata__": {text: text}}.
-Lengths are compared with the size of the file before a byte of what they describe is read, so that what a hostile file
-costs is bounded by MOST_HEADER; nothing in it is ever executed.  https://github.com/huggingface/safetensors
+with offsets from the start of the data, little-endian and row-major, and perhaps {"__metadata__":
+{text: text}}. Lengths are compared with the size of the file before a byte of what they describe is
+read, so that what a hostile file costs is bounded by MOST_HEADER; nothing in it is ever executed.
+https://github.com/huggingface/safetensors
 
 A model in parts has an index, a JSON file {"weight_map": {name: file beside it}}.
 """
@@ -79,10 +82,14 @@ class Fault(Exception):
 
 
 class Tensors(Mapping):
-  """Arrays by name of one or more checked files: each is mapped when it is asked for and unmapped when it is let go."""
+  """Arrays by name of one or more checked files: each is mapped when it is asked for and unmapped when
+  it is let go.
+  """
 
   def __init__(self, headers: Mapping[Path, Header]):
-    self._places = {name: (path, found.start, one) for path, found in headers.items() for name, one in found.entries.items()}
+    self._places = {
+      name: (path, found.start, one) for path, found in headers.items() for name, one in found.entries.items()
+    }
 
   def __getitem__(self, name: str) -> np.ndarray:
     path, start, one = self._places[name]
@@ -131,7 +138,9 @@ def index(file: Any) -> dict[str, str]:
   if len(text) > MOST_INDEX:
     raise Fault(f"it is an index of more than {MOST_INDEX} bytes")
   parts = parsed(text.strip(), floats=True).get("weight_map")
-  plain = lambda part: isinstance(part, str) and Path(part).name == part and part.endswith(".safetensors") and part.isprintable()
+  plain = lambda part: (
+    isinstance(part, str) and Path(part).name == part and part.endswith(".safetensors") and part.isprintable()
+  )
   if not isinstance(parts, dict) or not parts or not all(map(plain, parts.values())):
     raise Fault("it has no weight_map of names to .safetensors files beside it")
   return parts
@@ -154,7 +163,9 @@ def read_header(path: str | os.PathLike) -> Header:
 def opened(path: str | os.PathLike, use: Any) -> Any:
   """use(file), where every fault becomes a UserError that names the file."""
   try:
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # a pipe does not block
+    with open(
+      path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+    ) as file:  # a pipe does not block
       try:
         return use(file)
       except Fault as fault:
@@ -218,8 +229,13 @@ def parsed(text: bytes, floats: bool = False) -> dict[str, Any]:
   try:
     if not text.startswith(b"{"):
       raise Fault("its header is no JSON object")
-    return json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=float if floats else refuse)
-  except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of numbers with thousands of digits
+    return json.loads(
+      text.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=float if floats else refuse
+    )
+  except (
+    ValueError,
+    RecursionError,
+  ) as error:  # ValueError: of JSON, of UTF-8, of numbers with thousands of digits
     raise Fault("its header is no JSON") from error
 
 
@@ -234,7 +250,11 @@ def entry(name: str, value: Any) -> Entry:
   if not isinstance(dtype, str) or dtype not in DTYPES:
     raise Fault(f"{shown} has dtype {repr(dtype)[:40]}, none of {' '.join(DTYPES)}")
   for what, numbers, most in (("shape", shape, MOST_AXES), ("data_offsets", offsets, 2)):
-    if not isinstance(numbers, list) or len(numbers) > most or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+    if (
+      not isinstance(numbers, list)
+      or len(numbers) > most
+      or not all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    ):
       raise Fault(f"{shown} has {what} {repr(numbers)[:40]}, not up to {most} whole numbers")
   if len(offsets) != 2 or offsets[0] > offsets[1]:
     raise Fault(f"{shown} has data_offsets {offsets}, not a begin and an end")
@@ -242,12 +262,16 @@ def entry(name: str, value: Any) -> Entry:
     raise Fault(f"{shown} has shape {shape}, more than can be indexed")
   size = math.prod(shape) * DTYPES[dtype].itemsize
   if size != offsets[1] - offsets[0]:
-    raise Fault(f"{shown} is {dtype} {shape}, {size} bytes, and its data_offsets {offsets} span {offsets[1] - offsets[0]}")
+    raise Fault(
+      f"{shown} is {dtype} {shape}, {size} bytes, and its data_offsets {offsets} span {offsets[1] - offsets[0]}"
+    )
   return Entry(dtype, tuple(shape), *offsets)
 
 
 def check_cover(entries: dict[str, Entry], size: int) -> None:
-  """Raises a Fault unless the entries lie side by side, with neither gap nor overlap, and end where the data end."""
+  """Raises a Fault unless the entries lie side by side, with neither gap nor overlap, and end where
+  the data end.
+  """
   at = 0
   for name, one in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
     if one.begin != at:
@@ -255,8 +279,11 @@ def check_cover(entries: dict[str, Entry], size: int) -> None:
       raise Fault(f"{name[:80]!r} begins at byte {one.begin} and {what}, which ends at {at}")
     at = one.end
   if at != size:
-    raise Fault(f"its header describes {at} bytes of data, and it has {size}: is it cut short?" if at > size else
-                f"its header describes {at} bytes of data, and it has {size}")
+    raise Fault(
+      f"its header describes {at} bytes of data, and it has {size}: is it cut short?"
+      if at > size
+      else f"its header describes {at} bytes of data, and it has {size}"
+    )
 
 
 def arrays(file: Any, found: Header) -> dict[str, np.ndarray]:
@@ -286,7 +313,9 @@ def shaped(flat: np.ndarray, name: str, one: Entry) -> np.ndarray:
   return flat.view(DTYPES[one.dtype]).reshape(one.shape)
 
 
-def write(path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+def write(
+  path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
   """Writes arrays by name, whole or not at all; the same arrays and metadata give the same bytes.
 
   Raises:
@@ -295,14 +324,25 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping
   """
   names = {dtype: name for name, dtype in DTYPES.items()}
   tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-  if unknown := [name for name, value in tensors.items() if value.dtype not in names or not name.isprintable() or not name
-                 or name == METADATA]:
-    raise ValueError(f"{unknown[0]!r} of {tensors[unknown[0]].dtype} cannot be written; dtypes are {' '.join(DTYPES)}")
-  order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # the widest first: all are aligned
+  if unknown := [
+    name
+    for name, value in tensors.items()
+    if value.dtype not in names or not name.isprintable() or not name or name == METADATA
+  ]:
+    raise ValueError(
+      f"{unknown[0]!r} of {tensors[unknown[0]].dtype} cannot be written; dtypes are {' '.join(DTYPES)}"
+    )
+  order = sorted(
+    tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)
+  )  # the widest first: all are aligned
   ends = list(itertools.accumulate((tensors[name].nbytes for name in order), initial=0))
   described: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
   for name, begin, end in zip(order, ends, ends[1:]):
-    described[name] = {"dtype": names[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    described[name] = {
+      "dtype": names[tensors[name].dtype],
+      "shape": list(tensors[name].shape),
+      "data_offsets": [begin, end],
+    }
   text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
   path = Path(path)

@@ -1,7 +1,8 @@
-"""diffusers' AutoencoderTiny (TAESD) as TinyAutoencoder and back: its configuration, and whose parameters are whose.
+"""diffusers' AutoencoderTiny (TAESD) as TinyAutoencoder and back: its configuration, and whose
+parameters are whose.
 
-Its latents are the scaled ones of the codec that it was distilled from.  latent_magnitude and latent_shift of a config tell how
-to keep latents as bytes; they are not a part of what it computes.
+Its latents are the scaled ones of the codec that it was distilled from.  latent_magnitude and
+latent_shift of a config tell how to keep latents as bytes; they are not a part of what it computes.
 """
 
 from collections.abc import Mapping
@@ -27,9 +28,13 @@ def network(config: Mapping[str, Any]) -> TinyAutoencoder:
   choice(config, "out_channels", 3, (channels,))
   choice(config, "upsample_fn", "nearest", ("nearest",))
   choice(config, "upsampling_scaling_factor", 2, (2,))
-  blocks = [whole_numbers(config, f"num_{side}_blocks", default, MOST_BLOCKS, 0)
-            for side, default in (("encoder", (1, 3, 3, 3)), ("decoder", (3, 3, 3, 1)))]
-  widths = [whole_numbers(config, f"{side}_block_out_channels", (64, 64, 64, 64)) for side in ("encoder", "decoder")]
+  blocks = [
+    whole_numbers(config, f"num_{side}_blocks", default, MOST_BLOCKS, 0)
+    for side, default in (("encoder", (1, 3, 3, 3)), ("decoder", (3, 3, 3, 1)))
+  ]
+  widths = [
+    whole_numbers(config, f"{side}_block_out_channels", (64, 64, 64, 64)) for side in ("encoder", "decoder")
+  ]
   if len({*widths[0], *widths[1]}) > 1 or len({*map(len, blocks + widths)}) > 1:
     raise UserError(
       f"config.json has blocks={blocks} and block_out_channels={widths} of encoder and decoder; "
@@ -79,6 +84,8 @@ def table(network: TinyAutoencoder) -> tuple:
   for level, blocks in reversed(list(enumerate(network.decoder_blocks))):
     decoder += [(f"level{level}_block{i}", f"{used + i}", BLOCK) for i in range(blocks)]
     used += blocks
-    decoder.append((f"up{level}/conv", f"{used + 1}", CONV) if level else ("out", f"{used}", CONV))  # the doubling is `used`
+    decoder.append(
+      (f"up{level}/conv", f"{used + 1}", CONV) if level else ("out", f"{used}", CONV)
+    )  # the doubling is `used`
     used += 2
   return (("encoder", "encoder.layers", tuple(encoder)), ("decoder", "decoder.layers", tuple(decoder)))

@@ -1,7 +1,8 @@
-"""Stable Diffusion's autoencoders: `AutoencoderKL` and `VQModel` of diffusers, and the files of CompVis, as ours and back.
+"""Stable Diffusion's autoencoders: `AutoencoderKL` and `VQModel` of diffusers, and the files of
+CompVis, as ours and back.
 
-Below are the tables of where the arrays are (`rename` has how to read one), and what a config.json says of the network.
-A file of CompVis has no config: its network is read off the shapes.
+Below are the tables of where the arrays are (`rename` has how to read one), and what a config.json
+says of the network. A file of CompVis has no config: its network is read off the shapes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,7 +43,11 @@ def attention(layers: Layers, norm: str, qkv: tuple[str, str, str], out: str) ->
 
 def diffusers_rows(layers: Layers, qkv: tuple[str, str, str], out: str) -> tuple:
   """{level} counts from the finest, {up} from the coarsest."""
-  block, attend, conv = resnet(layers, "conv_shortcut"), attention(layers, "group_norm", qkv, out), layers.conv
+  block, attend, conv = (
+    resnet(layers, "conv_shortcut"),
+    attention(layers, "group_norm", qkv, out),
+    layers.conv,
+  )
   return (
     ("encoder/level{level}_resnet{i}", "encoder.down_blocks.{level}.resnets.{i}", block),
     ("encoder/level{level}_attention{i}", "encoder.down_blocks.{level}.attentions.{i}", attend),
@@ -91,14 +96,23 @@ def bottleneck_rows(conv: tuple) -> tuple:
   )
 
 
-LINEN = Layers(*(tuple((name, name, Axes(axes, axes)) for name, axes in pairs) for pairs in (
-  (("kernel", "hwio"), ("bias", "o")), (("scale", "c"), ("bias", "c")), (("kernel", "io"), ("bias", "o")),
-)))
+LINEN = Layers(
+  *(
+    tuple((name, name, Axes(axes, axes)) for name, axes in pairs)
+    for pairs in (
+      (("kernel", "hwio"), ("bias", "o")),
+      (("scale", "c"), ("bias", "c")),
+      (("kernel", "io"), ("bias", "o")),
+    )
+  )
+)
 OLD_QKV, OLD_OUT = ("query", "key", "value"), "proj_attn"
 ROWS = {  # by family of files
   "diffusers": diffusers_rows(Layers(), ("to_q", "to_k", "to_v"), "to_out.0"),
   "old diffusers": diffusers_rows(Layers(), OLD_QKV, OLD_OUT),  # before July 2023
-  "old flax": diffusers_rows(LINEN, OLD_QKV, OLD_OUT),  # FlaxAutoencoderKL, its down_blocks_0 written down_blocks.0
+  "old flax": diffusers_rows(
+    LINEN, OLD_QKV, OLD_OUT
+  ),  # FlaxAutoencoderKL, its down_blocks_0 written down_blocks.0
   "CompVis": compvis_rows(),
 }
 
@@ -108,7 +122,9 @@ def table(network: Any, family: str = "diffusers") -> tuple:
   levels = len(network.widths)
   numbers = [
     {"level": level, "finer": level - 1, "up": levels - 1 - level, "i": i, "side": side}
-    for level in range(levels) for i in range(network.resnets + 1) for side in ("encoder", "decoder")
+    for level in range(levels)
+    for i in range(network.resnets + 1)
+    for side in ("encoder", "decoder")
   ]
   return rename.numbered(ROWS[family], numbers)
 
@@ -141,10 +157,15 @@ def network(config: Mapping[str, Any]) -> Any:
       raise UserError(f"config.json has {name}={config[name]!r}; jldm has {only!r} alone")
   channels = whole_number(config, "in_channels", 3)
   if whole_number(config, "out_channels", 3) != channels:
-    raise UserError(f"config.json has in_channels={channels} and other out_channels; jldm has equal ones alone")
+    raise UserError(
+      f"config.json has in_channels={channels} and other out_channels; jldm has equal ones alone"
+    )
   fields = {
-    "channels": channels, "widths": widths, "resnets": whole_number(config, "layers_per_block", 1, MOST_RESNETS),
-    "groups": whole_number(config, "norm_num_groups", 32), "attention": attention_levels(config, len(widths)),
+    "channels": channels,
+    "widths": widths,
+    "resnets": whole_number(config, "layers_per_block", 1, MOST_RESNETS),
+    "groups": whole_number(config, "norm_num_groups", 32),
+    "attention": attention_levels(config, len(widths)),
     "middle_attention": truth(config, "mid_block_add_attention"),
   }
   latent_channels = whole_number(config, "latent_channels", 3 if quantised else 4)
@@ -162,14 +183,24 @@ def network(config: Mapping[str, Any]) -> Any:
 def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
   """Which levels have attention, the finest 0; both sides must agree."""
   found = {}
-  for side, plain, attending in (("down", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-                                 ("up", "UpDecoderBlock2D", "AttnUpDecoderBlock2D")):
+  for side, plain, attending in (
+    ("down", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    ("up", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
+  ):
     types = config.get(f"{side}_block_types", (plain,))
-    if not isinstance(types, (list, tuple)) or len(types) != levels or any(kind not in (plain, attending) for kind in types):
-      raise UserError(f"config.json has {side}_block_types={str(types)[:80]}; expected {levels} of {plain} or {attending}")
+    if (
+      not isinstance(types, (list, tuple))
+      or len(types) != levels
+      or any(kind not in (plain, attending) for kind in types)
+    ):
+      raise UserError(
+        f"config.json has {side}_block_types={str(types)[:80]}; expected {levels} of {plain} or {attending}"
+      )
     found[side] = [kind == attending for kind in types]
   if found["down"] != found["up"][::-1]:
-    raise UserError("config.json has attention at other levels on the way up than on the way down; jldm has it on both")
+    raise UserError(
+      "config.json has attention at other levels on the way up than on the way down; jldm has it on both"
+    )
   return tuple(level for level, there in enumerate(found["down"]) if there)
 
 
@@ -181,16 +212,28 @@ def config(network: Any) -> dict[str, Any]:
   """
   quantised, levels = isinstance(network, VQAutoencoder), range(len(network.widths))
   if network.patch > 1:
-    raise UserError(f"the autoencoder folds patch={network.patch} pixels into channels, which diffusers has not; train it with 1")
+    raise UserError(
+      f"the autoencoder folds patch={network.patch} pixels into channels, which diffusers has not; train it with 1"
+    )
   if quantised and not isinstance(network.quantizer, Codebook):
-    raise UserError(f"the autoencoder's quantizer is {type(network.quantizer).__name__}, which diffusers has not; use Codebook")
+    raise UserError(
+      f"the autoencoder's quantizer is {type(network.quantizer).__name__}, which diffusers has not; use Codebook"
+    )
   features = network.features or network.latent_channels
   if not quantised and features != network.latent_channels:
-    raise UserError(f"the autoencoder has features={features} and other latents, which diffusers has not; keep it in jldm")
+    raise UserError(
+      f"the autoencoder has features={features} and other latents, which diffusers has not; keep it in jldm"
+    )
   kind = lambda name: [("Attn" if level in network.attention else "") + name for level in levels]
   own = {
-    True: {"num_vq_embeddings": getattr(getattr(network, "quantizer", None), "size", 0), "vq_embed_dim": network.latent_channels},
-    False: {"use_quant_conv": getattr(network, "pointwise", True), "use_post_quant_conv": getattr(network, "pointwise", True)},
+    True: {
+      "num_vq_embeddings": getattr(getattr(network, "quantizer", None), "size", 0),
+      "vq_embed_dim": network.latent_channels,
+    },
+    False: {
+      "use_quant_conv": getattr(network, "pointwise", True),
+      "use_post_quant_conv": getattr(network, "pointwise", True),
+    },
   }
   return {
     "_class_name": "VQModel" if quantised else "AutoencoderKL",
@@ -214,9 +257,12 @@ def compvis_network(shapes: Mapping[str, tuple[int, ...]]) -> Any:
   Raises:
     UserError: naming a tensor that is missing.
   """
+
   def side(name: str, axis: int) -> int:
     if len(shapes.get(name, ())) <= axis:
-      raise UserError(f"the file lacks {name}, or its axes; expected an autoencoder of CompVis's latent-diffusion")
+      raise UserError(
+        f"the file lacks {name}, or its axes; expected an autoencoder of CompVis's latent-diffusion"
+      )
     return shapes[name][axis]
 
   counted = lambda pattern: len({match[1] for name in shapes if (match := re.match(pattern, name))})
@@ -232,7 +278,11 @@ def compvis_network(shapes: Mapping[str, tuple[int, ...]]) -> Any:
   }
   if "quantize.embedding.weight" in shapes:
     codes, embedded = side("quantize.embedding.weight", 0), side("quantize.embedding.weight", 1)
-    return VQAutoencoder(Codebook(codes), latent_channels=embedded, features=z if z != embedded else 0, **fields)
+    return VQAutoencoder(
+      Codebook(codes), latent_channels=embedded, features=z if z != embedded else 0, **fields
+    )
   pointwise = "quant_conv.weight" in shapes
   embedded = side("post_quant_conv.weight", 1) if pointwise else z
-  return KLAutoencoder(latent_channels=embedded, features=z if z != embedded else 0, pointwise=pointwise, **fields)
+  return KLAutoencoder(
+    latent_channels=embedded, features=z if z != embedded else 0, pointwise=pointwise, **fields
+  )

@@ -1,6 +1,7 @@
-"""Weights of DINOv2 and of CLIP's pictures by the names of transformers, as ours: blocks stacked, queries, keys, values as one.
+"""Weights of DINOv2 and of CLIP's pictures by the names of transformers, as ours: blocks stacked,
+queries, keys, values as one.
 
-  encoder.layer.0.attention.attention.query.weight [C, C], …  ->  blocks/attention/qkv/kernel [depth, C, 3 C]
+encoder.layer.0.attention.attention.query.weight [C, C], …  ->  blocks/attention/qkv/kernel [depth, C, 3 C]
 """
 
 from collections.abc import Mapping
@@ -45,12 +46,20 @@ ARRAYS = {  # of theirs that are no layer's
     "layer_scale1.lambda1": "scale1",
     "layer_scale2.lambda1": "scale2",
   },
-  "clip": {"vision_model.embeddings.class_embedding": "token", "vision_model.embeddings.position_embedding.weight": "places"},
+  "clip": {
+    "vision_model.embeddings.class_embedding": "token",
+    "vision_model.embeddings.position_embedding.weight": "places",
+  },
 }
-BLOCK = {"dinov2": re.compile(r"encoder\.layer\.(\d+)\.(.+)"), "clip": re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)")}
+BLOCK = {
+  "dinov2": re.compile(r"encoder\.layer\.(\d+)\.(.+)"),
+  "clip": re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)"),
+}
 LEFT_OUT = {
   "dinov2": re.compile(r"embeddings\.mask_token"),
-  "clip": re.compile(r"text_model\..*|text_projection\.weight|logit_scale|vision_model\.embeddings\.position_ids"),
+  "clip": re.compile(
+    r"text_model\..*|text_projection\.weight|logit_scale|vision_model\.embeddings\.position_ids"
+  ),
 }
 AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}  # of vectors, dense layers and convolutions, as ours have them
 

@@ -1,7 +1,7 @@
 """Pictures: arrays to a sheet for the eye, and to files with where they came from written inside.
 
-Images are uint8 [N, H, W, C] or [H, W, C], C 1 (grey) or 3.  Every PNG says `ai_generated` = `true` and `jldm` = a JSON
-object in its text chunks.  A file appears whole or not at all.
+Images are uint8 [N, H, W, C] or [H, W, C], C 1 (grey) or 3.  Every PNG says `ai_generated` = `true`
+and `jldm` = a JSON object in its text chunks.  A file appears whole or not at all.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ def show(
 ) -> Image.Image:
   """One picture of all images, row by row: a notebook displays it where a cell ends with it.
 
-  images: uint8 [N, H, W, C] or [H, W, C], or a list of these, which may differ in size; C is 1 (grey), 3 (RGB), or that and
-    alpha, which is put on white.
+  images: uint8 [N, H, W, C] or [H, W, C], or a list of these, which may differ in size; C is 1
+    (grey), 3 (RGB), or that and alpha, which is put on white.
   columns: images in a row; by default all of them up to SHOWN_COLUMNS.
   labels: a text or a number per image, written below it.
 
@@ -68,10 +68,14 @@ def checked_batch(images: Any) -> np.ndarray:
   images = np.asarray(images)
   if images.dtype != np.uint8:
     how = "; if they lie in [-1, 1], convert them by jldm.media.images.to_uint8(images)"
-    raise UserError(f"images of {images.dtype}; expected uint8{how if images.dtype.kind == 'f' else ', 0 to 255'}")
+    raise UserError(
+      f"images of {images.dtype}; expected uint8{how if images.dtype.kind == 'f' else ', 0 to 255'}"
+    )
   batch = images[None] if images.ndim == 3 else images
   if batch.ndim != 4 or not 1 <= batch.shape[-1] <= 4 or not all(batch.shape[1:3]):
-    raise UserError(f"images of shape {list(images.shape)}; expected [N, H, W, C] or [H, W, C] with C = 1 (grey), 3 or 4")
+    raise UserError(
+      f"images of shape {list(images.shape)}; expected [N, H, W, C] or [H, W, C] with C = 1 (grey), 3 or 4"
+    )
   return batch
 
 
@@ -132,7 +136,9 @@ def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -
     np.savez_compressed(file, images=images, labels=np.asarray(labels, np.int64))
 
 
-def write_samples(folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, provenance: dict) -> None:
+def write_samples(
+  folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, provenance: dict
+) -> None:
   """Writes images uint8 [N, H, W, C] as 00000.png ..., and grid.png, ten to a row.
 
   Each file's provenance has its own `index` and `label` besides `provenance`.
@@ -155,9 +161,15 @@ def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: l
 
 
 def write_edits(
-  folder: str | os.PathLike, images: np.ndarray, rows: dict[str, np.ndarray], provenance: dict, each: list[dict] | None = None
+  folder: str | os.PathLike,
+  images: np.ndarray,
+  rows: dict[str, np.ndarray],
+  provenance: dict,
+  each: list[dict] | None = None,
 ) -> None:
-  """Writes images uint8 [N, H, W, C] as 00000.png ..., of `each` what is told of it alone, and sheet.png, `rows` by name."""
+  """Writes images uint8 [N, H, W, C] as 00000.png ..., of `each` what is told of it alone, and
+  sheet.png, `rows` by name.
+  """
   write_numbered(folder, images, [provenance | own for own in each or [{}] * len(images)])
   write_png(Path(folder) / "sheet.png", sheet(rows), provenance)
 
@@ -167,8 +179,15 @@ def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   frames = [Image.fromarray(frame) for frame in there_and_back(images)]
   told = json.dumps({"ai_generated": True, "jldm": provenance})
   with replace_file(Path(path)) as file:
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], loop=0, comment=told,
-                   duration=round(1000 * seconds / len(images)))
+    frames[0].save(
+      file,
+      "GIF",
+      save_all=True,
+      append_images=frames[1:],
+      loop=0,
+      comment=told,
+      duration=round(1000 * seconds / len(images)),
+    )
 
 
 def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, seconds: float = 2.0) -> None:
@@ -184,10 +203,16 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
     raise UserError("a film needs imageio and its ffmpeg; install them: pip install 'jldm[video]'") from error
   told = json.dumps({"ai_generated": True, "jldm": provenance})
   frames = there_and_back(images)
-  frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")  # yuv420: even
+  frames = np.pad(
+    frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+  )  # yuv420: even
   path = Path(path)
   partial = f".{os.getpid()}.{path.name}"  # ffmpeg goes by the ending
-  options = {"fps": len(images) / seconds, "macro_block_size": 1, "output_params": ["-metadata", f"comment={told}"]}
+  options = {
+    "fps": len(images) / seconds,
+    "macro_block_size": 1,
+    "output_params": ["-metadata", f"comment={told}"],
+  }
   with warnings.catch_warnings(), replace_file(path, partial=partial) as file:
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's, of a process that is ffmpeg at once
     imageio.mimwrite(file.name, frames, **options)
@@ -245,7 +270,9 @@ def class_rows(images: np.ndarray, labels: np.ndarray, columns: int, scale: int 
   return tile(shown, math.ceil(math.sqrt(len(shown))), scale=scale)
 
 
-def beside(originals: np.ndarray, reconstructions: np.ndarray, columns: int = 8, scale: int = 1) -> np.ndarray:
+def beside(
+  originals: np.ndarray, reconstructions: np.ndarray, columns: int = 8, scale: int = 1
+) -> np.ndarray:
   """A grid of both uint8 [N, H, W, C]: a row of originals, below it the row of their reconstructions, and so on."""
   starts = range(0, len(originals), columns)
   return tile_rows([some[i : i + columns] for i in starts for some in (originals, reconstructions)], scale)
@@ -255,11 +282,17 @@ def tile_rows(rows: list[np.ndarray], scale: int = 1) -> np.ndarray:
   """Rows of images uint8 [n, H, W, C], n differing -> one image, the ends of short rows empty."""
   columns = max(map(len, rows))
   empty = np.full((columns, *rows[0].shape[1:]), PAPER, np.uint8)
-  return tile(np.concatenate([part for row in rows for part in (row, empty[len(row) :])]), columns, scale=scale)
+  return tile(
+    np.concatenate([part for row in rows for part in (row, empty[len(row) :])]), columns, scale=scale
+  )
 
 
-def curves(lines: dict[str, tuple[Any, Any]], across: str, up: str, width: int = 640, height: int = 400) -> np.ndarray:
-  """A plot of lines {name: (x [N], y [N])} with linear axes called `across` and `up` -> uint8 [height, width, 3]."""
+def curves(
+  lines: dict[str, tuple[Any, Any]], across: str, up: str, width: int = 640, height: int = 400
+) -> np.ndarray:
+  """A plot of lines {name: (x [N], y [N])} with linear axes called `across` and `up` -> uint8 [height,
+  width, 3].
+  """
   lines = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in lines.items()}
   ticks = [even_ticks(np.concatenate([line[axis] for line in lines.values()])) for axis in (0, 1)]
   left, top, right, bottom = 70, 20, width - 20, height - 50

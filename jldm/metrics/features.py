@@ -13,7 +13,8 @@ def checked(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
   """Each [N, D] in float64.
 
   Raises:
-    UserError: of another rank, of fewer than two rows, of different widths, or with a value that is not finite.
+    UserError: of another rank, of fewer than two rows, of different widths, or with a value that is
+      not finite.
   """
   sets = tuple(np.asarray(features, np.float64) for features in sets)
   shapes = " and ".join(str(list(features.shape)) for features in sets)

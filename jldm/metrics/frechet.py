@@ -1,4 +1,5 @@
-"""The Fréchet distance between two sets of features, each taken for a Gaussian: Heusel et al. 2017 (1706.08500), eq. 6.
+"""The Fréchet distance between two sets of features, each taken for a Gaussian: Heusel et al. 2017
+(1706.08500), eq. 6.
 
   (1)  d^2 = |m - m'|^2 + tr C + tr C' - 2 tr (C C')^(1/2)
   (2)  tr (C C')^(1/2) = sum of the singular values S of A^T B = U S V^T,   C = A A^T,  C' = B B^T
@@ -7,8 +8,9 @@
        d^2 is (I - P^T P) in its derivative by C' (Rippl, Munk & Sturm 2016, 1507.04090, theorem 2.1)
   (4)  means and scatters of two parts merge exactly: Chan, Golub & LeVeque 1979, eq. 1.5
 
-The roots A and B come of the eigenvalues of symmetric matrices.  Of N samples d^2 is too large by an amount that falls with
-1 / N (Chong & Forsyth 2020, 1911.07023): compare figures of one N only, beside that of real against real.
+The roots A and B come of the eigenvalues of symmetric matrices.  Of N samples d^2 is too large by
+an amount that falls with 1 / N (Chong & Forsyth 2020, 1911.07023): compare figures of one N only,
+beside that of real against real.
 """
 
 import math
@@ -24,7 +26,8 @@ from jldm.metrics.intervals import Interval, normal
 class Moments(NamedTuple):
   """Mean [D] and covariance [D, D] of features, float64, of how many, and of which extractor.
 
-  `source` says what made the features, preprocessing and weights included: only moments of one source are compared.
+  `source` says what made the features, preprocessing and weights included: only moments of one
+  source are compared.
   """
 
   mean: np.ndarray
@@ -45,7 +48,9 @@ class Running(NamedTuple):
     """With features [N, D] too; UserError where they are not finite or of another width."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or (self.count and features.shape[1:] != np.shape(self.mean)):
-      raise UserError(f"features of shape {features.shape}; expected [N, {len(self.mean) if self.count else 'D'}]")
+      raise UserError(
+        f"features of shape {features.shape}; expected [N, {len(self.mean) if self.count else 'D'}]"
+      )
     if not np.isfinite(features).all():
       raise UserError("features that are not finite; the images or the extractor's weights are broken")
     if not len(features):
@@ -62,7 +67,9 @@ class Running(NamedTuple):
       return self if self.count else other
     offset = other.mean - self.mean
     spread = np.outer(offset, offset) * (self.count * other.count / count)
-    return Running(self.source, count, self.mean + offset * (other.count / count), self.scatter + other.scatter + spread)
+    return Running(
+      self.source, count, self.mean + offset * (other.count / count), self.scatter + other.scatter + spread
+    )
 
   def moments(self) -> Moments:
     """The covariance over N - 1; UserError of fewer than two."""
@@ -84,7 +91,9 @@ def statistics(features: np.ndarray, source: str = "") -> Moments:
 def check_comparable(a: Moments | Running, b: Moments | Running) -> None:
   """Raises a UserError unless both are of one extractor, with one preprocessing and one width."""
   if a.source != b.source:
-    raise UserError(f"features of {a.source!r} and of {b.source!r} do not compare; make both with one extractor")
+    raise UserError(
+      f"features of {a.source!r} and of {b.source!r} do not compare; make both with one extractor"
+    )
   if a.count and b.count and a.mean.shape != b.mean.shape:
     raise UserError(f"features of widths {len(a.mean)} and {len(b.mean)}; expected those of one extractor")
 
@@ -125,8 +134,9 @@ def frechet(a: Moments, b: Moments) -> float:
 def interval(real: np.ndarray, samples: np.ndarray, level: float = 0.95) -> Interval:
   """(1) of features [N, D] and [M, D], and where it would lie, were both sets drawn anew in the same numbers.
 
-  By the first-order spread of (3), for d^2 well above zero; that the figure is too large by the same amount every time, an
-  interval does not tell.  A bootstrap would not do: with repeated images it adds the excess of N samples once more.
+  By the first-order spread of (3), for d^2 well above zero; that the figure is too large by the
+  same amount every time, an interval does not tell.  A bootstrap would not do: with repeated images
+  it adds the excess of N samples once more.
 
   Raises:
     UserError: as `frechet`.

@@ -3,10 +3,10 @@
   (1)  PSNR = 10 log10(peak^2 / MSE)
   (2)  SSIM = (2 mu_a mu_b + c1) (2 s_ab + c2) / ((mu_a^2 + mu_b^2 + c1) (s_aa + s_bb + c2))
 
-(2) is eq. 13 of Wang et al. 2004, with c1 = (0.01 peak)^2, c2 = (0.03 peak)^2 and the local moments of their eqs. 14-16
-under a Gaussian window, at every place where the window lies wholly inside.  It presumes intensities in [0, peak], as
-files have them; images here are in [-peak / 2, peak / 2] and are lifted by peak / 2, so that the figure is the one that
-others measure on the uint8 files.
+(2) is eq. 13 of Wang et al. 2004, with c1 = (0.01 peak)^2, c2 = (0.03 peak)^2 and the local moments
+of their eqs. 14-16 under a Gaussian window, at every place where the window lies wholly inside.  It
+presumes intensities in [0, peak], as files have them; images here are in [-peak / 2, peak / 2] and
+are lifted by peak / 2, so that the figure is the one that others measure on the uint8 files.
 """
 
 import jax
@@ -48,4 +48,6 @@ def windows(size: int) -> np.ndarray:
   length = min(WINDOW, size)
   weights = np.exp(-0.5 * ((np.arange(length) - (length - 1) / 2) / WIDTH) ** 2)
   places = range(size - length + 1)
-  return np.stack([np.pad(weights / weights.sum(), (i, size - length - i)) for i in places]).astype(np.float32)
+  return np.stack([np.pad(weights / weights.sum(), (i, size - length - i)) for i in places]).astype(
+    np.float32
+  )

@@ -1,7 +1,7 @@
 """The Inception Score: exp of the mean of KL(p(y | x) || p(y)), Salimans et al. 2016 (1606.03498), section 4.
 
-Samples are shuffled and cut into parts, each with its own p(y); mean and standard deviation are over the parts.  Fewer
-samples a part score less.
+Samples are shuffled and cut into parts, each with its own p(y); mean and standard deviation are
+over the parts.  Fewer samples a part score less.
 """
 
 import numpy as np

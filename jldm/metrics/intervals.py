@@ -1,9 +1,11 @@
-"""Where a figure would lie, were the images drawn anew: intervals that hold it in 95 of 100 draws, unless told otherwise.
+"""Where a figure would lie, were the images drawn anew: intervals that hold it in 95 of 100 draws,
+unless told otherwise.
 
   (1)  normal     value +- z sqrt(sum over sets of var(f) / N), f what each member adds to the value, but for a constant
   (2)  share      of N independent yes and no, Wilson 1927: not of no width where all are yes
-  (3)  jackknife  value +- t_(G-1) sqrt(sum over sets of (G - 1) / G sum_g (v_g - mean v)^2), v_g without the g-th of G
-                  groups of a set: Quenouille 1949; Efron & Stein 1981; any function of the members as a whole
+  (3)  jackknife  value +- t_(G-1) sqrt(sum over sets of (G - 1) / G sum_g (v_g - mean v)^2), v_g
+                  without the g-th of G groups of a set: Quenouille 1949; Efron & Stein 1981; any
+                  function of the members as a whole
 
 None knows of a bias: a figure that is too large for few images is so in every draw.
 """
@@ -40,12 +42,21 @@ def mean(terms: np.ndarray, level: float = 0.95) -> Interval:
 def share(hits: np.ndarray, level: float = 0.95) -> Interval:
   """(2), of bool [N]."""
   n, p, z = len(hits), float(np.mean(hits)), special.ndtri((1 + level) / 2)
-  middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-  return Interval(p, float(min(max(middle - half, 0), p)), float(max(min(middle + half, 1), p)))  # but for rounding
+  middle, half = (
+    (p + z**2 / (2 * n)) / (1 + z**2 / n),
+    z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
+  )
+  return Interval(
+    p, float(min(max(middle - half, 0), p)), float(max(min(middle + half, 1), p))
+  )  # but for rounding
 
 
 def jackknife(
-  statistic: Callable[..., Mapping[str, float]], *sets: np.ndarray, groups: int = 20, level: float = 0.95, seed: int = 0
+  statistic: Callable[..., Mapping[str, float]],
+  *sets: np.ndarray,
+  groups: int = 20,
+  level: float = 0.95,
+  seed: int = 0,
 ) -> dict[str, Interval]:
   """(3), of each figure in statistic(*sets); sets [N, ...] are cut into groups at random, one set at a time.
 
@@ -63,5 +74,9 @@ def jackknife(
       values = np.array([found[name] for found in without])
       variance[name] = variance.get(name, 0.0) + (groups - 1) * values.var()
   t = special.stdtrit(groups - 1, (1 + level) / 2)
-  return {name: Interval(float(value), float(value - t * variance[name] ** 0.5), float(value + t * variance[name] ** 0.5))
-          for name, value in statistic(*sets).items()}
+  return {
+    name: Interval(
+      float(value), float(value - t * variance[name] ** 0.5), float(value + t * variance[name] ** 0.5)
+    )
+    for name, value in statistic(*sets).items()
+  }

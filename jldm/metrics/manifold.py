@@ -1,4 +1,5 @@
-"""Whether samples look like the data, and whether all of the data is among the samples, by nearest neighbours of features.
+"""Whether samples look like the data, and whether all of the data is among the samples, by nearest
+neighbours of features.
 
 The ball of a point reaches to the k-th nearest other point of its own set.
 
@@ -33,7 +34,9 @@ def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int =
   """
   real, samples = checked(real, samples)
   if min(k, k_density) < 1 or min(len(real), len(samples)) <= max(k, k_density):
-    raise UserError(f"k={k}, k_density={k_density} of {len(real)} and {len(samples)} points; expected 1 <= k < both numbers")
+    raise UserError(
+      f"k={k}, k_density={k_density} of {len(real)} and {len(samples)} points; expected 1 <= k < both numbers"
+    )
   offset = real.mean(0)  # distances are differences of squares: small ones want a small mean
   real, samples = real - offset, samples - offset
   near, wide = radii(real, k, k_density)

@@ -1,4 +1,5 @@
-"""Whether samples are copies of what was trained on, told by pictures of the same origin that were not trained on.
+"""Whether samples are copies of what was trained on, told by pictures of the same origin that were not
+trained on.
 
   (1)  nearer   the share of samples whose nearest picture was trained on, among as many trained on as held out.  A sampler
                 that does not know which is which gets 1/2, whatever else is wrong with it; with c_j samples nearest to the
@@ -10,10 +11,11 @@
                 asked for k = M / 100 and, where the split itself has no twins, the stronger k = 1; of samples that share
                 a training picture only the first counts
 
-(1) sees that many samples lean to the training pictures, (2) that few are copies.  Both ask what Meehan et al. 2020
-(2004.05675) ask, whether samples are nearer to training pictures than new pictures are; the ratio, not the distance, is
-compared as in Carlini et al. 2023 (2301.13188, section 5.1), so that blurred samples, near to everything, are not accused.
-Training and held-out pictures must be a random split of one set.  Distances are between features or pixels, float64.
+(1) sees that many samples lean to the training pictures, (2) that few are copies.  Both ask what
+Meehan et al. 2020 (2004.05675) ask, whether samples are nearer to training pictures than new
+pictures are; the ratio, not the distance, is compared as in Carlini et al. 2023 (2301.13188,
+section 5.1), so that blurred samples, near to everything, are not accused. Training and held-out
+pictures must be a random split of one set.  Distances are between features or pixels, float64.
 """
 
 import dataclasses
@@ -30,7 +32,9 @@ FEWEST = 20  # pictures of each kind
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Samples by their r, the smallest first, one a training picture: int [K] places in the three sets, float64 [K] distances."""
+  """Samples by their r, the smallest first, one a training picture: int [K] places in the three sets,
+  float64 [K] distances.
+  """
 
   sample: np.ndarray
   train: np.ndarray
@@ -52,7 +56,9 @@ class Audit:
   pairs: Pairs
 
 
-def nearest(points: np.ndarray, pool: np.ndarray, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+  points: np.ndarray, pool: np.ndarray, own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """Of each of points [N, D], the nearest of pool [M, D]: its place, int [N], and distance [N].
 
   `own` [N] are the places in the pool of the points themselves, which do not count.
@@ -68,7 +74,9 @@ def nearest(points: np.ndarray, pool: np.ndarray, own: np.ndarray | None = None)
       better = found < least[rows]
       place[rows] = np.where(better, start + best, place[rows])
       least[rows] = np.minimum(found, least[rows])
-  return place, np.linalg.norm(points - pool[place], axis=1)  # a difference of squares has no digits left of a copy
+  return place, np.linalg.norm(
+    points - pool[place], axis=1
+  )  # a difference of squares has no digits left of a copy
 
 
 def leaning(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
@@ -84,12 +92,18 @@ def leaning(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tup
 
 
 def audit(
-  samples: np.ndarray, train: np.ndarray, held_out: np.ndarray, pairs: int = 16, level: float = 1e-3, controls: int = 1000,
+  samples: np.ndarray,
+  train: np.ndarray,
+  held_out: np.ndarray,
+  pairs: int = 16,
+  level: float = 1e-3,
+  controls: int = 1000,
   seed: int = 0,
 ) -> Audit:
   """(1) and (2) of features or pixels [N, D]; flagged where either has less than half of `level` as its chance.
 
-  `controls` held-out pictures say what r is without copies; seed draws them, and the training pictures of (1).
+  `controls` held-out pictures say what r is without copies; seed draws them, and the training
+  pictures of (1).
 
   Raises:
     UserError: fewer than FEWEST pictures of a kind, different widths, or values that are not finite.
@@ -111,7 +125,10 @@ def audit(
   r = ratio(to_train, to_held_out)
   limits, asked = np.sort(control), r[np.unique(in_train, return_index=True)[1]]
   least = max(len(control) // 100, 1)
-  chances = [stats.betabinom.sf((asked < limits[k - 1]).sum() - 1, len(asked), k, len(control) - k + 1) for k in (1, least)]
+  chances = [
+    stats.betabinom.sf((asked < limits[k - 1]).sum() - 1, len(asked), k, len(control) - k + 1)
+    for k in (1, least)
+  ]
   copies_chance, limit = min(1.0, 2 * float(min(chances))), float(limits[least - 1])
 
   order = np.argsort(r, kind="stable")

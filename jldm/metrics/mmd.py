@@ -1,11 +1,13 @@
-"""Maximum mean discrepancies of features: whether two sets could be of one distribution, without a Gaussian in between.
+"""Maximum mean discrepancies of features: whether two sets could be of one distribution, without a
+Gaussian in between.
 
-  (1)  MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)    Gretton et al. 2012, JMLR 13, eq. 3: unbiased where the
-       pairs x, x' leave out an x with itself, else (eq. 5) too large by about 2 (1 - mean k) / N
-  (2)  k(x, y) = (x . y / D + 1)^3    KID, unbiased, a mean over subsets: Bińkowski et al. 2018 (1801.01401), eq. 4
-  (3)  k(x, y) = exp(-|x - y|^2 / (2 sigma^2)),  |x| = |y| = 1,  sigma = 10, times 1000, eq. 5 of Gretton:
-       CMMD, Jayasumana et al. 2024 (2401.09603), section 4 and the authors' code
-  (4)  g(x) = 2 (mean_y' k(x, y') over its own set - mean_y k(x, y)) is what a sample adds to (1), but for a constant
+(1)  MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)    Gretton et al. 2012, JMLR 13, eq. 3: unbiased where the
+     pairs x, x' leave out an x with itself, else (eq. 5) too large by about 2 (1 - mean k) / N
+(2)  k(x, y) = (x . y / D + 1)^3    KID, unbiased, a mean over subsets: Bińkowski et al. 2018 (1801.01401), eq. 4
+(3)  k(x, y) = exp(-|x - y|^2 / (2 sigma^2)),  |x| = |y| = 1,  sigma = 10, times 1000, eq. 5 of Gretton:
+     CMMD, Jayasumana et al. 2024 (2401.09603), section 4 and the authors' code
+(4)  g(x) = 2 (mean_y' k(x, y') over its own set - mean_y k(x, y)) is what a sample adds to (1), but
+     for a constant
 """
 
 from collections.abc import Callable
@@ -57,10 +59,13 @@ def mmd(kernel: Kernel, a: np.ndarray, b: np.ndarray, unbiased: bool = True, lev
   return normal(value, *(2 * (own - other) for own, other in zip(within, between)), level=level)
 
 
-def kid(real: np.ndarray, samples: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> Spread:
+def kid(
+  real: np.ndarray, samples: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> Spread:
   """(2) as it is usually quoted: over subsets of features [N, D] and [M, D] drawn without repeats.
 
-  numpy promises never to change what a RandomState draws: the same seed gives the same digits, and torch-fidelity's.
+  numpy promises never to change what a RandomState draws: the same seed gives the same digits, and
+  torch-fidelity's.
 
   Raises:
     UserError: fewer features than a subset has, or features that do not compare.
@@ -86,7 +91,9 @@ def kernel_distance(real: np.ndarray, samples: np.ndarray, level: float = 0.95) 
   return mmd(cubic, *checked(real, samples), level=level)
 
 
-def cmmd(real: np.ndarray, samples: np.ndarray, sigma: float = 10.0, scale: float = 1000.0, level: float = 0.95) -> Interval:
+def cmmd(
+  real: np.ndarray, samples: np.ndarray, sigma: float = 10.0, scale: float = 1000.0, level: float = 0.95
+) -> Interval:
   """(3) of features [N, D] and [M, D], which are brought to length 1, with its interval.
 
   Raises:
@@ -95,7 +102,9 @@ def cmmd(real: np.ndarray, samples: np.ndarray, sigma: float = 10.0, scale: floa
   real, samples = checked(real, samples)
   lengths = [np.linalg.norm(features, axis=1, keepdims=True) for features in (real, samples)]
   if not all(length.all() for length in lengths):
-    raise UserError("features of length 0 have no direction; the images or the extractor's weights are broken")
+    raise UserError(
+      "features of length 0 have no direction; the images or the extractor's weights are broken"
+    )
   kernel = lambda a, b: gaussian(a, b, sigma)
   found = mmd(kernel, real / lengths[0], samples / lengths[1], unbiased=False, level=level)
   return Interval(*(scale * value for value in found))

@@ -3,9 +3,10 @@
   (1)  f_l = features of layer l of (image - shift) / scale,  g_l = f_l / (|f_l| + 1e-10) over channels
   (2)  d(a, b) = sum over l, mean over places, of w_l . (g_l(a) - g_l(b))^2
 
-Zhang et al. 2018 (1801.03924), eq. 1, as version 0.1 of the authors' package `lpips` computes it.  No weights ship here:
-`jldm convert` makes them from what a person has.  They are {"conv1": {"kernel" [k, k, in, out], "bias" [out]}, ...,
-"head1": {"weight" [C]}, ...}, passed as an argument, and the distance is differentiable.
+Zhang et al. 2018 (1801.03924), eq. 1, as version 0.1 of the authors' package `lpips` computes it.
+No weights ship here: `jldm convert` makes them from what a person has.  They are {"conv1":
+{"kernel" [k, k, in, out], "bias" [out]}, ..., "head1": {"weight" [C]}, ...}, passed as an argument,
+and the distance is differentiable.
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,17 @@ from jldm.core.errors import UserError
 
 Array = jax.Array
 
-SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])  # of red, green, blue in [-1, 1]
+SHIFT, SCALE = (
+  np.float32([-0.030, -0.088, -0.188]),
+  np.float32([0.458, 0.448, 0.450]),
+)  # of red, green, blue in [-1, 1]
 EPSILON = 1e-10
 
 
 class Layer(NamedTuple):
-  """Perhaps max-pooling over pool x pool places with stride 2, a convolution, ReLU; `tap`: its features are compared."""
+  """Perhaps max-pooling over pool x pool places with stride 2, a convolution, ReLU; `tap`: its
+  features are compared.
+  """
 
   features: int
   kernel: int = 3
@@ -40,7 +46,13 @@ def stage(features: int, depth: int, pool: int = 2) -> tuple[Layer, ...]:
 
 
 NETWORKS = {  # up to the last layer that is compared
-  "vgg": (*stage(64, 2, pool=0), *stage(128, 2), *stage(256, 3), *stage(512, 3), *stage(512, 3)),  # VGG16: 1409.1556, table 1, D
+  "vgg": (
+    *stage(64, 2, pool=0),
+    *stage(128, 2),
+    *stage(256, 3),
+    *stage(512, 3),
+    *stage(512, 3),
+  ),  # VGG16: 1409.1556, table 1, D
   "alex": (  # 1404.5997
     Layer(64, kernel=11, stride=4, padding=2, tap=True),
     Layer(192, kernel=5, padding=2, pool=3, tap=True),
@@ -55,7 +67,10 @@ def shapes(network: str) -> dict[str, tuple[int, ...]]:
   """What a network of NETWORKS needs, by flat names such as "conv1/kernel"."""
   found, channels, taps = {}, 3, 0
   for i, layer in enumerate(NETWORKS[network], 1):
-    found |= {f"conv{i}/kernel": (layer.kernel, layer.kernel, channels, layer.features), f"conv{i}/bias": (layer.features,)}
+    found |= {
+      f"conv{i}/kernel": (layer.kernel, layer.kernel, channels, layer.features),
+      f"conv{i}/bias": (layer.features,),
+    }
     channels = layer.features
     if layer.tap:
       taps += 1
@@ -80,7 +95,9 @@ def unpack(arrays: Mapping[str, Any]) -> dict:
   params: dict = {}
   for name, shape in shapes(network).items():
     if np.shape(arrays[name]) != shape:
-      raise UserError(f"{name} of the LPIPS weights is {list(np.shape(arrays[name]))}; expected {list(shape)}, for {network}")
+      raise UserError(
+        f"{name} of the LPIPS weights is {list(np.shape(arrays[name]))}; expected {list(shape)}, for {network}"
+      )
     layer, _, part = name.partition("/")
     params.setdefault(layer, {})[part] = np.asarray(arrays[name], np.float32)
   return params
@@ -105,11 +122,17 @@ def features(params: dict, images: Array) -> list[Array]:
       h = jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, window, (1, 2, 2, 1), "VALID")
     weights = params[f"conv{i}"]
     h = jax.lax.conv_general_dilated(
-      h, weights["kernel"], (layer.stride,) * 2, ((layer.padding,) * 2,) * 2,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
+      h,
+      weights["kernel"],
+      (layer.stride,) * 2,
+      ((layer.padding,) * 2,) * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      precision="highest",
     )
     if not h.size:
-      raise UserError(f"images of {images.shape[1]}x{images.shape[2]} are too small for LPIPS; expected at least 32x32")
+      raise UserError(
+        f"images of {images.shape[1]}x{images.shape[2]} are too small for LPIPS; expected at least 32x32"
+      )
     h = jax.nn.relu(h + weights["bias"])
     if layer.tap:
       found.append(h)

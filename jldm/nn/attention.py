@@ -1,7 +1,7 @@
 """Attention of tokens to themselves and to other tokens; the kernel is an argument.
 
-A mask is bool, True where a key may be attended to: [B, M], or any shape that broadcasts to [B, heads, L, M].  A query
-whose keys are all masked attends to nothing and gets zeros.
+A mask is bool, True where a key may be attended to: [B, M], or any shape that broadcasts to [B,
+heads, L, M].  A query whose keys are all masked attends to nothing and gets zeros.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ Kernel = Callable[..., Array]  # (q [B, L, N, D], k [B, M, N, D], v [B, M, N, D]
 
 
 def late_normalised(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-  """softmax(q k^T / sqrt(D)) v, divided by the sum after the value product: half the time of the fused one on a CPU.
+  """softmax(q k^T / sqrt(D)) v, divided by the sum after the value product: half the time of the fused
+  one on a CPU.
 
   q [B, L, N, D], k and v [B, M, N, D] -> [B, L, N, D]; logits and sums in float32.
   """
@@ -48,7 +49,9 @@ def fused(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-  """The fastest exact attention of the platform that the program is compiled for; shapes as in `late_normalised`."""
+  """The fastest exact attention of the platform that the program is compiled for; shapes as in
+  `late_normalised`.
+  """
   arrays = (q, k, v) if mask is None else (q, k, v, mask)
   return jax.lax.platform_dependent(*arrays, cpu=late_normalised, default=fused)
 
@@ -107,7 +110,8 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Multi-head attention from tokens to others, queries, keys and values without bias: LDM (2112.10752), section 3.3.
+  """Multi-head attention from tokens to others, queries, keys and values without bias: LDM
+  (2112.10752), section 3.3.
 
   `zero_init` lets the output start at zero.
   """

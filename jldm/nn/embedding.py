@@ -30,10 +30,11 @@ def grid_sinusoids(height: int, width: int, features: int) -> np.ndarray:
 
 
 def grid_angles(rows: int, columns: int, features: int, leading: int = 0) -> np.ndarray:
-  """Rotary angles [leading + rows * columns, features / 2]: the first half from the row, the second from the column.
+  """Rotary angles [leading + rows * columns, features / 2]: the first half from the row, the second
+  from the column.
 
-  RoPE (Su et al. 2021, 2104.09864, eq. 15) on two axes, as in LightningDiT (2501.01423); `leading` tokens before the
-  grid have no place and are not rotated.
+  RoPE (Su et al. 2021, 2104.09864, eq. 15) on two axes, as in LightningDiT (2501.01423); `leading`
+  tokens before the grid have no place and are not rotated.
 
   Raises:
     UserError: features are not divisible by 4.
@@ -47,7 +48,9 @@ def grid_angles(rows: int, columns: int, features: int, leading: int = 0) -> np.
 
 
 def rotate(x: Array, angles: Array) -> Array:
-  """x [B, L, N, D], its pairs of features (2 i, 2 i + 1) as plane vectors, turned by angles [L, D / 2]; in float32."""
+  """x [B, L, N, D], its pairs of features (2 i, 2 i + 1) as plane vectors, turned by angles [L, D /
+  2]; in float32.
+  """
   even, odd = (x[..., i::2].astype(jnp.float32) for i in (0, 1))
   cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))  # [L, 1, D / 2]
   pairs = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1)  # [B, L, N, D / 2, 2]
@@ -55,7 +58,9 @@ def rotate(x: Array, angles: Array) -> Array:
 
 
 class LevelEmbedding(nn.Module):
-  """A scalar per sample, about -4 to 1, as a vector: sinusoids of 1000 x, two dense layers (DDPM, 2006.11239, appendix B)."""
+  """A scalar per sample, about -4 to 1, as a vector: sinusoids of 1000 x, two dense layers (DDPM,
+  2006.11239, appendix B).
+  """
 
   width: int
   frequencies: int = 256
@@ -65,7 +70,9 @@ class LevelEmbedding(nn.Module):
   def __call__(self, x: Array) -> Array:
     """x [B] -> [B, width]."""
     init = nn.initializers.normal(0.02)
-    h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(sinusoids(1000 * x, self.frequencies))
+    h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(
+      sinusoids(1000 * x, self.frequencies)
+    )
     return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
 
 

@@ -30,7 +30,9 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """out(silu(gate) value), Shazeer 2020 (2002.05202), eq. 6; gate, then value, in one dense layer, as in LightningDiT."""
+  """out(silu(gate) value), Shazeer 2020 (2002.05202), eq. 6; gate, then value, in one dense layer, as
+  in LightningDiT.
+  """
 
   hidden: int
   dtype: str = "float32"

@@ -44,7 +44,9 @@ def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
 
 
 def rms_norm(x: Array, epsilon: float = 1e-6) -> Array:
-  """x [..., C] with unit mean square over C, without parameters; in float32.  Zhang & Sennrich 2019 (1910.07467), eq. 4."""
+  """x [..., C] with unit mean square over C, without parameters; in float32.  Zhang & Sennrich 2019
+  (1910.07467), eq. 4.
+  """
   x = x.astype(jnp.float32)
   return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
 

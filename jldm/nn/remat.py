@@ -10,7 +10,9 @@ from jldm.core.errors import UserError
 
 
 def products(primitive: Any, *shapes: Any, **params: Any) -> bool:
-  """Whether an output is that of a layer: of a convolution, or of a matrix product without batch axes, as attention's are."""
+  """Whether an output is that of a layer: of a convolution, or of a matrix product without batch axes,
+  as attention's are.
+  """
   dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   return primitive is jax.lax.conv_general_dilated_p or dots(primitive, *shapes, **params)
 
@@ -23,10 +25,11 @@ POLICIES = {  # name -> which values within a block are kept beside its inputs; 
 
 
 def remat(block: Callable, name: str, prevent_cse: bool = True) -> Callable:
-  """A Module class, or a function whose first argument is a module, that keeps what the policy of that name says.
+  """A Module class, or a function whose first argument is a module, that keeps what the policy of that
+  name says.
 
-  Parameters are as without.  `prevent_cse` stops the compiler from merging the second computation with the first, which it
-  cannot where they are in two loops.
+  Parameters are as without.  `prevent_cse` stops the compiler from merging the second computation
+  with the first, which it cannot where they are in two loops.
 
   Raises:
     UserError: no policy of that name.

@@ -22,7 +22,9 @@ def depth_to_space(x: Array, patch: int) -> Array:
 
 
 def unshuffle(x: Array, patch: int) -> Array:
-  """[B, H p, W p, C] -> [B, H, W, C p p]: `space_to_depth` with places within channels, as in PyTorch's pixel_unshuffle."""
+  """[B, H p, W p, C] -> [B, H, W, C p p]: `space_to_depth` with places within channels, as in
+  PyTorch's pixel_unshuffle.
+  """
   b, h, w, c = x.shape
   x = x.reshape(b, h // patch, patch, w // patch, patch, c)
   return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // patch, w // patch, c * patch * patch)
@@ -47,7 +49,9 @@ def double(x: Array) -> Array:
 
 
 class Downsample(nn.Module):
-  """A 3x3 convolution of stride 2, padded (before, after) each axis: the published codecs pad after alone, U-Nets both."""
+  """A 3x3 convolution of stride 2, padded (before, after) each axis: the published codecs pad after
+  alone, U-Nets both.
+  """
 
   features: int
   dtype: str = "float32"
@@ -63,19 +67,23 @@ class Downsample(nn.Module):
 
 
 def phase_taps(kernel: Array, axis: int) -> list[Array]:
-  """A 3-tap axis as two of 2 taps: what it does to the even and to the odd places after nearest-neighbour doubling.
+  """A 3-tap axis as two of 2 taps: what it does to the even and to the odd places after
+  nearest-neighbour doubling.
 
-  An even place sees sources (i - 1, i, i) and an odd one (i, i, i + 1): taps that meet the same source are added.
+  An even place sees sources (i - 1, i, i) and an odd one (i, i, i + 1): taps that meet the same
+  source are added.
   """
   a, b, c = jnp.split(kernel, 3, axis)
   return [jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)]
 
 
 class Upsample(nn.Module):
-  """Nearest-neighbour doubling, then a 3x3 convolution, done as four 2x2 convolutions, one a phase of the output.
+  """Nearest-neighbour doubling, then a 3x3 convolution, done as four 2x2 convolutions, one a phase of
+  the output.
 
-  Exact, with 2.25 times fewer multiplications; its parameters are those of the 3x3 convolution.  (One convolution to
-  four times the features is as fast forward, and thirty times slower backward on a CPU.)
+  Exact, with 2.25 times fewer multiplications; its parameters are those of the 3x3 convolution.
+  (One convolution to four times the features is as fast forward, and thirty times slower backward
+  on a CPU.)
   """
 
   features: int
@@ -109,4 +117,6 @@ class ThreeByThree(nn.Module):
   def __call__(self, channels: int) -> tuple[Array, Array | None]:
     """-> kernel [3, 3, channels, features], bias [features] or None."""
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.features))
-    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,)) if self.use_bias else None
+    return kernel, self.param(
+      "bias", nn.initializers.zeros_init(), (self.features,)
+    ) if self.use_bias else None

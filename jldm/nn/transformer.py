@@ -29,7 +29,9 @@ class Modulation(nn.Module):
   def __call__(self, condition: Array) -> list[Array]:
     """condition [B, D] -> `parts` arrays [B, 1, width]."""
     zeros = nn.initializers.zeros_init()
-    out = nn.Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")(nn.silu(condition))
+    out = nn.Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")(
+      nn.silu(condition)
+    )
     return jnp.split(out[:, None], self.parts, -1)  # [B, 1, parts width] -> parts x [B, 1, width]
 
 
@@ -41,9 +43,10 @@ def modulated(x: Array, shift: Array, scale: Array) -> Array:
 class Block(nn.Module):
   """What the blocks of one stack share; a subclass says how the condition meets attention and MLP.
 
-  A block that is made with tokens attends to them between the two, whatever the subclass (PixArt-alpha, Chen et al. 2023,
-  2310.00426, section 2.3).  The defaults are DiT's; `rms_norm` and `swiglu` (with two thirds of the hidden width, for as
-  many parameters) are LightningDiT's (2501.01423, section 4.3).
+  A block that is made with tokens attends to them between the two, whatever the subclass
+  (PixArt-alpha, Chen et al. 2023, 2310.00426, section 2.3).  The defaults are DiT's; `rms_norm` and
+  `swiglu` (with two thirds of the hidden width, for as many parameters) are LightningDiT's
+  (2501.01423, section 4.3).
   """
 
   heads: int = 6
@@ -71,12 +74,18 @@ class Block(nn.Module):
 
   def feed(self, x: Array) -> Array:
     hidden = int(self.mlp_ratio * x.shape[-1])
-    mlp = SwiGLU(int(2 / 3 * hidden), self.dtype, name="mlp") if self.swiglu else Mlp(hidden, self.dtype, name="mlp")
+    mlp = (
+      SwiGLU(int(2 / 3 * hidden), self.dtype, name="mlp")
+      if self.swiglu
+      else Mlp(hidden, self.dtype, name="mlp")
+    )
     return mlp(x)
 
 
 def block_norm(block: Block, name: str) -> nn.Module:
-  """The norm within a block and after the last: of roots of mean squares, or of layers, affine where nothing modulates."""
+  """The norm within a block and after the last: of roots of mean squares, or of layers, affine where
+  nothing modulates.
+  """
   if block.rms_norm:
     return RMSNorm(dtype=block.dtype, name=name)
   return LayerNorm(affine=not block.modulates, dtype=block.dtype, name=name)
@@ -89,9 +98,16 @@ class ModulatedBlock(Block):
 
   @nn.compact
   def __call__(
-    self, x: Array, condition: Array, angles: Array | None = None, tokens: Array | None = None, mask: Array | None = None
+    self,
+    x: Array,
+    condition: Array,
+    angles: Array | None = None,
+    tokens: Array | None = None,
+    mask: Array | None = None,
   ) -> Array:
-    """x [B, L, C], condition [B, D], rotary angles [L, C / heads / 2], tokens [B, M, E], mask [B, M] -> [B, L, C]."""
+    """x [B, L, C], condition [B, D], rotary angles [L, C / heads / 2], tokens [B, M, E], mask [B, M]
+    -> [B, L, C].
+    """
     mod = Modulation(6, x.shape[-1], self.dtype, name="modulation")(condition)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod
     x = x + gate_a * self.attend(modulated(self.norm(x, "norm1"), shift_a, scale_a), angles)
@@ -100,13 +116,20 @@ class ModulatedBlock(Block):
 
 
 class PlainBlock(Block):
-  """Attention and MLP after their norms, Dosovitskiy et al. 2021 (2010.11929), eq. 2 and 3: conditions are tokens."""
+  """Attention and MLP after their norms, Dosovitskiy et al. 2021 (2010.11929), eq. 2 and 3: conditions
+  are tokens.
+  """
 
   modulates = False
 
   @nn.compact
   def __call__(
-    self, x: Array, condition: Array, angles: Array | None = None, tokens: Array | None = None, mask: Array | None = None
+    self,
+    x: Array,
+    condition: Array,
+    angles: Array | None = None,
+    tokens: Array | None = None,
+    mask: Array | None = None,
   ) -> Array:
     """Shapes as in `ModulatedBlock`; the condition vector is ignored."""
     del condition
@@ -116,7 +139,9 @@ class PlainBlock(Block):
 
 
 class CrossBlock(nn.Module):
-  """Attention to itself, attention to a context, and an MLP: the block of Stable Diffusion's U-Net (2112.10752, 3.3)."""
+  """Attention to itself, attention to a context, and an MLP: the block of Stable Diffusion's U-Net
+  (2112.10752, 3.3).
+  """
 
   heads: int
   dtype: str = "float32"
@@ -133,7 +158,8 @@ class CrossBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-  """The places of an image as tokens that attend to each other and to a context, added to the image (2112.10752, 3.3).
+  """The places of an image as tokens that attend to each other and to a context, added to the image
+  (2112.10752, 3.3).
 
   Starts as the identity.
   """
@@ -146,7 +172,9 @@ class SpatialTransformer(nn.Module):
   def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
     """x [B, H, W, C], context [B, M, D], mask bool [B, M] -> [B, H, W, C]."""
     b, h, w, channels = x.shape
-    places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(b, h * w, channels)  # [B, H W, C]
+    places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(
+      b, h * w, channels
+    )  # [B, H W, C]
     places = nn.Dense(channels, dtype=self.dtype, name="in")(places)
     places = CrossBlock(self.heads, self.dtype, name="block")(places, context, mask)
     zeros = nn.initializers.zeros_init()

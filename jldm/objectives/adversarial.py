@@ -5,11 +5,13 @@
   (3)  g, h = gradients of inner and of mean -D(x') with respect to the decoder's last kernel
   (4)  |.|^2 is averaged over the steps before:  v_n = decay v_(n-1) + (1 - decay) |.|_(n-1)^2
 
-means over patches.  (1) is the hinge loss of Lim & Ye 2017 (1705.02894), sg stops gradients: the second term trains the
-autoencoder alone and the third the discriminator alone.  (2) and (3) are eq. 7 of VQGAN, Esser et al. 2021 (2012.09841),
-which measures within the step (decay = 0, there); here g and h are kept in `extra`, as means over the batch, and w comes
-from the steps before, so that devices and microbatches share one w and agree with the whole batch.  a is 0 for the first
-`start_step` updates, when the discriminator is neither used nor trained, and 1 after them.  (It is computed all the
+means over patches.  (1) is the hinge loss of Lim & Ye 2017 (1705.02894), sg stops gradients: the
+second term trains the autoencoder alone and the third the discriminator alone.  (2) and (3) are eq.
+7 of VQGAN, Esser et al. 2021 (2012.09841), which measures within the step (decay = 0, there); here
+g and h are kept in `extra`, as means over the batch, and w comes from the steps before, so that
+devices and microbatches share one w and agree with the whole batch.  a is 0 for the first
+`start_step` updates, when the discriminator is neither used nor trained, and 1 after them.  (It is
+computed all the
 same: convolutions within `lax.cond` are many times slower on a CPU.)
 """
 
@@ -35,10 +37,11 @@ EPSILON, MOST = 1e-6, 1e4  # of (2)
 class Adversarial:
   """Equations (1) to (4); params are {"autoencoder", "discriminator"}.
 
-  `extra` is {"autoencoder": of inner, "steps": [], how many were made, up to start_step, "gradients": {"inner",
-  "adversarial"}, g and h of the step before, "squares": {the same}, v}.
+  `extra` is {"autoencoder": of inner, "steps": [], how many were made, up to start_step,
+  "gradients": {"inner", "adversarial"}, g and h of the step before, "squares": {the same}, v}.
 
-  weight: of the adversarial term, relative to the gradient of what it is added to; 0 trains the discriminator alone.
+  weight: of the adversarial term, relative to the gradient of what it is added to; 0 trains the
+    discriminator alone.
   last: path of the decoder's last kernel in the autoencoder's parameters.
 
   Raises:
@@ -78,7 +81,9 @@ class Adversarial:
 
   def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:
     """`extra` after the inner objective's refresh, outside the step."""
-    return extra | {"autoencoder": self.inner.refresh(params["autoencoder"], extra["autoencoder"], batch, key)}
+    return extra | {
+      "autoencoder": self.inner.refresh(params["autoencoder"], extra["autoencoder"], batch, key)
+    }
 
   def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
     """The codec, as that of the inner objective."""
@@ -95,10 +100,17 @@ class Adversarial:
     discriminator = self.discriminator.init(key_discriminator, pixels(batch["image"]))["params"]
     both = lambda like: {name: jnp.zeros_like(like, jnp.float32) for name in ("inner", "adversarial")}
     zero = jnp.zeros(())
-    extra = {"autoencoder": inner, "steps": zero, "gradients": both(leaf(autoencoder, self.last)), "squares": both(zero)}
+    extra = {
+      "autoencoder": inner,
+      "steps": zero,
+      "gradients": both(leaf(autoencoder, self.last)),
+      "squares": both(zero),
+    }
     return {"autoencoder": autoencoder, "discriminator": discriminator}, extra
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(
+    self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array
+  ) -> tuple[Array, Aux]:
     del ema
 
     def terms(last):
@@ -156,7 +168,9 @@ def leaf(tree: Any, path: str) -> Any:
   for name in path.split("/"):
     if not isinstance(tree, dict) or name not in tree:
       there = ", ".join(sorted(tree)[:8]) if isinstance(tree, dict) else "an array"
-      raise UserError(f"last={path!r}: there is no {name!r}, but {there}; expected the path of the decoder's last kernel")
+      raise UserError(
+        f"last={path!r}: there is no {name!r}, but {there}; expected the path of the decoder's last kernel"
+      )
     tree = tree[name]
   return tree
 

@@ -4,15 +4,17 @@
   (2)  loss = d(x, D(z)) + commitment_weight |z - sg(quantised z)|^2 / d     of a VQ autoencoder
   (3)  d(a, b) = l1 |a - b| + l2 (a - b)^2
 
-with an LPIPS distance (`metrics.perceptual`) added to d(x, D(z)) where perceptual_weight is not 0; means over the D values
-of an image and the d of its latents; Rombach et al. 2022 (2112.10752), eq. 25 without the
-adversarial part, and van den Oord et al. 2017 (1711.00937), eq. 3.  Two regularisers of the latents may be added:
+with an LPIPS distance (`metrics.perceptual`) added to d(x, D(z)) where perceptual_weight is not 0;
+means over the D values of an image and the d of its latents; Rombach et al. 2022 (2112.10752), eq.
+25 without the adversarial part, and van den Oord et al. 2017 (1711.00937), eq. 3.  Two regularisers
+of the latents may be added:
 
   (4)  + equivariance d(T x, D(T z))      T halves the sides and turns by a random multiple of 90 degrees
   (5)  d(x, D(z + s |n| std(z) eps))      in place of d(x, D(z)); n, eps normal, s = latent_noise, std of an example
 
-(4) is EQ-VAE, Kouzelis et al. 2025 (2502.09509), eq. 6, with one scale, so that shapes are static, and as a term beside
-the plain one; (5) is the noise of RAE, Zheng et al. 2025 (2510.11690), for decoders whose latents are drawn by a model.
+(4) is EQ-VAE, Kouzelis et al. 2025 (2502.09509), eq. 6, with one scale, so that shapes are static,
+and as a term beside the plain one; (5) is the noise of RAE, Zheng et al. 2025 (2510.11690), for
+decoders whose latents are drawn by a model.
 """
 
 import dataclasses
@@ -38,8 +40,9 @@ Array = jax.Array
 class Reconstruction:
   """Equations (1) to (5); a batch has `image` [B, H, W, C], uint8 or float in [-1, 1].
 
-  `extra` is the network's collections besides its parameters: {"codebook": ...}, or nothing.  `frozen["lpips"]` is the parameters
-  of LPIPS, needed where perceptual_weight is not 0: of the file `lpips`, which `jldm convert --kind lpips` made.
+  `extra` is the network's collections besides its parameters: {"codebook": ...}, or nothing.
+  `frozen["lpips"]` is the parameters of LPIPS, needed where perceptual_weight is not 0: of the file
+  `lpips`, which `jldm convert --kind lpips` made.
 
   Raises:
     UserError: a weight below zero.
@@ -57,7 +60,15 @@ class Reconstruction:
   lpips: str = ""
 
   def __post_init__(self):
-    for name in ("l1", "l2", "kl_weight", "commitment_weight", "equivariance", "latent_noise", "perceptual_weight"):
+    for name in (
+      "l1",
+      "l2",
+      "kl_weight",
+      "commitment_weight",
+      "equivariance",
+      "latent_noise",
+      "perceptual_weight",
+    ):
       if getattr(self, name) < 0:
         raise UserError(f"{name}={getattr(self, name)}; expected at least 0 (off)")
 
@@ -69,11 +80,15 @@ class Reconstruction:
     params = extra.pop("params")
     return params, self.refresh(params, extra, batch, key_codes)
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(
+    self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array
+  ) -> tuple[Array, Aux]:
     del ema
     return self.terms(params, extra, batch, key, frozen)[2:]
 
-  def terms(self, params: Any, extra: Any, batch: dict, key: Array, frozen: dict) -> tuple[Array, Array, Array, Aux]:
+  def terms(
+    self, params: Any, extra: Any, batch: dict, key: Array, frozen: dict
+  ) -> tuple[Array, Array, Array, Aux]:
     """-> (images x and their reconstructions [B, H, W, C] in [-1, 1], loss [B], Aux)."""
     key_z, key_noise, key_turn = jax.random.split(key, 3)
     rows, variables = batch["row"], {"params": params} | extra
@@ -125,7 +140,9 @@ class Reconstruction:
 def perceived(frozen: dict, x: Array, back: Array) -> Array:
   """LPIPS [B]; UserError where its parameters did not come."""
   if "lpips" not in frozen:
-    raise UserError("perceptual_weight is not 0, but there are no LPIPS weights; give them as frozen['lpips'], or set it to 0")
+    raise UserError(
+      "perceptual_weight is not 0, but there are no LPIPS weights; give them as frozen['lpips'], or set it to 0"
+    )
   return perceptual.distance(frozen["lpips"], x, back)
 
 
@@ -141,7 +158,9 @@ def noisy(z: Array, scale: float, keys: Array) -> Array:
 def halved(x: Array) -> Array:
   """Means of 2x2 places of [B, H, W, C]; UserError where a side is odd."""
   if x.shape[1] % 2 or x.shape[2] % 2:
-    raise UserError(f"equivariance halves latents, and these are {x.shape[1]}x{x.shape[2]}; expected even sides, or set it to 0")
+    raise UserError(
+      f"equivariance halves latents, and these are {x.shape[1]}x{x.shape[2]}; expected even sides, or set it to 0"
+    )
   return halve(x)
 
 

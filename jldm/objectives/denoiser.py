@@ -1,6 +1,8 @@
-"""A network, its parameters, its conditions and a guidance rule bound into one denoiser: the only place where they meet.
+"""A network, its parameters, its conditions and a guidance rule bound into one denoiser: the only
+place where they meet.
 
-Of latents in parts this is also the only place that ravels: a sampler sees those parts that are drawn as one array [B, D].
+Of latents in parts this is also the only place that ravels: a sampler sees those parts that are
+drawn as one array [B, D].
 """
 
 from collections.abc import Sequence
@@ -24,17 +26,22 @@ Held = dict[str, tuple[Array, Array, Array]]  # by part: value [B, ...], time [B
 
 
 def bind(
-  objective: Any, params: Any, branches: Sequence[Conditions], rule: Rule | None = None, like: Any = None,
+  objective: Any,
+  params: Any,
+  branches: Sequence[Conditions],
+  rule: Rule | None = None,
+  like: Any = None,
   keys: Array | None = None,
 ) -> Denoise:
   """denoise(z, t, estimate=None, to=None) of an objective's network under K branches of conditions.
 
   params: {"denoiser": …, a conditioner's name: …}.
   branches: the conditions themselves first, then what guidance is set against; a single one is not guided.
-  like: the latents as shapes [B, ...], needed if they are a dict by part.  Parts in the input `held` are not drawn: one stands
-    at its own time as its value, or as noise at time 1 where it is not used.  z is the ravel [B, D] of the other parts.
-  keys: [B], of that noise.
-  The estimate of x0 reaches a network that was trained with self-conditioning, and `to` one that is sampled with it.
+  like: the latents as shapes [B, ...], needed if they are a dict by part.  Parts in the input
+    `held` are not drawn: one stands at its own time as its value, or as noise at time 1 where it is
+    not used.  z is the ravel [B, D] of the other parts.
+  keys: [B], of that noise. The estimate of x0 reaches a network that was trained with
+  self-conditioning, and `to` one that is sampled with it.
   """
   process, inputs = objective.process, [join(branch) for branch in branches]
   if isinstance(like, dict):
@@ -48,7 +55,9 @@ def bind(
 
     return denoiser(process, objective.parametrization, apply)(z, t, estimate, to)
 
-  def beside_held(z: dict, t: Array, given: dict, estimate: dict | None = None, to: Array | None = None) -> Denoised:
+  def beside_held(
+    z: dict, t: Array, given: dict, estimate: dict | None = None, to: Array | None = None
+  ) -> Denoised:
     """The answer for the drawn parts z, with the held ones in their places."""
     held, given = given["held"], {name: value for name, value in given.items() if name != "held"}
     values, times = ({name: one[i] for name, one in held.items()} for i in (0, 1))
@@ -73,7 +82,9 @@ def with_noise(process: Process, held: Held, keys: Array | None) -> Held:
     UserError: no keys.
   """
   if held and keys is None:
-    raise UserError(f"parts {', '.join(held)} are held, and there are no keys of the noise of what is unknown; give keys [B]")
+    raise UserError(
+      f"parts {', '.join(held)} are held, and there are no keys of the noise of what is unknown; give keys [B]"
+    )
   made = {}
   for i, (name, (value, time, use)) in enumerate(sorted(held.items())):
     noise = process.sigma(jnp.float32(1)) * normal(fold_each(keys, i), value)
@@ -91,7 +102,9 @@ def drawn_parts(like: Any, branches: Sequence[Conditions]) -> Any:
     return like
   held = {name for branch in branches for name in join(branch).get("held", {})}
   if held - like.keys() or held == like.keys():
-    raise UserError(f"parts {', '.join(sorted(held))} are held, of {', '.join(like)}; expected some of those, and one to draw")
+    raise UserError(
+      f"parts {', '.join(sorted(held))} are held, of {', '.join(like)}; expected some of those, and one to draw"
+    )
   return {name: part for name, part in like.items() if name not in held}
 
 

@@ -4,8 +4,8 @@
   (2)  loss = factor(t) |e|^2 / D
   (3)  loss = factor(t) |e|^2 / D exp(-u) + u    where the network learns its log-variance u
 
-means over the D values of a latent; DDPM (Ho et al. 2020, 2006.11239, eq. 14) for the row (p, q) of any target, EDM2
-(Karras et al. 2024, 2312.02696, eq. 21) for (3).
+means over the D values of a latent; DDPM (Ho et al. 2020, 2006.11239, eq. 14) for the row (p, q) of
+any target, EDM2 (Karras et al. 2024, 2312.02696, eq. 21) for (3).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,13 @@ from jldm.diffusion.times import Uniform, sample_times
 from jldm.diffusion.weighting import Own, Weighting
 from jldm.models.autoencoders.posterior import is_posterior, posterior_of
 from jldm.models.codecs.codec import encode_mean, sample_latents
-from jldm.models.conditioners.conditioner import Conditioner, cached_conditions, check_names, draw_conditions, join
+from jldm.models.conditioners.conditioner import (
+  Conditioner,
+  cached_conditions,
+  check_names,
+  draw_conditions,
+  join,
+)
 from jldm.objectives.objective import Aux
 
 Array = jax.Array
@@ -38,18 +44,23 @@ Array = jax.Array
 class Diffusion:
   """Equations (1) to (3) on latents drawn from cached posteriors.
 
-  A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and what `cache` keeps of each example for the
-  conditioners.  Latents may be a dict by part, of moments `image__mean`, …: each part then has a time of its own.
-  `frozen["codec"]` is the codec, a Loaded.  The parameters are {"denoiser": …, a conditioner's name: …}.
+  A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and what `cache` keeps of each
+  example for the conditioners.  Latents may be a dict by part, of moments `image__mean`, …: each
+  part then has a time of its own. `frozen["codec"]` is the codec, a Loaded.  The parameters are
+  {"denoiser": …, a conditioner's name: …}.
 
-  conditioners: what the network is given besides z, each with a dropout of its own: (ClassLabel(classes=10), Masked()).
+  conditioners: what the network is given besides z, each with a dropout of its own:
+    (ClassLabel(classes=10), Masked()).
   offset_noise: std of noise that all places of a channel share, added to eps (Guttenberg 2023).
-  self_conditioning: how often the network sees its own estimate of x0, else zeros: Chen et al. 2022 (2208.04202), 0.5.
-  direction: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al. 2025 (2501.01423).
+  self_conditioning: how often the network sees its own estimate of x0, else zeros: Chen et al. 2022
+    (2208.04202), 0.5.
+  direction: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al.
+    2025 (2501.01423).
   part_weights: of latents in parts the weight of each part's mean, (("text", 0.5),); 1 by default.
 
   Raises:
-    UserError: a share outside [0, 1], or two conditioners of one name; in `loss`, weights of parts that there are not.
+    UserError: a share outside [0, 1], or two conditioners of one name; in `loss`, weights of parts
+      that there are not.
   """
 
   makes: ClassVar[str] = "denoiser"
@@ -91,7 +102,11 @@ class Diffusion:
     """Parameters of the conditioners that are trained, by name."""
     params, keys = {}, jax.random.split(key, max(len(self.conditioners), 1))
     for conditioner, key_own in zip(self.conditioners, keys):
-      own = {} if conditioner.cached else conditioner.init(key_own, conditioner.draw(batch, row_keys(key_own, batch["row"])))
+      own = (
+        {}
+        if conditioner.cached
+        else conditioner.init(key_own, conditioner.draw(batch, row_keys(key_own, batch["row"])))
+      )
       params |= {conditioner.name: own} if own else {}
     return params
 
@@ -99,13 +114,19 @@ class Diffusion:
     """What the network is given besides z in training."""
     keys = jax.random.split(key, max(len(self.conditioners), 1))[: len(self.conditioners)]
     each = [row_keys(key_own, batch["row"]) for key_own in keys]
-    return join(draw_conditions(self.conditioners, params, batch, functools.partial(encode_mean, frozen["codec"]), each))
+    return join(
+      draw_conditions(self.conditioners, params, batch, functools.partial(encode_mean, frozen["codec"]), each)
+    )
 
   def cache(self, frozen: dict, batch: dict, keys: Array) -> dict:
     """What is kept of each example besides its moments; keys [B] for what is random and yet always the same."""
-    return cached_conditions(self.conditioners, {}, batch, functools.partial(encode_mean, frozen["codec"]), keys)
+    return cached_conditions(
+      self.conditioners, {}, batch, functools.partial(encode_mean, frozen["codec"]), keys
+    )
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(
+    self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array
+  ) -> tuple[Array, Aux]:
     del ema
     key_x0, key_t, key_eps, key_offset, key_self, key_conditions = jax.random.split(key, 6)
     rows = batch["row"]
@@ -130,7 +151,9 @@ class Diffusion:
     values, log_variances = parts_of(output.value), parts_of(output.log_variance)
     losses, metrics, weights = jnp.zeros(len(rows)), {}, dict(self.part_weights)
     if unknown := weights.keys() - noised.keys():
-      raise UserError(f"part_weights has {', '.join(unknown)}, and the latents {', '.join(noised)}; expected some of those")
+      raise UserError(
+        f"part_weights has {', '.join(unknown)}, and the latents {', '.join(noised)}; expected some of those"
+      )
     for name, part in noised.items():
       loss, mse = self.part_loss(part, values[name], log_variances.get(name))
       losses = losses + weights.get(name, 1.0) * loss

@@ -13,7 +13,8 @@ class Aux(NamedTuple):
   """What a loss tells besides itself.
 
   metrics: scalars, means over the batch.
-  extra: the non-gradient state, made of float batch means, so that averaging over devices or microbatches is exact.
+  extra: the non-gradient state, made of float batch means, so that averaging over devices or
+    microbatches is exact.
   """
 
   metrics: dict[str, Array]
@@ -23,9 +24,10 @@ class Aux(NamedTuple):
 class Objective(Protocol):
   """A frozen dataclass of objects.
 
-  A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and `stratum` = row / its size.
-  `ema` is the averaged parameters of the step itself; `frozen` is what is passed beside the state, by role (codec, lpips,
-  teacher): it is never trained, donated or averaged.
+  A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and
+  `stratum` = row / its size. `ema` is the averaged parameters of the step itself; `frozen` is what
+  is passed beside the state, by role (codec, lpips, teacher): it is never trained, donated or
+  averaged.
 
   makes: the kind of result, "codec" or "denoiser".   network: the network of the result, which `start` compares.
   """
@@ -37,7 +39,9 @@ class Objective(Protocol):
     """-> (params, extra)."""
     ...
 
-  def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array) -> tuple[Array, Aux]:
+  def loss(
+    self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array
+  ) -> tuple[Array, Aux]:
     """-> (loss per example [B], Aux)."""
     ...
 

@@ -15,12 +15,15 @@ from jldm.runs.run import Run
 
 
 def frozen_of(run: Run, mesh: Mesh) -> dict[str, Any]:
-  """`frozen` of a stage: {role: Loaded} of its needs, split over the mesh as what is trained, and what LPIPS compares by.
+  """`frozen` of a stage: {role: Loaded} of its needs, split over the mesh as what is trained, and what
+  LPIPS compares by.
 
   Raises:
     UserError: a stage that is needed is not finished, or a file cannot be read.
   """
-  needed = {role: Loaded(each.model, sharding.spread(mesh, each.params)) for role, each in load.needed(run.at).items()}
+  needed = {
+    role: Loaded(each.model, sharding.spread(mesh, each.params)) for role, each in load.needed(run.at).items()
+  }
   return needed | sharding.place(mesh, lpips_weights(run.stage.objective))
 
 

@@ -1,7 +1,7 @@
 """The training set in the latent space of a codec, in two caches under hashes of what they depend on:
 
-  W/latents/<hash>/      the moments of the latents: by the codec's network and parameters, and the data
-  W/conditions/<hash>/   what the denoiser's conditioners need of each example: by the conditioners and the standardised codec too
+W/latents/<hash>/      the moments of the latents: by the codec's network and parameters, and the data
+W/conditions/<hash>/   what the denoiser's conditioners need of each example: by the conditioners and the standardised codec too
 """
 
 from collections.abc import Callable, Iterator
@@ -42,7 +42,9 @@ def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
 
 
 def encoded(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
-  """What the denoiser trains on, the moments of the training set and what its conditioners need: read from disk, or made now."""
+  """What the denoiser trains on, the moments of the training set and what its conditioners need: read
+  from disk, or made now.
+  """
   cached = moments(run, codec, source, mesh)
   if not run.model.conditioners:
     return cached
@@ -65,8 +67,12 @@ def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   return written(run, moments_folder(run, encoder), encoder, encode, source, mesh)
 
 
-def written(run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], dict], source: Any, mesh: Mesh) -> Any:
-  """encode(frozen, batch) of every example, as `folder` has it or made now, by every process some parts on its own devices."""
+def written(
+  run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], dict], source: Any, mesh: Mesh
+) -> Any:
+  """encode(frozen, batch) of every example, as `folder` has it or made now, by every process some
+  parts on its own devices.
+  """
   own = sharding.own(mesh)
   batch_size = math.ceil(run.encoding_batch_size / own.size) * own.size
   placed, arrays = sharding.place(own, sharding.fetch(frozen)), jax.jit(encode)
@@ -83,7 +89,9 @@ def written(run: Run, folder: Path, frozen: Any, encode: Callable[[Any, dict], d
     found = array_cache.open_cache(folder)
     if multihost.all_of(found is not None):
       return found
-    return array_cache.write_like(folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.check)
+    return array_cache.write_like(
+      folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.check
+    )
 
 
 def zipped(*sources: Any) -> Any:
@@ -97,7 +105,9 @@ def open_encoded(run: Run, codec: dict) -> Any:
   """What `encoded` left on disk; None where a part of it is not there any more, or damaged."""
   folders = [moments_folder(run, codec)] + ([conditions_folder(run, codec)] if run.model.conditioners else [])
   caches = [array_cache.open_cache(folder) for folder in folders]
-  return None if any(cache is None for cache in caches) else caches[0] if len(caches) == 1 else zipped(*caches)
+  return (
+    None if any(cache is None for cache in caches) else caches[0] if len(caches) == 1 else zipped(*caches)
+  )
 
 
 def moments_folder(run: Run, codec: dict) -> Path:

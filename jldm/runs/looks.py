@@ -1,4 +1,6 @@
-"""What is seen of a stage while it trains: held-out reconstructions of a codec, or samples of a denoiser and their worth."""
+"""What is seen of a stage while it trains: held-out reconstructions of a codec, or samples of a
+denoiser and their worth.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -51,7 +53,9 @@ def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
       log.say(f"{stage.name} step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
-      write_image(run.workdir, stage.name, n, pictures.beside(originals["image"], first[:shown]), "reconstruction")
+      write_image(
+        run.workdir, stage.name, n, pictures.beside(originals["image"], first[:shown]), "reconstruction"
+      )
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
@@ -60,7 +64,9 @@ def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
 
 @contextlib.contextmanager
 def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks]:
-  """Every so often, samples on a sheet; those of the experiment's last stage that draws are judged, and the best is kept."""
+  """Every so often, samples on a sheet; those of the experiment's last stage that draws are judged,
+  and the best is kept.
+  """
   stage, model = run.stage, of(run.experiment, run.stage.name)
   sheet_of = conditioned if shown_conditioner(model) else sampled
 
@@ -83,7 +89,9 @@ LOOKS = {"codec": reconstructions, "denoiser": samples}  # by what a stage makes
 def sampled(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
   """A sheet of samples, a row per class."""
   classes = classes_of(model)
-  labels = np.repeat(np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS)
+  labels = np.repeat(
+    np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS
+  )
   request = Request(n=len(labels), seed=run.seed, given=label_of(model, labels))
   drawn = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
   return pictures.class_rows(drawn.data, labels, PREVIEW_COLUMNS)
@@ -101,7 +109,9 @@ def conditioned(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh)
   request = Request(n=count, seed=run.seed, given=given, size=images.shape[1:3])
   made = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
   every = (images, pictures.to_uint8(shown), made.data)
-  return pictures.tile_rows([some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every])
+  return pictures.tile_rows(
+    [some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every]
+  )
 
 
 def shown_conditioner(model: Model) -> str | None:

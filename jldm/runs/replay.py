@@ -1,7 +1,8 @@
 """Logged steps computed again from a kept checkpoint, and compared to the bit.
 
-A line of metrics.jsonl holds means over the steps since the line before it, and every checkpoint ends a line: so the
-steps of a line are known, and a run that was resumed has the lines of one that was not.
+A line of metrics.jsonl holds means over the steps since the line before it, and every checkpoint
+ends a line: so the steps of a line are known, and a run that was resumed has the lines of one that
+was not.
 """
 
 import dataclasses
@@ -42,13 +43,19 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   at = place(workdir, stage)
   run = runs.Run(at, devices)
   steps = range(1, at.stage.steps + 1)
-  logged = [row for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == stage and PACE in row and row["step"] in steps]
+  logged = [
+    row
+    for _, row in rows(workdir / "metrics.jsonl")
+    if row["stage"] == stage and PACE in row and row["step"] in steps
+  ]
   after, wanted = chosen(logged, stage, first, last)
   with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
     kept = saved.steps()
     if not (before := [step for step in kept if step <= after]):
       there = f"steps after {kept[0]} can be replayed" if kept else "it has none"
-      raise UserError(f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}")
+      raise UserError(
+        f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}"
+      )
     mesh = runs.mesh_of(at.stage, devices)
     source, frozen = inputs(run, mesh)
     step, state, batches, key, changes = begin(run, source, frozen, saved, mesh, before[-1])
@@ -61,11 +68,22 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     elif n in wanted:
       found = means(jax.device_get(pending))
       pending.clear()
-      differing(wanted[n], found, f"{stage} step {n}", f"the checkpoint of step {before[-1]} on {mesh.size} devices")
+      differing(
+        wanted[n], found, f"{stage} step {n}", f"the checkpoint of step {before[-1]} on {mesh.size} devices"
+      )
       equal.append(n)
 
   stop = max(wanted)
-  fit(step, state, (batch for batch, _ in zip(batches, range(before[-1], stop))), key, frozen, stop, (Hook(1, compare),), changes)
+  fit(
+    step,
+    state,
+    (batch for batch, _ in zip(batches, range(before[-1], stop))),
+    key,
+    frozen,
+    stop,
+    (Hook(1, compare),),
+    changes,
+  )
   return Replayed(before[-1], stop, len(equal))
 
 
@@ -73,7 +91,9 @@ def chosen(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, 
   """The step that the first line in the range begins after, and the lines by step."""
   wanted = {row["step"]: row for row in logged if first <= row["step"] <= last}
   if not wanted:
-    told = f"its lines are of steps {logged[0]['step']} to {logged[-1]['step']}" if logged else "it has no lines"
+    told = (
+      f"its lines are of steps {logged[0]['step']} to {logged[-1]['step']}" if logged else "it has no lines"
+    )
     raise UserError(f"metrics.jsonl has no line of {stage} at steps {first}:{last}; {told}")
   return max((row["step"] for row in logged if row["step"] < min(wanted)), default=0), wanted
 
@@ -82,8 +102,12 @@ def differing(logged: dict, found: dict, where: str, start: str) -> None:
   """Raises DifferentError where a line does not say what was found."""
   said = {name: value for name, value in logged.items() if name not in ("stage", "step", PACE)}
   if unlike := [name for name in said | found if said.get(name) != found.get(name)]:
-    told = "; ".join(f"{name} is logged as {said.get(name)!r} and computed as {found.get(name)!r}" for name in unlike[:3])
-    raise DifferentError(f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on")
+    told = "; ".join(
+      f"{name} is logged as {said.get(name)!r} and computed as {found.get(name)!r}" for name in unlike[:3]
+    )
+    raise DifferentError(
+      f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on"
+    )
 
 
 def inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
@@ -93,6 +117,8 @@ def inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
     return run.experiment.data.open(run.experiment.data.train), frozen
   cache = latents.open_encoded(run, frozen["codec"].params)
   if cache is None:
-    raise UserError(f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
-                    f"long as its {run.stage.name} is not finished")
+    raise UserError(
+      f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
+      f"long as its {run.stage.name} is not finished"
+    )
   return cache, frozen

@@ -18,7 +18,9 @@ from jldm.train.preemption import Notice
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What the training of a stage knows: the stage `at` a place, and what it shares with the other stages of a run."""
+  """What the training of a stage knows: the stage `at` a place, and what it shares with the other
+  stages of a run.
+  """
 
   at: Place
   devices: sharding.Devices = None
@@ -50,13 +52,17 @@ class Run:
 
   @property
   def encoding_batch_size(self) -> int:
-    """How many examples are encoded at once: as many as the codec was trained on, where its stage is of this experiment."""
+    """How many examples are encoded at once: as many as the codec was trained on, where its stage is
+    of this experiment.
+    """
     codec = self.at.needed().get("codec", self.at)
     return (codec if codec.workdir == self.workdir else self.at).stage.batch_size
 
 
 def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
-  """The devices of a stage: as many as the caller asks for, else as the stage does, and at least one of each process."""
+  """The devices of a stage: as many as the caller asks for, else as the stage does, and at least one
+  of each process.
+  """
   wanted, least = sharding.layout(devices), jax.process_count()
   asked = math.ceil(stage.devices / least) * least
   return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or asked or None))

@@ -1,7 +1,8 @@
 """The denoiser that is best by a figure, kept beside the newest one: W/<stage>/best/<step>/, {"ema", "score"}.
 
-Every so often while the last stage that draws trains, its samples are judged, W/evaluation/<step>.json, and what was best so
-far is kept until something better comes.  Training itself takes no notice: it ends with the same bits.
+Every so often while the last stage that draws trains, its samples are judged,
+W/evaluation/<step>.json, and what was best so far is kept until something better comes.  Training
+itself takes no notice: it ends with the same bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +33,9 @@ def how_of(experiment: Experiment, devices: sharding.Devices) -> How:
   """What is drawn and judged while training."""
   asked = experiment.evaluation
   metrics = [name for name, figures in judging.FIGURES.items() if asked.metric in figures]
-  return How(n=asked.n, seed=experiment.seed, metrics=tuple(dict.fromkeys((*judging.USUAL, *metrics))), devices=devices)
+  return How(
+    n=asked.n, seed=experiment.seed, metrics=tuple(dict.fromkeys((*judging.USUAL, *metrics))), devices=devices
+  )
 
 
 def check(experiment: Experiment, model: Model) -> Loaded | None:
@@ -43,14 +46,18 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
   """
   asked, known = experiment.evaluation, [name for figures in judging.FIGURES.values() for name in figures]
   if asked.every_steps < 0:
-    raise UserError(f"evaluation.every_steps={asked.every_steps}; expected at least 1, or 0: not while training")
+    raise UserError(
+      f"evaluation.every_steps={asked.every_steps}; expected at least 1, or 0: not while training"
+    )
   if not asked.every_steps:
     return None
   if asked.metric not in known:
     raise UserError(f"evaluation.metric={asked.metric!r}; expected one of {', '.join(known)}")
   if needed := [name for name, conditioner in model.conditioners.items() if not conditioner.dropout]:
-    raise UserError(f"evaluation.every_steps: the model always needs {needed[0]!r}, and samples without it are not judged while "
-                    "training; set it to 0")
+    raise UserError(
+      f"evaluation.every_steps: the model always needs {needed[0]!r}, and samples without it are not judged while "
+      "training; set it to 0"
+    )
   loaded = evaluate.extractor_of(experiment.evaluation)
   evaluate.check(experiment, loaded, how_of(experiment, None))
   return loaded
@@ -58,7 +65,11 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
 
 @contextlib.contextmanager
 def judged(
-  run: Run, model: Model, params_of: Callable[[TrainState], dict], loaded: Loaded | None, devices: sharding.Devices
+  run: Run,
+  model: Model,
+  params_of: Callable[[TrainState], dict],
+  loaded: Loaded | None,
+  devices: sharding.Devices,
 ) -> Iterator[Callable[[Log], tuple[Hook, ...]]]:
   """hooks(log) -> what judges the stage's samples, drawn by `model` with params_of(state), and keeps the best."""
   if loaded is None:
@@ -69,7 +80,9 @@ def judged(
   among = evaluate.real(experiment, loaded, how, folder)
   scores = among.judge.score(among.judge.real)
   if asked.metric not in scores:
-    raise UserError(f"evaluation.metric={asked.metric!r} is left out: {among.judge.left_out[asked.metric]}; choose another")
+    raise UserError(
+      f"evaluation.metric={asked.metric!r} is left out: {among.judge.left_out[asked.metric]}; choose another"
+    )
   with Checkpoints(workdirs.best(run.workdir, name), keep=1) as kept:
     kept.latest()  # one that is damaged is told of and set aside
 
@@ -94,7 +107,9 @@ def judged(
 
 
 def better(kept: Checkpoints, step: int, score: np.float32) -> bool:
-  """Whether a score is the best so far.  A run that was resumed comes to steps that were judged before: they stay as they are."""
+  """Whether a score is the best so far.  A run that was resumed comes to steps that were judged
+  before: they stay as they are.
+  """
   kept.commit(wait=True)
   best = multihost.agreed(max(kept.steps(), default=-1))
   return best < 0 or (step > best and score < kept.restore(best, {"score": SCORE})["score"])

@@ -26,7 +26,8 @@ from jldm.train.step import make_step
 
 
 def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
-  """Trains a stage to its last step, and commits what later stages are given with it; nothing if that is committed.
+  """Trains a stage to its last step, and commits what later stages are given with it; nothing if that
+  is committed.
 
   A stage that needs a codec trains on the cached latents of the training set, and never runs the encoder.
   """
@@ -51,7 +52,11 @@ def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: 
   """The codec: its latents keep the mean and std of the one that it was started from, or are measured."""
   params = run.stage.objective.result(state.ema[0], state.extra, frozen).params
   start = started_from(run)
-  known = {name: start[name] for name in ("mean", "std")} if start else measured(run, params["params"], train_set, mesh)
+  known = (
+    {name: start[name] for name in ("mean", "std")}
+    if start
+    else measured(run, params["params"], train_set, mesh)
+  )
   return {"codec": params | known}
 
 
@@ -61,11 +66,18 @@ def started_from(run: Run) -> Any:
   return None if place is None else finished(place).params
 
 
-LAST = {"codec": codec_item, "denoiser": lambda *_: {}}  # what a stage makes -> items of its last checkpoint besides the state
+LAST = {
+  "codec": codec_item,
+  "denoiser": lambda *_: {},
+}  # what a stage makes -> items of its last checkpoint besides the state
 
 
-def fit_stage(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, looks: Callable) -> TrainState:
-  """A stage up to its last step, which is left for the caller to save; looks(log) -> hooks that look at it on the way."""
+def fit_stage(
+  run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, looks: Callable
+) -> TrainState:
+  """A stage up to its last step, which is left for the caller to save; looks(log) -> hooks that look
+  at it on the way.
+  """
   stage, clock = run.stage, run.clock
   with clock.on("restore"):
     start = saved.latest() or 0
@@ -85,15 +97,21 @@ def fit_stage(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mes
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
-      raise NonFiniteError(f"{error}; {where}; start again with a lower {stage.name}.optimizer.schedule.peak") from error
+      raise NonFiniteError(
+        f"{error}; {where}; start again with a lower {stage.name}.optimizer.schedule.peak"
+      ) from error
 
 
 def log_and_save(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tuple[Hook, ...]]:
-  """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save every so often."""
+  """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save
+  every so often.
+  """
   stage, clock = run.stage, run.clock
 
   def save(n, state, metrics):
-    if n < stage.steps and not metrics["skipped"]:  # amid updates that were not made, the checkpoint before is the good one
+    if (
+      n < stage.steps and not metrics["skipped"]
+    ):  # amid updates that were not made, the checkpoint before is the good one
       saved.save(n, divide(state))
 
   def keep(n, state, metrics):
@@ -104,7 +122,9 @@ def log_and_save(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tupl
   return keep, (
     Hook(1, log.collect),
     Hook(stage.log_every_steps, log.write, at_end=True),
-    Hook(stage.save_every_steps, log.write),  # so that a line's steps never straddle where a run may go on from
+    Hook(
+      stage.save_every_steps, log.write
+    ),  # so that a line's steps never straddle where a run may go on from
     clock.hook("save", Hook(stage.save_every_steps, save)),
     clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
     Hook(stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.line()), at_end=True),
@@ -112,7 +132,9 @@ def log_and_save(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tupl
 
 
 def begin(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
-  """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the steps' key, changes)."""
+  """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the
+  steps' key, changes).
+  """
   stage, seed = run.stage, run.seed
   key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, stage.name))
   tx = stage.optimizer.build(stage.steps)
@@ -132,7 +154,9 @@ def begin(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, s
     started, quick = sharding.place(mesh, started_from(run)), sharding.quick_compile(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)
   step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
-  rows = (sharding.place_share(mesh, size, share) for share in batches(source, seed, size, start, stage.steps, here))
+  rows = (
+    sharding.place_share(mesh, size, share) for share in batches(source, seed, size, start, stage.steps, here)
+  )
   return step, state, rows, key_steps, restarts(run, key_codes, mesh)
 
 
@@ -153,7 +177,9 @@ def restarts(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
 
 @contextlib.contextmanager
 def snapshots(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
-  """Where the stage has power-function averages, all of them are kept every so often, to be made into others later."""
+  """Where the stage has power-function averages, all of them are kept every so often, to be made into
+  others later.
+  """
   stage = run.stage
   if not isinstance(stage.ema, Power):
     yield ()
@@ -166,6 +192,11 @@ def snapshots(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
         kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
 
     start = int(state.step)
-    if start and start % stage.snapshot_every_steps == 0:  # a kill may come between the commits of a checkpoint and of these
+    if (
+      start and start % stage.snapshot_every_steps == 0
+    ):  # a kill may come between the commits of a checkpoint and of these
       take(start, state, {"skipped": 0})
-    yield Hook(stage.snapshot_every_steps, take, at_end=True), Hook(1, lambda n, state, metrics: kept.commit())
+    yield (
+      Hook(stage.snapshot_every_steps, take, at_end=True),
+      Hook(1, lambda n, state, metrics: kept.commit()),
+    )

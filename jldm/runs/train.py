@@ -30,9 +30,9 @@ def train(
   `wandb` is a project of Weights & Biases to log to as well.
 
   Raises:
-    UserError: a data set that is missing or does not fit, a batch that the devices do not divide, another experiment in
-      the workdir, another training in it, a stage that needs one that is not finished, wandb that is not installed, a disk
-      that is full or may not be written to.
+    UserError: a data set that is missing or does not fit, a batch that the devices do not divide,
+      another experiment in the workdir, another training in it, a stage that needs one that is not
+      finished, wandb that is not installed, a disk that is full or may not be written to.
     NonFiniteError: ten non-finite updates in a row.
     Preempted: SIGTERM came; the step it came in is committed.
   """
@@ -41,12 +41,17 @@ def train(
   wanted = {experiment.stage(name).name for name in stages or experiment.names}
   places = [Place(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
   if experiment.data is None:
-    raise UserError("the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage")
+    raise UserError(
+      "the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage"
+    )
   if multihost.first():
     workdirs.check(workdir, experiment)
 
   # 2. Whatever can be refused is refused before anything is written.
-  train_set, held_out = experiment.data.open(experiment.data.train), experiment.data.open(experiment.data.held_out)
+  train_set, held_out = (
+    experiment.data.open(experiment.data.train),
+    experiment.data.open(experiment.data.held_out),
+  )
   extractor = validate.check(places, devices)
   if wandb:
     import_wandb()

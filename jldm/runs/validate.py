@@ -1,4 +1,6 @@
-"""What can be refused is refused before anything is written: numbers, shapes, and one loss of each stage, as shapes."""
+"""What can be refused is refused before anything is written: numbers, shapes, and one loss of each
+stage, as shapes.
+"""
 
 import dataclasses
 from typing import Any
@@ -38,7 +40,8 @@ def check(places: list[Place], devices: sharding.Devices) -> Any:
   Returns the extractor that samples are judged by while training, or None.
 
   Raises:
-    UserError: what does not fit, or a stage that one of them relies on and that is neither finished nor trained before it.
+    UserError: what does not fit, or a stage that one of them relies on and that is neither finished
+      nor trained before it.
   """
   experiment = places[0].experiment
   for at in places:
@@ -63,12 +66,21 @@ def check_data(model: Model, data: Any) -> None:
 def check_stage(stage: Stage, devices: sharding.Devices) -> None:
   """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
   name = stage.name
-  counts = ("batch_size", "accumulate", "log_every_steps", "save_every_steps", "picture_every_steps", "snapshot_every_steps")
+  counts = (
+    "batch_size",
+    "accumulate",
+    "log_every_steps",
+    "save_every_steps",
+    "picture_every_steps",
+    "snapshot_every_steps",
+  )
   for field in counts if stage.start and stage.makes == "codec" else ("steps", *counts):
     if getattr(stage, field) < 1:
       raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
   if not hasattr(stage.ema, "update"):
-    raise UserError(f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))")
+    raise UserError(
+      f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))"
+    )
   mesh = mesh_of(stage, devices)
   parts = sharding.ways(mesh)
   if stage.batch_size % (stage.accumulate * parts):
@@ -92,7 +104,9 @@ def check_start(at: Place) -> None:
     return
   theirs, ours = (to_data(each.objective.network) for each in (start.stage, stage))
   if changed := differences(theirs, ours, f"{stage.name}.objective.network"):
-    raise UserError(f"{stage.name}.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal")
+    raise UserError(
+      f"{stage.name}.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal"
+    )
 
 
 def check_model(experiment: Experiment, name: str) -> Model:
@@ -115,7 +129,9 @@ def check_shapes(model: Model, data: Any) -> None:
 
 
 def check_denoiser(model: Model) -> None:
-  """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents or inputs."""
+  """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents
+  or inputs.
+  """
   objective, batch, key = model.objective, example(model), jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(objective.init_conditioners, key, batch)
   inputs = jax.eval_shape(objective.inputs, params, frozen_codec(model), batch, key)
@@ -124,8 +140,16 @@ def check_denoiser(model: Model) -> None:
 
 def check_classes(model: Model, data: Any, name: str) -> None:
   """Raises a UserError unless data, conditioners and network agree on the number of classes."""
-  known = {f"{name}.classes": each.classes for name, each in model.conditioners.items() if isinstance(each, ClassLabel)}
-  known |= {"network.classes": model.objective.network.classes} if isinstance(model.objective.network, (DiT, UNet)) else {}
+  known = {
+    f"{name}.classes": each.classes
+    for name, each in model.conditioners.items()
+    if isinstance(each, ClassLabel)
+  }
+  known |= (
+    {"network.classes": model.objective.network.classes}
+    if isinstance(model.objective.network, (DiT, UNet))
+    else {}
+  )
   if known and set(known.values()) != {data.classes}:
     label = f"(ClassLabel(classes={data.classes}),)" if data.classes else "()"
     listed = ", ".join(f"{name}={count}" for name, count in known.items())
@@ -136,15 +160,21 @@ def check_classes(model: Model, data: Any, name: str) -> None:
 
 
 def rehearse(at: Place) -> tuple[TrainState, dict, Any] | None:
-  """A stage's state, batch and what its objective is given beside them, as shapes, after one loss: whatever does not fit
-  together is refused before anything is done.  None if the stage has no steps."""
+  """A stage's state, batch and what its objective is given beside them, as shapes, after one loss:
+  whatever does not fit together is refused before anything is done.  None if the stage has no
+  steps.
+  """
   stage, objective = at.stage, at.stage.objective
   if not stage.steps:
     return None
   if hasattr(objective, "check"):
     objective.check()
   frozen = frozen_shapes(at)
-  batch, key, tx = stage_example(at, frozen, stage.batch_size), jax.random.key(0), stage.optimizer.build(stage.steps)
+  batch, key, tx = (
+    stage_example(at, frozen, stage.batch_size),
+    jax.random.key(0),
+    stage.optimizer.build(stage.steps),
+  )
   init = lambda key, batch, frozen: init_state(*objective.init(key, batch, frozen), tx, stage.ema)
   state = jax.eval_shape(init, key, batch, frozen)
   check_started(at, state)
@@ -159,9 +189,13 @@ def check_started(at: Place, state: TrainState) -> None:
     return
   ours = state.params, state.extra
   theirs = jax.eval_shape(at.stage.objective.start, *ours, result_shapes(start).params)
-  named = lambda tree: {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)}
+  named = lambda tree: {
+    jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)
+  }
   ours, theirs = named(ours), named(theirs)
   if unlike := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
     name = unlike[0]
-    raise UserError(f"{at.stage.name}.start={at.stage.start!r} has other arrays, the first {name}: {theirs.get(name)} there and "
-                    f"{ours.get(name)} here; make the objectives equal")
+    raise UserError(
+      f"{at.stage.name}.start={at.stage.start!r} has other arrays, the first {name}: {theirs.get(name)} there and "
+      f"{ours.get(name)} here; make the objectives equal"
+    )

@@ -1,8 +1,9 @@
-"""The probability flow to a tolerance: Dormand & Prince's pair of orders 5 and 4, with a step size for every example.
+"""The probability flow to a tolerance: Dormand & Prince's pair of orders 5 and 4, with a step size for
+every example.
 
-In the clock Line (jldm.samplers.clock), dy / dtau = eps - x0.  A step is kept where the root mean square of its error
-over (atol + rtol |y|) is at most 1, and the next is 0.9 error^(-1/5) times as long, but between 0.2 and 5: Hairer, Nørsett &
-Wanner, II.4.
+In the clock Line (jldm.samplers.clock), dy / dtau = eps - x0.  A step is kept where the root mean
+square of its error over (atol + rtol |y|) is at most 1, and the next is 0.9 error^(-1/5) times as
+long, but between 0.2 and 5: Hairer, Nørsett & Wanner, II.4.
 """
 
 from typing import NamedTuple
@@ -57,11 +58,13 @@ def solve_adaptive(
   last: float = 1e-3,
   most_steps: int = 1000,
 ) -> Solution:
-  """z [B, ...] from time t to time s, both [], either way; rtol and atol are traced.  `denoise` is told a time an example [B].
+  """z [B, ...] from time t to time s, both [], either way; rtol and atol are traced.  `denoise` is
+  told a time an example [B].
 
-  At tau below `last` an Euler step ends the path, and one begins it from there, with an error of the size of `last`: a
-  network need not say anything at sigma = 0.  The whole batch is evaluated until its last example is done, or after
-  `most_steps`; an example whose error is not a number stops.
+  At tau below `last` an Euler step ends the path, and one begins it from there, with an error of
+  the size of `last`: a network need not say anything at sigma = 0.  The whole batch is evaluated
+  until its last example is done, or after `most_steps`; an example whose error is not a number
+  stops.
   """
   clock, column = Line(), lambda values: expand(values, z)
   begin, end = (jnp.maximum(clock.tau(process, u), last) for u in (t, s))
@@ -88,8 +91,12 @@ def solve_adaptive(
     tau = jnp.where(step == end - walk.tau, end, walk.tau + step)
     keep = lambda new, old: jnp.where(column(accept), new, old)
     return Walk(
-      keep(y, walk.y), keep(slopes[-1], walk.slope), jnp.where(accept, tau, walk.tau),
-      jnp.where(running, step * factor, walk.step), walk.evaluations + 6 * running, walk.rounds + 1,
+      keep(y, walk.y),
+      keep(slopes[-1], walk.slope),
+      jnp.where(accept, tau, walk.tau),
+      jnp.where(running, step * factor, walk.step),
+      walk.evaluations + 6 * running,
+      walk.rounds + 1,
     )
 
   tau = jnp.broadcast_to(begin, len(z))

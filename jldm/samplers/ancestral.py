@@ -1,6 +1,7 @@
 """Ancestral sampling, DDPM, Ho et al. 2020 (2006.11239), algorithm 2.
 
-With `kept` of jldm.samplers.ddim the mean and the two bounds of the variance of z_s given z_t are, eq. 6, 7 and section 3.2,
+With `kept` of jldm.samplers.ddim the mean and the two bounds of the variance of z_s given z_t are,
+eq. 6, 7 and section 3.2,
 
   (1)  mean = alpha_s x0 + sigma_s kept eps,   small = sigma_s^2 (1 - kept^2),   large = sigma_t^2 (1 - kept^2)
   (2)  learned: log variance = (1 + v) / 2 log large + (1 - v) / 2 log small,   Nichol & Dhariwal 2021 (2102.09672), eq. 15
@@ -50,7 +51,9 @@ class Ancestral:
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, v = denoise(state.z, t)
     if self.variance == "learned" and (v is None or v.shape != x0.shape):
-      raise UserError("variance='learned', but the network predicts no variance of every value; expected 'small' or 'large'")
+      raise UserError(
+        "variance='learned', but the network predicts no variance of every value; expected 'small' or 'large'"
+      )
     share = kept(process, t, s)
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     std = VARIANCES[self.variance](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)

@@ -1,12 +1,13 @@
 """Clocks in which the probability flow is an ordinary differential equation without a linear term.
 
-In y = z / scale, over tau, a line from data to noise is straight, so that one Euler step is DDIM's whatever the clock:
+In y = z / scale, over tau, a line from data to noise is straight, so that one Euler step is DDIM's
+whatever the clock:
 
   (1)  Line:    scale = alpha + sigma,   tau = sigma / (alpha + sigma),   y = (1 - tau) x0 + tau eps,   dy/dtau = eps - x0
   (2)  Ratio:   scale = alpha,           tau = sigma / alpha,             y = x0 + tau eps,             dy/dtau = eps
 
-Line is regular at both ends.  Ratio is that of Karras et al. 2022 (2206.00364), eq. 4, and of most published code; it
-knows no alpha = 0, where samplers take an Euler step instead.
+Line is regular at both ends.  Ratio is that of Karras et al. 2022 (2206.00364), eq. 4, and of most
+published code; it knows no alpha = 0, where samplers take an Euler step instead.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """DDIM, Song et al. 2021 (2010.02502).
 
-With `kept` the share of the noise of z_t that ancestral sampling keeps, their eq. 12 with the noise of their eq. 16 is
+With `kept` the share of the noise of z_t that ancestral sampling keeps, their eq. 12 with the noise
+of their eq. 16 is
 
   (1)  z_s = alpha_s x0 + sigma_s (sqrt(1 - eta^2 + eta^2 kept^2) eps + eta sqrt(1 - kept^2) eps')
   (2)  kept = alpha_t sigma_s / (alpha_s sigma_t)

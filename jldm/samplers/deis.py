@@ -1,9 +1,11 @@
-"""Adams-Bashforth steps on the probability flow in the clock Ratio, y = z / alpha, rho = sigma / alpha, dy / drho = eps.
+"""Adams-Bashforth steps on the probability flow in the clock Ratio, y = z / alpha, rho = sigma /
+alpha, dy / drho = eps.
 
   (1)  z_s = alpha_s x0 + sigma_s eps + alpha_s (rho_s - rho_t) sum_i w_i (eps_i - eps)
 
-DEIS, Zhang & Chen 2022 (2204.13902), its rho-AB variant (also known as LMS): the polynomial through the last estimates of
-eps is integrated over rho.  The others have the weights of evenly spaced steps, whatever the steps are:
+DEIS, Zhang & Chen 2022 (2204.13902), its rho-AB variant (also known as LMS): the polynomial through
+the last estimates of eps is integrated over rho.  The others have the weights of evenly spaced
+steps, whatever the steps are:
 
   (2)  eps + sum_i w_i (eps_i - eps) = (3 eps - eps_1) / 2,  (23 eps - 16 eps_1 + 5 eps_2) / 12,
        (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24
@@ -83,7 +85,9 @@ class DEIS:
   def init(self, process: Process, z: Array, pairs: Array) -> Slopes:
     return begin(z, pairs, self.order)
 
-  def step(self, process: Process, denoise: Denoise, state: Slopes, t: Array, s: Array, keys: Array) -> Slopes:
+  def step(
+    self, process: Process, denoise: Denoise, state: Slopes, t: Array, s: Array, keys: Array
+  ) -> Slopes:
     del keys
     found = denoise(state.z, t)
     rho = lambda u: Ratio().tau(process, u)
@@ -115,12 +119,16 @@ class PNDM:
   def init(self, process: Process, z: Array, pairs: Array) -> Slopes:
     return begin(z, pairs, 4)
 
-  def step(self, process: Process, denoise: Denoise, state: Slopes, t: Array, s: Array, keys: Array) -> Slopes:
+  def step(
+    self, process: Process, denoise: Denoise, state: Slopes, t: Array, s: Array, keys: Array
+  ) -> Slopes:
     del keys
     found = denoise(state.z, t)
     steps, warm = WARMUPS[self.warmup]
     even = lambda: extrapolated(found.eps, state.past, chosen(EVEN, state.count + 1, 3))
-    first = lambda: jax.lax.cond(process.sigma(s) > 0, lambda: warm(process, denoise, found, t, s), lambda: found.eps)
+    first = lambda: jax.lax.cond(
+      process.sigma(s) > 0, lambda: warm(process, denoise, found, t, s), lambda: found.eps
+    )
     eps = jax.lax.cond(state.count < steps, first, even) if steps else even()
     return follow(process, state, found, eps, t, s)
 

@@ -6,8 +6,9 @@ In the notation of jldm.samplers.exponential, with E = m_0 = 1 - e^{-kappa}, the
        second order, "heun":      m_1 / r (x0_1 - x0)
   (2)  third order:               m_1 D_1 + m_2 / 2 D_2
 
-with D_1 and D_2 the slope and the second divided difference of x0 over theta at 0.  Taylor's formula has m_2 D_2: as its
-authors' code has it a third-order multistep solver is of second order, and of third with `exact_d2`.
+with D_1 and D_2 the slope and the second divided difference of x0 over theta at 0.  Taylor's
+formula has m_2 D_2: as its authors' code has it a third-order multistep solver is of second order,
+and of third with `exact_d2`.
 """
 
 import dataclasses
@@ -43,8 +44,9 @@ Array = jax.Array
 class DPMSolverPP:
   """Multistep: algorithm 2 for order 2; one evaluation a step.
 
-  eta (traced) is the strength of the noise: 0 is the flow, 1 SDE-DPM-Solver++.  A step is of lower order while there are
-  fewer estimates, where a log SNR is infinite and, with `lower_order_final`, where fewer steps are left.
+  eta (traced) is the strength of the noise: 0 is the flow, 1 SDE-DPM-Solver++.  A step is of lower
+  order while there are fewer estimates, where a log SNR is infinite and, with `lower_order_final`,
+  where fewer steps are left.
 
   Raises:
     UserError: an order other than 1, 2, 3.
@@ -62,7 +64,9 @@ class DPMSolverPP:
   def init(self, process: Process, z: Array, pairs: Array) -> History:
     return begin(z, pairs, self.order)
 
-  def step(self, process: Process, denoise: Denoise, state: History, t: Array, s: Array, keys: Array) -> History:
+  def step(
+    self, process: Process, denoise: Denoise, state: History, t: Array, s: Array, keys: Array
+  ) -> History:
     x0, eps, _ = denoise(state.z, t)
     h, r = nodes(process, state.times, t, s)
     order = 1 + usable(h, r, state.count)
@@ -94,10 +98,11 @@ class Group(NamedTuple):
 @pytree
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPPSingle:
-  """Singlestep: groups of `order` steps, of order 1, 2, 3, each from the beginning of its group; one evaluation a step.
+  """Singlestep: groups of `order` steps, of order 1, 2, 3, each from the beginning of its group; one
+    evaluation a step.
 
-  The times between which a group goes are its nodes: even ones in log SNR are the paper's r = 1/2, or 1/3 and 2/3.  The
-  third order has the paper's two estimates, or all three with `heun`.
+  The times between which a group goes are its nodes: even ones in log SNR are the paper's r = 1/2,
+  or 1/3 and 2/3.  The third order has the paper's two estimates, or all three with `heun`.
 
   Raises:
     UserError: an order other than 1, 2, 3.

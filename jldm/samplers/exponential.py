@@ -4,15 +4,16 @@ With lambda = log(alpha / sigma) the flow solves to, Lu et al. 2022 (2211.01095)
 
   (1)  z_s = sigma_s / sigma_t z_t + sigma_s int_{lambda_t}^{lambda_s} e^lambda x0(lambda) dlambda
 
-and with noise of strength eta (Gonzalez et al. 2023, 2305.14267; Xue et al. 2023, 2309.05019), where h = lambda_s - lambda_t
-and kappa = (1 + eta) h, to
+and with noise of strength eta (Gonzalez et al. 2023, 2305.14267; Xue et al. 2023, 2309.05019),
+where h = lambda_s - lambda_t and kappa = (1 + eta) h, to
 
-  (2)  z_s = alpha_s x0 + sigma_s (e^{-eta h} eps + (1 - e^{-2 eta h})^(1/2) eps') + alpha_s sum_i w_i (x0_i - x0)
+  (2)  z_s = alpha_s x0 + sigma_s (e^{-eta h} eps + (1 - e^{-2 eta h})^(1/2) eps') + alpha_s sum_i
+       w_i (x0_i - x0)
   (3)  w_i = int_0^1 kappa e^{-kappa (1 - theta)} l_i(theta) dtheta
 
-for an x0(theta) that is the polynomial through x0 at theta = 0 and x0_i at r_i = (lambda_i - lambda_t) / h, with l_i its
-Lagrange polynomials.  Written so, as DDIM and a correction, a step is regular at both ends, where h is infinite and the
-correction is left out.
+for an x0(theta) that is the polynomial through x0 at theta = 0 and x0_i at r_i = (lambda_i -
+lambda_t) / h, with l_i its Lagrange polynomials.  Written so, as DDIM and a correction, a step is
+regular at both ends, where h is infinite and the correction is left out.
 """
 
 import math
@@ -31,7 +32,9 @@ TERMS = 16  # of the series of a moment: the rest is below 1e-16
 
 
 class History(NamedTuple):
-  """What a multistep sampler carries, for K estimates a step: the newest and K - 2 older ones, and where they were made."""
+  """What a multistep sampler carries, for K estimates a step: the newest and K - 2 older ones, and
+  where they were made.
+  """
 
   z: Array  # [B, ...]
   x0: Array  # [B, ...] the newest estimate
@@ -53,7 +56,9 @@ def check_order(order: int, highest: int) -> None:
 def begin(z: Array, pairs: Array, order: int) -> History:
   """No history yet; `order` = K."""
   zeros = jnp.zeros_like(z)
-  return History(z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), jnp.int32(0), steps_of(pairs))
+  return History(
+    z, zeros, (zeros,) * (order - 2), jnp.zeros(order - 1, pairs.dtype), jnp.int32(0), steps_of(pairs)
+  )
 
 
 def steps_of(pairs: Array) -> Array:
@@ -76,8 +81,9 @@ def nodes(process: Process, times: Array, t: Array, s: Array) -> tuple[Array, Ar
 
 
 def usable(h: Array, r: Array, count: Array) -> Array:
-  """How many of the r [K - 1], newest first, a step may use: all up to the first that is not finite, stands where it
-  starts or where another stands, or is not of this path."""
+  """How many of the r [K - 1], newest first, a step may use: all up to the first that is not finite,
+  stands where it starts or where another stands, or is not of this path.
+  """
   place = jnp.arange(len(r))
   apart = jnp.all((r[:, None] != r) | (place[:, None] <= place), 1)
   fine = jnp.isfinite(r) & (r != 0) & apart & (place < count) & jnp.isfinite(h)
@@ -92,7 +98,8 @@ def growth(process: Process, t: Array, s: Array, h: Array, eta: Array) -> Array:
 def moments(kappa: Array, count: int) -> list[Array]:
   """int_0^1 kappa e^{-kappa (1 - theta)} theta^j dtheta for j = 0 … count.
 
-  By m_j = 1 - j / kappa m_{j-1}, and for small kappa, where that cancels, by kappa j! sum_n (-kappa)^n / (n + j + 1)!.
+  By m_j = 1 - j / kappa m_{j-1}, and for small kappa, where that cancels, by kappa j! sum_n
+  (-kappa)^n / (n + j + 1)!.
   """
   small = jnp.where(jnp.abs(kappa) < 1, kappa, 0)
   large = jnp.where(jnp.abs(kappa) < 1, 1, kappa)
@@ -108,7 +115,10 @@ def interpolation(r: list[Array], moments: list[Array]) -> list[Array]:
   """(3): the weights of the nodes r besides 0, from the moments m_1, m_2, … of the measure."""
   weights = []
   for i, node in enumerate(r):
-    polynomial, scale = [1.0], node  # the product of theta - r_j, lowest power first, and its value at the node times it
+    polynomial, scale = (
+      [1.0],
+      node,
+    )  # the product of theta - r_j, lowest power first, and its value at the node times it
     for other in r[:i] + r[i + 1 :]:
       polynomial = [low - other * high for low, high in zip([0.0, *polynomial], [*polynomial, 0.0])]
       scale = scale * (node - other)
@@ -121,14 +131,18 @@ def chosen(table: list[list[Array]], order: Array, width: int) -> Array:
   return jnp.stack([jnp.array([*row, *[0.0] * (width - len(row))]) for row in table])[order - 1]
 
 
-def first_order(process: Process, x0: Array, eps: Array, t: Array, s: Array, eta: Array | float, keys: Array) -> Array:
+def first_order(
+  process: Process, x0: Array, eps: Array, t: Array, s: Array, eta: Array | float, keys: Array
+) -> Array:
   """(2) without its sum: DDIM, with noise of strength eta."""
   old = kept(process, t, s) ** eta
   fresh = jnp.sqrt((1 - old) * (1 + old))
   return process.alpha(s) * x0 + process.sigma(s) * (old * eps + fresh * normal(keys, eps))
 
 
-def corrected(process: Process, z: Array, x0: Array, others: tuple[Array, ...], weights: Array, s: Array) -> Array:
+def corrected(
+  process: Process, z: Array, x0: Array, others: tuple[Array, ...], weights: Array, s: Array
+) -> Array:
   """z with the sum of (2)."""
   for weight, other in zip(weights, others):
     z = z + process.alpha(s) * weight * (other - x0)

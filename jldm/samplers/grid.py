@@ -1,7 +1,8 @@
 """Grids of times, and the pairs (t, s) that a sampler walks.
 
-Grids are made before anything is compiled and come in JAX's default float type.  A "ratio" is
-sigma / alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite there, and grids of ratios begin at 80.
+Grids are made before anything is compiled and come in JAX's default float type.  A "ratio" is sigma
+/ alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite there, and grids of ratios
+begin at 80.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ def chain(times: Array) -> Array:
 
 
 def padded(pairs: Sequence[Array]) -> Array:
-  """Pairs [N_b, 2] of B requests -> [B, N, 2] with N the largest N_b: shorter rows end with (0, 0), where nothing changes.
+  """Pairs [N_b, 2] of B requests -> [B, N, 2] with N the largest N_b: shorter rows end with (0, 0),
+  where nothing changes.
 
   The padding is at the end, since step i draws its noise from the key folded with i.
 
@@ -58,8 +60,9 @@ def uniform(steps: int, start: float = 1.0, end: float = 0.0) -> Array:
 def shifted(steps: int, shift: float = 3.0, end: float | None = None) -> Array:
   """shift u / (1 + (shift - 1) u) of `steps` evenly spaced u from 1 to `end`, by default 1 / steps, and then 0.
 
-  Esser et al. 2024 (2403.03206), eq. 23: more of the steps among noise where shift > 1.  diffusers' FlowMatchEuler, left
-  to make its own timesteps of a chain of T, shifts twice: its `end` is the shifted 1 / T.
+  Esser et al. 2024 (2403.03206), eq. 23: more of the steps among noise where shift > 1.  diffusers'
+  FlowMatchEuler, left to make its own timesteps of a chain of T, shifts twice: its `end` is the
+  shifted 1 / T.
 
   Raises:
     UserError: steps < 1, shift <= 0, or an end outside (0, 1].
@@ -73,7 +76,8 @@ def shifted(steps: int, shift: float = 3.0, end: float | None = None) -> Array:
 
 
 def beta(steps: int, a: float = 0.6, b: float = 0.6) -> Array:
-  """steps + 1 times, the even quantiles of Beta(a, b) from 1 to 0: Lee et al. 2024 (2407.12173), denser at both ends.
+  """steps + 1 times, the even quantiles of Beta(a, b) from 1 to 0: Lee et al. 2024 (2407.12173),
+  denser at both ends.
 
   Raises:
     UserError: steps < 1, or an a or b that is not above 0.
@@ -92,10 +96,14 @@ def log_snr_uniform(process: Process, steps: int, low: float = -4.0, high: float
   return process.time(jnp.linspace(low, high, steps + 1))
 
 
-def karras(process: Process, steps: int, low: float | None = None, high: float | None = None, rho: float = 7.0) -> Array:
-  """`steps` times whose ratios are even in ratio^(1 / rho) from `high` to `low`, then 0: Karras et al. 2022 (2206.00364), eq. 5.
+def karras(
+  process: Process, steps: int, low: float | None = None, high: float | None = None, rho: float = 7.0
+) -> Array:
+  """`steps` times whose ratios are even in ratio^(1 / rho) from `high` to `low`, then 0: Karras et al.
+  2022 (2206.00364), eq. 5.
 
-  By default `high` is the ratio at t = 1, or 80 where that is infinite, and `low` that of a chain's first knot, or 0.002.
+  By default `high` is the ratio at t = 1, or 80 where that is infinite, and `low` that of a chain's
+  first knot, or 0.002.
 
   Raises:
     UserError: steps < 1, or not 0 < low < high < infinity.
@@ -111,18 +119,26 @@ def exponential(process: Process, steps: int, low: float | None = None, high: fl
 
 
 def beta_ratio(
-  process: Process, steps: int, low: float | None = None, high: float | None = None, a: float = 0.6, b: float = 0.6
+  process: Process,
+  steps: int,
+  low: float | None = None,
+  high: float | None = None,
+  a: float = 0.6,
+  b: float = 0.6,
 ) -> Array:
-  """As `karras`, but at the even quantiles of Beta(a, b) between `low` and `high`: what diffusers makes of `beta`."""
+  """As `karras`, but at the even quantiles of Beta(a, b) between `low` and `high`: what diffusers
+  makes of `beta`.
+  """
   low, high = bounds(process, steps, low, high)
   return at_ratios(process, low + quantiles(steps, a, b) * (high - low))
 
 
 def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array:
-  """steps + 1 times at the ratios of ALIGNED, log-linear between them for other counts than ten, the last of them 0.
+  """steps + 1 times at the ratios of ALIGNED, log-linear between them for other counts than ten, the
+  last of them 0.
 
-  Sabour et al. 2024 (2404.14507), optimized for networks of one kind: sd15, sdxl (both of latents of standard deviation
-  near 1) or svd.  A ratio that the process does not reach is t = 1.
+  Sabour et al. 2024 (2404.14507), optimized for networks of one kind: sd15, sdxl (both of latents
+  of standard deviation near 1) or svd.  A ratio that the process does not reach is t = 1.
 
   Raises:
     UserError: steps < 1, or another model.
@@ -136,10 +152,11 @@ def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array
 
 
 def leading(process: Process, steps: int, offset: int = 0, spare: int = 0) -> Array:
-  """Of a chain of T betas every (T // (steps + spare))-th knot from the first + `offset`, noisiest first, then 0.
+  """Of a chain of T betas every (T // (steps + spare))-th knot from the first + `offset`, noisiest
+  first, then 0.
 
-  Lin et al. 2024 (2305.08891), table 2.  `spare`: so many knots more at the clean end, left out; diffusers has 1 in
-  DPM-Solver and UniPC, and an offset of 1 in Stable Diffusion.
+  Lin et al. 2024 (2305.08891), table 2.  `spare`: so many knots more at the clean end, left out;
+  diffusers has 1 in DPM-Solver and UniPC, and an offset of 1 in Stable Diffusion.
 
   Raises:
     UserError: a process that is no chain, steps < 1, more than it has knots, or an offset beyond its last.
@@ -151,7 +168,8 @@ def leading(process: Process, steps: int, offset: int = 0, spare: int = 0) -> Ar
 
 
 def trailing(process: Process, steps: int) -> Array:
-  """Of a chain of T betas the knots at T, T - T / steps, ..., rounded, then 0: Lin et al. 2024 (2305.08891), table 2.
+  """Of a chain of T betas the knots at T, T - T / steps, ..., rounded, then 0: Lin et al. 2024
+  (2305.08891), table 2.
 
   Raises:
     UserError: a process that is no chain, steps < 1, or more than it has knots.
@@ -161,11 +179,12 @@ def trailing(process: Process, steps: int) -> Array:
 
 
 def linspace(process: Process, steps: int, spare: int = 0, whole: bool = True) -> Array:
-  """Of a chain of T betas steps + `spare` knots evenly from the last to the first, without `spare` clean ones, then 0.
+  """Of a chain of T betas steps + `spare` knots evenly from the last to the first, without `spare`
+  clean ones, then 0.
 
-  Lin et al. 2024 (2305.08891), table 2.  Rounded to knots if `whole`; else the ratio is linear between knots, as in
-  diffusers' Euler, Heun and LMS, while rates of a process are not: these times are a little off the even ones.  One step
-  is from the last knot (there from the first).
+  Lin et al. 2024 (2305.08891), table 2.  Rounded to knots if `whole`; else the ratio is linear
+  between knots, as in diffusers' Euler, Heun and LMS, while rates of a process are not: these times
+  are a little off the even ones.  One step is from the last knot (there from the first).
 
   Raises:
     UserError: a process that is no chain, steps < 1, or more than it has knots.
@@ -182,9 +201,11 @@ def linspace(process: Process, steps: int, spare: int = 0, whole: bool = True) -
 
 
 def strided(process: Process, times: Array, end: float = 0.0) -> Array:
-  """Pairs [N, 2] from each of the times [N + 1] but the last down by T // N knots of a chain of T, wherever the next begins.
+  """Pairs [N, 2] from each of the times [N + 1] but the last down by T // N knots of a chain of T,
+  wherever the next begins.
 
-  So go diffusers' DDIM and PNDM.  What would be below the first knot is `end`: 0, or 1 / T where "alpha is not set to one".
+  So go diffusers' DDIM and PNDM.  What would be below the first knot is `end`: 0, or 1 / T where
+  "alpha is not set to one".
 
   Raises:
     UserError: a process that is no chain, no steps, or more than it has knots.
@@ -195,12 +216,14 @@ def strided(process: Process, times: Array, end: float = 0.0) -> Array:
 
 
 def lcm(process: Process, steps: int, original: int = 50) -> Array:
-  """Of the knots that a chain of T was distilled at, every (T // original)-th, `steps` evenly from the last, then 0.
+  """Of the knots that a chain of T was distilled at, every (T // original)-th, `steps` evenly from the
+  last, then 0.
 
   Latent consistency models, Luo et al. 2023 (2310.04378).
 
   Raises:
-    UserError: a process that is no chain, steps < 1, more than `original`, or `original` more than it has knots.
+    UserError: a process that is no chain, steps < 1, more than `original`, or `original` more than
+      it has knots.
   """
   count = check_chain(process, original)
   check_steps(steps)
@@ -211,10 +234,11 @@ def lcm(process: Process, steps: int, original: int = 50) -> Array:
 
 
 def restart(times: Array, low: float, high: float, repeats: int = 1, steps: int = 4) -> Array:
-  """Pairs along times [N + 1] that at `low` go up to `high` and down again in `steps` even steps, `repeats` times.
+  """Pairs along times [N + 1] that at `low` go up to `high` and down again in `steps` even steps,
+  `repeats` times.
 
-  Restart, Xu et al. 2023 (2306.14878), algorithm 1, for jldm.samplers.resample.  `low` is put among the times if it is
-  not one of them.
+  Restart, Xu et al. 2023 (2306.14878), algorithm 1, for jldm.samplers.resample.  `low` is put among
+  the times if it is not one of them.
 
   Raises:
     UserError: not times[N] <= low < high <= 1, low above times[0], or less than one repeat or step.
@@ -227,14 +251,18 @@ def restart(times: Array, low: float, high: float, repeats: int = 1, steps: int 
     )
   walked = np.asarray(times, np.float64)
   again = np.tile(np.linspace(high, low, steps + 1), repeats)
-  return chain(jnp.asarray(np.concatenate([walked[walked > low + 1e-6], [low], again, walked[walked < low - 1e-6]])))
+  return chain(
+    jnp.asarray(np.concatenate([walked[walked > low + 1e-6], [low], again, walked[walked < low - 1e-6]]))
+  )
 
 
 def repaint(times: Array, jump: int = 10, repeats: int = 10) -> Array:
-  """Pairs along times [N + 1] that at every `jump`-th go back up by `jump` of them, until each stretch was gone `repeats` times.
+  """Pairs along times [N + 1] that at every `jump`-th go back up by `jump` of them, until each stretch
+  was gone `repeats` times.
 
-  RePaint, Lugmayr et al. 2022 (2201.09865), section 4.2 and its schedule: counted from the clean end, at 1, 1 + jump, ...
-  below N + 1 - jump.  Up is one step of fresh noise, which is theirs in distribution.
+  RePaint, Lugmayr et al. 2022 (2201.09865), section 4.2 and its schedule: counted from the clean
+  end, at 1, 1 + jump, ... below N + 1 - jump.  Up is one step of fresh noise, which is theirs in
+  distribution.
 
   Raises:
     UserError: jump or repeats < 1.
@@ -312,9 +340,13 @@ def check_chain(process: Process, steps: int, spare: int = 0) -> int:
   """The number of knots."""
   check_steps(steps)
   if not isinstance(process, Discrete):
-    raise UserError(f"steps between the knots of a chain of betas; expected a Discrete process, got {process}")
+    raise UserError(
+      f"steps between the knots of a chain of betas; expected a Discrete process, got {process}"
+    )
   if steps + spare > process.steps:
-    raise UserError(f"steps={steps}; expected at most {process.steps - spare} of a chain of {process.steps} betas")
+    raise UserError(
+      f"steps={steps}; expected at most {process.steps - spare} of a chain of {process.steps} betas"
+    )
   return process.steps
 
 
@@ -326,8 +358,8 @@ def at_knots(process: Discrete, indices: np.ndarray) -> Array:
 def at_ratios(process: Process, ratios: np.ndarray) -> Array:
   """Times of ratios [N], and 0.
 
-  Between the knots of a chain the angle is linear, where diffusers has the log of the ratio linear: at the same ratio it
-  tells a network timesteps that are up to 0.05 off ours.
+  Between the knots of a chain the angle is linear, where diffusers has the log of the ratio linear:
+  at the same ratio it tells a network timesteps that are up to 0.05 off ours.
   """
   with jax.enable_x64(True):
     times = np.asarray(process.time(jnp.asarray(-2 * np.log(ratios))))
@@ -337,12 +369,16 @@ def at_ratios(process: Process, ratios: np.ndarray) -> Array:
 def ratio(process: Process, times: np.ndarray) -> np.ndarray:
   """sigma / alpha at times [...], float64."""
   with jax.enable_x64(True):
-    alpha, sigma = (np.asarray(rate(jnp.asarray(times, jnp.float64))) for rate in (process.alpha, process.sigma))
+    alpha, sigma = (
+      np.asarray(rate(jnp.asarray(times, jnp.float64))) for rate in (process.alpha, process.sigma)
+    )
   with np.errstate(divide="ignore"):
     return sigma / alpha
 
 
-def bounds(process: Process, steps: int, low: float | None = None, high: float | None = None) -> tuple[float, float]:
+def bounds(
+  process: Process, steps: int, low: float | None = None, high: float | None = None
+) -> tuple[float, float]:
   """The ratios between which a grid of `steps` goes."""
   check_steps(steps)
   top = float(ratio(process, np.ones(())))

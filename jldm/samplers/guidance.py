@@ -1,11 +1,13 @@
 """Guidance: what a denoiser says under several conditions, or of a rule, made one.
 
-  (1)  a rule (process, z, t, each) -> Denoised combines the answers `each` [B, K, ...] to K conditions: first the condition
-       itself, last what it is set against (no condition, a negative one, a weaker network)
+  (1)  a rule (process, z, t, each) -> Denoised combines the answers `each` [B, K, ...] to K
+       conditions: first the condition itself, last what it is set against (no condition, a negative
+       one, a weaker network)
   (2)  alpha x0 + sigma eps = z stays true: a change of x0 and of eps by (dx, de) has alpha dx + sigma de = 0
 
-The difference of two answers at the same z is such a pair, and so is a linear function of it applied to both its parts.
-Rules are put together from these, so that none divides by alpha or sigma.  Every number is traced, one [] or one a sample [B].
+The difference of two answers at the same z is such a pair, and so is a linear function of it
+applied to both its parts. Rules are put together from these, so that none divides by alpha or
+sigma.  Every number is traced, one [] or one a sample [B].
 """
 
 from collections.abc import Callable, Sequence
@@ -23,17 +25,25 @@ from jldm.diffusion.target import TARGETS, Denoised, combine, determinant
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
-Rule = Callable[[Process, Array, Array, Denoised], Denoised]  # (process, z [B, ...], t [] or [B], each [B, K, ...])
+Rule = Callable[
+  [Process, Array, Array, Denoised], Denoised
+]  # (process, z [B, ...], t [] or [B], each [B, K, ...])
 
 
-def guided(process: Process, denoise: Callable[..., Denoised], conditions: Sequence[Any], rule: Rule) -> Denoise:
-  """denoise(z, t, condition, estimate, to) under K conditions, trees of [B, ...], in one pass, combined by a rule.
+def guided(
+  process: Process, denoise: Callable[..., Denoised], conditions: Sequence[Any], rule: Rule
+) -> Denoise:
+  """denoise(z, t, condition, estimate, to) under K conditions, trees of [B, ...], in one pass,
+  combined by a rule.
 
-  The K conditions of a sample are adjacent rows (b K + k), so that a batch sharded over devices never moves.
-  The learned variance is that of the first condition.  z may be a dict by part: the rule combines each part by itself.
+  The K conditions of a sample are adjacent rows (b K + k), so that a batch sharded over devices
+  never moves. The learned variance is that of the first condition.  z may be a dict by part: the
+  rule combines each part by itself.
   """
   count = len(conditions)
-  interleaved = jax.tree.map(lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions)  # [B K, ...]
+  interleaved = jax.tree.map(
+    lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions
+  )  # [B K, ...]
 
   def repeat(e: Any) -> Any:
     """[B, ...] -> [B K, ...]; numbers [] and None stay."""
@@ -43,7 +53,9 @@ def guided(process: Process, denoise: Callable[..., Denoised], conditions: Seque
     rows = denoise(*jax.tree.map(repeat, (z, t)), interleaved, *jax.tree.map(repeat, (estimate, to)))
     each = jax.tree.map(lambda e: e.reshape((-1, count) + e.shape[1:]), rows)  # [B, K, ...]
     x0, eps = parts_of(each.x0), parts_of(each.eps)
-    ruled = {name: rule(process, part, t, Denoised(x0[name], eps[name])) for name, part in parts_of(z).items()}
+    ruled = {
+      name: rule(process, part, t, Denoised(x0[name], eps[name])) for name, part in parts_of(z).items()
+    }
     x0, eps = (like_parts({name: said[field] for name, said in ruled.items()}) for field in (0, 1))
     return Denoised(x0, eps, jax.tree.map(lambda e: e[:, 0], each.variance))
 
@@ -92,8 +104,9 @@ def move(said: Denoised, dx: Array, de: Array) -> Denoised:
 class ClassifierFree:
   """Ho & Salimans 2022 (2207.12598), eq. 6: null + scale (condition - null); 1 is the condition alone, 0 none.
 
-  A negative condition stands in place of null.  Of two conditions scale is [] or [B].  Of K > 2 it is [K - 1, B] or
-  [K - 1, 1], and the answer null + sum of scale_k (condition_k - null): Liu et al. 2022 (2206.01714).
+  A negative condition stands in place of null.  Of two conditions scale is [] or [B].  Of K > 2 it
+  is [K - 1, B] or [K - 1, 1], and the answer null + sum of scale_k (condition_k - null): Liu et al.
+  2022 (2206.01714).
 
   Raises:
     UserError: a scale of another shape.
@@ -112,14 +125,17 @@ class ClassifierFree:
     shape = jnp.shape(self.scale)
     legal = [(count - 1, batch), (count - 1, 1)] + ([(), (batch,)] if count == 2 else [])
     if shape not in legal:
-      raise UserError(f"scale of shape {shape} for {count} conditions of {batch} samples; expected one of {legal}")
+      raise UserError(
+        f"scale of shape {shape} for {count} conditions of {batch} samples; expected one of {legal}"
+      )
     return jnp.atleast_2d(self.scale)
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A rule where log SNR is in [low, high], and the condition alone elsewhere: Kynkäänniemi et al. 2024 (2404.07724).
+  """A rule where log SNR is in [low, high], and the condition alone elsewhere: Kynkäänniemi et al.
+  2024 (2404.07724).
 
   All conditions are evaluated everywhere: it changes pictures, not cost.
   """
@@ -129,18 +145,24 @@ class Interval:
   high: Any = jnp.inf
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
-    inside, inner_said, alone = within(process, t, self.low, self.high, z), self.rule(process, z, t, each), unstack(each)[0]
+    inside, inner_said, alone = (
+      within(process, t, self.low, self.high, z),
+      self.rule(process, z, t, each),
+      unstack(each)[0],
+    )
     return Denoised(jnp.where(inside, inner_said.x0, alone.x0), jnp.where(inside, inner_said.eps, alone.eps))
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Rescale:
-  """x0 brought back, by a share phi in [0, 1], to the standard deviation that it has under the condition alone, per sample.
+  """x0 brought back, by a share phi in [0, 1], to the standard deviation that it has under the
+  condition alone, per sample.
 
-  Lin et al. 2024 (2305.08891), eq. 15 and 16, in x0 where theirs is in the network's output.  With g what the rule says, c the
-  condition's answer and d = g - c, their factor std(c) / std(g) on x0 is 1 - cov(d, g + c) / (std(g) (std(c) + std(g))), and
-  the change -phi cov(d, ...) / (...) g.x0 by both parts of d is a pair (2).  A g without spread stays.
+  Lin et al. 2024 (2305.08891), eq. 15 and 16, in x0 where theirs is in the network's output.  With
+  g what the rule says, c the condition's answer and d = g - c, their factor std(c) / std(g) on x0
+  is 1 - cov(d, g + c) / (std(g) (std(c) + std(g))), and the change -phi cov(d, ...) / (...) g.x0 by
+  both parts of d is a pair (2).  A g without spread stays.
   """
 
   rule: Any
@@ -160,9 +182,11 @@ class Rescale:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class CFGPlusPlus:
-  """CFG++, Chung et al. 2024 (2406.08070): x0 as the rule has it, eps of no condition; ClassifierFree scales in [0, 1].
+  """CFG++, Chung et al. 2024 (2406.08070): x0 as the rule has it, eps of no condition; ClassifierFree
+  scales in [0, 1].
 
-  The one rule that leaves (2).  DDIM with it is theirs, and all samplers here begin as DDIM does, alpha_s x0 + sigma_s eps.
+  The one rule that leaves (2).  DDIM with it is theirs, and all samplers here begin as DDIM does,
+  alpha_s x0 + sigma_s eps.
   """
 
   rule: Any
@@ -176,9 +200,10 @@ class CFGPlusPlus:
 class APG:
   """Adaptive projected guidance, Sadat et al. 2024 (2410.02416), of two conditions.
 
-  The difference in x0, shortened to norm `radius` per sample, is split into the part parallel to the condition's x0, which
-  saturates pictures and counts `eta` times, and the rest.  eta = 1 without a radius is ClassifierFree.  Their momentum, a
-  running sum of differences over the steps, is left out: it needs a memory that a denoiser does not have.
+  The difference in x0, shortened to norm `radius` per sample, is split into the part parallel to
+  the condition's x0, which saturates pictures and counts `eta` times, and the rest.  eta = 1
+  without a radius is ClassifierFree.  Their momentum, a running sum of differences over the steps,
+  is left out: it needs a memory that a denoiser does not have.
   """
 
   scale: Any = 1.0
@@ -188,7 +213,9 @@ class APG:
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     condition, null = unstack(each)
     tiny = jnp.finfo(condition.x0.dtype).tiny
-    along = (per_sample(self.eta, z) - 1) * condition.x0 / jnp.maximum(inner(condition.x0, condition.x0), tiny)
+    along = (
+      (per_sample(self.eta, z) - 1) * condition.x0 / jnp.maximum(inner(condition.x0, condition.x0), tiny)
+    )
     dx, de = condition.x0 - null.x0, condition.eps - null.eps
     shorter = jnp.minimum(1, per_sample(self.radius, z) / jnp.maximum(jnp.sqrt(inner(dx, dx)), tiny))
     change = lambda d: (per_sample(self.scale, z) - 1) * shorter * (d + inner(d, condition.x0) * along)
@@ -200,9 +227,10 @@ class APG:
 class CFGZero:
   """CFG-Zero*, Fan et al. 2025 (2503.18886), of two conditions: s v_null + scale (v - s v_null) in v = dz/dt.
 
-  s = <v, v_null> / |v_null|^2 per sample, and v = 0 at times above `zero_above`, none unless asked for.  A change dv is
-  (2) with (-sigma, alpha) dv / det_flow; where that determinant is 0 or infinite (the clean end of some processes) it is
-  ClassifierFree.
+  s = <v, v_null> / |v_null|^2 per sample, and v = 0 at times above `zero_above`, none unless asked
+  for.  A change dv is
+  (2) with (-sigma, alpha) dv / det_flow; where that determinant is 0 or infinite (the clean end of
+  some processes) it is ClassifierFree.
   """
 
   scale: Any = 1.0
@@ -224,14 +252,16 @@ class CFGZero:
 def thresholded(process: Process, denoise: Denoise, quantile: Any = 0.995, limit: Any = 1.0) -> Denoise:
   """Dynamic thresholding, Saharia et al. 2022 (2205.11487), section 2.3, for data in [-limit, limit].
 
-  With s the quantile of |x0| per sample, at least `limit`, x0 is clipped to [-s, s] and divided by s / limit; eps follows by
-  (2).  At sigma = 0, where x0 is z itself, nothing is changed.
+  With s the quantile of |x0| per sample, at least `limit`, x0 is clipped to [-s, s] and divided by
+  s / limit; eps follows by (2).  At sigma = 0, where x0 is z itself, nothing is changed.
   """
 
   def clipped(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     said = denoise(z, t, estimate, to)
     limits = per_sample(limit, z)
-    s = jnp.maximum(expand(jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(quantile, len(z))), z), limits)
+    s = jnp.maximum(
+      expand(jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(quantile, len(z))), z), limits
+    )
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
     dx = jnp.where(sigma > 0, jnp.clip(said.x0, -s, s) * (limits / s) - said.x0, 0)
     return move(said, dx, -alpha * dx / jnp.where(sigma > 0, sigma, 1))
@@ -240,15 +270,22 @@ def thresholded(process: Process, denoise: Denoise, quantile: Any = 0.995, limit
 
 
 def energy_guided(
-  process: Process, denoise: Denoise, energy: Callable[[Array], Array], scale: Any = 1.0, low: Any = -jnp.inf, high: Any = jnp.inf
+  process: Process,
+  denoise: Denoise,
+  energy: Callable[[Array], Array],
+  scale: Any = 1.0,
+  low: Any = -jnp.inf,
+  high: Any = jnp.inf,
 ) -> Denoise:
-  """Samples of p(x0) exp(-scale energy(x0)), for energy(x0 [B, ...]) -> [B]: a rule that pictures are to keep, prior knowledge.
+  """Samples of p(x0) exp(-scale energy(x0)), for energy(x0 [B, ...]) -> [B]: a rule that pictures are
+  to keep, prior knowledge.
 
-  eps + scale sigma g and x0 - scale sigma^2 / alpha g, with g the gradient by z of energy(x0(z)) through the denoiser, where
-  log SNR is in [low, high].  It takes the energy of the mean for the mean over x0 given z, as Chung et al. 2023 (2209.14687)
-  and Bansal et al. 2023 (2302.07121) do: exact where the energy is linear and x0 given z Gaussian with a variance that does not
-  depend on z, and else to first order in the scale.  At sigma = 0 the change is 0 of itself; at alpha = 0, where z knows
-  nothing of x0 and the change of x0 would be 0 / 0, it is left out.
+  eps + scale sigma g and x0 - scale sigma^2 / alpha g, with g the gradient by z of energy(x0(z))
+  through the denoiser, where log SNR is in [low, high].  It takes the energy of the mean for the
+  mean over x0 given z, as Chung et al. 2023 (2209.14687) and Bansal et al. 2023 (2302.07121) do:
+  exact where the energy is linear and x0 given z Gaussian with a variance that does not depend on
+  z, and else to first order in the scale.  At sigma = 0 the change is 0 of itself; at alpha = 0,
+  where z knows nothing of x0 and the change of x0 would be 0 / 0, it is left out.
   """
 
   def steered(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:

@@ -2,8 +2,8 @@
 
   (1)  z_s = euler + scale_s (tau_s - tau_t) (slope_s - slope_t) / 2,   slope_s taken at the Euler step
 
-which is the trapezoid in y = z / scale over tau (jldm.samplers.clock).  The paper's own clock is Ratio; Line, the default,
-is second order from alpha = 0 as well.
+which is the trapezoid in y = z / scale over tau (jldm.samplers.clock).  The paper's own clock is
+Ratio; Line, the default, is second order from alpha = 0 as well.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""Sampling of networks that jump to the data: consistency models, Song et al. 2023 (2303.01469), algorithm 1, and LCM.
+"""Sampling of networks that jump to the data: consistency models, Song et al. 2023 (2303.01469),
+algorithm 1, and LCM.
 
   (1)  z_s = alpha_s x0 + sigma_s ((1 - gamma^2)^(1/2) eps + gamma eps')
 
@@ -37,10 +38,12 @@ class Jump:
 
 
 def boundary(process: Process, denoise: Denoise, sigma_data: float = 0.5, scale: float = 10_000.0) -> Denoise:
-  """The denoiser with x0 replaced by c_skip z + c_out x0, which is z at the clean end: Luo et al. 2023 (2310.04378).
+  """The denoiser with x0 replaced by c_skip z + c_out x0, which is z at the clean end: Luo et al. 2023
+  (2310.04378).
 
-  With u = scale level(t):  c_skip = sigma_data^2 / (u^2 + sigma_data^2),  c_out = u / (u^2 + sigma_data^2)^(1/2).  The
-  published scale is 10 a step of a chain of 1,000.  eps stays as it is, and `Jump()` takes none of it.
+  With u = scale level(t):  c_skip = sigma_data^2 / (u^2 + sigma_data^2),  c_out = u / (u^2 +
+  sigma_data^2)^(1/2).  The published scale is 10 a step of a chain of 1,000.  eps stays as it is,
+  and `Jump()` takes none of it.
   """
 
   def bounded(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:

@@ -1,5 +1,5 @@
-"""Annealed Langevin dynamics as the corrector of any sampler: Song et al. 2021 (2011.13456), algorithms 2 and 3, with steps
-of a fixed size where theirs follow from norms.
+"""Annealed Langevin dynamics as the corrector of any sampler: Song et al. 2021 (2011.13456),
+algorithms 2 and 3, with steps of a fixed size where theirs follow from norms.
 
 With the score grad log p(z) = -eps / sigma and steps of size delta = size sigma^2,
 

@@ -35,7 +35,9 @@ class PerConditioner:
 
   def __post_init__(self):
     if len(self.names) != len(self.scales) or not self.names:
-      raise UserError(f"names={self.names} and scales={self.scales}; expected one scale per name of a conditioner")
+      raise UserError(
+        f"names={self.names} and scales={self.scales}; expected one scale per name of a conditioner"
+      )
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     scales = jnp.stack([jnp.broadcast_to(scale, z.shape[:1]) for scale in self.scales], 1)  # [B, K]

@@ -1,8 +1,9 @@
 """Going up by fresh noise: what Restart and RePaint do between the steps of a sampler.
 
-Pairs (t, s) with s > t are the forward process from t to s, jldm.samplers.sample.renoise, at no evaluation; the others are
-the inner sampler's.  Restart, Xu et al. 2023 (2306.14878), algorithm 1, and RePaint, Lugmayr et al. 2022 (2201.09865),
-algorithm 1, are then grids: `restart` and `repaint` of jldm.samplers.grid.
+Pairs (t, s) with s > t are the forward process from t to s, jldm.samplers.sample.renoise, at no
+evaluation; the others are the inner sampler's.  Restart, Xu et al. 2023 (2306.14878), algorithm 1,
+and RePaint, Lugmayr et al. 2022 (2201.09865), algorithm 1, are then grids: `restart` and `repaint`
+of jldm.samplers.grid.
 """
 
 import dataclasses

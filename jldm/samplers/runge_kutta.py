@@ -1,4 +1,6 @@
-"""The classical fourth-order method of Runge and Kutta on the probability flow, in a clock of jldm.samplers.clock."""
+"""The classical fourth-order method of Runge and Kutta on the probability flow, in a clock of
+jldm.samplers.clock.
+"""
 
 import dataclasses
 
@@ -16,7 +18,9 @@ Array = jax.Array
 @pytree
 @dataclasses.dataclass(frozen=True)
 class RK4:
-  """Four evaluations a step; the step that ends at sigma = 0, or that the clock does not know, is Euler's, with one."""
+  """Four evaluations a step; the step that ends at sigma = 0, or that the clock does not know, is
+  Euler's, with one.
+  """
 
   clock: Clock = choice(Line())
 

@@ -1,11 +1,13 @@
 """The one driver: a `lax.scan` of a sampler's step over pairs of times.
 
-A sampler is a frozen dataclass registered as a pytree: numbers are leaves (traced), choices static.  It goes over an
-interval (t, s), never an index, and knows nothing of prompts, scales or rows.
+A sampler is a frozen dataclass registered as a pytree: numbers are leaves (traced), choices static.
+It goes over an interval (t, s), never an index, and knows nothing of prompts, scales or rows.
 
-A denoiser is denoise(z [B, ...], t, estimate=None, to=None) -> Denoised, with t [] or [B].  `estimate` [B, ...] is an earlier
-x0: the driver always passes the last state's, zeros at first, for networks with self-conditioning.  `to`, [] or [B] as t, is
-the time that the step of a flow map ends at: the sampler of a flow map passes it.  Wrappers of denoisers pass both on.
+A denoiser is denoise(z [B, ...], t, estimate=None, to=None) -> Denoised, with t [] or [B].
+`estimate` [B, ...] is an earlier
+x0: the driver always passes the last state's, zeros at first, for networks with self-conditioning.
+`to`, [] or [B] as t, is the time that the step of a flow map ends at: the sampler of a flow map
+passes it.  Wrappers of denoisers pass both on.
 """
 
 from collections.abc import Callable
@@ -37,7 +39,8 @@ class Sampler(Protocol):
 
   `denoise` knows the last state's x0; a step calls denoise(z, t), or denoise(z, t, to=s) of a flow map.
 
-  A state with a history has a field `count` [], how much of it belongs to the path, by which `moved` begins it anew.
+  A state with a history has a field `count` [], how much of it belongs to the path, by which
+  `moved` begins it anew.
   """
 
   def init(self, process: Process, z: Array, pairs: Array) -> Any: ...
@@ -53,16 +56,18 @@ def walk(
   keys: Array,
   keep: Callable[[Any], Any] = lambda state: None,
 ) -> tuple[Any, Any]:
-  """Takes z [B, ...] along pairs (t, s) [N, 2], or [B, N, 2] if each sample has its own; keys [B] from the global indices.
+  """Takes z [B, ...] along pairs (t, s) [N, 2], or [B, N, 2] if each sample has its own; keys [B] from
+  the global indices.
 
-  Pairs need not adjoin (discrete DDIM), nor go down (resampling, inversion); where t = s nothing changes, so rows of
-  [B, N, 2] are filled up at the end with (0, 0) (`grid.padded`).  Returns the state at the last s and what `keep` takes of
-  every state, stacked [N, ...].
+  Pairs need not adjoin (discrete DDIM), nor go down (resampling, inversion); where t = s nothing
+  changes, so rows of [B, N, 2] are filled up at the end with (0, 0) (`grid.padded`).  Returns the
+  state at the last s and what `keep` takes of every state, stacked [N, ...].
 
-  With [B, N, 2] the sampler steps each sample by itself, as a batch of one, and each number of the sampler may be [B] too
-  (an array of more axes has the samples on its first).  The denoiser is called on the whole batch, with t [B]; both
-  branches of a sampler's `lax.cond` are evaluated.  Of the state, z and x0 come as [B, ...], the other fields as the steps
-  of single samples have them, stacked.
+  With [B, N, 2] the sampler steps each sample by itself, as a batch of one, and each number of the
+  sampler may be [B] too (an array of more axes has the samples on its first).  The denoiser is
+  called on the whole batch, with t [B]; both branches of a sampler's `lax.cond` are evaluated.  Of
+  the state, z and x0 come as [B, ...], the other fields as the steps of single samples have them,
+  stacked.
 
   Raises:
     UserError: pairs of another shape.
@@ -82,7 +87,9 @@ def walk(
   return jax.lax.scan(body, sampler.init(process, z, pairs), intervals)
 
 
-def advance(process: Process, denoise: Denoise, sampler: Sampler, state: Any, t: Array, s: Array, keys: Array) -> Any:
+def advance(
+  process: Process, denoise: Denoise, sampler: Sampler, state: Any, t: Array, s: Array, keys: Array
+) -> Any:
   """The state after the step from t to s, both [], with the last estimate; the same state where t = s."""
 
   def informed(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
@@ -93,9 +100,17 @@ def advance(process: Process, denoise: Denoise, sampler: Sampler, state: Any, t:
 
 
 def walk_separately(
-  process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array, keep: Callable[[Any], Any]
+  process: Process,
+  denoise: Denoise,
+  sampler: Sampler,
+  z: Array,
+  pairs: Array,
+  keys: Array,
+  keep: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
-  """As `walk`, for pairs [B, N, 2]: a vmap over samples of the sampler's `init` and `step`, each on a batch of one."""
+  """As `walk`, for pairs [B, N, 2]: a vmap over samples of the sampler's `init` and `step`, each on a
+  batch of one.
+  """
   numbers, structure = jax.tree.flatten(sampler)
   axes = [0 if is_per_sample(number) else None for number in numbers]
   denoise = called_once(denoise, len(z))
@@ -125,13 +140,16 @@ def walk_separately(
 
 
 def is_per_sample(number: Any) -> bool:
-  """Whether a sampler's leaf is one number [B] or one array [B, ...] per sample; [] and [1, ...] are those of all."""
+  """Whether a sampler's leaf is one number [B] or one array [B, ...] per sample; [] and [1, ...] are
+  those of all.
+  """
   shape = jnp.shape(number)
   return len(shape) == 1 or (len(shape) > 1 and shape[0] > 1)
 
 
 def called_once(denoise: Denoise, count: int) -> Denoise:
-  """The denoiser of one sample, z [1, ...] and t [], of which a vmap over `count` samples makes one call on all of them.
+  """The denoiser of one sample, z [1, ...] and t [], of which a vmap over `count` samples makes one
+  call on all of them.
 
   What `denoise` closes over becomes an operand, so that a step may call it within `lax.cond` and `lax.scan`.
   """
@@ -149,7 +167,9 @@ def called_once(denoise: Denoise, count: int) -> Denoise:
 
     @alone.def_vmap
     def together(size, is_batched, constants, *sample):
-      constants = [x[0] if copied else x for x, copied in zip(constants, is_batched[0])]  # `lax.cond` copies operands
+      constants = [
+        x[0] if copied else x for x, copied in zip(constants, is_batched[0])
+      ]  # `lax.cond` copies operands
       own = lambda x, batched: x if batched else jnp.broadcast_to(x, (size, *x.shape))
       whole = jax.tree.map(own, sample, tuple(is_batched[1:]))
       whole = jax.tree.map(lambda x: x[:, 0] if x.ndim > 1 else x, whole)  # [B, 1, ...] -> [B, ...]
@@ -161,7 +181,9 @@ def called_once(denoise: Denoise, count: int) -> Denoise:
   return denoise_one
 
 
-def sample(process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array) -> Array:
+def sample(
+  process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array
+) -> Array:
   """z [B, ...] at the last s of `walk`."""
   return walk(process, denoise, sampler, z, pairs, keys)[0].z
 
@@ -172,13 +194,19 @@ def first_time(pairs: Array) -> Array:
 
 
 def start(process: Process, like: Array, pairs: Array, keys: Array) -> tuple[Array, Array]:
-  """Pure noise sigma(t0) eps in the shape of `like` [B, ...], and the keys [B] of the path; `keys` [B] are split in two."""
+  """Pure noise sigma(t0) eps in the shape of `like` [B, ...], and the keys [B] of the path; `keys` [B]
+  are split in two.
+  """
   key_start, key_path = split_each(keys)
   return expand(process.sigma(first_time(pairs)), like) * normal(key_start, like), key_path
 
 
-def draw(process: Process, denoise: Denoise, sampler: Sampler, like: Array, pairs: Array, keys: Array) -> Array:
-  """Samples from noise, in the shape of `like` [B, ...]: starts at sigma(t0) eps; keys [B] are split into start and path."""
+def draw(
+  process: Process, denoise: Denoise, sampler: Sampler, like: Array, pairs: Array, keys: Array
+) -> Array:
+  """Samples from noise, in the shape of `like` [B, ...]: starts at sigma(t0) eps; keys [B] are split
+  into start and path.
+  """
   z, key_path = start(process, like, pairs, keys)
   return sample(process, denoise, sampler, z, pairs, key_path)
 
@@ -202,9 +230,11 @@ def moved(state: Any, z: Array, changed: Array | bool = True) -> Any:
 
 
 def renoise(process: Process, z: Array, t: Array, s: Array, keys: Array, noise: Array | float = 1.0) -> Array:
-  """The forward process from z_t to z_s, s >= t:  r z_t + (sigma_s^2 - r^2 sigma_t^2)^(1/2) eps',  r = alpha_s / alpha_t.
+  """The forward process from z_t to z_s, s >= t:  r z_t + (sigma_s^2 - r^2 sigma_t^2)^(1/2) eps',  r =
+  alpha_s / alpha_t.
 
-  z [B, ...], t and s [] or [B], keys [B]; the fresh noise is multiplied by `noise` [].  Unchanged where s = t.
+  z [B, ...], t and s [] or [B], keys [B]; the fresh noise is multiplied by `noise` [].  Unchanged
+  where s = t.
   """
   alpha_t = process.alpha(t)
   ratio = jnp.where(s == t, 1, process.alpha(s) / jnp.where(alpha_t > 0, alpha_t, 1))

@@ -1,8 +1,9 @@
 """UniPC, Zhao et al. 2023 (2302.04867): a predictor, and a corrector that costs no evaluation.
 
-Both are steps of jldm.samplers.exponential.  The predictor of order p goes through the last p estimates; once the next
-estimate is made, it stands at r = 1, and the corrector takes the last step anew through p + 1.  The paper's B(h) cancels
-but where its weights are set to 1/2 instead of solved for:
+Both are steps of jldm.samplers.exponential.  The predictor of order p goes through the last p
+estimates; once the next estimate is made, it stands at r = 1, and the corrector takes the last step
+anew through p + 1.  The paper's B(h) cancels but where its weights are set to 1/2 instead of solved
+for:
 
   (1)  predictor of order 2:  B / (2 r) (x0_1 - x0);   corrector of order 1:  B / 2 (x0_1 - x0)
   (2)  bh1: B = h;   bh2: B = 1 - e^{-h}
@@ -19,7 +20,16 @@ from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process, half_log_snr
 from jldm.diffusion.target import Denoised
 from jldm.samplers.clock import euler
-from jldm.samplers.exponential import check_order, chosen, corrected, interpolation, moments, nodes, steps_of, usable
+from jldm.samplers.exponential import (
+  check_order,
+  chosen,
+  corrected,
+  interpolation,
+  moments,
+  nodes,
+  steps_of,
+  usable,
+)
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
@@ -28,7 +38,9 @@ GROWTHS = {"bh1": lambda h: h, "bh2": lambda h: -jnp.expm1(-h)}  # equation (2)
 
 
 class UniState(NamedTuple):
-  """The last estimate with the eps that belongs to it and to the corrected z; older estimates; the last step's order."""
+  """The last estimate with the eps that belongs to it and to the corrected z; older estimates; the
+  last step's order.
+  """
 
   z: Array  # [B, ...]
   x0: Array  # [B, ...]
@@ -44,7 +56,8 @@ class UniState(NamedTuple):
 @pytree
 @dataclasses.dataclass(frozen=True)
 class UniPC:
-  """UniPC-p of `order` p, of global order p + 1; one evaluation a step.  Where pairs do not adjoin nothing is corrected.
+  """UniPC-p of `order` p, of global order p + 1; one evaluation a step.  Where pairs do not adjoin
+  nothing is corrected.
 
   Raises:
     UserError: an order other than 1, 2, 3, or another B than bh1 and bh2.
@@ -62,15 +75,21 @@ class UniPC:
   def init(self, process: Process, z: Array, pairs: Array) -> UniState:
     zeros, none = jnp.zeros_like(z), jnp.int32(0)
     times = jnp.zeros(self.order, pairs.dtype)
-    return UniState(z, zeros, zeros, (zeros,) * (self.order - 1), times, none, none, pairs[0, 0], steps_of(pairs))
+    return UniState(
+      z, zeros, zeros, (zeros,) * (self.order - 1), times, none, none, pairs[0, 0], steps_of(pairs)
+    )
 
-  def step(self, process: Process, denoise: Denoise, state: UniState, t: Array, s: Array, keys: Array) -> UniState:
+  def step(
+    self, process: Process, denoise: Denoise, state: UniState, t: Array, s: Array, keys: Array
+  ) -> UniState:
     del keys
     x0, eps, _ = denoise(state.z, t)
     corrects = (state.count > 0) & (state.reached == t)
     z = jnp.where(corrects, self.correct(process, state, x0, t), state.z)
     sigma = process.sigma(t)
-    eps = eps + (z - state.z) / jnp.where(sigma > 0, sigma, jnp.inf)  # of the corrected z and the estimate before it
+    eps = eps + (z - state.z) / jnp.where(
+      sigma > 0, sigma, jnp.inf
+    )  # of the corrected z and the estimate before it
     h, r = nodes(process, state.times[: self.order - 1], t, s)
     order = 1 + usable(h, r, state.count)
     order = jnp.minimum(order, jnp.maximum(state.left, 1)) if self.lower_order_final else order
@@ -78,7 +97,9 @@ class UniPC:
     others = (state.x0, *state.past)[: self.order - 1]
     z = corrected(process, euler(process, Denoised(x0, eps), s), x0, others, weights, s)
     times = jnp.concatenate([jnp.reshape(t, 1), state.times])[: self.order]
-    return UniState(z, x0, eps, others, times, jnp.minimum(state.count + 1, self.order), order, s, state.left - 1)
+    return UniState(
+      z, x0, eps, others, times, jnp.minimum(state.count + 1, self.order), order, s, state.left - 1
+    )
 
   def correct(self, process: Process, state: UniState, x0: Array, t: Array) -> Array:
     """z_t anew, with the estimate x0 that was made there; as it was where a log SNR is infinite."""

@@ -8,7 +8,8 @@ and a part is
   <name>.npy     [count, ...]
   index.json     {"count": ..., "arrays": {name: {"shape": ..., "dtype": ..., "blake2b": ...}}}
 
-A part that is there and sound is not made again: whoever was interrupted goes on, and several processes share the work.
+A part that is there and sound is not made again: whoever was interrupted goes on, and several
+processes share the work.
 """
 
 import collections
@@ -30,25 +31,42 @@ from jldm.data.source import Arrays, Batch, Joined, Part, Source
 
 PART = 8192  # rows
 NAME = re.compile(r"\w+")  # of an array: what an index says never leaves its folder
-DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-           SyntaxError, tokenize.TokenError)  # the last two are what numpy says of some headers
+DAMAGED = (
+  OSError,
+  EOFError,
+  ValueError,
+  KeyError,
+  TypeError,
+  AttributeError,
+  OverflowError,
+  RecursionError,
+  SyntaxError,
+  tokenize.TokenError,
+)  # the last two are what numpy says of some headers
 
 
 def parts(source: Source | Buckets) -> list[tuple[str, Part]]:
   """The parts of a source, or of every bucket of it, and their names."""
   every = source.sources if isinstance(source, Buckets) else (source,)
-  return [(f"{number}-{start // PART}", Part(each, start, min(PART, len(each) - start)))
-          for number, each in enumerate(every) for start in range(0, len(each), PART)]
+  return [
+    (f"{number}-{start // PART}", Part(each, start, min(PART, len(each) - start)))
+    for number, each in enumerate(every)
+    for start in range(0, len(each), PART)
+  ]
 
 
 def write_like(
-  folder: str | Path, source: Source | Buckets, encode: Callable[[Part], Iterable[Batch]], process: int = 0, processes: int = 1,
+  folder: str | Path,
+  source: Source | Buckets,
+  encode: Callable[[Part], Iterable[Batch]],
+  process: int = 0,
+  processes: int = 1,
   meet: Callable[[], None] = lambda: None,
 ) -> Source | Buckets:
   """Writes what `folder` lacks of `encode` of a source, or of every bucket of it; returns it opened.
 
-  encode(part) gives batches of arrays [b, ...], len(part) rows in all.  Process p of P makes every P-th part; meet() returns
-  when all processes have come to it.
+  encode(part) gives batches of arrays [b, ...], len(part) rows in all.  Process p of P makes every
+  P-th part; meet() returns when all processes have come to it.
 
   Raises:
     ValueError, OSError: as `write`.
@@ -75,7 +93,8 @@ def commit(folder: Path, names: list[str], buckets: bool) -> None:
 
 
 def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
-  """Writes batches of arrays [b, ...], `count` rows in all, as one part in place of what `folder` held; returns it opened.
+  """Writes batches of arrays [b, ...], `count` rows in all, as one part in place of what `folder`
+  held; returns it opened.
 
   Raises:
     ValueError: the batches differ in names, shapes or dtypes, or do not add up to `count`.
@@ -90,15 +109,17 @@ def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
         digests = {name: hashlib.blake2b() for name in batch}
       rows = check(batch, files, count - done)
       for name, array in batch.items():
-        files[name][done:done + rows] = array
+        files[name][done : done + rows] = array
         digests[name].update(np.ascontiguousarray(array))
       done += rows
     if done != count or not files:
       raise ValueError(f"{done} rows came, {count} were announced")
     for file in files.values():
       file.flush()
-    arrays = {name: {"shape": list(file.shape), "dtype": file.dtype.str, "blake2b": digests[name].hexdigest()}
-              for name, file in files.items()}
+    arrays = {
+      name: {"shape": list(file.shape), "dtype": file.dtype.str, "blake2b": digests[name].hexdigest()}
+      for name, file in files.items()
+    }
     (temporary / "index.json").write_text(json.dumps({"count": count, "arrays": arrays}, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
   return reopened(folder, open_part(folder))
@@ -114,7 +135,9 @@ def reopened(folder: Path, found: Any) -> Any:
 def create(path: Path, like: np.ndarray, count: int) -> np.memmap:
   """An empty file for `count` rows like those of `like` [b, ...]."""
   if like.dtype.kind not in "buif":
-    raise ValueError(f"{path.name}: dtype {like.dtype} does not survive in a .npy file; use float32 or float16")
+    raise ValueError(
+      f"{path.name}: dtype {like.dtype} does not survive in a .npy file; use float32 or float16"
+    )
   return np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=(count, *like.shape[1:]))
 
 
@@ -130,12 +153,16 @@ def check(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
 
 
 def open_cache(folder: str | Path) -> Source | Buckets | None:
-  """The arrays, mapped from the files; None if the folder is absent, not finished or damaged, so that it must be gone on with."""
+  """The arrays, mapped from the files; None if the folder is absent, not finished or damaged, so that
+  it must be gone on with.
+  """
   folder = Path(folder)
   try:
     index = json.loads((folder / "index.json").read_text())
-    each = (tuple(itertools.takewhile(bool, (open_part(folder / f"{bucket}-{part}") for part in range(count))))
-            for bucket, count in enumerate(index["parts"]))
+    each = (
+      tuple(itertools.takewhile(bool, (open_part(folder / f"{bucket}-{part}") for part in range(count))))
+      for bucket, count in enumerate(index["parts"])
+    )
     sources = tuple(Joined(found) for found, count in zip(each, index["parts"]) if len(found) == count > 0)
     if not sources or len(sources) < len(index["parts"]):
       return None
@@ -151,7 +178,9 @@ def open_part(folder: str | Path) -> Source | None:
     index = json.loads((folder / "index.json").read_text())
     if not all(NAME.fullmatch(name) for name in index["arrays"]):
       return None
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]}
+    arrays = {
+      name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]
+    }
     whole = all(matches(arrays[name], entry, index["count"]) for name, entry in index["arrays"].items())
   except DAMAGED:
     return None
@@ -160,5 +189,7 @@ def open_part(folder: str | Path) -> Source | None:
 
 def matches(array: np.ndarray, entry: dict, count: int) -> bool:
   """Whether an array is the one that its index entry describes."""
-  described = [count, *entry["shape"][1:]] == list(array.shape) == entry["shape"] and array.dtype.str == entry["dtype"]
+  described = [count, *entry["shape"][1:]] == list(array.shape) == entry[
+    "shape"
+  ] and array.dtype.str == entry["dtype"]
   return described and hashlib.blake2b(array).hexdigest() == entry["blake2b"]

@@ -1,14 +1,18 @@
-"""Asynchronous checkpoints with every byte accounted for: `<folder>/<step>/` (Orbax), `<folder>/<step>.manifest.json`.
+"""Asynchronous checkpoints with every byte accounted for: `<folder>/<step>/` (Orbax),
+`<folder>/<step>.manifest.json`.
 
-The manifest, {"step": n, "files": {path: [size, blake2b]}}, is written when the step is whole on disk, removed first:
-a step without one is uncommitted, whenever a kill came.  Orbax alone restores a flipped byte silently.
+The manifest, {"step": n, "files": {path: [size, blake2b]}}, is written when the step is whole on
+disk, removed first: a step without one is uncommitted, whenever a kill came.  Orbax alone restores
+a flipped byte silently.
 
-An item is stored as one flat mapping of names such as `params/Dense_0/kernel`: types (NamedTuple, dataclass) and empty
-containers come back from the tree that `restore` is given.  Arrays that this process holds whole travel as numpy, which
-Orbax writes and reads in half the time of jax arrays; those spread over several processes travel as jax arrays.
+An item is stored as one flat mapping of names such as `params/Dense_0/kernel`: types (NamedTuple,
+dataclass) and empty containers come back from the tree that `restore` is given.  Arrays that this
+process holds whole travel as numpy, which Orbax writes and reads in half the time of jax arrays;
+those spread over several processes travel as jax arrays.
 
-Orbax's CheckpointManager deletes old steps once the new one is renamed into place, before it can have a manifest: with
-one step kept, a kill could leave none.  So a bare checkpointer saves, and old steps go after the commit of a new one.
+Orbax's CheckpointManager deletes old steps once the new one is renamed into place, before it can
+have a manifest: with one step kept, a kill could leave none.  So a bare checkpointer saves, and old
+steps go after the commit of a new one.
 """
 
 from collections.abc import Iterator
@@ -35,13 +39,19 @@ from jldm.distributed import multihost
 
 PyTree = Any
 MANIFEST = ".manifest.json"
-OURS = re.compile(r"(0|[1-9]\d*)(|\.manifest\.json|\.manifest\.json\.tmp|\.orbax-checkpoint-tmp.*)")  # (step)(kind)
+OURS = re.compile(
+  r"(0|[1-9]\d*)(|\.manifest\.json|\.manifest\.json\.tmp|\.orbax-checkpoint-tmp.*)"
+)  # (step)(kind)
 OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # how TensorStore, which writes Orbax's arrays, tells of one
 
 
 def _loud(record: logging.LogRecord) -> bool:
-  """False for what Orbax says below a warning, dozens of lines a save, and of errors, each of which it raises as well."""
-  return f"{os.sep}orbax{os.sep}" not in record.pathname or (record.levelno >= logging.WARNING and not record.exc_info)
+  """False for what Orbax says below a warning, dozens of lines a save, and of errors, each of which it
+  raises as well.
+  """
+  return f"{os.sep}orbax{os.sep}" not in record.pathname or (
+    record.levelno >= logging.WARNING and not record.exc_info
+  )
 
 
 def _untold(record: logging.LogRecord) -> bool:
@@ -56,8 +66,8 @@ logging.getLogger("asyncio").addFilter(_untold)
 class Checkpoints(contextlib.AbstractContextManager):
   """The steps in one folder; a context manager, left with the last save committed.
 
-  Opened for writing (by one training at a time) it removes what a kill left uncommitted.  With `read_only` it changes
-  nothing, so that a training may go on meanwhile.
+  Opened for writing (by one training at a time) it removes what a kill left uncommitted.  With
+  `read_only` it changes nothing, so that a training may go on meanwhile.
   """
 
   def __init__(self, folder: Path, keep: int = 2, read_only: bool = False):
@@ -75,9 +85,15 @@ class Checkpoints(contextlib.AbstractContextManager):
       composite = ocp.CompositeOptions(async_options=options, multiprocessing_options=meeting)
       handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
       # Weights hardly get smaller by compression, which is a quarter of the work of a save.
-      handlers.add(None, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=meeting))
+      handlers.add(
+        None,
+        ocp.args.PyTreeSave,
+        ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=meeting),
+      )
       handler = ocp.CompositeCheckpointHandler(composite_options=composite, handler_registry=handlers)
-      self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=meeting)
+      self._checkpointer = ocp.AsyncCheckpointer(
+        handler, async_options=options, multiprocessing_options=meeting
+      )
       self._worker = futures.ThreadPoolExecutor(1, "checkpoint")
       if multihost.first():
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +112,17 @@ class Checkpoints(contextlib.AbstractContextManager):
   def save(self, step: int, items: dict[str, PyTree]) -> None:
     """Commits the save before and starts to save trees of arrays, which may be donated as soon as this returns.
 
-    Raises ValueError where `step` does not follow the newest one, and UserError where this or the save before failed.
+    Raises ValueError where `step` does not follow the newest one, and UserError where this or the
+    save before failed.
     """
     if self.read_only:
       raise ValueError(f"{self.folder} is open for reading only")
     self.commit(wait=True)
     if (steps := self.steps()) and step <= steps[-1]:
       raise ValueError(f"step {step} does not follow step {steps[-1]}, the newest in {self.folder}")
-    args = {item: ocp.args.PyTreeSave(_on_host(tree)) for item, tree in items.items() if jax.tree.leaves(tree)}
+    args = {
+      item: ocp.args.PyTreeSave(_on_host(tree)) for item, tree in items.items() if jax.tree.leaves(tree)
+    }
     with self._told(step):
       self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**args))
 
@@ -114,7 +133,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._pending = step, self._worker.submit(finish)
 
   def commit(self, wait: bool = False) -> None:
-    """Commits the save in flight if it has ended (`wait`: when it has), removes old steps; UserError where it failed."""
+    """Commits the save in flight if it has ended (`wait`: when it has), removes old steps; UserError
+    where it failed.
+    """
     if self._pending is None or not (wait or self._pending[1].done()):
       return
     step, finished = self._pending
@@ -123,9 +144,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     with self._told(step):
       files = finished.result()
       if multihost.first():
-        _write(self.folder / f"{step}{MANIFEST}", json.dumps({"step": step, "files": files}, separators=(",", ":")))
+        _write(
+          self.folder / f"{step}{MANIFEST}", json.dumps({"step": step, "files": files}, separators=(",", ":"))
+        )
     if multihost.first():
-      for old in self.steps()[:-self.keep]:
+      for old in self.steps()[: -self.keep]:
         (self.folder / f"{old}{MANIFEST}").unlink()
         self._worker.submit(shutil.rmtree, self.folder / str(old))  # takes tenths of a second
     self._verified.add(step)
@@ -140,7 +163,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       if code is None:
         raise
       steps = self.steps()
-      there = f"step {steps[-1]} is the newest in {self.folder}" if steps else f"{self.folder} has no step yet"
+      there = (
+        f"step {steps[-1]} is the newest in {self.folder}" if steps else f"{self.folder} has no step yet"
+      )
       raise UserError(f"step {step} could not be saved: {os.strerror(code)}; {there}, and {GO_ON}") from error
 
   def steps(self) -> list[int]:
@@ -150,9 +175,13 @@ class Checkpoints(contextlib.AbstractContextManager):
     return sorted(int(match[1]) for match in found if match and not match[2] and match[1] + MANIFEST in names)
 
   def latest(self) -> int | None:
-    """The newest committed step that agrees with its manifest; damaged ones are told of and moved into `damaged/`."""
+    """The newest committed step that agrees with its manifest; damaged ones are told of and moved into
+    `damaged/`.
+    """
     step = self._newest_sound() if multihost.first() else None
-    agreed = multihost.agreed(-1 if step is None else step)  # one process looks, so that all go on from the same step
+    agreed = multihost.agreed(
+      -1 if step is None else step
+    )  # one process looks, so that all go on from the same step
     step = None if agreed < 0 else agreed
     self._verified |= {step} - {None}
     return step
@@ -168,28 +197,40 @@ class Checkpoints(contextlib.AbstractContextManager):
     instead = "no older step is left" if sound is None else f"using step {sound} instead"
     for step, fault in damaged.items():
       aside = "" if self.read_only else f" (moved to {_set_aside(self.folder, step)})"
-      print(f"checkpoint {self.folder / str(step)} is damaged: {fault}; {instead}{aside}", file=sys.stderr, flush=True)
+      print(
+        f"checkpoint {self.folder / str(step)} is damaged: {fault}; {instead}{aside}",
+        file=sys.stderr,
+        flush=True,
+      )
     return sound
 
   def items(self, step: int) -> list[str]:
-    """The names of what a committed step stores (an item without arrays is not stored); raises UserError if damaged."""
+    """The names of what a committed step stores (an item without arrays is not stored); raises
+    UserError if damaged.
+    """
     agreed = multihost.several() and step in self._verified  # whatever a share that lags lists here
     if not agreed and step not in (steps := self.steps()):
-      raise UserError(f"{self.folder} has no committed step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+      raise UserError(
+        f"{self.folder} has no committed step {step}; it has {', '.join(map(str, steps)) or 'none'}"
+      )
     if step not in self._verified and (fault := _fault(self.folder, step)):
-      raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {fault}; the committed steps are {steps}")
+      raise UserError(
+        f"checkpoint {self.folder / str(step)} is damaged: {fault}; the committed steps are {steps}"
+      )
     self._verified.add(step)
     return sorted(path.name for path in (self.folder / str(step)).iterdir() if path.is_dir())
 
   def restore(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
     """The items that `like` names, bit for bit, in its tree types and shardings (default: the default device).
 
-    like: trees of jax.ShapeDtypeStruct or arrays.  Raises UserError where the step or an item is not there or damaged,
-    and where names, shapes or dtypes are not those of `like`.
+    like: trees of jax.ShapeDtypeStruct or arrays.  Raises UserError where the step or an item is
+    not there or damaged, and where names, shapes or dtypes are not those of `like`.
     """
     stored = self.items(step)
     if absent := [item for item, tree in like.items() if item not in stored and jax.tree.leaves(tree)]:
-      raise UserError(f"{self.folder / str(step)} has no {', '.join(absent)}; it has {', '.join(stored) or 'nothing'}")
+      raise UserError(
+        f"{self.folder / str(step)} has no {', '.join(absent)}; it has {', '.join(stored) or 'nothing'}"
+      )
     return {item: _restore(self.folder / str(step) / item, tree) for item, tree in like.items()}
 
 
@@ -219,6 +260,7 @@ def _set_aside(folder: Path, step: int) -> Path:
 
 def _fingerprints(folder: Path) -> dict[str, list]:
   """{relative path: [size, blake2b]} of all files in a folder."""
+
   def fingerprint(path: Path) -> list:
     with path.open("rb") as file:
       return [path.stat().st_size, hashlib.file_digest(file, "blake2b").hexdigest()]
@@ -254,9 +296,13 @@ def _by_name(tree: PyTree) -> dict[str, Any]:
 
 def _on_host(tree: PyTree) -> dict[str, Any]:
   """Arrays by name; those that this process holds whole as numpy, which Orbax copies before its `save` returns."""
-  arrays = {name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in _by_name(tree).items()}
+  arrays = {
+    name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in _by_name(tree).items()
+  }
   whole = jax.device_get({name: array for name, array in arrays.items() if array.is_fully_addressable})
-  return arrays | {name: np.asarray(array) for name, array in whole.items()}  # raises TypeError for typed keys
+  return arrays | {
+    name: np.asarray(array) for name, array in whole.items()
+  }  # raises TypeError for typed keys
 
 
 def _restore(path: Path, like: PyTree) -> PyTree:
@@ -267,12 +313,23 @@ def _restore(path: Path, like: PyTree) -> PyTree:
   kinds = lambda tree: {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in tree.items()}
   stored, wanted = kinds(handler.metadata(path).tree), kinds(leaves)
   if unlike := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
-    told = [f"{name} is {stored.get(name, 'not stored')}, expected {wanted.get(name, 'none')}" for name in unlike[:3]]
-    raise UserError(f"{len(unlike)} arrays of {path} do not match: {'; '.join(told)}; was it saved by this experiment?")
+    told = [
+      f"{name} is {stored.get(name, 'not stored')}, expected {wanted.get(name, 'none')}"
+      for name in unlike[:3]
+    ]
+    raise UserError(
+      f"{len(unlike)} arrays of {path} do not match: {'; '.join(told)}; was it saved by this experiment?"
+    )
   # Like an uncommitted array, what is restored at None may be moved to any device.
   place = lambda leaf: getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
   places = {name: place(leaf) for name, leaf in leaves.items()}
-  args = {name: ocp.RestoreArgs(restore_type=np.ndarray) if at is None or at.is_fully_addressable
-          else ocp.ArrayRestoreArgs(sharding=at) for name, at in places.items()}
+  args = {
+    name: ocp.RestoreArgs(restore_type=np.ndarray)
+    if at is None or at.is_fully_addressable
+    else ocp.ArrayRestoreArgs(sharding=at)
+    for name, at in places.items()
+  }
   values = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
-  return jax.tree.unflatten(jax.tree.structure(like), [jax.device_put(values[name], at) for name, at in places.items()])
+  return jax.tree.unflatten(
+    jax.tree.structure(like), [jax.device_put(values[name], at) for name, at in places.items()]
+  )

@@ -1,8 +1,9 @@
 """One trainer a workdir: `W/lock`, {"pid", "host", "started", "since"}.
 
-Two things keep a second trainer out: the kernel's lock on the file (flock), which ends with its holder however that
-ends, and what the file says, which is asked too because not every file system tells one machine of another's lock: NFS
-does unless it is mounted with nolock or local_lock, and where flock is not known at all the file alone must do.  So
+Two things keep a second trainer out: the kernel's lock on the file (flock), which ends with its
+holder however that ends, and what the file says, which is asked too because not every file system
+tells one machine of another's lock: NFS does unless it is mounted with nolock or local_lock, and
+where flock is not known at all the file alone must do.  So
 
   a holder that lives, on this host or by flock                   is refused, with its pid and host;
   one of this host that has ended, its pid perhaps in use again   is taken over from, with a line;
@@ -39,8 +40,12 @@ def held(workdir: Path) -> Iterator[None]:
   path = workdir / NAME
   with _opened(path) as file:
     _refuse_others(path, _holder(file))
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_of(os.getpid()),
-            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    mine = {
+      "pid": os.getpid(),
+      "host": socket.gethostname(),
+      "started": start_of(os.getpid()),
+      "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
     file.seek(0)
     file.truncate()
     file.write(json.dumps(mine) + "\n")
@@ -90,8 +95,12 @@ def _holder(file: IO[str]) -> dict:
 
 
 def _told(path: Path, holder: dict) -> str:
-  who = "another process" if not holder else f"pid {holder['pid']} on {holder['host']!r} since {holder['since']}"
-  return f"workdir {str(path.parent)!r} is in training by {who}; wait for it, stop it, or choose another --workdir"
+  who = (
+    "another process" if not holder else f"pid {holder['pid']} on {holder['host']!r} since {holder['since']}"
+  )
+  return (
+    f"workdir {str(path.parent)!r} is in training by {who}; wait for it, stop it, or choose another --workdir"
+  )
 
 
 def _refuse_others(path: Path, holder: dict) -> None:
@@ -99,7 +108,9 @@ def _refuse_others(path: Path, holder: dict) -> None:
   if not holder:
     return
   if holder["host"] != socket.gethostname():
-    raise UserError(f"{_told(path, holder)}; if it has ended (that cannot be seen from {socket.gethostname()!r}), remove {path}")
+    raise UserError(
+      f"{_told(path, holder)}; if it has ended (that cannot be seen from {socket.gethostname()!r}), remove {path}"
+    )
   if holder["pid"] != os.getpid() and start_of(holder["pid"]) == holder["started"]:
     raise UserError(_told(path, holder))
   print(f"{path} is of pid {holder['pid']}, which has ended; it is taken over", file=sys.stderr, flush=True)

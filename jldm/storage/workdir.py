@@ -1,14 +1,14 @@
 """A workdir: where a run keeps everything, and who it belongs to.
 
-  experiment.json                 resolved, as data
-  <stage>/latest/<step>/          checkpoints of each stage; an autoencoder's last one holds the codec
-  <stage>/best/<step>/            what the evaluations while training liked best
-  <stage>/averages/<step>/        every so often, of a stage with ema=Power(...)
-  latents/<codec hash>/           raw moments of the training set
-  conditions/<hash>/              what the conditioners need of each example
-  evaluation/                     what samples of a step, and reconstructions, are worth
-  metrics.jsonl  tb/  wandb/  images/  samples/  report.html
-  lock                            of the training that runs there
+experiment.json                 resolved, as data
+<stage>/latest/<step>/          checkpoints of each stage; an autoencoder's last one holds the codec
+<stage>/best/<step>/            what the evaluations while training liked best
+<stage>/averages/<step>/        every so often, of a stage with ema=Power(...)
+latents/<codec hash>/           raw moments of the training set
+conditions/<hash>/              what the conditioners need of each example
+evaluation/                     what samples of a step, and reconstructions, are worth
+metrics.jsonl  tb/  wandb/  images/  samples/  report.html
+lock                            of the training that runs there
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,11 @@ from jldm.storage import lock
 
 PARTIAL = "experiment.json.partial"
 LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim`
-DISK = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO") if hasattr(errno, name)}
+DISK = {
+  getattr(errno, name)
+  for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
+  if hasattr(errno, name)
+}
 
 
 def read(workdir: Path) -> Experiment:
@@ -43,7 +47,9 @@ def read(workdir: Path) -> Experiment:
       raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
     return loads(path.read_bytes())
   except OSError as error:
-    raise UserError(f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
+    raise UserError(
+      f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir"
+    ) from error
 
 
 def resolved(experiment: Experiment) -> Experiment:
@@ -60,7 +66,10 @@ def stage_of(given: Pretrained) -> Stage:
   if codec is None:
     raise UserError(f"workdir {given.path!r} has no autoencoder; expected one that has, for Pretrained")
   return Stage(
-    name=given.name, objective=Reconstruction(network=codec.objective.network), steps=0, batch_size=given.batch_size,
+    name=given.name,
+    objective=Reconstruction(network=codec.objective.network),
+    steps=0,
+    batch_size=given.batch_size,
     start=given.path,
   )
 
@@ -69,10 +78,13 @@ def check(workdir: Path, experiment: Experiment) -> None:
   """Whether `workdir` may hold this experiment; writes nothing.
 
   Raises:
-    UserError: it holds another experiment (with the difference), something else, cannot be written to, or is no path.
+    UserError: it holds another experiment (with the difference), something else, cannot be written
+      to, or is no path.
   """
   if re.match(r"\w+:/", str(workdir)):
-    raise UserError(f"workdir {str(workdir)!r} is an address; expected a path, of a disk or a share that all processes see")
+    raise UserError(
+      f"workdir {str(workdir)!r} is an address; expected a path, of a disk or a share that all processes see"
+    )
   try:
     if (workdir / "experiment.json").is_file():
       changed = differences(to_data(read(workdir)), to_data(experiment))
@@ -81,13 +93,17 @@ def check(workdir: Path, experiment: Experiment) -> None:
         raise UserError(
           f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
         )
-    elif workdir.exists() and not (workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL):
+    elif workdir.exists() and not (
+      workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL
+    ):
       raise UserError(f"{str(workdir)!r} is not empty and not a workdir; choose another --workdir")
     existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     with tempfile.TemporaryFile(dir=existing):
       pass
   except OSError as error:
-    raise UserError(f"cannot write to workdir {str(workdir)!r}: {error.strerror}; choose another --workdir") from error
+    raise UserError(
+      f"cannot write to workdir {str(workdir)!r}: {error.strerror}; choose another --workdir"
+    ) from error
 
 
 def claim(workdir: Path, experiment: Experiment) -> None:
@@ -105,7 +121,9 @@ def check_shared(workdir: Path, experiment: Experiment) -> None:
     UserError: nothing, or another experiment.
   """
   if not (workdir / "experiment.json").is_file():
-    raise UserError(f"workdir {str(workdir)!r} of process 0 is not seen here; choose a --workdir that all processes share")
+    raise UserError(
+      f"workdir {str(workdir)!r} of process 0 is not seen here; choose a --workdir that all processes share"
+    )
   check(workdir, experiment)
 
 

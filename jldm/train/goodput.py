@@ -1,4 +1,5 @@
-"""Where the seconds of a process went: every one of them is in exactly one part, so that the parts add up to the wall clock.
+"""Where the seconds of a process went: every one of them is in exactly one part, so that the parts add
+up to the wall clock.
 
   start       until a stage begins, and whatever else is in no other part: imports, checks
   compile     making the programs of a stage, which run first with their compilation
@@ -67,7 +68,8 @@ class Goodput:
       yield item
 
   def steps(self, step: Callable, start: int, made_before: int) -> Callable:
-    """A training step that tells the part: `compile` the first time, then `lost` up to step `made_before`, then `step`.
+    """A training step that tells the part: `compile` the first time, then `lost` up to step
+    `made_before`, then `step`.
 
     `start` is the number of the step before the first.
     """

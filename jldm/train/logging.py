@@ -26,8 +26,9 @@ FLUSH_S = 10  # of the board, whose flush waits for the disk
 
 
 def forget_after(path: Path, stage: str, step: int) -> int:
-  """Removes from metrics.jsonl what a resumed stage is about to write again, and what is not a line of it; returns the
-  last step of the stage that was there."""
+  """Removes from metrics.jsonl what a resumed stage is about to write again, and what is not a line of
+  it; returns the last step of the stage that was there.
+  """
   if not path.exists():
     return 0
   every = list(rows(path))
@@ -37,7 +38,9 @@ def forget_after(path: Path, stage: str, step: int) -> int:
 
 
 def rows(path: Path) -> Iterator[tuple[bytes, dict]]:
-  """The lines of metrics.jsonl and what they say; a kill or a full disk may leave half a line, which is left out."""
+  """The lines of metrics.jsonl and what they say; a kill or a full disk may leave half a line, which
+  is left out.
+  """
   for line in path.read_bytes().split(b"\n") if path.exists() else ():
     try:
       row = json.loads(line)
@@ -59,7 +62,9 @@ def import_wandb() -> Any:
   try:
     import wandb
   except ImportError as error:
-    raise UserError(f"--wandb needs a package that cannot be imported ({error}); pip install 'jldm[wandb]'") from error
+    raise UserError(
+      f"--wandb needs a package that cannot be imported ({error}); pip install 'jldm[wandb]'"
+    ) from error
   if not hasattr(wandb, "init"):  # a folder ./wandb that the package left behind imports as an empty one
     raise UserError("--wandb needs the package wandb, which is not installed; pip install 'jldm[wandb]'")
   return wandb
@@ -68,8 +73,8 @@ def import_wandb() -> Any:
 def start_wandb(project: str, workdir: Path, config: dict) -> Any:
   """A Weights & Biases run that keeps its files in workdir/wandb; the same workdir goes on with the same run.
 
-  Its name is in workdir/wandb/id, random: a hash of the path would join the runs of two machines.  `workdir` must exist;
-  where the run goes (server, offline) is told by wandb's own settings.
+  Its name is in workdir/wandb/id, random: a hash of the path would join the runs of two machines.
+  `workdir` must exist; where the run goes (server, offline) is told by wandb's own settings.
 
   Raises:
     UserError: wandb is not installed, or does not start.
@@ -78,22 +83,29 @@ def start_wandb(project: str, workdir: Path, config: dict) -> Any:
   path = workdir / "wandb" / "id"
   path.parent.mkdir(exist_ok=True)
   name = path.read_text(errors="replace").strip() if path.exists() else ""
-  if not re.fullmatch(r"[\w-]{1,64}", name):  # a kill left the file empty, or it is damaged: wandb makes a folder of that name
+  if not re.fullmatch(
+    r"[\w-]{1,64}", name
+  ):  # a kill left the file empty, or it is damaged: wandb makes a folder of that name
     name = secrets.token_hex(4)
     path.write_text(name + "\n")
   where = workdir.resolve()
   try:
-    return wandb.init(project=project, id=name, resume="allow", name=where.name, dir=str(where), config=config)
+    return wandb.init(
+      project=project, id=name, resume="allow", name=where.name, dir=str(where), config=config
+    )
   except wandb.Error as error:
     told = " ".join(str(error).split())
-    raise UserError(f"Weights & Biases did not start ({told}); run 'wandb login', set WANDB_MODE=offline, or leave --wandb "
-                    "out") from error
+    raise UserError(
+      f"Weights & Biases did not start ({told}); run 'wandb login', set WANDB_MODE=offline, or leave --wandb "
+      "out"
+    ) from error
 
 
 class Board:
   """TensorBoard's file of a stage; what an earlier run wrote of steps after `start` is purged.
 
-  Written by this thread: SummaryWriter's own ends with a full disk, and then whoever logs to it waits forever.
+  Written by this thread: SummaryWriter's own ends with a full disk, and then whoever logs to it
+  waits forever.
   """
 
   def __init__(self, folder: Path, start: int):
@@ -118,19 +130,33 @@ class Board:
 class Log:
   """Means over the steps since the last line, written every `every_steps`; a context manager.
 
-  `collect` is for every step and keeps device arrays; `write` waits for them.  Ten non-finite updates in a row raise
-  NonFiniteError.  Of several processes the first alone writes.
+  `collect` is for every step and keeps device arrays; `write` waits for them.  Ten non-finite
+  updates in a row raise NonFiniteError.  Of several processes the first alone writes.
 
-  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over "denoiser/step": all
-  stages are of one run, whose own count must never go back.
+  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over
+  "denoiser/step": all stages are of one run, whose own count must never go back.
   """
 
   def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
-    self.path, self.stage, self.batch_size, self.writes = workdir / "metrics.jsonl", stage, batch_size, multihost.first()
-    self.made_before = forget_after(self.path, stage, start) if self.writes else 0  # a step that a killed run had come to
+    self.path, self.stage, self.batch_size, self.writes = (
+      workdir / "metrics.jsonl",
+      stage,
+      batch_size,
+      multihost.first(),
+    )
+    self.made_before = (
+      forget_after(self.path, stage, start) if self.writes else 0
+    )  # a step that a killed run had come to
     self.board = Board(workdir / "tb" / stage, start) if self.writes else None
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
-    shown = {"total": stop, "initial": start, "desc": stage, "unit": "step", "dynamic_ncols": True, "disable": not self.writes}
+    shown = {
+      "total": stop,
+      "initial": start,
+      "desc": stage,
+      "unit": "step",
+      "dynamic_ncols": True,
+      "disable": not self.writes,
+    }
     self.bar = tqdm(**shown, **quiet)
     self.pending, self.since = [], time.perf_counter()
     self.wandb = wandb
@@ -152,7 +178,9 @@ class Log:
     self.bar.update()
 
   def write(self, step: int, state, metrics: dict) -> None:
-    """One line of means over the steps since the last line, if there are any; `skipped` is the number of updates not made."""
+    """One line of means over the steps since the last line, if there are any; `skipped` is the number
+    of updates not made.
+    """
     del state, metrics
     if not self.pending:
       return
@@ -164,7 +192,9 @@ class Log:
       raise NonFiniteError(f"{self.stage}: {SKIPS_ALLOWED} non-finite updates in a row, up to step {first}")
     found, speed = means(rows), len(rows) * self.batch_size / elapsed
     self.record(step, found | {"images_per_second": round(speed, 1)})
-    self.bar.set_postfix_str(f"loss {found.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False)
+    self.bar.set_postfix_str(
+      f"loss {found.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False
+    )
 
   def record(self, step: int, values: dict[str, float]) -> None:
     """One line in metrics.jsonl and one point a value on the board and on Weights & Biases."""

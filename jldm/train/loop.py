@@ -41,8 +41,8 @@ def fit(
 ) -> TrainState:
   """Runs from state.step to `stop` on `batches` (device arrays, one a step).
 
-  The host runs ahead of the devices by IN_FLIGHT steps and otherwise waits only where a hook does.  `changes` are what
-  happens to the state outside the step.
+  The host runs ahead of the devices by IN_FLIGHT steps and otherwise waits only where a hook does.
+  `changes` are what happens to the state outside the step.
   """
   hooks, changes, in_flight = tuple(hooks), tuple(changes), collections.deque()
   for n, batch in zip(range(int(state.step) + 1, stop + 1), batches, strict=True):

@@ -21,7 +21,9 @@ class Constant:
 
   def build(self, steps: int) -> optax.Schedule:
     del steps
-    return optax.linear_schedule(0.0 if self.warmup_steps else self.peak, self.peak, max(self.warmup_steps, 1))
+    return optax.linear_schedule(
+      0.0 if self.warmup_steps else self.peak, self.peak, max(self.warmup_steps, 1)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,15 @@ class WarmupCosine:
 
   def build(self, steps: int) -> optax.Schedule:
     warmup = min(self.warmup_steps, max(steps - 1, 0))
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else self.peak, self.peak, warmup, max(steps, 1), self.end)
+    return optax.warmup_cosine_decay_schedule(
+      0.0 if warmup else self.peak, self.peak, warmup, max(steps, 1), self.end
+    )
 
 
 def found(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
-  """For every parameter whether `regex` is found in its path, such as "blocks/mlp/in/kernel", and its rank is legal."""
+  """For every parameter whether `regex` is found in its path, such as "blocks/mlp/in/kernel", and its
+  rank is legal.
+  """
 
   def one(path, leaf) -> bool:
     named = re.search(regex, jax.tree_util.keystr(path, simple=True, separator="/"))
@@ -49,7 +55,10 @@ def found(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
 
 def no_match(name: str, regex: str, what: str, params: Any) -> UserError:
   """What to raise where a regex chooses nothing: it names some paths."""
-  paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
   some = ", ".join(paths[:: max(len(paths) // 4, 1)][:4])
   return UserError(f"{name}={regex!r} is found in no {what}; expected a regex for paths such as {some}")
 
@@ -57,18 +66,23 @@ def no_match(name: str, regex: str, what: str, params: Any) -> UserError:
 def split(choose: Callable, **parts: optax.GradientTransformation) -> optax.GradientTransformation:
   """The second of two named parts for the parameters where choose(params) is True, the first for the others."""
   other, chosen = parts
-  return optax.partition(parts, lambda params: jax.tree.map(lambda yes: chosen if yes else other, choose(params)))
+  return optax.partition(
+    parts, lambda params: jax.tree.map(lambda yes: chosen if yes else other, choose(params))
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-  """What all share: update = -rate (direction + weight_decay params), of gradients clipped to the norm `clip_norm` (0: not).
+  """What all share: update = -rate (direction + weight_decay params), of gradients clipped to the norm
+  `clip_norm` (0: not).
 
-  `no_decay` and `frozen` are regexes that are searched for in paths such as "blocks/mlp/in/kernel": parameters that do
-  not decay, and those that are not trained, have no state and do not count in the norm.  An empty one chooses none.
+  `no_decay` and `frozen` are regexes that are searched for in paths such as "blocks/mlp/in/kernel":
+  parameters that do not decay, and those that are not trained, have no state and do not count in
+  the norm.  An empty one chooses none.
 
   Raises:
-    UserError: a regex is invalid; in `init` of what `build` returns, if one chooses no parameter, or `frozen` all.
+    UserError: a regex is invalid; in `init` of what `build` returns, if one chooses no parameter,
+      or `frozen` all.
   """
 
   schedule: Any = WarmupCosine()
@@ -84,7 +98,9 @@ class Optimizer:
       try:
         re.compile(getattr(self, name))
       except (re.error, TypeError) as error:
-        raise UserError(f"{name}={getattr(self, name)!r} is no regex: {error}; expected one such as 'bias$'") from error
+        raise UserError(
+          f"{name}={getattr(self, name)!r} is no regex: {error}; expected one such as 'bias$'"
+        ) from error
 
   def direction(self) -> optax.GradientTransformation:
     """From clipped gradients to what the rate multiplies."""
@@ -97,11 +113,15 @@ class Optimizer:
       if regex and not any(jax.tree.leaves(found(regex, params))):
         raise no_match(name, regex, "parameter's path", params)
     if self.frozen and all(jax.tree.leaves(found(self.frozen, params))):
-      raise UserError(f"frozen={self.frozen!r} is found in all parameters' paths; expected one that leaves some to train")
+      raise UserError(
+        f"frozen={self.frozen!r} is found in all parameters' paths; expected one that leaves some to train"
+      )
 
   def build(self, steps: int) -> optax.GradientTransformation:
     """The transformation for a run of `steps` updates."""
-    decays = (lambda params: jax.tree.map(operator.not_, found(self.no_decay, params))) if self.no_decay else None
+    decays = (
+      (lambda params: jax.tree.map(operator.not_, found(self.no_decay, params))) if self.no_decay else None
+    )
     rate = optax.scale_by_learning_rate(self.schedule.build(steps))
     tx = optax.chain(self.direction(), optax.add_decayed_weights(self.weight_decay, decays), rate)
     tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx) if self.clip_norm else tx
@@ -128,11 +148,13 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
-  """Shazeer & Stern 2018 (1804.04235), algorithms 4 and 5: second moments of matrices as the product of rows and columns.
+  """Shazeer & Stern 2018 (1804.04235), algorithms 4 and 5: second moments of matrices as the product
+  of rows and columns.
 
-  Only where two axes have at least `factor_from` entries; the average of step t keeps 1 - t^-decay_rate.  `momentum`
-  (0: none) costs a tree.  `relative` multiplies rates by the rms of a parameter, which holds zero gates at zero for
-  long; decay is multiplied by the rate, as in AdamW, not added beside it as in optax.adafactor.
+  Only where two axes have at least `factor_from` entries; the average of step t keeps 1 -
+  t^-decay_rate.  `momentum` (0: none) costs a tree.  `relative` multiplies rates by the rms of a
+  parameter, which holds zero gates at zero for long; decay is multiplied by the rate, as in AdamW,
+  not added beside it as in optax.adafactor.
   """
 
   decay_rate: float = 0.8
@@ -154,9 +176,10 @@ class Adafactor(Optimizer):
 class Muon(Optimizer):
   """Jordan 2024: the momentum of matrices made orthogonal; Adam with (b1, b2) for all else.
 
-  `hidden` is searched for in the paths of kernels [in, out] and, as many matrices, [depth, in, out]; first and last
-  layers, embeddings, biases and convolutions are Adam's.  Updates have an rms of about 0.2 whatever the shape, so that
-  rates and decay are AdamW's: Liu et al. 2025 (2502.16982), eq. 4.
+  `hidden` is searched for in the paths of kernels [in, out] and, as many matrices, [depth, in,
+  out]; first and last layers, embeddings, biases and convolutions are Adam's.  Updates have an rms
+  of about 0.2 whatever the shape, so that rates and decay are AdamW's: Liu et al. 2025
+  (2502.16982), eq. 4.
   """
 
   momentum: float = 0.95
@@ -170,8 +193,12 @@ class Muon(Optimizer):
     matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
     everywhere = lambda params: jax.tree.map(lambda _: matrix, params)
     # Of the factor 0.2 max(in, out)^1/2, optax.contrib.muon has max(1, out / in)^1/2; its parts differ between versions.
-    muon = optax.contrib.muon(-1.0, beta=self.momentum, muon_weight_dimension_numbers=everywhere)  # a rate of -1: no descent
-    rest = optax.stateless(lambda updates, params: jax.tree.map(lambda u: 0.2 * u.shape[-2] ** 0.5 * u, updates))
+    muon = optax.contrib.muon(
+      -1.0, beta=self.momentum, muon_weight_dimension_numbers=everywhere
+    )  # a rate of -1: no descent
+    rest = optax.stateless(
+      lambda updates, params: jax.tree.map(lambda u: 0.2 * u.shape[-2] ** 0.5 * u, updates)
+    )
 
     def matrices(params):
       chosen = found(self.hidden, params, ranks=(2, 3))

@@ -13,11 +13,13 @@ from jldm.train.optimizer import AdamW, found, no_match, split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerPart:
-  """`part` trains the parameters in whose path, such as "discriminator/conv0/kernel", the regex `where` is found; `rest`
-  the others.  Each has its own rate and clips its own norm; `rest` may be a PerPart again.
+  """`part` trains the parameters in whose path, such as "discriminator/conv0/kernel", the regex
+  `where` is found; `rest` the others.  Each has its own rate and clips its own norm; `rest` may be
+  a PerPart again.
 
-  Adam counts updates in which its gradients are zero too, as those of a discriminator before its start: a short b2 then
-  keeps the first true ones from being much larger than the rate (1.7 times at b1 = 0.5, b2 = 0.9; 6.6 at 0.9, 0.999).
+  Adam counts updates in which its gradients are zero too, as those of a discriminator before its
+  start: a short b2 then keeps the first true ones from being much larger than the rate (1.7 times
+  at b1 = 0.5, b2 = 0.9; 6.6 at 0.9, 0.999).
 
   Raises:
     UserError: an invalid regex; in `init` of what `build` returns, one that is found in no path or in all.
@@ -31,7 +33,9 @@ class PerPart:
     try:
       re.compile(self.where)
     except (re.error, TypeError) as error:
-      raise UserError(f"where={self.where!r} is no regex: {error}; expected one such as '^discriminator/'") from error
+      raise UserError(
+        f"where={self.where!r} is no regex: {error}; expected one such as '^discriminator/'"
+      ) from error
 
   def check(self, params: Any) -> None:
     """Raises a UserError where the regex does not divide `params`, arrays or shapes."""

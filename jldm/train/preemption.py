@@ -1,11 +1,13 @@
 """SIGTERM, as a scheduler sends it some seconds before it takes the machine away.
 
-A handler in Python runs between two bytecodes of the main thread, which one compilation may hold for a minute.  So a
-thread reads the signals from a pipe, at once: the first is a notice that the loop looks at between steps, and that ends
-the process by itself when GRACE_S have passed; the second ends it there and then.  What was committed stays committed.
+A handler in Python runs between two bytecodes of the main thread, which one compilation may hold
+for a minute.  So a thread reads the signals from a pipe, at once: the first is a notice that the
+loop looks at between steps, and that ends the process by itself when GRACE_S have passed; the
+second ends it there and then.  What was committed stays committed.
 
-Of several processes one notice is enough, and all stop after the same step: each sends with every step what it knows, and
-reads what all knew IN_FLIGHT steps later, when that is there and nobody waits for it.
+Of several processes one notice is enough, and all stop after the same step: each sends with every
+step what it knows, and reads what all knew IN_FLIGHT steps later, when that is there and nobody
+waits for it.
 """
 
 import collections
@@ -41,7 +43,8 @@ class Notice:
   def between(self, items: Iterable, alone: bool = False) -> Iterator:
     """The items, with a look before each: for what takes long between two steps.
 
-    `alone`: other processes have other items, and come to a `check` behind theirs, which one that was asked comes to at once.
+    `alone`: other processes have other items, and come to a `check` behind theirs, which one that
+    was asked comes to at once.
     """
     for item in items:
       if self.asked or not alone:
@@ -56,8 +59,10 @@ class Notice:
     return len(self.sent) > IN_FLIGHT and bool(self.sent.popleft())
 
   def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
-    """Ends a stage after the step in which the notice came, once keep(step, state, metrics) has begun to save it; the
-    last step is left to the caller, who saves it with more."""
+    """Ends a stage after the step in which the notice came, once keep(step, state, metrics) has begun
+    to save it; the last step is left to the caller, who saves it with more.
+    """
+
     def call(n, state, metrics):
       if self.came() and n < stop:
         keep(n, state, metrics)
@@ -67,6 +72,7 @@ class Notice:
 
   def guard(self, hook: Hook, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
     """A hook that takes long, and may be left by `check`: what its step made is kept."""
+
     def call(n, state, metrics):
       try:
         hook.call(n, state, metrics)

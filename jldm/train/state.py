@@ -1,4 +1,6 @@
-"""The state of a training run: everything that a step changes, and no key (the key of step n is a function of n)."""
+"""The state of a training run: everything that a step changes, and no key (the key of step n is a
+function of n).
+"""
 
 from typing import Any
 
@@ -14,9 +16,10 @@ Array = jax.Array
 
 @struct.dataclass
 class TrainState:
-  """step, int32 []: updates asked for; params; extra: non-gradient state; ema: averages of params in float32, of which
-  losses and samples see the first; opt_state; skipped, int32 []: how many updates in a row, up to this one, were not
-  finite and not made."""
+  """step, int32 []: updates asked for; params; extra: non-gradient state; ema: averages of params in
+  float32, of which losses and samples see the first; opt_state; skipped, int32 []: how many updates
+  in a row, up to this one, were not finite and not made.
+  """
 
   step: Array
   params: Any
@@ -38,7 +41,9 @@ def divide(state: TrainState) -> dict:
 
 
 def averaged(ema: Any, extra: Any) -> dict:
-  """The items of the first average and the non-gradient state, arrays or shapes; that one is left out if it is empty."""
+  """The items of the first average and the non-gradient state, arrays or shapes; that one is left out
+  if it is empty.
+  """
   return {"ema": ema} | ({"extra": extra} if jax.tree.leaves(extra) else {})
 
 

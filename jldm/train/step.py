@@ -1,7 +1,7 @@
 """The training step: one pure function, compiled once.
 
-The key of step n is fold_in(root, n), and every draw of an example is folded with its row in the global batch, so that
-devices, processes and microbatches see the same noise.
+The key of step n is fold_in(root, n), and every draw of an example is folded with its row in the
+global batch, so that devices, processes and microbatches see the same noise.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,24 @@ SKIPS_ALLOWED = 10  # that many non-finite updates in a row, and the state no lo
 
 
 def microbatches(batch: Any, count: int) -> Any:
-  """[B, ...] -> [count, B / count, ...]; microbatch a takes rows a, a + count, ..., so sharded rows stay where they are."""
+  """[B, ...] -> [count, B / count, ...]; microbatch a takes rows a, a + count, ..., so sharded rows
+  stay where they are.
+  """
   return jax.tree.map(lambda x: jnp.swapaxes(x.reshape((-1, count) + x.shape[1:]), 0, 1), batch)
 
 
 def step_fn(
-  loss: Callable, tx: optax.GradientTransformation, ema: Average, accumulate: int = 1, axis_name: str | None = None
+  loss: Callable,
+  tx: optax.GradientTransformation,
+  ema: Average,
+  accumulate: int = 1,
+  axis_name: str | None = None,
 ) -> Callable:
   """(state, batch, root, frozen) -> (state, metrics).
 
-  loss(params, extra, ema[0], frozen, batch, key) -> ([B], Aux); `accumulate` microbatches are averaged by a scan;
-  `axis_name` is for `pmap` alone.  A non-finite update is not made, and counted in `state.skipped`.
+  loss(params, extra, ema[0], frozen, batch, key) -> ([B], Aux); `accumulate` microbatches are
+  averaged by a scan; `axis_name` is for `pmap` alone.  A non-finite update is not made, and counted
+  in `state.skipped`.
 
   Raises:
     UserError: `ema` is a number.
@@ -51,7 +58,9 @@ def step_fn(
       return gradients(state, batch, key, frozen)
     parts = microbatches(batch, accumulate)
     one = lambda part: gradients(state, part, key, frozen)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)))
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+    )
     add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x / accumulate, total)
@@ -75,8 +84,17 @@ def step_fn(
 
 
 def make_step(
-  loss: Callable, tx: optax.GradientTransformation, ema: Average, accumulate: int = 1, places: TrainState | None = None
+  loss: Callable,
+  tx: optax.GradientTransformation,
+  ema: Average,
+  accumulate: int = 1,
+  places: TrainState | None = None,
 ) -> Callable:
-  """`step_fn`, jitted with the state donated; arguments keep the shardings that they come with, and the state that comes
-  out has those of `places` where they are given."""
-  return jax.jit(step_fn(loss, tx, ema, accumulate), donate_argnums=0, out_shardings=None if places is None else (places, None))
+  """`step_fn`, jitted with the state donated; arguments keep the shardings that they come with, and
+  the state that comes out has those of `places` where they are given.
+  """
+  return jax.jit(
+    step_fn(loss, tx, ema, accumulate),
+    donate_argnums=0,
+    out_shardings=None if places is None else (places, None),
+  )

@@ -4,8 +4,19 @@ from benchmarks import autoencoders
 from jldm.inference.load import of
 from jldm.runs import validate
 
-ROW = {"name": "VQ f4", "latents": "16x16x4", "parameters": 250_400, "steps": 700, "batch_size": 16, "psnr": 24.567,
-       "ssim": 0.81234, "cpu_seconds": 300.4, "codes": 512, "usage": 0.987, "perplexity": 321.4}
+ROW = {
+  "name": "VQ f4",
+  "latents": "16x16x4",
+  "parameters": 250_400,
+  "steps": 700,
+  "batch_size": 16,
+  "psnr": 24.567,
+  "ssim": 0.81234,
+  "cpu_seconds": 300.4,
+  "codes": 512,
+  "usage": 0.987,
+  "perplexity": 321.4,
+}
 
 
 @pytest.mark.parametrize("name", autoencoders.ROWS)
@@ -18,7 +29,9 @@ def test_every_row_is_an_experiment(name):
 
 
 def test_the_table():
-  kl = {key: value for key, value in ROW.items() if key not in ("codes", "usage", "perplexity")} | {"name": "KL f4"}
+  kl = {key: value for key, value in ROW.items() if key not in ("codes", "usage", "perplexity")} | {
+    "name": "KL f4"
+  }
   lines = autoencoders.table([kl, ROW]).splitlines()
   assert len({line.count("|") for line in lines}) == 1
   assert lines[2] == "| KL f4 | 16x16x4 | 250 k | 24.57 | 0.812 | |  | 700 x 16 | 300 |"

@@ -12,10 +12,16 @@ def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
   found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
   validate.check_shapes(of(found), found.data)
   denoiser = found.stage("denoiser")
-  assert found.data.data_dir == "somewhere" and (len(denoiser.objective.conditioners) == 1) == (name in ("plain", "colour"))
+  assert found.data.data_dir == "somewhere" and (len(denoiser.objective.conditioners) == 1) == (
+    name in ("plain", "colour")
+  )
   if lender:
     lent = conditioned.experiment(lender, "somewhere")
-    assert (found.stage("autoencoder"), found.data, found.seed) == (lent.stage("autoencoder"), lent.data, lent.seed)
+    assert (found.stage("autoencoder"), found.data, found.seed) == (
+      lent.stage("autoencoder"),
+      lent.data,
+      lent.seed,
+    )
     theirs = lent.stage("denoiser")
     assert denoiser.steps == theirs.steps and denoiser.objective.network == theirs.objective.network
 
@@ -26,7 +32,11 @@ def test_bicubic_starts_from_the_pixels_that_are_known():
   back = conditioned.bicubic(spoilt, 4).astype(float)
   assert back.shape == (1, 32, 32, 1)
   inner = slice(8, 24)
-  assert np.abs(back - 127.5 * (ramp + 1))[:, inner].max() < 3 < np.abs(spoilt - 127.5 * (ramp + 1))[:, inner].max()
+  assert (
+    np.abs(back - 127.5 * (ramp + 1))[:, inner].max()
+    < 3
+    < np.abs(spoilt - 127.5 * (ramp + 1))[:, inner].max()
+  )
 
 
 def test_quality_is_of_single_samples_and_of_their_mean():
@@ -35,4 +45,6 @@ def test_quality_is_of_single_samples_and_of_their_mean():
   found = conditioned.quality(drawn, truth)
   np.testing.assert_allclose(found["psnr"], 10 * np.log10(4 / 0.01), rtol=1e-5)
   assert found["mean_psnr"] > 100
-  np.testing.assert_allclose(conditioned.decibels([0.01, 1.0]), np.mean([10 * np.log10(400), 10 * np.log10(4)]), rtol=1e-6)
+  np.testing.assert_allclose(
+    conditioned.decibels([0.01, 1.0]), np.mean([10 * np.log10(400), 10 * np.log10(4)]), rtol=1e-6
+  )

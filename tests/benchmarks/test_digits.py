@@ -26,7 +26,9 @@ def test_enlarging_keeps_the_digits(real):
 
 def test_real_digits_are_enlarged_as_the_training_data_are(real):
   pixels, _ = real_digits()
-  np.testing.assert_array_equal(real[0][..., 0], [prepare.enlarge(digit) for digit in pixels.reshape(-1, 8, 8)])
+  np.testing.assert_array_equal(
+    real[0][..., 0], [prepare.enlarge(digit) for digit in pixels.reshape(-1, 8, 8)]
+  )
 
 
 def test_real_digits_vary_as_real_digits(real):
@@ -36,7 +38,9 @@ def test_real_digits_vary_as_real_digits(real):
 def test_digits_drawn_towards_their_mean_vary_less(real):
   images, labels = real
   means = np.stack([images[labels == c].mean(0) for c in range(10)])[labels]
-  assert std_ratio(np.rint(means + 0.7 * (images - means)).astype(np.uint8), labels) == pytest.approx(0.7, abs=0.01)
+  assert std_ratio(np.rint(means + 0.7 * (images - means)).astype(np.uint8), labels) == pytest.approx(
+    0.7, abs=0.01
+  )
 
 
 def test_a_held_out_third_is_recognised(real):

@@ -35,4 +35,7 @@ def test_silhouettes_are_shares_of_what_either_covers():
 
 
 def test_a_table_has_a_line_a_row():
-  assert editing.table([{"a": "x", "b": 1.234}, {"a": "y", "b": 12.34}]) == "| a | b |\n|---|---|\n| x | 1.23 |\n| y | 12.3 |\n"
+  assert (
+    editing.table([{"a": "x", "b": 1.234}, {"a": "y", "b": 12.34}])
+    == "| a | b |\n|---|---|\n| x | 1.23 |\n| y | 12.3 |\n"
+  )

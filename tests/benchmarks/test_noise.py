@@ -11,4 +11,6 @@ def test_intervals_of_independent_draws():
   values = noise.measured(found, 100, 6, ("frechet", "agreement"))
   assert values.keys() == {"frechet", "agreement"} and values["frechet"].shape == (6, 3)
   assert len(set(values["frechet"][:, 0])) == 6 and (values["agreement"][:, 0] == 1).all()
-  assert noise.row("a", 5, np.array([[1.0, 0.5, 1.5], [3.0, 2.9, 3.1]])) == "| a | 5 | 2 | 1.4 | 0.15 | 0 of 2 |"
+  assert (
+    noise.row("a", 5, np.array([[1.0, 0.5, 1.5], [3.0, 2.9, 3.1]])) == "| a | 5 | 2 | 1.4 | 0.15 | 0 of 2 |"
+  )

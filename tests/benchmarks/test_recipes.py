@@ -37,8 +37,19 @@ def test_other_pictures_score_less(reference):
 
 
 def test_a_row_has_a_cell_a_column():
-  told = {"recipe": "a", "autoencoder": "f4", "psnr": 25.0, "reconstruction": 1.0, "autoencoder_steps": 10, "seconds": 3.0}
-  assert recipes.row(told).count("|") == recipes.HEAD.splitlines()[0].count("|") == recipes.HEAD.splitlines()[1].count("|")
+  told = {
+    "recipe": "a",
+    "autoencoder": "f4",
+    "psnr": 25.0,
+    "reconstruction": 1.0,
+    "autoencoder_steps": 10,
+    "seconds": 3.0,
+  }
+  assert (
+    recipes.row(told).count("|")
+    == recipes.HEAD.splitlines()[0].count("|")
+    == recipes.HEAD.splitlines()[1].count("|")
+  )
 
 
 def test_what_is_kept_is_made_once(tmp_path):

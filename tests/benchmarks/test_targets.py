@@ -19,15 +19,24 @@ from tests.configs import config, shrunk
 def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
   from jldm.inference.generate import times
   from jldm.inference.load import of
+
   experiment = targets.experiment(network, target, 10)
-  assert from_data(to_data(experiment)) == experiment and experiment.stage("autoencoder") == config("digits").stage("autoencoder")
+  assert from_data(to_data(experiment)) == experiment and experiment.stage("autoencoder") == config(
+    "digits"
+  ).stage("autoencoder")
   model = of(experiment)
   validate.check_shapes(model, experiment.data)
   times(model, model.sampling)
 
 
 def test_the_table_has_a_line_a_row():
-  row = {"network": "DiT", "target": "eps", "parameters": 2_834_704, "class_agreement": 0.957, "std_ratio": 0.8712}
+  row = {
+    "network": "DiT",
+    "target": "eps",
+    "parameters": 2_834_704,
+    "class_agreement": 0.957,
+    "std_ratio": 0.8712,
+  }
   assert targets.table([row]).splitlines()[2:] == ["| DiT | eps | 2.8 M | 95.7 % | 0.87 |"]
 
 

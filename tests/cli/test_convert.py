@@ -66,14 +66,21 @@ def test_parameters_that_do_not_fit_their_experiment(workdir, tmp_path, capsys):
 def test_lpips(tmp_path, capsys):
   """Of AlexNet by the package's names; that the numbers are right, tests/metrics/test_perceptual.py tells."""
   rng, theirs, places = np.random.default_rng(0), {}, (0, 3, 6, 8, 10)
-  ours = {name: rng.normal(size=shape).astype(np.float32) for name, shape in perceptual.shapes("alex").items()}
+  ours = {
+    name: rng.normal(size=shape).astype(np.float32) for name, shape in perceptual.shapes("alex").items()
+  }
   for i, place in enumerate(places, 1):
     theirs[f"net.slice{i}.{place}.weight"] = ours[f"conv{i}/kernel"].transpose(3, 2, 0, 1)
     theirs[f"net.slice{i}.{place}.bias"] = ours[f"conv{i}/bias"]
     theirs[f"lin{i - 1}.model.1.weight"] = ours[f"head{i}/weight"][None, :, None, None]
   safetensors.write(tmp_path / "theirs", theirs)
-  assert "does not say what it is; say it with --kind" in refused(capsys, tmp_path / "theirs", tmp_path / "o", "--to", "jldm")
-  assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--to", "jldm", "--kind", "lpips"]) == 0
+  assert "does not say what it is; say it with --kind" in refused(
+    capsys, tmp_path / "theirs", tmp_path / "o", "--to", "jldm"
+  )
+  assert (
+    main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--to", "jldm", "--kind", "lpips"])
+    == 0
+  )
   found = safetensors.read(tmp_path / "ours")
   assert found.keys() == ours.keys()
   for name, value in ours.items():
@@ -87,10 +94,20 @@ def reduced(monkeypatch):
   network = dataclasses.replace(dino.NETWORK, width=8, depth=1, heads=2, table=2)
   small = dataclasses.replace(dino.DINO, load=functools.partial(vit.load, network, "dinov2"))
   monkeypatch.setitem(EXTRACTORS, "dinov2", small)
-  names = {"embeddings.cls_token": (1, 1, 8), "embeddings.position_embeddings": (1, 5, 8), "embeddings.mask_token": (1, 8),
-           "embeddings.patch_embeddings.projection.weight": (8, 3, 14, 14), "embeddings.patch_embeddings.projection.bias": (8,)}
+  names = {
+    "embeddings.cls_token": (1, 1, 8),
+    "embeddings.position_embeddings": (1, 5, 8),
+    "embeddings.mask_token": (1, 8),
+    "embeddings.patch_embeddings.projection.weight": (8, 3, 14, 14),
+    "embeddings.patch_embeddings.projection.bias": (8,),
+  }
   block = {f"attention.attention.{name}": (8, 8) for name in ("query", "key", "value")} | {
-    "attention.output.dense": (8, 8), "mlp.fc1": (32, 8), "mlp.fc2": (8, 32), "norm1": (8,), "norm2": (8,)}
+    "attention.output.dense": (8, 8),
+    "mlp.fc1": (32, 8),
+    "mlp.fc2": (8, 32),
+    "norm1": (8,),
+    "norm2": (8,),
+  }
   for name, shape in block.items():
     names |= {f"encoder.layer.0.{name}.weight": shape, f"encoder.layer.0.{name}.bias": shape[:1]}
   names |= {f"encoder.layer.0.layer_scale{i}.lambda1": (8,) for i in (1, 2)}
@@ -114,20 +131,30 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
   safetensors.write(theirs, reduced, {"source": official, "digest": weights.digest(reduced)})
   assert convert() == 0 and "official, for FID" in capsys.readouterr().out
   assert safetensors.read_header(ours).metadata["source"] == official
-  safetensors.write(theirs, reduced | {"layernorm.bias": np.zeros(8, np.float32)}, safetensors.read_header(theirs).metadata)
-  assert "was changed after it was made of a published file" in refused(capsys, theirs, ours, "--to", "jldm", "--kind", "dinov2")
+  safetensors.write(
+    theirs, reduced | {"layernorm.bias": np.zeros(8, np.float32)}, safetensors.read_header(theirs).metadata
+  )
+  assert "was changed after it was made of a published file" in refused(
+    capsys, theirs, ours, "--to", "jldm", "--kind", "dinov2"
+  )
 
 
-@pytest.mark.parametrize("argv, told", [
-  ((), "SOURCE, OUT, --to"),
-  (("missing", "o", "--to", "jldm"), "'missing' does not exist; expected a folder that diffusers saved"),
-  ((".", "o", "--to", "diffusers"), "'.' has no config.json"),
-  ((".", "o", "--to", "diffusers", "--kind", "lpips"), "no such rule; there are --kind params --to jldm, --kind lpips"),
-  ((".", "o", "--to", "torch"), "--to"),
-  ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
-  ((".", "o", "--to", "jldm"), "has no experiment.json"),
-  ((".", "o", "--to", "jldm", "--kind", "lpips"), "cannot read '.'"),
-])
+@pytest.mark.parametrize(
+  "argv, told",
+  [
+    ((), "SOURCE, OUT, --to"),
+    (("missing", "o", "--to", "jldm"), "'missing' does not exist; expected a folder that diffusers saved"),
+    ((".", "o", "--to", "diffusers"), "'.' has no config.json"),
+    (
+      (".", "o", "--to", "diffusers", "--kind", "lpips"),
+      "no such rule; there are --kind params --to jldm, --kind lpips",
+    ),
+    ((".", "o", "--to", "torch"), "--to"),
+    ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
+    ((".", "o", "--to", "jldm"), "has no experiment.json"),
+    ((".", "o", "--to", "jldm", "--kind", "lpips"), "cannot read '.'"),
+  ],
+)
 def test_mistakes(tmp_path, monkeypatch, capsys, argv, told):
   monkeypatch.chdir(tmp_path)
   assert told in refused(capsys, *argv)
@@ -168,7 +195,11 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
   """Of all that a model has, its autoencoder alone is fetched."""
   remote, fetched = tmp_path / "remote", []
   shutil.copytree(SD, remote / part)
-  for other in ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.bin"):
+  for other in (
+    "model_index.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.bin",
+  ):
     (remote / other).parent.mkdir(exist_ok=True)
     (remote / other).touch()
 
@@ -184,7 +215,9 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
 
   hub(download)
   assert main(["convert", NAME, "w", "--to", "jldm"]) == 0
-  assert sorted(fetched) == sorted(f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS))
+  assert sorted(fetched) == sorted(
+    f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS)
+  )
   found, expected = load_codec(tmp_path / "w"), pretrained.read(SD)
   assert found[0] == expected[0]
   jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
@@ -194,18 +227,28 @@ class DroppedError(Exception):
   """As a client of HTTP has them: no OSError."""
 
 
-@pytest.mark.parametrize("error", [
-  FileNotFoundError("An error happened while trying to locate the files on the Hub.\n" + 50 * "Check your connection. "),
-  ValueError("Repo id must use alphanumeric chars"), DroppedError("peer closed connection"),
-  OSError("404 Client Error.\n\nNot Found"),
-], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+  "error",
+  [
+    FileNotFoundError(
+      "An error happened while trying to locate the files on the Hub.\n" + 50 * "Check your connection. "
+    ),
+    ValueError("Repo id must use alphanumeric chars"),
+    DroppedError("peer closed connection"),
+    OSError("404 Client Error.\n\nNot Found"),
+  ],
+  ids=lambda error: type(error).__name__,
+)
 def test_a_name_that_the_hub_does_not_give(error, hub, tmp_path, capsys):
   def download(*args, **options):
     raise error
 
   hub(download)
   line = refused(capsys, NAME, "w", "--to", "jldm")
-  assert f"{NAME!r} is not here and cannot be got from the hub; check the name and the network" in line and len(line) < 400
+  assert (
+    f"{NAME!r} is not here and cannot be got from the hub; check the name and the network" in line
+    and len(line) < 400
+  )
   assert f"({type(error).__name__}: {str(error)[:12]}" in line
   assert not list(tmp_path.iterdir())
 
@@ -226,17 +269,31 @@ def damaged(folder: Path, content: bytes) -> Path:
 def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
   whole = (SD / pretrained.WEIGHTS).read_bytes()
   for size in np.linspace(0, len(whole) - 1, 64).astype(int):
-    assert "no sound safetensors file" in refused(capsys, damaged(tmp_path / "x", whole[:size]), tmp_path / "w", "--to", "jldm")
+    assert "no sound safetensors file" in refused(
+      capsys, damaged(tmp_path / "x", whole[:size]), tmp_path / "w", "--to", "jldm"
+    )
   assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize(("change", "told"), [
-  (lambda t: t.pop("quant_conv.bias"), "lacks 1 of 180 tensors: quant_conv.bias; get it anew, or give"),
-  (lambda t: t.update({"quant.bias": np.zeros(8)}), "has 1 tensors beyond the 180 of this network: quant.bias; give"),
-  (lambda t: t.update({"quant_conv.bias": np.zeros(7)}), "is [7], expected [8]; give"),
-  (lambda t: t.update({"quant_conv.bias": np.zeros(8, np.int32)}), "is int32; expected float32, float16 or bfloat16: cast it"),
-  (lambda t: t.update({"quant_conv.bias": np.full(8, np.inf)}), "has 8 values that are not finite; get it anew, or allow"),
-])
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    (lambda t: t.pop("quant_conv.bias"), "lacks 1 of 180 tensors: quant_conv.bias; get it anew, or give"),
+    (
+      lambda t: t.update({"quant.bias": np.zeros(8)}),
+      "has 1 tensors beyond the 180 of this network: quant.bias; give",
+    ),
+    (lambda t: t.update({"quant_conv.bias": np.zeros(7)}), "is [7], expected [8]; give"),
+    (
+      lambda t: t.update({"quant_conv.bias": np.zeros(8, np.int32)}),
+      "is int32; expected float32, float16 or bfloat16: cast it",
+    ),
+    (
+      lambda t: t.update({"quant_conv.bias": np.full(8, np.inf)}),
+      "has 8 values that are not finite; get it anew, or allow",
+    ),
+  ],
+)
 def test_tensors_that_do_not_fit_are_told_by_name(change, told, tmp_path, capsys):
   tensors = dict(safetensors.read(SD / pretrained.WEIGHTS))
   change(tensors)
@@ -249,6 +306,11 @@ def test_tensors_that_do_not_fit_are_told_by_name(change, told, tmp_path, capsys
 
 
 def test_a_file_of_compvis_needs_a_scale(tmp_path, capsys):
-  names = {"encoder.down.0.block.0.conv2.weight": np.zeros((32, 32, 3, 3), np.float32), "loss.logvar": np.zeros(1)}
+  names = {
+    "encoder.down.0.block.0.conv2.weight": np.zeros((32, 32, 3, 3), np.float32),
+    "loss.logvar": np.zeros(1),
+  }
   safetensors.write(tmp_path / "x.safetensors", names)
-  assert "lacks decoder.conv_in.weight" in refused(capsys, tmp_path / "x.safetensors", tmp_path / "w", "--to", "jldm")
+  assert "lacks decoder.conv_in.weight" in refused(
+    capsys, tmp_path / "x.safetensors", tmp_path / "w", "--to", "jldm"
+  )

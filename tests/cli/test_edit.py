@@ -49,12 +49,25 @@ def files(tmp_path_factory):
   exif = Image.Exif()
   exif[0x0112] = 6  # lies on its side
   Image.fromarray(image.T).save(folder / "turned.png", exif=exif)
-  np.savez(folder / "S.npz", images=random.integers(0, 256, (12, *SIZE, 1), np.uint8), labels=np.arange(12) % 3)
+  np.savez(
+    folder / "S.npz", images=random.integers(0, 256, (12, *SIZE, 1), np.uint8), labels=np.arange(12) % 3
+  )
   return folder
 
 
 def edited(workdir, files, out, kind, *options, image="A.png"):
-  common = ["edit", kind, "--workdir", workdir, "--image", str(files / image), "--steps", "2", "--out", str(out)]
+  common = [
+    "edit",
+    kind,
+    "--workdir",
+    workdir,
+    "--image",
+    str(files / image),
+    "--steps",
+    "2",
+    "--out",
+    str(out),
+  ]
   return main([*common, *(option.format(files=files) for option in options)])
 
 
@@ -66,7 +79,10 @@ def opened(path):
 EDITS = {  # kind and options -> pictures
   "image-to-image": (["--strength", "0.6", "--n", "2", "--label", "3", "--guidance-scale", "2"], 2),
   "inpaint": (["--mask", "{files}/M.png"], 1),
-  "inpaint ": (["--mask", "{files}/M.png", "--repeats", "2", "--jump", "1", "--sampler", "ddim", "--eta", "1"], 1),
+  "inpaint ": (
+    ["--mask", "{files}/M.png", "--repeats", "2", "--jump", "1", "--sampler", "ddim", "--eta", "1"],
+    1,
+  ),
   "invert": ([], 1),
   "interpolate": (["--to", "{files}/B.png", "--count", "3"], 3),
   "interpolate ": (["--to", "{files}/B.png", "--count", "3", "--space", "latents", "--strength", "0.3"], 3),
@@ -75,12 +91,20 @@ EDITS = {  # kind and options -> pictures
   "restore ": (["--degradation", "blur", "--sigma", "1"], 1),
   "restore  ": (["--degradation", "missing", "--mask", "{files}/M.png"], 1),
   "directions": (["--channel", "1", "--count", "3"], 3),
-  "directions ": (["--examples", "{files}/S.npz", "--having", "1", "--without", "0", "--count", "3", "--controls", "1"], 3),
-  "directions  ": (["--examples", "{files}/S.npz", "--having", "1", "--without", "0", "--count", "3", "--space", "noise"], 3),
+  "directions ": (
+    ["--examples", "{files}/S.npz", "--having", "1", "--without", "0", "--count", "3", "--controls", "1"],
+    3,
+  ),
+  "directions  ": (
+    ["--examples", "{files}/S.npz", "--having", "1", "--without", "0", "--count", "3", "--space", "noise"],
+    3,
+  ),
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(" ")) for name in EDITS])
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith(" ")) for name in EDITS]
+)
 def test_every_edit_keeps_the_size_and_says_where_it_is_from(workdir, files, tmp_path, name):
   options, count = EDITS[name]
   assert edited(workdir, files, tmp_path / "O", name.strip(), *options) == 0
@@ -115,7 +139,9 @@ def test_outpainting_keeps_the_picture_within(workdir, files, tmp_path):
 def test_margins_and_a_mask_together(workdir, files, tmp_path):
   assert edited(workdir, files, tmp_path, "inpaint", "--margins", "4", "--mask", "{files}/M.png") == 0
   known = opened(files / "M.png") == 0
-  np.testing.assert_array_equal(opened(tmp_path / "00000.png")[4:25, 4:31][known], opened(files / "A.png")[known])
+  np.testing.assert_array_equal(
+    opened(tmp_path / "00000.png")[4:25, 4:31][known], opened(files / "A.png")[known]
+  )
 
 
 def test_alpha_comes_back_as_it_was(workdir, files, tmp_path):
@@ -155,8 +181,27 @@ def test_the_pair_of_states_is_kept(workdir, files, tmp_path, capsys):
 def test_several_pictures_are_edited_each_and_told_apart(workdir, files, tmp_path):
   for name, n in (("AB", 2), ("A", 2)):
     paths = [str(files / f"{letter}.png") for letter in name]
-    assert main(["edit", "image-to-image", "--workdir", workdir, "--image", *paths, "--steps", "2", "--n", str(n),
-                 "--strength", "0,0.5", "--out", str(tmp_path / name)]) == 0
+    assert (
+      main(
+        [
+          "edit",
+          "image-to-image",
+          "--workdir",
+          workdir,
+          "--image",
+          *paths,
+          "--steps",
+          "2",
+          "--n",
+          str(n),
+          "--strength",
+          "0,0.5",
+          "--out",
+          str(tmp_path / name),
+        ]
+      )
+      == 0
+    )
     assert len(list((tmp_path / name).glob("0*.png"))) == 4 * len(name)
   for i, (path, strength) in enumerate(itertools.product(("A.png", "B.png"), (0, 0, 0.5, 0.5))):
     told = pictures.read_provenance(tmp_path / "AB" / f"{i:05d}.png")
@@ -181,45 +226,66 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
     assert len(list(ImageSequence.Iterator(animation))) == 6 and b"source_sha256" in animation.info["comment"]
 
 
-@pytest.mark.parametrize(("options", "told"), [
-  (["inpaint", "--mask", "{files}/other.png"], "other.png is 27x20 and --image 27x21 pixels"),
-  (["inpaint", "--mask", "{files}/empty.png"], "empty.png is empty"),
-  (["inpaint", "--mask", "{files}/broken.png"], "cannot be read as a picture"),
-  (["inpaint"], "inpaint without --mask or --margins"),
-  (["inpaint", "--margins", "0"], "margins 0,0,0,0; expected numbers of pixels"),
-  (["inpaint", "--margins", "1,2"], "--margins 1,2; expected one number"),
-  (["inpaint", "--margins", "one"], "--margins one; expected a comma list"),
-  (["inpaint", "--mask", "{files}/M.png", "--strength", "-0.1"], "strength=-0.1; expected 0 to 1"),
-  (["image-to-image", "--strength", "1.5"], "strength=1.5; expected 0 to 1"),
-  (["image-to-image", "--strength", "much"], "--strength much; expected a comma list"),
-  (["image-to-image", "--strength", "nan"], "strength=nan; expected 0 to 1"),
-  (["image-to-image", "--image", "{files}/none.png"], "none.png"),
-  (["image-to-image", "--image", "{files}/broken.png"], "broken.png cannot be read as a picture"),
-  (["image-to-image", "--steps", "0"], "steps=0; expected at least 1"),
-  (["image-to-image", "--n", "0"], "--n 0; expected at least 1"),
-  (["image-to-image", "--seed", "-1"], "--seed -1"),
-  (["image-to-image", "--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
-  (["image-to-image", "--sampler", "dimm"], "sampler='dimm'; expected one of"),
-  (["image-to-image", "--sampler", "edict"], "EDICT steps a pair of states"),
-  (["invert", "--sampler", "ddim", "--eta", "1"], "DDIM draws noise at each step"),
-  (["interpolate", "--to", "{files}/other.png"], "other.png is 27x20 pixels of 1 channels and"),
-  (["interpolate", "--to", "{files}/B.png", "--strength", "0.5"], "strength=0.5 in the space of noise"),
-  (["translate", "--label", "3"], "this model was not trained on pairs of pictures"),
-  (["translate", "--label", "3", "--onto", "12"], "label=12; expected"),
-  (["restore"], "this model was not trained on pairs of pictures"),
-  (["restore", "--degradation", "missing"], "--mask says which pixels are missing"),
-  (["restore", "--degradation", "noise", "--noise", "-1"], "noise=-1.0; expected at least 0"),
-  (["restore", "--degradation", "blur", "--sigma", "0"], "sigma=0.0 of Blurred"),
-  (["directions"], "one of --channel and --examples"),
-  (["directions", "--channel", "4"], "expected a channel below 4"),
-  (["directions", "--channel", "1", "--place", "9,0"], "a place such as 0,0 of 6x8"),
-  (["directions", "--examples", "{files}/S.npz"], "expected both"),
-  (["directions", "--examples", "{files}/A.png", "--having", "1", "--without", "0"], "expected an .npz with images and labels"),
-  (["directions", "--examples", "{files}/S.npz", "--having", "1", "--without", "0", "--image", "{files}/small.png"],
-   "S.npz are 27x21 pixels and --image 7x6"),
-  (["directions", "--examples", "{files}/S.npz", "--having", "1", "--without", "9"], "expected some of both"),
-  (["sharpen"], "invalid choice: 'sharpen'"),
-])
+@pytest.mark.parametrize(
+  ("options", "told"),
+  [
+    (["inpaint", "--mask", "{files}/other.png"], "other.png is 27x20 and --image 27x21 pixels"),
+    (["inpaint", "--mask", "{files}/empty.png"], "empty.png is empty"),
+    (["inpaint", "--mask", "{files}/broken.png"], "cannot be read as a picture"),
+    (["inpaint"], "inpaint without --mask or --margins"),
+    (["inpaint", "--margins", "0"], "margins 0,0,0,0; expected numbers of pixels"),
+    (["inpaint", "--margins", "1,2"], "--margins 1,2; expected one number"),
+    (["inpaint", "--margins", "one"], "--margins one; expected a comma list"),
+    (["inpaint", "--mask", "{files}/M.png", "--strength", "-0.1"], "strength=-0.1; expected 0 to 1"),
+    (["image-to-image", "--strength", "1.5"], "strength=1.5; expected 0 to 1"),
+    (["image-to-image", "--strength", "much"], "--strength much; expected a comma list"),
+    (["image-to-image", "--strength", "nan"], "strength=nan; expected 0 to 1"),
+    (["image-to-image", "--image", "{files}/none.png"], "none.png"),
+    (["image-to-image", "--image", "{files}/broken.png"], "broken.png cannot be read as a picture"),
+    (["image-to-image", "--steps", "0"], "steps=0; expected at least 1"),
+    (["image-to-image", "--n", "0"], "--n 0; expected at least 1"),
+    (["image-to-image", "--seed", "-1"], "--seed -1"),
+    (["image-to-image", "--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
+    (["image-to-image", "--sampler", "dimm"], "sampler='dimm'; expected one of"),
+    (["image-to-image", "--sampler", "edict"], "EDICT steps a pair of states"),
+    (["invert", "--sampler", "ddim", "--eta", "1"], "DDIM draws noise at each step"),
+    (["interpolate", "--to", "{files}/other.png"], "other.png is 27x20 pixels of 1 channels and"),
+    (["interpolate", "--to", "{files}/B.png", "--strength", "0.5"], "strength=0.5 in the space of noise"),
+    (["translate", "--label", "3"], "this model was not trained on pairs of pictures"),
+    (["translate", "--label", "3", "--onto", "12"], "label=12; expected"),
+    (["restore"], "this model was not trained on pairs of pictures"),
+    (["restore", "--degradation", "missing"], "--mask says which pixels are missing"),
+    (["restore", "--degradation", "noise", "--noise", "-1"], "noise=-1.0; expected at least 0"),
+    (["restore", "--degradation", "blur", "--sigma", "0"], "sigma=0.0 of Blurred"),
+    (["directions"], "one of --channel and --examples"),
+    (["directions", "--channel", "4"], "expected a channel below 4"),
+    (["directions", "--channel", "1", "--place", "9,0"], "a place such as 0,0 of 6x8"),
+    (["directions", "--examples", "{files}/S.npz"], "expected both"),
+    (
+      ["directions", "--examples", "{files}/A.png", "--having", "1", "--without", "0"],
+      "expected an .npz with images and labels",
+    ),
+    (
+      [
+        "directions",
+        "--examples",
+        "{files}/S.npz",
+        "--having",
+        "1",
+        "--without",
+        "0",
+        "--image",
+        "{files}/small.png",
+      ],
+      "S.npz are 27x21 pixels and --image 7x6",
+    ),
+    (
+      ["directions", "--examples", "{files}/S.npz", "--having", "1", "--without", "9"],
+      "expected some of both",
+    ),
+    (["sharpen"], "invalid choice: 'sharpen'"),
+  ],
+)
 def test_mistakes(workdir, files, tmp_path, capsys, options, told):
   assert edited(workdir, files, tmp_path / "O", *options) == 2
   error = capsys.readouterr().err
@@ -232,8 +298,12 @@ def test_an_out_that_is_no_folder(workdir, files, tmp_path, capsys):
   assert "expected a folder" in capsys.readouterr().err
 
 
-COMMANDS = [shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "editing.md").read_text(), re.S)
-            for line in block.replace("\\\n", " ").splitlines() if line.startswith("jldm edit")]
+COMMANDS = [
+  shlex.split(line)
+  for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "editing.md").read_text(), re.S)
+  for line in block.replace("\\\n", " ").splitlines()
+  if line.startswith("jldm edit")
+]
 
 
 @pytest.mark.slow
@@ -242,7 +312,9 @@ def test_the_commands_of_the_docs(workdir, files, tmp_path, monkeypatch, words):
   """At small size: two steps, on pictures of 16x16 of the names that they have there."""
   monkeypatch.chdir(tmp_path)
   random = np.random.default_rng(0)
-  words = [word.replace("?", digit) for word in words for digit in ("01" if "?" in word else "0")]  # two of all that match
+  words = [
+    word.replace("?", digit) for word in words for digit in ("01" if "?" in word else "0")
+  ]  # two of all that match
   Path("runs/editing").mkdir(parents=True)
   for word in words:
     if word.endswith(".png"):

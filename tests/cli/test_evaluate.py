@@ -1,4 +1,6 @@
-"""`jldm evaluate` on a workdir of two shrunk steps: what is written and printed, the same digits again, and mistakes."""
+"""`jldm evaluate` on a workdir of two shrunk steps: what is written and printed, the same digits
+again, and mistakes.
+"""
 
 import dataclasses
 import json
@@ -22,22 +24,36 @@ OPTIONS = ["--n", "70", "--extractor", "pixels", "--steps", "2", "--guidance-sca
 def workdir(tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "w"
   experiment = shrunk(config("digits"))
-  train(dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, count=160)), path, devices=1)
+  train(
+    dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, count=160)), path, devices=1
+  )
   return path
 
 
 @pytest.fixture(scope="module")
 def told(workdir):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS]) == 0
-  return {name: json.loads((workdir / "evaluation" / f"{name}.json").read_text()) for name in ("2", "autoencoder-2")}
+  return {
+    name: json.loads((workdir / "evaluation" / f"{name}.json").read_text()) for name in ("2", "autoencoder-2")
+  }
 
 
 def test_everything_that_a_figure_depends_on_stands_beside_it(told):
   denoiser = told["2"]
-  assert denoiser["samples"] == {"n": 70, "seed": 0, "sampler": "dpmpp_2m", "steps": 2, "grid": "uniform", "guidance_scale": 0.9}
+  assert denoiser["samples"] == {
+    "n": 70,
+    "seed": 0,
+    "sampler": "dpmpp_2m",
+    "steps": 2,
+    "grid": "uniform",
+    "guidance_scale": 0.9,
+  }
   assert denoiser["extractor"]["name"] == "pixels" and denoiser["extractor"]["width"] == 64
   assert denoiser["extractor"]["distance"] == "Fréchet distance"
-  assert denoiser["reference"] == {"split": "train", "n": 160} and denoiser["real"] == {"split": "test", "n": 70}
+  assert denoiser["reference"] == {"split": "train", "n": 160} and denoiser["real"] == {
+    "split": "test",
+    "n": 70,
+  }
   assert {"jldm", "jax", "numpy", "python", "device"} <= denoiser["versions"].keys()
   assert denoiser["stage"] == "denoiser" and denoiser["step"] == 2 and denoiser["checkpoint"] == "latest"
 
@@ -61,7 +77,9 @@ def test_reconstructions_in_all_and_by_class(told):
 def test_copies_are_looked_for_and_drawn(workdir, told):
   audit = told["2"]["memorisation"]
   assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160
-  assert len({pair["train"] for pair in audit["pairs"]}) == len(audit["pairs"]) <= 16, "each training picture once"
+  assert len({pair["train"] for pair in audit["pairs"]}) == len(audit["pairs"]) <= 16, (
+    "each training picture once"
+  )
   ratios = [pair["to_train"] / pair["to_held_out"] for pair in audit["pairs"]]
   assert ratios == sorted(ratios) and {pair["sample"] for pair in audit["pairs"]} <= set(range(70))
   with Image.open(workdir / "evaluation" / "2-nearest.png") as sheet:
@@ -82,7 +100,8 @@ def test_the_same_seed_gives_the_same_bytes(workdir, told, tmp_path):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS]) == 0
   after = {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()}
   assert {name: after[name] == each for name, each in before.items() if not name.endswith(".npz")} == {
-    name: True for name in before if not name.endswith(".npz")}
+    name: True for name in before if not name.endswith(".npz")
+  }
   assert after.keys() == before.keys()
 
 
@@ -90,26 +109,36 @@ def test_another_seed_gives_others(workdir, told, capsys):
   options = ["--stage", "denoiser", "--seed", "1", "--metrics", "kid"]
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, *options]) == 0
   found = json.loads((workdir / "evaluation" / "2.json").read_text())
-  assert found["metrics"].keys() == {"kid"} and found["metrics"]["kid"]["value"] != told["2"]["metrics"]["kid"]["value"]
+  assert (
+    found["metrics"].keys() == {"kid"}
+    and found["metrics"]["kid"]["value"] != told["2"]["metrics"]["kid"]["value"]
+  )
   assert found["metrics"]["kid"]["real"] == told["2"]["metrics"]["kid"]["real"]
   lines = capsys.readouterr().out.splitlines()
   assert "seed 1; features of pixels 1 (no weights), against 160 of train" in lines[0]
   assert lines[1].split() == ["value", "95", "%", "interval", "n", "real", "against", "real"]
-  assert lines[2].startswith("kernel distance (KID)") and lines[3].startswith("no copying is seen") and lines[4].startswith("in ")
+  assert (
+    lines[2].startswith("kernel distance (KID)")
+    and lines[3].startswith("no copying is seen")
+    and lines[4].startswith("in ")
+  )
 
 
-@pytest.mark.parametrize(("options", "told"), [
-  (["--n", "64"], "64 pictures, where features are 64 wide"),
-  (["--n", "5"], "--n 5; expected at least 20"),
-  (["--n", "170"], "n=170, where 160 pictures are held out and 160 trained on; expected at most 160"),
-  (["--extractor", "pixel"], "did you mean 'pixels'?"),
-  (["--metrics", "fid"], "there is no 'fid'; expected a comma list of frechet"),
-  (["--weights", "nowhere.safetensors"], "cannot read 'nowhere.safetensors'"),
-  (["--best"], "keeps no best denoiser; train with --set evaluation.every_steps=1000"),
-  (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
-  (["--seed", "-1"], "--seed -1; expected 0 to"),
-  (["--data-dir", "x"], "has no data_dir"),
-])
+@pytest.mark.parametrize(
+  ("options", "told"),
+  [
+    (["--n", "64"], "64 pictures, where features are 64 wide"),
+    (["--n", "5"], "--n 5; expected at least 20"),
+    (["--n", "170"], "n=170, where 160 pictures are held out and 160 trained on; expected at most 160"),
+    (["--extractor", "pixel"], "did you mean 'pixels'?"),
+    (["--metrics", "fid"], "there is no 'fid'; expected a comma list of frechet"),
+    (["--weights", "nowhere.safetensors"], "cannot read 'nowhere.safetensors'"),
+    (["--best"], "keeps no best denoiser; train with --set evaluation.every_steps=1000"),
+    (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
+    (["--seed", "-1"], "--seed -1; expected 0 to"),
+    (["--data-dir", "x"], "has no data_dir"),
+  ],
+)
 def test_mistakes_are_told_in_one_line(workdir, capsys, options, told):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, "--stage", "denoiser", *options]) == 2
   error = capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""`--import`: every command knows the person's own classes, from a file or a module that the person names each time."""
+"""`--import`: every command knows the person's own classes, from a file or a module that the person
+names each time.
+"""
 
 import dataclasses
 import sys
@@ -60,6 +62,7 @@ def workdir(here):
   (here / "w").mkdir()
   with mock.patch.dict(registry.CLASSES):
     from jldm.cli import import_target
+
     mixer = import_target("nets.py").Mixer(width=5)
     experiment = config("digits")
     objective = dataclasses.replace(experiment.stage("denoiser").objective, network=mixer)
@@ -76,10 +79,15 @@ def test_every_command_is_here():
 @pytest.mark.parametrize("place", ["before", "after", "between"])
 def test_every_command_runs_it_before_anything_else(here, capsys, command, place):
   (here / "first.py").write_text("open('ran', 'w').close()\n")
-  (here / "second.py").write_text("from pathlib import Path; Path('ran').write_text('twice' * Path('ran').exists())\n1 / 0\n")
+  (here / "second.py").write_text(
+    "from pathlib import Path; Path('ran').write_text('twice' * Path('ran').exists())\n1 / 0\n"
+  )
   own, arguments = ["--import", "first.py", "--import=second.py"], ARGUMENTS[command]
-  order = {"before": [*own, command, *arguments], "after": [command, *arguments, *own],
-           "between": [command, *own[:2], *arguments, own[2]]}
+  order = {
+    "before": [*own, command, *arguments],
+    "after": [command, *arguments, *own],
+    "between": [command, *own[:2], *arguments, own[2]],
+  }
   error = refused(capsys, *order[place])
   assert "--import 'second.py' fails: second.py:2: ZeroDivisionError: division by zero" in error
   assert (here / "ran").read_text() == "twice" and not (here / "w").exists()
@@ -94,7 +102,10 @@ def test_a_wrong_command_line_runs_nothing(here, capsys):
 
 def test_a_workdir_with_a_class_of_ones_own_opens_with_its_file_alone(workdir, capsys):
   error = refused(capsys, "info", workdir)
-  assert "class 'Mixer' is not known; give the file that has it: --import FILE.py" in error and "--import CONFIG.py" in error
+  assert (
+    "class 'Mixer' is not known; give the file that has it: --import FILE.py" in error
+    and "--import CONFIG.py" in error
+  )
   assert main(["info", workdir, "--import", "nets.py"]) == 0
   assert "a workdir" in capsys.readouterr().out
 
@@ -102,20 +113,32 @@ def test_a_workdir_with_a_class_of_ones_own_opens_with_its_file_alone(workdir, c
 @pytest.mark.parametrize("command", ["replay", "sample", "evaluate", "report", "info"])
 def test_each_command_that_reads_a_workdir_says_so(workdir, capsys, command):
   assert "class 'Mixer' is not known; give the file that has it: --import FILE.py" in refused(
-    capsys, command, *ARGUMENTS[command])
+    capsys, command, *ARGUMENTS[command]
+  )
 
 
 def test_set_knows_the_class(here, capsys):
   (here / "nets.py").write_text(NETS)
-  train = ["train", "--config", DIGITS, "--workdir", "w", "--set", "denoiser.objective.network=Mixer(width=7)",
-           "--set", "data.data_dir=nowhere"]
+  train = [
+    "train",
+    "--config",
+    DIGITS,
+    "--workdir",
+    "w",
+    "--set",
+    "denoiser.objective.network=Mixer(width=7)",
+    "--set",
+    "data.data_dir=nowhere",
+  ]
   assert "no class 'Mixer'" in (error := refused(capsys, *train)) and "--import FILE.py" in error
   assert "jldm prepare digits" in refused(capsys, *train, "--import", "nets.py")
 
 
 def test_a_config_that_registers_a_class_trains_and_may_be_imported_as_well(here):
   """Twice the same file is twice the same class, of which the later one counts."""
-  (here / "own.py").write_text(NETS + """
+  (here / "own.py").write_text(
+    NETS
+    + """
 import dataclasses
 from configs.digits import experiment as digits
 
@@ -123,7 +146,8 @@ def experiment():
   base = digits()
   objective = dataclasses.replace(base.stage("denoiser").objective, network=Mixer(width=7))
   return base.with_stage(dataclasses.replace(base.stage("denoiser"), objective=objective))
-""")
+"""
+  )
   for _ in range(2):
     assert '"class": "Mixer",\n          "width": 7' in dumps(load_config("own.py"))
 
@@ -134,22 +158,41 @@ def test_an_installed_module_is_imported_by_its_name(here, monkeypatch, capsys):
   (here / "site" / "mixers" / "nets.py").write_text(NETS)
   monkeypatch.syspath_prepend(here / "site")
   assert "jldm prepare digits" in refused(
-    capsys, "train", "--config", DIGITS, "--workdir", "w", "--set", "denoiser.objective.network=Mixer()",
-    "--set", "data.data_dir=nowhere", "--import", "mixers.nets")
+    capsys,
+    "train",
+    "--config",
+    DIGITS,
+    "--workdir",
+    "w",
+    "--set",
+    "denoiser.objective.network=Mixer()",
+    "--set",
+    "data.data_dir=nowhere",
+    "--import",
+    "mixers.nets",
+  )
 
 
-@pytest.mark.parametrize(("content", "text"), [
-  ("x = (\n", "a.py:1: SyntaxError: '(' was never closed"),
-  ("x = 1\n\nclass A\n", "a.py:3: SyntaxError: expected ':'"),
-  ("\n\nimport nosuch.thing\n", "a.py:3: ModuleNotFoundError: No module named 'nosuch'"),
-  ("def f():\n  raise ValueError('two\\nlines')\n\nf()\n", "a.py:2: ValueError: two lines"),
-  ("import sys\nsys.exit(3)\n", "a.py:2: SystemExit: 3"),
-  ("import jldm\nimport ast\nast.literal_eval('1 +')\n", "a.py:3: SyntaxError: invalid syntax"),
-  ("import jldm\n\njldm.lod\n", "a.py:3: AttributeError: module 'jldm' has no attribute 'lod'; did you mean 'load'?"),
-  ("import jldm\n\n@jldm.register\nclass Mixer:\n  pass\n", "a.py:3: cannot register"),
-  ("import dataclasses\nimport jldm\n@jldm.register\n@dataclasses.dataclass(frozen=True)\nclass DiT:\n  pass\n",
-   "a.py:3: another class named 'DiT' is registered"),
-])
+@pytest.mark.parametrize(
+  ("content", "text"),
+  [
+    ("x = (\n", "a.py:1: SyntaxError: '(' was never closed"),
+    ("x = 1\n\nclass A\n", "a.py:3: SyntaxError: expected ':'"),
+    ("\n\nimport nosuch.thing\n", "a.py:3: ModuleNotFoundError: No module named 'nosuch'"),
+    ("def f():\n  raise ValueError('two\\nlines')\n\nf()\n", "a.py:2: ValueError: two lines"),
+    ("import sys\nsys.exit(3)\n", "a.py:2: SystemExit: 3"),
+    ("import jldm\nimport ast\nast.literal_eval('1 +')\n", "a.py:3: SyntaxError: invalid syntax"),
+    (
+      "import jldm\n\njldm.lod\n",
+      "a.py:3: AttributeError: module 'jldm' has no attribute 'lod'; did you mean 'load'?",
+    ),
+    ("import jldm\n\n@jldm.register\nclass Mixer:\n  pass\n", "a.py:3: cannot register"),
+    (
+      "import dataclasses\nimport jldm\n@jldm.register\n@dataclasses.dataclass(frozen=True)\nclass DiT:\n  pass\n",
+      "a.py:3: another class named 'DiT' is registered",
+    ),
+  ],
+)
 def test_a_file_that_fails_is_one_line_with_its_place(here, capsys, content, text):
   (here / "a.py").write_text(content)
   error = refused(capsys, "info", "w", "--import", "a.py")
@@ -171,19 +214,25 @@ def test_a_file_that_is_no_text_is_one_line(here, capsys, content):
   assert "a.py:1: " in error and "Error: " in error
 
 
-@pytest.mark.parametrize(("target", "text"), [
-  ("none.py", "--import 'none.py' does not exist; there are a.py"),
-  ("no/where.py", "--import 'no/where.py' does not exist; give a Python file"),
-  ("folder.py", "--import 'folder.py' is a folder; there are a.py"),
-  ("notes.txt", "--import 'notes.txt' is not a Python file; expected one that ends in .py"),
-  ("notes.md", "--import 'notes.md': no module of that name is installed; give a file, as in --import FILE.py"),
-  ("nosuchmodule", "--import 'nosuchmodule': no module of that name is installed; give a file"),
-  ("nosuch.module", "--import 'nosuch.module': no module of that name"),
-  ("json.nosuch", "--import 'json.nosuch': no module of that name"),
-  ("a", "--import 'a': no module of that name is installed; for the file: --import a.py"),
-  ("..a", "--import '..a': no module of that name"),
-  ("", "--import '': no module of that name"),
-])
+@pytest.mark.parametrize(
+  ("target", "text"),
+  [
+    ("none.py", "--import 'none.py' does not exist; there are a.py"),
+    ("no/where.py", "--import 'no/where.py' does not exist; give a Python file"),
+    ("folder.py", "--import 'folder.py' is a folder; there are a.py"),
+    ("notes.txt", "--import 'notes.txt' is not a Python file; expected one that ends in .py"),
+    (
+      "notes.md",
+      "--import 'notes.md': no module of that name is installed; give a file, as in --import FILE.py",
+    ),
+    ("nosuchmodule", "--import 'nosuchmodule': no module of that name is installed; give a file"),
+    ("nosuch.module", "--import 'nosuch.module': no module of that name"),
+    ("json.nosuch", "--import 'json.nosuch': no module of that name"),
+    ("a", "--import 'a': no module of that name is installed; for the file: --import a.py"),
+    ("..a", "--import '..a': no module of that name"),
+    ("", "--import '': no module of that name"),
+  ],
+)
 def test_what_is_not_there_is_one_line(here, capsys, target, text):
   (here / "a.py").write_text("")
   (here / "notes.txt").write_text("")
@@ -193,7 +242,9 @@ def test_what_is_not_there_is_one_line(here, capsys, target, text):
 
 def test_an_error_in_experiment_has_its_line(here, capsys):
   (here / "a.py").write_text("def experiment():\n  return 1 / 0\n")
-  assert "--config 'a.py' fails: a.py:2: ZeroDivisionError" in refused(capsys, "train", "--config", "a.py", "--workdir", "w")
+  assert "--config 'a.py' fails: a.py:2: ZeroDivisionError" in refused(
+    capsys, "train", "--config", "a.py", "--workdir", "w"
+  )
 
 
 def test_help_tells_of_it(capsys):

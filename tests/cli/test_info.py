@@ -20,11 +20,15 @@ def told(capsys, *argv) -> str:
 
 def test_a_file(tmp_path, capsys):
   path = tmp_path / "x.safetensors"
-  safetensors.write(path, {"a": np.float32([1, 3, np.nan]), "b": np.zeros((2, 0), np.int32)}, {"kind": "test"})
+  safetensors.write(
+    path, {"a": np.float32([1, 3, np.nan]), "b": np.zeros((2, 0), np.int32)}, {"kind": "test"}
+  )
   brief, long = told(capsys, path), told(capsys, path, "--statistics")
   assert "kind: test" in brief and "a  float32  [3]" in brief and "b  int32    [2, 0]" in brief
   assert "2 arrays (1 float32, 1 int32), 0.000 M values, 0.0 MB" in brief and "not finite" not in brief
-  assert "1 to          3, mean          2, std          1, 1 not finite" in long and "1 values not finite" in long
+  assert (
+    "1 to          3, mean          2, std          1, 1 not finite" in long and "1 values not finite" in long
+  )
 
 
 def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
@@ -51,7 +55,13 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
   reads, writes = os.pipe()
   os.close(reads)
   call = "import sys; from jldm.cli import main; sys.exit(main(sys.argv[1:]))"
-  done = subprocess.run([sys.executable, "-c", call, "info", str(tmp_path / "x.safetensors")], cwd=ROOT, stdout=writes,
-                        stderr=subprocess.PIPE, text=True, timeout=120)
+  done = subprocess.run(
+    [sys.executable, "-c", call, "info", str(tmp_path / "x.safetensors")],
+    cwd=ROOT,
+    stdout=writes,
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=120,
+  )
   os.close(writes)
   assert (done.returncode, done.stderr) == (0, "")

@@ -10,17 +10,22 @@ def refused(capsys, *argv):
   """The one line of a mistake."""
   assert main(list(argv)) == 2
   captured = capsys.readouterr()
-  assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+  assert (
+    captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+  )
   return captured.err
 
 
-@pytest.mark.parametrize("argv, told", [
-  ((), "COMMAND"),
-  (("smaple",), "smaple"),
-  (("train", "--workdir", "w"), "--config"),
-  (("sample", "--n", "many", "--workdir", "w"), "--n"),
-  (("sample", "--workdir", "w", "--frobnicate"), "--frobnicate"),
-])
+@pytest.mark.parametrize(
+  "argv, told",
+  [
+    ((), "COMMAND"),
+    (("smaple",), "smaple"),
+    (("train", "--workdir", "w"), "--config"),
+    (("sample", "--n", "many", "--workdir", "w"), "--n"),
+    (("sample", "--workdir", "w", "--frobnicate"), "--frobnicate"),
+  ],
+)
 def test_a_wrong_command_line(capsys, argv, told):
   assert told in refused(capsys, *argv)
 

@@ -51,7 +51,9 @@ def test_it_is_loaded_with_a_codec_that_has_nothing_to_load(workdir):
   model, params = load(workdir)
   assert model.codec == Identity(mean=-0.4, std=0.7) and model.latent_shape == (8, 8, 1)
   assert {name: float(value) for name, value in params["codec"].items() if name in ("mean", "std")} == {
-    "mean": pytest.approx(-0.4), "std": pytest.approx(0.7)}
+    "mean": pytest.approx(-0.4),
+    "std": pytest.approx(0.7),
+  }
   with pytest.raises(UserError, match="has no autoencoder; its stages are denoiser"):
     load_codec(workdir)
 
@@ -67,15 +69,21 @@ def test_pictures_are_sampled_edited_judged_and_reported(workdir, tmp_path, caps
   Image.fromarray(mask).save(tmp_path / "M.png")
   source = ["--workdir", str(workdir), "--image", str(tmp_path / "O" / "00000.png")]
   with quick_edits():
-    assert main(["edit", "inpaint", *source, "--mask", str(tmp_path / "M.png"), "--steps", "2", *to("E")]) == 0
+    assert (
+      main(["edit", "inpaint", *source, "--mask", str(tmp_path / "M.png"), "--steps", "2", *to("E")]) == 0
+    )
   options = ["--n", "20", "--extractor", "pixels", "--steps", "2", "--metrics", "kid"]
   assert main(["evaluate", *common, *options]) == 0
-  assert [path.name for path in (workdir / "evaluation").glob("*.json")] == ["2.json"], "there is nothing to reconstruct"
+  assert [path.name for path in (workdir / "evaluation").glob("*.json")] == ["2.json"], (
+    "there is nothing to reconstruct"
+  )
   assert main(["report", str(workdir)]) == 0
   assert "Identity" in (workdir / "report.html").read_text()
   assert main(["info", str(workdir)]) == 0
   said = capsys.readouterr().out
-  assert "Identity(mean=-0.4, std=0.7, field='image')" in said and "denoiser: Diffusion, at step 2 of 2" in said
+  assert (
+    "Identity(mean=-0.4, std=0.7, field='image')" in said and "denoiser: Diffusion, at step 2 of 2" in said
+  )
 
 
 def test_a_pixel_that_is_known_comes_back(workdir, tmp_path):
@@ -91,12 +99,21 @@ def test_as_one_file_and_back(workdir, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "w")[1], load(workdir)[1])
 
 
-@pytest.mark.parametrize("command, told", [
-  (["sample", "--tile", "4"], "tiles of Identity, which has no autoencoder; leave the tiles out"),
-  (["evaluate", "--stage", "autoencoder", "--extractor", "pixels"], "no stage 'autoencoder'; expected one of denoiser"),
-  (["replay", "--steps", "1:2", "--stage", "autoencoder"], "no stage 'autoencoder'; expected one of denoiser"),
-  (["sample", "--size", "0x4"], "size"),
-])
+@pytest.mark.parametrize(
+  "command, told",
+  [
+    (["sample", "--tile", "4"], "tiles of Identity, which has no autoencoder; leave the tiles out"),
+    (
+      ["evaluate", "--stage", "autoencoder", "--extractor", "pixels"],
+      "no stage 'autoencoder'; expected one of denoiser",
+    ),
+    (
+      ["replay", "--steps", "1:2", "--stage", "autoencoder"],
+      "no stage 'autoencoder'; expected one of denoiser",
+    ),
+    (["sample", "--size", "0x4"], "size"),
+  ],
+)
 def test_what_it_cannot_do_is_one_line(workdir, capsys, command, told):
   assert main([*command, "--workdir", str(workdir)]) == 2
   lines = capsys.readouterr().err.strip().splitlines()

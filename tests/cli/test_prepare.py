@@ -23,23 +23,59 @@ def photos(tmp_path):
 
 
 def test_it_prints_one_line(photos, tmp_path, capfd):
-  run("folder", "--source", photos, "--name", "pets", "--data-dir", tmp_path / "data", "--size", "6x10", "--pad", "1",
-      "--channels", "1")
+  run(
+    "folder",
+    "--source",
+    photos,
+    "--name",
+    "pets",
+    "--data-dir",
+    tmp_path / "data",
+    "--size",
+    "6x10",
+    "--pad",
+    "1",
+    "--channels",
+    "1",
+  )
   out, err = capfd.readouterr()
   assert out == f"{tmp_path}/data/pets/1.0.0: train 3 images; height 8, width 12, channels 1; 2 classes\n"
   assert err == ""  # the progress bars of a terminal, and nothing of TFDS
 
 
 def test_buckets(photos, tmp_path, capsys):
-  run("folder", "--source", photos, "--name", "pets", "--data-dir", tmp_path / "data", "--size", "8", "--buckets", "4x16,16X4")
+  run(
+    "folder",
+    "--source",
+    photos,
+    "--name",
+    "pets",
+    "--data-dir",
+    tmp_path / "data",
+    "--size",
+    "8",
+    "--buckets",
+    "4x16,16X4",
+  )
   assert capsys.readouterr().out == (
-    f"{tmp_path}/data/pets/1.0.0: train 3 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes\n")
+    f"{tmp_path}/data/pets/1.0.0: train 3 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes\n"
+  )
 
 
 @pytest.mark.parametrize("buckets", ["", "4x", "4x16,", "4x16;16x4"])
 def test_wrong_buckets_are_refused(photos, tmp_path, buckets):
   with pytest.raises(UserError, match=r"--buckets '.*'; expected one number, as in 64, or HEIGHTxWIDTH"):
-    run("folder", "--source", photos, "--name", "pets", "--data-dir", tmp_path / "data", "--size=8", f"--buckets={buckets}")
+    run(
+      "folder",
+      "--source",
+      photos,
+      "--name",
+      "pets",
+      "--data-dir",
+      tmp_path / "data",
+      "--size=8",
+      f"--buckets={buckets}",
+    )
   assert not (tmp_path / "data").exists()
 
 

@@ -16,9 +16,14 @@ def workdir(unbroken):
   return str(unbroken)
 
 
-@pytest.mark.parametrize("text, n, counts", [
-  ("all", 23, [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]), ("3,5", 5, [0, 0, 0, 3, 0, 2, 0, 0, 0, 0]), ("7", 2, [0] * 7 + [2, 0, 0]),
-])
+@pytest.mark.parametrize(
+  "text, n, counts",
+  [
+    ("all", 23, [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]),
+    ("3,5", 5, [0, 0, 0, 3, 0, 2, 0, 0, 0, 0]),
+    ("7", 2, [0] * 7 + [2, 0, 0]),
+  ],
+)
 def test_labels_are_split_evenly_the_remainder_to_the_first(text, n, counts):
   assert np.bincount(sample.parse_labels(text, n, 10), minlength=10).tolist() == counts
 
@@ -30,7 +35,20 @@ def test_unconditional_labels():
 
 def test_a_folder_of_pictures_with_provenance(workdir, tmp_path):
   out = tmp_path / "O"
-  options = ["--n", "3", "--label", "3", "--sampler", "ddim", "--steps", "2", "--guidance-scale", "2", "--out", str(out)]
+  options = [
+    "--n",
+    "3",
+    "--label",
+    "3",
+    "--sampler",
+    "ddim",
+    "--steps",
+    "2",
+    "--guidance-scale",
+    "2",
+    "--out",
+    str(out),
+  ]
   assert main(["sample", "--workdir", workdir, *options]) == 0
   assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
   with Image.open(out / "00001.png") as picture:
@@ -42,15 +60,53 @@ def test_a_folder_of_pictures_with_provenance(workdir, tmp_path):
 
 def test_guidance_is_told_with_the_picture(workdir, tmp_path):
   out = tmp_path / "O"
-  options = ["--guidance", "apg", "--guidance-interval", "-3", "4.5", "--guidance-rescale", "0.5", "--negative-label", "7"]
-  assert main(["sample", "--workdir", workdir, "--n", "1", "--label", "3", "--steps", "2", "--out", str(out), *options]) == 0
+  options = [
+    "--guidance",
+    "apg",
+    "--guidance-interval",
+    "-3",
+    "4.5",
+    "--guidance-rescale",
+    "0.5",
+    "--negative-label",
+    "7",
+  ]
+  assert (
+    main(
+      [
+        "sample",
+        "--workdir",
+        workdir,
+        "--n",
+        "1",
+        "--label",
+        "3",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+        *options,
+      ]
+    )
+    == 0
+  )
   told = pictures.read_provenance(out / "00000.png")
   assert told["guidance"] == "apg" and told["guidance_interval"] == [-3, 4.5]
   assert told["guidance_rescale"] == 0.5 and told["negative_label"] == 7
 
 
 def test_previews_and_a_sampler_written_out_on_a_grid(workdir, tmp_path):
-  options = ["--n", "2", "--steps", "3", "--sampler", "Churn(Heun(), gamma=0.1)", "--grid", "karras", "--previews"]
+  options = [
+    "--n",
+    "2",
+    "--steps",
+    "3",
+    "--sampler",
+    "Churn(Heun(), gamma=0.1)",
+    "--grid",
+    "karras",
+    "--previews",
+  ]
   assert main(["sample", "--workdir", workdir, *options, "--out", str(tmp_path / "O")]) == 0
   told = pictures.read_provenance(tmp_path / "O" / "previews.png")
   assert told["sampler"] == "Churn(Heun(), gamma=0.1)" and told["grid"] == "karras"
@@ -73,36 +129,50 @@ def test_an_npz_has_the_same_pictures(workdir, tmp_path):
 def test_tiles_are_the_same_pictures(workdir, tmp_path):
   common = ["sample", "--workdir", workdir, "--n", "2", "--steps", "2", "--devices", "1"]
   found = {}
-  for name, options in {"whole": [], "tiles": ["--tile", "3"], "blended": ["--tile", "3", "--overlap", "1"]}.items():
+  for name, options in {
+    "whole": [],
+    "tiles": ["--tile", "3"],
+    "blended": ["--tile", "3", "--overlap", "1"],
+  }.items():
     assert main([*common, *options, "--out", str(tmp_path / f"{name}.npz")]) == 0
     found[name] = np.int32(np.load(tmp_path / f"{name}.npz")["images"])
   assert np.abs(found["tiles"] - found["whole"]).max() <= 1, "a rounding"
-  assert 0 < np.abs(found["blended"] - found["whole"]).mean() < np.abs(found["whole"] - found["whole"][::-1]).mean()
+  assert (
+    0
+    < np.abs(found["blended"] - found["whole"]).mean()
+    < np.abs(found["whole"] - found["whole"][::-1]).mean()
+  )
   assert main([*common, "--tile", "3", "--out", str(tmp_path / "O")]) == 0
   assert pictures.read_provenance(tmp_path / "O" / "00000.png")["tile"] == 3
 
 
-@pytest.mark.parametrize("options, told", [
-  (["--n", "0"], "--n 0; expected at least 1"),
-  (["--steps", "0"], "steps=0; expected at least 1"),
-  (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
-  (["--sampler", "heun", "--eta", "1"], "has no eta"),
-  (["--sampler", "DPMSolver(3)"], "no class 'DPMSolver'; did you mean 'DPMSolverPP'?"),
-  (["--grid", "trailing"], "expected a Discrete process"),
-  (["--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
-  (["--label", "three"], "--label three"),
-  (["--seed", "-1"], "--seed -1"),
-  (["--guidance", "cgf"], "guidance='cgf'; expected one of ['apg', 'cfg', 'cfg_pp', 'cfg_zero']"),
-  (["--guidance", "cfg_pp", "--guidance-scale", "2"], "guidance_scale=2.0 of cfg_pp; expected 0 to 1"),
-  (["--guidance-interval", "4", "-3"], "interval=(4.0, -3.0); expected two finite log SNR, the lower first"),
-  (["--guidance-interval", "0", "inf"], "interval=(0.0, inf); expected two finite log SNR"),
-  (["--guidance-rescale", "1.5"], "rescale=1.5; expected a share from 0 to 1"),
-  (["--negative-label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
-  (["--tile", "0"], "tile=0; expected at least 1 latent"),
-  (["--tile", "4", "--overlap", "4"], "overlap=4 of tiles of 4 latents; expected 0 to 3"),
-  (["--overlap", "4"], "--overlap 4 without --tile; give the side of tiles too"),
-  (["--devices", "99"], "devices=99; expected 1 to 8"),
-])
+@pytest.mark.parametrize(
+  "options, told",
+  [
+    (["--n", "0"], "--n 0; expected at least 1"),
+    (["--steps", "0"], "steps=0; expected at least 1"),
+    (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
+    (["--sampler", "heun", "--eta", "1"], "has no eta"),
+    (["--sampler", "DPMSolver(3)"], "no class 'DPMSolver'; did you mean 'DPMSolverPP'?"),
+    (["--grid", "trailing"], "expected a Discrete process"),
+    (["--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
+    (["--label", "three"], "--label three"),
+    (["--seed", "-1"], "--seed -1"),
+    (["--guidance", "cgf"], "guidance='cgf'; expected one of ['apg', 'cfg', 'cfg_pp', 'cfg_zero']"),
+    (["--guidance", "cfg_pp", "--guidance-scale", "2"], "guidance_scale=2.0 of cfg_pp; expected 0 to 1"),
+    (
+      ["--guidance-interval", "4", "-3"],
+      "interval=(4.0, -3.0); expected two finite log SNR, the lower first",
+    ),
+    (["--guidance-interval", "0", "inf"], "interval=(0.0, inf); expected two finite log SNR"),
+    (["--guidance-rescale", "1.5"], "rescale=1.5; expected a share from 0 to 1"),
+    (["--negative-label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
+    (["--tile", "0"], "tile=0; expected at least 1 latent"),
+    (["--tile", "4", "--overlap", "4"], "overlap=4 of tiles of 4 latents; expected 0 to 3"),
+    (["--overlap", "4"], "--overlap 4 without --tile; give the side of tiles too"),
+    (["--devices", "99"], "devices=99; expected 1 to 8"),
+  ],
+)
 def test_mistakes(workdir, tmp_path, capsys, options, told):
   assert main(["sample", "--workdir", workdir, "--out", str(tmp_path / "O"), *options]) == 2
   error = capsys.readouterr().err

@@ -12,15 +12,21 @@ from tests.configs import ROOT
 DIGITS = str(ROOT / "configs" / "digits.py")
 
 
-@pytest.mark.parametrize("options, told", [
-  (["--config", "configs/digit.py"], "config 'configs/digit.py' does not exist; there are"),
-  (["--config", "README.md"], "README.md"),
-  (["--config", DIGITS, "--set", "denoiser.stpes=5"], "Stage has no field 'stpes'; did you mean 'steps'?"),
-  (["--config", DIGITS, "--set", "denoiser.steps=five"], "denoiser.steps: expected int such as"),
-  (["--config", DIGITS, "--set", "denoiser.steps"], "expected PATH=VALUE"),
-  (["--config", DIGITS, "--set", "denoiser.objective.parametrization.kind=epps"], "'epps'; expected one of"),
-  (["--config", DIGITS, "--set", "data.data_dir=nowhere"], "jldm prepare digits"),
-])
+@pytest.mark.parametrize(
+  "options, told",
+  [
+    (["--config", "configs/digit.py"], "config 'configs/digit.py' does not exist; there are"),
+    (["--config", "README.md"], "README.md"),
+    (["--config", DIGITS, "--set", "denoiser.stpes=5"], "Stage has no field 'stpes'; did you mean 'steps'?"),
+    (["--config", DIGITS, "--set", "denoiser.steps=five"], "denoiser.steps: expected int such as"),
+    (["--config", DIGITS, "--set", "denoiser.steps"], "expected PATH=VALUE"),
+    (
+      ["--config", DIGITS, "--set", "denoiser.objective.parametrization.kind=epps"],
+      "'epps'; expected one of",
+    ),
+    (["--config", DIGITS, "--set", "data.data_dir=nowhere"], "jldm prepare digits"),
+  ],
+)
 def test_mistakes(tmp_path, monkeypatch, capsys, options, told):
   monkeypatch.chdir(ROOT)
   assert main(["train", *options, "--workdir", str(tmp_path / "w")]) == 2
@@ -45,7 +51,16 @@ def test_an_unwritable_workdir(tmp_path, capsys):
 def test_a_missing_data_set_is_told_within_seconds(tmp_path):
   """The whole command, as a person runs it, without a network."""
   began = time.monotonic()
-  command = [sys.executable, "train.py", "--config", DIGITS, "--workdir", str(tmp_path / "w"), "--set", "data.name=mnist"]
+  command = [
+    sys.executable,
+    "train.py",
+    "--config",
+    DIGITS,
+    "--workdir",
+    str(tmp_path / "w"),
+    "--set",
+    "data.name=mnist",
+  ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert done.returncode == 2 and "mnist" in done.stderr and done.stderr.count("\n") == 1
   assert time.monotonic() - began < 30, "200 s is what TFDS takes to give up on a network"

@@ -22,7 +22,10 @@ SMALL = Experiment(
   stages=(
     Stage(name="autoencoder", objective=Reconstruction(network=KLAutoencoder(widths=(64, 128)))),
     Stage(
-      name="denoiser", needs=(Need("codec", "autoencoder"),), objective=Diffusion(network=DiT(), process=Cosine()), steps=1000,
+      name="denoiser",
+      needs=(Need("codec", "autoencoder"),),
+      objective=Diffusion(network=DiT(), process=Cosine()),
+      steps=1000,
       ema=Decay(0.998),
     ),
   ),
@@ -45,7 +48,9 @@ class Network(nn.Module):
 def field(config: Any, path: str) -> Any:
   """What stands at a path such as "denoiser.objective.network"."""
   for name in path.split("."):
-    config = config.stage(name) if isinstance(config, Experiment) and name in config.names else getattr(config, name)
+    config = (
+      config.stage(name) if isinstance(config, Experiment) and name in config.names else getattr(config, name)
+    )
   return config
 
 

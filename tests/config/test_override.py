@@ -17,18 +17,21 @@ from tests.config.examples import SMALL, Pair, field, refused
 CONDITIONERS = "a tuple of ClassLabel(...) or Vector(...) or Masked(...) or Paired(...), such as (), (A(),)"
 
 
-@pytest.mark.parametrize("path, text, value", [
-  ("seed", "7", 7),
-  ("denoiser.steps", "500", 500),
-  ("denoiser.optimizer.schedule.peak", "3e-4", 3e-4),
-  ("denoiser.ema.decay", "1", 1.0),  # an int is a legal float
-  ("denoiser.objective.network.width", "512", 512),
-  ("denoiser.objective.parametrization.kind", "eps", "eps"),
-  ("autoencoder.objective.network.widths", "(8, 16, 32)", (8, 16, 32)),
-  ("autoencoder.objective.network.widths", "8,16", (8, 16)),
-  ("data.name", "3", "3"),  # a string stays one
-  ("data.name", "a=b c", "a=b c"),
-])
+@pytest.mark.parametrize(
+  "path, text, value",
+  [
+    ("seed", "7", 7),
+    ("denoiser.steps", "500", 500),
+    ("denoiser.optimizer.schedule.peak", "3e-4", 3e-4),
+    ("denoiser.ema.decay", "1", 1.0),  # an int is a legal float
+    ("denoiser.objective.network.width", "512", 512),
+    ("denoiser.objective.parametrization.kind", "eps", "eps"),
+    ("autoencoder.objective.network.widths", "(8, 16, 32)", (8, 16, 32)),
+    ("autoencoder.objective.network.widths", "8,16", (8, 16)),
+    ("data.name", "3", "3"),  # a string stays one
+    ("data.name", "a=b c", "a=b c"),
+  ],
+)
 def test_an_override_replaces_one_leaf(path, text, value):
   changed = override(SMALL, path, text)
   leaf = field(changed, path)
@@ -37,63 +40,110 @@ def test_an_override_replaces_one_leaf(path, text, value):
   assert [line.split(":")[0] for line in differences(to_data(SMALL), to_data(changed))] == [path]
 
 
-@pytest.mark.parametrize("path, text, told", [
-  ("denoizer.steps", "5", "Experiment has no field 'denoizer'; did you mean 'denoiser'?"),
-  ("denoiser.objective.network.widht", "5", "DiT has no field 'widht'; did you mean 'width'?"),
-  ("denoiser.qqq", "5", "Stage has no field 'qqq'; it has name, objective, needs, start"),
-  ("denoiser.objective.process.s", "5", "Cosine has no field 's'; it has none"),
-  ("denoiser.objective.network.parent", "5", "DiT has no field 'parent'"),
-  ("denoiser.steps.more", "5", "denoiser.steps.more: 1000 has no fields; set it whole"),
-  ("denoiser.steps", "5.0", "denoiser.steps: expected int such as 1000, got '5.0'"),
-  ("denoiser.steps", "many", "expected int such as 1000, got 'many'"),
-  ("denoiser.steps", "True", "expected int such as 1000, got 'True'"),
-  ("denoiser.steps", "", "expected int such as 1000, got ''"),
-  ("denoiser.steps", "__import__('os').getpid()", "expected int"),
-  ("denoiser.ema.decay", "True", "expected float such as 0.998, got 'True'"),
-  ("denoiser.objective.network.in_context", "1", "expected bool such as False, got '1'"),
-  ("autoencoder.objective.network.widths", "8", "expected tuple such as (64, 128), got '8'"),
-  ("autoencoder.objective.network.widths", "(8, 1.5)", "expected tuple such as (64, 128), got '(8, 1.5)'"),
-  ("denoiser.objective.process", "Flow", "denoiser.objective.process: expected Cosine(...) or Flow(...) or LinearVP(...)"),
-  ("denoiser.objective.process", "Uniform()", "(none), got 'Uniform()'"),
-  ("denoiser.objective.process", "Flou()", "denoiser.objective.process: no class 'Flou'; did you mean 'Flow'?"),
-  ("denoiser.objective.process", "EDM(top=3)", "EDM(top=3) does not fit: "),
-  ("denoiser.objective.process", "open('x')", "no class 'open'; a class of your own needs --import FILE.py"),
-  ("denoiser.objective.process", "Flow().alpha(1)", "expected Cosine(...)"),
-  ("denoiser.objective.process", "Discrete(Uniform())", "schedule=Uniform() of Discrete; expected one like ScaledLinearBetas("),
-  ("denoiser.objective.process", "Shifted(3.0)", "process=3.0 of Shifted; expected one like Flow()"),
-  ("denoiser.objective.process", "EDM(**{'rho': 3.0})", "does not fit"),
-  ("denoiser.objective.weighting", "MinSNR", "expected Own(...) or Plain(...)"),
-  ("denoiser.objective.weighting", "Uniform()", "expected Own(...) or Plain(...)"),
-  ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
-  ("denoiser.objective.parametrization.kind", "epps", "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']"),
-  ("denoiser.objective.conditioners", "(Grey(),)", f"conditioners: expected {CONDITIONERS}, got '(Grey(),)'"),
-  ("denoiser.objective.conditioners", "Masked()", f"conditioners: expected {CONDITIONERS}, got 'Masked()'"),
-  ("denoiser.objective.conditioners", "masked", f"conditioners: expected {CONDITIONERS}, got 'masked'"),
-  ("denoiser.objective.conditioners", "None", f"conditioners: expected {CONDITIONERS}, got 'None'"),
-  ("denoiser.objective.conditioners", "(Paired(degradation=Masked()),)", "degradation=Masked("),
-  ("denoiser.objective.conditioners", "(Paired(degradation=Downsampled(2.5)),)",
-   "factor=2.5 of Downsampled; expected one like 4"),
-  ("denoiser.objective.conditioners", "(Masked(dropout=2),)", "dropout=2 of conditioner 'masked'; expected a share from 0 to 1"),
-  ("denoiser.objective.conditioners", "(Masked(), Masked())", "several conditioners are named 'masked'"),
-])
+@pytest.mark.parametrize(
+  "path, text, told",
+  [
+    ("denoizer.steps", "5", "Experiment has no field 'denoizer'; did you mean 'denoiser'?"),
+    ("denoiser.objective.network.widht", "5", "DiT has no field 'widht'; did you mean 'width'?"),
+    ("denoiser.qqq", "5", "Stage has no field 'qqq'; it has name, objective, needs, start"),
+    ("denoiser.objective.process.s", "5", "Cosine has no field 's'; it has none"),
+    ("denoiser.objective.network.parent", "5", "DiT has no field 'parent'"),
+    ("denoiser.steps.more", "5", "denoiser.steps.more: 1000 has no fields; set it whole"),
+    ("denoiser.steps", "5.0", "denoiser.steps: expected int such as 1000, got '5.0'"),
+    ("denoiser.steps", "many", "expected int such as 1000, got 'many'"),
+    ("denoiser.steps", "True", "expected int such as 1000, got 'True'"),
+    ("denoiser.steps", "", "expected int such as 1000, got ''"),
+    ("denoiser.steps", "__import__('os').getpid()", "expected int"),
+    ("denoiser.ema.decay", "True", "expected float such as 0.998, got 'True'"),
+    ("denoiser.objective.network.in_context", "1", "expected bool such as False, got '1'"),
+    ("autoencoder.objective.network.widths", "8", "expected tuple such as (64, 128), got '8'"),
+    ("autoencoder.objective.network.widths", "(8, 1.5)", "expected tuple such as (64, 128), got '(8, 1.5)'"),
+    (
+      "denoiser.objective.process",
+      "Flow",
+      "denoiser.objective.process: expected Cosine(...) or Flow(...) or LinearVP(...)",
+    ),
+    ("denoiser.objective.process", "Uniform()", "(none), got 'Uniform()'"),
+    (
+      "denoiser.objective.process",
+      "Flou()",
+      "denoiser.objective.process: no class 'Flou'; did you mean 'Flow'?",
+    ),
+    ("denoiser.objective.process", "EDM(top=3)", "EDM(top=3) does not fit: "),
+    (
+      "denoiser.objective.process",
+      "open('x')",
+      "no class 'open'; a class of your own needs --import FILE.py",
+    ),
+    ("denoiser.objective.process", "Flow().alpha(1)", "expected Cosine(...)"),
+    (
+      "denoiser.objective.process",
+      "Discrete(Uniform())",
+      "schedule=Uniform() of Discrete; expected one like ScaledLinearBetas(",
+    ),
+    ("denoiser.objective.process", "Shifted(3.0)", "process=3.0 of Shifted; expected one like Flow()"),
+    ("denoiser.objective.process", "EDM(**{'rho': 3.0})", "does not fit"),
+    ("denoiser.objective.weighting", "MinSNR", "expected Own(...) or Plain(...)"),
+    ("denoiser.objective.weighting", "Uniform()", "expected Own(...) or Plain(...)"),
+    ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
+    (
+      "denoiser.objective.parametrization.kind",
+      "epps",
+      "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']",
+    ),
+    (
+      "denoiser.objective.conditioners",
+      "(Grey(),)",
+      f"conditioners: expected {CONDITIONERS}, got '(Grey(),)'",
+    ),
+    ("denoiser.objective.conditioners", "Masked()", f"conditioners: expected {CONDITIONERS}, got 'Masked()'"),
+    ("denoiser.objective.conditioners", "masked", f"conditioners: expected {CONDITIONERS}, got 'masked'"),
+    ("denoiser.objective.conditioners", "None", f"conditioners: expected {CONDITIONERS}, got 'None'"),
+    ("denoiser.objective.conditioners", "(Paired(degradation=Masked()),)", "degradation=Masked("),
+    (
+      "denoiser.objective.conditioners",
+      "(Paired(degradation=Downsampled(2.5)),)",
+      "factor=2.5 of Downsampled; expected one like 4",
+    ),
+    (
+      "denoiser.objective.conditioners",
+      "(Masked(dropout=2),)",
+      "dropout=2 of conditioner 'masked'; expected a share from 0 to 1",
+    ),
+    ("denoiser.objective.conditioners", "(Masked(), Masked())", "several conditioners are named 'masked'"),
+  ],
+)
 def test_an_override_that_does_not_fit_is_told(path, text, told):
   assert told in refused(override, SMALL, path, text)
 
 
-@pytest.mark.parametrize("path, text, value", [
-  ("denoiser.objective.process", "EDM(highest=20.0)", EDM(highest=20.0)),
-  ("denoiser.objective.process", "Discrete(Betas((0.1, 0.2)), zero_terminal_snr=True)", Discrete(Betas((0.1, 0.2)), True)),
-  ("denoiser.objective.parametrization", "Predict('eps')", Predict("eps")),
-  ("denoiser.objective.weighting", "MinSNR()", MinSNR()),
-  ("denoiser.objective.weighting", "Plain('flow', 400)", Plain("flow", 400)),
-  ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
-  ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
-  ("denoiser.objective.conditioners", "(Masked(shapes=('box',)),)", (Masked(shapes=("box",)),)),
-  ("denoiser.objective.conditioners", "(ClassLabel(classes=3, dropout=0.5), Masked())",
-   (ClassLabel(classes=3, dropout=0.5), Masked())),
-  ("denoiser.objective.conditioners", "(Paired(degradation=Mixture((Noisy(1), Grey())), dropout=0.1),)",
-   (Paired(degradation=Mixture((Noisy(1.0), Grey())), dropout=0.1),)),
-])
+@pytest.mark.parametrize(
+  "path, text, value",
+  [
+    ("denoiser.objective.process", "EDM(highest=20.0)", EDM(highest=20.0)),
+    (
+      "denoiser.objective.process",
+      "Discrete(Betas((0.1, 0.2)), zero_terminal_snr=True)",
+      Discrete(Betas((0.1, 0.2)), True),
+    ),
+    ("denoiser.objective.parametrization", "Predict('eps')", Predict("eps")),
+    ("denoiser.objective.weighting", "MinSNR()", MinSNR()),
+    ("denoiser.objective.weighting", "Plain('flow', 400)", Plain("flow", 400)),
+    ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
+    ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
+    ("denoiser.objective.conditioners", "(Masked(shapes=('box',)),)", (Masked(shapes=("box",)),)),
+    (
+      "denoiser.objective.conditioners",
+      "(ClassLabel(classes=3, dropout=0.5), Masked())",
+      (ClassLabel(classes=3, dropout=0.5), Masked()),
+    ),
+    (
+      "denoiser.objective.conditioners",
+      "(Paired(degradation=Mixture((Noisy(1), Grey())), dropout=0.1),)",
+      (Paired(degradation=Mixture((Noisy(1.0), Grey())), dropout=0.1),),
+    ),
+  ],
+)
 def test_an_override_replaces_an_object_by_one_of_its_role(path, text, value):
   changed = field(override(SMALL, path, text), path)
   assert changed == value and type(changed) is type(value)

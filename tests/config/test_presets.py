@@ -25,18 +25,21 @@ def test_samplers_by_name_and_written_out():
   assert presets.make_sampler("Churn(Heun(Ratio()), gamma=0.1)") == Churn(Heun(Ratio()), 0.1)
 
 
-@pytest.mark.parametrize("call, message", [
-  (lambda: presets.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
-  (lambda: presets.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
-  (lambda: presets.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
-  (lambda: presets.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
-  (lambda: presets.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
-  (lambda: presets.make_sampler("Churn(Ratio())"), "sampler=Ratio() of Churn; expected one like Heun("),
-  (lambda: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
-  (lambda: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
-  (lambda: presets.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
-  (lambda: presets.make_sampler("(DDIM()"), "expected an object written as in Python"),
-])
+@pytest.mark.parametrize(
+  "call, message",
+  [
+    (lambda: presets.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
+    (lambda: presets.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
+    (lambda: presets.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
+    (lambda: presets.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
+    (lambda: presets.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
+    (lambda: presets.make_sampler("Churn(Ratio())"), "sampler=Ratio() of Churn; expected one like Heun("),
+    (lambda: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
+    (lambda: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
+    (lambda: presets.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
+    (lambda: presets.make_sampler("(DDIM()"), "expected an object written as in Python"),
+  ],
+)
 def test_mistakes(call, message):
   with pytest.raises(UserError) as error:
     call()

@@ -33,12 +33,18 @@ def test_what_is_written_is_read(name):
   assert json.loads(dumps(experiment)) == to_data(experiment), "strict JSON"
 
 
-@pytest.mark.parametrize("sampling", [
-  Sampling(sampler=DPMSolverPP(3, exact_d2=True), steps=7, guidance=Interval(ClassifierFree(2.0), -3.0, 3.0)),
-  Sampling(sampler=Churn(Heun(Ratio()), 0.1), grid=Pairs(((1.0, 0.5), (0.5, 0.0)))),
-  Sampling(sampler=None, grid=Grid("karras"), guidance=PerConditioner(("label", "masked"), (2.0, 1.5))),
-  Sampling(guidance=Rescale(APG(3.0), 0.5), transforms=(Threshold(0.9, 1.0),)),
-], ids=repr)
+@pytest.mark.parametrize(
+  "sampling",
+  [
+    Sampling(
+      sampler=DPMSolverPP(3, exact_d2=True), steps=7, guidance=Interval(ClassifierFree(2.0), -3.0, 3.0)
+    ),
+    Sampling(sampler=Churn(Heun(Ratio()), 0.1), grid=Pairs(((1.0, 0.5), (0.5, 0.0)))),
+    Sampling(sampler=None, grid=Grid("karras"), guidance=PerConditioner(("label", "masked"), (2.0, 1.5))),
+    Sampling(guidance=Rescale(APG(3.0), 0.5), transforms=(Threshold(0.9, 1.0),)),
+  ],
+  ids=repr,
+)
 def test_samplings_of_objects_are_data(sampling):
   experiment = dataclasses.replace(SMALL, sampling=sampling)
   back = loads(dumps(experiment))
@@ -47,6 +53,7 @@ def test_samplings_of_objects_are_data(sampling):
 
 def test_every_field_is_written_down():
   """Or a default that changes in a later version would change an old experiment."""
+
   def whole(value):
     assert not dataclasses.is_dataclass(value) or set(to_data(value)) == {"class", *field_names(value)}, value
     for field in field_names(value) if dataclasses.is_dataclass(value) else ():
@@ -57,7 +64,9 @@ def test_every_field_is_written_down():
 
 def test_equal_experiments_have_equal_data():
   told = dataclasses.replace(SMALL.stage("denoiser").objective, times=Uniform())
-  assert told == SMALL.stage("denoiser").objective and to_data(told) == to_data(SMALL.stage("denoiser").objective)
+  assert told == SMALL.stage("denoiser").objective and to_data(told) == to_data(
+    SMALL.stage("denoiser").objective
+  )
 
 
 def test_unregistered_classes_are_refused_both_ways():
@@ -72,14 +81,18 @@ def test_a_class_of_a_known_name_is_not_that_class():
   assert "class 'Flow' is not known" in refused(to_data, impostor())
 
 
-@pytest.mark.parametrize("name", ["os.system", "jldm.config.experiment.Stage", "__import__", "eval", "", None, 3])
+@pytest.mark.parametrize(
+  "name", ["os.system", "jldm.config.experiment.Stage", "__import__", "eval", "", None, 3]
+)
 def test_only_names_of_the_table_are_read(name):
   data = to_data(SMALL)
   data["stages"][1]["objective"]["process"] = {"class": name, "command": "echo"}
   assert f"class {name!r} is not known" in refused(loads, json.dumps(data))
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "[]", "3", "{}", '{"class": "Stage"}', '{"class": ["Experiment"]}'])
+@pytest.mark.parametrize(
+  "text", ["", "nonsense", "[]", "3", "{}", '{"class": "Stage"}', '{"class": ["Experiment"]}']
+)
 def test_what_is_not_an_experiment_is_refused(text):
   assert refused(loads, text).startswith("not an experiment: ")
 
@@ -107,7 +120,9 @@ def test_how_a_thing_is_computed_is_no_difference():
   changed = override(SMALL, "denoiser.objective.network.remat", "dots")
   assert changed.stage("denoiser").objective.network.remat == "dots" and to_data(changed) != to_data(SMALL)
   assert differences(to_data(SMALL), to_data(changed)) == []
-  assert without_execution_fields(to_data(changed)) == without_execution_fields(to_data(SMALL)) != to_data(SMALL)
+  assert (
+    without_execution_fields(to_data(changed)) == without_execution_fields(to_data(SMALL)) != to_data(SMALL)
+  )
 
 
 def test_differences_are_named_in_order():
@@ -115,7 +130,9 @@ def test_differences_are_named_in_order():
   process = dataclasses.replace(other.stage("denoiser").objective, process=Flow())
   other = other.with_stage(dataclasses.replace(other.stage("denoiser"), objective=process))
   assert differences(to_data(SMALL), to_data(other)) == [
-    "denoiser.objective.process.class: 'Cosine' -> 'Flow'", "denoiser.steps: 1000 -> 5", "seed: 0 -> 1",
+    "denoiser.objective.process.class: 'Cosine' -> 'Flow'",
+    "denoiser.steps: 1000 -> 5",
+    "seed: 0 -> 1",
   ]
   assert differences(to_data(SMALL), to_data(SMALL)) == []
   assert differences({"a": 1}, {"a": 1.0}) == ["a: 1 -> 1.0"], "another type is another experiment"

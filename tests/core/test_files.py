@@ -45,7 +45,9 @@ def test_a_missing_folder_is_an_error_if_it_is_not_to_be_made(tmp_path):
 def test_contents_are_on_the_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
   events = []
   fsync, replace = os.fsync, os.replace
-  monkeypatch.setattr(files.os, "fsync", lambda number: (events.append(("fsync", os.fstat(number).st_size)), fsync(number)))
+  monkeypatch.setattr(
+    files.os, "fsync", lambda number: (events.append(("fsync", os.fstat(number).st_size)), fsync(number))
+  )
   monkeypatch.setattr(files.os, "replace", lambda *paths: (events.append(("replace",)), replace(*paths)))
   with replace_file(tmp_path / "a", fsync=True) as file:
     file.write(b"new")

@@ -71,5 +71,9 @@ def test_stages_and_seeds_share_no_key():
   both = itertools.product((0, 1, 2), ("autoencoder", "denoiser", "student"))
   keys = [key for seed, stage in both for key in stage_keys(seed, stage)]
   assert len({jax.random.key_data(key).tobytes() for key in keys}) == 27
-  number = int.from_bytes(hashlib.blake2b(b"denoiser", digest_size=4).digest())  # the same in every process, unlike hash()
-  same(jnp.stack(stage_keys(5, "denoiser")), jax.random.split(jax.random.fold_in(jax.random.key(5), number), 3))
+  number = int.from_bytes(
+    hashlib.blake2b(b"denoiser", digest_size=4).digest()
+  )  # the same in every process, unlike hash()
+  same(
+    jnp.stack(stage_keys(5, "denoiser")), jax.random.split(jax.random.fold_in(jax.random.key(5), number), 3)
+  )

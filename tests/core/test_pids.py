@@ -20,7 +20,11 @@ def test_a_process_has_one_start_until_it_ends():
 def test_age_counts_from_the_start_of_the_process():
   before = time.monotonic()
   code = "import time; time.sleep(0.3); from jldm.core.pids import age_s; print(age_s())"
-  age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout)
+  age = float(
+    subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+  )
   assert 0.3 <= age <= time.monotonic() - before + 0.02
   assert age_s() > age
 

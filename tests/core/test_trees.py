@@ -28,12 +28,14 @@ def test_numbers_are_leaves_and_choices_are_not():
 def test_a_tree_is_flattened_and_made_again():
   example = Example(2.0, "b")
   assert jax.tree.map(lambda x: x + 1, example) == Example(3.0, "b")
-  (path, leaf), = jax.tree.leaves_with_path(example)
+  ((path, leaf),) = jax.tree.leaves_with_path(example)
   assert jax.tree_util.keystr(path) == ".number" and leaf == 2.0
 
 
 def test_two_classes_are_two_trees():
-  """What register_dataclass does not keep: jit then ran one sampler's program for another, one time in a hundred."""
+  """What register_dataclass does not keep: jit then ran one sampler's program for another, one time in
+  a hundred.
+  """
   other = pytree(dataclasses.make_dataclass("Other", [("number", float)], frozen=True))
   alike = pytree(dataclasses.make_dataclass("Alike", [("number", float)], frozen=True))
   assert jax.tree.structure(other(1.0)) != jax.tree.structure(alike(1.0))
@@ -42,7 +44,12 @@ def test_two_classes_are_two_trees():
 
 
 def test_count_takes_arrays_and_shapes():
-  tree = {"w": jnp.zeros((3, 4)), "b": jax.ShapeDtypeStruct((5,), jnp.float32), "scale": np.float32(1), "none": None}
+  tree = {
+    "w": jnp.zeros((3, 4)),
+    "b": jax.ShapeDtypeStruct((5,), jnp.float32),
+    "scale": np.float32(1),
+    "none": None,
+  }
   assert count(tree) == 18
   assert count({}) == 0
 
@@ -55,7 +62,17 @@ def test_a_number_is_traced_once_however_it_is_written():
     traces.append(1)
     return 2 * example.number
 
-  numbers = (1, 1.0, True, np.float64(1), np.int64(1), np.float32(1), jnp.float32(1), jnp.asarray(1.0), jnp.asarray(1))
+  numbers = (
+    1,
+    1.0,
+    True,
+    np.float64(1),
+    np.int64(1),
+    np.float32(1),
+    jnp.float32(1),
+    jnp.asarray(1.0),
+    jnp.asarray(1),
+  )
   for number in numbers:
     assert double(traced(Example(number))) == 2
   assert len(traces) == 1
@@ -70,7 +87,11 @@ def test_ids_stay_ids():
   ids = {"ids": np.int32([3, 2**24 + 1]), "known": np.array([True, False]), "weights": np.float64([0.5, 2])}
   for change in (traced, float32):
     changed = change(ids)
-    assert {name: leaf.dtype.name for name, leaf in changed.items()} == {"ids": "int32", "known": "bool", "weights": "float32"}
+    assert {name: leaf.dtype.name for name, leaf in changed.items()} == {
+      "ids": "int32",
+      "known": "bool",
+      "weights": "float32",
+    }
     assert changed["ids"][1] == 2**24 + 1, "no float32"
 
 

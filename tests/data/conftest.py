@@ -16,7 +16,9 @@ def digits_dir(tmp_path_factory):
 @pytest.fixture
 def everything():
   """All examples of a data set of `side` x `side`, by keyword fields of ImageData."""
+
   def read(data_dir, name, split="train", **fields):
     source = ImageData(name=name, data_dir=str(data_dir), **fields).open(split)
     return source[np.arange(len(source))]
+
   return read

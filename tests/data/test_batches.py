@@ -9,8 +9,9 @@ from jldm.data.batches import batches
 from jldm.data.source import Arrays
 from jldm.data.tfds import ImageData
 
-SOURCE = Arrays({"image": np.arange(53 * 4, dtype=np.uint8).reshape(53, 2, 2, 1),
-                 "label": np.arange(53, dtype=np.int32)})
+SOURCE = Arrays(
+  {"image": np.arange(53 * 4, dtype=np.uint8).reshape(53, 2, 2, 1), "label": np.arange(53, dtype=np.int32)}
+)
 
 
 def run(start, stop, **options):
@@ -29,8 +30,11 @@ def assert_same(these, those):
 def test_contents_and_dtypes():
   first = run(0, 1)[0]
   assert {name: (array.shape, array.dtype.name) for name, array in first.items()} == {
-    "image": ((12, 2, 2, 1), "uint8"), "label": ((12,), "int32"),
-    "row": ((12,), "int32"), "stratum": ((12,), "float32")}
+    "image": ((12, 2, 2, 1), "uint8"),
+    "label": ((12,), "int32"),
+    "row": ((12,), "int32"),
+    "stratum": ((12,), "float32"),
+  }
   np.testing.assert_array_equal(first["row"], np.arange(12))
   np.testing.assert_allclose(first["stratum"], np.arange(12) / 12, rtol=1e-7)
   np.testing.assert_array_equal(first["image"], SOURCE.arrays["image"][first["label"]])
@@ -50,8 +54,10 @@ def test_a_resumed_run_sees_what_it_would_have_seen(start):
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_the_number_of_processes_changes_nothing(processes):
   shares = [run(3, 17, rows=rows) for rows in np.arange(12).reshape(processes, -1)]
-  together = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-              for parts in zip(*shares, strict=True)]
+  together = [
+    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
   assert_same(together, run(3, 17))
 
 

@@ -18,7 +18,12 @@ COUNTS, SHAPES, BATCH = (53, 20, 1, 12), ((4, 4), (2, 6), (6, 2), (3, 5)), 12
 
 def bucket(count, shape, first):
   """Examples whose labels are their numbers."""
-  return Arrays({"image": np.zeros((count, *shape, 1), np.uint8), "label": np.arange(first, first + count, dtype=np.int32)})
+  return Arrays(
+    {
+      "image": np.zeros((count, *shape, 1), np.uint8),
+      "label": np.arange(first, first + count, dtype=np.int32),
+    }
+  )
 
 
 SOURCE = Buckets(tuple(map(bucket, COUNTS, SHAPES, np.cumsum((0, *COUNTS[:-1])))))
@@ -43,6 +48,7 @@ def assert_same(these, those):
 
 # ---- the schedule
 
+
 def test_every_batch_is_of_one_bucket_and_whole():
   for batch in run(0, 3 * CYCLE):
     k = owner(batch)
@@ -56,7 +62,9 @@ def test_every_batch_is_of_one_bucket_and_whole():
 def test_a_cycle_has_each_bucket_as_often_as_it_fills_batches():
   orders = [[owner(batch) for batch in run(n * CYCLE, (n + 1) * CYCLE)] for n in range(4)]
   for order in orders:
-    assert [order.count(k) for k in range(4)] == [math.ceil(count / BATCH) for count in COUNTS] == [5, 2, 1, 1]
+    assert (
+      [order.count(k) for k in range(4)] == [math.ceil(count / BATCH) for count in COUNTS] == [5, 2, 1, 1]
+    )
   assert len(set(map(tuple, orders))) > 1
 
 
@@ -96,8 +104,10 @@ def test_a_resumed_run_sees_what_it_would_have_seen(start):
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_the_number_of_processes_changes_nothing(processes):
   shares = [run(3, 17, rows=rows) for rows in np.arange(BATCH).reshape(processes, -1)]
-  together = [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-              for parts in zip(*shares, strict=True)]
+  together = [
+    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
   assert_same(together, run(3, 17))
 
 
@@ -125,6 +135,7 @@ def test_a_program_is_compiled_once_a_shape():
 
 # ---- in order
 
+
 @pytest.mark.parametrize("pad", [True, False])
 def test_in_order_is_bucket_after_bucket(pad):
   each = [list(in_order(source, BATCH, pad)) for source in SOURCE.sources]
@@ -137,10 +148,19 @@ def test_in_order_is_bucket_after_bucket(pad):
 
 # ---- shapes
 
-@pytest.mark.parametrize(("size", "expected"), [
-  ((64, 64), (64, 64)), ((480, 800), (48, 80)), ((800, 480), (80, 48)), ((100, 128), (64, 64)), ((100, 131), (48, 80)),
-  ((1, 1000), (48, 80)), ((1000, 1), (80, 48)),  # 1 : sqrt(80 / 48) = 1 : 1.29 is halfway
-])
+
+@pytest.mark.parametrize(
+  ("size", "expected"),
+  [
+    ((64, 64), (64, 64)),
+    ((480, 800), (48, 80)),
+    ((800, 480), (80, 48)),
+    ((100, 128), (64, 64)),
+    ((100, 131), (48, 80)),
+    ((1, 1000), (48, 80)),
+    ((1000, 1), (80, 48)),  # 1 : sqrt(80 / 48) = 1 : 1.29 is halfway
+  ],
+)
 def test_a_picture_goes_to_the_nearest_ratio(size, expected):
   assert nearest(size, ((64, 64), (48, 80), (80, 48))) == expected
 
@@ -148,16 +168,26 @@ def test_a_picture_goes_to_the_nearest_ratio(size, expected):
 def test_nearness_is_the_same_for_a_picture_and_its_transpose():
   random = np.random.default_rng(0)
   for size in random.integers(1, 500, (200, 2)).tolist():
-    there, back = nearest(size, ((64, 64), (48, 80), (80, 48))), nearest(size[::-1], ((64, 64), (48, 80), (80, 48)))
+    there, back = (
+      nearest(size, ((64, 64), (48, 80), (80, 48))),
+      nearest(size[::-1], ((64, 64), (48, 80), (80, 48))),
+    )
     assert there == back[::-1]
 
 
 def test_of_two_of_one_ratio_the_nearest_in_area_is_taken():
   sizes = ((64, 64), (128, 128))
-  assert [nearest((side, side), sizes) for side in (10, 80, 100, 500)] == [(64, 64), (64, 64), (128, 128), (128, 128)]
+  assert [nearest((side, side), sizes) for side in (10, 80, 100, 500)] == [
+    (64, 64),
+    (64, 64),
+    (128, 128),
+    (128, 128),
+  ]
 
 
-@pytest.mark.parametrize("buckets", [(48, 80), ((48, 80, 3),), ((48, 0),), ((48.0, 80),), ((32, 32),), ((8, 4), (8, 4))])
+@pytest.mark.parametrize(
+  "buckets", [(48, 80), ((48, 80, 3),), ((48, 0),), ((48.0, 80),), ((32, 32),), ((8, 4), (8, 4))]
+)
 def test_wrong_buckets_are_refused(buckets):
   with pytest.raises(UserError, match=r"data\.buckets=.*expected different \(height, width\)"):
     Synthetic(buckets=buckets).open("train")
@@ -171,7 +201,11 @@ DATA = Synthetic(height=8, width=8, classes=3, count=40, buckets=((4, 16), (16, 
 def test_synthetic_images_are_dealt_out_over_the_shapes():
   source = DATA.open("train")
   assert len(source) == 40 and shapes(DATA) == ((8, 8), (4, 16), (16, 4))
-  assert [part[np.array([0])]["image"].shape[1:] for part in source.sources] == [(8, 8, 1), (4, 16, 1), (16, 4, 1)]
+  assert [part[np.array([0])]["image"].shape[1:] for part in source.sources] == [
+    (8, 8, 1),
+    (4, 16, 1),
+    (16, 4, 1),
+  ]
   for part in source.sources:
     assert set(part.arrays["label"]) == {0, 1, 2}
 
@@ -191,7 +225,7 @@ def test_mirrors_and_fewer_labels_go_with_buckets():
   assert len(both) == 80
   for part, plain in zip(both.sources, DATA.open("train").sources, strict=True):
     batch = part[np.arange(len(part))]
-    np.testing.assert_array_equal(batch["image"][len(plain):], plain.arrays["image"][:, :, ::-1])
+    np.testing.assert_array_equal(batch["image"][len(plain) :], plain.arrays["image"][:, :, ::-1])
     known = batch["label"] >= 0
     np.testing.assert_array_equal(batch["label"][known], np.tile(plain.arrays["label"], 2)[known])
   labels = np.concatenate([batch["label"][:count] for batch, count in in_order(both, 8)])

@@ -50,7 +50,10 @@ def test_crops_are_the_same_at_every_call_and_various(few):
   assert len({image.tobytes() for image in first}) > 75
   mirrored = [bool(image[0, 0, 0] > image[0, -1, 0]) for image in first]
   assert 0.25 < np.mean(mirrored) < 0.75
-  assert not any(image.load().getpixel((0, 0))[0] > image.load().getpixel((31, 0))[0] for image in photos.crops("test", (24, 32)))
+  assert not any(
+    image.load().getpixel((0, 0))[0] > image.load().getpixel((31, 0))[0]
+    for image in photos.crops("test", (24, 32))
+  )
   steps = {round(abs(float(image[0, -1, 0]) - float(image[0, 0, 0])) / 15.5, 1) for image in first}
   assert max(steps) / min(steps) > 1.7, "at several scales"
 
@@ -65,13 +68,17 @@ def test_the_place_with_more_contrast_is_taken(monkeypatch):
 
 
 def test_a_size_that_does_not_fit(few):
-  with pytest.raises(UserError, match="size 300x80 of photos, but wide has 200x160 for train; choose a smaller --size"):
+  with pytest.raises(
+    UserError, match="size 300x80 of photos, but wide has 200x160 for train; choose a smaller --size"
+  ):
     list(photos.crops("train", (300, 80)))
 
 
 def test_without_scikit_image(monkeypatch, tmp_path):
   monkeypatch.setattr(photos.importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(UserError, match=r"need the photographs of scikit-image; install it: pip install 'jldm\[photos\]'"):
+  with pytest.raises(
+    UserError, match=r"need the photographs of scikit-image; install it: pip install 'jldm\[photos\]'"
+  ):
     prepare("photos", None, "photos", tmp_path)
   assert not list(tmp_path.iterdir())
 

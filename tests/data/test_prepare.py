@@ -20,7 +20,9 @@ LABELS = np.array([3, 0, 1, 1, 2, 0, 3])
 
 def by_content(images, labels):
   """Examples whatever their order."""
-  return sorted((int(label), np.asarray(image).tobytes()) for image, label in zip(images, labels, strict=True))
+  return sorted(
+    (int(label), np.asarray(image).tobytes()) for image, label in zip(images, labels, strict=True)
+  )
 
 
 def save(path, pixels, **options):
@@ -38,16 +40,21 @@ def photographs(root, shape=(8, 12, 3)):
 
 # ---- digits
 
+
 def test_digits_are_the_bicubic_ones(digits_dir, everything):
   real = load_digits()
-  large = [np.asarray(Image.fromarray(np.float32(image * 255 / 16)).resize((32, 32), Image.Resampling.BICUBIC))
-           for image in real.images]
+  large = [
+    np.asarray(Image.fromarray(np.float32(image * 255 / 16)).resize((32, 32), Image.Resampling.BICUBIC))
+    for image in real.images
+  ]
   expected = np.clip(np.rint(large), 0, 255).astype(np.uint8)[..., None]
   batch = everything(digits_dir, "digits", classes=10)
   assert by_content(batch["image"], batch["label"]) == by_content(expected, real.target)
   small = batch["image"].reshape(1797, 8, 4, 8, 4).mean((2, 4)) * 16 / 255
-  mean, real_mean = (np.mean([images[labels == digit].mean(0) for digit in range(10)], axis=0)
-                     for images, labels in ((small, batch["label"]), (real.images, real.target)))
+  mean, real_mean = (
+    np.mean([images[labels == digit].mean(0) for digit in range(10)], axis=0)
+    for images, labels in ((small, batch["label"]), (real.images, real.target))
+  )
   assert np.abs(mean - real_mean).max() < 1  # of 16: upright, unshifted and to scale
 
 
@@ -55,7 +62,11 @@ def test_digits_are_mixed_and_whole_on_disk(digits_dir, everything):
   labels = everything(digits_dir, "digits", split="train[:10%]", classes=10)["label"]
   assert (np.bincount(labels, minlength=10) > 5).all()
   assert sorted(path.name for path in (digits_dir / "digits" / "1.0.0").iterdir()) == [
-    "dataset_info.json", "digits-train.array_record-00000-of-00001", "features.json", "metadata.json"]
+    "dataset_info.json",
+    "digits-train.array_record-00000-of-00001",
+    "features.json",
+    "metadata.json",
+  ]
   assert [path.name for path in digits_dir.iterdir()] == ["digits"]
   metadata = json.loads((digits_dir / "digits" / "1.0.0" / "metadata.json").read_text())
   assert metadata == {"classes": [str(digit) for digit in range(10)]}
@@ -68,6 +79,7 @@ def test_digits_take_no_source(tmp_path):
 
 
 # ---- folder
+
 
 def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path, everything):
   pixels, labels = photographs(tmp_path / "photos")
@@ -110,27 +122,46 @@ def test_pictures_are_converted_and_cut_to_size(tmp_path, everything):
   save(tmp_path / "photos" / "deep.png", RANDOM.integers(0, 65536, (30, 30), dtype=np.uint16))
   prepare("folder", tmp_path / "photos", "cut", tmp_path, size=(6, 10), pad=1)
   images = everything(tmp_path, "cut", height=8, width=12, channels=3)["image"]
-  expected = [transforms.fit(transforms.read(path), (6, 10)).convert("RGB") for path in (tmp_path / "photos").iterdir()]
+  expected = [
+    transforms.fit(transforms.read(path), (6, 10)).convert("RGB") for path in (tmp_path / "photos").iterdir()
+  ]
   assert by_content(images[:, 1:-1, 1:-1], [0, 0]) == by_content(expected, [0, 0])
   assert images[:, 1:-1, 1:-1].sum() == images.sum()
 
 
-@pytest.mark.parametrize(("grey", "channels", "expected"),
-                         [(True, None, 1), (True, 3, 3), (False, None, 3), (False, 1, 1)])
+@pytest.mark.parametrize(
+  ("grey", "channels", "expected"), [(True, None, 1), (True, 3, 3), (False, None, 3), (False, 1, 1)]
+)
 def test_channels(tmp_path, everything, grey, channels, expected):
-  for name, pixels in (("a", GREY[0]), ("b", GREY[1] if grey else GREY[:3].transpose(1, 2, 0).copy()), ("c", GREY[2])):
+  for name, pixels in (
+    ("a", GREY[0]),
+    ("b", GREY[1] if grey else GREY[:3].transpose(1, 2, 0).copy()),
+    ("c", GREY[2]),
+  ):
     save(tmp_path / "photos" / f"{name}.png", pixels)
   prepare("folder", tmp_path / "photos", "some", tmp_path, channels=channels)
-  assert everything(tmp_path, "some", height=28, width=28, channels=expected)["image"].shape == (3, 28, 28, expected)
+  assert everything(tmp_path, "some", height=28, width=28, channels=expected)["image"].shape == (
+    3,
+    28,
+    28,
+    expected,
+  )
 
 
 def test_pictures_are_cut_to_the_bucket_of_the_nearest_ratio(tmp_path):
   for name, shape in (("square", (30, 28)), ("wide", (12, 21)), ("tall", (40, 11))):
     save(tmp_path / "photos" / f"{name}.png", RANDOM.integers(0, 256, shape, dtype=np.uint8))
-  folder = prepare("folder", tmp_path / "photos", "cut", tmp_path, size=(8, 8), buckets=((6, 10), (12, 4)), pad=1)
-  assert json.loads((folder / "metadata.json").read_text()) == {"classes": [], "shapes": [[10, 10], [8, 12], [14, 6]]}
+  folder = prepare(
+    "folder", tmp_path / "photos", "cut", tmp_path, size=(8, 8), buckets=((6, 10), (12, 4)), pad=1
+  )
+  assert json.loads((folder / "metadata.json").read_text()) == {
+    "classes": [],
+    "shapes": [[10, 10], [8, 12], [14, 6]],
+  }
   data = tfds.ImageData(name="cut", data_dir=str(tmp_path), height=10, width=10, buckets=((8, 12), (14, 6)))
-  for part, name, size in zip(data.open("train").sources, ("square", "wide", "tall"), ((8, 8), (6, 10), (12, 4)), strict=True):
+  for part, name, size in zip(
+    data.open("train").sources, ("square", "wide", "tall"), ((8, 8), (6, 10), (12, 4)), strict=True
+  ):
     (image,) = part.arrays["image"][..., 0]
     expected = np.asarray(transforms.fit(transforms.read(tmp_path / "photos" / f"{name}.png"), size))
     np.testing.assert_array_equal(image, np.pad(expected, 1))
@@ -148,6 +179,7 @@ def broken(name, data):
   def make(root):
     photographs(root)
     (root / "cat" / name).write_bytes(data)
+
   return make
 
 
@@ -200,7 +232,9 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, error):
     return Image.new("L", (8, 8))
 
   monkeypatch.setattr(transforms, "read", read)
-  with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError, match="in the second pass"):
+  with pytest.raises(
+    KeyboardInterrupt if error is KeyboardInterrupt else UserError, match="in the second pass"
+  ):
     prepare("folder", tmp_path / "photos", "pets", tmp_path / "data")
   assert len(calls) > 6 and not list((tmp_path / "data").iterdir())
 
@@ -216,10 +250,14 @@ def test_the_remains_of_a_killed_run_do_not_matter(tmp_path):
 
 # ---- idx
 
+
 def write_idx(root, compress=False, **changes):
   root.mkdir()
   for stem, images, labels in (("train", GREY[:5], LABELS[:5]), ("t10k", GREY[5:], LABELS[5:])):
-    for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels.astype(np.uint8))):
+    for name, array in (
+      (f"{stem}-images-idx3-ubyte", images),
+      (f"{stem}-labels-idx1-ubyte", labels.astype(np.uint8)),
+    ):
       data = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
       data = changes.get(name, lambda data: data)(data)
       if data is not None:
@@ -239,13 +277,22 @@ def test_idx_padded_to_32(tmp_path, everything, compress):
 
 IMAGES, IDX_LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 IDX_MISTAKES = {
-  "missing file": ({IDX_LABELS: lambda data: None}, "has no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz"),
-  "short": ({IMAGES: lambda data: data[:-1]}, f"{IMAGES}' has 3919 bytes of data; expected 3920 for shape .5, 28, 28."),
+  "missing file": (
+    {IDX_LABELS: lambda data: None},
+    "has no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz",
+  ),
+  "short": (
+    {IMAGES: lambda data: data[:-1]},
+    f"{IMAGES}' has 3919 bytes of data; expected 3920 for shape .5, 28, 28.",
+  ),
   "long": ({IMAGES: lambda data: data + b"x"}, "has 3921 bytes of data; expected 3920"),
   "no header": ({IMAGES: lambda data: data[:10]}, "begins with 00000803"),
   "empty file": ({IMAGES: lambda data: b""}, "begins with nothing"),
   "type": ({IMAGES: lambda data: b"\0\0\x0d\3" + data[4:]}, "begins with 00000d03; expected 00000803"),
-  "rank": ({IDX_LABELS: lambda data: b"\0\0\x08\3" + data[4:]}, "-ubyte' begins with 00000803; expected 00000801"),
+  "rank": (
+    {IDX_LABELS: lambda data: b"\0\0\x08\3" + data[4:]},
+    "-ubyte' begins with 00000803; expected 00000801",
+  ),
   "count": ({IDX_LABELS: lambda data: data[:4] + b"\0\0\0\1" + data[8:9]}, "2 images and 1 labels in t10k"),
   "gzip": ({IMAGES: lambda data: gzip.compress(data)[:-20]}, f"{IMAGES}' cannot be read"),
 }
@@ -260,6 +307,7 @@ def test_wrong_idx_files_are_named(tmp_path, changes, message):
 
 
 # ---- npz
+
 
 @pytest.mark.parametrize(("shape", "channels"), [((6, 5, 4), 1), ((6, 5, 4, 1), 1), ((6, 5, 4, 3), 3)])
 @pytest.mark.parametrize("labels", [None, [0, 1, -1, 2, 2, 0]])
@@ -314,7 +362,10 @@ REQUESTS = {
   "pad": ({"pad": -1}, "pad=-1"),
   "channels": ({"channels": 4}, "channels=4; expected 1"),
   "buckets alone": ({"buckets": ((4, 8),)}, "buckets=4x8 with no size; expected one --size"),
-  "buckets twice": ({"size": (8, 8), "buckets": ((4, 8), (4, 8))}, "buckets=4x8, 4x8 with size=8x8; .*different"),
+  "buckets twice": (
+    {"size": (8, 8), "buckets": ((4, 8), (4, 8))},
+    "buckets=4x8, 4x8 with size=8x8; .*different",
+  ),
   "bucket as size": ({"size": (8, 8), "buckets": ((8, 8),)}, "buckets=8x8 with size=8x8"),
   "empty bucket": ({"size": (8, 8), "buckets": ((8, 0),)}, "buckets=8x0 with size=8x8"),
   "no source": ({"kind": "folder"}, "no source; prepare folder expects a folder of pictures.*--source"),
@@ -339,14 +390,18 @@ def test_an_existing_data_set_is_kept(digits_dir):
 def test_what_is_no_data_set_is_left_alone(tmp_path):
   save(tmp_path / "photos" / "a.png", GREY[0])
   for exist_ok in (False, True):
-    with pytest.raises(UserError, match="photos' is in the way and no data set; choose another --name or --data-dir"):
+    with pytest.raises(
+      UserError, match="photos' is in the way and no data set; choose another --name or --data-dir"
+    ):
       prepare("folder", tmp_path / "photos", "photos", tmp_path, exist_ok=exist_ok)
   assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
 
 
 def test_a_data_dir_under_a_file_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("x")
-  with pytest.raises(UserError, match=r"data_dir='.*file/data' cannot be written to; choose another --data-dir"):
+  with pytest.raises(
+    UserError, match=r"data_dir='.*file/data' cannot be written to; choose another --data-dir"
+  ):
     prepare("digits", None, "digits", tmp_path / "file" / "data")
 
 

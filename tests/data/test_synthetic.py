@@ -21,7 +21,8 @@ def test_shapes_and_dtypes(channels):
   assert batch["contrast"].shape == (3, 1) and batch["contrast"].dtype == np.float32
   (spec,) = data.specs
   assert {name: (each.shape, each.dtype) for name, each in spec} == {
-    name: (array.shape[1:], array.dtype) for name, array in batch.items()}
+    name: (array.shape[1:], array.dtype) for name, array in batch.items()
+  }
 
 
 def test_the_contrast_is_that_of_the_picture():

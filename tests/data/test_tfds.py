@@ -66,22 +66,38 @@ def test_nothing_touches_the_network_or_tensorflow(digits, monkeypatch):
   assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.parametrize(("name", "ways"), [
-  ("digits", "jldm prepare digits --data-dir 'my data'"),
-  ("mnist", "jldm prepare {folder,idx,npz} --name mnist --source SOURCE --data-dir 'my data'; "
-            "or, for a stock TFDS set: pip install 'jldm[tf]' and "
-            "tfds build mnist --data_dir 'my data' --file_format array_record")])
+@pytest.mark.parametrize(
+  ("name", "ways"),
+  [
+    ("digits", "jldm prepare digits --data-dir 'my data'"),
+    (
+      "mnist",
+      "jldm prepare {folder,idx,npz} --name mnist --source SOURCE --data-dir 'my data'; "
+      "or, for a stock TFDS set: pip install 'jldm[tf]' and "
+      "tfds build mnist --data_dir 'my data' --file_format array_record",
+    ),
+  ],
+)
 def test_a_missing_data_set_says_how_to_make_it(name, ways):
   expected = f"data set '{name}' is not in 'my data'; make it with: {ways}"
   assert refused(ImageData(name=name, data_dir="my data")) == expected
 
 
 def test_a_missing_data_set_is_told_at_once(tmp_path):
-  code = ("import sys\nfrom jldm.data.tfds import ImageData\ntry:\n  ImageData(name='mnist').open('train')\n"
-          "except ValueError as error:\n  print(error)\nassert 'tensorflow_datasets' not in sys.modules")
+  code = (
+    "import sys\nfrom jldm.data.tfds import ImageData\ntry:\n  ImageData(name='mnist').open('train')\n"
+    "except ValueError as error:\n  print(error)\nassert 'tensorflow_datasets' not in sys.modules"
+  )
   start = time.monotonic()
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60,
-                        env={"PYTHONPATH": ":".join(path for path in sys.path if path)}, cwd=tmp_path)
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=60,
+    env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
+    cwd=tmp_path,
+  )
   assert "data set 'mnist' is not in 'data'" in done.stdout
   assert time.monotonic() - start < 5
 
@@ -92,12 +108,19 @@ def test_a_split_that_is_not_there_is_refused(digits, split):
   assert message.startswith(f"split '{split}' of data set 'digits'") and "{'train': 1797}" in message
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-  ({"height": 64}, "height 32 where the experiment says 64; set data.height=32 or prepare it with another --size"),
-  ({"width": 16, "channels": 3}, "set data.width=32 data.channels=1 or"),
-  ({"channels": 3}, "set data.channels=1 or prepare it with another --channels"),
-  ({"classes": 9}, "has 10 classes where the experiment says 9; set data.classes=10"),
-  ({"classes": 11}, "has 10 classes where the experiment says 11; set data.classes=10")])
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"height": 64},
+      "height 32 where the experiment says 64; set data.height=32 or prepare it with another --size",
+    ),
+    ({"width": 16, "channels": 3}, "set data.width=32 data.channels=1 or"),
+    ({"channels": 3}, "set data.channels=1 or prepare it with another --channels"),
+    ({"classes": 9}, "has 10 classes where the experiment says 9; set data.classes=10"),
+    ({"classes": 11}, "has 10 classes where the experiment says 11; set data.classes=10"),
+  ],
+)
 def test_fields_that_do_not_fit_the_data_are_refused(digits, fields, message):
   assert message in refused(dataclasses.replace(digits, **fields))
 
@@ -110,9 +133,12 @@ def labelled(tmp_path, labels):
 
 def test_a_label_out_of_range_is_refused(tmp_path):
   data = labelled(tmp_path, [0, -1, 2, 9])
-  (find("some", tmp_path) / "metadata.json").write_text("{}")  # as in a stock set that does not name its classes
+  (find("some", tmp_path) / "metadata.json").write_text(
+    "{}"
+  )  # as in a stock set that does not name its classes
   assert "label 9 in data set 'some' with data.classes=3; legal are -1 (unknown) to 2" in refused(
-    dataclasses.replace(data, classes=3))
+    dataclasses.replace(data, classes=3)
+  )
   assert sorted(dataclasses.replace(data, classes=10).open("train").arrays["label"]) == [-1, 0, 2, 9]
 
 
@@ -130,13 +156,17 @@ PHOTOS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 
 class Stock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Like a stock set: configurations, image size left open, class labels, other features beside."""
+
   VERSION = tfds.core.Version("2.0.0")
   BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in ("plain", "cut", "bare"))
   name = "stock"
 
   def _info(self):
-    features = {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                "title": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
+    features = {
+      "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+      "title": tfds.features.Text(),
+      "label": tfds.features.ClassLabel(names=["no", "yes"]),
+    }
     if self.builder_config.name == "bare":
       features = {"picture": features["image"]}
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -178,7 +208,9 @@ def test_images_of_open_size_are_checked(stock, monkeypatch):
   large = dataclasses.replace(stock, height=16, width=16)
   assert "height 8, width 8 where the experiment says 16, 16" in refused(large)
   assert "height 4 where the experiment says 8" in refused(dataclasses.replace(stock, name="stock/cut"))
-  monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)  # the first image is checked when opened, others when read
+  monkeypatch.setattr(
+    module, "IN_MEMORY_BYTES", 0
+  )  # the first image is checked when opened, others when read
   assert "height 8, width 8 where" in refused(large)
 
 
@@ -192,7 +224,10 @@ def test_a_stock_set_of_several_sizes_is_read_in_buckets(stock):
 
 def test_sizes_that_are_in_no_bucket_are_named(stock):
   message = refused(dataclasses.replace(stock, name="stock/cut", height=16, width=16, buckets=((2, 2),)))
-  assert "has images of 8x8, 4x8 (height x width) where the experiment says 16x16, 2x2; set data.buckets" in message
+  assert (
+    "has images of 8x8, 4x8 (height x width) where the experiment says 16x16, 2x2; set data.buckets"
+    in message
+  )
   message = refused(dataclasses.replace(stock, name="stock/cut", buckets=((2, 2),)))
   assert "has images of 4x8 (height" in message
   message = refused(dataclasses.replace(stock, channels=1, buckets=((4, 8),)))
@@ -209,7 +244,9 @@ def test_several_configurations_must_be_told_apart(stock):
 
 
 def test_an_image_is_needed(stock):
-  assert "has features ['picture'] and no 8-bit image" in refused(dataclasses.replace(stock, name="stock/bare"))
+  assert "has features ['picture'] and no 8-bit image" in refused(
+    dataclasses.replace(stock, name="stock/bare")
+  )
 
 
 def test_the_newest_version_is_taken(digits_dir, tmp_path):
@@ -239,6 +276,7 @@ def test_a_data_set_is_described_in_one_line(digits_dir):
 
 # ---- buckets
 
+
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
   """Pictures of three ratios, their colour in every pixel, prepared as 8x8, 4x16 and 16x4."""
@@ -249,13 +287,25 @@ def pets(tmp_path_factory):
     size = ((20, 22), (10, 40), (40, 10))[number // 2 % 3]
     Image.fromarray(np.full((*size, 3), 20 * number, np.uint8)).save(folder / f"{number}.png")
   prepare("folder", root / "photos", "pets", root, size=(8, 8), buckets=((4, 16), (16, 4)))
-  return ImageData(name="pets", data_dir=str(root), train="train[:75%]", held_out="train[75%:]", height=8, width=8, channels=3,
-                   classes=2, buckets=((4, 16), (16, 4)))
+  return ImageData(
+    name="pets",
+    data_dir=str(root),
+    train="train[:75%]",
+    held_out="train[75%:]",
+    height=8,
+    width=8,
+    channels=3,
+    classes=2,
+    buckets=((4, 16), (16, 4)),
+  )
 
 
 def colours(source):
-  return {shape: sorted(part.arrays["image"].mean((1, 2, 3)) / 20) for part in source.sources
-          for shape in [part.arrays["image"].shape[1:3]]}
+  return {
+    shape: sorted(part.arrays["image"].mean((1, 2, 3)) / 20)
+    for part in source.sources
+    for shape in [part.arrays["image"].shape[1:3]]
+  }
 
 
 def test_buckets_are_read_as_prepared(pets):
@@ -289,7 +339,9 @@ def test_which_labels_are_kept_does_not_depend_on_the_buckets(pets):
   """It is a function of the rows before they are dealt out."""
   known = set()
   for part in dataclasses.replace(pets, labelled=0.5, train="train").open("train").sources:
-    known |= {round(colour / 20) for colour in part.arrays["image"].mean((1, 2, 3))[part.arrays["label"] >= 0]}
+    known |= {
+      round(colour / 20) for colour in part.arrays["image"].mean((1, 2, 3))[part.arrays["label"] >= 0]
+    }
   assert len(known) == 6 and len({number for number in known if number % 2}) == 3
 
 
@@ -301,4 +353,6 @@ def test_a_set_of_several_shapes_says_what_to_set(pets):
 
 def test_a_set_of_several_shapes_is_described_in_one_line(pets):
   folder = find("pets", pets.data_dir)
-  assert describe(folder) == f"{folder}: train 12 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes"
+  assert (
+    describe(folder) == f"{folder}: train 12 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes"
+  )

@@ -54,7 +54,10 @@ def test_cmyk_becomes_rgb():
 
 def test_transparency_is_composited_over_white():
   rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 255, 51]]], np.uint8)
-  assert colours(convert(Image.fromarray(rgba))) == ("RGB", [[[10, 20, 30], [255, 255, 255], [204, 224, 255]]])
+  assert colours(convert(Image.fromarray(rgba))) == (
+    "RGB",
+    [[[10, 20, 30], [255, 255, 255], [204, 224, 255]]],
+  )
   grey = np.array([[[10, 255], [10, 0], [0, 51]]], np.uint8)
   assert colours(convert(Image.fromarray(grey, "LA"))) == ("L", [[10, 255, 204]])
 
@@ -70,13 +73,18 @@ def test_palettes_become_rgb_and_their_transparent_colour_white(tmp_path):
 
 def test_one_transparent_colour_becomes_white(tmp_path):
   image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
-  assert colours(saved(tmp_path / "a.png", image, transparency=(4, 5, 6))) == ("RGB", [[[1, 2, 3], [255, 255, 255]]])
+  assert colours(saved(tmp_path / "a.png", image, transparency=(4, 5, 6))) == (
+    "RGB",
+    [[[1, 2, 3], [255, 255, 255]]],
+  )
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
 def test_the_first_frame_of_an_animation_is_taken(tmp_path, name):
   red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
-  red.save(tmp_path / name, save_all=True, append_images=[blue], **({"lossless": True} if "webp" in name else {}))
+  red.save(
+    tmp_path / name, save_all=True, append_images=[blue], **({"lossless": True} if "webp" in name else {})
+  )
   with Image.open(tmp_path / name) as image:
     assert image.n_frames == 2
     image.seek(1)
@@ -84,8 +92,16 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path, name):
   assert np.asarray(read(tmp_path / name)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
 
-UPRIGHT = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
-           6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+UPRIGHT = {
+  1: lambda a: a,
+  2: np.fliplr,
+  3: lambda a: np.rot90(a, 2),
+  4: np.flipud,
+  5: lambda a: a.swapaxes(0, 1),
+  6: lambda a: np.rot90(a, -1),
+  7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+  8: np.rot90,
+}
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
@@ -96,12 +112,16 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
   np.testing.assert_array_equal(np.asarray(image), UPRIGHT[orientation](PIXELS))
 
 
-@pytest.mark.parametrize(("size", "covering", "corner"), [((10, 10), (20, 10), (0, 5)), ((8, 24), (24, 12), (2, 0))])
+@pytest.mark.parametrize(
+  ("size", "covering", "corner"), [((10, 10), (20, 10), (0, 5)), ((8, 24), (24, 12), (2, 0))]
+)
 def test_fit_covers_then_cuts_the_centre(size, covering, corner):
   image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 12, 3), dtype=np.uint8))
-  large = np.asarray(image.resize(covering, Image.Resampling.BICUBIC)).astype(int)  # PIL's sizes are (width, height)
+  large = np.asarray(image.resize(covering, Image.Resampling.BICUBIC)).astype(
+    int
+  )  # PIL's sizes are (width, height)
   top, left = corner
-  np.testing.assert_allclose(fit(image, size), large[top:top + size[0], left:left + size[1]], atol=1)
+  np.testing.assert_allclose(fit(image, size), large[top : top + size[0], left : left + size[1]], atol=1)
 
 
 def test_fit_is_bicubic():
@@ -122,7 +142,9 @@ def test_a_truncated_png_is_named(tmp_path):
   path = tmp_path / "cut.png"
   Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
   path.write_bytes(path.read_bytes()[:5000])
-  with pytest.raises(UserError, match=r"cut\.png cannot be read as a picture \(.*truncated.*\); replace or remove it"):
+  with pytest.raises(
+    UserError, match=r"cut\.png cannot be read as a picture \(.*truncated.*\); replace or remove it"
+  ):
     read(path)
 
 

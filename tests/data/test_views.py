@@ -11,7 +11,9 @@ from jldm.data.tfds import ImageData
 from jldm.data.views import Mirrored, Selected, keep
 
 RANDOM = np.random.default_rng(0)
-SOURCE = Arrays({"image": RANDOM.integers(0, 256, (7, 3, 4, 2), dtype=np.uint8), "label": np.arange(7, dtype=np.int32)})
+SOURCE = Arrays(
+  {"image": RANDOM.integers(0, 256, (7, 3, 4, 2), dtype=np.uint8), "label": np.arange(7, dtype=np.int32)}
+)
 
 
 def contents(source):
@@ -19,8 +21,12 @@ def contents(source):
 
 
 def digits(directory, **fields):
-  return ImageData(name="digits", data_dir=str(directory), classes=10,
-                   **({"train": "train[:95%]", "held_out": "train[95%:]"} | fields))
+  return ImageData(
+    name="digits",
+    data_dir=str(directory),
+    classes=10,
+    **({"train": "train[:95%]", "held_out": "train[95%:]"} | fields),
+  )
 
 
 def assert_mirrored(plain, both):
@@ -34,6 +40,7 @@ def assert_mirrored(plain, both):
 
 
 # ---- mirrors
+
 
 def test_the_second_half_is_the_first_in_a_mirror():
   assert len(Mirrored(SOURCE)) == 14
@@ -66,6 +73,7 @@ def test_a_mirror_needs_no_more_memory(digits_dir):
 
 # ---- labels
 
+
 def test_a_tenth_of_the_digits_has_seventeen_or_eighteen_of_each(digits_dir):
   plain = digits(digits_dir, labelled=1.0)
   labels = plain.open(plain.train).arrays["label"]
@@ -78,8 +86,11 @@ def test_a_tenth_of_the_digits_has_seventeen_or_eighteen_of_each(digits_dir):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 0.5, 0.99, 1.0])
-@pytest.mark.parametrize("labels", [RANDOM.integers(0, 7, 523), RANDOM.integers(-1, 3, 100), np.full(9, -1),
-                                    np.repeat([0, 5], [3, 400])], ids=["even", "some unknown", "unknown", "rare"])
+@pytest.mark.parametrize(
+  "labels",
+  [RANDOM.integers(0, 7, 523), RANDOM.integers(-1, 3, 100), np.full(9, -1), np.repeat([0, 5], [3, 400])],
+  ids=["even", "some unknown", "unknown", "rare"],
+)
 def test_the_share_is_exact_and_balanced(labels, share):
   fewer = keep(labels, share)
   known = fewer >= 0
@@ -128,14 +139,26 @@ def test_records_too_large_for_memory_read_the_same(digits_dir, monkeypatch):
 
 # ---- mistakes
 
-@pytest.mark.parametrize("kind", [Synthetic, lambda **fields: ImageData(name="any", **fields)], ids=["synthetic", "images"])
-@pytest.mark.parametrize(("fields", "message"), [
-  ({"labelled": 1.5}, "data.labelled=1.5; expected a share"),
-  ({"labelled": -0.1}, "data.labelled=-0.1; expected a share"),
-  ({"labelled": float("nan")}, "data.labelled=nan; expected a share"),
-  ({"mirror": True, "held_out": "train"}, "data.mirror=True where data.train and data.held_out are both 'train'"),
-  ({"labelled": 0.5, "held_out": "train"}, "data.labelled=0.5 where data.train and data.held_out are both 'train'"),
-])
+
+@pytest.mark.parametrize(
+  "kind", [Synthetic, lambda **fields: ImageData(name="any", **fields)], ids=["synthetic", "images"]
+)
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"labelled": 1.5}, "data.labelled=1.5; expected a share"),
+    ({"labelled": -0.1}, "data.labelled=-0.1; expected a share"),
+    ({"labelled": float("nan")}, "data.labelled=nan; expected a share"),
+    (
+      {"mirror": True, "held_out": "train"},
+      "data.mirror=True where data.train and data.held_out are both 'train'",
+    ),
+    (
+      {"labelled": 0.5, "held_out": "train"},
+      "data.labelled=0.5 where data.train and data.held_out are both 'train'",
+    ),
+  ],
+)
 def test_mistakes(kind, fields, message):
   with pytest.raises(UserError) as error:
     kind(**fields).open("train")
@@ -156,7 +179,9 @@ def test_labelled_examples_stand_several_times_in_an_epoch(times):
   assert len(whole) == 100, "held-out examples are as they are"
   images = lambda source, known: {image.tobytes() for image in source[np.flatnonzero(known)]["image"]}
   known = once[np.arange(100)]["label"] >= 0
-  assert images(every, labels >= 0) == images(once, known) and images(every, labels < 0) == images(once, ~known)
+  assert images(every, labels >= 0) == images(once, known) and images(every, labels < 0) == images(
+    once, ~known
+  )
 
 
 def test_no_label_stands_less_than_once():

@@ -32,7 +32,9 @@ def density(process, make, z, grid):
 
 
 def normal_density(z, mean, variance):
-  return np.sum(-0.5 * (z - mean) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance), tuple(range(1, np.ndim(z))))
+  return np.sum(
+    -0.5 * (z - mean) ** 2 / variance - 0.5 * np.log(2 * np.pi * variance), tuple(range(1, np.ndim(z)))
+  )
 
 
 def spread(process, t):
@@ -46,7 +48,9 @@ def test_gaussian_data_by_the_flow(process):
     z, grid = jnp.linspace(-1, 2, 24).reshape(4, 3, 2), times(process, 400)
     low, high = grid[0], grid[-1]
     prior = process.alpha(high) ** 2 + process.sigma(high) ** 2
-    expected = normal_density(flow(process, z, low, high), 0, prior) + 6 * np.log(spread(process, high) / spread(process, low))
+    expected = normal_density(flow(process, z, low, high), 0, prior) + 6 * np.log(
+      spread(process, high) / spread(process, low)
+    )
     np.testing.assert_allclose(density(process, gaussian, z, grid), expected, atol=1e-5)
     if process.alpha(high) == 0:
       here = normal_density(z, process.alpha(low) * MEAN, spread(process, low) ** 2)
@@ -89,7 +93,9 @@ def test_probes_are_unbiased_and_each_example_draws_its_own(is_gaussian):
   z = jax.random.normal(jax.random.key(1), (8, 3))
   velocity, divergence = exact(field, z)
   np.testing.assert_allclose(velocity, field(z), rtol=1e-6)
-  np.testing.assert_allclose(divergence, jnp.trace(jax.vmap(jax.jacfwd(field))(z), axis1=1, axis2=2), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    divergence, jnp.trace(jax.vmap(jax.jacfwd(field))(z), axis1=1, axis2=2), rtol=1e-5, atol=1e-6
+  )
   few, many = (hutchinson(KEYS, z, probes, is_gaussian)(field, z)[1] for probes in (1, 20000))
   assert float(jnp.abs(few - divergence).max()) > 0.3
   np.testing.assert_allclose(many, divergence, atol=0.15)
@@ -101,7 +107,9 @@ def test_standardisation_is_undone():
   mean, std = jnp.array([2.0, -1.0]), jnp.array([0.1, 5.0])
   raw = mean + std * jax.random.normal(jax.random.key(0), (4, 3, 2))
   standard = normal_density((raw - mean) / std, 0, 1)
-  np.testing.assert_allclose(unstandardised(standard, std, (3, 2)), normal_density(raw, mean, std**2), rtol=1e-5)
+  np.testing.assert_allclose(
+    unstandardised(standard, std, (3, 2)), normal_density(raw, mean, std**2), rtol=1e-5
+  )
 
 
 def test_a_density_of_one_in_eight_a_value_is_three_bits():
@@ -114,11 +122,15 @@ def bound(process, make, x0, grid, keys, samples=None):
 
 
 def expected_bound(process, x0, grid):
-  """The terms for Gaussian data and its exact denoiser, in closed form: E|x0 - x0(z_t)|^2 from equation (2) of the helper."""
+  """The terms for Gaussian data and its exact denoiser, in closed form: E|x0 - x0(z_t)|^2 from
+  equation (2) of the helper.
+  """
   alpha, sigma = np.asarray(process.alpha(grid)), np.asarray(process.sigma(grid))
   squared = (alpha * STD) ** 2 + sigma**2
   off = np.asarray(x0)[..., None] - MEAN
-  error = np.sum(off**2 * (sigma**2 / squared) ** 2 + (alpha * STD**2 * sigma / squared) ** 2, 1)  # [B, T + 1]
+  error = np.sum(
+    off**2 * (sigma**2 / squared) ** 2 + (alpha * STD**2 * sigma / squared) ** 2, 1
+  )  # [B, T + 1]
   snr = (alpha / sigma) ** 2
   diffusion = np.sum((snr[:-1] - snr[1:]) / 2 * error[:, 1:], 1)
   high = alpha[-1] ** 2 + sigma[-1] ** 2

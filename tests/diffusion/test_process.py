@@ -22,9 +22,20 @@ from jldm.diffusion.process import (
   rates,
 )
 
-TO_NOTHING = [Cosine(), Flow(), Shifted(Flow(), 3.0), Shifted(Cosine(), 0.5), Discrete(zero_terminal_snr=True)]  # alpha(1) = 0
+TO_NOTHING = [
+  Cosine(),
+  Flow(),
+  Shifted(Flow(), 3.0),
+  Shifted(Cosine(), 0.5),
+  Discrete(zero_terminal_snr=True),
+]  # alpha(1) = 0
 PRESERVING = [Cosine(), LinearVP(), Discrete(), Discrete(LinearBetas()), Discrete(CosineBetas(steps=50))]
-TO_NOISE = [LinearVP(), Discrete(LinearBetas()), Discrete(CosineBetas()), Discrete(Betas((0.1, 0.3, 0.9)))]  # something is left
+TO_NOISE = [
+  LinearVP(),
+  Discrete(LinearBetas()),
+  Discrete(CosineBetas()),
+  Discrete(Betas((0.1, 0.3, 0.9))),
+]  # something is left
 CLOSED = [Cosine(), Flow()]  # a line of arithmetic each
 ALL = [*TO_NOTHING, *TO_NOISE, EDM(), EDM(20.0, 3.0)]
 INSIDE = np.linspace(0.01, 0.99, 99)
@@ -49,13 +60,19 @@ def test_the_clean_end_is_exact_in_float32(process):
 @every
 def test_rates_are_finite_monotone_and_not_negative_in_float32(process):
   near = np.logspace(-30, -1, 200)
-  t = jnp.asarray(np.sort(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 200), 1 - near, [1.0]])), jnp.float32)
+  t = jnp.asarray(
+    np.sort(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 200), 1 - near, [1.0]])), jnp.float32
+  )
   alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
   assert alpha.dtype == sigma.dtype == np.float32
   for rate in (alpha, sigma):
     assert np.isfinite(rate).all() and (rate >= 0).all()
   rounding = 0 if process in CLOSED else 2 * np.finfo(np.float32).eps
-  assert (alpha <= 1).all() and (np.diff(alpha) <= rounding).all() and (np.diff(sigma) >= -rounding * sigma.max()).all()
+  assert (
+    (alpha <= 1).all()
+    and (np.diff(alpha) <= rounding).all()
+    and (np.diff(sigma) >= -rounding * sigma.max()).all()
+  )
   assert (alpha + sigma > 0.99).all(), "never both nothing"
 
 
@@ -63,12 +80,16 @@ def test_rates_are_finite_monotone_and_not_negative_in_float32(process):
 def test_time_inverts_log_snr(process):
   with jax.enable_x64(True):
     t = jnp.asarray(INSIDE)
-    np.testing.assert_allclose(process.time(2 * half_log_snr(process, t)), t, rtol=1e-12 if process in CLOSED else 1e-9)
+    np.testing.assert_allclose(
+      process.time(2 * half_log_snr(process, t)), t, rtol=1e-12 if process in CLOSED else 1e-9
+    )
     within = 2 * half_log_snr(process, jnp.linspace(0.999, 0.001, 81))
     log_snr = jnp.linspace(-20, 20, 81) if process in CLOSED else within
     np.testing.assert_allclose(2 * half_log_snr(process, process.time(log_snr)), log_snr, atol=1e-6)
   t = jnp.asarray(INSIDE, jnp.float32)
-  np.testing.assert_allclose(process.time(2 * half_log_snr(process, t)), t, atol=1e-6 if process in CLOSED else 3e-6)
+  np.testing.assert_allclose(
+    process.time(2 * half_log_snr(process, t)), t, atol=1e-6 if process in CLOSED else 3e-6
+  )
 
 
 @pytest.mark.parametrize("process", TO_NOTHING, ids=repr)
@@ -102,14 +123,19 @@ def test_variance_is_preserved(process):
     np.testing.assert_allclose(process.alpha(t) ** 2 + process.sigma(t) ** 2, 1, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("process", "alpha", "sigma"), [
-  (Flow(), lambda t: 1 - t, lambda t: t),
-  (Cosine(), lambda t: np.cos(np.pi * t / 2), lambda t: np.sin(np.pi * t / 2)),
-  (EDM(), np.ones_like, lambda t: 80 * t**7),
-])
+@pytest.mark.parametrize(
+  ("process", "alpha", "sigma"),
+  [
+    (Flow(), lambda t: 1 - t, lambda t: t),
+    (Cosine(), lambda t: np.cos(np.pi * t / 2), lambda t: np.sin(np.pi * t / 2)),
+    (EDM(), np.ones_like, lambda t: 80 * t**7),
+  ],
+)
 def test_rates_are_the_paper_s(process, alpha, sigma):
   np.testing.assert_allclose(process.alpha(jnp.asarray(INSIDE)), alpha(INSIDE), atol=2e-7)
-  np.testing.assert_allclose(process.sigma(jnp.asarray(INSIDE)), sigma(INSIDE), rtol=0 if process in CLOSED else 2e-6, atol=2e-7)
+  np.testing.assert_allclose(
+    process.sigma(jnp.asarray(INSIDE)), sigma(INSIDE), rtol=0 if process in CLOSED else 2e-6, atol=2e-7
+  )
 
 
 def test_linear_vp_is_the_integral_of_its_beta():
@@ -128,7 +154,9 @@ def test_even_times_of_edm_are_its_grid(steps):
   """Karras et al. 2022 (2206.00364), eq. 5, at sigma_min = 0."""
   i = np.arange(steps + 1)
   expected = (80 ** (1 / 7) + i / steps * (0 - 80 ** (1 / 7))) ** 7
-  np.testing.assert_allclose(EDM().sigma(1 - jnp.asarray(i / steps, jnp.float32)), expected, rtol=3e-5, atol=1e-12)
+  np.testing.assert_allclose(
+    EDM().sigma(1 - jnp.asarray(i / steps, jnp.float32)), expected, rtol=3e-5, atol=1e-12
+  )
 
 
 SCHEDULES = [LinearBetas(), ScaledLinearBetas(), CosineBetas(), LinearBetas(steps=10), Betas((0.1, 0.3, 0.9))]
@@ -149,7 +177,9 @@ def test_knots_hold_the_product_of_the_chain(schedule):
 
 
 def test_betas_are_the_papers():
-  """The ends of Ho et al. 2020, section 4, and of Stable Diffusion's v1-inference.yaml; eq. 17 of Nichol & Dhariwal."""
+  """The ends of Ho et al. 2020, section 4, and of Stable Diffusion's v1-inference.yaml; eq. 17 of
+  Nichol & Dhariwal.
+  """
   np.testing.assert_allclose(LinearBetas().betas()[[0, -1]], [1e-4, 0.02])
   np.testing.assert_allclose(ScaledLinearBetas().betas()[[0, -1]], [0.00085, 0.012])
   np.testing.assert_allclose(np.diff(np.sqrt(ScaledLinearBetas().betas()), 2), 0, atol=1e-12)
@@ -187,7 +217,9 @@ def test_a_network_is_told_the_time_that_it_knows():
   np.testing.assert_allclose(level(Shifted(Flow(), 3.0), t), 3 * t / (1 + 2 * t))
   knots = (np.array([0, 500, 999]) + 1) / 1000
   inner = knots / (3 - 2 * knots)  # which Shifted takes to the knots
-  np.testing.assert_allclose(1000 * level(Shifted(Discrete(), 3.0), jnp.asarray(inner, jnp.float32)), [0, 500, 999], atol=1e-3)
+  np.testing.assert_allclose(
+    1000 * level(Shifted(Discrete(), 3.0), jnp.asarray(inner, jnp.float32)), [0, 500, 999], atol=1e-3
+  )
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
@@ -199,11 +231,17 @@ def test_a_shifted_flow_has_its_snr_divided(shift):
 
 
 def test_the_shift_grows_with_the_root_of_the_dimension():
-  assert dimension_shift(4096) == 1 and dimension_shift(16 * 16 * 32) == np.sqrt(2) and dimension_shift(1024) == 0.5
+  assert (
+    dimension_shift(4096) == 1
+    and dimension_shift(16 * 16 * 32) == np.sqrt(2)
+    and dimension_shift(1024) == 0.5
+  )
 
 
 @every
-@pytest.mark.parametrize(("t", "shape"), [(0.3, ()), (np.array([0.3, 0.3, 0.3]), (3, 1, 1))], ids=["one", "each"])
+@pytest.mark.parametrize(
+  ("t", "shape"), [(0.3, ()), (np.array([0.3, 0.3, 0.3]), (3, 1, 1))], ids=["one", "each"]
+)
 def test_rates_broadcast_against_data(process, t, shape):
   r = rates(process, jnp.asarray(t, jnp.float32), jnp.zeros((3, 2, 5)))
   assert [rate.shape for rate in r] == [shape] * 4

@@ -51,9 +51,10 @@ def test_every_target_round_trips(process, kind, x64):
 
 
 @both
-@pytest.mark.parametrize(("kind", "times"), [
-  ("v", (0, 0.5, 1)), ("flow", (0, 0.5, 1)), ("eps", (0, 0.1, 0.5)), ("x0", (0.5, 0.9, 1)),
-])
+@pytest.mark.parametrize(
+  ("kind", "times"),
+  [("v", (0, 0.5, 1)), ("flow", (0, 0.5, 1)), ("eps", (0, 0.1, 0.5)), ("x0", (0.5, 0.9, 1))],
+)
 def test_round_trips_reach_the_ends_in_float32(process, kind, times):
   x0, eps = parts(np.float32)
   r = rates(process, jnp.asarray(times, jnp.float32), x0)
@@ -140,8 +141,12 @@ def test_an_estimate_arrives_as_it_is_and_a_target_time_as_its_noise_level(to):
     seen.append((level, estimate, to))
     return Output(z)
 
-  denoiser(EDM(), Precondition(), apply)(eps, jnp.asarray(TIMES, jnp.float32), x0, jnp.asarray(to, jnp.float32))
-  denoiser(EDM(), Precondition(), apply)(eps, jnp.asarray(TIMES, jnp.float32), to=jnp.asarray(to, jnp.float32))
+  denoiser(EDM(), Precondition(), apply)(
+    eps, jnp.asarray(TIMES, jnp.float32), x0, jnp.asarray(to, jnp.float32)
+  )
+  denoiser(EDM(), Precondition(), apply)(
+    eps, jnp.asarray(TIMES, jnp.float32), to=jnp.asarray(to, jnp.float32)
+  )
   (level, estimate, noise_level), (*_, alone) = seen
   c_noise = lambda t: np.log(80 * np.broadcast_to(t, (3,)) ** 7) / 4
   np.testing.assert_allclose(level, c_noise(TIMES), rtol=1e-5)
@@ -152,7 +157,9 @@ def test_an_estimate_arrives_as_it_is_and_a_target_time_as_its_noise_level(to):
 
 def test_only_the_network_computes_in_its_own_dtype():
   z = parts(np.float32)[0]
-  denoised = denoiser(Flow(), Predict("flow"), lambda z, *_: Output(z.astype(jnp.bfloat16)))(z, jnp.float32(0.3))
+  denoised = denoiser(Flow(), Predict("flow"), lambda z, *_: Output(z.astype(jnp.bfloat16)))(
+    z, jnp.float32(0.3)
+  )
   assert denoised.x0.dtype == denoised.eps.dtype == jnp.float32
 
 
@@ -164,7 +171,9 @@ def test_an_unknown_target_is_refused(kind):
 
 
 @both
-@pytest.mark.parametrize(("kind", "times", "named"), [("eps", [1.0, 0.5, 0.25], "1"), ("x0", [0.5, 0.0], "0")])
+@pytest.mark.parametrize(
+  ("kind", "times", "named"), [("eps", [1.0, 0.5, 0.25], "1"), ("x0", [0.5, 0.0], "0")]
+)
 def test_a_time_at_which_the_target_says_nothing_is_refused(process, kind, times, named):
   with pytest.raises(UserError) as error:
     refuse_singular(process, Predict(kind), np.array(times))
@@ -174,9 +183,10 @@ def test_a_time_at_which_the_target_says_nothing_is_refused(process, kind, times
 
 
 @both
-@pytest.mark.parametrize(("kind", "times"), [
-  ("v", [0, 0.5, 1]), ("flow", [0, 0.5, 1]), ("eps", [0, 0.5, 0.999]), ("x0", [0.001, 0.5, 1]),
-])
+@pytest.mark.parametrize(
+  ("kind", "times"),
+  [("v", [0, 0.5, 1]), ("flow", [0, 0.5, 1]), ("eps", [0, 0.5, 0.999]), ("x0", [0.001, 0.5, 1])],
+)
 def test_regular_times_pass(process, kind, times):
   times = np.asarray(times, np.float32)
   refuse_singular(process, Predict(kind), times)
@@ -186,7 +196,9 @@ def test_regular_times_pass(process, kind, times):
 
 def test_only_rows_that_work_are_recommended():
   both = r"Predict\('v'\) or Predict\('flow'\)"
-  with pytest.raises(UserError, match=rf"Precondition\(sigma_data=1.0\) .* t = 1 of Flow\(\); use {both}, or"):
+  with pytest.raises(
+    UserError, match=rf"Precondition\(sigma_data=1.0\) .* t = 1 of Flow\(\); use {both}, or"
+  ):
     refuse_singular(Flow(), Precondition(), np.array([1.0, 0.5]))
   with pytest.raises(UserError, match=r"t = 0 of EDM\(.*\); use Predict\('v'\), or keep"):
     refuse_singular(EDM(), Predict("x0"), np.array([1.0, 0.0]))
@@ -194,9 +206,15 @@ def test_only_rows_that_work_are_recommended():
     refuse_singular(LinearVP(), Predict("x0"), np.array([1.0, 0.0]))  # whose velocity at 0 is infinite
 
 
-@pytest.mark.parametrize(("process", "row"), [
-  (LinearVP(), Predict("eps")), (Discrete(), Predict("eps")), (EDM(), Precondition()), (EDM(), Predict("eps")),
-])
+@pytest.mark.parametrize(
+  ("process", "row"),
+  [
+    (LinearVP(), Predict("eps")),
+    (Discrete(), Predict("eps")),
+    (EDM(), Precondition()),
+    (EDM(), Predict("eps")),
+  ],
+)
 def test_eps_may_start_where_some_signal_is_left(process, row):
   refuse_singular(process, row, np.linspace(1, 0.05, 20))
 
@@ -215,8 +233,12 @@ def test_preconditioning_is_the_paper_s(sigma_data, sigma, x64):
   np.testing.assert_allclose(p.c_in(r), np.full((3, 1, 1, 1), s2**-0.5), rtol=1e-9)
   np.testing.assert_allclose(p.c_noise(process, t), np.log(sigma) / 4, rtol=1e-9)
   output = jnp.sin(z)
-  np.testing.assert_allclose(decode(p.row(r), r, z, output).x0, c_skip * z + c_out * output, rtol=1e-7, atol=1e-9)
-  np.testing.assert_allclose(combine(p.row(r), x0, eps), (x0 - c_skip * z) / c_out, rtol=1e-6, atol=1e-9 / sigma)
+  np.testing.assert_allclose(
+    decode(p.row(r), r, z, output).x0, c_skip * z + c_out * output, rtol=1e-7, atol=1e-9
+  )
+  np.testing.assert_allclose(
+    combine(p.row(r), x0, eps), (x0 - c_skip * z) / c_out, rtol=1e-6, atol=1e-9 / sigma
+  )
 
 
 def test_preconditioning_of_unit_variance_is_minus_v(x64):
@@ -236,7 +258,9 @@ def test_a_preconditioned_output_has_unit_variance_as_input_and_target():
 
 def test_a_chain_of_betas_tells_its_network_i_over_t():
   i = np.array([0, 500, 999])
-  np.testing.assert_allclose(1000 * Predict("eps").c_noise(Discrete(), jnp.asarray((i + 1) / 1000, jnp.float32)), i, atol=1e-4)
+  np.testing.assert_allclose(
+    1000 * Predict("eps").c_noise(Discrete(), jnp.asarray((i + 1) / 1000, jnp.float32)), i, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize("kind", TARGETS)

@@ -11,14 +11,22 @@ from jldm.diffusion.times import MULTIPLIERS, LogitNormal, LogNormalSigma, Unifo
 
 BATCH = 64
 STRATUM = np.arange(BATCH, dtype=np.float32) / BATCH
-DISTRIBUTIONS = [Uniform(), LogitNormal(), LogitNormal(mean=-0.6, std=1.4), LogNormalSigma(), LogNormalSigma(0.3, 0.8)]
+DISTRIBUTIONS = [
+  Uniform(),
+  LogitNormal(),
+  LogitNormal(mean=-0.6, std=1.4),
+  LogNormalSigma(),
+  LogNormalSigma(0.3, 0.8),
+]
 PROCESS = Cosine()
 
 each = pytest.mark.parametrize("times", DISTRIBUTIONS, ids=repr)
 
 
 def told(times, t):
-  """t [...] in the variable that a distribution is stated in, and that variable's distribution; numpy and scipy, float64."""
+  """t [...] in the variable that a distribution is stated in, and that variable's distribution; numpy
+  and scipy, float64.
+  """
   t = np.asarray(t, np.float64)
   if isinstance(times, Uniform):
     return t, stats.uniform()
@@ -72,9 +80,13 @@ def test_steps_differ_and_examples_of_one_row_are_uniform(times):
 @each
 def test_a_batch_may_be_split_into_processes(times):
   key = jax.random.key(7)
-  shares = [sample_times(times, PROCESS, key, share)[0] for share in (STRATUM[:16], STRATUM[16:32], STRATUM[32:])]
+  shares = [
+    sample_times(times, PROCESS, key, share)[0] for share in (STRATUM[:16], STRATUM[16:32], STRATUM[32:])
+  ]
   lanes = 5e-7 if isinstance(times, LogNormalSigma) else 0  # exp and arctan round by their place in a vector
-  np.testing.assert_allclose(np.concatenate(shares), sample_times(times, PROCESS, key, STRATUM)[0], rtol=lanes)
+  np.testing.assert_allclose(
+    np.concatenate(shares), sample_times(times, PROCESS, key, STRATUM)[0], rtol=lanes
+  )
 
 
 @each
@@ -95,7 +107,9 @@ def test_the_second_number_is_one_over_the_density(times):
 
 
 def test_noise_levels_of_edm_are_log_normal():
-  t, _ = sample_times(LogNormalSigma(-1.2, 1.2), EDM(), jax.random.key(0), np.arange(4096, dtype=np.float32) / 4096)
+  t, _ = sample_times(
+    LogNormalSigma(-1.2, 1.2), EDM(), jax.random.key(0), np.arange(4096, dtype=np.float32) / 4096
+  )
   log_sigma = -np.asarray(half_log_snr(EDM(), t))
   np.testing.assert_allclose([log_sigma.mean(), log_sigma.std()], [-1.2, 1.2], atol=5e-3)
 
@@ -110,7 +124,9 @@ def rows(size):
 
 def test_multipliers_are_different_primes_above_any_batch():
   assert len(set(MULTIPLIERS.tolist())) == 512 and MULTIPLIERS.min() > 2**16
-  assert all(multiplier % divisor for multiplier in MULTIPLIERS.tolist() for divisor in range(2, 268))  # 268^2 > the largest
+  assert all(
+    multiplier % divisor for multiplier in MULTIPLIERS.tolist() for divisor in range(2, 268)
+  )  # 268^2 > the largest
 
 
 @pytest.mark.parametrize("size", SIZES + [65_536])
@@ -134,13 +150,17 @@ def two_parts(size, steps):
 
 @pytest.mark.parametrize("size", [32, 60, 256])
 def test_two_parts_are_uncorrelated(size):
-  """Over steps their correlation within a batch is 0 in the mean and of the size of chance; without a permutation it is 1."""
+  """Over steps their correlation within a batch is 0 in the mean and of the size of chance; without a
+  permutation it is 1.
+  """
   first, second = two_parts(size, 1000)
   angle = 2 * np.pi * (first - second)  # a constant difference has a resultant of length 1
   resultant = np.abs(np.exp(1j * angle).mean(1))
   assert np.sqrt((resultant**2).mean()) < 2.5 / np.sqrt(size)
   correlation = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second)])
-  assert abs(correlation.mean()) < 4 * correlation.std() / np.sqrt(1000) and correlation.std() < 2.5 / np.sqrt(size)
+  assert abs(correlation.mean()) < 4 * correlation.std() / np.sqrt(
+    1000
+  ) and correlation.std() < 2.5 / np.sqrt(size)
   a, b = (np.asarray(quantiles(jax.random.key(seed), rows(size)[1])) for seed in (0, 1))
   assert np.abs(np.exp(2j * np.pi * (a - b)).mean()) > 0.999
 
@@ -157,7 +177,9 @@ def test_microbatches_and_devices_agree_on_permuted_strata(size):
   whole = sample_times(Uniform(), PROCESS, key, stratum, row)[0]
   parts = [slice(i, None, 4) for i in range(4)]
   for part in [*parts, slice(0, 1), slice(7, 8)]:
-    np.testing.assert_array_equal(sample_times(Uniform(), PROCESS, key, stratum[part], row[part])[0], whole[part])
+    np.testing.assert_array_equal(
+      sample_times(Uniform(), PROCESS, key, stratum[part], row[part])[0], whole[part]
+    )
   mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   run = jax.jit(lambda stratum, row: sample_times(Uniform(), PROCESS, key, stratum, row)[0])
@@ -167,4 +189,6 @@ def test_microbatches_and_devices_agree_on_permuted_strata(size):
 def test_one_part_is_as_it_was():
   key = jax.random.key(11)
   np.testing.assert_array_equal(
-    quantiles(key, STRATUM), np.maximum((np.float32(jax.random.uniform(key)) + STRATUM) % np.float32(1), np.float32(2**-24)))
+    quantiles(key, STRATUM),
+    np.maximum((np.float32(jax.random.uniform(key)) + STRATUM) % np.float32(1), np.float32(2**-24)),
+  )

@@ -45,7 +45,9 @@ def test_the_factor_is_the_stated_weight_in_the_network_s_row(process, row, weig
   t = jnp.linspace(0.0103, 0.97, 60)
   r = rates(process, t, t)
   log_snr, slope = jax.jvp(lambda t: 2 * half_log_snr(process, t), (t,), (jnp.ones_like(t),))
-  expected = weight(log_snr) * reweight(row.row(r), TARGETS[target](r), r) * (-slope if measure == "log_snr" else 1)
+  expected = (
+    weight(log_snr) * reweight(row.row(r), TARGETS[target](r), r) * (-slope if measure == "log_snr" else 1)
+  )
   np.testing.assert_allclose(weighting.factor(row.row(r), r), expected, rtol=1e-9)
 
 
@@ -55,7 +57,11 @@ def test_the_factor_is_the_stated_weight_in_the_network_s_row(process, row, weig
 def test_both_ends_are_limits(row, weighting, alpha, sigma):
   """Never 0 / 0; infinite only where the weight in this row has no bound."""
   end = np.asarray(weighting.factor(row.row(rates_at(alpha, sigma)), rates_at(alpha, sigma)))
-  near = [np.asarray(weighting.factor(row.row(r), r)) for h in (1e-3, 1e-4) for r in [rates_at(abs(alpha - h), abs(sigma - h))]]
+  near = [
+    np.asarray(weighting.factor(row.row(r), r))
+    for h in (1e-3, 1e-4)
+    for r in [rates_at(abs(alpha - h), abs(sigma - h))]
+  ]
   assert not np.isnan(end)
   if np.isinf(end):
     assert near[1] > 5 * near[0]
@@ -75,7 +81,9 @@ def test_min_snr_is_what_is_written_for_eps_and_v():
 def test_edm_s_weight_is_one_in_its_own_row(sigma_data):
   t = jnp.linspace(0.01, 1, 20)
   r = rates(EDM(), t, t)
-  np.testing.assert_allclose(EDMWeighting(sigma_data).factor(Precondition(sigma_data).row(r), r), 1, rtol=1e-5)
+  np.testing.assert_allclose(
+    EDMWeighting(sigma_data).factor(Precondition(sigma_data).row(r), r), 1, rtol=1e-5
+  )
 
 
 def test_jit_s_loss_in_v_is_bounded():

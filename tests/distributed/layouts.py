@@ -2,9 +2,10 @@
 
   python -m tests.distributed.layouts [--folder DIR]
 
-Each row is one to two real processes with fake devices.  They train three steps of both stages, draw eight pictures, and save a
-state of each stage; when all rows have, each restores what every row saved.  Told is how far losses and pictures are from those
-of one device, and how many bytes of the denoiser's state a device holds.
+Each row is one to two real processes with fake devices.  They train three steps of both stages,
+draw eight pictures, and save a state of each stage; when all rows have, each restores what every
+row saved.  Told is how far losses and pictures are from those of one device, and how many bytes of
+the denoiser's state a device holds.
 """
 
 import argparse
@@ -53,14 +54,19 @@ class Row(NamedTuple):
 
 
 ONE = Row(1, 1)
-ROWS = tuple(dict.fromkeys(
-  Row(count, devices, fsdp, tensor)
-  for count, devices in itertools.product((1, 2), (1, 2, 4, 8)) if devices >= count
-  for fsdp, tensor in ((1, 1), (devices, 1), (1, 2), (2, 2)) if devices % (fsdp * tensor) == 0
-))
+ROWS = tuple(
+  dict.fromkeys(
+    Row(count, devices, fsdp, tensor)
+    for count, devices in itertools.product((1, 2), (1, 2, 4, 8))
+    if devices >= count
+    for fsdp, tensor in ((1, 1), (devices, 1), (1, 2), (2, 2))
+    if devices % (fsdp * tensor) == 0
+  )
+)
 
 
 # ---- what a row's processes do
+
 
 def work(what: str, folder: Path, row: Row) -> None:
   array_cache.PART = 8  # so that two processes have parts to share
@@ -87,7 +93,9 @@ def restore(folder: Path, row: Row) -> None:
   mesh, held, count = sharding.mesh_for(8, row.layout), [], 0
   for name in STAGES:
     state = first_state(name)
-    like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, sharding.split(mesh, state))
+    like = jax.tree.map(
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, sharding.split(mesh, state)
+    )
     for saved in sorted((folder / "states").iterdir()):
       with Checkpoints(saved / name, read_only=True) as there:
         found = there.restore(there.latest(), {"state": like})["state"]
@@ -100,16 +108,29 @@ def restore(folder: Path, row: Row) -> None:
 
 # ---- what starts them
 
+
 def start(what: str, folder: Path, row: Row) -> list[subprocess.Popen]:
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{FLAGS}{row.devices // row.processes}"}
-  command = [sys.executable, "-m", "tests.distributed.layouts", "--work", what, "--folder", str(folder), "--row", *map(str, row)]
+  command = [
+    sys.executable,
+    "-m",
+    "tests.distributed.layouts",
+    "--work",
+    what,
+    "--folder",
+    str(folder),
+    "--row",
+    *map(str, row),
+  ]
   if row.processes > 1:
     command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(row.processes), "--process"]
   started = []
   for process in range(row.processes):
     own = command + [str(process)] * (row.processes > 1)
     with (folder / f"{row}.{what}.{process}.log").open("w") as log:
-      started.append(subprocess.Popen(own, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+      started.append(
+        subprocess.Popen(own, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+      )
   return started
 
 
@@ -122,7 +143,9 @@ def run(what: str, folder: Path, row: Row) -> None:
     for process in started:
       process.kill()
   if any(codes):
-    told = "\n".join((folder / f"{row}.{what}.{process}.log").read_text()[-1500:] for process in range(row.processes))
+    told = "\n".join(
+      (folder / f"{row}.{what}.{process}.log").read_text()[-1500:] for process in range(row.processes)
+    )
     raise AssertionError(f"{what} of {row} ended with {codes}: {told}")
 
 
@@ -136,7 +159,9 @@ def found(folder: Path, rows: Iterable[Row]) -> dict[Row, dict]:
 
 
 def apart(folder: Path, row: Row, one: Path) -> dict[str, float]:
-  """How far a row's losses, in parts of the loss, and its pictures, in grey levels, are from those of one device."""
+  """How far a row's losses, in parts of the loss, and its pictures, in grey levels, are from those of
+  one device.
+  """
   here, there = losses(folder / str(row)), losses(one)
   assert len(there) == 6 and [each[:2] for each in here] == [each[:2] for each in there]
   far = max(abs(a[2] - b[2]) / abs(b[2]) for a, b in zip(here, there))
@@ -149,8 +174,10 @@ def table(told: dict[Row, dict]) -> list[str]:
   lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
   for row, each in told.items():
     share = f"{each['held'] / 2**10:.0f} of {each['whole'] / 2**10:.0f} KiB"
-    lines.append(f"| {' | '.join(map(str, row))} | {each['losses']:.1e} | {each['levels']} | {share} | {each['restored']} of "
-                 f"{2 * len(told)} |")
+    lines.append(
+      f"| {' | '.join(map(str, row))} | {each['losses']:.1e} | {each['levels']} | {share} | {each['restored']} of "
+      f"{2 * len(told)} |"
+    )
   return lines
 
 

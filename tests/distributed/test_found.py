@@ -24,10 +24,20 @@ told += [bool(processes.send(False)), len(sharding.choose()), sharding.asked(arg
 processes.meet("end")
 print(json.dumps(told))
 """
-SLURM = {"SLURM_JOB_ID": "{job}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
-         "SLURM_PROCID": "{number}", "SLURM_LOCALID": "{number}"}
-OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "{job4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2",
-            "OMPI_COMM_WORLD_RANK": "{number}", "OMPI_COMM_WORLD_LOCAL_RANK": "{number}"}
+SLURM = {
+  "SLURM_JOB_ID": "{job}",
+  "SLURM_STEP_NODELIST": "localhost",
+  "SLURM_NTASKS": "2",
+  "SLURM_STEP_NUM_TASKS": "2",
+  "SLURM_PROCID": "{number}",
+  "SLURM_LOCALID": "{number}",
+}
+OPEN_MPI = {
+  "OMPI_MCA_orte_hnp_uri": "{job4096}.0;tcp://127.0.0.1:34911",
+  "OMPI_COMM_WORLD_SIZE": "2",
+  "OMPI_COMM_WORLD_RANK": "{number}",
+  "OMPI_COMM_WORLD_LOCAL_RANK": "{number}",
+}
 
 
 @pytest.mark.slow
@@ -36,10 +46,21 @@ def test_two_processes_find_each_other(variables):
   job = free_port()  # JAX makes a port of it
   started = []
   for number in range(2):
-    own = {name: value.format(job=job, job4096=job * 4096, number=number) for name, value in variables.items()}
-    environment = os.environ | own | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    started.append(subprocess.Popen([sys.executable, "-c", PROGRAM, "--devices", "2"], env=environment, stdout=subprocess.PIPE,
-                                    stderr=subprocess.PIPE, text=True))
+    own = {
+      name: value.format(job=job, job4096=job * 4096, number=number) for name, value in variables.items()
+    }
+    environment = (
+      os.environ | own | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    )
+    started.append(
+      subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--devices", "2"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
   for number, process in enumerate(started):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err[-2000:]

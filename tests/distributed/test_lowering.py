@@ -1,4 +1,6 @@
-"""The training step of every config, at its own size, and the sampler on a mesh lower for TPU and CUDA where neither is."""
+"""The training step of every config, at its own size, and the sampler on a mesh lower for TPU and CUDA
+where neither is.
+"""
 
 import jax
 from jax import export
@@ -22,7 +24,9 @@ def marked(name: str, stage: str) -> object:
   return pytest.param(name, stage, marks=[] if (name, stage) in QUICK else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name, stage", [marked(name, stage) for name in NAMES for stage in config(name).names])
+@pytest.mark.parametrize(
+  "name, stage", [marked(name, stage) for name in NAMES for stage in config(name).names]
+)
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
   part = experiment.stage(stage)
@@ -48,6 +52,8 @@ def test_the_sampler_lowers_for_accelerators_on_a_mesh():
   split = {"branches": sharding.batched(mesh), "keys": sharding.batched(mesh)}
   place = lambda name: split.get(name, sharding.replicated(mesh))
   shapes = lambda name, tree: jax.tree.map(lambda x: at(jnp.asarray(x), place(name)), tree)
-  setup = type(setup)(**{name: shapes(name, part) for name, part in setup._asdict().items()})._replace(params=params)
+  setup = type(setup)(**{name: shapes(name, part) for name, part in setup._asdict().items()})._replace(
+    params=params
+  )
   lowered = sharding.on(mesh, export.export(draw, platforms=("tpu", "cuda")))(model, setup)
   assert lowered.platforms == ("tpu", "cuda") and lowered.nr_devices == 8

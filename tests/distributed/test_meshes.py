@@ -1,4 +1,6 @@
-"""Both stages and the sampler on meshes of eight fake devices: the same numbers, parameters in parts, states that move."""
+"""Both stages and the sampler on meshes of eight fake devices: the same numbers, parameters in parts,
+states that move.
+"""
 
 import dataclasses
 import functools
@@ -20,7 +22,14 @@ from jldm.runs import train as training, validate
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES, config, shrunk, steps_of
 
-LAYOUTS = (Layout(1), Layout(8), Layout(8, fsdp=8), Layout(8, tensor=2), Layout(8, fsdp=2, tensor=2), Layout(4, fsdp=2))
+LAYOUTS = (
+  Layout(1),
+  Layout(8),
+  Layout(8, fsdp=8),
+  Layout(8, tensor=2),
+  Layout(8, fsdp=2, tensor=2),
+  Layout(4, fsdp=2),
+)
 TRAINED = (Layout(8), Layout(8, fsdp=8), Layout(8, fsdp=2, tensor=2))
 SAME = {"rtol": 2e-4, "atol": 2e-4}  # of losses over a few steps, which differ by the order of sums
 
@@ -33,10 +42,16 @@ def experiment(steps: int = 3) -> Experiment:
   return replace(
     small,
     stages=(
-      replace(codec, objective=replace(
-        codec.objective, network=replace(network, widths=tuple(16 for _ in network.widths), resnets=1))),
-      replace(denoiser, objective=replace(
-        denoiser.objective, network=dit.clone(width=32, block=dit.block.clone(heads=4)))),
+      replace(
+        codec,
+        objective=replace(
+          codec.objective, network=replace(network, widths=tuple(16 for _ in network.widths), resnets=1)
+        ),
+      ),
+      replace(
+        denoiser,
+        objective=replace(denoiser.objective, network=dit.clone(width=32, block=dit.block.clone(heads=4))),
+      ),
     ),
   )
 
@@ -73,7 +88,9 @@ def test_both_stages_lose_the_same_on_every_mesh(trained, layout):
 def test_samples_are_the_same_on_every_mesh(trained, layout):
   model, params = load(trained(LAYOUTS[0]))
   request = Request(n=7, given={"label": [0, 1, 2, 3, 4, 5, 6]})
-  one, other = (generate(model, params, request, steps_of(model, 3), devices=each).data for each in (LAYOUTS[0], layout))
+  one, other = (
+    generate(model, params, request, steps_of(model, 3), devices=each).data for each in (LAYOUTS[0], layout)
+  )
   assert np.abs(one.astype(int) - other.astype(int)).max() <= 1  # a grey level
 
 
@@ -82,12 +99,19 @@ def first_state(name: str) -> object:
   """A stage's state as zeros of the right shapes, with every value told apart."""
   state, _, _ = validate.rehearse(Place(experiment(), experiment().stage(name)))
   count = itertools.count()
-  numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(x.dtype)
+  numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(
+    x.dtype
+  )
   return jax.tree.map(numbered, state)
 
 
 def bytes_on(device: jax.Device, tree: object) -> int:
-  return sum(shard.data.nbytes for x in jax.tree.leaves(tree) for shard in x.addressable_shards if shard.device == device)
+  return sum(
+    shard.data.nbytes
+    for x in jax.tree.leaves(tree)
+    for shard in x.addressable_shards
+    if shard.device == device
+  )
 
 
 def nbytes(tree: object) -> int:
@@ -95,7 +119,9 @@ def nbytes(tree: object) -> int:
 
 
 @pytest.mark.parametrize("name", STAGES)
-@pytest.mark.parametrize("layout, parts", [(Layout(8), 1), (Layout(8, fsdp=8), 8), (Layout(8, fsdp=2), 2), (Layout(8, 4, 2), 4)])
+@pytest.mark.parametrize(
+  "layout, parts", [(Layout(8), 1), (Layout(8, fsdp=8), 8), (Layout(8, fsdp=2), 2), (Layout(8, 4, 2), 4)]
+)
 def test_a_device_holds_its_part_of_the_state(name, layout, parts):
   state = first_state(name)
   mesh = sharding.mesh_for(8, layout)
@@ -120,16 +146,19 @@ def test_a_state_saved_on_each_mesh_is_restored_on_every_other(name, tmp_path):
         assert all(x.sharding == at for x, at in zip(jax.tree.leaves(found), jax.tree.leaves(places)))
 
 
-@pytest.mark.parametrize("path, shape, axes", [
-  ("params/blocks/attention/qkv/kernel", (2, 64, 192), (None, "fsdp", "tensor")),
-  ("ema/blocks/mlp/out/kernel", (2, 256, 64), (None, "tensor", "fsdp")),
-  ("opt_state/0/mu/level/dense/kernel", (64, 256), (None, "fsdp")),
-  ("params/down0_0/resnet/conv1/kernel", (3, 3, 64, 64), (None, None, "fsdp", "tensor")),
-  ("params/middle_resnet/conv2/kernel", (3, 3, 64, 64), (None, None, "tensor", "fsdp")),
-  ("params/odd/kernel", (63, 129), (None, None)),  # nothing divides it
-  ("params/blocks/attention/qkv/kernel", (63, 192), (None, "tensor")),
-  ("params/norm/scale", (64,), (None,)),
-])
+@pytest.mark.parametrize(
+  "path, shape, axes",
+  [
+    ("params/blocks/attention/qkv/kernel", (2, 64, 192), (None, "fsdp", "tensor")),
+    ("ema/blocks/mlp/out/kernel", (2, 256, 64), (None, "tensor", "fsdp")),
+    ("opt_state/0/mu/level/dense/kernel", (64, 256), (None, "fsdp")),
+    ("params/down0_0/resnet/conv1/kernel", (3, 3, 64, 64), (None, None, "fsdp", "tensor")),
+    ("params/middle_resnet/conv2/kernel", (3, 3, 64, 64), (None, None, "tensor", "fsdp")),
+    ("params/odd/kernel", (63, 129), (None, None)),  # nothing divides it
+    ("params/blocks/attention/qkv/kernel", (63, 192), (None, "tensor")),
+    ("params/norm/scale", (64,), (None,)),
+  ],
+)
 def test_rules(path, shape, axes):
   mesh = sharding.mesh_for(8, Layout(8, fsdp=2, tensor=2))
   found = tuple(sharding.spec(path, shape, mesh))
@@ -141,12 +170,15 @@ def test_a_rule_of_ones_own():
   assert sharding.spec("mine/kernel", (64, 64), mesh, [(r"mine/kernel$", -2)]) == jax.P("tensor", None)
 
 
-@pytest.mark.parametrize("layout, told", [
-  (Layout(8, fsdp=3), "fsdp=3 times tensor=1 does not divide 8 devices"),
-  (Layout(8, tensor=16), "fsdp=1 times tensor=16 does not divide 8 devices"),
-  (Layout(8, fsdp=0), "fsdp=0"),
-  (Layout(9), "devices=9; expected 1 to 8"),
-])
+@pytest.mark.parametrize(
+  "layout, told",
+  [
+    (Layout(8, fsdp=3), "fsdp=3 times tensor=1 does not divide 8 devices"),
+    (Layout(8, tensor=16), "fsdp=1 times tensor=16 does not divide 8 devices"),
+    (Layout(8, fsdp=0), "fsdp=0"),
+    (Layout(9), "devices=9; expected 1 to 8"),
+  ],
+)
 def test_a_layout_that_does_not_fit(layout, told):
   with pytest.raises(UserError, match=told):
     sharding.mesh_for(16, layout)

@@ -38,10 +38,15 @@ def test_one_process_joins_nobody(joined):
   assert not joined and not multihost.several() and multihost.first()
 
 
-@pytest.mark.parametrize("variable, alone, several", [
-  ("SLURM_STEP_NUM_TASKS", "1", "2"), ("OMPI_COMM_WORLD_SIZE", "1", "16"), ("TPU_WORKER_HOSTNAMES", "localhost", "a.b,c.d"),
-  ("MEGASCALE_NUM_SLICES", "1", "2"),
-])
+@pytest.mark.parametrize(
+  "variable, alone, several",
+  [
+    ("SLURM_STEP_NUM_TASKS", "1", "2"),
+    ("OMPI_COMM_WORLD_SIZE", "1", "16"),
+    ("TPU_WORKER_HOSTNAMES", "localhost", "a.b,c.d"),
+    ("MEGASCALE_NUM_SLICES", "1", "2"),
+  ],
+)
 def test_the_environment_says_that_there_are_others(joined, monkeypatch, variable, alone, several):
   monkeypatch.setenv(variable, alone)
   multihost.join(parsed())
@@ -57,12 +62,17 @@ def test_options_say_it(joined):
   assert joined == [(None, None, None), ("host:1234", 3, 2)]
 
 
-@pytest.mark.parametrize("argv", [
-  ("--processes", "2", "--process", "0"), ("--coordinator", "host:1"), ("--process", "0"),
-  ("--coordinator", "host", "--processes", "2", "--process", "0"),
-  ("--coordinator", "host:1", "--processes", "2", "--process", "2"),
-  ("--coordinator", "host:1", "--processes", "2", "--process", "-1"),
-])
+@pytest.mark.parametrize(
+  "argv",
+  [
+    ("--processes", "2", "--process", "0"),
+    ("--coordinator", "host:1"),
+    ("--process", "0"),
+    ("--coordinator", "host", "--processes", "2", "--process", "0"),
+    ("--coordinator", "host:1", "--processes", "2", "--process", "2"),
+    ("--coordinator", "host:1", "--processes", "2", "--process", "-1"),
+  ],
+)
 def test_options_that_do_not_fit_are_refused(joined, argv):
   with pytest.raises(UserError, match=r"expected HOST:PORT, N, and a number from 0 to N - 1, all three"):
     multihost.join(parsed(*argv))
@@ -70,11 +80,28 @@ def test_options_that_do_not_fit_are_refused(joined, argv):
 
 
 def test_where_nothing_started_them_they_are_not_found(capsys, monkeypatch, tmp_path):
-  for variable in (name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "TPU_", "JAX_COORDINATOR"))):
+  for variable in (
+    name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "TPU_", "JAX_COORDINATOR"))
+  ):
     monkeypatch.delenv(variable)
-  monkeypatch.setattr(multihost.jax.distributed, "initialize", lambda *args, **options: (_ for _ in ()).throw(
-    ValueError("coordinator_address should be defined.")))
-  assert main(["train", "--config", str(ROOT / "configs" / "digits.py"), "--workdir", str(tmp_path / "w"), "--distributed"]) == 2
+  monkeypatch.setattr(
+    multihost.jax.distributed,
+    "initialize",
+    lambda *args, **options: (_ for _ in ()).throw(ValueError("coordinator_address should be defined.")),
+  )
+  assert (
+    main(
+      [
+        "train",
+        "--config",
+        str(ROOT / "configs" / "digits.py"),
+        "--workdir",
+        str(tmp_path / "w"),
+        "--distributed",
+      ]
+    )
+    == 2
+  )
   (line,) = capsys.readouterr().err.splitlines()
   assert "were not found (coordinator_address should be defined.); give --coordinator HOST:PORT" in line
   assert not (tmp_path / "w").exists()
@@ -92,17 +119,28 @@ multihost.join(parser.parse_args())
 
 def test_one_process_decides_by_itself():
   assert multihost.agreed(7) == 7 and multihost.agreed(True) is True
-  assert multihost.any_of(True) and not multihost.any_of(False) and multihost.all_of(True) and not multihost.all_of(False)
+  assert (
+    multihost.any_of(True)
+    and not multihost.any_of(False)
+    and multihost.all_of(True)
+    and not multihost.all_of(False)
+  )
   multihost.meet("here")
-  assert not multihost.lost(ValueError("Gloo all-reduce failed: Connection reset by peer")), "there is nobody to lose"
+  assert not multihost.lost(ValueError("Gloo all-reduce failed: Connection reset by peer")), (
+    "there is nobody to lose"
+  )
 
 
-@pytest.mark.parametrize("error, told", [
-  (ValueError("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error: Connection reset by peer"), True),
-  (RuntimeError("UNAVAILABLE: Failed to send RPC to coordination service"), True),
-  (RuntimeError("NCCL operation failed: unhandled system error"), True),
-  (KeyError("gl"), False), (UserError("--coordinator was not found by gloo"), False),
-])
+@pytest.mark.parametrize(
+  "error, told",
+  [
+    (ValueError("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error: Connection reset by peer"), True),
+    (RuntimeError("UNAVAILABLE: Failed to send RPC to coordination service"), True),
+    (RuntimeError("NCCL operation failed: unhandled system error"), True),
+    (KeyError("gl"), False),
+    (UserError("--coordinator was not found by gloo"), False),
+  ],
+)
 def test_what_says_that_another_has_ended(monkeypatch, error, told):
   monkeypatch.setattr(multihost, "several", lambda: True)
   assert multihost.lost(error) == told
@@ -114,7 +152,12 @@ def test_whether_any_was_told_is_read_later():
 
 # ---- arrays of a mesh
 
-LAYOUTS = (sharding.Layout(8), sharding.Layout(8, fsdp=4), sharding.Layout(8, tensor=2), sharding.Layout(8, fsdp=2, tensor=2))
+LAYOUTS = (
+  sharding.Layout(8),
+  sharding.Layout(8, fsdp=4),
+  sharding.Layout(8, tensor=2),
+  sharding.Layout(8, fsdp=2, tensor=2),
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -127,13 +170,17 @@ def test_a_share_is_the_rows_that_are_held_here(layout):
   np.testing.assert_array_equal(placed, x)
 
 
-@pytest.mark.parametrize("rows", [np.arange(8, 16), np.array([0, 1, 4, 5, 8, 9, 12, 13])], ids=["half", "turns"])
+@pytest.mark.parametrize(
+  "rows", [np.arange(8, 16), np.array([0, 1, 4, 5, 8, 9, 12, 13])], ids=["half", "turns"]
+)
 def test_a_share_need_not_be_one_piece(monkeypatch, rows):
   """As of a process that holds every other part of a batch."""
   mesh, x = sharding.mesh_for(16, 8), np.arange(48).reshape(16, 3)
   asked = {}
   monkeypatch.setattr(sharding, "rows_here", lambda mesh, size: rows)
-  monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, at, part: asked.update(shape=shape, part=part))
+  monkeypatch.setattr(
+    jax, "make_array_from_callback", lambda shape, at, part: asked.update(shape=shape, part=part)
+  )
   sharding.place_share(mesh, 16, x[rows])
   assert asked["shape"] == (16, 3)
   for start in rows[::2]:
@@ -163,6 +210,21 @@ def test_devices_of_one_process_are_its_own():
 
 @pytest.mark.parametrize("process", ["0", "1"])
 def test_others_that_do_not_come_are_waited_for_and_missed(process):
-  command = [sys.executable, "-c", ALONE, "--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process", process]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})
-  assert done.returncode == 2 and "did not come within 1 s at --coordinator 127.0.0.1:" in done.stderr.splitlines()[-1]
+  command = [
+    sys.executable,
+    "-c",
+    ALONE,
+    "--coordinator",
+    f"127.0.0.1:{free_port()}",
+    "--processes",
+    "2",
+    "--process",
+    process,
+  ]
+  done = subprocess.run(
+    command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
+  )
+  assert (
+    done.returncode == 2
+    and "did not come within 1 s at --coordinator 127.0.0.1:" in done.stderr.splitlines()[-1]
+  )

@@ -1,4 +1,6 @@
-"""What docs/scaling.md shows is so, as far as it can be told without a cluster: scripts and manifests parse, ours are real."""
+"""What docs/scaling.md shows is so, as far as it can be told without a cluster: scripts and manifests
+parse, ours are real.
+"""
 
 import argparse
 import importlib
@@ -70,11 +72,17 @@ def test_options_named_in_the_text_exist():
 
 def test_rules_and_policies_are_those_of_the_code():
   for pattern, axis in sharding.TENSOR_PARALLEL:
-    row = next(line for line in PAGE.splitlines() if f"`{pattern.removesuffix('$').replace('|', chr(92) + '|')}`" in line)
+    row = next(
+      line
+      for line in PAGE.splitlines()
+      if f"`{pattern.removesuffix('$').replace('|', chr(92) + '|')}`" in line
+    )
     assert {-1: "the last", -2: "the one before"}[axis] in row
   assert f"fewer than {sharding.SMALL:,} values" in PAGE
   for name, meaning in sharding.LOGICAL:
-    assert f"`{name}`" in PAGE and all(f"`{axis}`" in PAGE for axis in ([meaning] if isinstance(meaning, str) else meaning))
+    assert f"`{name}`" in PAGE and all(
+      f"`{axis}`" in PAGE for axis in ([meaning] if isinstance(meaning, str) else meaning)
+    )
   table = PAGE[PAGE.index("network.remat=` |") :]
   assert re.findall(r"^\| `(\w+)`", table[: table.index("\n\n")], re.M) == list(POLICIES)
 
@@ -85,7 +93,15 @@ def test_a_pod_a_host(manifest):
   job, spec = pod(manifest)
   container = spec["containers"][0]
   chips = math.prod(map(int, spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")))
-  assert job["parallelism"] == job["completions"] == chips / container["resources"]["limits"]["google.com/tpu"]
-  assert job["backoffLimit"] == 0 and spec["restartPolicy"] == "Never" and spec["terminationGracePeriodSeconds"] > 25
+  assert (
+    job["parallelism"] == job["completions"] == chips / container["resources"]["limits"]["google.com/tpu"]
+  )
+  assert (
+    job["backoffLimit"] == 0
+    and spec["restartPolicy"] == "Never"
+    and spec["terminationGracePeriodSeconds"] > 25
+  )
   assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
-  assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+  assert {mount["name"] for mount in container["volumeMounts"]} == {
+    volume["name"] for volume in spec["volumes"]
+  }

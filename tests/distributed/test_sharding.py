@@ -26,21 +26,30 @@ def test_there_are_eight_devices():
   assert sharding.choose() == jax.devices() and sharding.choose(3) == jax.devices()[:3]
 
 
-@pytest.mark.parametrize("batch_size, devices, size", [(16, None, 8), (12, None, 6), (11, None, 1), (12, 4, 4)])
+@pytest.mark.parametrize(
+  "batch_size, devices, size", [(16, None, 8), (12, None, 6), (11, None, 1), (12, 4, 4)]
+)
 def test_a_mesh_over_devices_that_divide_the_batch(batch_size, devices, size):
   mesh = sharding.mesh_for(batch_size, devices)
   assert mesh.axis_names == sharding.AXES and mesh.devices.ravel().tolist() == jax.devices()[:size]
   assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
-@pytest.mark.parametrize("batch_size, devices, told", [
-  (12, 8, "batch size 12 is not divisible by 8 devices; use batch size 8 or 16, or --devices 1 or 2 or 3 or 4 or 6"),
-  (100, 3, "use batch size 99 or 102, or --devices 1 or 2 or 4 or 5"),
-  (5, 8, "use batch size 8, or --devices 1 or 5"),
-  (16, 9, "devices=9; expected 1 to 8, the number of cpu devices here"),
-  (16, 0, "devices=0; expected 1 to 8"),
-  (16, -1, "devices=-1; expected 1 to 8"),
-])
+@pytest.mark.parametrize(
+  "batch_size, devices, told",
+  [
+    (
+      12,
+      8,
+      "batch size 12 is not divisible by 8 devices; use batch size 8 or 16, or --devices 1 or 2 or 3 or 4 or 6",
+    ),
+    (100, 3, "use batch size 99 or 102, or --devices 1 or 2 or 4 or 5"),
+    (5, 8, "use batch size 8, or --devices 1 or 5"),
+    (16, 9, "devices=9; expected 1 to 8, the number of cpu devices here"),
+    (16, 0, "devices=0; expected 1 to 8"),
+    (16, -1, "devices=-1; expected 1 to 8"),
+  ],
+)
 def test_what_does_not_fit_is_told_with_the_nearest_that_would(batch_size, devices, told):
   assert told in refused(batch_size, devices)
 
@@ -75,10 +84,13 @@ def test_quick_compile_changes_no_result():
   np.testing.assert_allclose(quick, jax.jit(draw)(jax.random.key(0)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("flags, devices, cache, expected", [
-  ("", 3, "", "3 .cache/jldm/compiled"),
-  ("--xla_force_host_platform_device_count=5", 2, "/elsewhere", "5 /elsewhere"),
-])
+@pytest.mark.parametrize(
+  "flags, devices, cache, expected",
+  [
+    ("", 3, "", "3 .cache/jldm/compiled"),
+    ("--xla_force_host_platform_device_count=5", 2, "/elsewhere", "5 /elsewhere"),
+  ],
+)
 def test_configure_before_the_first_device(tmp_path, flags, devices, cache, expected):
   program = f"""
 import jax
@@ -89,14 +101,22 @@ sharding.configure(7)
 assert jax.device_count() == {expected.split()[0]}
 """
   environment = os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": cache, "HOME": str(tmp_path)}
-  done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100)
+  done = subprocess.run(
+    [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100
+  )
   assert done.returncode == 0, done.stderr
   assert done.stdout.strip().replace(f"{tmp_path}/", "") == expected
 
 
-@pytest.mark.parametrize("count, most, devices, size", [
-  (20, 250, None, 24), (3, 250, None, 3), (100, 10, 4, 12), (7, 250, sharding.Layout(8, fsdp=2, tensor=2), 8),
-])
+@pytest.mark.parametrize(
+  "count, most, devices, size",
+  [
+    (20, 250, None, 24),
+    (3, 250, None, 3),
+    (100, 10, 4, 12),
+    (7, 250, sharding.Layout(8, fsdp=2, tensor=2), 8),
+  ],
+)
 def test_rows_are_filled_up_to_what_the_mesh_divides(count, most, devices, size):
   mesh, batch_size = sharding.mesh_of_rows(count, most, devices)
   assert batch_size == size and batch_size % sharding.ways(mesh) == 0
@@ -121,12 +141,27 @@ def chips(slices: int) -> list[Chip]:
   return [Chip(number, (x, y, 0), n) for number, (n, x, y) in enumerate(places)]
 
 
-@pytest.mark.parametrize("slices, fsdp, tensor", [
-  (1, 1, 1), (1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 16, 1), (1, 2, 2), (1, 4, 2), (2, 1, 1), (2, 2, 1), (2, 16, 1), (2, 2, 4),
-  (2, 32, 1),
-])
+@pytest.mark.parametrize(
+  "slices, fsdp, tensor",
+  [
+    (1, 1, 1),
+    (1, 2, 1),
+    (1, 4, 1),
+    (1, 8, 1),
+    (1, 16, 1),
+    (1, 2, 2),
+    (1, 4, 2),
+    (2, 1, 1),
+    (2, 2, 1),
+    (2, 16, 1),
+    (2, 2, 4),
+    (2, 32, 1),
+  ],
+)
 def test_every_layout_is_laid_on_the_wires_of_a_tpu(slices, fsdp, tensor, monkeypatch):
-  """What talks most stays within a slice, while `data` alone can go between slices; nothing is lost or there twice."""
+  """What talks most stays within a slice, while `data` alone can go between slices; nothing is lost or
+  there twice.
+  """
   devices = chips(slices)
   monkeypatch.setattr(sharding.jax, "device_count", lambda: len(devices))
   monkeypatch.setattr(sharding, "Mesh", lambda grid, axes, axis_types: grid)
@@ -136,4 +171,7 @@ def test_every_layout_is_laid_on_the_wires_of_a_tpu(slices, fsdp, tensor, monkey
   if fsdp * tensor <= 16:
     assert all(len({chip.slice_index for chip in row.flat}) == 1 for row in grid)
   if slices == 1 and tensor > 1:  # neighbours by wire
-    assert all(sum(abs(a - b) for a, b in zip(*(chip.coords for chip in pair))) == 1 for pair in grid.reshape(-1, tensor)[:, :2])
+    assert all(
+      sum(abs(a - b) for a, b in zip(*(chip.coords for chip in pair))) == 1
+      for pair in grid.reshape(-1, tensor)[:, :2]
+    )

@@ -17,7 +17,10 @@ def test_a_step_takes_one_mean_to_the_other():
 
 
 def test_controls_are_as_long_and_have_no_part_along_it():
-  direction, others = attribute(EXAMPLES, LABELS), controls(EXAMPLES, LABELS, jax.random.split(jax.random.key(1), 3))
+  direction, others = (
+    attribute(EXAMPLES, LABELS),
+    controls(EXAMPLES, LABELS, jax.random.split(jax.random.key(1), 3)),
+  )
   assert others.shape == (3, 2, 3)
   for other in others:
     np.testing.assert_allclose(jnp.linalg.norm(other), jnp.linalg.norm(direction), rtol=1e-5)

@@ -41,7 +41,9 @@ def test_it_converges_to_the_flow(process):
 def test_the_first_of_the_pair_moves_as_ddim_where_both_are_alike():
   process, pairs = PROCESSES[0], jnp.array([[0.8, 0.5]])
   alone = walk(process, network, DDIM(), Z, pairs, KEYS)
-  np.testing.assert_allclose(single(walk(process, network, EDICT(1.0), pair(Z), pairs, KEYS)), alone, atol=1e-5)
+  np.testing.assert_allclose(
+    single(walk(process, network, EDICT(1.0), pair(Z), pairs, KEYS)), alone, atol=1e-5
+  )
   other = walk(process, network, EDICT(1.0, Ratio()), pair(Z), pairs, KEYS)
   np.testing.assert_allclose(single(other), alone, atol=1e-5)
 

@@ -24,7 +24,9 @@ PAIRS = chain(uniform(4))
 @pytest.mark.parametrize("sampler", A_FEW, ids=repr)
 def test_strength_0_returns_the_data_and_1_a_fresh_sample(sampler):
   process = Flow()
-  edit = quick(lambda strength: image_to_image(process, network(process), sampler, X0, shortened(PAIRS, strength), KEYS))
+  edit = quick(
+    lambda strength: image_to_image(process, network(process), sampler, X0, shortened(PAIRS, strength), KEYS)
+  )
   np.testing.assert_array_equal(edit(0.0), X0)
   fresh = quick(lambda: draw(process, network(process), sampler, X0, PAIRS, KEYS))()
   np.testing.assert_allclose(edit(1.0), fresh, rtol=1e-4, atol=1e-4)
@@ -38,7 +40,9 @@ def test_less_is_left_of_the_data_at_more_strength_and_strength_compiles_nothing
   @jax.jit
   def edit(sampler, strength):
     traces.append(1)
-    return image_to_image(process, gaussian(process), sampler, x0, shortened(chain(uniform(32)), strength), keys)
+    return image_to_image(
+      process, gaussian(process), sampler, x0, shortened(chain(uniform(32)), strength), keys
+    )
 
   for strength in (0.1, 0.4, 0.7, 1.0):
     edited = np.asarray(edit(traced(DDIM(1.0)), jnp.float32(strength)))

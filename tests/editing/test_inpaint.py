@@ -29,7 +29,9 @@ PAIRS = chain(uniform(4))
 
 def network(process):
   """An arbitrary smooth one, of latents."""
-  return denoiser(process, Predict("v"), lambda z, level, *_: Output(jnp.sin(3 * z + level[:, None, None, None])))
+  return denoiser(
+    process, Predict("v"), lambda z, level, *_: Output(jnp.sin(3 * z + level[:, None, None, None]))
+  )
 
 
 @pytest.mark.parametrize("sampler", A_FEW, ids=repr)
@@ -63,7 +65,9 @@ def test_a_multistep_history_begins_anew_and_the_estimate_is_masked_too():
 
 
 def pair_of_normals(process, correlation):
-  """The exact denoiser of two standard normal numbers, correlated: z [B, 1, 2, 1], covariance alpha^2 C + sigma^2."""
+  """The exact denoiser of two standard normal numbers, correlated: z [B, 1, 2, 1], covariance alpha^2
+  C + sigma^2.
+  """
   covariance = jnp.array([[1, correlation], [correlation, 1]])
 
   def denoise(z, t, estimate=None, to=None):

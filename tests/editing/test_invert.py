@@ -43,7 +43,9 @@ def test_to_the_noise_of_the_flow_and_back(sampler):
 
 def test_ddim_comes_back_with_a_first_order_error_and_edict_with_none():
   process = Flow()
-  errors = {n: np.abs(round_trip(process, network, DDIM(), chain(uniform(n)))[1] - X0).max() for n in (32, 128)}
+  errors = {
+    n: np.abs(round_trip(process, network, DDIM(), chain(uniform(n)))[1] - X0).max() for n in (32, 128)
+  }
   assert 0.15 < errors[128] / errors[32] < 0.4
   assert np.abs(round_trip(process, network, EDICT(), chain(uniform(32)))[1] - X0).max() < 2e-5
 
@@ -51,6 +53,7 @@ def test_ddim_comes_back_with_a_first_order_error_and_edict_with_none():
 @pytest.mark.parametrize("sampler", FLOWS[:3] + FLOWS[4:5], ids=repr)
 def test_what_draws_no_noise_is_let_through(sampler):
   refuse_noise(Flow(), sampler)
+
 
 @pytest.mark.parametrize("sampler", NOISY, ids=repr)
 def test_what_draws_noise_is_refused(sampler):

@@ -1,7 +1,7 @@
 """Where data are standard normal and the measurement is linear, everything is known in closed form.
 
-  (1)  y = A x0 + noise n   gives   x0 | y ~ N(C A' y / noise^2, C),   C = (A'A / noise^2 + 1)^-1
-  (2)  x0 | z_t, y   has the mean of (1) with the prior of x0 | z_t, which is N(alpha z, sigma^2) on alpha^2 + sigma^2 = 1
+(1)  y = A x0 + noise n   gives   x0 | y ~ N(C A' y / noise^2, C),   C = (A'A / noise^2 + 1)^-1
+(2)  x0 | z_t, y   has the mean of (1) with the prior of x0 | z_t, which is N(alpha z, sigma^2) on alpha^2 + sigma^2 = 1
 """
 
 import jax
@@ -59,8 +59,19 @@ def test_samples_are_of_the_posterior(sampler):
   keys = row_keys(jax.random.key(1), jnp.arange(count))
   like, measured = jnp.zeros((count, 5)), jnp.broadcast_to(jnp.float32(Y), (count, 3))
   matrix = jnp.float32(A)
-  run = quick(lambda: restore(process, standard(process), sampler, like, lambda x: x @ matrix.T, measured, jnp.float32(NOISE),
-                              chain(uniform(64)), keys))
+  run = quick(
+    lambda: restore(
+      process,
+      standard(process),
+      sampler,
+      like,
+      lambda x: x @ matrix.T,
+      measured,
+      jnp.float32(NOISE),
+      chain(uniform(64)),
+      keys,
+    )
+  )
   drawn = np.asarray(run())
   mean, covariance = posterior(np.zeros(5), 1.0)
   np.testing.assert_allclose(drawn.mean(0), mean, atol=0.06)
@@ -71,7 +82,9 @@ def test_a_measurement_that_is_not_linear_is_linearised_again():
   process, t = Flow(), jnp.float32(0.5)
   z, measured = jnp.full((1, 4), 0.2), jnp.full((1, 4), 0.6)
   measure = lambda x: jnp.tanh(2 * x)
-  told = [informed(process, standard(process), measure, measured, jnp.float32(0.01), rounds, 4) for rounds in (1, 4)]
+  told = [
+    informed(process, standard(process), measure, measured, jnp.float32(0.01), rounds, 4) for rounds in (1, 4)
+  ]
   misfit = [float(jnp.abs(measure(denoise(z, t).x0) - measured).max()) for denoise in told]
   assert misfit[1] < 1e-3 < misfit[0]
 
@@ -82,5 +95,7 @@ def test_each_sample_is_solved_by_itself_and_a_solved_one_stays():
   b = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4)), jnp.float32).at[1].set(0)
   operator = lambda some: lambda x: jnp.einsum("bij,bj->bi", some, x)
   found = solve(operator(matrices), b, 8)
-  np.testing.assert_allclose(found, np.linalg.solve(matrices, np.asarray(b)[..., None])[..., 0], rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(
+    found, np.linalg.solve(matrices, np.asarray(b)[..., None])[..., 0], rtol=1e-3, atol=1e-5
+  )
   np.testing.assert_allclose(solve(operator(matrices[:1]), b[:1], 8), found[:1], rtol=1e-5)

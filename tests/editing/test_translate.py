@@ -1,4 +1,6 @@
-"""Between two normal distributions the translation is the map of quantile to quantile; onto itself it changes nothing."""
+"""Between two normal distributions the translation is the map of quantile to quantile; onto itself it
+changes nothing.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,9 @@ def normal(process, mean, std):
 @pytest.mark.parametrize("process", [Cosine(), Flow()], ids=repr)
 def test_quantile_to_quantile(process, sampler):
   a, b = normal(process, 0.7, 0.5), normal(process, -1.0, 0.8)
-  run = quick(lambda strength: translate(process, a, b, sampler, X0, shortened(chain(uniform(64)), strength), KEYS))
+  run = quick(
+    lambda strength: translate(process, a, b, sampler, X0, shortened(chain(uniform(64)), strength), KEYS)
+  )
   np.testing.assert_allclose(run(1.0), -1.0 + 0.8 / 0.5 * (X0 - 0.7), atol=0.1)
   np.testing.assert_array_equal(run(0.0), X0)
   assert 0.1 < np.abs(run(0.5) - X0).mean() < 0.7 * np.abs(run(1.0) - X0).mean()

@@ -1,4 +1,6 @@
-"""Features do not depend on batches and devices, are kept under what they depend on, and are refused where not finite."""
+"""Features do not depend on batches and devices, are kept under what they depend on, and are refused
+where not finite.
+"""
 
 import dataclasses
 
@@ -12,7 +14,9 @@ from jldm.evaluation import features
 from jldm.metrics.extractors.extractor import Extractor, Found, opened
 
 random = np.random.default_rng(0)
-SOURCE = Arrays({"image": random.integers(0, 256, (23, 8, 8, 1), np.uint8), "label": np.arange(23, dtype=np.int32) % 3})
+SOURCE = Arrays(
+  {"image": random.integers(0, 256, (23, 8, 8, 1), np.uint8), "label": np.arange(23, dtype=np.int32) % 3}
+)
 ROWS = np.array([22, 0, 7, 3, 5, 1, 20, 2, 9, 11, 4])
 
 
@@ -21,10 +25,16 @@ def apply(params, images):
   return Found(flat @ params["w"], flat[:, :3])
 
 
-PLAIN = opened(Extractor(
-  name="plain", version="1", preprocessing="none", apply=apply, batch_size=4,
-  load=lambda arrays: {"w": np.linspace(0, 1, 64 * 5, dtype=np.float32).reshape(64, 5)},
-))
+PLAIN = opened(
+  Extractor(
+    name="plain",
+    version="1",
+    preprocessing="none",
+    apply=apply,
+    batch_size=4,
+    load=lambda arrays: {"w": np.linspace(0, 1, 64 * 5, dtype=np.float32).reshape(64, 5)},
+  )
+)
 
 
 @pytest.mark.parametrize("batch_size", [3, 4, 64])
@@ -48,8 +58,10 @@ def test_what_is_kept_is_of_these_pictures_and_this_extractor(tmp_path):
   changed = Arrays(SOURCE.arrays | {"image": flipped})
   others = [(PLAIN._replace(weights="x"), SOURCE, ROWS), (PLAIN, changed, ROWS), (PLAIN, SOURCE, ROWS[1:])]
   for loaded, source, rows in others:
-    np.testing.assert_array_equal(features.cached(tmp_path, loaded, source, rows, 1).features,
-                                  features.extract(loaded, source, rows, 1).features)
+    np.testing.assert_array_equal(
+      features.cached(tmp_path, loaded, source, rows, 1).features,
+      features.extract(loaded, source, rows, 1).features,
+    )
   assert len(list(tmp_path.iterdir())) == 4
 
 

@@ -38,20 +38,27 @@ def test_the_first_batch_without_its_padding():
 
 def test_real_pictures_are_held_out_ones_where_there_are_enough():
   sets = judging.choose(numbered(50), numbered(30), 20, 40)
-  assert len(sets.reference.rows) == 40 and sets.real.source is sets.held_out.source and len(set(sets.real.rows)) == 20
+  assert (
+    len(sets.reference.rows) == 40
+    and sets.real.source is sets.held_out.source
+    and len(set(sets.real.rows)) == 20
+  )
 
 
 def test_else_training_pictures_are_set_aside():
   sets = judging.choose(numbered(50), numbered(10), 20, 100)
   assert sets.real.source is sets.reference.source and len(sets.held_out.rows) == 10
   assert sorted([*sets.reference.rows, *sets.real.rows]) == list(range(50)), "none is in both"
-  with pytest.raises(UserError, match="n=50, where 10 pictures are held out and 50 trained on; expected at most 49"):
+  with pytest.raises(
+    UserError, match="n=50, where 10 pictures are held out and 50 trained on; expected at most 49"
+  ):
     judging.choose(numbered(50), numbered(10), 50, 100)
 
 
-@pytest.mark.parametrize(("labels", "n", "counts"), [
-  ([0, 0, 0, 1], 8, [6, 2]), ([0, 1, 2], 10, [4, 3, 3]), ([2, 2, -1, 0], 3, [1, 0, 2]), ([-1, -1], 2, []),
-])
+@pytest.mark.parametrize(
+  ("labels", "n", "counts"),
+  [([0, 0, 0, 1], 8, [6, 2]), ([0, 1, 2], 10, [4, 3, 3]), ([2, 2, -1, 0], 3, [1, 0, 2]), ([-1, -1], 2, [])],
+)
 def test_labels_in_proportion(labels, n, counts):
   found = judging.in_proportion(np.array(labels), n)
   assert len(found) == n and np.bincount(found[found >= 0]).tolist() == counts
@@ -76,12 +83,29 @@ def judge():
 
 def test_figures_tell_good_samples_from_narrow_ones(judge):
   good, narrow = (judge.beside(clothes(150, 2, spread)) for spread in (1.0, 0.3))
-  assert good.keys() == narrow.keys() >= {"frechet", "kid", "cmmd", "precision", "recall", "density", "coverage", "agreement",
-                                          "inception_score", "duplicates"}
+  assert (
+    good.keys()
+    == narrow.keys()
+    >= {
+      "frechet",
+      "kid",
+      "cmmd",
+      "precision",
+      "recall",
+      "density",
+      "coverage",
+      "agreement",
+      "inception_score",
+      "duplicates",
+    }
+  )
   for name, each in good.items():
     assert each["low"] <= each["value"] <= each["high"] and each["n"] == each["real"]["n"] == 150, name
   assert narrow["frechet"]["low"] > good["frechet"]["high"] > good["frechet"]["real"]["low"]
-  assert narrow["recall"]["high"] < good["recall"]["low"] and narrow["coverage"]["value"] < good["coverage"]["value"]
+  assert (
+    narrow["recall"]["high"] < good["recall"]["low"]
+    and narrow["coverage"]["value"] < good["coverage"]["value"]
+  )
   assert narrow["duplicates"]["value"] > 0.5 > 0.1 > good["duplicates"]["value"]
   assert good["agreement"]["real"]["value"] == pytest.approx(np.mean(REAL.logits.argmax(1) == REAL.labels))
 
@@ -94,7 +118,10 @@ def test_a_class_that_is_missing_shows_in_its_recall(judge):
   samples = clothes(150, 2)
   features = np.where(samples.labels[:, None] == 1, samples.features[:1], samples.features)
   classes = judge.classes(dataclasses.replace(samples, features=np.float32(features)))
-  assert classes.keys() == {"0", "1", "2"} and classes["1"]["recall"]["value"] < 0.1 < 0.5 < classes["0"]["recall"]["value"]
+  assert (
+    classes.keys() == {"0", "1", "2"}
+    and classes["1"]["recall"]["value"] < 0.1 < 0.5 < classes["0"]["recall"]["value"]
+  )
   assert classes["1"]["agreement"]["n"] == 50
 
 
@@ -104,7 +131,9 @@ def test_a_class_of_few_pictures_is_not_judged(judge):
 
 
 def test_too_few_pictures_for_a_covariance_are_refused():
-  with pytest.raises(UserError, match=r"6 pictures, where features are 6 wide: .* expected --n above 6, or --metrics without"):
+  with pytest.raises(
+    UserError, match=r"6 pictures, where features are 6 wide: .* expected --n above 6, or --metrics without"
+  ):
     judging.judge(REFERENCE, REAL.take(slice(6)), ("frechet",))
   assert judging.judge(REFERENCE, REAL.take(slice(6)), ("kid",)).metrics == ("kid",)
 
@@ -113,7 +142,9 @@ def test_a_classifier_of_other_classes_does_not_judge():
   others = clothes(150, 1, right=0.2)
   found = judging.judge(REFERENCE, others, ("agreement", "inception_score"))
   assert found.metrics == ("inception_score",) and "it knows others" in found.left_out["agreement"]
-  none = judging.judge(REFERENCE, dataclasses.replace(REAL, logits=np.zeros((150, 0))), ("agreement", "inception_score", "kid"))
+  none = judging.judge(
+    REFERENCE, dataclasses.replace(REAL, logits=np.zeros((150, 0))), ("agreement", "inception_score", "kid")
+  )
   assert none.metrics == ("kid",) and set(none.left_out.values()) == {"the extractor is no classifier"}
 
 

@@ -40,20 +40,34 @@ def everything(text):
   line = Line([1, 2, 3], [1.0, 2.0, 3.0])
   table = page.table((text,), [(text, text)], [text], [page.whisker(0, 1, 2, (1, 2, 3))])
   chart = page.chart(text, {text: line, "b": line}, text, text)
-  parts = page.tiles([(text, text, text)]), table, page.paragraph(text), page.folded(text, text), page.figure(PNG, text)
+  parts = (
+    page.tiles([(text, text, text)]),
+    table,
+    page.paragraph(text),
+    page.folded(text, text),
+    page.figure(PNG, text),
+  )
   return page.page(text, text, [page.section(text, *parts, page.row(chart), note=text)])
 
 
 def test_nothing_that_comes_in_is_markup():
   hostile, harmless = Tags(everything(HOSTILE)).found, Tags(everything("harmless")).found
   assert [tag for tag, _ in hostile] == [tag for tag, _ in harmless] and "script" not in dict(hostile)
-  assert [sorted(attributes) for _, attributes in hostile] == [sorted(attributes) for _, attributes in harmless]
+  assert [sorted(attributes) for _, attributes in hostile] == [
+    sorted(attributes) for _, attributes in harmless
+  ]
 
 
 def test_everything_is_in_the_page():
   tags = Tags(everything("x")).found
-  assert all(attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags if tag == "img")
-  assert not [attributes for tag, attributes in tags if tag in ("link", "script", "iframe", "object") or "href" in attributes]
+  assert all(
+    attributes["src"].startswith("data:image/png;base64,") for tag, attributes in tags if tag == "img"
+  )
+  assert not [
+    attributes
+    for tag, attributes in tags
+    if tag in ("link", "script", "iframe", "object") or "href" in attributes
+  ]
   assert not re.search(r"url\(|@import|https?://", page.STYLE)
 
 
@@ -77,7 +91,11 @@ def test_a_line_goes_where_its_values_are():
 def test_a_line_of_many_sizes_is_logarithmic():
   text = page.chart("t", {"a": Line([0, 1, 2], [1.0, 100.0, 10000.0])}, "")
   (points,) = marks(text)
-  assert "logarithmic" in text and [y for _, y in points] == [page.BOTTOM, (page.TOP + page.BOTTOM) / 2, page.TOP]
+  assert "logarithmic" in text and [y for _, y in points] == [
+    page.BOTTOM,
+    (page.TOP + page.BOTTOM) / 2,
+    page.TOP,
+  ]
 
 
 def test_a_long_line_is_thinned_and_smoothed_without_a_shift():
@@ -86,12 +104,17 @@ def test_a_long_line_is_thinned_and_smoothed_without_a_shift():
   assert len(points) == page.MOST_POINTS
   middle = points[40:-40]
   slope = (page.BOTTOM - page.TOP) / (page.RIGHT - page.LEFT)
-  np.testing.assert_allclose([page.BOTTOM - y for _, y in middle], [slope * (x - page.LEFT) for x, _ in middle], atol=1)
+  np.testing.assert_allclose(
+    [page.BOTTOM - y for _, y in middle], [slope * (x - page.LEFT) for x, _ in middle], atol=1
+  )
 
 
 def test_points_that_are_not_finite_are_left_out():
   (points,) = marks(page.chart("t", {"a": Line([0, 1, 2], [1.0, float("nan"), 2.0])}, ""))
-  assert len(points) == 2 and page.chart("t", {"a": Line([0], [float("inf")])}, "") == page.chart("t", {}, "") == ""
+  assert (
+    len(points) == 2
+    and page.chart("t", {"a": Line([0], [float("inf")])}, "") == page.chart("t", {}, "") == ""
+  )
 
 
 @pytest.mark.parametrize("y", [[0.0], [3.0, 3.0], [-1e-9, 1e-9], [1e12, 1.0]])
@@ -103,8 +126,14 @@ def test_any_values_can_be_drawn(y):
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 def test_what_is_wrong_with_a_page_would_be_seen(tmp_path):
   """That the pages of jldm pass is worth something."""
-  bad = ('<p style="width: 3000px; font-size: 8px">wide</p><img src="data:image/png;base64,AAAA">'
-         '<img src="http://127.0.0.1:9/x.png">')
+  bad = (
+    '<p style="width: 3000px; font-size: 8px">wide</p><img src="data:image/png;base64,AAAA">'
+    '<img src="http://127.0.0.1:9/x.png">'
+  )
   seen = opened(page.page("bad", "", [bad]), tmp_path)
-  assert seen["broken"] == seen["pictures"] == 2 and seen["refused"] == ["http://127.0.0.1:9/x.png"] and seen["console"]
+  assert (
+    seen["broken"] == seen["pictures"] == 2
+    and seen["refused"] == ["http://127.0.0.1:9/x.png"]
+    and seen["console"]
+  )
   assert seen["width"] > seen["inner"] == 1280 and seen["small"] == 1

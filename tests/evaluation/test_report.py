@@ -1,4 +1,6 @@
-"""A report of a shrunk run: everything is there, nothing of a workdir is markup, and it opens in a browser without a word."""
+"""A report of a shrunk run: everything is there, nothing of a workdir is markup, and it opens in a
+browser without a word.
+"""
 
 import dataclasses
 import json
@@ -27,7 +29,9 @@ def workdir(tmp_path_factory):
   data = dataclasses.replace(experiment.data, count=160)
   evaluation = Evaluation(extractor="pixels", n=70, every_steps=1)
   denoiser = dataclasses.replace(experiment.stage("denoiser"), picture_every_steps=1)
-  train(dataclasses.replace(experiment.with_stage(denoiser), data=data, evaluation=evaluation), path, devices=1)
+  train(
+    dataclasses.replace(experiment.with_stage(denoiser), data=data, evaluation=evaluation), path, devices=1
+  )
   assert main(["evaluate", "--workdir", str(path), "--stage", "all", "--devices", "1"]) == 0
   return path
 
@@ -39,14 +43,32 @@ def text(workdir):
 
 
 def test_everything_is_there(text):
-  for title in ("Samples over time", "Denoising", "What samples are worth", "Nearest neighbours", "Figures over time",
-                "Reconstructions", "What reconstructions are worth", "Worst reconstructions", "Training: autoencoder",
-                "Training: denoiser", "The experiment", "Versions"):
+  for title in (
+    "Samples over time",
+    "Denoising",
+    "What samples are worth",
+    "Nearest neighbours",
+    "Figures over time",
+    "Reconstructions",
+    "What reconstructions are worth",
+    "Worst reconstructions",
+    "Training: autoencoder",
+    "Training: denoiser",
+    "The experiment",
+    "Versions",
+  ):
     assert f"<h2>{title}</h2>" in text, title
   tags = Tags(text).found
   assert sum(tag == "img" for tag, _ in tags) == 6, "two steps of samples, and one each of the others"
   assert "step 1</figcaption>" in text and "step 2</figcaption>" in text
-  for said in ("Loss", "Step time", "PSNR", "against 160 pictures of train", "&quot;steps&quot;: 2", "jaxlib"):
+  for said in (
+    "Loss",
+    "Step time",
+    "PSNR",
+    "against 160 pictures of train",
+    "&quot;steps&quot;: 2",
+    "jaxlib",
+  ):
     assert said in text, said
 
 
@@ -60,8 +82,13 @@ def test_nothing_of_a_workdir_is_markup(workdir, text, tmp_path):
   told["extractor"]["name"] = told["versions"]["jax"] = told["left_out"][HOSTILE] = HOSTILE
   path.write_text(json.dumps(told))
   with (copy / "metrics.jsonl").open("a") as file:
-    file.write(json.dumps({"stage": "denoiser", "step": 3, "loss": 1.0, f"{HOSTILE}term": 2.0, HOSTILE: HOSTILE}) + "\n")
-    file.write(json.dumps({"stage": "denoiser", "step": 4, "loss": 1.0, f"{HOSTILE}term": 3.0}) + '\n{"stage": "den')
+    file.write(
+      json.dumps({"stage": "denoiser", "step": 3, "loss": 1.0, f"{HOSTILE}term": 2.0, HOSTILE: HOSTILE})
+      + "\n"
+    )
+    file.write(
+      json.dumps({"stage": "denoiser", "step": 4, "loss": 1.0, f"{HOSTILE}term": 3.0}) + '\n{"stage": "den'
+    )
   assert "script" not in {tag for tag, _ in Tags(report.build(copy, 1)).found}
 
 
@@ -70,7 +97,12 @@ def test_a_run_that_has_only_begun(workdir, tmp_path):
   copy.mkdir()
   shutil.copy(workdir / "experiment.json", copy)
   text = report.build(copy, 1)
-  assert Tags(text) and "Not drawn: workdir" in text and "<h2>The experiment</h2>" in text and "Training:" not in text
+  assert (
+    Tags(text)
+    and "Not drawn: workdir" in text
+    and "<h2>The experiment</h2>" in text
+    and "Training:" not in text
+  )
 
 
 def test_an_evaluation_that_is_none_is_told(workdir, tmp_path):

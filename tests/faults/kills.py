@@ -1,8 +1,9 @@
 """SIGKILL at random moments of real trainings: python -m tests.faults.kills --count 1000 --seed 0 [--folder DIR]
 
-A tiny experiment is trained in one workdir after another; whenever a training dies, the same command starts again.  Each
-is killed at a moment of a kind drawn at random: some seconds after its start, right after it resumed, some steps on,
-while a checkpoint or the latents are being written, in an evaluation, between the stages.  After every kill
+A tiny experiment is trained in one workdir after another; whenever a training dies, the same
+command starts again.  Each is killed at a moment of a kind drawn at random: some seconds after its
+start, right after it resumed, some steps on, while a checkpoint or the latents are being written,
+in an evaluation, between the stages.  After every kill
 
   every step that was seen committed is still there, or a newer one of its stage is,
   the newest agrees with its manifest and is read,
@@ -27,11 +28,23 @@ from tqdm import tqdm
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES
-from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, restored, running, said, until, write_config
+from tests.faults.processes import (
+  DEADLINE_S,
+  assert_same_bits,
+  logged,
+  restored,
+  running,
+  said,
+  until,
+  write_config,
+)
 
 STEPS, SAVE_EVERY, PICTURE_EVERY = 24, 3, 4
-CHANGES = {f"{stage}__{name}": value for stage in STAGES
-           for name, value in (("save_every_steps", SAVE_EVERY), ("picture_every_steps", PICTURE_EVERY))}
+CHANGES = {
+  f"{stage}__{name}": value
+  for stage in STAGES
+  for name, value in (("save_every_steps", SAVE_EVERY), ("picture_every_steps", PICTURE_EVERY))
+}
 
 
 def steps_on(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:
@@ -53,8 +66,11 @@ def saving(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]
     for stage in STAGES:
       folder = workdirs.checkpoints(workdir, stage)
       names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-      seen.update((stage, name.partition(".")[0]) for name in names
-                  if name[0].isdigit() and f"{name.partition('.')[0]}.manifest.json" not in names)
+      seen.update(
+        (stage, name.partition(".")[0])
+        for name in names
+        if name[0].isdigit() and f"{name.partition('.')[0]}.manifest.json" not in names
+      )
     return len(seen) > passed
 
   return now
@@ -67,10 +83,13 @@ def encoding(workdir: Path, draw: random.Random, began: int) -> Callable[[], boo
 
 def evaluating(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:
   """A step is logged after which comes an evaluation, whose picture is not there yet."""
+
   def now():
     at = [(stage, logged(workdir, stage)) for stage in STAGES]
-    return any(step and step % PICTURE_EVERY == 0 and not (workdir / "images" / f"{stage}-{step:06d}.png").exists()
-               for stage, step in at)
+    return any(
+      step and step % PICTURE_EVERY == 0 and not (workdir / "images" / f"{stage}-{step:06d}.png").exists()
+      for stage, step in at
+    )
 
   return now
 
@@ -98,11 +117,15 @@ MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encod
 
 
 def committed(workdir: Path) -> dict[str, list[int]]:
-  return {stage: [0, *Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True).steps()] for stage in STAGES}
+  return {
+    stage: [0, *Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True).steps()] for stage in STAGES
+  }
 
 
 def check(workdir: Path, before: dict[str, int]) -> dict[str, int]:
-  """The newest committed step of each stage, all of which is read; AssertionError where one was lost or cannot be."""
+  """The newest committed step of each stage, all of which is read; AssertionError where one was lost
+  or cannot be.
+  """
   newest = {}
   for stage in STAGES:
     folder = workdirs.checkpoints(workdir, stage)
@@ -125,8 +148,12 @@ def dealt(deck: list[Callable], draw: random.Random, before: dict[str, int]) -> 
     deck += draw.sample(every, len(every))
 
 
-def kill(config: Path, workdir: Path, moment: Callable, draw: random.Random, before: dict) -> tuple[str | None, dict[str, int]]:
-  """One training until its moment: (its kind, or None where the training ended before it came; the newest steps)."""
+def kill(
+  config: Path, workdir: Path, moment: Callable, draw: random.Random, before: dict
+) -> tuple[str | None, dict[str, int]]:
+  """One training until its moment: (its kind, or None where the training ended before it came; the
+  newest steps).
+  """
   log, delay = workdir.with_suffix(".log"), draw.uniform(0, 0.05)
   began = log.stat().st_size if log.exists() else 0
   with running(config, workdir, prefix=("nice", "-n", "10")) as process:
@@ -181,9 +208,11 @@ def main() -> None:
         bar.set_postfix_str(f"{kind.replace('_', ' ')} in workdir {place}")
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   told = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in counts.most_common())
-  print(f"{args.count} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} trainings ended with "
-        f"the bits of the unbroken one; {sorted(seconds)[len(seconds) // 2]:.1f} s a kill (median), "
-        f"{time.monotonic() - began:.0f} s in all, {used.ru_utime + used.ru_stime:.0f} s of them of one core")
+  print(
+    f"{args.count} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} trainings ended with "
+    f"the bits of the unbroken one; {sorted(seconds)[len(seconds) // 2]:.1f} s a kill (median), "
+    f"{time.monotonic() - began:.0f} s in all, {used.ru_utime + used.ru_stime:.0f} s of them of one core"
+  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Real training processes of a tiny experiment, with signals and deadlines; only what was started here is ever killed."""
+"""Real training processes of a tiny experiment, with signals and deadlines; only what was started here
+is ever killed.
+"""
 
 import contextlib
 import os
@@ -33,7 +35,9 @@ def experiment():
 def write_config(folder: Path, steps: int, **changes) -> Path:
   """A config file; `denoiser__save_every_steps=5` changes denoiser.save_every_steps."""
   path = folder / "config.py"
-  path.write_text(CONFIG.format(steps=steps, changes={name.replace("__", "."): value for name, value in changes.items()}))
+  path.write_text(
+    CONFIG.format(steps=steps, changes={name.replace("__", "."): value for name, value in changes.items()})
+  )
   return path
 
 
@@ -41,10 +45,25 @@ def start(
   config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = (), more: tuple = ()
 ) -> subprocess.Popen:
   """`train.py` as a process of its own, whose output is added to a file, by default one beside the workdir."""
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}"}
-  command = [*prefix, sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), "--devices", str(devices)]
+  environment = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",
+  }
+  command = [
+    *prefix,
+    sys.executable,
+    "train.py",
+    "--config",
+    str(config),
+    "--workdir",
+    str(workdir),
+    "--devices",
+    str(devices),
+  ]
   with (log or workdir.with_suffix(".log")).open("ab") as file:
-    return subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    return subprocess.Popen(
+      [*command, *more], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+    )
 
 
 def free_port() -> int:
@@ -56,7 +75,11 @@ def free_port() -> int:
 def said(log: Path) -> list[str]:
   """The lines that a training said which are not of its progress bars."""
   lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-  return [line for line in lines if line.strip() and "step/s" not in line and "s/step" not in line and "?step" not in line]
+  return [
+    line
+    for line in lines
+    if line.strip() and "step/s" not in line and "s/step" not in line and "?step" not in line
+  ]
 
 
 @contextlib.contextmanager
@@ -87,8 +110,14 @@ def logged(workdir: Path, stage: str) -> int:
   """The last step of a stage that metrics.jsonl has."""
   path = workdir / "metrics.jsonl"
   text = path.read_text(errors="replace") if path.exists() else ""
-  return max((int(line.split('"step": ')[1].split(",")[0].rstrip("}")) for line in text.splitlines()
-              if line.startswith(f'{{"stage": "{stage}", "step": ') and line.endswith("}")), default=0)
+  return max(
+    (
+      int(line.split('"step": ')[1].split(",")[0].rstrip("}"))
+      for line in text.splitlines()
+      if line.startswith(f'{{"stage": "{stage}", "step": ') and line.endswith("}")
+    ),
+    default=0,
+  )
 
 
 def restored(folder: Path) -> dict[str, np.ndarray]:
@@ -97,7 +126,9 @@ def restored(folder: Path) -> dict[str, np.ndarray]:
   for item in sorted(path for path in folder.iterdir() if path.is_dir()):
     reader = ocp.PyTreeCheckpointHandler()
     whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(item).tree)
-    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=whole)))
+    leaves = jax.tree_util.tree_leaves_with_path(
+      reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=whole))
+    )
     arrays |= {f"{item.name}{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
   return arrays
 

@@ -24,7 +24,9 @@ def small_disk(tmp_path):
   """resize(kB) of a file system of its own, where this user may mount one."""
   folder = tmp_path / "disk"
   folder.mkdir()
-  mount = lambda *options: subprocess.run(["mount", *options], capture_output=True, timeout=30).returncode == 0
+  mount = lambda *options: (
+    subprocess.run(["mount", *options], capture_output=True, timeout=30).returncode == 0
+  )
   if os.geteuid() or not mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)):
     pytest.skip("no file system can be mounted here")
   yield folder, lambda size: mount("-o", f"remount,{size}", str(folder))
@@ -43,7 +45,9 @@ def committed(workdir) -> dict[str, list[int]]:
 
 @pytest.mark.slow
 def test_a_training_whose_disk_fills_goes_on_once_there_is_room(tmp_path, small_disk):
-  """Room is made bit by bit, so that the disk fills while logs, checkpoints, manifests, latents and pictures are written."""
+  """Room is made bit by bit, so that the disk fills while logs, checkpoints, manifests, latents and
+  pictures are written.
+  """
   config = write_config(tmp_path, STEPS, autoencoder__save_every_steps=3, denoiser__save_every_steps=3)
   with running(config, tmp_path / "unbroken") as process:
     assert process.wait(DEADLINE_S) == 0
@@ -56,7 +60,9 @@ def test_a_training_whose_disk_fills_goes_on_once_there_is_room(tmp_path, small_
     if not ends[-1]:
       break
     line = said(tmp_path / f"{size}.log")[-1]
-    assert ends[-1] == 2 and line.startswith("error: ") and "No space left on device" in line, said(tmp_path / f"{size}.log")
+    assert ends[-1] == 2 and line.startswith("error: ") and "No space left on device" in line, said(
+      tmp_path / f"{size}.log"
+    )
     assert "Traceback" not in (tmp_path / f"{size}.log").read_text()
     after = committed(workdir)
     assert all(max(after[stage], default=0) >= max(before[stage], default=0) for stage in before)
@@ -80,7 +86,9 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_the_step_before_stays(tmp_
     saved.commit(wait=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-      with pytest.raises(UserError, match=r"step 2 could not be saved: File too large; step 1 is the newest in .*/c, and the "):
+      with pytest.raises(
+        UserError, match=r"step 2 could not be saved: File too large; step 1 is the newest in .*/c, and the "
+      ):
         saved.save(2, {"state": {"a": array(2)}})
         saved.commit(wait=True)
     finally:
@@ -97,6 +105,7 @@ def test_a_save_that_the_disk_refuses_is_one_line_and_the_step_before_stays(tmp_
 @pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EACCES", "EDQUOT", "EIO"])
 def test_what_a_disk_says_is_one_line(tmp_path, name):
   import errno
+
   code = getattr(errno, name)
   told = f"cannot go on in workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
   with pytest.raises(UserError, match=told) as error, workdirs.writing(tmp_path):
@@ -112,6 +121,7 @@ def test_a_bug_is_not_the_disks(tmp_path):
 def test_a_workdir_that_cannot_be_made(tmp_path, capsys):
   """/proc takes no files, whoever asks."""
   from jldm.cli import main
+
   if sys.platform != "linux":
     pytest.skip("no /proc")
   config = write_config(tmp_path, STEPS)

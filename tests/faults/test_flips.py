@@ -26,7 +26,7 @@ def trained(unbroken):
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
   at = rng.randrange(len(data))
-  return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:]
+  return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
 
 
 def values(folder: Path) -> dict[str, bytes]:
@@ -52,7 +52,11 @@ def test_a_flip_anywhere_in_a_checkpoint_is_noticed_or_changes_nothing(trained, 
       unnoticed.append(path)
       assert values(folder / str(STEPS)) == whole, path
     else:
-      assert step == STEPS - 2 and told.startswith(f"checkpoint {folder / str(STEPS)} is damaged: ") and told.count("\n") == 1
+      assert (
+        step == STEPS - 2
+        and told.startswith(f"checkpoint {folder / str(STEPS)} is damaged: ")
+        and told.count("\n") == 1
+      )
       assert f"; using step {step} instead" in told
     path.write_bytes(data)
   assert not unnoticed, "the manifest says every byte"
@@ -67,11 +71,17 @@ def test_training_goes_on_from_the_step_before_the_damaged_one(experiment, train
     workdir = tmp_path / stage
     shutil.copytree(trained, workdir)
     latest = workdirs.checkpoints(workdir, stage)
-    path = max((path for path in (latest / str(STEPS)).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    path = max(
+      (path for path in (latest / str(STEPS)).rglob("*") if path.is_file()),
+      key=lambda path: path.stat().st_size,
+    )
     path.write_bytes(flipped(path.read_bytes(), random.Random(0)))
     train(experiment, workdir, devices=1)
     told = capsys.readouterr().err
-    assert f"checkpoint {latest / str(STEPS)} is damaged" in told and f"using step {STEPS - 2} instead (moved to" in told
+    assert (
+      f"checkpoint {latest / str(STEPS)} is damaged" in told
+      and f"using step {STEPS - 2} instead (moved to" in told
+    )
     assert values(latest / str(STEPS)) == values(workdirs.checkpoints(trained, stage) / str(STEPS))
 
 
@@ -98,7 +108,9 @@ def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp
   read = lambda source: {name: array.tobytes() for name, array in source[np.arange(len(source))].items()}
   whole = read(array_cache.open_cache(folder))
   files = sorted(path for path in folder.rglob("*") if path.is_file())
-  assert {path.name for path in files} == {"index.json", *(f"{name}.npy" for name in whole)} and len(files) == len(whole) + 2
+  assert {path.name for path in files} == {"index.json", *(f"{name}.npy" for name in whole)} and len(
+    files
+  ) == len(whole) + 2
   for i in range(FLIPS):
     path = files[i % len(files)]
     data = path.read_bytes()
@@ -113,9 +125,10 @@ def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp
 def test_half_a_line_and_flips_in_the_log_stop_no_training(experiment, trained, tmp_path):
   """metrics.jsonl is of what was, and no run depends on it."""
   from jldm.train.logging import forget_after, rows
+
   data, path, rng = (trained / "metrics.jsonl").read_bytes(), tmp_path / "metrics.jsonl", random.Random(0)
   for _ in range(FLIPS):
-    path.write_bytes(flipped(data, rng)[:rng.randrange(len(data))])
+    path.write_bytes(flipped(data, rng)[: rng.randrange(len(data))])
     forget_after(path, "denoiser", 2)
     assert all(row["stage"] != "denoiser" or row["step"] <= 2 for _, row in rows(path))
     assert all(isinstance(json.loads(line), dict) for line in path.read_bytes().splitlines())

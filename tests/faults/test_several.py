@@ -1,4 +1,6 @@
-"""Two processes of one run, of which one is asked to end, or dies, or does not fit: the other ends too, and both go on."""
+"""Two processes of one run, of which one is asked to end, or dies, or does not fit: the other ends
+too, and both go on.
+"""
 
 import contextlib
 import json
@@ -12,12 +14,24 @@ from jldm.core.errors import GO_ON, Preempted
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES
-from tests.faults.processes import DEADLINE_S, assert_same_bits, free_port, logged, running, said, until, write_config
+from tests.faults.processes import (
+  DEADLINE_S,
+  assert_same_bits,
+  free_port,
+  logged,
+  running,
+  said,
+  until,
+  write_config,
+)
 
 pytestmark = pytest.mark.slow
 STEPS = 12
-CHANGES = {f"{stage}__{name}": value for stage in STAGES
-           for name, value in (("save_every_steps", 5), ("picture_every_steps", 4))}
+CHANGES = {
+  f"{stage}__{name}": value
+  for stage in STAGES
+  for name, value in (("save_every_steps", 5), ("picture_every_steps", 4))
+}
 MISSED_S = 10  # twice what a death takes to be missed
 ABORTED = -signal.SIGABRT  # how JAX ends a process that is not in a step as another dies
 
@@ -35,10 +49,20 @@ def both(config, workdir, others=None):
     logs = [workdir.with_suffix(f".{process}.log") for process in range(2)]
     for log in logs:
       log.unlink(missing_ok=True)
-    yield [stack.enter_context(running(
-      config, (others or workdir) if process else workdir, log=log,
-      more=("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)),
-    )) for process, log in enumerate(logs)], logs
+    yield (
+      [
+        stack.enter_context(
+          running(
+            config,
+            (others or workdir) if process else workdir,
+            log=log,
+            more=("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)),
+          )
+        )
+        for process, log in enumerate(logs)
+      ],
+      logs,
+    )
 
 
 def ends(started) -> list[int]:
@@ -101,16 +125,26 @@ def test_what_is_judged_and_kept_beside_the_newest_is_what_one_process_keeps(tmp
   """Three folders of checkpoints are saved to after one step."""
   every = dict(snapshot_every_steps=2, save_every_steps=2, ema="Power((0.05, 0.1))")
   judged = dict(extractor="pixels", n=250, every_steps=2, metric="kid")
-  config = write_config(tmp_path, 4, data__count=300, **{f"denoiser__{name}": value for name, value in every.items()},
-                        **{f"evaluation__{name}": value for name, value in judged.items()})
+  config = write_config(
+    tmp_path,
+    4,
+    data__count=300,
+    **{f"denoiser__{name}": value for name, value in every.items()},
+    **{f"evaluation__{name}": value for name, value in judged.items()},
+  )
   one, two = tmp_path / "one", tmp_path / "two"
   with both(config, two) as (started, logs):
     assert ends(started) == [0, 0], [said(log)[-3:] for log in logs]
   assert not [line for line in said(logs[1]) if "Gloo" not in line], "the first alone speaks"
   with running(config, one) as process:
     assert process.wait(DEADLINE_S) == 0
-  values = [[json.loads((workdir / "evaluation" / f"{step}.json").read_text())["metrics"]["kid"]["value"] for step in (2, 4)]
-            for workdir in (one, two)]
+  values = [
+    [
+      json.loads((workdir / "evaluation" / f"{step}.json").read_text())["metrics"]["kid"]["value"]
+      for step in (2, 4)
+    ]
+    for workdir in (one, two)
+  ]
   np.testing.assert_allclose(*values, rtol=1e-2)
   for kept in (workdirs.averages, workdirs.best, workdirs.checkpoints):
     steps = [Checkpoints(kept(workdir, "denoiser"), read_only=True).steps() for workdir in (one, two)]

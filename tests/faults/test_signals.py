@@ -44,7 +44,9 @@ def committed(workdir, stage) -> list[int]:
 
 @pytest.mark.slow
 def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_path, monkeypatch):
-  """In turn, in one workdir: in a step, an evaluation, the last evaluation, the encoding, between stages, in a picture."""
+  """In turn, in one workdir: in a step, an evaluation, the last evaluation, the encoding, between
+  stages, in a picture.
+  """
   experiment, workdir = load_config(str(config)), tmp_path / "w"
   train(experiment, tmp_path / "unbroken", devices=1)
 

@@ -9,6 +9,7 @@ def tiny():
   from jldm.inference.load import codec_shapes, denoiser_shapes, of
   from tests.configs import config, shrunk
   from tests.inference.drawing import randomised
+
   model = of(shrunk(config("digits")))
   key_codec, key_denoiser = jax.random.split(jax.random.key(0))
   codec = randomised(key_codec, codec_shapes(model)) | {"mean": jnp.zeros(4), "std": jnp.ones(4)}

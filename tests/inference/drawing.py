@@ -8,7 +8,19 @@ from jldm.inference.generate import Request, generate
 from jldm.samplers.guidance import ClassifierFree
 
 
-def draw(model, params, labels, *, sampler=None, steps=None, grid=None, scale=None, guidance=None, negative=None, **options):
+def draw(
+  model,
+  params,
+  labels,
+  *,
+  sampler=None,
+  steps=None,
+  grid=None,
+  scale=None,
+  guidance=None,
+  negative=None,
+  **options,
+):
   """Samples of labels: what is left out is the model's own."""
   kept = ("seed", "size", "rows", "estimates", "noise")
   fields = {name: options.pop(name) for name in kept if name in options}
@@ -16,8 +28,12 @@ def draw(model, params, labels, *, sampler=None, steps=None, grid=None, scale=No
   against = ({},) if negative is None else ({"label": negative},)
   rule = guidance if scale is None else ClassifierFree(scale)
   changes = {"sampler": sampler, "steps": steps, "grid": grid, "guidance": rule}
-  sampling = dataclasses.replace(model.sampling, **{name: value for name, value in changes.items() if value is not None})
-  return generate(model, params, Request(n=len(labels), given=given, against=against, **fields), sampling, **options)
+  sampling = dataclasses.replace(
+    model.sampling, **{name: value for name, value in changes.items() if value is not None}
+  )
+  return generate(
+    model, params, Request(n=len(labels), given=given, against=against, **fields), sampling, **options
+  )
 
 
 def randomised(key, shapes):

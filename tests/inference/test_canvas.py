@@ -41,7 +41,9 @@ def test_alpha_stays_and_colours_are_edited_over_white():
   opened = canvas.opened(MODEL, images)
   assert opened.images[0, 0, :3, 0].tolist() == [10, 255, 206]
   black = canvas.closed(opened, np.zeros_like(opened.images))
-  assert black[0, 0].tolist() == [[0, 255], [10, 0], [0, 51]], "where it is clear colours stay; darker than alpha lets is 0"
+  assert black[0, 0].tolist() == [[0, 255], [10, 0], [0, 51]], (
+    "where it is clear colours stay; darker than alpha lets is 0"
+  )
 
 
 def test_what_is_known_is_the_source_in_every_copy():
@@ -62,16 +64,22 @@ def test_grown_has_the_picture_within():
   np.testing.assert_array_equal(whole[:, 0, 4:8], images[:, 0])
 
 
-@pytest.mark.parametrize(("call", "told"), [
-  (lambda opened: canvas.opened(MODEL, random(1, 8, 8, 3)), "expected uint8 [N, H, W, 1], or 2 with alpha"),
-  (lambda opened: canvas.opened(MODEL, np.zeros((1, 8, 8, 1))), "pictures float64"),
-  (lambda opened: canvas.opened(MODEL, random(8, 8, 1)), "of shape [8, 8, 1]"),
-  (lambda opened: canvas.check_known(opened, np.ones((5, 8))), "a mask of shape [1, 5, 8, 1] for pictures of 6x8"),
-  (lambda opened: canvas.check_known(opened, np.ones((6, 8))), "the mask is empty"),
-  (lambda opened: canvas.check_known(opened, np.full((6, 8), 0.5)), "values besides 0 and 1"),
-  (lambda opened: canvas.grown(random(1, 6, 8, 1), 0, 0, 0, 0), "margins 0,0,0,0"),
-  (lambda opened: canvas.grown(random(1, 6, 8, 1), 1, -1, 0, 0), "margins 1,-1,0,0"),
-])
+@pytest.mark.parametrize(
+  ("call", "told"),
+  [
+    (lambda opened: canvas.opened(MODEL, random(1, 8, 8, 3)), "expected uint8 [N, H, W, 1], or 2 with alpha"),
+    (lambda opened: canvas.opened(MODEL, np.zeros((1, 8, 8, 1))), "pictures float64"),
+    (lambda opened: canvas.opened(MODEL, random(8, 8, 1)), "of shape [8, 8, 1]"),
+    (
+      lambda opened: canvas.check_known(opened, np.ones((5, 8))),
+      "a mask of shape [1, 5, 8, 1] for pictures of 6x8",
+    ),
+    (lambda opened: canvas.check_known(opened, np.ones((6, 8))), "the mask is empty"),
+    (lambda opened: canvas.check_known(opened, np.full((6, 8), 0.5)), "values besides 0 and 1"),
+    (lambda opened: canvas.grown(random(1, 6, 8, 1), 0, 0, 0, 0), "margins 0,0,0,0"),
+    (lambda opened: canvas.grown(random(1, 6, 8, 1), 1, -1, 0, 0), "margins 1,-1,0,0"),
+  ],
+)
 def test_mistakes(call, told):
   with pytest.raises(UserError) as error:
     call(canvas.opened(MODEL, random(1, 6, 8, 1)))

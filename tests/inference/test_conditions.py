@@ -40,7 +40,9 @@ def paired(tiny):
 
 
 PICTURES = np.uint8(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1)))
-KNOWN = np.asarray(masks.fine(masks.draw(("half_plane",), row_keys(jax.random.key(1), jnp.arange(5)), (4, 4)), 8))
+KNOWN = np.asarray(
+  masks.fine(masks.draw(("half_plane",), row_keys(jax.random.key(1), jnp.arange(5)), (4, 4)), 8)
+)
 LABELS = [0, 1, -1, 3, 4]
 
 
@@ -66,8 +68,12 @@ def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(m
 def test_a_conditioned_sample_depends_on_its_own_condition_alone(paired):
   model, params = paired
   told = condition(model, params, "paired", PICTURES)
-  np.testing.assert_allclose(told, model.codec.encode(params["codec"], {"image": PICTURES}).mean, rtol=1e-4, atol=1e-4)
-  run = lambda images, **options: draw(model, params, LABELS, steps=2, given={"paired": images}, **options).data.astype(int)
+  np.testing.assert_allclose(
+    told, model.codec.encode(params["codec"], {"image": PICTURES}).mean, rtol=1e-4, atol=1e-4
+  )
+  run = lambda images, **options: draw(
+    model, params, LABELS, steps=2, given={"paired": images}, **options
+  ).data.astype(int)
   whole = run(PICTURES, devices=1)
   assert np.abs(run(PICTURES, devices=1, batch_size=2) - whole).max() <= 1, "batch size and padding"
   assert np.abs(run(PICTURES, devices=8) - whole).max() <= 1, "devices"
@@ -81,11 +87,15 @@ def test_guidance_by_the_condition(masked):
   """At 1 it is none, at 0 the condition does nothing, and its scale is traced."""
   model, params = masked
   run = lambda images, rule: draw(
-    model, params, LABELS, steps=2, guidance=rule, devices=1, given={"masked": (images, KNOWN)}).data.astype(int)
+    model, params, LABELS, steps=2, guidance=rule, devices=1, given={"masked": (images, KNOWN)}
+  ).data.astype(int)
   both = lambda label, mask: PerConditioner(("label", "masked"), (label, mask))
   plain = run(PICTURES, ClassifierFree(2.0))
   before = generating.draw._cache_size()
-  assert np.abs(run(PICTURES, both(2.0, 1)) - plain).max() <= 1 and np.abs(run(PICTURES, both(2.0, 3.0)) - plain).max() > 1
+  assert (
+    np.abs(run(PICTURES, both(2.0, 1)) - plain).max() <= 1
+    and np.abs(run(PICTURES, both(2.0, 3.0)) - plain).max() > 1
+  )
   np.testing.assert_array_equal(run(PICTURES, both(0.0, 0.0)), run(255 - PICTURES, both(0.0, 0.0)))
   assert generating.draw._cache_size() == before + 1
 
@@ -93,37 +103,73 @@ def test_guidance_by_the_condition(masked):
 def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):
   """What is bound is e_2 + s_1 (e_0 - e_1) + s_2 (e_1 - e_2), of three answers that are not guided."""
   model, params = masked
-  n, z, t = len(PICTURES), jnp.asarray(np.random.default_rng(1).normal(size=(5, 4, 4, 4)), jnp.float32), jnp.float32(0.6)
-  given, sampling = {"label": LABELS, "masked": (PICTURES, KNOWN)}, dataclasses.replace(model.sampling, steps=2)
+  n, z, t = (
+    len(PICTURES),
+    jnp.asarray(np.random.default_rng(1).normal(size=(5, 4, 4, 4)), jnp.float32),
+    jnp.float32(0.6),
+  )
+  given, sampling = (
+    {"label": LABELS, "masked": (PICTURES, KNOWN)},
+    dataclasses.replace(model.sampling, steps=2),
+  )
   answer = jax.jit(lambda setup: setup.denoise(model)(z, t))
   plain = dataclasses.replace(sampling, guidance=ClassifierFree(1.0))
   alone = lambda values: answer(set_up(model, params, Request(n=n, given=values), plain, n))
   e = [alone(values) for values in (given, {"masked": given["masked"]}, {})]
   for scales in ((2.0, 3.0), (0.5, -1.0), (1.0, 1.0)):
     rule = PerConditioner(("label", "masked"), scales)
-    guided = answer(set_up(model, params, Request(n=n, given=given), dataclasses.replace(sampling, guidance=rule), n))
+    guided = answer(
+      set_up(model, params, Request(n=n, given=given), dataclasses.replace(sampling, guidance=rule), n)
+    )
     for part in ("x0", "eps"):
       e0, e1, e2 = (getattr(each, part) for each in e)
       expected = e2 + scales[0] * (e0 - e1) + scales[1] * (e1 - e2)
-      np.testing.assert_allclose(getattr(guided, part), expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
+      np.testing.assert_allclose(
+        getattr(guided, part), expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max())
+      )
 
 
-@pytest.mark.parametrize(("call", "told"), [
-  (lambda tiny, masked, paired: draw(*paired, [1]), "always trained with 'paired', Paired, and cannot draw without"),
-  (lambda tiny, masked, paired: draw(*tiny, [1], given={"masked": (PICTURES, KNOWN)}),
-   "'masked' is given, and the model knows label"),
-  (lambda tiny, masked, paired: draw(*paired, [1], given={"paired": PICTURES[:1, :16]}),
-   "paired: images of shape [1, 16, 32, 1]; expected [n, 32, 32, 1]"),
-  (lambda tiny, masked, paired: draw(*paired, [1], given={"paired": PICTURES}), "5 values of 'paired' for 1 samples"),
-  (lambda tiny, masked, paired: draw(*paired, [1], given={"paired": PICTURES[:1]}, guidance=PerConditioner(("paired",), (2.0,))),
-   "guidance by 'paired': the model was trained both with and without label"),
-  (lambda tiny, masked, paired: draw(*tiny, [1], guidance=PerConditioner(("masked",), (2.0,))), "guidance by 'masked'"),
-  (lambda tiny, masked, paired: PerConditioner(("label",), (2.0, 1.0)), "expected one scale per name"),
-  (lambda tiny, masked, paired: bits_per_dim(*paired, PICTURES), "cannot draw without"),
-  (lambda tiny, masked, paired: draw(*masked, [1], given={"masked": PICTURES}), "masked: expected (images [n, H, W, C], known"),
-  (lambda tiny, masked, paired: draw(*masked, LABELS, given={"masked": (PICTURES, KNOWN[:, :16])}),
-   "known of shape [5, 16, 32, 1] and images of [5, 32, 32, 1]; expected [5, 32, 32, 1]"),
-])
+@pytest.mark.parametrize(
+  ("call", "told"),
+  [
+    (
+      lambda tiny, masked, paired: draw(*paired, [1]),
+      "always trained with 'paired', Paired, and cannot draw without",
+    ),
+    (
+      lambda tiny, masked, paired: draw(*tiny, [1], given={"masked": (PICTURES, KNOWN)}),
+      "'masked' is given, and the model knows label",
+    ),
+    (
+      lambda tiny, masked, paired: draw(*paired, [1], given={"paired": PICTURES[:1, :16]}),
+      "paired: images of shape [1, 16, 32, 1]; expected [n, 32, 32, 1]",
+    ),
+    (
+      lambda tiny, masked, paired: draw(*paired, [1], given={"paired": PICTURES}),
+      "5 values of 'paired' for 1 samples",
+    ),
+    (
+      lambda tiny, masked, paired: draw(
+        *paired, [1], given={"paired": PICTURES[:1]}, guidance=PerConditioner(("paired",), (2.0,))
+      ),
+      "guidance by 'paired': the model was trained both with and without label",
+    ),
+    (
+      lambda tiny, masked, paired: draw(*tiny, [1], guidance=PerConditioner(("masked",), (2.0,))),
+      "guidance by 'masked'",
+    ),
+    (lambda tiny, masked, paired: PerConditioner(("label",), (2.0, 1.0)), "expected one scale per name"),
+    (lambda tiny, masked, paired: bits_per_dim(*paired, PICTURES), "cannot draw without"),
+    (
+      lambda tiny, masked, paired: draw(*masked, [1], given={"masked": PICTURES}),
+      "masked: expected (images [n, H, W, C], known",
+    ),
+    (
+      lambda tiny, masked, paired: draw(*masked, LABELS, given={"masked": (PICTURES, KNOWN[:, :16])}),
+      "known of shape [5, 16, 32, 1] and images of [5, 32, 32, 1]; expected [5, 32, 32, 1]",
+    ),
+  ],
+)
 def test_mistakes_with_conditions(tiny, masked, paired, call, told):
   with pytest.raises(UserError) as error:
     call(tiny, masked, paired)

@@ -62,10 +62,17 @@ def same(a, b):
 def test_strength_0_is_the_reconstruction_and_numbers_compile_nothing(tiny):
   before = edit.run_image_to_image._cache_size()
   run = lambda strength, label=3, seed=0, **fields: edit.image_to_image(
-    *tiny, IMAGES, strength, Request(seed=seed, given={"label": label}), dataclasses.replace(TWO_STEPS, **fields))
+    *tiny,
+    IMAGES,
+    strength,
+    Request(seed=seed, given={"label": label}),
+    dataclasses.replace(TWO_STEPS, **fields),
+  )
   assert same(run(0), reconstruction(*tiny))
   whole = run(1.0)
-  assert not same(whole, run(0.5)) and not same(whole, run(1, seed=1)) and not same(whole, run(1, label=[2, 3]))
+  assert (
+    not same(whole, run(0.5)) and not same(whole, run(1, seed=1)) and not same(whole, run(1, label=[2, 3]))
+  )
   assert not same(whole, run(1, guidance=ClassifierFree(3))) and not same(whole, run(1, sampler=DDIM(1)))
   assert edit.run_image_to_image._cache_size() == before + 1
 
@@ -73,9 +80,13 @@ def test_strength_0_is_the_reconstruction_and_numbers_compile_nothing(tiny):
 def test_what_is_known_is_kept_and_masks_compile_nothing(tiny):
   before = edit.run_inpaint._cache_size()
   run = lambda known, strength=1.0, seed=0: edit.inpaint(
-    *tiny, IMAGES, known, strength, request=dataclasses.replace(THREE, seed=seed), sampling=TWO_STEPS)
+    *tiny, IMAGES, known, strength, request=dataclasses.replace(THREE, seed=seed), sampling=TWO_STEPS
+  )
   for known in (KNOWN, KNOWN[::-1], np.stack([KNOWN, KNOWN.T])[..., None]):
-    filled, kept = run(known), np.broadcast_to(known[..., None] if known.ndim == 2 else known, IMAGES.shape) == 1
+    filled, kept = (
+      run(known),
+      np.broadcast_to(known[..., None] if known.ndim == 2 else known, IMAGES.shape) == 1,
+    )
     np.testing.assert_array_equal(filled[kept], IMAGES[kept])
     assert (filled[~kept] != IMAGES[~kept]).mean() > 0.5
   assert not same(run(KNOWN), run(KNOWN, seed=1)) and not same(run(KNOWN), run(KNOWN, 0.5))
@@ -156,7 +167,10 @@ def test_a_model_of_masks_is_told_the_mask():
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])
   other = KNOWN.copy()
   other[:4] = 0
-  assert not same(edit.inpaint(*masked, IMAGES, other, request=THREE, sampling=TWO_STEPS)[:, KNOWN == 0], filled[:, KNOWN == 0])
+  assert not same(
+    edit.inpaint(*masked, IMAGES, other, request=THREE, sampling=TWO_STEPS)[:, KNOWN == 0],
+    filled[:, KNOWN == 0],
+  )
 
 
 def test_a_model_of_pairs_makes_one_of_the_other_and_nothing_else():
@@ -172,20 +186,36 @@ def test_a_model_of_pairs_makes_one_of_the_other_and_nothing_else():
 def unconditional(model):
   objective = model.objective
   network = objective.network.clone(classes=0)
-  return dataclasses.replace(model, objective=dataclasses.replace(objective, network=network, conditioners=()))
+  return dataclasses.replace(
+    model, objective=dataclasses.replace(objective, network=network, conditioners=())
+  )
 
 
-@pytest.mark.parametrize(("call", "told"), [
-  (lambda tiny: edit.image_to_image(*tiny, IMAGES, request=Request(given={"label": [1, 2, 3]})),
-   "3 values of 'label' for 2 samples"),
-  (lambda tiny: edit.interpolate(*tiny, IMAGES[:1]), "1 pictures and 9 places"),
-  (lambda tiny: edit.interpolate(*tiny, IMAGES, space="pixels"), "space='pixels'; expected 'noise' or 'latents'"),
-  (lambda tiny: edit.traverse(*tiny, IMAGES[:1], np.zeros((1, 2, 2, 4)), [1.0]), "directions of [1, 2, 2, 4]"),
-  (lambda tiny: edit.attribute(*tiny, IMAGES, [1, 1]), "2 of 2 flags set; expected some of both"),
-  (lambda tiny: edit.translate(unconditional(tiny[0]), tiny[1], IMAGES, {"label": 1}), "knows no classes"),
-  (lambda tiny: edit.image_to_image(*tiny, IMAGES, request=3), "3 in the place of the request; expected Request("),
-  (lambda tiny: edit.paired(*tiny, IMAGES), "not trained on pairs"),
-])
+@pytest.mark.parametrize(
+  ("call", "told"),
+  [
+    (
+      lambda tiny: edit.image_to_image(*tiny, IMAGES, request=Request(given={"label": [1, 2, 3]})),
+      "3 values of 'label' for 2 samples",
+    ),
+    (lambda tiny: edit.interpolate(*tiny, IMAGES[:1]), "1 pictures and 9 places"),
+    (
+      lambda tiny: edit.interpolate(*tiny, IMAGES, space="pixels"),
+      "space='pixels'; expected 'noise' or 'latents'",
+    ),
+    (
+      lambda tiny: edit.traverse(*tiny, IMAGES[:1], np.zeros((1, 2, 2, 4)), [1.0]),
+      "directions of [1, 2, 2, 4]",
+    ),
+    (lambda tiny: edit.attribute(*tiny, IMAGES, [1, 1]), "2 of 2 flags set; expected some of both"),
+    (lambda tiny: edit.translate(unconditional(tiny[0]), tiny[1], IMAGES, {"label": 1}), "knows no classes"),
+    (
+      lambda tiny: edit.image_to_image(*tiny, IMAGES, request=3),
+      "3 in the place of the request; expected Request(",
+    ),
+    (lambda tiny: edit.paired(*tiny, IMAGES), "not trained on pairs"),
+  ],
+)
 def test_mistakes(tiny, call, told):
   with pytest.raises(UserError) as error:
     call(tiny)

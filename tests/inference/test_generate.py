@@ -1,4 +1,6 @@
-"""A tiny untrained model: what is drawn depends on seed, place and label alone, and changing numbers compiles nothing."""
+"""A tiny untrained model: what is drawn depends on seed, place and label alone, and changing numbers
+compiles nothing.
+"""
 
 import dataclasses
 
@@ -37,14 +39,21 @@ def test_a_sample_depends_on_seed_place_and_label_alone(tiny):
   assert np.abs(run(batch_size=10, devices=8) - whole).max() <= 1, "devices"
   assert np.abs(run(batch_size=10, devices=1, seed=1) - whole).max() > 10, "the seed matters"
   other = draw(*tiny, [9, *labels[1:]], steps=3, batch_size=10, devices=1).data.astype(int)
-  assert np.abs(other[0] - whole[0]).max() > 1 and (other[1:] == whole[1:]).all(), "a label changes its sample only"
+  assert np.abs(other[0] - whole[0]).max() > 1 and (other[1:] == whole[1:]).all(), (
+    "a label changes its sample only"
+  )
 
 
 def test_changing_numbers_compiles_nothing(tiny):
   before = generating.draw._cache_size()
   for options in (
-    {"scale": 1.0}, {"scale": 3}, {"scale": np.float64(2)}, {"seed": 7}, {"sampler": DDIM(0.5)},
-    {"sampler": DDIM(1)}, {"sampler": DDIM(np.float32(0.2))},
+    {"scale": 1.0},
+    {"scale": 3},
+    {"scale": np.float64(2)},
+    {"seed": 7},
+    {"sampler": DDIM(0.5)},
+    {"sampler": DDIM(1)},
+    {"sampler": DDIM(np.float32(0.2))},
   ):
     draw(*tiny, [1, 2], steps=4, devices=1, **({"sampler": DDIM()} | options))
   draw(*tiny, [-1, 5], steps=4, sampler=DDIM(), devices=1)
@@ -81,64 +90,89 @@ def test_one_step_is_finite(tiny, sampler):
   assert draw(*tiny, [3], steps=1, sampler=sampler, devices=1).data.shape == (1, 32, 32, 1)
 
 
-@pytest.mark.parametrize("call, told", [
-  (lambda tiny: draw(*tiny, [10]), "label=10; expected -1 (unconditional) or 0 to 9"),
-  (lambda tiny: draw(*tiny, [-2]), "label=-2"),
-  (lambda tiny: draw(*tiny, [1.5]), "label=[1.5]; expected a whole number"),
-  (lambda tiny: draw(*tiny, []), "at least 1"),
-  (lambda tiny: generate(*tiny, Request(n=3, given={"label": [1, 2]})), "2 values of 'label' for 3 samples"),
-  (lambda tiny: draw(*tiny, [1], steps=0), "steps=0; expected at least 1"),
-  (lambda tiny: draw(*tiny, [1], devices=9), "devices=9; expected 1 to 8"),
-  (lambda tiny: draw(*tiny, [1], batch_size=0), "batch_size=0; expected at least 1"),
-  (lambda tiny: draw(*tiny, [1], negative=10), "label=10"),
-  (lambda tiny: draw(*tiny, [1], seed=-1), "seed=-1; expected a whole number from 0"),
-  (lambda tiny: draw(*tiny, [1], noise=np.zeros((1, 2, 2, 4))), "noise of shape [1, 2, 2, 4]; expected [1, 4, 4, 4]"),
-  (lambda tiny: draw(*tiny, [1], given={"class": 3}), "'class' is given, and the model knows label"),
-  (lambda tiny: generate(*tiny, Request(), labels=[3]), "labels=…): expected Request(n=…, given={'label': …})"),
-  (lambda tiny: generate(*tiny, Request(), guidance=2.0), "expected Sampling(guidance=ClassifierFree(…))"),
-  (lambda tiny: generate(*tiny, Request(), colour=2.0), "a field of Request or of Sampling"),
-  (lambda tiny: generate(*tiny, {"label": 3}), "in the place of the request; expected Request("),
-  (lambda tiny: generate(*tiny, Request(), DDIM()), "in the place of the sampling; expected Sampling("),
-  (lambda tiny: presets.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
-  (lambda tiny: presets.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
-  (lambda tiny: presets.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
-  (lambda tiny: presets.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
-  (lambda tiny: presets.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
-  (lambda tiny: presets.make_sampler("Churn(Ratio())"), "sampler=Ratio() of Churn; expected one like"),
-  (lambda tiny: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
-  (lambda tiny: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
-  (lambda tiny: presets.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
-  (lambda tiny: presets.make_sampler("(DDIM()"), "expected an object written as in Python"),
-  (lambda tiny: draw(*tiny, [1], grid=Grid("even")), "grid='even'; expected one of ['align_your_steps', 'beta',"),
-  (lambda tiny: draw(*tiny, [1], grid=Grid("leading")), "expected a Discrete process"),
-])
+@pytest.mark.parametrize(
+  "call, told",
+  [
+    (lambda tiny: draw(*tiny, [10]), "label=10; expected -1 (unconditional) or 0 to 9"),
+    (lambda tiny: draw(*tiny, [-2]), "label=-2"),
+    (lambda tiny: draw(*tiny, [1.5]), "label=[1.5]; expected a whole number"),
+    (lambda tiny: draw(*tiny, []), "at least 1"),
+    (
+      lambda tiny: generate(*tiny, Request(n=3, given={"label": [1, 2]})),
+      "2 values of 'label' for 3 samples",
+    ),
+    (lambda tiny: draw(*tiny, [1], steps=0), "steps=0; expected at least 1"),
+    (lambda tiny: draw(*tiny, [1], devices=9), "devices=9; expected 1 to 8"),
+    (lambda tiny: draw(*tiny, [1], batch_size=0), "batch_size=0; expected at least 1"),
+    (lambda tiny: draw(*tiny, [1], negative=10), "label=10"),
+    (lambda tiny: draw(*tiny, [1], seed=-1), "seed=-1; expected a whole number from 0"),
+    (
+      lambda tiny: draw(*tiny, [1], noise=np.zeros((1, 2, 2, 4))),
+      "noise of shape [1, 2, 2, 4]; expected [1, 4, 4, 4]",
+    ),
+    (lambda tiny: draw(*tiny, [1], given={"class": 3}), "'class' is given, and the model knows label"),
+    (
+      lambda tiny: generate(*tiny, Request(), labels=[3]),
+      "labels=…): expected Request(n=…, given={'label': …})",
+    ),
+    (lambda tiny: generate(*tiny, Request(), guidance=2.0), "expected Sampling(guidance=ClassifierFree(…))"),
+    (lambda tiny: generate(*tiny, Request(), colour=2.0), "a field of Request or of Sampling"),
+    (lambda tiny: generate(*tiny, {"label": 3}), "in the place of the request; expected Request("),
+    (lambda tiny: generate(*tiny, Request(), DDIM()), "in the place of the sampling; expected Sampling("),
+    (lambda tiny: presets.make_sampler("dimm"), "sampler='dimm'; expected one of ['ddim', 'ddpm', 'deis',"),
+    (lambda tiny: presets.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
+    (lambda tiny: presets.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
+    (lambda tiny: presets.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
+    (lambda tiny: presets.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
+    (lambda tiny: presets.make_sampler("Churn(Ratio())"), "sampler=Ratio() of Churn; expected one like"),
+    (lambda tiny: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
+    (lambda tiny: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
+    (lambda tiny: presets.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
+    (lambda tiny: presets.make_sampler("(DDIM()"), "expected an object written as in Python"),
+    (
+      lambda tiny: draw(*tiny, [1], grid=Grid("even")),
+      "grid='even'; expected one of ['align_your_steps', 'beta',",
+    ),
+    (lambda tiny: draw(*tiny, [1], grid=Grid("leading")), "expected a Discrete process"),
+  ],
+)
 def test_mistakes(tiny, call, told):
   with pytest.raises(UserError) as error:
     call(tiny)
   assert told in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("process", [None, Discrete(zero_terminal_snr=True)], ids=["its own", "zero terminal SNR"])
+@pytest.mark.parametrize(
+  "process", [None, Discrete(zero_terminal_snr=True)], ids=["its own", "zero terminal SNR"]
+)
 def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
   model, params = tiny
-  objective = dataclasses.replace(model.objective, process=process or model.process, parametrization=Predict("eps"))
+  objective = dataclasses.replace(
+    model.objective, process=process or model.process, parametrization=Predict("eps")
+  )
   model = dataclasses.replace(model, objective=objective)
-  with pytest.raises(UserError, match=r"Predict\(kind='eps'\) says nothing about the data at t = 1 of .*; use Predict\('v'\)"):
+  with pytest.raises(
+    UserError, match=r"Predict\(kind='eps'\) says nothing about the data at t = 1 of .*; use Predict\('v'\)"
+  ):
     draw(model, params, [1])
 
 
 def test_an_untrained_workdir_is_told(tmp_path):
   from jldm.storage import workdir
+
   workdir.claim(tmp_path / "w", config("digits"))
   with pytest.raises(UserError, match="no trained"):
     load(tmp_path / "w")
 
 
-@pytest.mark.parametrize(("size", "told"), [
-  ((30, 32), "size 30x32; expected sides divisible by the autoencoder's factor 8"),
-  ((0, 32), "size 0x32; expected sides divisible"),
-  ((24, 32), "latents of 3x4; expected sides divisible by patch=2"),
-])
+@pytest.mark.parametrize(
+  ("size", "told"),
+  [
+    ((30, 32), "size 30x32; expected sides divisible by the autoencoder's factor 8"),
+    ((0, 32), "size 0x32; expected sides divisible"),
+    ((24, 32), "latents of 3x4; expected sides divisible by patch=2"),
+  ],
+)
 def test_an_illegal_size_is_refused(tiny, size, told):
   with pytest.raises(UserError) as error:
     draw(*tiny, [1], steps=2, size=size)
@@ -182,12 +216,16 @@ def test_a_sample_starts_from_the_noise_of_the_request(tiny):
   model, _ = tiny
   key_start, _ = split_each(row_keys(jax.random.key(5), jnp.arange(2, dtype=jnp.uint32)))
   noise = normal(key_start, jnp.zeros((2, *model.latent_shape)))
-  run = lambda **options: draw(*tiny, [1, 2], steps=2, sampler=DDIM(), devices=1, seed=5, **options).data.astype(int)
+  run = lambda **options: draw(
+    *tiny, [1, 2], steps=2, sampler=DDIM(), devices=1, seed=5, **options
+  ).data.astype(int)
   assert np.abs(run(noise=noise) - run()).max() <= 1 and np.abs(run(noise=-noise) - run()).max() > 1
 
 
 def test_rows_are_numbers_of_samples(tiny):
-  run = lambda labels, **options: draw(*tiny, labels, steps=2, sampler=DDIM(), devices=1, **options).data.astype(int)
+  run = lambda labels, **options: draw(
+    *tiny, labels, steps=2, sampler=DDIM(), devices=1, **options
+  ).data.astype(int)
   assert np.abs(run([1, 2, 3])[[0, 2]] - run([1, 3], rows=[0, 2])).max() <= 1
 
 
@@ -195,5 +233,8 @@ def test_transforms_are_applied(tiny):
   model, params = tiny
   request, ways = Request(n=2, given={"label": 1}), dataclasses.replace(model.sampling, steps=2)
   run = lambda *transforms: generate(
-    model, params, request, dataclasses.replace(ways, transforms=transforms), devices=1).data.astype(int)
-  assert np.abs(run(Threshold(0.5, 0.1)) - run()).max() > 1 and np.abs(run(Threshold(1.0, 1e6)) - run()).max() <= 1
+    model, params, request, dataclasses.replace(ways, transforms=transforms), devices=1
+  ).data.astype(int)
+  assert (
+    np.abs(run(Threshold(0.5, 0.1)) - run()).max() > 1 and np.abs(run(Threshold(1.0, 1e6)) - run()).max() <= 1
+  )

@@ -35,11 +35,17 @@ def test_bits_per_dim_of_a_network_that_knows_a_standard_normal(tiny):
   assert np.isfinite(other).all() and np.abs(other - found).min() > 1e-3
 
 
-@pytest.mark.parametrize("call, told", [
-  (lambda tiny: bits_per_dim(*tiny, np.zeros((2, 32, 32, 1)), {"label": [1, 2, 3]}), "3 values of 'label' for 2 samples"),
-  (lambda tiny: bits_per_dim(*tiny, np.zeros((2, 32, 16, 1))), "images of shape [2, 32, 16, 1]"),
-  (lambda tiny: bits_per_dim(*tiny, np.zeros((1, 32, 32, 1)), probes=0), "probes=0"),
-])
+@pytest.mark.parametrize(
+  "call, told",
+  [
+    (
+      lambda tiny: bits_per_dim(*tiny, np.zeros((2, 32, 32, 1)), {"label": [1, 2, 3]}),
+      "3 values of 'label' for 2 samples",
+    ),
+    (lambda tiny: bits_per_dim(*tiny, np.zeros((2, 32, 16, 1))), "images of shape [2, 32, 16, 1]"),
+    (lambda tiny: bits_per_dim(*tiny, np.zeros((1, 32, 32, 1)), probes=0), "probes=0"),
+  ],
+)
 def test_mistakes(tiny, call, told):
   with pytest.raises(UserError) as error:
     call(tiny)

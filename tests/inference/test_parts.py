@@ -38,15 +38,20 @@ def test_all_parts_are_drawn_in_the_dtypes_of_the_data():
   assert all(part.dtype == np.uint8 for part in data.values()) and data["text"].max() < LETTERS
   samples = generate(MODEL, PARAMS, Request(n=2, estimates=2), devices=1)
   assert {name: part.shape for name, part in samples.estimates.items()} == {
-    name: (2, 2, *shape) for name, shape in SHAPES.items()}
+    name: (2, 2, *shape) for name, shape in SHAPES.items()
+  }
 
 
 def test_the_other_part_is_drawn_under_a_given_one():
   data = drawn(given={"text": IDS})
   assert data.keys() == {"image"} and data["image"].shape == (4, 2, 4, 1)
   other, unknown = drawn(given={"text": IDS[::-1]}), drawn(given={"text": None})
-  assert (data["image"] != other["image"]).any((1, 2, 3))[1:3].all() and (data["image"] != unknown["image"]).any()
-  np.testing.assert_array_equal(drawn(given={"text": IDS[0]})["image"][0], data["image"][0])  # one caption for all
+  assert (data["image"] != other["image"]).any((1, 2, 3))[1:3].all() and (
+    data["image"] != unknown["image"]
+  ).any()
+  np.testing.assert_array_equal(
+    drawn(given={"text": IDS[0]})["image"][0], data["image"][0]
+  )  # one caption for all
   assert drawn(given={"image": examples(np.arange(4))["image"]}).keys() == {"text"}
 
 
@@ -55,7 +60,9 @@ def test_samples_depend_on_their_rows_alone():
   few = drawn(2, given={"text": IDS[2:]}, rows=np.arange(2, 4))["image"]
   assert np.abs(np.int32(few) - whole[2:]).max() <= 1
   by_two = generate(MODEL, PARAMS, Request(n=4, given={"text": None}), devices=1, batch_size=2).data["image"]
-  assert np.abs(np.int32(by_two) - drawn(given={"text": None})["image"]).max() <= 1, "the noise of what is unknown too"
+  assert np.abs(np.int32(by_two) - drawn(given={"text": None})["image"]).max() <= 1, (
+    "the noise of what is unknown too"
+  )
 
 
 def test_noise_is_the_ravel_of_what_is_drawn():
@@ -65,21 +72,28 @@ def test_noise_is_the_ravel_of_what_is_drawn():
     drawn(1, noise=noise, given={"text": IDS[:1]})
 
 
-@pytest.mark.parametrize("given, told", [
-  ({"sound": 1}, "'sound' is given, and the model knows image, text"),
-  ({"text": IDS[0, :3]}, r"text: caption is uint8 \[1, 3\]; expected uint8 \[5\] or \[n, 5\]"),
-  ({"text": np.zeros(5)}, r"text: caption is float64 \[1, 5\]; expected uint8 \[5\] or \[n, 5\]"),
-  ({"text": IDS[:3]}, "3 values of 'text' for 4 samples; expected one, or one per sample"),
-])
+@pytest.mark.parametrize(
+  "given, told",
+  [
+    ({"sound": 1}, "'sound' is given, and the model knows image, text"),
+    ({"text": IDS[0, :3]}, r"text: caption is uint8 \[1, 3\]; expected uint8 \[5\] or \[n, 5\]"),
+    ({"text": np.zeros(5)}, r"text: caption is float64 \[1, 5\]; expected uint8 \[5\] or \[n, 5\]"),
+    ({"text": IDS[:3]}, "3 values of 'text' for 4 samples; expected one, or one per sample"),
+  ],
+)
 def test_what_cannot_be_given(given, told):
   with pytest.raises(UserError, match=told):
     drawn(given=given)
 
 
 def test_parts_are_not_held_where_the_network_says_nothing():
-  singular = dataclasses.replace(MODEL, objective=dataclasses.replace(OBJECTIVE, parametrization=Precondition()))
+  singular = dataclasses.replace(
+    MODEL, objective=dataclasses.replace(OBJECTIVE, parametrization=Precondition())
+  )
   singular = dataclasses.replace(singular, sampling=dataclasses.replace(SAMPLING, sampler=DDIM()))
-  with pytest.raises(UserError, match=r"Precondition\(.*\) (has no finite noise level|says nothing about the data) at t = "):
+  with pytest.raises(
+    UserError, match=r"Precondition\(.*\) (has no finite noise level|says nothing about the data) at t = "
+  ):
     drawn(given={"text": IDS}, model=singular)
 
 
@@ -91,11 +105,15 @@ def test_samples_that_are_not_finite_are_refused():
 
 
 def test_edits_need_one_array():
-  with pytest.raises(UserError, match="latents are parts image, text; expected a model with one array, or use generate"):
+  with pytest.raises(
+    UserError, match="latents are parts image, text; expected a model with one array, or use generate"
+  ):
     edit.image_to_image(MODEL, PARAMS, examples(np.arange(2))["image"])
 
 
 def test_a_conditioner_cannot_have_the_name_of_a_part():
   named = dataclasses.replace(OBJECTIVE, conditioners=(Vector(name="text", field="caption"),))
-  with pytest.raises(UserError, match="'text' is a part of the latents and a conditioner; give the conditioner another name"):
+  with pytest.raises(
+    UserError, match="'text' is a part of the latents and a conditioner; give the conditioner another name"
+  ):
     drawn(model=dataclasses.replace(MODEL, objective=named))

@@ -23,7 +23,8 @@ def test_kernels_are_turned_and_constants_left_out():
   arrays = packaged()
   renamed = rename(arrays)
   assert set(renamed) == {f"conv{i}/{part}" for i in range(1, 6) for part in ("kernel", "bias")} | {
-    f"head{i}/weight" for i in range(1, 6)}
+    f"head{i}/weight" for i in range(1, 6)
+  }
   assert renamed["conv2/kernel"].shape == (5, 4, 3, 2)
   assert renamed["conv2/kernel"][4, 1, 2, 0] == arrays["net.slice2.3.weight"][0, 2, 4, 1]
   assert renamed["head5/weight"].tolist() == arrays["lin4.model.1.weight"].ravel().tolist()
@@ -31,18 +32,34 @@ def test_kernels_are_turned_and_constants_left_out():
 
 def test_torchvisions_names_are_known_too():
   arrays = packaged()
-  theirs = {name if name.startswith("lin") else "features." + name.split(".", 2)[2]: value
-            for name, value in arrays.items() if "scaling" not in name} | {"classifier.1.weight": np.zeros((2, 2))}
+  theirs = {
+    name if name.startswith("lin") else "features." + name.split(".", 2)[2]: value
+    for name, value in arrays.items()
+    if "scaling" not in name
+  } | {"classifier.1.weight": np.zeros((2, 2))}
   assert {name: value.tolist() for name, value in rename(theirs).items()} == {
-    name: value.tolist() for name, value in rename(arrays).items()}
+    name: value.tolist() for name, value in rename(arrays).items()
+  }
 
 
-@pytest.mark.parametrize("change, told", [
-  (lambda arrays: arrays.pop("net.slice2.3.weight") is arrays.pop("net.slice2.3.bias"), r"at \[0, 6, 8, 10\]; expected"),
-  (lambda arrays: arrays.clear(), r"convolutions at \[\]"),
-  (lambda arrays: arrays.update({"decoder.weight": np.zeros(2)}), "'decoder.weight' is not in the lpips package"),
-  (lambda arrays: arrays.update({"net.slice2.3.weight": np.zeros(2)}), r"net.slice2.3.weight is \[2\]; expected 4 axes"),
-])
+@pytest.mark.parametrize(
+  "change, told",
+  [
+    (
+      lambda arrays: arrays.pop("net.slice2.3.weight") is arrays.pop("net.slice2.3.bias"),
+      r"at \[0, 6, 8, 10\]; expected",
+    ),
+    (lambda arrays: arrays.clear(), r"convolutions at \[\]"),
+    (
+      lambda arrays: arrays.update({"decoder.weight": np.zeros(2)}),
+      "'decoder.weight' is not in the lpips package",
+    ),
+    (
+      lambda arrays: arrays.update({"net.slice2.3.weight": np.zeros(2)}),
+      r"net.slice2.3.weight is \[2\]; expected 4 axes",
+    ),
+  ],
+)
 def test_other_files_are_refused(change, told):
   arrays = packaged()
   change(arrays)

@@ -13,7 +13,10 @@ from jldm.interop import msgpack
 
 RNG = np.random.default_rng(0)
 TREE = {
-  "a": {"kernel": RNG.normal(size=(3, 3, 2, 40)).astype(np.float32), "bias": RNG.normal(size=300).astype(np.float16)},
+  "a": {
+    "kernel": RNG.normal(size=(3, 3, 2, 40)).astype(np.float32),
+    "bias": RNG.normal(size=300).astype(np.float16),
+  },
   "b": {"c": {"scale": np.asarray(RNG.normal(size=70_000), jnp.bfloat16)}, "n": np.zeros((), np.int32)},
   "with_a_name_of_more_than_thirty_one_letters": {f"{i}": np.float64([i]) for i in range(20)},
 }
@@ -28,7 +31,11 @@ def test_what_flax_writes_is_read(path):
   path.write_bytes(serialization.to_bytes(TREE))
   found = msgpack.tensors(path)
   assert len(found) == 24 and found["b/n"].shape == ()
-  for name, value in (("a/kernel", TREE["a"]["kernel"]), ("a/bias", TREE["a"]["bias"]), ("b/c/scale", TREE["b"]["c"]["scale"])):
+  for name, value in (
+    ("a/kernel", TREE["a"]["kernel"]),
+    ("a/bias", TREE["a"]["bias"]),
+    ("b/c/scale", TREE["b"]["c"]["scale"]),
+  ):
     assert found[name].dtype == value.dtype and found[name].shape == value.shape
     assert found[name].tobytes() == value.tobytes() and not found[name].flags.writeable
   assert found["with_a_name_of_more_than_thirty_one_letters/7"] == [7]
@@ -39,27 +46,33 @@ def array(shape=b"\x91\x02", dtype=b"\xa7float32", data=b"\xc4\x08" + bytes(8), 
   return bytes([0xC7, len(content) if size is None else size, kind]) + content
 
 
-@pytest.mark.parametrize(("content", "told"), [
-  (b"", "empty file"),
-  (b"\x93\x01\x02\x03", "byte 0 begins something of kind list, where flax has map"),
-  (b"\xc1", "of kind other"),
-  (b"\x81\xa1a\x05", "byte 3 begins something of kind int, where flax has map or extension"),
-  (b"\x81\x05" + array(), "where flax has text"),
-  (b"\x82\xa1a" + array() + b"\xa1a" + array(), "it has 'a' twice"),
-  (b"\x81\xa1a" + array() + b"\0", "goes on after byte"),
-  (b"\x81\xa1a" + array()[:-1], "cut short"),
-  (b"\x81\xa1a" + array(kind=2), "a is of extension 2"),
-  (b"\x81\xa1a" + array(dtype=b"\xa6object"), "a has dtype object, none of float32"),
-  (b"\x81\xa1a" + array(shape=b"\x91\x03"), r"a is float32 \[3\] and has 8 bytes"),
-  (b"\x81\xa1a" + array(shape=b"\x92\xcf" + b"\xff" * 8 + b"\x01"), r"a is float32 \[18446744073709551615, 1\]"),
-  (b"\x81\xa1a" + array(size=19), "a is float32"),
-  (b"\x81\xa1a" + array(shape=b"\xdc\x00\x20" + b"\x01" * 32), r"a is not \[shape, dtype, bytes\]"),
-  (b"\x81\xa1\n" + array(), "not printable"),
-  (b"\x81\xa1\xff" + array(), "no UTF-8"),
-  (b"\x81\xdb\xff\xff\xff\xff", "cut short"),
-  (b"\xdf\xff\xff\xff\xff", "cut short"),
-  (b"\x81\xa1a" * 40 + b"\x80", "more than 16 deep"),
-])
+@pytest.mark.parametrize(
+  ("content", "told"),
+  [
+    (b"", "empty file"),
+    (b"\x93\x01\x02\x03", "byte 0 begins something of kind list, where flax has map"),
+    (b"\xc1", "of kind other"),
+    (b"\x81\xa1a\x05", "byte 3 begins something of kind int, where flax has map or extension"),
+    (b"\x81\x05" + array(), "where flax has text"),
+    (b"\x82\xa1a" + array() + b"\xa1a" + array(), "it has 'a' twice"),
+    (b"\x81\xa1a" + array() + b"\0", "goes on after byte"),
+    (b"\x81\xa1a" + array()[:-1], "cut short"),
+    (b"\x81\xa1a" + array(kind=2), "a is of extension 2"),
+    (b"\x81\xa1a" + array(dtype=b"\xa6object"), "a has dtype object, none of float32"),
+    (b"\x81\xa1a" + array(shape=b"\x91\x03"), r"a is float32 \[3\] and has 8 bytes"),
+    (
+      b"\x81\xa1a" + array(shape=b"\x92\xcf" + b"\xff" * 8 + b"\x01"),
+      r"a is float32 \[18446744073709551615, 1\]",
+    ),
+    (b"\x81\xa1a" + array(size=19), "a is float32"),
+    (b"\x81\xa1a" + array(shape=b"\xdc\x00\x20" + b"\x01" * 32), r"a is not \[shape, dtype, bytes\]"),
+    (b"\x81\xa1\n" + array(), "not printable"),
+    (b"\x81\xa1\xff" + array(), "no UTF-8"),
+    (b"\x81\xdb\xff\xff\xff\xff", "cut short"),
+    (b"\xdf\xff\xff\xff\xff", "cut short"),
+    (b"\x81\xa1a" * 40 + b"\x80", "more than 16 deep"),
+  ],
+)
 def test_what_flax_has_not_written_is_told(path, content, told):
   path.write_bytes(content)
   with pytest.raises(UserError, match=told) as error:
@@ -76,13 +89,26 @@ def test_what_is_no_file_is_told(tmp_path):
 SOUND = serialization.to_bytes({"a": {"b": np.zeros((2, 3), np.float32)}, "c": np.zeros(4, np.float16)})
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.one_of(
-  st.binary(max_size=100),
-  st.builds(lambda at, new: SOUND[:at] + new + SOUND[at + len(new):], st.integers(0, len(SOUND)), st.binary(max_size=6)),
-  st.builds(lambda at: SOUND[:at], st.integers(0, len(SOUND))),
-  st.builds(lambda kind, rest: b"\x81\xa1a" + bytes([kind]) + rest, st.integers(0, 255), st.binary(max_size=60)),
-))
+@settings(
+  max_examples=300,
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+  st.one_of(
+    st.binary(max_size=100),
+    st.builds(
+      lambda at, new: SOUND[:at] + new + SOUND[at + len(new) :],
+      st.integers(0, len(SOUND)),
+      st.binary(max_size=6),
+    ),
+    st.builds(lambda at: SOUND[:at], st.integers(0, len(SOUND))),
+    st.builds(
+      lambda kind, rest: b"\x81\xa1a" + bytes([kind]) + rest, st.integers(0, 255), st.binary(max_size=60)
+    ),
+  )
+)
 def test_whatever_a_file_holds_our_errors_alone_are_raised(path, content):
   path.write_bytes(content)
   tracemalloc.start()

@@ -52,14 +52,20 @@ def test_what_is_saved_is_loaded(network, tmp_path):
   assert_equal(back, jax.tree.map(jnp.asarray, codec))
 
 
-@pytest.mark.parametrize(("mean", "std", "said"), [
-  (0.0, 1 / 0.18215, {"scaling_factor": 0.18215}),
-  (0.0609, 1 / 1.5305, {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
-  ((0.1, -0.2, 0.3, 0.0), (1.0, 2.0, 3.0, 4.0), None),
-])
+@pytest.mark.parametrize(
+  ("mean", "std", "said"),
+  [
+    (0.0, 1 / 0.18215, {"scaling_factor": 0.18215}),
+    (0.0609, 1 / 1.5305, {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
+    ((0.1, -0.2, 0.3, 0.0), (1.0, 2.0, 3.0, 4.0), None),
+  ],
+)
 def test_the_scale_of_latents_is_the_configs(mean, std, said, tmp_path):
   network = NETWORKS[0]
-  codec = codec_of(network) | {"mean": np.float32(np.broadcast_to(mean, 4)), "std": np.float32(np.broadcast_to(std, 4))}
+  codec = codec_of(network) | {
+    "mean": np.float32(np.broadcast_to(mean, 4)),
+    "std": np.float32(np.broadcast_to(std, 4)),
+  }
   pretrained.save(tmp_path, network, codec)
   config = json.loads((tmp_path / "config.json").read_text())
   if said:
@@ -117,25 +123,32 @@ def refused(source, **options) -> str:
   return told
 
 
-@pytest.mark.parametrize(("name", "value", "told"), [
-  ("_class_name", "UNet2DModel", "is of 'UNet2DModel'; expected one of AutoencoderKL, VQModel"),
-  ("act_fn", "gelu", "act_fn='gelu'; jldm has 'silu' alone"),
-  ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
-  ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
-  ("block_out_channels", [8, 16], "expected 2 of DownEncoderBlock2D"),
-  ("block_out_channels", [8, 8, 20, 20], r"is \[16\], expected \[20\]; give the config.json"),
-  ("norm_num_groups", 5, "groups=5 does not divide 8 channels"),
-  ("layers_per_block", 2, r"lacks \d+ of \d+ tensors: decoder.up_blocks.0.resnets.2.conv1.bias, "),
-  ("use_quant_conv", "yes", "use_quant_conv=yes; expected true or false"),
-  ("use_quant_conv", False, "has one of use_quant_conv and use_post_quant_conv"),
-  ("mid_block_add_attention", False, r"has \d+ tensors beyond the \d+ of this network: decoder.mid_block.attentions"),
-  ("scaling_factor", 0, "expected positive numbers"),
-  ("scaling_factor", 1e-300, "expected positive numbers"),
-  ("scaling_factor", "1", "expected a finite number, or 4 of them"),
-  ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
-  ("out_channels", 4, "other out_channels"),
-  ("down_block_types", ["AttnDownEncoderBlock2D"] * 4, "attention at other levels"),
-])
+@pytest.mark.parametrize(
+  ("name", "value", "told"),
+  [
+    ("_class_name", "UNet2DModel", "is of 'UNet2DModel'; expected one of AutoencoderKL, VQModel"),
+    ("act_fn", "gelu", "act_fn='gelu'; jldm has 'silu' alone"),
+    ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
+    ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
+    ("block_out_channels", [8, 16], "expected 2 of DownEncoderBlock2D"),
+    ("block_out_channels", [8, 8, 20, 20], r"is \[16\], expected \[20\]; give the config.json"),
+    ("norm_num_groups", 5, "groups=5 does not divide 8 channels"),
+    ("layers_per_block", 2, r"lacks \d+ of \d+ tensors: decoder.up_blocks.0.resnets.2.conv1.bias, "),
+    ("use_quant_conv", "yes", "use_quant_conv=yes; expected true or false"),
+    ("use_quant_conv", False, "has one of use_quant_conv and use_post_quant_conv"),
+    (
+      "mid_block_add_attention",
+      False,
+      r"has \d+ tensors beyond the \d+ of this network: decoder.mid_block.attentions",
+    ),
+    ("scaling_factor", 0, "expected positive numbers"),
+    ("scaling_factor", 1e-300, "expected positive numbers"),
+    ("scaling_factor", "1", "expected a finite number, or 4 of them"),
+    ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
+    ("out_channels", 4, "other out_channels"),
+    ("down_block_types", ["AttnDownEncoderBlock2D"] * 4, "attention at other levels"),
+  ],
+)
 def test_a_config_that_does_not_fit(name, value, told, tmp_path):
   changed(tmp_path, lambda config: config.update({name: value}))
   with pytest.raises(UserError, match=told):
@@ -143,13 +156,32 @@ def test_a_config_that_does_not_fit(name, value, told, tmp_path):
 
 
 VALUES = st.recursive(
-  st.one_of(st.none(), st.booleans(), st.integers(-(10**40), 10**40), st.integers(0, 9), st.floats(), st.text(max_size=3)),
-  lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=2), inner, max_size=2)), max_leaves=6,
+  st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**40), 10**40),
+    st.integers(0, 9),
+    st.floats(),
+    st.text(max_size=3),
+  ),
+  lambda inner: st.one_of(
+    st.lists(inner, max_size=5), st.dictionaries(st.text(max_size=2), inner, max_size=2)
+  ),
+  max_leaves=6,
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(sorted(json.loads((SD / "config.json").read_text()))), VALUES, min_size=1, max_size=3))
+@settings(
+  max_examples=200,
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+  st.dictionaries(
+    st.sampled_from(sorted(json.loads((SD / "config.json").read_text()))), VALUES, min_size=1, max_size=3
+  )
+)
 def test_whatever_a_config_says_our_errors_alone_are_raised(tmp_path, changes):
   path = tmp_path / "config.json"
   path.write_text(json.dumps(json.loads((SD / "config.json").read_text()) | changes))
@@ -182,13 +214,16 @@ def test_a_file_of_compvis_must_say_its_scale(tmp_path):
   safetensors.write(path, tensors | {"scale_factor": np.float32(0.5)})
   with pytest.raises(UserError, match="groups=32 does not divide 8"):  # CompVis has no other number
     pretrained.read(path)
-  safetensors.write(path, {name: value for name, value in tensors.items() if name != "decoder.conv_in.weight"})
+  safetensors.write(
+    path, {name: value for name, value in tensors.items() if name != "decoder.conv_in.weight"}
+  )
   assert "lacks decoder.conv_in.weight" in refused(path, scaling_factor=1.0)
 
 
 def test_networks_that_diffusers_has_not(tmp_path):
   for network, told in (
-    (KLAutoencoder(**TINY, patch=2), "patch=2"), (KLAutoencoder(**TINY, features=8), "features=8"),
+    (KLAutoencoder(**TINY, patch=2), "patch=2"),
+    (KLAutoencoder(**TINY, features=8), "features=8"),
     (VQAutoencoder(FSQ((3, 3)), **TINY, latent_channels=2), "FSQ"),
   ):
     with pytest.raises(UserError, match=told):
@@ -222,4 +257,6 @@ def test_the_autoencoder_of_research_code():
   np.testing.assert_allclose(latents, raw * 0.18215, rtol=1e-5)
   np.testing.assert_allclose(autoencoder.raw(params, latents), raw, rtol=1e-5)
   back = jax.jit(autoencoder.decode)(params, raw)
-  np.testing.assert_allclose(np.clip(back, -1, 1), codecs.decode_latents(Loaded(autoencoder.codec, params), latents), atol=1e-4)
+  np.testing.assert_allclose(
+    np.clip(back, -1, 1), codecs.decode_latents(Loaded(autoencoder.codec, params), latents), atol=1e-4
+  )

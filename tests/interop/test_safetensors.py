@@ -73,12 +73,18 @@ def test_the_same_arrays_give_the_same_bytes(path):
 
 
 def test_the_format_as_others_write_it(path):
-  """By hand from the published description: an unpadded header, gapless data that need not be aligned or in order."""
+  """By hand from the published description: an unpadded header, gapless data that need not be aligned
+  or in order.
+  """
   data = struct.pack("<B", 3) + struct.pack("<2f", 1.5, -2.0) + struct.pack("<H", 0x3FC0)
   header = one(offsets=(1, 9)) | one("U8", (), (0, 1), "b") | one("BF16", (1, 1), (9, 11), "c")
   path.write_bytes(stored({"__metadata__": {"format": "pt"}} | header, data))
   found = safetensors.read(path)
-  assert found["a"].tolist() == [1.5, -2] and found["b"].tolist() == 3 and found["c"].astype(np.float32).tolist() == [[1.5]]
+  assert (
+    found["a"].tolist() == [1.5, -2]
+    and found["b"].tolist() == 3
+    and found["c"].astype(np.float32).tolist() == [[1.5]]
+  )
   assert safetensors.read_header(path).metadata == {"format": "pt"}
 
 
@@ -91,49 +97,52 @@ def test_nothing_but_the_header_is_read_before_use(path):
   assert safetensors.read(path)["a"][-1] == 0
 
 
-@pytest.mark.parametrize("content, told", [
-  (b"", "0 bytes"),
-  (struct.pack("<Q", 2**63) + b"{}", "header would have 9223372036854775808 bytes, more than"),
-  (struct.pack("<Q", 2**20) + b"{}", "header would have 1048576 bytes, and the file has 10"),
-  (stored(b"[]"), "no JSON object"),
-  (stored(b" {}"), "no JSON object"),
-  (stored(b'{"a":'), "no JSON"),
-  (stored(b'{"a":"\xff"}'), "no JSON"),
-  (stored(b'{"a":' * 100_000), "no JSON"),
-  (stored(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "no JSON"),
-  (stored(b'{"a":' + b"9" * 10_000 + b"}"), "no JSON"),
-  (stored(b'{"a":1e999}'), "the number 1e999"),
-  (stored(b'{"a":NaN}'), "the number NaN"),
-  (stored(b'{"a":{"dtype":"U8","dtype":"I8"}}'), "a name twice"),
-  (stored(b'{"a":1,"a":2}'), "a name twice"),
-  (stored({"__metadata__": []}), "metadata"),
-  (stored({"__metadata__": {"a": 1}}), "metadata"),
-  (stored({"a": 5}), "other members than"),
-  (stored(one(extra=1), bytes(8)), "other members than"),
-  (stored(one(name=""), bytes(8)), "empty or not printable"),
-  (stored(one(name="a\n"), bytes(8)), "not printable"),
-  (stored(one(name="\ud800"), bytes(8)), "not printable"),
-  (stored(one("O"), bytes(8)), "dtype 'O', none of BOOL"),
-  (stored(one(["F32"]), bytes(8)), "dtype ['F32']"),
-  (stored(one(shape=(-2,)), bytes(8)), "shape [-2]"),
-  (stored(one(shape=(2.0,)), bytes(8)), "the number 2.0"),
-  (stored(one(shape=(True, 2)), bytes(8)), "shape [True, 2]"),
-  (stored(one(shape=(1,) * 17 + (2,)), bytes(8)), "not up to 16 whole numbers"),
-  (stored(one(shape=(2**62, 2**62)), bytes(8)), "more than can be indexed"),
-  (stored(one(shape=(0, 2**62, 2**62), offsets=(0, 0))), "more than can be indexed"),
-  (stored(one(shape=(2**40,)), bytes(8)), "span 8"),
-  (stored(one(shape=(2**40,), offsets=(0, 2**42)), bytes(8)), "cut short"),
-  (stored(one(offsets=(8, 0)), bytes(8)), "not a begin and an end"),
-  (stored(one(offsets=(0,)), bytes(8)), "not a begin and an end"),
-  (stored(one(offsets=(0, 8, 9)), bytes(8)), "data_offsets"),
-  (stored(one(offsets=("0", "8")), bytes(8)), "data_offsets"),
-  (stored(one(offsets=(4, 12)), bytes(12)), "leaves a gap before it, which ends at 0"),
-  (stored(one() | one(name="b", offsets=(4, 12)), bytes(12)), "'b' begins at byte 4 and overlaps"),
-  (stored(one() | one(name="b"), bytes(8)), "overlaps"),
-  (stored(one(), bytes(7)), "cut short"),
-  (stored(one(), bytes(9)), "describes 8 bytes of data, and it has 9"),
-  (stored(one("BOOL", (2,), (0, 2)), b"\x01\x02"), "neither 0 nor 1"),
-])
+@pytest.mark.parametrize(
+  "content, told",
+  [
+    (b"", "0 bytes"),
+    (struct.pack("<Q", 2**63) + b"{}", "header would have 9223372036854775808 bytes, more than"),
+    (struct.pack("<Q", 2**20) + b"{}", "header would have 1048576 bytes, and the file has 10"),
+    (stored(b"[]"), "no JSON object"),
+    (stored(b" {}"), "no JSON object"),
+    (stored(b'{"a":'), "no JSON"),
+    (stored(b'{"a":"\xff"}'), "no JSON"),
+    (stored(b'{"a":' * 100_000), "no JSON"),
+    (stored(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "no JSON"),
+    (stored(b'{"a":' + b"9" * 10_000 + b"}"), "no JSON"),
+    (stored(b'{"a":1e999}'), "the number 1e999"),
+    (stored(b'{"a":NaN}'), "the number NaN"),
+    (stored(b'{"a":{"dtype":"U8","dtype":"I8"}}'), "a name twice"),
+    (stored(b'{"a":1,"a":2}'), "a name twice"),
+    (stored({"__metadata__": []}), "metadata"),
+    (stored({"__metadata__": {"a": 1}}), "metadata"),
+    (stored({"a": 5}), "other members than"),
+    (stored(one(extra=1), bytes(8)), "other members than"),
+    (stored(one(name=""), bytes(8)), "empty or not printable"),
+    (stored(one(name="a\n"), bytes(8)), "not printable"),
+    (stored(one(name="\ud800"), bytes(8)), "not printable"),
+    (stored(one("O"), bytes(8)), "dtype 'O', none of BOOL"),
+    (stored(one(["F32"]), bytes(8)), "dtype ['F32']"),
+    (stored(one(shape=(-2,)), bytes(8)), "shape [-2]"),
+    (stored(one(shape=(2.0,)), bytes(8)), "the number 2.0"),
+    (stored(one(shape=(True, 2)), bytes(8)), "shape [True, 2]"),
+    (stored(one(shape=(1,) * 17 + (2,)), bytes(8)), "not up to 16 whole numbers"),
+    (stored(one(shape=(2**62, 2**62)), bytes(8)), "more than can be indexed"),
+    (stored(one(shape=(0, 2**62, 2**62), offsets=(0, 0))), "more than can be indexed"),
+    (stored(one(shape=(2**40,)), bytes(8)), "span 8"),
+    (stored(one(shape=(2**40,), offsets=(0, 2**42)), bytes(8)), "cut short"),
+    (stored(one(offsets=(8, 0)), bytes(8)), "not a begin and an end"),
+    (stored(one(offsets=(0,)), bytes(8)), "not a begin and an end"),
+    (stored(one(offsets=(0, 8, 9)), bytes(8)), "data_offsets"),
+    (stored(one(offsets=("0", "8")), bytes(8)), "data_offsets"),
+    (stored(one(offsets=(4, 12)), bytes(12)), "leaves a gap before it, which ends at 0"),
+    (stored(one() | one(name="b", offsets=(4, 12)), bytes(12)), "'b' begins at byte 4 and overlaps"),
+    (stored(one() | one(name="b"), bytes(8)), "overlaps"),
+    (stored(one(), bytes(7)), "cut short"),
+    (stored(one(), bytes(9)), "describes 8 bytes of data, and it has 9"),
+    (stored(one("BOOL", (2,), (0, 2)), b"\x01\x02"), "neither 0 nor 1"),
+  ],
+)
 def test_what_breaks_the_format_is_told(path, content, told):
   assert told in refused(path, content)
 
@@ -146,7 +155,12 @@ def test_what_is_no_file_is_told(tmp_path):
 
 
 def sound() -> bytes:
-  header = {"__metadata__": {"format": "pt"}} | one() | one("I64", (1, 2), (8, 24), "b") | one("BOOL", (3,), (24, 27), "c")
+  header = (
+    {"__metadata__": {"format": "pt"}}
+    | one()
+    | one("I64", (1, 2), (8, 24), "b")
+    | one("BOOL", (3,), (24, 27), "c")
+  )
   return stored(header, bytes(27))
 
 
@@ -174,7 +188,15 @@ def test_no_damage_shows_a_traceback_or_costs_memory(path):
     cases.append(bytes(changed))
   text = whole[8:-27].decode()
   for number in ("[2]", "[0, 8]", "[8, 24]", "[24, 27]"):
-    for absurd in ("[99999999999999999999999]", "[-1, 8]", "[0, 9223372036854775807]", "[[0], 8]", "null", "{}", "[1e3, 1e9]"):
+    for absurd in (
+      "[99999999999999999999999]",
+      "[-1, 8]",
+      "[0, 9223372036854775807]",
+      "[[0], 8]",
+      "null",
+      "{}",
+      "[1e3, 1e9]",
+    ):
       cases.append(stored(text.replace(number, absurd).encode(), whole[-27:]))
   tracemalloc.start()
   accepted = 0
@@ -189,10 +211,17 @@ def test_no_damage_shows_a_traceback_or_costs_memory(path):
   assert accepted < 0.2 * len(cases), "a changed name or text of the metadata is no fault"
 
 
-@pytest.mark.parametrize("tensors", [
-  {"a": np.zeros(2, complex)}, {"a": np.array(["x"])}, {"a": np.array([None])}, {"a\n": np.zeros(2)}, {"": np.zeros(2)},
-  {"__metadata__": np.zeros(2)},
-])
+@pytest.mark.parametrize(
+  "tensors",
+  [
+    {"a": np.zeros(2, complex)},
+    {"a": np.array(["x"])},
+    {"a": np.array([None])},
+    {"a\n": np.zeros(2)},
+    {"": np.zeros(2)},
+    {"__metadata__": np.zeros(2)},
+  ],
+)
 def test_what_the_format_does_not_have_is_not_written(path, tensors):
   with pytest.raises(ValueError, match="cannot be written"):
     safetensors.write(path, tensors)
@@ -222,14 +251,17 @@ def test_arrays_are_mapped_one_by_one(path):
   assert held.sum() == TENSORS["conv/kernel"].sum() or cut == "conv/kernel"
 
 
-@pytest.mark.parametrize("content", [
-  b"PK\x03\x04" + bytes(100), b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x04\x95" + bytes(20),
-])
+@pytest.mark.parametrize(
+  "content",
+  [b"PK\x03\x04" + bytes(100), b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x04\x95" + bytes(20)],
+)
 def test_a_pickle_is_told_with_the_way_around_it(tmp_path, content):
   path = tmp_path / "model.ckpt"
   path.write_bytes(content)
   for read in (safetensors.read, safetensors.tensors, safetensors.read_header):
-    with pytest.raises(UserError, match=r"is a pickle, .* torch.load\('model.ckpt', weights_only=True\); s.save_file") as error:
+    with pytest.raises(
+      UserError, match=r"is a pickle, .* torch.load\('model.ckpt', weights_only=True\); s.save_file"
+    ) as error:
       read(path)
     assert str(error.value).isprintable() and "'model.safetensors')" in str(error.value)
 
@@ -263,42 +295,70 @@ print(held("VmHWM") - before)
 
 
 def test_what_a_file_announces_is_not_allocated(tmp_path):
-  """The memory of a process, in which numpy's and a file's mapped pages count, over files that announce up to 2^60 values."""
+  """The memory of a process, in which numpy's and a file's mapped pages count, over files that
+  announce up to 2^60 values.
+  """
   value = lambda shape, end: {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
   long = b'{"' + b"a" * (safetensors.MOST_HEADER - 8)
   contents = {
-    "values": stored({"a": value([2**60], 2**62)}, bytes(8)), "sides": stored({"a": value([2**15] * 4, 2**62)}, bytes(8)),
-    "empty": stored({"a": value([2**60, 0, 2**60], 0)}, b""), "header": struct.pack("<Q", 2**60) + b"{}",
-    "unclosed": stored(long, b""), "nested": stored(b'{"a":' + b"[" * 2**20, b""), "digits": stored(b'{"a":' + b"9" * 2**20, b""),
+    "values": stored({"a": value([2**60], 2**62)}, bytes(8)),
+    "sides": stored({"a": value([2**15] * 4, 2**62)}, bytes(8)),
+    "empty": stored({"a": value([2**60, 0, 2**60], 0)}, b""),
+    "header": struct.pack("<Q", 2**60) + b"{}",
+    "unclosed": stored(long, b""),
+    "nested": stored(b'{"a":' + b"[" * 2**20, b""),
+    "digits": stored(b'{"a":' + b"9" * 2**20, b""),
     "names": stored({f"{i}": value([2**60], 2**62) for i in range(20_000)}, b""),
   }
   files = [tmp_path / f"{name}.safetensors" for name in contents]
   for file, content in zip(files, contents.values()):
     file.write_bytes(content)
-  for kind, length in (("array", b"\xdd"), ("map", b"\xdf"), ("bytes", b"\xc6"), ("extension", b"\xc9"), ("text", b"\xdb")):
+  for kind, length in (
+    ("array", b"\xdd"),
+    ("map", b"\xdf"),
+    ("bytes", b"\xc6"),
+    ("extension", b"\xc9"),
+    ("text", b"\xdb"),
+  ):
     files.append(tmp_path / f"{kind}.msgpack")
     files[-1].write_bytes(b"\x81\xa1a" + length + b"\xff\xff\xff\xff" + b"\x01" * 40)
-  run = subprocess.run([sys.executable, "-c", HOSTILE, *map(str, files)], capture_output=True, text=True, cwd=ROOT)
+  run = subprocess.run(
+    [sys.executable, "-c", HOSTILE, *map(str, files)], capture_output=True, text=True, cwd=ROOT
+  )
   assert run.returncode == 0, run.stderr[-2000:]
   assert int(run.stdout) < 64 * 2**20
 
 
-NUMBERS = st.one_of(st.integers(0, 40), st.integers(-(2**70), 2**70), st.just(2**63 - 1), st.none(), st.floats())
-ENTRIES = st.fixed_dictionaries({
-  "dtype": st.sampled_from([*safetensors.DTYPES, "F7", "", 3]), "shape": st.lists(NUMBERS, max_size=4),
-  "data_offsets": st.lists(NUMBERS, min_size=1, max_size=3),
-})
+NUMBERS = st.one_of(
+  st.integers(0, 40), st.integers(-(2**70), 2**70), st.just(2**63 - 1), st.none(), st.floats()
+)
+ENTRIES = st.fixed_dictionaries(
+  {
+    "dtype": st.sampled_from([*safetensors.DTYPES, "F7", "", 3]),
+    "shape": st.lists(NUMBERS, max_size=4),
+    "data_offsets": st.lists(NUMBERS, min_size=1, max_size=3),
+  }
+)
 HEADERS = st.dictionaries(st.text(max_size=6), st.one_of(ENTRIES, NUMBERS, st.text(max_size=3)), max_size=4)
 CONTENTS = st.one_of(
   st.binary(max_size=200),
   st.builds(stored, st.binary(max_size=60), st.binary(max_size=20)),
   st.builds(stored, HEADERS, st.binary(max_size=60)),
-  st.builds(lambda at, new: sound()[:at] + new + sound()[at + len(new):], st.integers(0, 200), st.binary(max_size=8)),
-  st.builds(lambda length, rest: struct.pack("<Q", length) + rest, st.integers(0, 2**64 - 1), st.binary(max_size=60)),
+  st.builds(
+    lambda at, new: sound()[:at] + new + sound()[at + len(new) :], st.integers(0, 200), st.binary(max_size=8)
+  ),
+  st.builds(
+    lambda length, rest: struct.pack("<Q", length) + rest, st.integers(0, 2**64 - 1), st.binary(max_size=60)
+  ),
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+  max_examples=300,
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(CONTENTS)
 def test_whatever_a_file_holds_our_errors_alone_are_raised(path, content):
   path.write_bytes(content)
@@ -314,11 +374,26 @@ def test_whatever_a_file_holds_our_errors_alone_are_raised(path, content):
   assert peak < 1e6
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.one_of(st.binary(max_size=100), st.builds(
-  lambda map: json.dumps({"weight_map": map}).encode(),
-  st.one_of(NUMBERS, st.dictionaries(st.text(max_size=4), st.one_of(NUMBERS, st.text(max_size=20), st.just("x.safetensors")))),
-)))
+@settings(
+  max_examples=100,
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+  st.one_of(
+    st.binary(max_size=100),
+    st.builds(
+      lambda map: json.dumps({"weight_map": map}).encode(),
+      st.one_of(
+        NUMBERS,
+        st.dictionaries(
+          st.text(max_size=4), st.one_of(NUMBERS, st.text(max_size=20), st.just("x.safetensors"))
+        ),
+      ),
+    ),
+  )
+)
 def test_whatever_an_index_holds_our_errors_alone_are_raised(path, content):
   safetensors.write(path, {"a": np.zeros(2)})
   index = path.with_name("x" + safetensors.INDEX)

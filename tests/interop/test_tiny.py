@@ -23,14 +23,17 @@ def test_an_empty_config_is_the_published_one():
   assert tiny.network(tiny.config(TinyAutoencoder())) == TinyAutoencoder()
 
 
-@pytest.mark.parametrize("values, told", [
-  ({"act_fn": "elu"}, "config.json has act_fn=elu; expected one of relu, silu, gelu, mish"),
-  ({"upsample_fn": "bilinear"}, "upsample_fn=bilinear; expected nearest"),
-  ({"out_channels": 1}, "out_channels=1; expected 3"),
-  ({"num_encoder_blocks": [1, -2, 1]}, "num_encoder_blocks=-2; expected a whole number from 0 to 16"),
-  ({"num_encoder_blocks": [1, 2]}, "jldm has one width alone, and as many levels of both"),
-  ({"decoder_block_out_channels": [8, 8, 9]}, "jldm has one width alone, and as many levels of both"),
-])
+@pytest.mark.parametrize(
+  "values, told",
+  [
+    ({"act_fn": "elu"}, "config.json has act_fn=elu; expected one of relu, silu, gelu, mish"),
+    ({"upsample_fn": "bilinear"}, "upsample_fn=bilinear; expected nearest"),
+    ({"out_channels": 1}, "out_channels=1; expected 3"),
+    ({"num_encoder_blocks": [1, -2, 1]}, "num_encoder_blocks=-2; expected a whole number from 0 to 16"),
+    ({"num_encoder_blocks": [1, 2]}, "jldm has one width alone, and as many levels of both"),
+    ({"decoder_block_out_channels": [8, 8, 9]}, "jldm has one width alone, and as many levels of both"),
+  ],
+)
 def test_what_it_cannot_be(values, told):
   with pytest.raises(UserError, match=told):
     tiny.network(changed("tiny_sd", **values))

@@ -57,8 +57,10 @@ def folder(tmp_path_factory):
   shapes = rename.shapes(vae.table(NETWORK), codecs.shapes(ImageCodec(NETWORK))["params"])
   assert sum(map(np.prod, shapes.values())) == PARAMETERS
   scale = lambda shape: 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
-  tensors = {name: rng.standard_normal(shape, np.float32) * np.float32(scale(shape)) + (len(shape) == 1)
-             for name, shape in shapes.items()}
+  tensors = {
+    name: rng.standard_normal(shape, np.float32) * np.float32(scale(shape)) + (len(shape) == 1)
+    for name, shape in shapes.items()
+  }
   (path / pretrained.CONFIG).write_text(json.dumps(vae.config(NETWORK) | {"scaling_factor": 0.18215}))
   safetensors.write(path / pretrained.WEIGHTS, tensors)
   return path
@@ -67,7 +69,12 @@ def folder(tmp_path_factory):
 def said(script: str, folder: Path) -> str:
   environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
-    [sys.executable, "-c", script.format(folder=str(folder))], env=environment, capture_output=True, text=True, timeout=1200)
+    [sys.executable, "-c", script.format(folder=str(folder))],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=1200,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout
 
@@ -87,4 +94,6 @@ def test_encodes_and_decodes_512_pixels(folder):
 
 
 def test_the_number_of_parameters_is_the_published_one():
-  assert sum(leaf.size for leaf in jax.tree.leaves(codecs.shapes(ImageCodec(NETWORK))["params"])) == PARAMETERS
+  assert (
+    sum(leaf.size for leaf in jax.tree.leaves(codecs.shapes(ImageCodec(NETWORK))["params"])) == PARAMETERS
+  )

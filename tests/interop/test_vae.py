@@ -1,4 +1,6 @@
-"""Stable Diffusion's autoencoders give what diffusers gives: tests/parity/vae.py made vae.npz and the folder vae_sd."""
+"""Stable Diffusion's autoencoders give what diffusers gives: tests/parity/vae.py made vae.npz and the
+folder vae_sd.
+"""
 
 import json
 from pathlib import Path
@@ -56,12 +58,16 @@ def test_a_folder_of_diffusers_gives_the_same(name, tmp_path):
   check_outputs(name, network, codec, 2e-4 if name == "large_mean" else 2e-5)
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES])
+@pytest.mark.parametrize(
+  "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+)
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_a_file_of_compvis_gives_the_same(name, prefix, tmp_path):
   arrays = parameters(TOLD[name]["shapes"], TOLD[name]["seed"])
   other = {"loss.logvar": np.zeros(()), "model.diffusion_model.out.0.weight": np.zeros(3)}
-  safetensors.write(tmp_path / "x.safetensors", {prefix + name: value for name, value in arrays.items()} | other)
+  safetensors.write(
+    tmp_path / "x.safetensors", {prefix + name: value for name, value in arrays.items()} | other
+  )
   network, codec = pretrained.read(tmp_path / "x.safetensors", scaling_factor=0.5)
   assert np.array_equal(codec["std"], np.full(network.latent_channels, 2))
   if not prefix:

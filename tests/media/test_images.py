@@ -1,4 +1,6 @@
-"""Pictures survive the way to the disk and back, with where they came from; grids put every image where it belongs."""
+"""Pictures survive the way to the disk and back, with where they came from; grids put every image
+where it belongs.
+"""
 
 import json
 from pathlib import Path
@@ -37,7 +39,10 @@ def test_to_uint8_refuses_what_is_not_finite(bad):
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_a_png_keeps_pixels_and_provenance(tmp_path, channels, mode):
-  image, provenance = noise(5, 7, channels), {"sampler": "ddim", "steps": 20, "guidance_scale": 2.0, "text": "Zürich"}
+  image, provenance = (
+    noise(5, 7, channels),
+    {"sampler": "ddim", "steps": 20, "guidance_scale": 2.0, "text": "Zürich"},
+  )
   pictures.write_png(tmp_path / "a.png", image, provenance)
   with Image.open(tmp_path / "a.png") as opened:
     assert opened.mode == mode and opened.info["ai_generated"] == "true"
@@ -94,10 +99,14 @@ def test_an_npz_keeps_images_and_labels(tmp_path):
 def test_tile_puts_images_row_by_row(pad, scale):
   images = noise(5, 4, 6, 3)
   sheet = pictures.tile(images, 2, pad, scale)
-  assert sheet.shape == (3 * (4 * scale + pad) + pad, 2 * (6 * scale + pad) + pad, 3) and sheet.dtype == np.uint8
+  assert (
+    sheet.shape == (3 * (4 * scale + pad) + pad, 2 * (6 * scale + pad) + pad, 3) and sheet.dtype == np.uint8
+  )
   for i, image in enumerate(images):
     top, left = pad + i // 2 * (4 * scale + pad), pad + i % 2 * (6 * scale + pad)
-    np.testing.assert_array_equal(sheet[top : top + 4 * scale : scale, left : left + 6 * scale : scale], image)
+    np.testing.assert_array_equal(
+      sheet[top : top + 4 * scale : scale, left : left + 6 * scale : scale], image
+    )
   assert (sheet == pictures.PAPER).sum() == sheet.size - images.size * scale**2
 
 
@@ -125,7 +134,9 @@ def test_a_sheet_has_a_row_a_name_beside_it():
   sheet = pictures.sheet(rows)
   margin = 8 + 7 * len("a longer name")
   assert sheet.shape == (2 * 66 + 2, margin + 3 * 66 + 2, 3)
-  np.testing.assert_array_equal(sheet[2:66:8, margin + 2 : margin + 66 : 8], np.repeat(rows["source"][0], 3, -1))
+  np.testing.assert_array_equal(
+    sheet[2:66:8, margin + 2 : margin + 66 : 8], np.repeat(rows["source"][0], 3, -1)
+  )
   np.testing.assert_array_equal(sheet[68:132:8, margin + 134 : margin + 198 : 8], rows["a longer name"][2])
   for row in (slice(2, 66), slice(68, 132)):
     assert (sheet[row, :margin] < 128).any(), "something is written"
@@ -139,7 +150,9 @@ def test_alpha_is_shown_over_white():
 
 def test_edits_are_numbered_and_each_is_told(tmp_path):
   images = noise(2, 8, 8, 2)
-  pictures.write_edits(tmp_path, images, {"edited": images}, {"edit": "invert"}, [{"share": 0.0}, {"share": 1.0}])
+  pictures.write_edits(
+    tmp_path, images, {"edited": images}, {"edit": "invert"}, [{"share": 0.0}, {"share": 1.0}]
+  )
   assert pictures.read_provenance(tmp_path / "00001.png") == {"edit": "invert", "share": 1.0, "index": 1}
   assert pictures.read_provenance(tmp_path / "sheet.png") == {"edit": "invert"}
   with Image.open(tmp_path / "00001.png") as opened:
@@ -210,18 +223,25 @@ def test_show_writes_labels_below_their_images():
   assert (blank == pictures.PAPER).all()
 
 
-@pytest.mark.parametrize(("images", "options", "text"), [
-  (np.zeros((2, 8, 8, 3), np.float32), {}, "images of float32; expected uint8; if they lie in [-1, 1], convert them by"),
-  (np.zeros((2, 8, 8, 3), np.int32), {}, "images of int32; expected uint8, 0 to 255"),
-  ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3))], {}, "images of float64; expected uint8"),
-  (np.zeros((8, 8), np.uint8), {}, "images of shape [8, 8]; expected [N, H, W, C] or [H, W, C]"),
-  (np.zeros((2, 8, 8, 5), np.uint8), {}, "images of shape [2, 8, 8, 5]"),
-  (np.zeros((2, 0, 8, 3), np.uint8), {}, "images of shape [2, 0, 8, 3]"),
-  (np.zeros((0, 8, 8, 3), np.uint8), {}, "no images"),
-  ([], {}, "no images"),
-  (np.zeros((2, 8, 8, 3), np.uint8), {"columns": 0}, "columns=0; expected at least 1"),
-  (np.zeros((2, 8, 8, 3), np.uint8), {"labels": ["a"]}, "1 labels of 2 images"),
-])
+@pytest.mark.parametrize(
+  ("images", "options", "text"),
+  [
+    (
+      np.zeros((2, 8, 8, 3), np.float32),
+      {},
+      "images of float32; expected uint8; if they lie in [-1, 1], convert them by",
+    ),
+    (np.zeros((2, 8, 8, 3), np.int32), {}, "images of int32; expected uint8, 0 to 255"),
+    ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3))], {}, "images of float64; expected uint8"),
+    (np.zeros((8, 8), np.uint8), {}, "images of shape [8, 8]; expected [N, H, W, C] or [H, W, C]"),
+    (np.zeros((2, 8, 8, 5), np.uint8), {}, "images of shape [2, 8, 8, 5]"),
+    (np.zeros((2, 0, 8, 3), np.uint8), {}, "images of shape [2, 0, 8, 3]"),
+    (np.zeros((0, 8, 8, 3), np.uint8), {}, "no images"),
+    ([], {}, "no images"),
+    (np.zeros((2, 8, 8, 3), np.uint8), {"columns": 0}, "columns=0; expected at least 1"),
+    (np.zeros((2, 8, 8, 3), np.uint8), {"labels": ["a"]}, "1 labels of 2 images"),
+  ],
+)
 def test_show_refuses_in_one_line(images, options, text):
   with pytest.raises(UserError) as error:
     pictures.show(images, **options)

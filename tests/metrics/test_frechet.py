@@ -1,4 +1,6 @@
-"""The Fréchet distance against its closed forms, its definition and torch-fidelity; its interval against many draws."""
+"""The Fréchet distance against its closed forms, its definition and torch-fidelity; its interval
+against many draws.
+"""
 
 import math
 from pathlib import Path
@@ -18,7 +20,9 @@ def covariance(rng, size, rank=None):
 
 
 def plain_frechet(a, b):
-  """Equation (1) with a general matrix's eigenvalues: those of a product of covariances are real and not negative."""
+  """Equation (1) with a general matrix's eigenvalues: those of a product of covariances are real and
+  not negative.
+  """
   product = np.sqrt(np.linalg.eigvals(a.covariance @ b.covariance).real).sum()
   return np.square(a.mean - b.mean).sum() + np.trace(a.covariance + b.covariance) - 2 * product
 
@@ -36,7 +40,9 @@ def test_of_commuting_gaussians_it_is_that_of_their_deviations():
   mean_a, mean_b, std_a, std_b = rng.uniform(0, 2, (4, 6))
   turned = lambda std: turn * std**2 @ turn.T
   expected = np.square(mean_a - mean_b).sum() + np.square(std_a - std_b).sum()
-  np.testing.assert_allclose(frechet(Moments(mean_a, turned(std_a)), Moments(mean_b, turned(std_b))), expected, rtol=1e-12)
+  np.testing.assert_allclose(
+    frechet(Moments(mean_a, turned(std_a)), Moments(mean_b, turned(std_b))), expected, rtol=1e-12
+  )
 
 
 def test_of_any_gaussians_it_is_the_definition():
@@ -60,7 +66,9 @@ def test_rank_deficient_covariances_lose_nothing():
   np.testing.assert_allclose(frechet(Moments(np.zeros(40), low), scaled), np.trace(low), rtol=1e-9)
   one, other = np.zeros((40, 40)), np.zeros((40, 40))
   one[:3, :3], other[3:7, 3:7] = np.eye(3), 2 * np.eye(4)  # of no common direction: the product is zero
-  np.testing.assert_allclose(frechet(Moments(np.zeros(40), one), Moments(np.zeros(40), other)), 3 + 8, rtol=1e-12)
+  np.testing.assert_allclose(
+    frechet(Moments(np.zeros(40), one), Moments(np.zeros(40), other)), 3 + 8, rtol=1e-12
+  )
   few = statistics(rng.normal(size=(5, 40)))._replace(count=math.inf)
   assert abs(frechet(few, few)) < 1e-9 * np.trace(few.covariance)
 
@@ -75,7 +83,11 @@ def test_it_is_symmetric_and_follows_scale():
 
 @pytest.mark.parametrize(
   ("features", "told"),
-  [(np.zeros((1, 3)), "at least 2 rows"), (np.zeros(3), "at least 2 rows"), (np.full((3, 3), np.nan), "not finite")],
+  [
+    (np.zeros((1, 3)), "at least 2 rows"),
+    (np.zeros(3), "at least 2 rows"),
+    (np.full((3, 3), np.nan), "not finite"),
+  ],
 )
 def test_what_has_no_covariance_is_refused(features, told):
   with pytest.raises(UserError, match=told):
@@ -115,19 +127,26 @@ def test_parts_and_processes_merge_exactly():
     streamed = streamed.add(features[start:stop])
   parts = [part.add(some) for part, some in zip(parts, (features[:33], features[33:]))]
   whole = statistics(features, "a")
-  for found in (streamed.moments(), parts[0].merge(parts[1]).moments(), Running("a").merge(streamed).moments()):
+  for found in (
+    streamed.moments(),
+    parts[0].merge(parts[1]).moments(),
+    Running("a").merge(streamed).moments(),
+  ):
     assert found.count == 101 and found.source == "a"
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-14)
     np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("act, told", [
-  (lambda one: one.add(np.zeros((3, 7))), r"shape \(3, 7\); expected \[N, 6\]"),
-  (lambda one: one.add(np.full((3, 6), np.inf)), "not finite"),
-  (lambda one: one.merge(Running("b")), "of 'a' and of 'b' do not compare"),
-  (lambda one: one.merge(Running("a").add(np.zeros((3, 7)))), "widths 6 and 7"),
-  (lambda one: Running("a").add(np.zeros((1, 6))).moments(), "of 1 images; expected at least 2"),
-])
+@pytest.mark.parametrize(
+  "act, told",
+  [
+    (lambda one: one.add(np.zeros((3, 7))), r"shape \(3, 7\); expected \[N, 6\]"),
+    (lambda one: one.add(np.full((3, 6), np.inf)), "not finite"),
+    (lambda one: one.merge(Running("b")), "of 'a' and of 'b' do not compare"),
+    (lambda one: one.merge(Running("a").add(np.zeros((3, 7)))), "widths 6 and 7"),
+    (lambda one: Running("a").add(np.zeros((1, 6))).moments(), "of 1 images; expected at least 2"),
+  ],
+)
 def test_parts_that_do_not_add_up_are_refused(act, told):
   with pytest.raises(UserError, match=told):
     act(Running("a").add(np.zeros((2, 6))))

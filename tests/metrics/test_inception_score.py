@@ -15,21 +15,27 @@ FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "metrics.npz")
 @pytest.mark.parametrize("name, seed", [("shuffled", SEED), ("in_order", None)])
 def test_it_is_torch_fidelitys(name, seed):
   np.testing.assert_allclose(
-    inception_score(FIXTURE["logits"], SPLITS, seed), FIXTURE[f"inception_score_{name}"], rtol=1e-6)
+    inception_score(FIXTURE["logits"], SPLITS, seed), FIXTURE[f"inception_score_{name}"], rtol=1e-6
+  )
 
 
 def test_it_counts_the_classes_that_are_told_apart():
   sure = 1e3 * np.eye(7)[np.arange(70) % 7]
   np.testing.assert_allclose(inception_score(sure, splits=1).mean, 7, rtol=1e-9)
   np.testing.assert_allclose(inception_score(np.ones((70, 7)), splits=5), (1, 0), atol=1e-12)
-  np.testing.assert_allclose(inception_score(sure[:, :7] * (np.arange(70) % 7 < 2)[:, None], splits=1).mean, 2.2, atol=0.7)
+  np.testing.assert_allclose(
+    inception_score(sure[:, :7] * (np.arange(70) % 7 < 2)[:, None], splits=1).mean, 2.2, atol=0.7
+  )
 
 
-@pytest.mark.parametrize("logits, splits, told", [
-  (np.zeros((9, 3)), 5, "splits=5 of 9 samples; expected 1 to 4"),
-  (np.zeros((9, 3)), 0, "splits=0"),
-  (np.full((9, 3), np.nan), 2, "not finite"),
-])
+@pytest.mark.parametrize(
+  "logits, splits, told",
+  [
+    (np.zeros((9, 3)), 5, "splits=5 of 9 samples; expected 1 to 4"),
+    (np.zeros((9, 3)), 0, "splits=0"),
+    (np.full((9, 3), np.nan), 2, "not finite"),
+  ],
+)
 def test_what_means_nothing_is_refused(logits, splits, told):
   with pytest.raises(UserError, match=told):
     inception_score(logits, splits)

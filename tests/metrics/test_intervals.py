@@ -10,9 +10,15 @@ from jldm.metrics.intervals import jackknife, mean, share
 def test_the_mean_and_its_jackknife_are_the_textbooks():
   terms = np.random.default_rng(0).normal(3, 2, 200)
   error = terms.std(ddof=1) / 200**0.5
-  np.testing.assert_allclose(mean(terms), (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.959964 * error)), rtol=1e-6)
-  found = jackknife(lambda x: {"mean": x.mean()}, terms, groups=200)["mean"]  # a group each: exactly the standard error
-  np.testing.assert_allclose(found, (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.971957 * error)), rtol=1e-6)
+  np.testing.assert_allclose(
+    mean(terms), (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.959964 * error)), rtol=1e-6
+  )
+  found = jackknife(lambda x: {"mean": x.mean()}, terms, groups=200)[
+    "mean"
+  ]  # a group each: exactly the standard error
+  np.testing.assert_allclose(
+    found, (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.971957 * error)), rtol=1e-6
+  )
 
 
 def test_a_share_is_wilsons():
@@ -23,11 +29,17 @@ def test_a_share_is_wilsons():
   assert sure.value == sure.high == 1 and 0.7 < sure.low < 0.75
 
 
-@pytest.mark.parametrize("draw, measure", [
-  (lambda rng: rng.exponential(size=100), mean),
-  (lambda rng: rng.uniform(size=100) < 0.1, share),
-  (lambda rng: rng.exponential(size=100), lambda x: jackknife(lambda x: {"log": np.log(x.mean())}, x, groups=10)["log"]),
-])
+@pytest.mark.parametrize(
+  "draw, measure",
+  [
+    (lambda rng: rng.exponential(size=100), mean),
+    (lambda rng: rng.uniform(size=100) < 0.1, share),
+    (
+      lambda rng: rng.exponential(size=100),
+      lambda x: jackknife(lambda x: {"log": np.log(x.mean())}, x, groups=10)["log"],
+    ),
+  ],
+)
 def test_an_interval_holds_the_truth_in_95_of_100_draws(draw, measure):
   rng = np.random.default_rng(0)
   truth = measure(np.concatenate([draw(rng) for _ in range(1000)])).value
@@ -37,7 +49,9 @@ def test_an_interval_holds_the_truth_in_95_of_100_draws(draw, measure):
 
 def test_two_sets_add_their_variances():
   a, b = np.random.default_rng(0).normal(size=(2, 60))
-  width = lambda *sets: np.ptp(jackknife(lambda *s: {"x": sum(each.mean() for each in s)}, *sets, groups=60)["x"][1:])
+  width = lambda *sets: np.ptp(
+    jackknife(lambda *s: {"x": sum(each.mean() for each in s)}, *sets, groups=60)["x"][1:]
+  )
   np.testing.assert_allclose(width(a, b) ** 2, width(a) ** 2 + width(b) ** 2, rtol=1e-9)
 
 

@@ -134,11 +134,17 @@ def test_exact_copies_of_held_out_pictures_are_no_copies():
   assert audit(train[:50], train, held_out).copies == 1
 
 
-@pytest.mark.parametrize("sets, told", [
-  ((np.zeros((19, 3)), np.zeros((30, 3)), np.zeros((30, 3))), "19 samples, 30 training and 30 held-out pictures; expected"),
-  ((np.zeros((30, 3)), np.zeros((30, 2)), np.zeros((30, 3))), "of one width"),
-  ((np.full((30, 3), np.nan), np.zeros((30, 3)), np.zeros((30, 3))), "not finite"),
-])
+@pytest.mark.parametrize(
+  "sets, told",
+  [
+    (
+      (np.zeros((19, 3)), np.zeros((30, 3)), np.zeros((30, 3))),
+      "19 samples, 30 training and 30 held-out pictures; expected",
+    ),
+    ((np.zeros((30, 3)), np.zeros((30, 2)), np.zeros((30, 3))), "of one width"),
+    ((np.full((30, 3), np.nan), np.zeros((30, 3)), np.zeros((30, 3))), "not finite"),
+  ],
+)
 def test_what_cannot_be_audited_is_refused(sets, told):
   with pytest.raises(UserError, match=told):
     audit(*sets)
@@ -173,13 +179,17 @@ def samples_of_a_denoiser(pictures, steps, key):
     t, eps = jax.random.uniform(key_time, (64,)), jax.random.normal(key_noise, x0.shape)
     r = rates(PROCESS, t, x0)
     error = lambda params: NETWORK.apply(params, r.alpha * x0 + r.sigma * eps, t) - combine(V.row(r), x0, eps)
-    updates, state = optimizer.update(jax.grad(lambda params: jnp.square(error(params)).mean())(params), state)
+    updates, state = optimizer.update(
+      jax.grad(lambda params: jnp.square(error(params)).mean())(params), state
+    )
     return (optax.apply_updates(params, updates), state), None
 
   params = NETWORK.init(key_init, pictures[:1], jnp.zeros(1))
   (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))
   denoise = denoiser(PROCESS, V, lambda z, level, *_: Output(NETWORK.apply(params, z, level)))
-  return draw(PROCESS, denoise, DDIM(), jnp.zeros((300, 64)), chain(uniform(50)), jax.random.split(key_draw, 300))
+  return draw(
+    PROCESS, denoise, DDIM(), jnp.zeros((300, 64)), chain(uniform(50)), jax.random.split(key_draw, 300)
+  )
 
 
 @pytest.mark.slow  # 30 s on one core

@@ -26,7 +26,9 @@ def test_kid_is_torch_fidelitys():
 
 
 def test_the_gaussian_kernel_is_torch_fidelitys():
-  np.testing.assert_allclose(mmd(gaussian, FIXTURE["real"][:200], FIXTURE["samples"][:200]).value, FIXTURE["rbf"], rtol=1e-6)
+  np.testing.assert_allclose(
+    mmd(gaussian, FIXTURE["real"][:200], FIXTURE["samples"][:200]).value, FIXTURE["rbf"], rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize("block", [10_000, 100, 1])
@@ -44,7 +46,9 @@ def test_cmmd_is_its_definition():
   unit = lambda s: [x / np.sqrt((x**2).sum()) for x in s]
   k = lambda x, y: np.exp(-((x - y) ** 2).sum() / 200)
   average = lambda s, t: np.mean([k(x, y) for x in unit(s) for y in unit(t)])
-  np.testing.assert_allclose(cmmd(a, b).value, 1000 * (average(a, a) + average(b, b) - 2 * average(a, b)), rtol=1e-9)
+  np.testing.assert_allclose(
+    cmmd(a, b).value, 1000 * (average(a, a) + average(b, b) - 2 * average(a, b)), rtol=1e-9
+  )
   np.testing.assert_allclose(cmmd(3 * a, b), cmmd(a, b), rtol=1e-9)
 
 
@@ -64,14 +68,20 @@ def test_the_interval_holds_what_draws_give_on_average(measure):
   assert 0.8 < 3.92 * found[:, 0].std() / (found[:, 2] - found[:, 1]).mean() < 1.2
 
 
-@pytest.mark.parametrize("act, told", [
-  (lambda a, b: kid(a, b, 2, 26), "2 subsets of 26 from 40 and 25 images; expected at least one subset of 2 to 25"),
-  (lambda a, b: kid(a, b, 0, 20), "0 subsets"),
-  (lambda a, b: kid(a, b[:, :2], 2, 20), "of one width"),
-  (lambda a, b: cmmd(a, b * np.nan), "not finite"),
-  (lambda a, b: cmmd(a, b * 0), "length 0 have no direction"),
-  (lambda a, b: kernel_distance(a[:1], b), "at least 2 rows"),
-])
+@pytest.mark.parametrize(
+  "act, told",
+  [
+    (
+      lambda a, b: kid(a, b, 2, 26),
+      "2 subsets of 26 from 40 and 25 images; expected at least one subset of 2 to 25",
+    ),
+    (lambda a, b: kid(a, b, 0, 20), "0 subsets"),
+    (lambda a, b: kid(a, b[:, :2], 2, 20), "of one width"),
+    (lambda a, b: cmmd(a, b * np.nan), "not finite"),
+    (lambda a, b: cmmd(a, b * 0), "length 0 have no direction"),
+    (lambda a, b: kernel_distance(a[:1], b), "at least 2 rows"),
+  ],
+)
 def test_what_means_nothing_is_refused(act, told):
   with pytest.raises(UserError, match=told):
     act(*sets(40, 3))

@@ -24,7 +24,10 @@ def theirs(network: str) -> dict:
   shapes = {}
   for i, place in enumerate(places, 1):
     down, across, inward, outward = sizes[f"conv{i}/kernel"]
-    shapes |= {f"features.{place}.weight": (outward, inward, down, across), f"features.{place}.bias": (outward,)}
+    shapes |= {
+      f"features.{place}.weight": (outward, inward, down, across),
+      f"features.{place}.bias": (outward,),
+    }
   heads = [name for name in FIXTURE.files if name.startswith(f"{network}_lin")]
   return randomised(shapes) | {name.removeprefix(f"{network}_"): FIXTURE[name] for name in heads}
 
@@ -76,11 +79,17 @@ def test_small_images_are_refused():
     perceptual.distance(params("vgg"), jnp.zeros((1, 9, 48, 3)), jnp.zeros((1, 9, 48, 3)))
 
 
-@pytest.mark.parametrize("change, told", [
-  (lambda arrays: arrays.pop("conv3/bias"), r"of alex, 'conv3/bias' is missing"),
-  (lambda arrays: arrays.update({"conv9/bias": np.zeros(2)}), r"of alex, 'conv9/bias' is not a part"),
-  (lambda arrays: arrays.update({"head2/weight": np.zeros(191)}), r"head2/weight of the .* is \[191\]; expected \[192\]"),
-])
+@pytest.mark.parametrize(
+  "change, told",
+  [
+    (lambda arrays: arrays.pop("conv3/bias"), r"of alex, 'conv3/bias' is missing"),
+    (lambda arrays: arrays.update({"conv9/bias": np.zeros(2)}), r"of alex, 'conv9/bias' is not a part"),
+    (
+      lambda arrays: arrays.update({"head2/weight": np.zeros(191)}),
+      r"head2/weight of the .* is \[191\]; expected \[192\]",
+    ),
+  ],
+)
 def test_what_is_not_ours_is_told(change, told):
   arrays = rename(theirs("alex"))
   change(arrays)

@@ -69,7 +69,9 @@ def test_the_kernel_is_an_argument():
   module = SelfAttention(heads=1, kernel=lambda q, k, v, mask: jnp.zeros_like(q))
   x = np.float32(RNG.normal(size=(1, 2, 4)))
   params = random_params(module, x)
-  np.testing.assert_allclose(module.apply({"params": params}, x), np.broadcast_to(params["out"]["bias"], x.shape))
+  np.testing.assert_allclose(
+    module.apply({"params": params}, x), np.broadcast_to(params["out"]["bias"], x.shape)
+  )
 
 
 def parts(module, params, x):
@@ -84,7 +86,10 @@ def test_queries_and_keys_are_normalised_by_head():
   params = random_params(module, x)
   q, k, v = parts(module, params, x)
   norm = lambda name, h: h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * params[name]["scale"]
-  expected = exact(norm("norm_q", q), norm("norm_k", k), v).reshape(x.shape) @ params["out"]["kernel"] + params["out"]["bias"]
+  expected = (
+    exact(norm("norm_q", q), norm("norm_k", k), v).reshape(x.shape) @ params["out"]["kernel"]
+    + params["out"]["bias"]
+  )
   np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
 
 
@@ -179,7 +184,9 @@ def test_gradients_of_a_masked_kernel_are_those_of_fewer_keys(kernel):
   for b, some in enumerate(MASK):
     loss = lambda q, k, v, b=b: (WEIGHTS[b] * kernel(q[None], k[None], v[None])[0]).sum()
     fewer = quick(jax.grad(loss, (0, 1, 2)))(Q[b], K[b, some], V[b, some])
-    for ours, theirs in zip((gradients[0][b], gradients[1][b][some], gradients[2][b][some]), fewer, strict=True):
+    for ours, theirs in zip(
+      (gradients[0][b], gradients[1][b][some], gradients[2][b][some]), fewer, strict=True
+    ):
       np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert not gradients[1][b][~some].any() and not gradients[2][b][~some].any()
 
@@ -202,9 +209,13 @@ def test_a_mask_of_all_keys_is_no_mask(kernel):
     np.testing.assert_array_equal(quick(kernel)(Q, K, V, mask), quick(kernel)(Q, K, V))
 
 
-@pytest.mark.parametrize("mask, told", [
-  (np.ones((2, 7), np.float32), r"a mask float32\[2, 7\]"), (np.ones((2, 5, 7), bool), r"a mask bool\[2, 5, 7\]"),
-])
+@pytest.mark.parametrize(
+  "mask, told",
+  [
+    (np.ones((2, 7), np.float32), r"a mask float32\[2, 7\]"),
+    (np.ones((2, 5, 7), bool), r"a mask bool\[2, 5, 7\]"),
+  ],
+)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_masks_that_are_none_are_refused(kernel, mask, told):
   with pytest.raises(UserError, match=told + r"; expected bool \[B, M\] or \[B, 1, L, M\]"):
@@ -217,7 +228,9 @@ def test_a_masked_self_attention_is_that_of_fewer_tokens():
   params = random_params(module, x)
   angles = grid_angles(1, 7, 4)
   masked = module.apply({"params": params}, x, angles, keep[None])
-  np.testing.assert_allclose(masked[:, keep], module.apply({"params": params}, x[:, keep], angles[keep]), atol=1e-5)
+  np.testing.assert_allclose(
+    masked[:, keep], module.apply({"params": params}, x[:, keep], angles[keep]), atol=1e-5
+  )
 
 
 def test_a_masked_cross_attention_is_that_of_a_shorter_context():

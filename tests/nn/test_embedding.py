@@ -48,7 +48,9 @@ def test_level_embedding_is_its_formula():
   dense = lambda layer, h: h @ layer["kernel"] + layer["bias"]
   h = dense(params["in"], np.asarray(sinusoids(jnp.asarray(1000 * x), 4), np.float64))
   expected = dense(params["out"], h / (1 + np.exp(-h)))
-  np.testing.assert_allclose(LevelEmbedding(6, frequencies=4).apply({"params": params}, x), expected, atol=1e-4)
+  np.testing.assert_allclose(
+    LevelEmbedding(6, frequencies=4).apply({"params": params}, x), expected, atol=1e-4
+  )
   half = LevelEmbedding(6, frequencies=4, dtype="bfloat16").apply({"params": params}, x)
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(half), expected, atol=0.03)
@@ -94,7 +96,9 @@ def test_rotation_keeps_lengths_and_dtype():
 
 
 def test_heads_that_a_grid_cannot_rotate_are_refused():
-  with pytest.raises(UserError, match="heads 6 wide; rotary embeddings of a grid need a width divisible by 4"):
+  with pytest.raises(
+    UserError, match="heads 6 wide; rotary embeddings of a grid need a width divisible by 4"
+  ):
     grid_angles(2, 2, 6)
 
 

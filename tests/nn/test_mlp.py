@@ -37,6 +37,8 @@ def test_it_is_its_formula(module, width, between):
 @pytest.mark.parametrize("module", [formula[0] for formula in FORMULAS])
 def test_bfloat16(module):
   params = random_params(module, X)
-  half, whole = (quick(module.clone(dtype=dtype).apply)({"params": params}, X) for dtype in ("bfloat16", "float32"))
+  half, whole = (
+    quick(module.clone(dtype=dtype).apply)({"params": params}, X) for dtype in ("bfloat16", "float32")
+  )
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(half), whole, atol=0.05)

@@ -70,14 +70,20 @@ def test_rms_norm_is_the_float64_one(size):
   assert rms_norm(jnp.zeros((1, 4), jnp.bfloat16)).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("ours, theirs", [
-  (LayerNorm(epsilon=0.1), nn.LayerNorm(epsilon=0.1)), (RMSNorm(epsilon=0.1), nn.RMSNorm(epsilon=0.1)),
-  (LayerNorm(affine=False), nn.LayerNorm(use_scale=False, use_bias=False)),
-])
+@pytest.mark.parametrize(
+  "ours, theirs",
+  [
+    (LayerNorm(epsilon=0.1), nn.LayerNorm(epsilon=0.1)),
+    (RMSNorm(epsilon=0.1), nn.RMSNorm(epsilon=0.1)),
+    (LayerNorm(affine=False), nn.LayerNorm(use_scale=False, use_bias=False)),
+  ],
+)
 def test_learned_norms_take_flax_parameters(ours, theirs):
   x = np.float32(RNG.normal(size=(2, 3, 8)))
   params = random_params(theirs, x) if jax.eval_shape(theirs.init, jax.random.key(0), x) else {}
-  np.testing.assert_allclose(ours.apply({"params": params}, x), theirs.apply({"params": params}, x), atol=1e-5)
+  np.testing.assert_allclose(
+    ours.apply({"params": params}, x), theirs.apply({"params": params}, x), atol=1e-5
+  )
   assert ours.clone(dtype="bfloat16").apply({"params": params}, x).dtype == jnp.bfloat16
 
 
@@ -90,7 +96,9 @@ def test_rms_norm_with_a_bias():
   x = np.float32(RNG.normal(2, 3, (2, 5, 4)))
   module = RMSNorm(1e-5, use_bias=True)
   params = random_params(module, x)
-  exact = x / np.sqrt(np.square(np.float64(x)).mean(-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+  exact = (
+    x / np.sqrt(np.square(np.float64(x)).mean(-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+  )
   np.testing.assert_allclose(module.apply({"params": params}, x), exact, atol=1e-5)
 
 
@@ -98,9 +106,15 @@ def test_a_frozen_batch_norm_is_its_formula_and_keeps_its_statistics():
   x = np.float32(RNG.normal(2, 3, (2, 3, 5, 4)))
   params = random_params(FrozenBatchNorm(), x)
   params["variance"] = np.square(params["variance"]) + 0.1
-  exact = (np.float64(x) - params["mean"]) / np.sqrt(params["variance"] + 1e-5) * params["scale"] + params["bias"]
+  exact = (np.float64(x) - params["mean"]) / np.sqrt(params["variance"] + 1e-5) * params["scale"] + params[
+    "bias"
+  ]
   apply = lambda params: FrozenBatchNorm().apply({"params": params}, x)
   np.testing.assert_allclose(apply(params), exact, atol=1e-5)
   slopes = jax.grad(lambda params: (x * apply(params)).sum())(params)
   assert {name: bool(np.any(slope)) for name, slope in slopes.items()} == {
-    "scale": True, "bias": True, "mean": False, "variance": False}
+    "scale": True,
+    "bias": True,
+    "mean": False,
+    "variance": False,
+  }

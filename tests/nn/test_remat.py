@@ -1,4 +1,6 @@
-"""What blocks keep for the backward pass, on the networks that have a choice: the same numbers, and fewer of them kept."""
+"""What blocks keep for the backward pass, on the networks that have a choice: the same numbers, and
+fewer of them kept.
+"""
 
 import functools
 
@@ -32,8 +34,11 @@ DENOISERS = {
 CODECS = {"kl": KLAutoencoder(**CODEC), "vq": VQAutoencoder(FSQ((3, 4)), **CODEC)}
 CASES = [pytest.param(network, NOISED, id=name) for name, network in DENOISERS.items()]
 CASES += [pytest.param(network, IMAGES, id=name) for name, network in CODECS.items()]
-TRAINED = [pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (case.id != "dit"))
-           for case in CASES if case.id in ("dit", "unet", "kl")]
+TRAINED = [
+  pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] * (case.id != "dit"))
+  for case in CASES
+  if case.id in ("dit", "unet", "kl")
+]
 
 
 def loss(network, inputs, params):
@@ -43,13 +48,17 @@ def loss(network, inputs, params):
 
 def kept(network, inputs, params) -> int:
   """Bytes that the forward pass leaves to the backward pass."""
-  backward = jax.eval_shape(lambda params: jax.vjp(functools.partial(loss, network, inputs), params)[1], params)
+  backward = jax.eval_shape(
+    lambda params: jax.vjp(functools.partial(loss, network, inputs), params)[1], params
+  )
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
 
 
 @pytest.mark.parametrize("network, inputs", CASES)
 def test_each_policy_keeps_less_and_has_the_same_parameters(network, inputs):
-  shapes = {name: jax.eval_shape(network.clone(remat=name).init, jax.random.key(0), *inputs) for name in POLICIES}
+  shapes = {
+    name: jax.eval_shape(network.clone(remat=name).init, jax.random.key(0), *inputs) for name in POLICIES
+  }
   assert shapes["none"] == shapes["dots"] == shapes["full"]
   found = {name: kept(network.clone(remat=name), inputs, shapes["none"]["params"]) for name in POLICIES}
   assert found["none"] > found["dots"] > found["full"]

@@ -4,7 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.nn.resample import Downsample, Upsample, depth_to_space, double, halve, shuffle, space_to_depth, unshuffle
+from jldm.nn.resample import (
+  Downsample,
+  Upsample,
+  depth_to_space,
+  double,
+  halve,
+  shuffle,
+  space_to_depth,
+  unshuffle,
+)
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -52,7 +61,9 @@ def test_downsample_is_every_second_place_of_a_convolution(height, width, paddin
   padded = np.pad(x, ((0, 0), padding, padding, (0, 0)))
   expected = np.zeros((2, height // 2, width // 2, 5))
   for i, j in np.ndindex(expected.shape[1:3]):
-    expected[:, i, j] = np.einsum("byxc,yxcf->bf", padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel) + bias
+    expected[:, i, j] = (
+      np.einsum("byxc,yxcf->bf", padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel) + bias
+    )
   np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
 
 
@@ -83,7 +94,9 @@ def test_without_a_bias(module):
   params = random_params(module, X)
   assert set(params["conv"]) == {"kernel"}
   zero = {"conv": params["conv"] | {"bias": np.zeros(5, np.float32)}}
-  np.testing.assert_array_equal(module.apply({"params": params}, X), module.clone(use_bias=True).apply({"params": zero}, X))
+  np.testing.assert_array_equal(
+    module.apply({"params": params}, X), module.clone(use_bias=True).apply({"params": zero}, X)
+  )
 
 
 def test_the_codecs_padding_is_the_default():

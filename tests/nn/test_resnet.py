@@ -15,7 +15,9 @@ def test_a_block_is_its_layers(features):
   module = ResnetBlock(features, groups=4)
   params = random_params(module, X)
   assert ("shortcut" in params) == (features != 8)
-  conv = lambda name, size, x: nn.Conv(features, (size, size), padding=size // 2).apply({"params": params[name]}, x)
+  conv = lambda name, size, x: nn.Conv(features, (size, size), padding=size // 2).apply(
+    {"params": params[name]}, x
+  )
   norm = lambda name, x: nn.GroupNorm(4, epsilon=1e-6).apply({"params": params[name]}, x)
 
   @quick

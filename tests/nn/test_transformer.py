@@ -8,7 +8,14 @@ import pytest
 from jldm.nn.attention import CrossAttention, SelfAttention
 from jldm.nn.embedding import grid_angles
 from jldm.nn.mlp import GEGLU, Mlp, SwiGLU
-from jldm.nn.transformer import CrossBlock, ModulatedBlock, Modulation, PlainBlock, SpatialTransformer, modulated
+from jldm.nn.transformer import (
+  CrossBlock,
+  ModulatedBlock,
+  Modulation,
+  PlainBlock,
+  SpatialTransformer,
+  modulated,
+)
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -39,7 +46,10 @@ def norm(block, params, name, x):
 
 def layers(block, params):
   """Attention and MLP of a block, by themselves."""
-  attention, mlp = SelfAttention(2, block.qk_norm), SwiGLU(10) if block.swiglu else Mlp(16)  # 10 = int(2/3 16)
+  attention, mlp = (
+    SelfAttention(2, block.qk_norm),
+    SwiGLU(10) if block.swiglu else Mlp(16),
+  )  # 10 = int(2/3 16)
   return (
     lambda x: attention.apply({"params": params["attention"]}, np.float32(x), ANGLES),
     lambda x: mlp.apply({"params": params["mlp"]}, np.float32(x)),
@@ -97,14 +107,19 @@ def test_a_plain_block_is_its_formula_whatever_the_condition(variant):
   np.testing.assert_array_equal(apply(CONDITION), apply(-CONDITION))
 
 
-BLOCKS = [block.clone(**variant) for block in (BLOCK, PlainBlock(heads=2, mlp_ratio=2.0)) for variant in VARIANTS]
+BLOCKS = [
+  block.clone(**variant) for block in (BLOCK, PlainBlock(heads=2, mlp_ratio=2.0)) for variant in VARIANTS
+]
 MASK = np.array([[True, False, True], [False, False, False]])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_attention_to_tokens_stands_between_attention_and_mlp(block):
   params = random_params(block, X, CONDITION, ANGLES, CONTEXT)
-  assert params.keys() == random_params(block, X, CONDITION, ANGLES).keys() | {"norm_cross", "cross_attention"}
+  assert params.keys() == random_params(block, X, CONDITION, ANGLES).keys() | {
+    "norm_cross",
+    "cross_attention",
+  }
   attention, mlp = layers(block, params)
   shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
     modulation(params["modulation"]["dense"], CONDITION) if block.modulates else (0, 0, 1) * 2
@@ -130,7 +145,9 @@ def test_attention_to_tokens_starts_as_the_identity(block):
 def test_the_published_hidden_width_of_swiglu():
   """LightningDiT-XL (2501.01423): 2/3 of 4 x 1152 is 3072, beside gates of as many."""
   x, condition = np.zeros((1, 1, 1152), np.float32), np.zeros((1, 1), np.float32)
-  shapes = jax.eval_shape(ModulatedBlock(heads=16, swiglu=True).init, jax.random.key(0), x, condition)["params"]["mlp"]
+  shapes = jax.eval_shape(ModulatedBlock(heads=16, swiglu=True).init, jax.random.key(0), x, condition)[
+    "params"
+  ]["mlp"]
   assert shapes["in"]["kernel"].shape == (1152, 2 * 3072) and shapes["out"]["kernel"].shape == (3072, 1152)
 
 
@@ -176,12 +193,18 @@ def test_a_spatial_transformer_does_not_see_what_is_masked():
   assert np.abs(masked - apply(CONTEXT)).max() > 1e-3
 
 
-@pytest.mark.parametrize("block, inputs", [
-  (BLOCK, (X, CONDITION, ANGLES)), (BLOCK.clone(**VARIANTS[1]), (X, CONDITION, ANGLES)),
-  (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES)), (BLOCK, (X, CONDITION, ANGLES, CONTEXT)),
-  (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES, CONTEXT)), (CrossBlock(heads=2), (X, CONTEXT)),
-  (SpatialTransformer(heads=2, groups=4), (IMAGE, CONTEXT)),
-])
+@pytest.mark.parametrize(
+  "block, inputs",
+  [
+    (BLOCK, (X, CONDITION, ANGLES)),
+    (BLOCK.clone(**VARIANTS[1]), (X, CONDITION, ANGLES)),
+    (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES)),
+    (BLOCK, (X, CONDITION, ANGLES, CONTEXT)),
+    (PlainBlock(heads=2, **VARIANTS[1]), (X, CONDITION, ANGLES, CONTEXT)),
+    (CrossBlock(heads=2), (X, CONTEXT)),
+    (SpatialTransformer(heads=2, groups=4), (IMAGE, CONTEXT)),
+  ],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dtype_stays(block, inputs, dtype):
   inputs = jax.tree.map(functools.partial(jnp.asarray, dtype=dtype), inputs)

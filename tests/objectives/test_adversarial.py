@@ -23,7 +23,9 @@ from jldm.train.step import make_step, step_fn
 from tests.networks import quick, randomised
 
 INNER = Reconstruction(
-  network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2), l1=0.7, kl_weight=1e-2
+  network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2),
+  l1=0.7,
+  kl_weight=1e-2,
 )
 DISCRIMINATOR = PatchDiscriminator(widths=(4, 4), groups=2)
 OBJECTIVE = Adversarial(inner=INNER, discriminator=DISCRIMINATOR, start_step=2, weight=0.6, decay=0.7)
@@ -48,7 +50,9 @@ def loss_of(objective, params, extra, batch, key):
 
 
 loss = functools.cache(lambda objective: quick(functools.partial(loss_of, objective)))
-gradient = quick(jax.grad(lambda params, extra: loss_of(OBJECTIVE, params, extra, batch_of(0), KEY)[0].mean()))
+gradient = quick(
+  jax.grad(lambda params, extra: loss_of(OBJECTIVE, params, extra, batch_of(0), KEY)[0].mean())
+)
 logits = lambda params, images: DISCRIMINATOR.apply({"params": params["discriminator"]}, images)
 inner_terms = lambda params: INNER.terms(params["autoencoder"], {}, batch_of(0), KEY, {})
 
@@ -57,12 +61,17 @@ def assert_near(these, those, tolerance=1e-4):
   """max|difference| / max|reference| of every leaf."""
   assert jax.tree.structure(these) == jax.tree.structure(those)
   for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(these), jax.tree.leaves(those)):
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max() + 1e-7, err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_allclose(
+      a, b, rtol=0, atol=tolerance * np.abs(b).max() + 1e-7, err_msg=jax.tree_util.keystr(path)
+    )
 
 
 def expected_weight(extra) -> float:
   """Equations (2) and (4)."""
-  v = {name: 0.7 * extra["squares"][name] + 0.3 * np.square(extra["gradients"][name]).sum() for name in ("inner", "adversarial")}
+  v = {
+    name: 0.7 * extra["squares"][name] + 0.3 * np.square(extra["gradients"][name]).sum()
+    for name in ("inner", "adversarial")
+  }
   return 0.6 * np.sqrt(v["inner"]) / (np.sqrt(v["adversarial"]) + 1e-6)
 
 
@@ -78,7 +87,9 @@ def test_it_is_its_formula():
   np.testing.assert_allclose(values, inner - weight * fake + told, rtol=1e-4)
   assert aux.metrics.keys() == inner_aux.metrics.keys() | {"d_real", "d_fake", "d_loss", "adversarial_weight"}
   found = [aux.metrics[name] for name in ("d_real", "d_fake", "d_loss", "adversarial_weight", "psnr")]
-  np.testing.assert_allclose(found, [real.mean(), fake.mean(), told.mean(), weight, inner_aux.metrics["psnr"]], rtol=1e-4)
+  np.testing.assert_allclose(
+    found, [real.mean(), fake.mean(), told.mean(), weight, inner_aux.metrics["psnr"]], rtol=1e-4
+  )
 
 
 def test_each_part_learns_from_its_own_terms_alone():
@@ -90,7 +101,9 @@ def test_each_part_learns_from_its_own_terms_alone():
 
   def for_discriminator(discriminator):
     x, back, _, _ = inner_terms(params)
-    hinge = lambda images, sign: jax.nn.relu(1 + sign * logits({"discriminator": discriminator}, images)).mean()
+    hinge = lambda images, sign: jax.nn.relu(
+      1 + sign * logits({"discriminator": discriminator}, images)
+    ).mean()
     return (hinge(x, -1) + hinge(back, 1)) / 2
 
   expected = {
@@ -138,7 +151,9 @@ def test_the_weight_is_bounded(inner, adversarial, weight):
 def test_before_the_start_it_is_the_inner_objective():
   params, extra = start()
   extra = extra | {"steps": np.float32(1)}
-  values, aux = loss_of(OBJECTIVE, params, extra, batch_of(0), KEY)  # op by op: two programs may round otherwise
+  values, aux = loss_of(
+    OBJECTIVE, params, extra, batch_of(0), KEY
+  )  # op by op: two programs may round otherwise
   np.testing.assert_array_equal(values, loss_of(INNER, params["autoencoder"], {}, batch_of(0), KEY)[0])
   assert aux.extra["steps"] == 2
   assert not any(jax.tree.leaves(jax.tree.map(np.any, aux.extra["gradients"])))
@@ -151,12 +166,16 @@ def test_before_the_start_it_is_the_inner_objective():
 def test_from_the_first_step_on_the_discriminator_learns_and_then_the_autoencoder():
   objective = dataclasses.replace(OBJECTIVE, start_step=0)
   params, extra = start()
-  first = extra | jax.tree.map(np.zeros_like, {name: extra[name] for name in ("gradients", "squares", "steps")})
+  first = extra | jax.tree.map(
+    np.zeros_like, {name: extra[name] for name in ("gradients", "squares", "steps")}
+  )
   _, aux = loss(objective)(params, first, batch_of(0), KEY)
   assert aux.metrics["adversarial_weight"] == 0 and aux.metrics["d_loss"] > 0 and aux.extra["steps"] == 0
   second = loss(objective)(params, jax.device_get(aux.extra), batch_of(1), KEY)[1]
   norm = lambda which: np.linalg.norm(aux.extra["gradients"][which])
-  np.testing.assert_allclose(second.metrics["adversarial_weight"], 0.6 * norm("inner") / norm("adversarial"), rtol=1e-3)
+  np.testing.assert_allclose(
+    second.metrics["adversarial_weight"], 0.6 * norm("inner") / norm("adversarial"), rtol=1e-3
+  )
 
 
 TX, DECAY, STEPS = optax.sgd(0.05), Decay(0.9), 5  # the discriminator starts at the third
@@ -202,7 +221,9 @@ def test_devices_and_microbatches_agree(whole, devices, accumulate):
 
 @pytest.mark.slow
 def test_pmap_agrees(whole):
-  step = jax.pmap(step_fn(OBJECTIVE.loss, TX, DECAY, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
+  step = jax.pmap(
+    step_fn(OBJECTIVE.loss, TX, DECAY, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None)
+  )
   state, metrics = jax.tree.map(lambda x: np.stack([x] * 8), first_state()), []
   for n in range(STEPS):
     state, each = step(state, jax.tree.map(lambda x: x.reshape(8, 1, *x.shape[1:]), batch_of(n)), KEY, {})
@@ -225,20 +246,28 @@ def test_a_codebook_is_the_inner_objectives():
   refreshed = jax.eval_shape(objective.refresh, params, extra, batch_of(0), KEY)
   assert jax.tree.map(jnp.shape, refreshed) == jax.tree.map(jnp.shape, extra)
   assert objective.refresh_every_steps == inner.refresh_every_steps > 0 and objective.network == network
-  assert objective.result(params, extra, {}).params == {"params": params["autoencoder"], "extra": extra["autoencoder"]}
+  assert objective.result(params, extra, {}).params == {
+    "params": params["autoencoder"],
+    "extra": extra["autoencoder"],
+  }
 
 
-@pytest.mark.parametrize("change, told", [
-  ({"start_step": -1}, "start_step=-1"), ({"weight": -0.5}, "weight=-0.5"), ({"decay": 1.0}, "decay=1.0; expected at least"),
-])
+@pytest.mark.parametrize(
+  "change, told",
+  [
+    ({"start_step": -1}, "start_step=-1"),
+    ({"weight": -0.5}, "weight=-0.5"),
+    ({"decay": 1.0}, "decay=1.0; expected at least"),
+  ],
+)
 def test_numbers_that_are_not_legal_are_refused(change, told):
   with pytest.raises(UserError, match=told):
     dataclasses.replace(OBJECTIVE, **change)
 
 
-@pytest.mark.parametrize("last, told", [
-  ("decoder/put/kernel", "no 'put', but"), ("decoder/out/kernel/x", "no 'x', but an array"),
-])
+@pytest.mark.parametrize(
+  "last, told", [("decoder/put/kernel", "no 'put', but"), ("decoder/out/kernel/x", "no 'x', but an array")]
+)
 def test_a_last_kernel_that_is_not_there_is_refused(last, told):
   with pytest.raises(UserError, match=told):
     jax.eval_shape(dataclasses.replace(OBJECTIVE, last=last).init, KEY, batch_of(0), {})
@@ -247,7 +276,9 @@ def test_a_last_kernel_that_is_not_there_is_refused(last, told):
 def test_a_trained_autoencoder_takes_the_place_of_a_new_one():
   objective = Adversarial(inner=Reconstruction(network=KLAutoencoder()))
   codec = {"params": "trained", "extra": {"codebook": "its"}, "mean": 0, "std": 1}
-  params, extra = objective.start({"autoencoder": "new", "discriminator": "new"}, {"autoencoder": {}, "steps": 0}, codec)
+  params, extra = objective.start(
+    {"autoencoder": "new", "discriminator": "new"}, {"autoencoder": {}, "steps": 0}, codec
+  )
   assert params == {"autoencoder": "trained", "discriminator": "new"}
   assert extra == {"autoencoder": {"codebook": "its"}, "steps": 0}
   assert objective.result(params, extra, {}).params == {"params": "trained", "extra": {"codebook": "its"}}

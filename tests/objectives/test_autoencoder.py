@@ -70,7 +70,9 @@ def test_it_is_its_formula():
   assert values.shape == (8,) and values.dtype == jnp.float32
   np.testing.assert_allclose(values, expected, rtol=1e-5)
   np.testing.assert_allclose(aux.metrics["kl"], (kl / 24).mean(), rtol=1e-5)
-  np.testing.assert_allclose(aux.metrics["psnr"], (10 * np.log10(4 / (error**2).mean((1, 2, 3)))).mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    aux.metrics["psnr"], (10 * np.log10(4 / (error**2).mean((1, 2, 3)))).mean(), rtol=1e-5
+  )
   assert aux.extra == {}
 
 
@@ -90,7 +92,9 @@ def test_of_codes_it_is_its_formula():
   assert commitment.min() > 0
   np.testing.assert_allclose(values, np.abs(-X - back).mean((1, 2, 3)) + 0.3 * commitment, rtol=1e-4)
   expected = VQ.network.quantizer.update(extra["codebook"], z, codes)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), aux.extra, {"codebook": expected})
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), aux.extra, {"codebook": expected}
+  )
   assert set(aux.metrics) == {"psnr", "commitment", "usage", "perplexity"}
 
 
@@ -110,7 +114,9 @@ def test_terms_are_what_the_loss_is_of():
 def test_the_encoder_learns_through_the_codes():
   params, extra = state_of(VQ)
   only = dataclasses.replace(VQ, commitment_weight=0.0)
-  gradients = quick(jax.grad(lambda params: only.loss(params, extra, (), {}, batch_of(1), KEY)[0].mean()))(params)
+  gradients = quick(jax.grad(lambda params: only.loss(params, extra, (), {}, batch_of(1), KEY)[0].mean()))(
+    params
+  )
   assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-7
 
 
@@ -123,13 +129,19 @@ def test_how_the_batch_is_split_changes_nothing(objective):
   for part, half in enumerate(halves):
     np.testing.assert_allclose(loss_of(objective)(params, extra, half, KEY)[0], whole[part::2], rtol=1e-5)
   moved = halves[0] | {"row": halves[1]["row"]}
-  assert np.abs(loss_of(objective)(params, extra, moved, KEY)[0] - whole[::2]).max() > 1e-4, "noise comes with the row"
+  assert np.abs(loss_of(objective)(params, extra, moved, KEY)[0] - whole[::2]).max() > 1e-4, (
+    "noise comes with the row"
+  )
 
 
-@pytest.mark.parametrize("objective, collections", [(OBJECTIVE, {}), (FINITE, {}), (VQ, {"codebook"})], ids=["kl", "fsq", "vq"])
+@pytest.mark.parametrize(
+  "objective, collections", [(OBJECTIVE, {}), (FINITE, {}), (VQ, {"codebook"})], ids=["kl", "fsq", "vq"]
+)
 def test_init_is_of_the_network(objective, collections):
   params, extra = jax.eval_shape(objective.init, KEY, BATCH, {})
-  expected = jax.eval_shape(objective.network.init, KEY, jnp.zeros((8, 4, 6, 1)), jax.random.split(KEY, 8))["params"]
+  expected = jax.eval_shape(objective.network.init, KEY, jnp.zeros((8, 4, 6, 1)), jax.random.split(KEY, 8))[
+    "params"
+  ]
   assert set(extra) == set(collections)
   assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, expected)
   assert objective.refresh_every_steps == (3 if objective is VQ else 0)
@@ -152,7 +164,9 @@ def test_weights_below_zero_are_refused(name):
 def test_perceptual_distance(monkeypatch):
   params, extra = state_of(OBJECTIVE)
   objective = dataclasses.replace(OBJECTIVE, perceptual_weight=0.5)
-  monkeypatch.setattr(perceptual, "distance", lambda frozen, a, b: frozen["scale"] * jnp.abs(a - b).max((1, 2, 3)))
+  monkeypatch.setattr(
+    perceptual, "distance", lambda frozen, a, b: frozen["scale"] * jnp.abs(a - b).max((1, 2, 3))
+  )
   x, back, plain, _ = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY, {}))(params)
   perceived = quick(lambda params, frozen: objective.loss(params, extra, (), frozen, BATCH, KEY))
   values, aux = perceived(params, {"lpips": {"scale": 3.0}})
@@ -164,6 +178,7 @@ def test_perceptual_distance(monkeypatch):
 
 
 # ---- regularisers
+
 
 def test_equivariance_is_the_distance_of_halved_and_turned():
   params, extra = state_of(OBJECTIVE)
@@ -181,7 +196,9 @@ def test_equivariance_is_the_distance_of_halved_and_turned():
     small = jnp.stack([jnp.rot90(one, turn) for one, turn in zip(small, turns)])
     return NETWORK.apply({"params": params}, small, method="decode")
 
-  target = np.stack([np.rot90(one, turn) for one, turn in zip(x.reshape(8, 4, 2, 4, 2, 1).mean((2, 4)), turns)])
+  target = np.stack(
+    [np.rot90(one, turn) for one, turn in zip(x.reshape(8, 4, 2, 4, 2, 1).mean((2, 4)), turns)]
+  )
   error = np.float64(target - by_hand(params))
   unequal = (0.7 * np.abs(error) + 0.4 * error**2).mean((1, 2, 3))
   assert len(set(turns)) > 2
@@ -197,12 +214,17 @@ def test_turns_are_half_turns_where_not_square():
 
 
 def test_odd_latents_are_not_halved():
-  with pytest.raises(UserError, match="equivariance halves latents, and these are 2x3; expected even sides, or set it to 0"):
+  with pytest.raises(
+    UserError, match="equivariance halves latents, and these are 2x3; expected even sides, or set it to 0"
+  ):
     halved(jnp.zeros((1, 2, 3, 1)))
 
 
 def test_noise_is_relative_to_the_spread_of_an_example():
-  z = np.random.default_rng(0).normal(size=(400, 4, 4, 2)) * np.where(np.arange(400) % 2, 5, 0.1)[:, None, None, None]
+  z = (
+    np.random.default_rng(0).normal(size=(400, 4, 4, 2))
+    * np.where(np.arange(400) % 2, 5, 0.1)[:, None, None, None]
+  )
   added = np.asarray(noisy(np.float32(z), 0.5, row_keys(KEY, np.arange(400)))) - z
   strength = np.sqrt(np.square(added).mean((1, 2, 3))) / z.std((1, 2, 3))
   for part in (strength[::2], strength[1::2]):
@@ -249,12 +271,15 @@ def assert_near(these, those, tolerance=1e-4):
     np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("devices, accumulate", [
-  (1, 4), pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+  "devices, accumulate",
+  [(1, 4), pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)],
+)
 def test_codebook_and_loss_agree_between_devices_and_in_microbatches(devices, accumulate):
   state, metrics = reference()
-  assert np.abs(state.extra["codebook"]["sums"] - first_state().extra["codebook"]["sums"]).max() > 1e-3, "it learns"
+  assert np.abs(state.extra["codebook"]["sums"] - first_state().extra["codebook"]["sums"]).max() > 1e-3, (
+    "it learns"
+  )
   assert_near(run(devices, accumulate), (state, metrics))
 
 

@@ -49,7 +49,11 @@ class Scaled(nn.Module):
     return Gaussian(self.param("scale", nn.initializers.ones, ()) * x[:, ::2, ::2], jnp.zeros(()))
 
 
-CODEC = {"codec": Loaded(ImageCodec(Scaled()), {"params": {"scale": np.float32(3)}, "extra": {}, "mean": MEAN, "std": STD})}
+CODEC = {
+  "codec": Loaded(
+    ImageCodec(Scaled()), {"params": {"scale": np.float32(3)}, "extra": {}, "mean": MEAN, "std": STD}
+  )
+}
 PLAIN = {"codec": Loaded(ImageCodec(Scaled()), {"mean": 0.0, "std": 1.0})}  # latents as they are
 LABEL = ClassLabel(classes=3, dropout=0.0)
 
@@ -122,7 +126,9 @@ def test_losses_of_one_opinion_differ_by_the_reweighting(kind):
 def test_how_the_batch_is_split_changes_nothing(others):
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
   conditioners = (ClassLabel(classes=3, dropout=0.5), *others)
-  objective = Diffusion(network=network, process=Flow(), times=LogitNormal(0.5, 2.0), conditioners=conditioners)
+  objective = Diffusion(
+    network=network, process=Flow(), times=LogitNormal(0.5, 2.0), conditioners=conditioners
+  )
   batch = BATCH | {"paired__concat": -BATCH["mean"]}
   params = shaped(objective, batch)
   loss = quick(lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0])
@@ -169,7 +175,9 @@ def test_the_loss_is_its_formula():
   t = np.float64(sample_times(Uniform(), Flow(), key_t, BATCH["stratum"])[0])[:, None, None, None]
   output = np.sin((1 - t) * x0 + t * eps) + t + BATCH["label"][:, None, None, None]
   expected = ((output - (eps - x0)) ** 2).mean((1, 2, 3))
-  np.testing.assert_allclose(losses(Told(), process=Flow(), parametrization=Predict("flow")), expected, rtol=1e-4)
+  np.testing.assert_allclose(
+    losses(Told(), process=Flow(), parametrization=Predict("flow")), expected, rtol=1e-4
+  )
 
 
 WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), Plain("eps")]
@@ -179,7 +187,9 @@ WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), Plain("eps")]
 @pytest.mark.parametrize("times", [Uniform(), LogitNormal(0.2, 0.7)], ids=repr)
 def test_a_weighted_loss_does_not_depend_on_the_target(weighting, times):
   """The same opinion of the data costs the same, whatever it is told in."""
-  losses_of = lambda row: losses(Translated(Cosine(), row), parametrization=row, weighting=weighting, times=times)
+  losses_of = lambda row: losses(
+    Translated(Cosine(), row), parametrization=row, weighting=weighting, times=times
+  )
   v = losses_of(Predict("v"))
   for row in map(Predict, ("x0", "eps", "flow")):
     np.testing.assert_allclose(losses_of(row), v, rtol=1e-3)
@@ -215,7 +225,9 @@ def test_a_learned_log_variance_is_a_gaussian_likelihood():
   """EDM2 (2312.02696), eq. 21; its best value is the log of the loss, where the gradient vanishes."""
   plain = losses(Doubtful(), params={"u": jnp.float32(0)})
   for u in (-1.0, 0.5):
-    np.testing.assert_allclose(losses(Doubtful(), params={"u": jnp.float32(u)}), plain * np.exp(-u) + u, rtol=1e-5)
+    np.testing.assert_allclose(
+      losses(Doubtful(), params={"u": jnp.float32(u)}), plain * np.exp(-u) + u, rtol=1e-5
+    )
   objective = Diffusion(network=Doubtful(), process=Cosine(), weighting=MinSNR())
   mean = lambda u: objective.loss({"denoiser": {"u": u}}, {}, (), CODEC, BATCH, KEY)[0].mean()
   assert abs(jax.grad(mean)(jnp.log(mean(jnp.float32(0))))) < 1e-5
@@ -231,13 +243,17 @@ class Remembering(nn.Module):
 
 
 def remembered(share, keys):
-  objective = Diffusion(network=Remembering(), process=Flow(), parametrization=Predict("x0"), self_conditioning=share)
+  objective = Diffusion(
+    network=Remembering(), process=Flow(), parametrization=Predict("x0"), self_conditioning=share
+  )
   loss = lambda key: objective.loss({"denoiser": {}}, {}, (), PLAIN, STILL | {"mean": filled(0)}, key)[0]
   return np.sqrt(quick(jax.vmap(loss))(keys))
 
 
 def test_self_conditioning_shows_the_first_estimate_to_its_share():
-  """Chen et al. 2022 (2208.04202), algorithm 1: nothing is seen first, so the estimate is 1 and the output 1.5, else 1."""
+  """Chen et al. 2022 (2208.04202), algorithm 1: nothing is seen first, so the estimate is 1 and the
+  output 1.5, else 1.
+  """
   np.testing.assert_allclose(remembered(1.0, jax.random.split(KEY, 4)), 1.5, rtol=1e-6)
   outputs = remembered(0.25, jax.random.split(KEY, 400))
   assert set(np.round(np.unique(outputs), 5)) == {1.0, 1.5}
@@ -253,9 +269,15 @@ def test_no_gradient_flows_through_the_first_estimate():
       a = self.param("a", nn.initializers.ones_init(), ())
       return Output(a * (1 + 0 * z) + estimate)
 
-  objective = Diffusion(network=Scaled(), process=Flow(), parametrization=Predict("x0"), self_conditioning=1.0)
-  mean = lambda a: objective.loss({"denoiser": {"a": a}}, {}, (), PLAIN, STILL | {"mean": filled(0)}, KEY)[0].mean()
-  value, gradient = jax.value_and_grad(mean)(jnp.float32(1))  # of w (a + 1)^2, at a = 1: 4 w and 4 w; of w (2 a)^2, 8 w
+  objective = Diffusion(
+    network=Scaled(), process=Flow(), parametrization=Predict("x0"), self_conditioning=1.0
+  )
+  mean = lambda a: objective.loss({"denoiser": {"a": a}}, {}, (), PLAIN, STILL | {"mean": filled(0)}, KEY)[
+    0
+  ].mean()
+  value, gradient = jax.value_and_grad(mean)(
+    jnp.float32(1)
+  )  # of w (a + 1)^2, at a = 1: 4 w and 4 w; of w (2 a)^2, 8 w
   np.testing.assert_allclose([value, gradient / value], [4.0, 1.0], rtol=1e-5)
 
 
@@ -264,11 +286,17 @@ def test_offset_noise_is_shared_by_the_places_of_a_channel():
     def __call__(self, z, noise_level, inputs, estimate=None):
       return Output(jnp.zeros_like(z))
 
-  objective = Diffusion(network=Noise(), process=Flow(), parametrization=Predict("eps"), offset_noise=100.0, times=Uniform())
+  objective = Diffusion(
+    network=Noise(), process=Flow(), parametrization=Predict("eps"), offset_noise=100.0, times=Uniform()
+  )
   many = {k: np.resize(v, (256, *v.shape[1:])) for k, v in BATCH.items()} | {"row": np.arange(256)}
-  seen = quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, many, KEY)[0]  # |eps|^2 / D: eps is 100 n, n one a channel
+  seen = quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, many, KEY)[
+    0
+  ]  # |eps|^2 / D: eps is 100 n, n one a channel
   np.testing.assert_allclose(np.mean(seen), 100**2 + 1, rtol=5 * np.sqrt(2 / (3 * 256)))
-  np.testing.assert_allclose(np.var(seen), 2 * 100**4 / 3, rtol=0.5)  # a mean of 3 squares: were all 24 apart, an eighth
+  np.testing.assert_allclose(
+    np.var(seen), 2 * 100**4 / 3, rtol=0.5
+  )  # a mean of 3 squares: were all 24 apart, an eighth
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
@@ -276,7 +304,9 @@ def test_direction_is_the_angle_between_output_and_target(weight):
   row = Predict("flow")
   exact = losses(Exact(Flow(), row), STILL, process=Flow(), parametrization=row, direction=weight)
   assert exact.max() < 1e-4
-  opposite = losses(Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row, direction=weight)
+  opposite = losses(
+    Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row, direction=weight
+  )
   plain = losses(Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row)
   np.testing.assert_allclose(opposite - plain, 2 * weight, rtol=1e-4)
 
@@ -288,9 +318,9 @@ class Opposite(nn.Module):
     return Output(-self.inner(*args).value)
 
 
-@pytest.mark.parametrize(("fields", "told"), [
-  ({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1"),
-])
+@pytest.mark.parametrize(
+  ("fields", "told"), [({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1")]
+)
 def test_mistakes_are_refused(fields, told):
   with pytest.raises(UserError) as error:
     Diffusion(network=Told(), process=Flow(), **fields)
@@ -299,7 +329,9 @@ def test_mistakes_are_refused(fields, told):
 
 @pytest.mark.parametrize(("network", "share"), [(Told(), 0.5), (Remembering(), 0.0)])
 def test_estimates_are_shown_to_networks_that_read_them(network, share):
-  with pytest.raises(UserError, match=r"network.self_conditioning=(True|False); expected a share such as 0.5 and True, or"):
+  with pytest.raises(
+    UserError, match=r"network.self_conditioning=(True|False); expected a share such as 0.5 and True, or"
+  ):
     Diffusion(network=network, process=Flow(), self_conditioning=share).check()
 
 
@@ -308,7 +340,10 @@ def test_its_result_is_what_another_starts_from():
   objective = Diffusion(network=Told(), process=Flow())
   result = objective.result({"denoiser": "trained"}, {}, {})
   assert result.model is objective and objective.makes == "denoiser"
-  assert objective.start({"denoiser": "new", "text": "new"}, {}, result.params) == ({"denoiser": "trained", "text": "new"}, {})
+  assert objective.start({"denoiser": "new", "text": "new"}, {}, result.params) == (
+    {"denoiser": "trained", "text": "new"},
+    {},
+  )
 
 
 class Beside(nn.Module):
@@ -321,7 +356,10 @@ class Beside(nn.Module):
 def test_a_pair_is_told_standardised():
   """From the pictures to the network: what `cache` keeps of them is what it is given."""
   objective = Diffusion(
-    network=Beside(), process=Flow(), parametrization=Predict("x0"), conditioners=(Paired(degradation=Grey()),)
+    network=Beside(),
+    process=Flow(),
+    parametrization=Predict("x0"),
+    conditioners=(Paired(degradation=Grey()),),
   )
   codec = {"params": {"scale": np.float32(3)}, "mean": np.zeros(3), "std": np.full(3, 2.0)}
   halved = {"codec": Loaded(ImageCodec(Scaled()), codec)}
@@ -334,7 +372,10 @@ def test_a_pair_is_told_standardised():
 
 
 def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is_not_told():
-  """A network that says what it is told has the loss of standardised pixels where nothing is hidden, and where all is of 0."""
+  """A network that says what it is told has the loss of standardised pixels where nothing is hidden,
+  and where all is of 0.
+  """
+
   class Known(nn.Module):
     def __call__(self, z, noise_level, inputs, estimate=None):
       return Output(inputs["concat"][..., :-1])
@@ -342,7 +383,9 @@ def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is
   objective = Diffusion(
     network=Known(), process=Flow(), parametrization=Predict("x0"), conditioners=(Masked(dropout=0.0),)
   )
-  pixels = np.where(RNG.uniform(size=(8, 1, 1, 1)) < 0.5, 0, 255) * np.ones((8, 4, 8, 3))  # of one colour, so that filling is
+  pixels = np.where(RNG.uniform(size=(8, 1, 1, 1)) < 0.5, 0, 255) * np.ones(
+    (8, 4, 8, 3)
+  )  # of one colour, so that filling is
   batch = STILL | {"mean": 3 * (pixels[:, ::2, ::2] / 127.5 - 1), "image": np.uint8(pixels)}  # what there was
   loss = lambda objective: quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, batch, KEY)[0]
   np.testing.assert_allclose(loss(objective), 0, atol=1e-9)
@@ -353,7 +396,9 @@ def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is
 @pytest.mark.parametrize("other", [Masked(), Paired(dropout=0.5)])
 def test_a_condition_leaves_the_other_draws_as_they_were(other):
   label, batch = ClassLabel(classes=3, dropout=0.5), BATCH | {"paired__concat": BATCH["mean"]}
-  both, one = (losses(Told(), batch, conditioners=conditioners) for conditioners in ((label, other), (label,)))
+  both, one = (
+    losses(Told(), batch, conditioners=conditioners) for conditioners in ((label, other), (label,))
+  )
   np.testing.assert_array_equal(both, one)
 
 
@@ -365,6 +410,8 @@ def test_a_condition_trains_on_eight_devices_as_on_one_and_under_pmap():
   loss = lambda params, batch: objective.loss(params, {}, params, CODEC, batch, KEY)[0]
   one = quick(loss)(params, BATCH)
   mesh = sharding.mesh_for(8, 8)
-  np.testing.assert_allclose(quick(loss)(sharding.place(mesh, params), sharding.place_batch(mesh, BATCH)), one, rtol=1e-4)
+  np.testing.assert_allclose(
+    quick(loss)(sharding.place(mesh, params), sharding.place_batch(mesh, BATCH)), one, rtol=1e-4
+  )
   each = jax.tree.map(lambda x: np.asarray(x)[:, None], BATCH)
   np.testing.assert_allclose(jax.pmap(loss, in_axes=(None, 0))(params, each)[:, 0], one, rtol=1e-4)

@@ -1,4 +1,6 @@
-"""Latents in parts: each has its own time in training; in sampling some are given, some drawn, and samplers see one array."""
+"""Latents in parts: each has its own time in training; in sampling some are given, some drawn, and
+samplers see one array.
+"""
 
 import functools
 from typing import Any
@@ -49,16 +51,27 @@ class Levels(nn.Module):
   """Each part's noise level, everywhere."""
 
   def __call__(self, z, noise_level, inputs, estimate=None):
-    return Output({name: jnp.zeros_like(z[name]) + level.reshape(-1, *[1] * (z[name].ndim - 1))
-                   for name, level in noise_level.items()})
+    return Output(
+      {
+        name: jnp.zeros_like(z[name]) + level.reshape(-1, *[1] * (z[name].ndim - 1))
+        for name, level in noise_level.items()
+      }
+    )
 
 
 def times_of(part: str, size: int, key: Any) -> np.ndarray:
   """The times of a part [size]: its network says them, and its data are 0."""
   other = next(name for name in PARTS if name != part)
-  objective = Diffusion(network=Levels(), process=Flow(), parametrization=Predict("x0"), part_weights=((other, 0.0),))
-  batch = batch_of(size) | {f"{name}__mean": np.zeros((size, *shape), np.float32) for name, shape in PARTS.items()}
-  plain = CODEC.init(KEY) | {"mean": dict.fromkeys(PARTS, np.float32(0)), "std": dict.fromkeys(PARTS, np.float32(1))}
+  objective = Diffusion(
+    network=Levels(), process=Flow(), parametrization=Predict("x0"), part_weights=((other, 0.0),)
+  )
+  batch = batch_of(size) | {
+    f"{name}__mean": np.zeros((size, *shape), np.float32) for name, shape in PARTS.items()
+  }
+  plain = CODEC.init(KEY) | {
+    "mean": dict.fromkeys(PARTS, np.float32(0)),
+    "std": dict.fromkeys(PARTS, np.float32(1)),
+  }
   loss = objective.loss({"denoiser": {}}, {}, (), {"codec": Loaded(CODEC, plain)}, batch, key)[0]
   return np.sqrt(np.asarray(loss, np.float64))
 
@@ -75,27 +88,37 @@ def test_each_part_has_times_of_its_own_and_their_strata_do_not_align():
 
 def test_a_loss_is_the_sum_of_means_per_part():
   params = randomised(jax.eval_shape(OBJECTIVE.init, KEY, batch_of(8), FROZEN)[0])
+
   def loss(**weights):
     objective = Diffusion(**vars(OBJECTIVE) | {"part_weights": tuple(weights.items())})
     return quick(objective.loss)(params, {}, (), FROZEN, batch_of(8), KEY)
+
   each = {name: loss(**dict.fromkeys(set(PARTS) - {name}, 0.0))[0] for name in PARTS}
   whole, aux = loss()
   assert whole.shape == (8,) and aux.metrics.keys() == {"mse_image", "mse_text"}
   np.testing.assert_allclose(whole, each["image"] + each["text"], rtol=1e-5)
   np.testing.assert_allclose(loss(text=0.25)[0], each["image"] + 0.25 * each["text"], rtol=1e-5)
   for name in PARTS:
-    np.testing.assert_allclose(each[name].mean(), aux.metrics[f"mse_{name}"], rtol=1e-5)  # of x0, as it is: no part's size counts
+    np.testing.assert_allclose(
+      each[name].mean(), aux.metrics[f"mse_{name}"], rtol=1e-5
+    )  # of x0, as it is: no part's size counts
 
 
 def test_weights_are_of_parts_that_there_are():
   objective = Diffusion(**vars(OBJECTIVE) | {"part_weights": (("sound", 1.0),)})
-  with pytest.raises(UserError, match="part_weights has sound, and the latents image, text; expected some of those"):
-    jax.eval_shape(objective.loss, objective.init(KEY, batch_of(2), FROZEN)[0], {}, (), FROZEN, batch_of(2), KEY)
+  with pytest.raises(
+    UserError, match="part_weights has sound, and the latents image, text; expected some of those"
+  ):
+    jax.eval_shape(
+      objective.loss, objective.init(KEY, batch_of(2), FROZEN)[0], {}, (), FROZEN, batch_of(2), KEY
+    )
 
 
 def test_one_and_eight_devices_agree():
   params = randomised(jax.eval_shape(OBJECTIVE.init, KEY, batch_of(8), FROZEN)[0])
-  gradient = lambda params, batch: jax.grad(lambda p: OBJECTIVE.loss(p, {}, (), FROZEN, batch, KEY)[0].mean())(params)
+  gradient = lambda params, batch: jax.grad(
+    lambda p: OBJECTIVE.loss(p, {}, (), FROZEN, batch, KEY)[0].mean()
+  )(params)
   one = quick(gradient)(params, batch_of(8))
   mesh = sharding.mesh_for(8, 8)
   eight = quick(gradient)(sharding.place(mesh, params), sharding.place_batch(mesh, batch_of(8)))
@@ -112,7 +135,8 @@ def training():
   state = lambda: init_state(*OBJECTIVE.init(KEY, batch_of(SIZE), FROZEN), tx, ema)
   step = make_step(OBJECTIVE.loss, tx, ema)
   return state, lambda state, first, last: functools.reduce(
-    lambda state, n: step(state, batch_of(SIZE, n), KEY, FROZEN)[0], range(first, last), state)
+    lambda state, n: step(state, batch_of(SIZE, n), KEY, FROZEN)[0], range(first, last), state
+  )
 
 
 @pytest.fixture(scope="module")
@@ -142,16 +166,22 @@ def drawn(trained: Any, branch: dict, size: int, rule: Any = None, others: tuple
   """Samples by a sampler that knows nothing of parts: the finished data by part, and those parts as latents."""
   held = join(branch).get("held", {})
   shapes = {name: shape for name, shape in like(size).items() if name not in held}
-  denoise = bind(OBJECTIVE, trained.ema[0], [branch, *others], rule, like(size), row_keys(KEY, np.arange(size)))
+  denoise = bind(
+    OBJECTIVE, trained.ema[0], [branch, *others], rule, like(size), row_keys(KEY, np.arange(size))
+  )
   pairs = jnp.stack([jnp.linspace(1, 0, 13)[:-1], jnp.linspace(1, 0, 13)[1:]], 1)
   flat = jax.eval_shape(ravel, shapes)
-  z = unravel(draw(Flow(), denoise, DPMSolverPP(), flat, pairs, row_keys(jax.random.key(1), np.arange(size))), shapes)
+  z = unravel(
+    draw(Flow(), denoise, DPMSolverPP(), flat, pairs, row_keys(jax.random.key(1), np.arange(size))), shapes
+  )
   return CODEC.finish(decode_latents(FROZEN["codec"], z)), z
 
 
 def greys(data: dict) -> np.ndarray:
   """The nearest grey of pictures, as the number of its letter."""
-  return np.abs(np.asarray(data["image"], np.float32).mean((1, 2, 3))[:, None] - [25.5, 127.5, 229.5]).argmin(1)
+  return np.abs(np.asarray(data["image"], np.float32).mean((1, 2, 3))[:, None] - [25.5, 127.5, 229.5]).argmin(
+    1
+  )
 
 
 def letters(data: dict) -> np.ndarray:
@@ -192,7 +222,9 @@ class Seen(nn.Module):
     assert "held" not in inputs, "held parts stand in their own places"
     level, mean = noise_level["text"], z["text"].mean((1, 2))
     image = jnp.zeros_like(z["image"]).at[:, 0, 0, 0].set(level).at[:, 0, 1, 0].set(mean)
-    return Output({"image": image.at[:, 0, 2, 0].set(noise_level["image"]), "text": jnp.zeros_like(z["text"])})
+    return Output(
+      {"image": image.at[:, 0, 2, 0].set(noise_level["image"]), "text": jnp.zeros_like(z["text"])}
+    )
 
 
 def test_held_parts_stand_at_their_own_times_and_unknown_ones_as_noise():
@@ -200,11 +232,17 @@ def test_held_parts_stand_at_their_own_times_and_unknown_ones_as_noise():
   value, use = np.full((4, *PARTS["text"]), 3.0, np.float32), np.array([True, True, False, False])
   branch = {"given": {"held": {"text": (value, np.float32([0.0, 0.2, 0.0, 0.2]), use)}}}
   denoise = bind(objective, {"denoiser": {}}, [branch], None, like(4), row_keys(KEY, np.arange(4)))
-  seen = [np.asarray(quick(denoise)(np.zeros((4, 8), np.float32), t).x0) for t in (np.float32(0.7), np.float32(0.4))]
+  seen = [
+    np.asarray(quick(denoise)(np.zeros((4, 8), np.float32), t).x0) for t in (np.float32(0.7), np.float32(0.4))
+  ]
   np.testing.assert_allclose(seen[0][:, 0], [0, 0.2, 1, 1], atol=1e-6)
   np.testing.assert_allclose(seen[0][:2, 1], 3, rtol=1e-6)
-  assert (np.abs(seen[0][2:, 1]) < 1).all() and len(np.unique(seen[0][2:, 1])) == 2, "noise, of each sample its own"
-  np.testing.assert_allclose(seen[0][:, :2], seen[1][:, :2], rtol=1e-5, atol=1e-6)  # the same noise at every step
+  assert (np.abs(seen[0][2:, 1]) < 1).all() and len(np.unique(seen[0][2:, 1])) == 2, (
+    "noise, of each sample its own"
+  )
+  np.testing.assert_allclose(
+    seen[0][:, :2], seen[1][:, :2], rtol=1e-5, atol=1e-6
+  )  # the same noise at every step
   np.testing.assert_allclose([each[:, 2] for each in seen], [[0.7] * 4, [0.4] * 4], rtol=1e-6)
 
 
@@ -212,7 +250,9 @@ class Text(nn.Module):
   """An opinion of both parts that depends on an input."""
 
   def __call__(self, z, noise_level, inputs, estimate=None):
-    return Output(jax.tree.map(lambda part: jnp.sin(3 * part + inputs["label"].reshape(-1, *[1] * (part.ndim - 1))), z))
+    return Output(
+      jax.tree.map(lambda part: jnp.sin(3 * part + inputs["label"].reshape(-1, *[1] * (part.ndim - 1))), z)
+    )
 
 
 @pytest.mark.parametrize("rule", [APG(3.0, 0.2, 0.5), Rescale(ClassifierFree(3.0), 0.8)], ids=repr)
@@ -222,12 +262,17 @@ def test_rules_that_take_norms_combine_each_part_by_itself(rule):
   z, t = randoms(3), np.float32(0.6)
   found = unravel(quick(bind(objective, {"denoiser": {}}, branches, rule, like(3)))(ravel(z), t).x0, like(3))
   alone = [bind(objective, {"denoiser": {}}, [branch], None, like(3))(ravel(z), t) for branch in branches]
-  x0, eps = (jax.tree.map(lambda a, b: jnp.stack([a, b], 1), *(unravel(one[i], like(3)) for one in alone)) for i in (0, 1))
+  x0, eps = (
+    jax.tree.map(lambda a, b: jnp.stack([a, b], 1), *(unravel(one[i], like(3)) for one in alone))
+    for i in (0, 1)
+  )
   for name in PARTS:
     expected = rule(Flow(), z[name], t, Denoised(x0[name], eps[name])).x0
     np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
   flat = rule(Flow(), ravel(z), t, Denoised(*(jnp.stack([one[i] for one in alone], 1) for i in (0, 1)))).x0
-  assert max(np.abs(unravel(flat, like(3))[name] - found[name]).max() for name in PARTS) > 1e-2, "raveled first it is another"
+  assert max(np.abs(unravel(flat, like(3))[name] - found[name]).max() for name in PARTS) > 1e-2, (
+    "raveled first it is another"
+  )
 
 
 def test_a_ravel_comes_back():
@@ -237,11 +282,29 @@ def test_a_ravel_comes_back():
   assert ravel(z["image"]) is z["image"] and unravel(z["image"], z["image"]) is z["image"]
 
 
-@pytest.mark.parametrize("process, parametrization, times, told", [
-  (Flow(), Precondition(), [0.0], r"Precondition\(.*\) has no finite noise level at t = 0 of Flow.*, where a part is held"),
-  (Flow(), Precondition(), [0.5, 1.0], r"no finite noise level at t = 1 of Flow\(\), where a part is held; use Predict\('v'\)"),
-  (EDM(), Predict("x0"), [1.0], r"stands as noise at t = 1, where EDM\(.*\) has alpha = 1 and data left; use Flow\(\) or"),
-])
+@pytest.mark.parametrize(
+  "process, parametrization, times, told",
+  [
+    (
+      Flow(),
+      Precondition(),
+      [0.0],
+      r"Precondition\(.*\) has no finite noise level at t = 0 of Flow.*, where a part is held",
+    ),
+    (
+      Flow(),
+      Precondition(),
+      [0.5, 1.0],
+      r"no finite noise level at t = 1 of Flow\(\), where a part is held; use Predict\('v'\)",
+    ),
+    (
+      EDM(),
+      Predict("x0"),
+      [1.0],
+      r"stands as noise at t = 1, where EDM\(.*\) has alpha = 1 and data left; use Flow\(\) or",
+    ),
+  ],
+)
 def test_times_at_which_no_part_can_be_held(process, parametrization, times, told):
   with pytest.raises(UserError, match=told):
     refuse_held(process, parametrization, np.float32(times))
@@ -253,10 +316,21 @@ def test_times_at_which_parts_can_be_held(process):
   refuse_held(process, Precondition(), np.float32([0.5]))
 
 
-@pytest.mark.parametrize("branches, keys, told", [
-  ([holding("text", examples(np.arange(2)))], None, "parts text are held, and there are no keys of the noise"),
-  ([holding("text", examples(np.arange(2))), holding("image", examples(np.arange(2)))], KEY, "parts image, text are held, of"),
-])
+@pytest.mark.parametrize(
+  "branches, keys, told",
+  [
+    (
+      [holding("text", examples(np.arange(2)))],
+      None,
+      "parts text are held, and there are no keys of the noise",
+    ),
+    (
+      [holding("text", examples(np.arange(2))), holding("image", examples(np.arange(2)))],
+      KEY,
+      "parts image, text are held, of",
+    ),
+  ],
+)
 def test_what_cannot_be_bound(branches, keys, told):
   with pytest.raises(UserError, match=told):
     bind(OBJECTIVE, {}, branches, None, like(2), keys if keys is None else row_keys(keys, np.arange(2)))

@@ -1,4 +1,6 @@
-"""Random arrays, the same in a fixture script and in the test of what it wrote: numpy never changes what RandomState draws."""
+"""Random arrays, the same in a fixture script and in the test of what it wrote: numpy never changes
+what RandomState draws.
+"""
 
 from pathlib import Path
 
@@ -8,7 +10,9 @@ SD = Path(__file__).parent / "vae_sd"  # what diffusers saved
 
 
 def parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-  """float32 by name, none of them zero or one: kernels keep the variance, norms scale by about 1, biases are small."""
+  """float32 by name, none of them zero or one: kernels keep the variance, norms scale by about 1,
+  biases are small.
+  """
   rng = np.random.RandomState(seed)
   return {name: parameter(name, tuple(shapes[name]), rng) for name in sorted(shapes)}
 
@@ -27,14 +31,18 @@ def inputs(factor: int, channels: int) -> dict[str, tuple[np.ndarray, np.ndarray
   rng, short = np.random.RandomState(1), factor > 8
   sizes = {"square": (2, 2) if short else (4, 4), "wide": (1, 3) if short else (2, 5)}
   return {
-    name: (rng.uniform(-1, 1, (1, h * factor, w * factor, 3)).astype(np.float32),
-           rng.standard_normal((1, h, w, channels)).astype(np.float32))
+    name: (
+      rng.uniform(-1, 1, (1, h * factor, w * factor, 3)).astype(np.float32),
+      rng.standard_normal((1, h, w, channels)).astype(np.float32),
+    )
     for name, (h, w) in sizes.items()
   }
 
 
 def old_flax(arrays: dict[str, np.ndarray]) -> dict:
-  """AutoencoderKL's parameters as FlaxAutoencoderKL had them: its modules by name, attention as dense layers, norms' scale."""
+  """AutoencoderKL's parameters as FlaxAutoencoderKL had them: its modules by name, attention as dense
+  layers, norms' scale.
+  """
   theirs = {}
   for name, value in arrays.items():
     for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):

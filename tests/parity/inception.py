@@ -3,12 +3,13 @@
   python tests/parity/inception.py                    makes inception.npz: what the network makes of images
   python tests/parity/inception.py WEIGHTS.pth OUT    writes OUT.safetensors for `jldm convert --kind inception`
 
-WEIGHTS.pth is the file that pytorch-fid and torch-fidelity download, (pt_|weights-)inception-2015-12-05-6726825d.pth; any
-other is written too, but will not be called official.  OUT says the sha256 of the file that it was made from, and a hash of
-its arrays, so that `jldm convert` notices when they are no longer those.
+WEIGHTS.pth is the file that pytorch-fid and torch-fidelity download,
+(pt_|weights-)inception-2015-12-05-6726825d.pth; any other is written too, but will not be called
+official.  OUT says the sha256 of the file that it was made from, and a hash of its arrays, so that
+`jldm convert` notices when they are no longer those.
 
-The weights of the fixture are drawn again from a seed by `randomised`, the same here and in the tests: they are large.
-numpy promises never to change what RandomState draws.
+The weights of the fixture are drawn again from a seed by `randomised`, the same here and in the
+tests: they are large. numpy promises never to change what RandomState draws.
 """
 
 import hashlib
@@ -20,12 +21,25 @@ import numpy as np
 
 LAYERS = ("64", "192", "768", "2048", "logits_unbiased")
 CASES = {"colour": (2, 40, 56, 3), "large": (1, 310, 299, 3)}
-SMALL = {"Mixed_5b": 192, "Mixed_6a": 288, "Mixed_6b": 768, "Mixed_7a": 768, "Mixed_7b": 1280, "Mixed_7c": 2048}  # channels in
-PLACES = slice(None, None, 3), slice(None, None, 3), slice(None, None, 29)  # of a block's output [B, H, W, C] that are kept
+SMALL = {
+  "Mixed_5b": 192,
+  "Mixed_6a": 288,
+  "Mixed_6b": 768,
+  "Mixed_7a": 768,
+  "Mixed_7b": 1280,
+  "Mixed_7c": 2048,
+}  # channels in
+PLACES = (
+  slice(None, None, 3),
+  slice(None, None, 3),
+  slice(None, None, 29),
+)  # of a block's output [B, H, W, C] that are kept
 
 
 def randomised(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
-  """Weights by torch's names and shapes, in their order, so that features neither vanish nor grow; variances are positive."""
+  """Weights by torch's names and shapes, in their order, so that features neither vanish nor grow;
+  variances are positive.
+  """
   rng, found = np.random.RandomState(seed), {}
   for name, shape in sorted(shapes.items()):
     noise = rng.standard_normal(shape)
@@ -44,7 +58,9 @@ def pictures(shape: tuple[int, ...]) -> np.ndarray:
   rng = np.random.RandomState(1)
   y, x, c = np.mgrid[: shape[1], : shape[2], : shape[3]]
   waves = [np.sin(0.2 * (i + 1) * y + c) * np.cos(0.15 * x - i) for i in range(shape[0])]
-  return np.rint(np.clip(127 + 90 * np.stack(waves) + 12 * rng.standard_normal(shape), 0, 255)).astype(np.uint8)
+  return np.rint(np.clip(127 + 90 * np.stack(waves) + 12 * rng.standard_normal(shape), 0, 255)).astype(
+    np.uint8
+  )
 
 
 def small(channels: int) -> np.ndarray:
@@ -76,8 +92,12 @@ def main() -> None:
   from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
   extractor = network()
-  shapes = {name: list(value.shape) for name, value in extractor.state_dict().items() if "num_batches" not in name}
-  extractor.load_state_dict({name: torch.from_numpy(value) for name, value in randomised(shapes).items()}, strict=False)
+  shapes = {
+    name: list(value.shape) for name, value in extractor.state_dict().items() if "num_batches" not in name
+  }
+  extractor.load_state_dict(
+    {name: torch.from_numpy(value) for name, value in randomised(shapes).items()}, strict=False
+  )
   arrays, seen = {"shapes": json.dumps(shapes)}, {}
   for name, channels in SMALL.items():
     with torch.no_grad():
@@ -94,7 +114,9 @@ def main() -> None:
       found = dict(zip(LAYERS, extractor(images)))
     arrays |= {f"{case}_{layer}": value.numpy() for layer, value in found.items()}
     if case == "colour":
-      arrays |= {f"{case}_{name}": value.permute(0, 2, 3, 1).numpy()[:, *PLACES] for name, value in seen.items()}
+      arrays |= {
+        f"{case}_{name}": value.permute(0, 2, 3, 1).numpy()[:, *PLACES] for name, value in seen.items()
+      }
   np.savez_compressed(Path(__file__).with_suffix(".npz"), **arrays)
 
 

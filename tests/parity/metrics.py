@@ -26,14 +26,26 @@ def main() -> None:
   moments = [metric_fid.fid_features_to_statistics(features) for features in both]
   arrays["frechet"] = metric_fid.fid_statistics_to_metric(*moments, False)[metric_fid.KEY_METRIC_FID]
   kid = metric_kid.kid_features_to_metric(
-    *both, kid_subsets=SUBSETS, kid_subset_size=SUBSET_SIZE, rng_seed=SEED, kid_kernel="poly", kid_kernel_poly_degree=3,
-    kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, verbose=False,
+    *both,
+    kid_subsets=SUBSETS,
+    kid_subset_size=SUBSET_SIZE,
+    rng_seed=SEED,
+    kid_kernel="poly",
+    kid_kernel_poly_degree=3,
+    kid_kernel_poly_gamma=None,
+    kid_kernel_poly_coef0=1,
+    verbose=False,
   )
   arrays["kid"] = [kid[metric_kid.KEY_METRIC_KID_MEAN], kid[metric_kid.KEY_METRIC_KID_STD]]
   for name, seed in (("shuffled", SEED), ("in_order", None)):
     score = metric_isc.isc_features_to_metric(torch.from_numpy(logits), SPLITS, seed is not None, seed)
-    arrays[f"inception_score_{name}"] = [score[metric_isc.KEY_METRIC_ISC_MEAN], score[metric_isc.KEY_METRIC_ISC_STD]]
-  arrays["rbf"] = metric_kid.kernel_mmd(real[:200], samples[:200], kid_kernel="rbf", kid_kernel_rbf_sigma=10.0)
+    arrays[f"inception_score_{name}"] = [
+      score[metric_isc.KEY_METRIC_ISC_MEAN],
+      score[metric_isc.KEY_METRIC_ISC_STD],
+    ]
+  arrays["rbf"] = metric_kid.kernel_mmd(
+    real[:200], samples[:200], kid_kernel="rbf", kid_kernel_rbf_sigma=10.0
+  )
   for k in NEIGHBOURS:
     found = compute_prdc(real, samples, k)
     arrays[f"prdc_{k}"] = [found[name] for name in ("precision", "recall", "density", "coverage")]

@@ -1,7 +1,7 @@
 """Autoencoders that jldm trained or imported, read by diffusers: the log is round_trip.txt.
 
-  python tests/parity/round_trip.py write FOLDER    where jldm is: folders that `jldm convert --to diffusers` made
-  python tests/parity/round_trip.py check FOLDER    where torch and diffusers are: prints the log
+python tests/parity/round_trip.py write FOLDER    where jldm is: folders that `jldm convert --to diffusers` made
+python tests/parity/round_trip.py check FOLDER    where torch and diffusers are: prints the log
 """
 
 import json
@@ -39,8 +39,14 @@ def trained(folder: Path) -> dict[str, Path]:
   }
   for name, network in networks.items():
     stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=20, batch_size=8)
-    denoiser = Stage(name="denoiser", needs=(Need("codec", "autoencoder"),), objective=Diffusion(network=DiT(), process=Cosine()))
-    experiment = Experiment(data=Synthetic(height=16, width=16, channels=3, count=32), stages=(stage, denoiser))
+    denoiser = Stage(
+      name="denoiser",
+      needs=(Need("codec", "autoencoder"),),
+      objective=Diffusion(network=DiT(), process=Cosine()),
+    )
+    experiment = Experiment(
+      data=Synthetic(height=16, width=16, channels=3, count=32), stages=(stage, denoiser)
+    )
     train(experiment, folder / name, ("autoencoder",), devices=1)
   imported = {"imported_sd": "vae_sd", "imported_tiny": "tiny_flux", "imported_dc": "dc_in"}
   for name, source in imported.items():
@@ -78,21 +84,30 @@ def check(folder: Path) -> None:
 
   print(f"diffusers {diffusers.__version__}, torch {torch.__version__}")
   for path in sorted(folder.glob("*_diffusers")):
-    name, kept = path.name.removesuffix("_diffusers"), np.load(folder / f"{path.name.removesuffix('_diffusers')}.npz")
+    name, kept = (
+      path.name.removesuffix("_diffusers"),
+      np.load(folder / f"{path.name.removesuffix('_diffusers')}.npz"),
+    )
     kind = getattr(diffusers, json.loads((path / "config.json").read_text())["_class_name"])
     model, told = kind.from_pretrained(path, output_loading_info=True, low_cpu_mem_usage=False)
     first = lambda value: torch.from_numpy(value).permute(0, 3, 1, 2)
     last = lambda value: value.permute(0, 2, 3, 1).numpy()
     with torch.no_grad():
       encoded = model.encode(first(kept["images"]))
-      found = {"mean": last(encoded.latent_dist.mean if kind is diffusers.AutoencoderKL else encoded[0]),
-               "decoded": last(model.decode(first(kept["latents"])).sample)}
+      found = {
+        "mean": last(encoded.latent_dist.mean if kind is diffusers.AutoencoderKL else encoded[0]),
+        "decoded": last(model.decode(first(kept["latents"])).sample),
+      }
     far = {what: np.abs(value - kept[what]).max() / np.abs(kept[what]).max() for what, value in found.items()}
-    print(f"{name}: {kind.__name__}, {len(told['missing_keys'])} missing, {len(told['unexpected_keys'])} unexpected, "
-          f"{len(told['mismatched_keys'])} misshapen; max|difference| / max|ours|: "
-          + ", ".join(f"{what} {value:.1e}" for what, value in far.items()))
-    print(f"  scaling_factor {model.config.scaling_factor}, latents_mean {model.config.get('latents_mean')}, "
-          f"latents_std {model.config.get('latents_std')}")
+    print(
+      f"{name}: {kind.__name__}, {len(told['missing_keys'])} missing, {len(told['unexpected_keys'])} unexpected, "
+      f"{len(told['mismatched_keys'])} misshapen; max|difference| / max|ours|: "
+      + ", ".join(f"{what} {value:.1e}" for what, value in far.items())
+    )
+    print(
+      f"  scaling_factor {model.config.scaling_factor}, latents_mean {model.config.get('latents_mean')}, "
+      f"latents_std {model.config.get('latents_std')}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
   python tests/parity/schedulers.py
 
-Every case walks INITIAL along the timesteps that the scheduler makes, with `network` where a model would be.  It is told
-the angle atan(sigma / alpha) of the scheduler's own tables, not the timestep, which is rounded where sigmas are
-interpolated.  Noise number k is that of step k.  Everything is computed by their code in float64, which they round to
-float32 here and there: relative errors of 1e-5 where a sigma is large or small.
+Every case walks INITIAL along the timesteps that the scheduler makes, with `network` where a model
+would be.  It is told the angle atan(sigma / alpha) of the scheduler's own tables, not the timestep,
+which is rounded where sigmas are interpolated.  Noise number k is that of step k.  Everything is
+computed by their code in float64, which they round to float32 here and there: relative errors of
+1e-5 where a sigma is large or small.
 
-A path keeps the states at the ends of steps alone: Heun, Runge-Kutta and the doubled first step of PNDM pass others.
+A path keeps the states at the ends of steps alone: Heun, Runge-Kutta and the doubled first step of
+PNDM pass others.
 """
 
 import importlib
@@ -33,7 +35,9 @@ REPAINT = ((20, 4, 3), (50, 10, 10), (7, 1, 2), (12, 12, 4))  # steps, jump_leng
 
 
 class Case(NamedTuple):
-  """A scheduler by its name without "Scheduler" and "Discrete", what it is configured with, and arguments of its step."""
+  """A scheduler by its name without "Scheduler" and "Discrete", what it is configured with, and
+  arguments of its step.
+  """
 
   scheduler: str
   config: dict[str, Any]
@@ -73,9 +77,13 @@ CASES = {
   "ddim_half": Case("DDIM", V | TRAILING | UNCLIPPED, {"eta": 0.5}),
   "ddim_one": Case("DDIM", SAMPLE | LINSPACE | UNCLIPPED, {"eta": 1.0}),
   "ddim_cosine": Case("DDIM", V | LEADING | UNCLIPPED | {"beta_schedule": "squaredcos_cap_v2"}, {"eta": 1.0}),
-  "ddim_linear": Case("DDIM", LINSPACE | UNCLIPPED | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
+  "ddim_linear": Case(
+    "DDIM", LINSPACE | UNCLIPPED | {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+  ),
   "ddim_zero_snr": Case("DDIM", ZERO_SNR | UNCLIPPED),
-  "ddim_zero_snr_half": Case("DDIM", ZERO_SNR | UNCLIPPED, {"eta": 0.5}),  # eta = 1 there is the root of -1e-8, not a number
+  "ddim_zero_snr_half": Case(
+    "DDIM", ZERO_SNR | UNCLIPPED, {"eta": 0.5}
+  ),  # eta = 1 there is the root of -1e-8, not a number
   "pndm_plms": Case("PNDM", LEADING | {"skip_prk_steps": True, "set_alpha_to_one": True}),
   "pndm_plms_published": Case("PNDM", LEADING | ONE_ON | {"skip_prk_steps": True}),
   "pndm_plms_v": Case("PNDM", V | LEADING | {"skip_prk_steps": True}),
@@ -205,14 +213,20 @@ def make(scheduler: str, config: dict[str, Any]) -> tuple[Any, Any]:
   return cls(**betas | config), module
 
 
-def walk(case: Case, steps: int, initial: np.ndarray, noises: np.ndarray, parts: tuple[np.ndarray, np.ndarray]) -> tuple:
-  """The path [steps + 1, ...] from `initial`, in the scheduler's own scale, and its table of sigmas [steps + 1], if any."""
+def walk(
+  case: Case, steps: int, initial: np.ndarray, noises: np.ndarray, parts: tuple[np.ndarray, np.ndarray]
+) -> tuple:
+  """The path [steps + 1, ...] from `initial`, in the scheduler's own scale, and its table of sigmas
+  [steps + 1], if any.
+  """
   import torch
 
   made, module = make(case.scheduler, case.config)
   made.set_timesteps(steps)
   if hasattr(made, "set_begin_index"):
-    made.set_begin_index(0)  # or it looks for the first timestep, and takes the second of two that were rounded to the same
+    made.set_begin_index(
+      0
+    )  # or it looks for the first timestep, and takes the second of two that were rounded to the same
   levels = sigmas(made)
   is_flow, is_edm = case.scheduler.startswith("Flow"), case.scheduler.startswith("EDM")
   scaled = is_edm or hasattr(made, "is_scale_input_called") or case.scheduler == "Heun"
@@ -230,13 +244,18 @@ def walk(case: Case, steps: int, initial: np.ndarray, noises: np.ndarray, parts:
     path.append(z)
   ends = [0] + [i + 1 for i in kept(case.scheduler, case.config, len(path) - 1)]
   assert len(ends) == steps + 1, (case, steps, ends)
-  table = [*dict.fromkeys(made.sigmas.tolist())] if hasattr(made, "sigmas") else np.full(steps + 1, np.nan)  # Heun has all twice
+  table = (
+    [*dict.fromkeys(made.sigmas.tolist())] if hasattr(made, "sigmas") else np.full(steps + 1, np.nan)
+  )  # Heun has all twice
   return np.stack([path[i].double().numpy() for i in ends]).astype(np.float32), np.array(table, np.float32)
 
 
 def main() -> None:
   rng = np.random.default_rng(0)
-  initial, noises = rng.standard_normal(SHAPE, dtype=np.float32), rng.standard_normal((50, *SHAPE), dtype=np.float32)
+  initial, noises = (
+    rng.standard_normal(SHAPE, dtype=np.float32),
+    rng.standard_normal((50, *SHAPE), dtype=np.float32),
+  )
   weight, bias = np.array([[0.9, -0.6], [0.4, 0.7]]), np.array([1.1, -0.8])
   arrays = {"initial": initial, "noises": noises, "weight": weight, "bias": bias}
   for steps in STEPS:

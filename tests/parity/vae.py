@@ -1,7 +1,8 @@
 """Outputs of diffusers' AutoencoderKL and VQModel with random parameters: python tests/parity/vae.py
 
-Needs torch and diffusers; writes vae.npz and the folder vae_sd beside it, which the tests read without either.  Of the
-other networks, the names and shapes that `save_pretrained` wrote are kept, and parameters are drawn anew (`drawn.py`).
+Needs torch and diffusers; writes vae.npz and the folder vae_sd beside it, which the tests read
+without either.  Of the other networks, the names and shapes that `save_pretrained` wrote are kept,
+and parameters are drawn anew (`drawn.py`).
 """
 
 import json
@@ -21,8 +22,11 @@ HERE = Path(__file__).parent
 
 def layout(widths: tuple[int, ...], attention: tuple[int, ...] = ()) -> dict:
   kind = lambda plain: [("Attn" if level in attention else "") + plain for level in range(len(widths))]
-  return {"block_out_channels": widths, "down_block_types": kind("DownEncoderBlock2D"),
-          "up_block_types": kind("UpDecoderBlock2D")[::-1]}
+  return {
+    "block_out_channels": widths,
+    "down_block_types": kind("DownEncoderBlock2D"),
+    "up_block_types": kind("UpDecoderBlock2D")[::-1],
+  }
 
 
 LARGE_MEAN = 100  # added to what the first convolutions give, of standard deviation 1
@@ -30,21 +34,41 @@ SMALL = {"norm_num_groups": 4, "layers_per_block": 1}
 BARE = {"use_quant_conv": False, "use_post_quant_conv": False}
 NETWORKS = {  # by name: class, config; f4, f8, … are CompVis's own, narrow
   "sd": (diffusers.AutoencoderKL, SMALL | layout((8, 8, 16, 16))),
-  "sdxl": (diffusers.AutoencoderKL, SMALL | layout((8, 12, 16)) | {"layers_per_block": 2, "scaling_factor": 0.13025}),
-  "sd3": (diffusers.AutoencoderKL, SMALL | layout((8, 16)) | BARE
-          | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}),
+  "sdxl": (
+    diffusers.AutoencoderKL,
+    SMALL | layout((8, 12, 16)) | {"layers_per_block": 2, "scaling_factor": 0.13025},
+  ),
+  "sd3": (
+    diffusers.AutoencoderKL,
+    SMALL
+    | layout((8, 16))
+    | BARE
+    | {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609},
+  ),
   "large_mean": (diffusers.AutoencoderKL, SMALL | layout((8, 16), (1,)) | {"mid_block_add_attention": False}),
-  "vq": (diffusers.VQModel, SMALL | layout((8, 16), (1,)) | {"latent_channels": 4, "vq_embed_dim": 3, "num_vq_embeddings": 64}),
+  "vq": (
+    diffusers.VQModel,
+    SMALL | layout((8, 16), (1,)) | {"latent_channels": 4, "vq_embed_dim": 3, "num_vq_embeddings": 64},
+  ),
 }
 WIDE = {"norm_num_groups": 32, "layers_per_block": 1}
 COMPVIS = {
   "kl_f4": (diffusers.AutoencoderKL, WIDE | layout((32, 64, 64)) | {"latent_channels": 3}),
   "kl_f8": (diffusers.AutoencoderKL, WIDE | layout((32, 64, 64, 64))),
   "kl_f16": (diffusers.AutoencoderKL, WIDE | layout((32, 32, 64, 64, 64), (4,)) | {"latent_channels": 16}),
-  "kl_f32": (diffusers.AutoencoderKL, WIDE | layout((32, 32, 64, 64, 64, 64), (4, 5)) | {"latent_channels": 64}),
+  "kl_f32": (
+    diffusers.AutoencoderKL,
+    WIDE | layout((32, 32, 64, 64, 64, 64), (4, 5)) | {"latent_channels": 64},
+  ),
   "vq_f4": (diffusers.VQModel, WIDE | layout((32, 64, 64)) | {"latent_channels": 3, "num_vq_embeddings": 96}),
-  "vq_f8": (diffusers.VQModel, WIDE | layout((32, 64, 64, 64), (3,)) | {"latent_channels": 4, "num_vq_embeddings": 96}),
-  "vq_f16": (diffusers.VQModel, WIDE | layout((32, 32, 64, 64, 64), (4,)) | {"latent_channels": 8, "num_vq_embeddings": 96}),
+  "vq_f8": (
+    diffusers.VQModel,
+    WIDE | layout((32, 64, 64, 64), (3,)) | {"latent_channels": 4, "num_vq_embeddings": 96},
+  ),
+  "vq_f16": (
+    diffusers.VQModel,
+    WIDE | layout((32, 32, 64, 64, 64), (4,)) | {"latent_channels": 8, "num_vq_embeddings": 96},
+  ),
 }
 
 
@@ -57,9 +81,18 @@ def compvis(name: str, levels: int) -> str:
   name = re.sub(r"up_blocks\.(\d+)\.resnets", mirrored("block"), name)
   name = re.sub(r"up_blocks\.(\d+)\.attentions", mirrored("attn"), name)
   name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", mirrored("upsample"), name)
-  for old, new in (("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
-                   ("mid_block.attentions.0", "mid.attn_1"), ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"),
-                   ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
+  for old, new in (
+    ("mid_block.resnets.0", "mid.block_1"),
+    ("mid_block.resnets.1", "mid.block_2"),
+    ("mid_block.attentions.0", "mid.attn_1"),
+    ("conv_norm_out", "norm_out"),
+    ("conv_shortcut", "nin_shortcut"),
+    ("group_norm", "norm"),
+    ("to_q", "q"),
+    ("to_k", "k"),
+    ("to_v", "v"),
+    ("to_out.0", "proj_out"),
+  ):
     name = name.replace(old, new)
   return name
 
@@ -104,8 +137,10 @@ def main() -> None:
     levels = len(config["block_out_channels"])
     if name in COMPVIS:
       theirs = {compvis(mine, levels): mine for mine in shapes}
-      own = {new: [*shapes[old], 1, 1] if re.search(r"\.(q|k|v|proj_out)\.weight", new) else shapes[old]
-             for new, old in theirs.items()}
+      own = {
+        new: [*shapes[old], 1, 1] if re.search(r"\.(q|k|v|proj_out)\.weight", new) else shapes[old]
+        for new, old in theirs.items()
+      }
       drawn = parameters(own, seed)
       arrays = {old: drawn[new].reshape(shapes[old]) for new, old in theirs.items()}
     else:

@@ -1,7 +1,8 @@
-"""transformers' DINOv2 and CLIP and ours, reduced: `python tests/parity/vit.py` makes vit.npz.  Needs torch and transformers 5.
+"""transformers' DINOv2 and CLIP and ours, reduced: `python tests/parity/vit.py` makes vit.npz.  Needs
+torch and transformers 5.
 
-Weights are drawn again from a seed by `randomised`, the same here and in the tests; numpy promises never to change what
-RandomState draws.
+Weights are drawn again from a seed by `randomised`, the same here and in the tests; numpy promises
+never to change what RandomState draws.
 """
 
 import json
@@ -15,7 +16,10 @@ PROJECTION = 20
 PIXELS = {"dinov2": {"table": (70, 70), "other": (42, 98)}, "clip": {"table": (70, 70)}}
 CASES = {"small": (2, 28, 28, 3), "wide": (1, 37, 61, 3), "large": (1, 400, 250, 3)}
 SIDES = {"dinov2": 224, "clip": 336}
-COLOURS = {"dinov2": {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}, "clip": {}}  # {}: CLIP's own
+COLOURS = {
+  "dinov2": {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)},
+  "clip": {},
+}  # {}: CLIP's own
 
 
 def randomised(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -48,10 +52,18 @@ def pictures(shape: tuple[int, ...]) -> np.ndarray:
 def networks():
   from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-  each = {"hidden_size": SIZES["width"], "num_hidden_layers": SIZES["depth"], "num_attention_heads": SIZES["heads"],
-          "patch_size": SIZES["patch"], "image_size": SIZES["patch"] * SIZES["table"]}
+  each = {
+    "hidden_size": SIZES["width"],
+    "num_hidden_layers": SIZES["depth"],
+    "num_attention_heads": SIZES["heads"],
+    "patch_size": SIZES["patch"],
+    "image_size": SIZES["patch"] * SIZES["table"],
+  }
   clip = CLIPVisionConfig(**each, intermediate_size=4 * SIZES["width"], projection_dim=PROJECTION)
-  return {"dinov2": Dinov2Model(Dinov2Config(**each)).eval(), "clip": CLIPVisionModelWithProjection(clip).eval()}
+  return {
+    "dinov2": Dinov2Model(Dinov2Config(**each)).eval(),
+    "clip": CLIPVisionModelWithProjection(clip).eval(),
+  }
 
 
 def main() -> None:
@@ -74,12 +86,24 @@ def main() -> None:
         found = network(torch.from_numpy(noise((2, height, width, 3))).permute(0, 3, 1, 2))
       arrays[f"{kind}_{case}"] = (found.image_embeds if kind == "clip" else found.pooler_output).numpy()
 
-    side, processor = SIDES[kind], CLIPImageProcessorPil(do_resize=False, do_center_crop=False, **COLOURS[kind])
+    side, processor = (
+      SIDES[kind],
+      CLIPImageProcessorPil(do_resize=False, do_center_crop=False, **COLOURS[kind]),
+    )
     for case, shape in CASES.items():
-      channels = [[Image.fromarray(image[..., c].astype(np.float32), mode="F").resize((side, side), Image.Resampling.BICUBIC)
-                   for c in range(3)] for image in pictures(shape)]
+      channels = [
+        [
+          Image.fromarray(image[..., c].astype(np.float32), mode="F").resize(
+            (side, side), Image.Resampling.BICUBIC
+          )
+          for c in range(3)
+        ]
+        for image in pictures(shape)
+      ]
       small = [np.stack([np.asarray(channel) for channel in each], -1) for each in channels]
-      seen = np.stack(processor(images=small, return_tensors="np", input_data_format="channels_last")["pixel_values"])
+      seen = np.stack(
+        processor(images=small, return_tensors="np", input_data_format="channels_last")["pixel_values"]
+      )
       arrays[f"{kind}_{case}_seen"] = seen.transpose(0, 2, 3, 1)[:, ::13, ::11]
   whole = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
   seen = np.stack(whole(images=list(64 + pictures(CASES["small"]) // 2), return_tensors="np")["pixel_values"])

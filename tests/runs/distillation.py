@@ -49,12 +49,16 @@ class Imitation:
   def loss(self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Any) -> tuple[Any, Aux]:
     key_x0, key_eps, key_conditions = jax.random.split(key, 3)
     teacher, rows = frozen["teacher"], batch["row"]
-    x0 = sample_latents(frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows))
+    x0 = sample_latents(
+      frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows)
+    )
     r = rates(self.student.process, batch["stratum"], x0)
     z = r.alpha * x0 + r.sigma * normal(row_keys(key_eps, rows), x0)
     inputs = self.student.inputs(params, frozen, batch, key_conditions)
     noise_level = self.student.parametrization.c_noise(self.student.process, batch["stratum"])
-    output = lambda objective, params: objective.network.apply({"params": params["denoiser"]}, z, noise_level, inputs).value
+    output = lambda objective, params: (
+      objective.network.apply({"params": params["denoiser"]}, z, noise_level, inputs).value
+    )
     target = self.scale * output(teacher.model, teacher.params)
     loss = mean_each(jnp.square(output(self.student, params) - target))
     return loss, Aux({}, {"loss": loss.mean()})
@@ -70,7 +74,10 @@ def experiment() -> Experiment:
   both = shrunk(config("digits"), STEPS)
   teacher = both.stage("denoiser")
   student = dataclasses.replace(
-    teacher, name="student", objective=Imitation(student=teacher.objective), start="denoiser",
+    teacher,
+    name="student",
+    objective=Imitation(student=teacher.objective),
+    start="denoiser",
     needs=(Need("codec", "autoencoder"), Need("teacher", "denoiser")),
   )
   return dataclasses.replace(both, stages=(*both.stages, student))

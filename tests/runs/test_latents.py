@@ -1,4 +1,6 @@
-"""Latents are encoded once, standardised by their codec, and rebuilt where they are lost; conditions stand beside them."""
+"""Latents are encoded once, standardised by their codec, and rebuilt where they are lost; conditions
+stand beside them.
+"""
 
 import dataclasses
 import shutil
@@ -43,7 +45,9 @@ def test_a_lost_or_damaged_latent_cache_is_rebuilt(experiment, unbroken, tmp_pat
 
 
 def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, tmp_path):
-  """In the cache row i has the latents of picture i and of what is made of it, and another degradation is another cache."""
+  """In the cache row i has the latents of picture i and of what is made of it, and another degradation
+  is another cache.
+  """
   changed = claimed_with(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
   source = changed.data.open("train")
   model, mesh = of(changed), runs.mesh_of(changed.stage("denoiser"), 1)
@@ -68,11 +72,15 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   rescaled = codec | {"std": 2 * codec["std"]}
   assert conditions_hash(rescaled, changed) != conditions_hash(codec, changed), "they are standardised"
   names = lambda folder: {path.name for path in (unbroken / folder).iterdir()}
-  assert {moments_hash({"params": codec["params"]}, each) for each in every} == names("latents"), "and moments one"
+  assert {moments_hash({"params": codec["params"]}, each) for each in every} == names("latents"), (
+    "and moments one"
+  )
   assert {conditions_hash(codec, experiment)} == names("conditions")
 
 
-def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(experiment, unbroken, tmp_path):
+def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments(
+  experiment, unbroken, tmp_path
+):
   changed = claimed_with(experiment, "Masked()", unbroken, tmp_path / "w")
   source, model = changed.data.open("train"), of(changed)
   run, mesh = runs.Run(place(tmp_path / "w"), 1), runs.mesh_of(changed.stage("denoiser"), 1)
@@ -81,9 +89,15 @@ def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments
   rows = latents.encoded(run, codec, source, mesh)[np.arange(20)]
   images = source[np.arange(20)]["image"]
   np.testing.assert_array_equal(rows["image"], images)
-  np.testing.assert_allclose(rows["mean"], model.codec.encode(codec, {"image": images}).mean, rtol=1e-3, atol=1e-4)
   np.testing.assert_allclose(
-    codecs.encode_mean(loaded, {"image": images}), codecs.standardised(codec, rows["mean"]), rtol=1e-3, atol=1e-3)
+    rows["mean"], model.codec.encode(codec, {"image": images}).mean, rtol=1e-3, atol=1e-4
+  )
+  np.testing.assert_allclose(
+    codecs.encode_mean(loaded, {"image": images}),
+    codecs.standardised(codec, rows["mean"]),
+    rtol=1e-3,
+    atol=1e-3,
+  )
 
 
 @pytest.mark.slow

@@ -69,14 +69,18 @@ def ema(path):
 def test_training_ends_with_the_same_bits(unjudged_run, run):
   for a, b in zip(ema(unjudged_run), ema(run), strict=True):
     np.testing.assert_array_equal(a, b)
-  manifests = [json.loads((workdirs.checkpoints(path, "denoiser") / f"{STEPS}.manifest.json").read_text())
-               for path in (unjudged_run, run)]
+  manifests = [
+    json.loads((workdirs.checkpoints(path, "denoiser") / f"{STEPS}.manifest.json").read_text())
+    for path in (unjudged_run, run)
+  ]
   assert manifests[0]["step"] == manifests[1]["step"] == STEPS
   assert not (unjudged_run / "denoiser" / "best").exists() and not (unjudged_run / "evaluation").exists()
 
 
 def scores(path):
-  files = {int(file.stem): json.loads(file.read_text()) for file in workdirs.evaluation(path).glob("[0-9]*.json")}
+  files = {
+    int(file.stem): json.loads(file.read_text()) for file in workdirs.evaluation(path).glob("[0-9]*.json")
+  }
   return {step: told["metrics"]["frechet"]["value"] for step, told in sorted(files.items())}
 
 
@@ -107,7 +111,9 @@ def test_the_best_is_sampled_and_evaluated(run, tmp_path):
 
 def test_figures_go_to_the_log(run):
   logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-  assert {row["step"]: row["evaluation_frechet"] for row in logged if "evaluation_frechet" in row} == scores(run)
+  assert {row["step"]: row["evaluation_frechet"] for row in logged if "evaluation_frechet" in row} == scores(
+    run
+  )
 
 
 class Stop(Exception):
@@ -165,15 +171,18 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
   assert taken == [1, 3, 5]
 
 
-@pytest.mark.parametrize(("path", "text", "told"), [
-  ("evaluation.every_steps", "-1", "evaluation.every_steps=-1; expected at least 1, or 0"),
-  ("evaluation.extractor", "", "no extractor is named, and none fits all data"),
-  ("evaluation.extractor", "pixel", "did you mean 'pixels'?"),
-  ("evaluation.metric", "fid", "evaluation.metric='fid'; expected one of frechet, kid, cmmd, precision"),
-  ("evaluation.n", "64", "64 pictures, where features are 64 wide"),
-  ("evaluation.n", "3", "n=3; expected at least 20 pictures"),
-  ("evaluation.extractor", "dinov2", "comes without weights"),
-])
+@pytest.mark.parametrize(
+  ("path", "text", "told"),
+  [
+    ("evaluation.every_steps", "-1", "evaluation.every_steps=-1; expected at least 1, or 0"),
+    ("evaluation.extractor", "", "no extractor is named, and none fits all data"),
+    ("evaluation.extractor", "pixel", "did you mean 'pixels'?"),
+    ("evaluation.metric", "fid", "evaluation.metric='fid'; expected one of frechet, kid, cmmd, precision"),
+    ("evaluation.n", "64", "64 pictures, where features are 64 wide"),
+    ("evaluation.n", "3", "n=3; expected at least 20 pictures"),
+    ("evaluation.extractor", "dinov2", "comes without weights"),
+  ],
+)
 def test_what_cannot_be_judged_is_told_before_training(judged, tmp_path, path, text, told):
   with pytest.raises(UserError) as error:
     train(override(judged, path, text), tmp_path / "w", devices=1)

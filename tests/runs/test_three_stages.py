@@ -42,7 +42,9 @@ def three():
 
 
 def begun(three: Experiment, unbroken: Path, workdir: Path) -> Path:
-  """A workdir of the three whose first two stages are finished: those of an experiment of two, by the same names."""
+  """A workdir of the three whose first two stages are finished: those of an experiment of two, by the
+  same names.
+  """
   workdirs.claim(workdir, three)
   for part in ("autoencoder", "denoiser", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
@@ -67,7 +69,9 @@ def equal(a: dict, b: dict) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_in_the_third_stage_it_ends_with_the_same_bits(three, finished, unbroken, tmp_path, monkeypatch):
+def test_stopped_in_the_third_stage_it_ends_with_the_same_bits(
+  three, finished, unbroken, tmp_path, monkeypatch
+):
   workdir = begun(three, unbroken, tmp_path / "w")
 
   def interrupt(log, step, state, metrics):
@@ -95,15 +99,21 @@ def test_it_starts_from_its_teacher(three, unbroken, tmp_path):
 
 def test_the_last_stage_that_draws_is_loaded_and_any_other_by_its_name(three, finished, unbroken):
   model, params = load(finished)
-  assert model.objective == three.stage("denoiser").objective, "of the student's result, not the objective that trained it"
+  assert model.objective == three.stage("denoiser").objective, (
+    "of the student's result, not the objective that trained it"
+  )
   teacher, before = load(finished, stage="denoiser"), load(unbroken)
   jax.tree.map(np.testing.assert_array_equal, teacher[1], before[1])
   assert jax.tree.structure(params) == jax.tree.structure(before[1])
   moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before[1]))]
   assert max(moved) > 0
-  with pytest.raises(UserError, match="stage 'autoencoder' makes a codec and draws nothing; expected one of denoiser, student"):
+  with pytest.raises(
+    UserError, match="stage 'autoencoder' makes a codec and draws nothing; expected one of denoiser, student"
+  ):
     load(finished, stage="autoencoder")
-  with pytest.raises(UserError, match="there is no stage 'pupil'; expected one of autoencoder, denoiser, student"):
+  with pytest.raises(
+    UserError, match="there is no stage 'pupil'; expected one of autoencoder, denoiser, student"
+  ):
     load(finished, stage="pupil")
 
 
@@ -140,7 +150,10 @@ def from_paths(three: Experiment, workdir: Path) -> Experiment:
 def test_what_it_needs_may_be_in_another_workdir(three, unbroken):
   alone = from_paths(three, unbroken)
   at = Place(alone, alone.stage("student"))
-  assert {role: source.stage.name for role, source in at.needed().items()} == {"codec": "autoencoder", "teacher": "denoiser"}
+  assert {role: source.stage.name for role, source in at.needed().items()} == {
+    "codec": "autoencoder",
+    "teacher": "denoiser",
+  }
   assert at.started_from().stage.name == "denoiser"
   validate.check([at], 1)
 
@@ -154,13 +167,22 @@ def test_from_another_workdir_it_comes_to_the_same_bits(three, finished, unbroke
   jax.tree.map(np.testing.assert_array_equal, params, load(finished)[1])
 
 
-@pytest.mark.parametrize(("change", "told"), [
-  ({"start": "pupil"}, r"student relies on 'pupil'; expected an earlier stage \(autoencoder, denoiser\) or the path of"),
-  ({"start": "autoencoder"}, "student relies on 'autoencoder', which makes a codec; expected a denoiser"),
-  ({"needs": (Need("codec", "denoiser"),)}, "student relies on 'denoiser', which makes a denoiser; expected a codec"),
-  ({"needs": (Need("teacher", "denoiser"),)}, "student.needs has no codec; expected one such as"),
-  ({"steps": 0}, "student.steps=0; expected at least 1"),
-])
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    (
+      {"start": "pupil"},
+      r"student relies on 'pupil'; expected an earlier stage \(autoencoder, denoiser\) or the path of",
+    ),
+    ({"start": "autoencoder"}, "student relies on 'autoencoder', which makes a codec; expected a denoiser"),
+    (
+      {"needs": (Need("codec", "denoiser"),)},
+      "student relies on 'denoiser', which makes a denoiser; expected a codec",
+    ),
+    ({"needs": (Need("teacher", "denoiser"),)}, "student.needs has no codec; expected one such as"),
+    ({"steps": 0}, "student.steps=0; expected at least 1"),
+  ],
+)
 def test_what_a_stage_cannot_rely_on(three, tmp_path, change, told):
   changed = three.with_stage(dataclasses.replace(three.stage("student"), **change))
   with pytest.raises(UserError, match=told):

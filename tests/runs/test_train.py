@@ -63,7 +63,9 @@ def test_what_is_finished_is_not_run_again(experiment, unbroken, tmp_path):
 
 def test_the_log_has_both_stages_and_held_out_quality(unbroken):
   rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
-  assert [row["step"] for row in rows if row["stage"] == "denoiser" and "loss" in row] == list(range(1, STEPS + 1))
+  assert [row["step"] for row in rows if row["stage"] == "denoiser" and "loss" in row] == list(
+    range(1, STEPS + 1)
+  )
   assert {"held_out_psnr", "held_out_ssim"} <= set().union(*rows)
   names = sorted(path.name for path in (unbroken / "images").iterdir())
   assert names == ["autoencoder-000006.png", "denoiser-000006.png"]
@@ -79,14 +81,18 @@ def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
   train(experiment, tmp_path / "w", devices=1)
   assert workdirs.read(tmp_path / "w") == experiment
   rows = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
-  assert [row["adversarial_weight"] > 0 for row in rows if "d_loss" in row] == [False] * 3 + [True] * (STEPS - 3)
+  assert [row["adversarial_weight"] > 0 for row in rows if "d_loss" in row] == [False] * 3 + [True] * (
+    STEPS - 3
+  )
   model, params = load(tmp_path / "w")
   assert "decoder" in params["codec"]["params"] and "conv0" not in params["codec"]["params"]
   assert drawn(model, params, [0], steps=1).shape == (1, 32, 32, 1)
 
 
 def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path):
-  endless = override(override(experiment, "autoencoder.steps", "30"), "autoencoder.objective.kl_weight", "inf")
+  endless = override(
+    override(experiment, "autoencoder.steps", "30"), "autoencoder.objective.kl_weight", "inf"
+  )
   with pytest.raises(NonFiniteError, match=r"10 non-finite updates in a row, up to step 10; .*checkpoint"):
     train(endless, tmp_path / "w", devices=1)
   with Checkpoints(workdirs.checkpoints(tmp_path / "w", "autoencoder"), read_only=True) as saved:
@@ -97,8 +103,10 @@ def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path):
 def test_bfloat16_accumulation_and_remat_train(tmp_path):
   experiment = shrunk(config("digits"), 4)
   for path, text in (
-    ("autoencoder.objective.network.dtype", "bfloat16"), ("denoiser.objective.network.dtype", "bfloat16"),
-    ("denoiser.accumulate", "2"), ("denoiser.objective.network.remat", "dots"),
+    ("autoencoder.objective.network.dtype", "bfloat16"),
+    ("denoiser.objective.network.dtype", "bfloat16"),
+    ("denoiser.accumulate", "2"),
+    ("denoiser.objective.network.remat", "dots"),
   ):
     experiment = override(experiment, path, text)
   train(experiment, tmp_path / "w", devices=2)
@@ -119,7 +127,9 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
   tracked = {width: load(workdir, width)[1]["denoiser"] for width in (0.05, 0.20)}
   plain = load(workdir)[1]["denoiser"]
   for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tracked[0.05])):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9, err_msg="the first average is what is sampled with")
+    np.testing.assert_allclose(
+      a, b, rtol=1e-6, atol=1e-9, err_msg="the first average is what is sampled with"
+    )
   with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
     assert kept.steps() == list(range(1, STEPS + 1)) and kept.items(STEPS) == ["0.05", "0.1", "0.2"]
   for item in workdirs.averages(workdir, "denoiser").glob("*/0.2"):
@@ -132,7 +142,9 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
   largest = max(np.abs(x).max() for x in jax.tree.leaves(tracked[0.20]))
   for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(tracked[0.20])):
     np.testing.assert_allclose(a, b, atol=1e-6 * largest)
-  with pytest.raises(UserError, match=r"kept no averages; train with --set 'denoiser.ema=Power\(\(0.05, 0.1\)\)'"):
+  with pytest.raises(
+    UserError, match=r"kept no averages; train with --set 'denoiser.ema=Power\(\(0.05, 0.1\)\)'"
+  ):
     load(unbroken, 0.1)
 
 
@@ -141,11 +153,18 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
   """A U-Net on another process, with all that a denoiser may learn besides, and optimizer parts by regex."""
   changes = {
     "network": "UNet(widths=(4, 8), resnets=1, attention=(False, True), heads=2, groups=2, classes=10, log_variance=True, "
-               "self_conditioning=True)",
-    "process": "EDM()", "parametrization": "Precondition()", "times": "LogNormalSigma(-0.5)", "weighting": "MinSNR()",
-    "offset_noise": "0.1", "self_conditioning": "0.5", "direction": "0.1",
+    "self_conditioning=True)",
+    "process": "EDM()",
+    "parametrization": "Precondition()",
+    "times": "LogNormalSigma(-0.5)",
+    "weighting": "MinSNR()",
+    "offset_noise": "0.1",
+    "self_conditioning": "0.5",
+    "direction": "0.1",
   }
-  changed = override(experiment, "denoiser.optimizer", "Muon(no_decay='bias$', frozen='^denoiser/in/', weight_decay=0.1)")
+  changed = override(
+    experiment, "denoiser.optimizer", "Muon(no_decay='bias$', frozen='^denoiser/in/', weight_decay=0.1)"
+  )
   for name, text in changes.items():
     changed = override(changed, f"denoiser.objective.{name}", text)
   workdir = tmp_path / "w"
@@ -164,12 +183,17 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
 @pytest.mark.slow
 def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_path):
   rng = np.random.default_rng(0)
-  drawn = {name: np.float32(0.1 * np.abs(rng.normal(size=shape))) for name, shape in perceptual.shapes("alex").items()}
+  drawn = {
+    name: np.float32(0.1 * np.abs(rng.normal(size=shape)))
+    for name, shape in perceptual.shapes("alex").items()
+  }
   safetensors.write(tmp_path / "alex.safetensors", drawn)
   weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
   weighted = override(weighted, "autoencoder.objective.lpips", str(tmp_path / "alex.safetensors"))
   stage = weighted.stage("autoencoder")
-  adversarial = Adversarial(inner=stage.objective, discriminator=PatchDiscriminator(widths=(4,), groups=2), start_step=0)
+  adversarial = Adversarial(
+    inner=stage.objective, discriminator=PatchDiscriminator(widths=(4,), groups=2), start_step=0
+  )
   for objective in (stage.objective, adversarial):
     changed = weighted.with_stage(dataclasses.replace(stage, objective=objective, steps=2))
     workdir = tmp_path / type(objective).__name__
@@ -180,7 +204,9 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("conditioner", ["Masked()", "Paired(degradation=Mixture(), dropout=0.2)"])
-def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experiment, unbroken, tmp_path, monkeypatch, conditioner):
+def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(
+  experiment, unbroken, tmp_path, monkeypatch, conditioner
+):
   changed = claimed_with(experiment, conditioner, unbroken, tmp_path / "a")
   train(changed, tmp_path / "a", devices=1)
   assert (tmp_path / "a" / "images" / "denoiser-000006.png").exists()
@@ -197,7 +223,9 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(experime
   train(changed, tmp_path / "b", devices=1)
   assert_same_end(tmp_path / "a", tmp_path / "b")
   model, params = load(tmp_path / "b")
-  assert drawn(model, params, [1], steps=2).shape == (1, 32, 32, 1), "it was dropped for a share of the examples"
+  assert drawn(model, params, [1], steps=2).shape == (1, 32, 32, 1), (
+    "it was dropped for a share of the examples"
+  )
   always = tuple(dataclasses.replace(each, dropout=0.0) for each in model.objective.conditioners)
   model = dataclasses.replace(model, objective=dataclasses.replace(model.objective, conditioners=always))
   with pytest.raises(UserError, match=f"always trained with '{always[-1].name}', .* and cannot draw without"):
@@ -223,12 +251,20 @@ def test_fine_tuning_starts_from_it_and_keeps_its_scale(on_imported, imported, t
   network, codec = load_codec(imported)
   peak = 1e-3  # how far a step of Adam moves a parameter
   tuned = dataclasses.replace(
-    on_imported.stage("denoiser"), name="autoencoder", needs=(), objective=Reconstruction(network=network), steps=1,
-    start=str(imported), ema=Decay(0.0), optimizer=AdamW(schedule=Constant(peak=peak)),
+    on_imported.stage("denoiser"),
+    name="autoencoder",
+    needs=(),
+    objective=Reconstruction(network=network),
+    steps=1,
+    start=str(imported),
+    ema=Decay(0.0),
+    optimizer=AdamW(schedule=Constant(peak=peak)),
   )
   train(on_imported.with_stage(tuned), tmp_path, ("autoencoder",), devices=1)
   after = load_codec(tmp_path)[1]
   np.testing.assert_array_equal(after["mean"], codec["mean"])
   np.testing.assert_array_equal(after["std"], codec["std"])
-  moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"]))]
+  moved = [
+    np.abs(a - b).max() for a, b in zip(jax.tree.leaves(after["params"]), jax.tree.leaves(codec["params"]))
+  ]
   assert 0 < max(moved) < 1.1 * peak

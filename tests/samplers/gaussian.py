@@ -1,8 +1,8 @@
 """Networks known in closed form, and the order of a sampler on the first of them.
 
-  (1)  data ~ N(MEAN, STD^2) in every place:   z_t ~ N(alpha MEAN, spread^2),   spread^2 = alpha^2 STD^2 + sigma^2
-  (2)  E[x0 | z] = MEAN + alpha STD^2 / spread^2 (z - alpha MEAN),   E[eps | z] = sigma / spread^2 (z - alpha MEAN)
-  (3)  the probability flow takes quantile to quantile:   z_s = alpha_s MEAN + spread_s / spread_t (z_t - alpha_t MEAN)
+(1)  data ~ N(MEAN, STD^2) in every place:   z_t ~ N(alpha MEAN, spread^2),   spread^2 = alpha^2 STD^2 + sigma^2
+(2)  E[x0 | z] = MEAN + alpha STD^2 / spread^2 (z - alpha MEAN),   E[eps | z] = sigma / spread^2 (z - alpha MEAN)
+(3)  the probability flow takes quantile to quantile:   z_s = alpha_s MEAN + spread_s / spread_t (z_t - alpha_t MEAN)
 """
 
 import functools
@@ -33,15 +33,35 @@ from tests.compiling import UNOPTIMIZED
 MEAN, STD = 0.7, 0.5
 PROCESSES = [Cosine(), Flow()]
 FLOWS = [  # samplers of the probability flow
-  DDIM(), Heun(), Heun(Ratio()), RK4(), DPMSolverPP(), DPMSolverPP(3, exact_d2=True), DPMSolverPPSingle(3), UniPC(3), DEIS(),
-  PNDM(), PNDM("prk"),
+  DDIM(),
+  Heun(),
+  Heun(Ratio()),
+  RK4(),
+  DPMSolverPP(),
+  DPMSolverPP(3, exact_d2=True),
+  DPMSolverPPSingle(3),
+  UniPC(3),
+  DEIS(),
+  PNDM(),
+  PNDM("prk"),
 ]
 NOISY = [  # and those that draw noise on the way
-  DDIM(1.0), Ancestral("large"), DPMSolverPP(3, eta=1.0), DPMSolverPPSingle(eta=1.0), Churn(gamma=0.3), Corrected(), Jump(),
+  DDIM(1.0),
+  Ancestral("large"),
+  DPMSolverPP(3, eta=1.0),
+  DPMSolverPPSingle(eta=1.0),
+  Churn(gamma=0.3),
+  Corrected(),
+  Jump(),
   Resample(DPMSolverPP()),
 ]
 SAMPLERS = FLOWS + NOISY
-IN_RATIO = [Heun(Ratio()), DEIS(), PNDM(), PNDM("prk")]  # sigma / alpha is their clock: steps near noise are long
+IN_RATIO = [
+  Heun(Ratio()),
+  DEIS(),
+  PNDM(),
+  PNDM("prk"),
+]  # sigma / alpha is their clock: steps near noise are long
 
 
 def gaussian(process):
@@ -57,7 +77,9 @@ def gaussian(process):
 
 def network(process):
   """An arbitrary smooth network that predicts v: x0 and eps belong to z and to nothing else."""
-  return denoiser(process, Predict("v"), lambda z, level, estimate, to: Output(jnp.sin(3 * z + level[:, None])))
+  return denoiser(
+    process, Predict("v"), lambda z, level, estimate, to: Output(jnp.sin(3 * z + level[:, None]))
+  )
 
 
 def point(process):
@@ -94,7 +116,9 @@ def start(process, sampler, z, t):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
 def walk_beside(process, make, sampler, exact, times, keys, warm):
-  """As `walk` along `times` [N + 1], but the first `warm` steps begin where the flow `exact` [N + 1, B, ...] really is."""
+  """As `walk` along `times` [N + 1], but the first `warm` steps begin where the flow `exact` [N + 1,
+  B, ...] really is.
+  """
 
   def body(state, interval):
     i, t, s, z = interval
@@ -105,10 +129,13 @@ def walk_beside(process, make, sampler, exact, times, keys, warm):
   return jax.lax.scan(body, sampler.init(process, exact[0], chain(times)), intervals)[0].z
 
 
-def measured_order(process, sampler, low=-4.0, high=4.0, warm=0, steps=(128, 512), make=gaussian, flow=None, z=None):
+def measured_order(
+  process, sampler, low=-4.0, high=4.0, warm=0, steps=(128, 512), make=gaussian, flow=None, z=None
+):
   """Slope of log error on log steps, on a grid inside the ends and uniform in log SNR, in float64.
 
-  The flow is the closed form, or `flow`(process, z, times) -> [N + 1, B, ...]; the first `warm` steps begin on it.
+  The flow is the closed form, or `flow`(process, z, times) -> [N + 1, B, ...]; the first `warm`
+  steps begin on it.
   """
   with jax.enable_x64(True):
     z = jnp.linspace(-2, 2, 9)[:, None] if z is None else jnp.asarray(z, jnp.float64)

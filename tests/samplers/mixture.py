@@ -1,8 +1,8 @@
 """A mixture of three Gaussians in the plane, in closed form at every time; float64 where z is.
 
-  (1)  data ~ sum of w_k N(m_k, s_k^2):   z_t | k ~ N(alpha m_k, spread_k^2),   spread_k^2 = alpha^2 s_k^2 + sigma^2
-  (2)  E[x0 | z, k] = m_k + alpha s_k^2 / spread_k^2 (z - alpha m_k),   E[eps | z, k] = sigma / spread_k^2 (z - alpha m_k)
-  (3)  E[. | z] is their mean over P(k | z), which is proportional to w_k p(z | k)
+(1)  data ~ sum of w_k N(m_k, s_k^2):   z_t | k ~ N(alpha m_k, spread_k^2),   spread_k^2 = alpha^2 s_k^2 + sigma^2
+(2)  E[x0 | z, k] = m_k + alpha s_k^2 / spread_k^2 (z - alpha m_k),   E[eps | z, k] = sigma / spread_k^2 (z - alpha m_k)
+(3)  E[. | z] is their mean over P(k | z), which is proportional to w_k p(z | k)
 """
 
 import jax
@@ -16,7 +16,9 @@ STDS = (0.3, 0.5, 0.2)
 
 
 def parts(process, z, t):
-  """z [B, 2], t [] or [B] -> m_k [3, 2], s_k [3, 1], z - alpha m_k [B, 3, 2], spread_k^2, alpha and sigma, which broadcast."""
+  """z [B, 2], t [] or [B] -> m_k [3, 2], s_k [3, 1], z - alpha m_k [B, 3, 2], spread_k^2, alpha and
+  sigma, which broadcast.
+  """
   alpha, sigma = (jnp.reshape(rate, (-1, 1, 1)) for rate in (process.alpha(t), process.sigma(t)))
   means, stds = jnp.asarray(MEANS, z.dtype), jnp.asarray(STDS, z.dtype)[:, None]
   return means, stds, z[:, None] - alpha * means, (alpha * stds) ** 2 + sigma**2, alpha, sigma

@@ -1,7 +1,7 @@
 """What order each sampler has, and how it is measured: read by the tests and by benchmarks/samplers.py.
 
-Orders above 2 are measured from exact history: the first `warm` steps begin on the exact flow, since steps of lower order
-at the beginning would leave an error of lower order.
+Orders above 2 are measured from exact history: the first `warm` steps begin on the exact flow,
+since steps of lower order at the beginning would leave an error of lower order.
 """
 
 import functools
@@ -53,7 +53,9 @@ DETERMINISTIC = {
   "DEIS-2": Row(DEIS(2), 2),
   "DEIS-3": Row(DEIS(3), 3, 4),
   "DEIS-4, LMS": Row(DEIS(4), 4, 4),
-  "PNDM": Row(PNDM(), 2),  # of fourth order on steps that are even in sigma / alpha; these are even in log SNR
+  "PNDM": Row(
+    PNDM(), 2
+  ),  # of fourth order on steps that are even in sigma / alpha; these are even in log SNR
   "iPNDM": Row(PNDM("none"), 2),
 }
 STOCHASTIC = {  # expected: the error of moments halves with the step
@@ -93,21 +95,30 @@ def fine(process: Any, z: jax.Array, times: jax.Array, parts: int = 16) -> jax.A
   low, high = (2 * (jnp.log(process.alpha(u)) - jnp.log(process.sigma(u))) for u in (times[0], times[-1]))
   dense = process.time(jnp.linspace(low, high, parts * (len(times) - 1) + 1))
   keys = jax.random.split(jax.random.key(0), len(z))
-  run = jax.jit(lambda z, pairs: walk(process, mixture(process), RK4(), z, pairs, keys, keep=lambda state: state.z)[1])
+  run = jax.jit(
+    lambda z, pairs: walk(process, mixture(process), RK4(), z, pairs, keys, keep=lambda state: state.z)[1]
+  )
   return jnp.concatenate([z[None], run(z, chain(dense))[parts - 1 :: parts]])
 
 
-def weak_errors(process: Any, row: Row, steps: tuple[int, ...], count: int, low: float = -4.0, high: float = 4.0) -> list[float]:
-  """Error of E|z|^2 at the end, relative, of `count` paths on the mixture that begin as the forward process has it."""
+def weak_errors(
+  process: Any, row: Row, steps: tuple[int, ...], count: int, low: float = -4.0, high: float = 4.0
+) -> list[float]:
+  """Error of E|z|^2 at the end, relative, of `count` paths on the mixture that begin as the forward
+  process has it.
+  """
   key_data, key_start, key_path = jax.random.split(jax.random.key(0), 3)
   errors = []
   for number in steps:
     times = log_snr_uniform(process, number, low, high)
-    z = process.alpha(times[0]) * data(key_data, count) + process.sigma(times[0]) * jax.random.normal(key_start, (count, 2))
+    z = process.alpha(times[0]) * data(key_data, count) + process.sigma(times[0]) * jax.random.normal(
+      key_start, (count, 2)
+    )
     reached = ended(process, row.sampler, z, chain(times), jax.random.split(key_path, count))
     moment = lambda t: sum(
       w * (process.alpha(t) ** 2 * (sum(np.square(m)) + 2 * s**2) + 2 * process.sigma(t) ** 2)
-      for w, m, s in zip(WEIGHTS, MEANS, STDS))
+      for w, m, s in zip(WEIGHTS, MEANS, STDS)
+    )
     errors.append(float(jnp.mean(jnp.sum(reached**2, 1)) / moment(times[-1]) - 1))
   return errors
 

@@ -72,5 +72,7 @@ def test_in_place_nothing_happens():
 
 
 def test_a_network_that_is_not_finite_ends_and_says_so():
-  broken = solve(Flow(), lambda process: lambda z, t: Denoised(z * jnp.nan, z), Z, jnp.float32(0.9), jnp.float32(0.1), 1e-3)
+  broken = solve(
+    Flow(), lambda process: lambda z, t: Denoised(z * jnp.nan, z), Z, jnp.float32(0.9), jnp.float32(0.1), 1e-3
+  )
   assert not bool(broken.done.any())

@@ -35,7 +35,11 @@ def test_both_variances_of_the_paper(process):
     mean, small, large = posterior(process, *interval)
     for variance, expected in (("small", small), ("large", large)):
       np.testing.assert_allclose(
-        stepped(process, variance, *interval), mean + jnp.sqrt(expected) * normal(KEYS, Z), rtol=1e-5, atol=1e-5)
+        stepped(process, variance, *interval),
+        mean + jnp.sqrt(expected) * normal(KEYS, Z),
+        rtol=1e-5,
+        atol=1e-5,
+      )
 
 
 def test_learned_is_between_them_in_logarithms():
@@ -43,11 +47,15 @@ def test_learned_is_between_them_in_logarithms():
   mean, small, large = posterior(process, *interval)
   v = jnp.linspace(-1, 1, Z.size).reshape(Z.shape)
   std = jnp.exp(0.5 * ((1 + v) / 2 * jnp.log(large) + (1 - v) / 2 * jnp.log(small)))
-  np.testing.assert_allclose(stepped(process, "learned", *interval, v), mean + std * normal(KEYS, Z), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    stepped(process, "learned", *interval, v), mean + std * normal(KEYS, Z), rtol=1e-5, atol=1e-5
+  )
 
 
 def test_mistakes():
   with pytest.raises(UserError, match=r"^variance='huge'; expected one of \['large', 'learned', 'small'\]$"):
     Ancestral("huge")
-  with pytest.raises(UserError, match="the network predicts no variance of every value; expected 'small' or 'large'"):
+  with pytest.raises(
+    UserError, match="the network predicts no variance of every value; expected 'small' or 'large'"
+  ):
     stepped(Cosine(), "learned", 0.7, 0.4)

@@ -25,7 +25,9 @@ def test_time_is_the_inverse_of_tau(process, clock):
 @every
 @both
 def test_y_is_made_of_x0_and_eps_and_its_slope_is_their_derivative(process, clock):
-  """z / scale = y(x0, eps, tau): a straight line in tau whose slope is `slope`, so that an Euler step is a straight line."""
+  """z / scale = y(x0, eps, tau): a straight line in tau whose slope is `slope`, so that an Euler step
+  is a straight line.
+  """
   with jax.enable_x64(True):
     t, s = jnp.float64(0.6), jnp.float64(0.2)
     found = network(process)(jnp.asarray(Z, jnp.float64), t)

@@ -47,7 +47,12 @@ def test_a_wrong_rate_is_measured_as_no_order(process):
 def test_it_is_euler_in_z_over_alpha(process):
   for t, s in INTERVALS:
     t, s = jnp.float32(t), jnp.float32(s)
-    alpha_t, sigma_t, alpha_s, sigma_s = process.alpha(t), process.sigma(t), process.alpha(s), process.sigma(s)
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+      process.alpha(t),
+      process.sigma(t),
+      process.alpha(s),
+      process.sigma(s),
+    )
     eps = network(process)(Z, t).eps
     euler = alpha_s * (Z / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * eps)
     after = step(process, network, DDIM(), start(process, DDIM(), Z, t), t, s, KEYS).z
@@ -58,7 +63,9 @@ def test_it_is_euler_in_t_on_the_flow_process():
   process = Flow()
   for t, s in [*INTERVALS, (1.0, 0.4), (0.2, 0.0), (1.0, 0.0), (0.0, 0.5)]:
     x0, eps, _ = network(process)(Z, jnp.float32(t))
-    after = step(process, network, DDIM(), start(process, DDIM(), Z, t), jnp.float32(t), jnp.float32(s), KEYS).z
+    after = step(
+      process, network, DDIM(), start(process, DDIM(), Z, t), jnp.float32(t), jnp.float32(s), KEYS
+    ).z
     np.testing.assert_allclose(after, Z + (s - t) * (eps - x0), rtol=1e-5, atol=3e-6)
 
 

@@ -19,7 +19,12 @@ KEYS = jax.random.split(jax.random.key(1), 8)
 def test_order_two_is_the_integral_of_the_line_through_two_estimates():
   process = EDM()
   with jax.enable_x64(True):
-    z, denoise, times, last = jnp.asarray(Z, jnp.float64), network(process), jnp.array([0.6, 0.5, 0.45, 0.3]), None
+    z, denoise, times, last = (
+      jnp.asarray(Z, jnp.float64),
+      network(process),
+      jnp.array([0.6, 0.5, 0.45, 0.3]),
+      None,
+    )
     state = start(process, DEIS(2), z, times[0])
     for t, s in itertools.pairwise(times):
       eps, rho_t, rho_s = denoise(z, t).eps, process.sigma(t), process.sigma(s)
@@ -38,10 +43,14 @@ def test_the_fourth_step_has_the_weights_of_the_paper(sampler):
     eps.insert(0, network(process)(state.z, t).eps)
     before, state = state.z, step(process, network, sampler, state, t, s, KEYS)
   mixed = (55 * eps[0] - 59 * eps[1] + 37 * eps[2] - 9 * eps[3]) / 24
-  np.testing.assert_allclose(state.z, before + (process.sigma(s) - process.sigma(t)) * mixed, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    state.z, before + (process.sigma(s) - process.sigma(t)) * mixed, rtol=1e-4, atol=1e-4
+  )
 
 
-@pytest.mark.parametrize(("sampler", "evaluations"), [(DEIS(4), 6), (PNDM("none"), 6), (PNDM(), 7), (PNDM("prk"), 15)], ids=repr)
+@pytest.mark.parametrize(
+  ("sampler", "evaluations"), [(DEIS(4), 6), (PNDM("none"), 6), (PNDM(), 7), (PNDM("prk"), 15)], ids=repr
+)
 def test_evaluations_of_six_steps(sampler, evaluations):
   calls = []
 
@@ -55,7 +64,9 @@ def test_evaluations_of_six_steps(sampler, evaluations):
   assert len(calls) == evaluations
 
 
-@pytest.mark.parametrize(("sampler", "least"), [(PNDM(), 3.5), (PNDM("prk"), 3.5), (PNDM("none"), 1.75)], ids=repr)
+@pytest.mark.parametrize(
+  ("sampler", "least"), [(PNDM(), 3.5), (PNDM("prk"), 3.5), (PNDM("none"), 1.75)], ids=repr
+)
 def test_order_on_steps_even_in_sigma(sampler, least):
   process, errors = EDM(), []
   with jax.enable_x64(True):
@@ -68,7 +79,9 @@ def test_order_on_steps_even_in_sigma(sampler, least):
 
 
 def test_orders_without_exact_history_are_those_of_the_beginning():
-  assert abs(measured_order(Cosine(), PNDM("prk")) - 2) < 0.15, "of second order on steps that are not even in sigma / alpha"
+  assert abs(measured_order(Cosine(), PNDM("prk")) - 2) < 0.15, (
+    "of second order on steps that are not even in sigma / alpha"
+  )
 
 
 def test_mistakes():

@@ -22,7 +22,9 @@ both = pytest.mark.parametrize("process", PROCESSES, ids=repr)
 
 
 def plain(process, z, x0, t, s):
-  """The first term of every update in the paper: sigma_s / sigma_t z - alpha_s (e^-h - 1) x0, and -alpha_s (e^-h - 1)."""
+  """The first term of every update in the paper: sigma_s / sigma_t z - alpha_s (e^-h - 1) x0, and
+  -alpha_s (e^-h - 1).
+  """
   h = half_log_snr(process, s) - half_log_snr(process, t)
   grown = -process.alpha(s) * jnp.expm1(-h)
   return process.sigma(s) / process.sigma(t) * z + grown * x0, grown, h
@@ -75,12 +77,15 @@ def test_a_state_that_was_moved_has_no_history(process, solver, t):
   restarted = step(process, network, solver, moved(state, Z), t, s, KEYS).z
   first = step(process, network, DDIM(), start(process, DDIM(), Z, t), t, s, KEYS).z
   np.testing.assert_allclose(restarted, first, rtol=1e-6, atol=1e-6)
-  assert np.abs(np.asarray(step(process, network, solver, state, t, s, KEYS).z) - first).max() > 1e-3 or t == 1
+  assert (
+    np.abs(np.asarray(step(process, network, solver, state, t, s, KEYS).z) - first).max() > 1e-3 or t == 1
+  )
 
 
 @both
 def test_the_first_two_and_the_last_step_from_pure_noise_are_first_order(process):
   """An infinite log SNR has no slope: after t = 1 there is one usable estimate only after two steps."""
+
   def off(times):
     """How far a step is from DDIM's, from the same z, at the last of the times."""
     state = start(process, SOLVER, Z, times[0])
@@ -99,7 +104,10 @@ def test_the_first_order_with_noise_is_ancestral_sampling(process):
   pairs = chain(uniform(5))
   for solver in (DPMSolverPP(1, eta=1.0), DPMSolverPPSingle(1, eta=1.0)):
     np.testing.assert_allclose(
-      walk(process, network, solver, Z, pairs, KEYS), walk(process, network, DDIM(1.0), Z, pairs, KEYS), atol=2e-5)
+      walk(process, network, solver, Z, pairs, KEYS),
+      walk(process, network, DDIM(1.0), Z, pairs, KEYS),
+      atol=2e-5,
+    )
 
 
 def test_fewer_steps_left_is_lower_order():
@@ -126,7 +134,17 @@ def test_one_evaluation_a_step(solver):
 def test_noise_is_fresh_at_every_step():
   state, seen = start(Flow(), DPMSolverPP(2, eta=1.0), Z, 0.9), []
   for i in range(2):
-    seen.append(step(Flow(), network, DPMSolverPP(2, eta=1.0), state, jnp.float32(0.9), jnp.float32(0.5), fold_each(KEYS, i)).z)
+    seen.append(
+      step(
+        Flow(),
+        network,
+        DPMSolverPP(2, eta=1.0),
+        state,
+        jnp.float32(0.9),
+        jnp.float32(0.5),
+        fold_each(KEYS, i),
+      ).z
+    )
   assert np.abs(np.asarray(seen[0] - seen[1])).min() > 1e-4
 
 

@@ -17,7 +17,9 @@ def quadrature(kappa, j, points=200_001):
 @pytest.mark.parametrize("kappa", KAPPAS)
 def test_moments_are_the_integrals(kappa):
   with jax.enable_x64(True):
-    np.testing.assert_allclose(moments(jnp.float64(kappa), 3), [quadrature(kappa, j) for j in range(4)], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(
+      moments(jnp.float64(kappa), 3), [quadrature(kappa, j) for j in range(4)], rtol=1e-6, atol=1e-12
+    )
     exact = np.array(moments(jnp.float64(kappa), 3))
   np.testing.assert_allclose(moments(jnp.float32(kappa), 3), exact, rtol=2e-5)
 

@@ -1,7 +1,8 @@
 """Networks that know the time that a step ends at, and that the last estimate and that time pass every wrapper.
 
-The average velocity of the closed-form flow (3) of tests.samplers.gaussian, (z_s - z_t) / (s - t), takes z_t to z_s in one
-step, whatever t and s: Boffi et al. 2024 (2406.07507); Geng et al. 2025 (2505.13447), eq. 3.
+The average velocity of the closed-form flow (3) of tests.samplers.gaussian, (z_s - z_t) / (s - t),
+takes z_t to z_s in one step, whatever t and s: Boffi et al. 2024 (2406.07507); Geng et al. 2025
+(2505.13447), eq. 3.
 """
 
 import dataclasses
@@ -69,7 +70,9 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_flow_map_is_exact_in_any_number_of_steps_under_guidance_and_thresholding(name):
-  """Guidance of means is guidance of velocities, since the flow is affine in them; the threshold is out of reach."""
+  """Guidance of means is guidance of velocities, since the flow is affine in them; the threshold is
+  out of reach.
+  """
   pairs = PATHS[name]
   mean, null, scale = jnp.float32([0.7, -0.3, 0.2, 1.0]), jnp.zeros(4), 1.5
   both = guided(Flow(), average_velocity, (mean, null), ClassifierFree(scale))
@@ -97,7 +100,9 @@ def spy(seen):
 
 
 WRAPPERS = {
-  "guided": lambda d: guided(Cosine(), lambda z, t, label, e=None, to=None: d(z, t, e, to), (Z, Z), ClassifierFree(2.0)),
+  "guided": lambda d: guided(
+    Cosine(), lambda z, t, label, e=None, to=None: d(z, t, e, to), (Z, Z), ClassifierFree(2.0)
+  ),
   "autoguided": lambda d: autoguided(Cosine(), d, d, ClassifierFree(2.0)),
   "thresholded": lambda d: thresholded(Cosine(), d),
   "energy_guided": lambda d: energy_guided(Cosine(), d, lambda x0: jnp.sum(x0, 1)),

@@ -70,7 +70,9 @@ def test_grids_of_the_command_line_go_from_noise_to_data(process, steps):
 
 @pytest.mark.parametrize("name", ON_CHAINS)
 def test_grids_of_chains_are_refused_to_others(name):
-  with pytest.raises(UserError, match=r"^steps between the knots of a chain of betas; expected a Discrete process, got Cosine"):
+  with pytest.raises(
+    UserError, match=r"^steps between the knots of a chain of betas; expected a Discrete process, got Cosine"
+  ):
     GRIDS[name](Cosine(), 5)
 
 
@@ -91,7 +93,9 @@ def test_more_steps_than_knots_are_refused(name):
 
 def comparable(name):
   """Counts of steps that theirs take, but one of linspace, which theirs begin at the clean end."""
-  known = [steps for steps in TABLE_STEPS if f"{name}.{steps}" in FIXTURE and FIXTURE[f"{name}.{steps}"].max() < 1000]
+  known = [
+    steps for steps in TABLE_STEPS if f"{name}.{steps}" in FIXTURE and FIXTURE[f"{name}.{steps}"].max() < 1000
+  ]
   return [steps for steps in known if (name, steps) != ("linspace", 1)]
 
 
@@ -107,7 +111,9 @@ def test_levels_are_the_timesteps_of_diffusers(name):
     np.testing.assert_allclose(level(CHAIN, KNOTS[name](CHAIN, steps)[:-1]) * 1000, expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("name, make", [("karras", grid.karras), ("exponential", grid.exponential), ("beta", grid.beta_ratio)])
+@pytest.mark.parametrize(
+  "name, make", [("karras", grid.karras), ("exponential", grid.exponential), ("beta", grid.beta_ratio)]
+)
 def test_levels_between_knots_are_nearly_those_of_diffusers(name, make):
   """At the same ratio: there the log of the ratio is linear between knots, here the angle."""
   for steps in STEPS:
@@ -123,7 +129,9 @@ def test_strides_need_not_adjoin():
     np.testing.assert_allclose(pairs[:, 0] - pairs[:, 1], 142, atol=1e-9)
     last = grid.strided(CHAIN, grid.leading(CHAIN, 7), end=0.001)[-1]
     np.testing.assert_allclose(last, [0.001, 0.001], atol=1e-12)
-    np.testing.assert_allclose(grid.strided(CHAIN, grid.leading(CHAIN, 7, offset=1))[-1], [0.002, 0], atol=1e-12)
+    np.testing.assert_allclose(
+      grid.strided(CHAIN, grid.leading(CHAIN, 7, offset=1))[-1], [0.002, 0], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("steps, offset", [(7, -1), (7, 148), (1000, 1)])
@@ -138,7 +146,9 @@ def test_ratios_between_knots_are_linear():
   with jax.enable_x64(True):
     ratios = ratio(CHAIN, np.asarray(grid.linspace(CHAIN, 7, whole=False)))
     knots = ratio(CHAIN, np.arange(1, 1001) / 1000)
-  np.testing.assert_allclose(ratios[:-1], np.interp(np.linspace(999, 0, 7), np.arange(1000), knots), rtol=1e-9)
+  np.testing.assert_allclose(
+    ratios[:-1], np.interp(np.linspace(999, 0, 7), np.arange(1000), knots), rtol=1e-9
+  )
   with pytest.raises(UserError, match="the last is infinite"):
     grid.linspace(Discrete(zero_terminal_snr=True), 7, whole=False)
 
@@ -146,7 +156,9 @@ def test_ratios_between_knots_are_linear():
 def test_lcm_takes_of_what_the_network_was_distilled_at():
   known = np.round(np.asarray(grid.lcm(CHAIN, 50)) * 1000)
   assert set(np.round(np.asarray(grid.lcm(CHAIN, 4)) * 1000)) < set(known)
-  with pytest.raises(UserError, match=r"^steps=51; expected at most the 50 that the network was distilled at$"):
+  with pytest.raises(
+    UserError, match=r"^steps=51; expected at most the 50 that the network was distilled at$"
+  ):
     grid.lcm(CHAIN, 51)
 
 
@@ -171,17 +183,28 @@ def test_grids_of_ratios_are_even_in_their_measure(process):
     np.testing.assert_allclose(np.diff(measure(found), 2), 0, atol=1e-7)
 
 
-@pytest.mark.parametrize("process, low, high", [
-  (Cosine(), 0.002, 80), (Flow(), 0.002, 80), (EDM(), 0.002, 80), (EDM(30.0), 0.002, 30), (LinearVP(), 0.002, 151.9),
-  (CHAIN, 0.0292, 14.615), (Discrete(zero_terminal_snr=True), 0.0292, 80),
-], ids=repr)
+@pytest.mark.parametrize(
+  "process, low, high",
+  [
+    (Cosine(), 0.002, 80),
+    (Flow(), 0.002, 80),
+    (EDM(), 0.002, 80),
+    (EDM(30.0), 0.002, 30),
+    (LinearVP(), 0.002, 151.9),
+    (CHAIN, 0.0292, 14.615),
+    (Discrete(zero_terminal_snr=True), 0.0292, 80),
+  ],
+  ids=repr,
+)
 def test_grids_of_ratios_have_an_end_where_the_process_has_none(process, low, high):
   for make in (grid.karras, grid.exponential, grid.beta_ratio):
     np.testing.assert_allclose(levels(make, process, 5)[[0, -1]], [high, low], rtol=2e-3)
 
 
 def test_karras_of_a_high_power_is_exponential():
-  np.testing.assert_allclose(levels(grid.karras, Cosine(), 9, rho=1e6), levels(grid.exponential, Cosine(), 9), rtol=1e-4)
+  np.testing.assert_allclose(
+    levels(grid.karras, Cosine(), 9, rho=1e6), levels(grid.exponential, Cosine(), 9), rtol=1e-4
+  )
 
 
 def test_karras_is_even_in_the_times_of_edm():
@@ -213,7 +236,8 @@ def test_a_shift_divides_the_snr_of_a_flow(shift):
     times, even = grid.shifted(8, shift), uniform(8)
     np.testing.assert_allclose(times, Shifted(Flow(), shift).inner(even), atol=1e-12)
     np.testing.assert_allclose(
-      half_log_snr(Flow(), times[1:-1]), half_log_snr(Flow(), even[1:-1]) - np.log(shift), atol=1e-12)
+      half_log_snr(Flow(), times[1:-1]), half_log_snr(Flow(), even[1:-1]) - np.log(shift), atol=1e-12
+    )
     assert times[0] == 1 and times[-1] == 0
 
 
@@ -248,11 +272,22 @@ def test_restart_goes_up_and_down_again():
   walked = [1, 0.8, 0.6, 0.5, 0.9, 0.5, 0.4, 0.2, 0]
   np.testing.assert_allclose(inserted, np.stack([walked[:-1], walked[1:]], 1), atol=1e-6)
   walked = [1, 0.8, 0.6, 0.4, 0.2, 0, 1, 0]
-  np.testing.assert_allclose(grid.restart(times, 0.0, 1.0, steps=1), np.stack([walked[:-1], walked[1:]], 1), atol=1e-6)
+  np.testing.assert_allclose(
+    grid.restart(times, 0.0, 1.0, steps=1), np.stack([walked[:-1], walked[1:]], 1), atol=1e-6
+  )
 
 
-@pytest.mark.parametrize("options", [
-  {"low": 0.5, "high": 0.5}, {"low": -0.1}, {"high": 1.1}, {"repeats": 0}, {"steps": 0}, {"low": 0.95, "high": 0.99}])
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"low": 0.5, "high": 0.5},
+    {"low": -0.1},
+    {"high": 1.1},
+    {"repeats": 0},
+    {"steps": 0},
+    {"low": 0.95, "high": 0.99},
+  ],
+)
 def test_impossible_restarts_are_refused(options):
   with pytest.raises(UserError, match=r"^low="):
     grid.restart(uniform(9, 0.9), **{"low": 0.2, "high": 0.4} | options)

@@ -34,7 +34,9 @@ def apply(z, level, label):
 
 def denoise(z, t, label, estimate=None, to=None):
   """`apply` of a label, as `guided` takes it."""
-  return denoiser(PROCESS, Predict("v"), lambda z, level, *_: Output(apply(z, level, label)))(z, t, estimate, to)
+  return denoiser(PROCESS, Predict("v"), lambda z, level, *_: Output(apply(z, level, label)))(
+    z, t, estimate, to
+  )
 
 
 def classifier_free(denoise, condition, null, scale):
@@ -46,7 +48,9 @@ def close(a, b, atol=2e-6):
   np.testing.assert_allclose(a.eps, b.eps, rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0, jnp.linspace(-1, 4, 8)], ids=["0", "0.5", "1", "3", "each"])
+@pytest.mark.parametrize(
+  "scale", [0.0, 0.5, 1.0, 3.0, jnp.linspace(-1, 4, 8)], ids=["0", "0.5", "1", "3", "each"]
+)
 def test_it_is_null_plus_scale_times_the_difference(scale):
   c, u = denoise(Z, T, LABELS), denoise(Z, T, NULL)
   w = expand(jnp.asarray(scale), Z)
@@ -67,14 +71,16 @@ def test_one_pass_with_conditions_beside_their_sample():
     return denoise(z, t, label)
 
   classifier_free(counted, LABELS, NULL, 2.0)(Z, T)
-  (z, t, label), = calls
+  ((z, t, label),) = calls
   np.testing.assert_array_equal(z, np.repeat(Z, 2, 0))
   np.testing.assert_array_equal(label, np.stack([LABELS, NULL], 1).ravel())
   assert t.shape == ()
 
 
 @pytest.mark.parametrize(
-  "scales", [np.array([[2.0], [-1.5]], np.float32), np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)], ids=["all", "each"]
+  "scales",
+  [np.array([[2.0], [-1.5]], np.float32), np.linspace(-1, 1, 16, dtype=np.float32).reshape(2, 8)],
+  ids=["all", "each"],
 )
 def test_any_number_of_conditions_as_trees(scales):
   text = np.random.default_rng(0).standard_normal((3, 8, 4, 2), dtype=np.float32)
@@ -82,7 +88,9 @@ def test_any_number_of_conditions_as_trees(scales):
   described = jax.jit(lambda z, t, given, *_: denoise(z + given["text"][:, None], t, given["label"]))
   each = [described(Z, T, condition) for condition in conditions]
   null, w = each[-1], np.broadcast_to(scales, (2, 8))[..., None, None, None]
-  mix = lambda field: getattr(null, field) + sum(w[k] * (getattr(each[k], field) - getattr(null, field)) for k in range(2))
+  mix = lambda field: (
+    getattr(null, field) + sum(w[k] * (getattr(each[k], field) - getattr(null, field)) for k in range(2))
+  )
   out = guided(PROCESS, described, conditions, ClassifierFree(jnp.asarray(scales)))(Z, T)
   close(out, Denoised(mix("x0"), mix("eps")), atol=1e-5)
 
@@ -104,10 +112,21 @@ def test_scales_of_every_shape_are_the_formula(count, batch):
       np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("count", "batch", "shape"), [
-  (3, 4, ()), (3, 4, (2,)), (3, 2, (2,)), (3, 4, (4,)), (3, 4, (2, 3)), (3, 4, (1, 4)), (2, 4, (3,)), (2, 4, (1,)),
-  (2, 4, (4, 1)), (4, 3, (3,)),
-])
+@pytest.mark.parametrize(
+  ("count", "batch", "shape"),
+  [
+    (3, 4, ()),
+    (3, 4, (2,)),
+    (3, 2, (2,)),
+    (3, 4, (4,)),
+    (3, 4, (2, 3)),
+    (3, 4, (1, 4)),
+    (2, 4, (3,)),
+    (2, 4, (1,)),
+    (2, 4, (4, 1)),
+    (4, 3, (3,)),
+  ],
+)
 def test_scales_of_another_shape_are_refused(count, batch, shape):
   each = Denoised(*jnp.zeros((2, batch, count, 5)))
   with pytest.raises(UserError) as error:
@@ -119,8 +138,8 @@ def test_a_time_for_each_sample():
   t, combined = jnp.linspace(0.1, 0.9, 8), classifier_free(denoise, LABELS, NULL, 2.0)
   out = combined(Z, t)
   for b in (0, 7):
-    alone = classifier_free(denoise, LABELS[b:b + 1], NULL[b:b + 1], 2.0)(Z[b:b + 1], t[b])
-    close(Denoised(out.x0[b:b + 1], out.eps[b:b + 1]), alone)
+    alone = classifier_free(denoise, LABELS[b : b + 1], NULL[b : b + 1], 2.0)(Z[b : b + 1], t[b])
+    close(Denoised(out.x0[b : b + 1], out.eps[b : b + 1]), alone)
 
 
 def test_the_learned_variance_is_that_of_the_first_condition():
@@ -145,7 +164,9 @@ def everything(labels, null, scale):
   rules = guidance.Rescale(inside, 0.2 * scale), guidance.CFGPlusPlus(guidance.CFGZero(0.2 * scale, 0.9))
   first, second = (guided(PROCESS, denoise, (labels, null), rule) for rule in rules)
   far = lambda x0: jnp.sum(x0**2, (1, 2, 3))
-  steered = guidance.energy_guided(PROCESS, lambda z, t, *_: jax.tree.map(jnp.add, first(z, t), second(z, t)), far, 0.01 * scale)
+  steered = guidance.energy_guided(
+    PROCESS, lambda z, t, *_: jax.tree.map(jnp.add, first(z, t), second(z, t)), far, 0.01 * scale
+  )
   return guidance.thresholded(PROCESS, steered, 0.9, scale)
 
 
@@ -167,7 +188,9 @@ def sharded():
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
   key_data = jax.random.key_data(row_keys(jax.random.key(5), jnp.arange(8)))
-  return *jax.device_put((key_data, LABELS), spread), *jax.device_put((jnp.float32(3), jnp.float32(0.5)), whole)
+  return *jax.device_put((key_data, LABELS), spread), *jax.device_put(
+    (jnp.float32(3), jnp.float32(0.5)), whole
+  )
 
 
 def compile_for(guide, args):
@@ -181,7 +204,9 @@ def test_a_batch_over_eight_devices_is_the_same_and_never_moves(guide, sharded):
   assert not [move for move in MOVES if move in compiled.as_text()]
   spread = compiled(*sharded)
   assert len(spread.sharding.device_set) == 8
-  alone = jax.jit(functools.partial(run, guide), compiler_options=UNOPTIMIZED)(*jax.device_put(sharded, jax.devices()[0]))
+  alone = jax.jit(functools.partial(run, guide), compiler_options=UNOPTIMIZED)(
+    *jax.device_put(sharded, jax.devices()[0])
+  )
   np.testing.assert_allclose(spread, alone, rtol=1e-4, atol=1e-5)
 
 

@@ -76,7 +76,9 @@ def place(process, t):
 
 
 def answers(process, rule, t=0.4, row=ROW):
-  """The three of `say`; numbers of the rule are spread over the samples, so that a kind of rule is compiled once."""
+  """The three of `say`; numbers of the rule are spread over the samples, so that a kind of rule is
+  compiled once.
+  """
   spread = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf, np.float32), 8), rule)
   return jax.tree.map(np.asarray, say(process, row, spread, place(process, t), np.float32(t)))
 
@@ -88,7 +90,9 @@ def close(a, b, atol=3e-6):
 
 def consistent(process, out, z, t):
   off = process.alpha(t) * out.x0 + process.sigma(t) * out.eps - z
-  assert np.isfinite(off).all() and np.abs(off).max() < 2e-6 * max(1, np.abs(out.x0).max()) * max(1, np.abs(z).max()), float(t)
+  assert np.isfinite(off).all() and np.abs(off).max() < 2e-6 * max(1, np.abs(out.x0).max()) * max(
+    1, np.abs(z).max()
+  ), float(t)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
@@ -108,7 +112,13 @@ def test_they_do_so_whatever_the_network_predicts(name):
 
 @processes
 def test_scale_one_is_the_condition_alone_and_zero_none(process):
-  for rule in (ClassifierFree(1.0), APG(1.0), CFGZero(1.0), Interval(ClassifierFree(1.0)), Rescale(APG(1.0), 1.0)):
+  for rule in (
+    ClassifierFree(1.0),
+    APG(1.0),
+    CFGZero(1.0),
+    Interval(ClassifierFree(1.0)),
+    Rescale(APG(1.0), 1.0),
+  ):
     condition, _, out = answers(process, rule)
     close(out, condition)
   for rule in (ClassifierFree(0.0), APG(0.0, eta=1.0), CFGPlusPlus(ClassifierFree(0.0))):
@@ -124,7 +134,11 @@ def test_outside_of_its_interval_the_condition_stands_alone(process):
   low = jnp.where(jnp.arange(8) % 2, log_snr + 0.1, log_snr - 0.1)
   for rule in (Interval(plain), Interval(plain, log_snr - 0.1, log_snr + 0.1)):
     close(answers(process, rule)[2], inside)
-  for rule in (Interval(plain, log_snr + 0.1), Interval(plain, high=log_snr - 0.1), Interval(plain, 1.0, -1.0)):
+  for rule in (
+    Interval(plain, log_snr + 0.1),
+    Interval(plain, high=log_snr - 0.1),
+    Interval(plain, 1.0, -1.0),
+  ):
     close(answers(process, rule)[2], condition)
   mixed = answers(process, Interval(plain, low))[2]
   np.testing.assert_allclose(mixed.x0[1::2], condition.x0[1::2], rtol=1e-5, atol=3e-6)
@@ -142,7 +156,8 @@ def test_rescaling_brings_the_standard_deviation_back(process, t):
   np.testing.assert_allclose(out.x0, expected, rtol=1e-4, atol=1e-5)
   close(answers(process, Rescale(ClassifierFree(SCALES), 0.0), t)[2], plain)
   np.testing.assert_allclose(
-    std(answers(process, Rescale(ClassifierFree(SCALES), 1.0), t)[2].x0), std(condition.x0), rtol=1e-4)
+    std(answers(process, Rescale(ClassifierFree(SCALES), 1.0), t)[2].x0), std(condition.x0), rtol=1e-4
+  )
 
 
 @processes
@@ -295,9 +310,14 @@ def test_numbers_compile_nothing():
   numbers = [(1, 0, 2, -1, 0, 1), (2.0, 0.5, jnp.inf, np.float64(-3), 0.5, 0.3), (3, 1, 1, 9, 1, 2)]
   for scale, eta, radius, low, phi, zero in numbers:
     rule = Rescale(Interval(APG(scale, eta, radius), low), phi)
-    outs += [run(traced(rule), z, jnp.float32(0.4)), run(traced(CFGPlusPlus(CFGZero(scale, zero))), z, jnp.float32(0.4))]
+    outs += [
+      run(traced(rule), z, jnp.float32(0.4)),
+      run(traced(CFGPlusPlus(CFGZero(scale, zero))), z, jnp.float32(0.4)),
+    ]
   assert len(traces) == 2
-  assert len({np.asarray(out).tobytes() for out in outs}) == 5, "the first and the last of one kind are the condition alone"
+  assert len({np.asarray(out).tobytes() for out in outs}) == 5, (
+    "the first and the last of one kind are the condition alone"
+  )
 
 
 # Energies: data N(m, s^2) with x0 given z Gaussian.  A linear energy c x0 moves it to N(m - c s^2, s^2); the quadratic one
@@ -319,7 +339,14 @@ def flow_down(process, energy, z, scale):
   """From where log SNR is -18 to where it is 18, by 1000 steps."""
   times = process.time(jnp.linspace(-18.0, 18.0, 1001).astype(z.dtype))
   steered = energy_guided(process, gaussian(process), energy, scale)
-  return sample(process, steered, DDIM(), process.sigma(times[0]) * z, chain(times), jax.random.split(jax.random.key(0), len(z)))
+  return sample(
+    process,
+    steered,
+    DDIM(),
+    process.sigma(times[0]) * z,
+    chain(times),
+    jax.random.split(jax.random.key(0), len(z)),
+  )
 
 
 def linear(x0):
@@ -334,12 +361,16 @@ def quadratic(x0):
 def test_a_linear_energy_tilts_gaussian_data_exactly(process):
   with jax.enable_x64(True):
     z, scale = jnp.linspace(-2, 2, 9)[:, None], jnp.linspace(-0.5, 1, 9)
-    np.testing.assert_allclose(flow_down(process, linear, z, scale), M - 1.5 * S**2 * scale[:, None] + S * z, atol=6e-3)
+    np.testing.assert_allclose(
+      flow_down(process, linear, z, scale), M - 1.5 * S**2 * scale[:, None] + S * z, atol=6e-3
+    )
 
 
 @processes
 def test_a_quadratic_energy_tilts_gaussian_data_to_first_order(process):
-  """The derivative by k at 0 of the tilted quantiles: S^2 (Y - M) in the mean, -S^3 / 2 in the standard deviation."""
+  """The derivative by k at 0 of the tilted quantiles: S^2 (Y - M) in the mean, -S^3 / 2 in the
+  standard deviation.
+  """
   with jax.enable_x64(True):
     z, k = jnp.linspace(-2, 2, 9)[:, None], 1e-3
     up, down = (flow_down(process, quadratic, z, jnp.float64(scale)) for scale in (k, -k))
@@ -352,10 +383,14 @@ def test_an_energy_adds_its_gradient_to_the_score(process):
   z = place(process, t).reshape(8, 18)
   out = energy_guided(process, denoise, quadratic, SCALES)(z, t)
   alpha, sigma = process.alpha(t), process.sigma(t)
-  variance = S**2 * sigma**2 / (alpha**2 * S**2 + sigma**2)  # of x0 given z; d x0 / d z = alpha / sigma^2 of it
+  variance = (
+    S**2 * sigma**2 / (alpha**2 * S**2 + sigma**2)
+  )  # of x0 given z; d x0 / d z = alpha / sigma^2 of it
   slope = SCALES[:, None] * (denoise(z, t).x0 - Y)
   np.testing.assert_allclose(out.x0, denoise(z, t).x0 - variance * slope, rtol=1e-3, atol=1e-4)
-  np.testing.assert_allclose(out.eps, denoise(z, t).eps + alpha / sigma * variance * slope, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(
+    out.eps, denoise(z, t).eps + alpha / sigma * variance * slope, rtol=1e-3, atol=1e-4
+  )
   consistent(process, out, z, t)
 
 

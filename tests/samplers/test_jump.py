@@ -25,7 +25,8 @@ def test_it_jumps_to_the_data_and_noises_anew():
 def test_without_noise_it_is_ddim():
   pairs = chain(uniform(4))
   np.testing.assert_allclose(
-    walk(Flow(), network, Jump(0.0), Z, pairs, KEYS), walk(Flow(), network, DDIM(), Z, pairs, KEYS), atol=1e-6)
+    walk(Flow(), network, Jump(0.0), Z, pairs, KEYS), walk(Flow(), network, DDIM(), Z, pairs, KEYS), atol=1e-6
+  )
 
 
 def test_a_network_that_knows_the_data_needs_one_step():

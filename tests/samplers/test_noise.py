@@ -1,4 +1,6 @@
-"""Samplers that draw noise: on Gaussian data every step is affine in z and in its noise, so that mean and variance are known."""
+"""Samplers that draw noise: on Gaussian data every step is affine in z and in its noise, so that mean
+and variance are known.
+"""
 
 import functools
 import itertools
@@ -22,15 +24,22 @@ from tests.samplers.orders import STOCHASTIC, weak_errors
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 Z = jax.random.normal(jax.random.key(0), (8, 3))
-AFFINE = [sampler for sampler in NOISY if type(sampler).__name__ != "Resample"] + [DPMSolverPP(2, eta=0.4), DDIM(0.5)]
+AFFINE = [sampler for sampler in NOISY if type(sampler).__name__ != "Resample"] + [
+  DPMSolverPP(2, eta=0.4),
+  DDIM(0.5),
+]
 
 
 def responses(monkeypatch, process, sampler, pairs):
-  """What comes out of a start at 0 without noise, of a start at 1, and of each noise at 1 by itself: [2 + draws, 1]."""
+  """What comes out of a start at 0 without noise, of a start at 1, and of each noise at 1 by itself:
+  [2 + draws, 1].
+  """
 
   def run(size):
     drawn = itertools.count(2)
-    unit = lambda keys, like: jnp.zeros_like(like).at[next(drawn)].set(1.0) if size else (next(drawn), jnp.zeros_like(like))[1]
+    unit = lambda keys, like: (
+      jnp.zeros_like(like).at[next(drawn)].set(1.0) if size else (next(drawn), jnp.zeros_like(like))[1]
+    )
     for module in (ancestral, ddim, exponential, jump, langevin, sample):
       monkeypatch.setattr(module, "normal", unit)
     z = jnp.zeros((max(size, 2), 1)).at[1].set(1.0)
@@ -62,7 +71,9 @@ def drawn_many(process, sampler, pairs, keys):
 def test_moments_of_many_samples_are_the_solver_s_own(monkeypatch, sampler):
   process, pairs = Cosine(), chain(uniform(12))
   mean, variance = moments(monkeypatch, process, sampler, pairs)
-  drawn = np.asarray(drawn_many(process, sampler, pairs, row_keys(jax.random.key(3), jnp.arange(1024))), np.float64)
+  drawn = np.asarray(
+    drawn_many(process, sampler, pairs, row_keys(jax.random.key(3), jnp.arange(1024))), np.float64
+  )
   assert abs(drawn.mean() - mean) < 4 * np.sqrt(variance / drawn.size)
   assert abs(drawn.var() - variance) < 4 * variance * np.sqrt(2 / drawn.size)
 
@@ -70,10 +81,22 @@ def test_moments_of_many_samples_are_the_solver_s_own(monkeypatch, sampler):
 slow = lambda *samplers: [pytest.param(sampler, marks=pytest.mark.slow) for sampler in samplers]
 
 
-@pytest.mark.parametrize("sampler", [DDIM(1.0), Ancestral("large"), *slow(
-  DPMSolverPP(2, eta=1.0), DPMSolverPP(3, eta=1.0), DPMSolverPP(2, eta=0.4), DPMSolverPPSingle(2, eta=1.0), DDIM(0.5),
-  Corrected(),
-)], ids=repr)
+@pytest.mark.parametrize(
+  "sampler",
+  [
+    DDIM(1.0),
+    Ancestral("large"),
+    *slow(
+      DPMSolverPP(2, eta=1.0),
+      DPMSolverPP(3, eta=1.0),
+      DPMSolverPP(2, eta=0.4),
+      DPMSolverPPSingle(2, eta=1.0),
+      DDIM(0.5),
+      Corrected(),
+    ),
+  ],
+  ids=repr,
+)
 def test_the_spread_approaches_the_data_s(monkeypatch, sampler):
   process, errors = Flow(), []
   for steps in (12, 24):
@@ -89,13 +112,19 @@ def test_the_spread_approaches_the_data_s(monkeypatch, sampler):
 def test_the_error_halves_with_the_step_on_the_mixture(name):
   count = 2**18
   first, second = weak_errors(Cosine(), STOCHASTIC[name], (8, 16), count)
-  assert abs(second) < 0.6 * abs(first) + 3 * 0.8 / np.sqrt(count)  # |z|^2 over its mean has a deviation of 0.8
+  assert abs(second) < 0.6 * abs(first) + 3 * 0.8 / np.sqrt(
+    count
+  )  # |z|^2 over its mean has a deviation of 0.8
 
 
 def test_ddim_of_eta_one_is_ancestral_sampling_with_the_small_variance():
   pairs = chain(uniform(5))
   same = lambda a, b: np.testing.assert_allclose(
-    walk(Cosine(), network, a, Z, pairs, KEYS), walk(Cosine(), network, b, Z, pairs, KEYS), rtol=1e-5, atol=1e-5)
+    walk(Cosine(), network, a, Z, pairs, KEYS),
+    walk(Cosine(), network, b, Z, pairs, KEYS),
+    rtol=1e-5,
+    atol=1e-5,
+  )
   same(DDIM(1.0), Ancestral("small"))
   with pytest.raises(AssertionError):
     same(DDIM(1.0), Ancestral("large"))

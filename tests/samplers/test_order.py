@@ -33,14 +33,18 @@ def test_on_a_mixture(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in DETERMINISTIC.items() if row.order <= 2 and not row.warm])
+@pytest.mark.parametrize(
+  "name", [name for name, row in DETERMINISTIC.items() if row.order <= 2 and not row.warm]
+)
 def test_upward_and_on_the_flow_process(name):
   row = DETERMINISTIC[name]
   low, high = tolerance(row.order)
   assert low < measured_order(Flow(), row.sampler, low=4.0, high=-4.0) < high
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), Heun(), DPMSolverPP(), DPMSolverPP(3), UniPC(3), DEIS(), RK4()], ids=repr)
+@pytest.mark.parametrize(
+  "sampler", [DDIM(), Heun(), DPMSolverPP(), DPMSolverPP(3), UniPC(3), DEIS(), RK4()], ids=repr
+)
 def test_upward_from_clean_data_is_at_least_first_order(sampler):
   """Where the first step leaves an infinite log SNR."""
   process, errors = Flow(), []

@@ -1,8 +1,9 @@
 """Samplers against the schedulers of diffusers 0.42, whose paths are kept in tests/parity/schedulers.npz.
 
-Theirs in z / alpha (Euler, Heun, LMS) are ours divided by alpha.  A state is compared with theirs by max|difference| /
-max|theirs|, at every end of a step, so that neither a scale nor the noisy end hides anything.  Where theirs go wrong,
-OTHERWISE, a test has their path with the mistake made, and ours without.
+Theirs in z / alpha (Euler, Heun, LMS) are ours divided by alpha.  A state is compared with theirs
+by max|difference| / max|theirs|, at every end of a step, so that neither a scale nor the noisy end
+hides anything.  Where theirs go wrong, OTHERWISE, a test has their path with the mistake made, and
+ours without.
 """
 
 import dataclasses
@@ -38,7 +39,14 @@ KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 VARIANCES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}
 DRAWS = ("ancestral", "ddim", "exponential", "jump", "sample")  # the modules that draw
 NO_SIGMAS = ("DDPM", "DDIM", "PNDM", "LCM")
-OTHERWISE = ("ddpm_large_trailing", "pndm_plms_v", "pndm_prk_v", "euler_churn", "dpm_sde_3", "single_sde_3_heun")
+OTHERWISE = (
+  "ddpm_large_trailing",
+  "pndm_plms_v",
+  "pndm_prk_v",
+  "euler_churn",
+  "dpm_sde_3",
+  "single_sde_3_heun",
+)
 
 
 class Once(Discrete):
@@ -72,7 +80,8 @@ def process_of(case):
     exact = case.scheduler in ("DDPM", "DDIM", "LCM")
     return Once(zero_terminal_snr=True) if exact else almost_zero_snr()
   return {"linear": Once(LinearBetas()), "squaredcos_cap_v2": Once(CosineBetas())}.get(
-    case.config.get("beta_schedule"), Once())
+    case.config.get("beta_schedule"), Once()
+  )
 
 
 def times_of(case, process, steps):
@@ -90,7 +99,9 @@ def times_of(case, process, steps):
       return grid.chain(made(process, steps))
   times = spaced(case, process, steps)
   if case.scheduler in ("DDIM", "PNDM"):
-    return grid.strided(process, times, 0.0 if config.get("set_alpha_to_one", case.scheduler == "DDIM") else 1 / process.steps)
+    return grid.strided(
+      process, times, 0.0 if config.get("set_alpha_to_one", case.scheduler == "DDIM") else 1 / process.steps
+    )
   if config.get("final_sigmas_type") == "sigma_min":
     times = times.at[-1].set(1 / process.steps)
   return grid.chain(times)
@@ -98,12 +109,17 @@ def times_of(case, process, steps):
 
 def spaced(case, process, steps):
   """Times [N + 1]."""
-  spacing, spare = case.config.get("timestep_spacing", "linspace"), int(case.scheduler.startswith(("DPM", "UniPC")))
+  spacing, spare = (
+    case.config.get("timestep_spacing", "linspace"),
+    int(case.scheduler.startswith(("DPM", "UniPC"))),
+  )
   if spacing == "leading":
     return grid.leading(process, steps, case.config.get("steps_offset", 0), spare)
   if spacing == "trailing":
     return grid.trailing(process, steps)
-  return grid.linspace(process, steps, spare, whole=case.scheduler not in ("Euler", "EulerAncestral", "Heun", "LMS"))
+  return grid.linspace(
+    process, steps, spare, whole=case.scheduler not in ("Euler", "EulerAncestral", "Heun", "LMS")
+  )
 
 
 def flow_times(shift, steps, count=1000):
@@ -127,7 +143,9 @@ def sampler_of(case, steps):
     "DPMSolverMultistep": lambda: DPMSolverPP(order, eta, heun, lower_order_final=steps < 15),
     "EDMDPMSolverMultistep": lambda: DPMSolverPP(order, eta, heun, lower_order_final=steps < 15),
     "DPMSolverSinglestep": lambda: DPMSolverPPSingle(order, eta, heun),
-    "UniPCMultistep": lambda: UniPC(order, config.get("solver_type", "bh2"), config.get("lower_order_final", True)),
+    "UniPCMultistep": lambda: UniPC(
+      order, config.get("solver_type", "bh2"), config.get("lower_order_final", True)
+    ),
     "LCM": Jump,
   }[case.scheduler]()
 
@@ -138,7 +156,9 @@ def churned(arguments, steps):
 
 
 def denoiser(process, kind, scale):
-  """The fixture's network; kind [3] is 1 where it predicts x0, eps or v, and scale that of LCM's boundary, or None."""
+  """The fixture's network; kind [3] is 1 where it predicts x0, eps or v, and scale that of LCM's
+  boundary, or None.
+  """
 
   def denoise(z, t, estimate=None, to=None):
     alpha, sigma = process.alpha(t), process.sigma(t)
@@ -219,18 +239,22 @@ def test_every_state_is_theirs(name, dtype):
   assert measured(name, dtype) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name, other", [
-  ("ddpm_small", Ancestral("large")),
-  ("ddim_half", DDIM(0.51)),
-  ("pndm_plms", PNDM("prk")),
-  ("heun", Heun()),
-  ("lms", DEIS(3)),
-  ("dpm_2", DPMSolverPP(2, heun=True)),
-  ("dpm_3", DPMSolverPP(3, exact_d2=True)),
-  ("single_3", DPMSolverPPSingle(3, heun=True)),
-  ("unipc_2", UniPC(2, "bh1")),
-  ("unipc_3_whole", UniPC(3, lower_order_final=True)),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+  "name, other",
+  [
+    ("ddpm_small", Ancestral("large")),
+    ("ddim_half", DDIM(0.51)),
+    ("pndm_plms", PNDM("prk")),
+    ("heun", Heun()),
+    ("lms", DEIS(3)),
+    ("dpm_2", DPMSolverPP(2, heun=True)),
+    ("dpm_3", DPMSolverPP(3, exact_d2=True)),
+    ("single_3", DPMSolverPPSingle(3, heun=True)),
+    ("unipc_2", UniPC(2, "bh1")),
+    ("unipc_3_whole", UniPC(3, lower_order_final=True)),
+  ],
+  ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_its_nearest_relative_is_not_theirs(name, other):
   with jax.enable_x64(True):
     assert apart(path(CASES[name], 50, "float64", other), theirs(CASES[name], 50)) > 10 * TOLERANCE["float64"]
@@ -268,10 +292,13 @@ class WrongSignSingle(DPMSolverPPSingle):
     return [*super().table(kappa, r)[:2], interpolation(r, [m1, m2 - 2])]
 
 
-@pytest.mark.parametrize("name, wrong", [
-  ("dpm_sde_3", lambda case, steps: WrongSign(3, 1.0, lower_order_final=steps < 15)),
-  ("single_sde_3_heun", lambda case, steps: WrongSignSingle(3, 1.0, heun=True)),
-])
+@pytest.mark.parametrize(
+  "name, wrong",
+  [
+    ("dpm_sde_3", lambda case, steps: WrongSign(3, 1.0, lower_order_final=steps < 15)),
+    ("single_sde_3_heun", lambda case, steps: WrongSignSingle(3, 1.0, heun=True)),
+  ],
+)
 def test_the_third_order_with_noise_has_a_sign_wrong(name, wrong):
   assert measured(name, make=wrong) < TOLERANCE["float64"]
   assert measured(name) > 0.1

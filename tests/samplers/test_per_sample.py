@@ -1,7 +1,7 @@
 """Paths of each sample's own: one batch holds requests of other step counts, grids, numbers and first times.
 
-Bits are compared op by op, without jit, on Flow: XLA's fusions contract products and sums otherwise for other shapes, as
-they do for other batch sizes, and logarithms round by their place in a vector.
+Bits are compared op by op, without jit, on Flow: XLA's fusions contract products and sums otherwise
+for other shapes, as they do for other batch sizes, and logarithms round by their place in a vector.
 """
 
 import functools
@@ -61,7 +61,9 @@ MOVES = ("all-to-all", "all-gather", "collective-permute", "all-reduce", "reduce
 def elementwise(process):
   """A network whose every place depends on itself alone, on the noise level and on the last estimate."""
   return denoiser(
-    process, Predict("v"), lambda z, level, estimate, to: Output(0.25 * z + 0.125 * level[:, None] + 0.25 * estimate)
+    process,
+    Predict("v"),
+    lambda z, level, estimate, to: Output(0.25 * z + 0.125 * level[:, None] + 0.25 * estimate),
   )
 
 
@@ -74,7 +76,9 @@ def alone(run, *batched):
   return np.concatenate([run(pairs, *rows((KEYS, *batched), b)) for b, pairs in enumerate(REQUESTS)])
 
 
-@pytest.mark.parametrize("sampler", MAIN + [pytest.param(s, marks=pytest.mark.slow) for s in OTHERS], ids=repr)
+@pytest.mark.parametrize(
+  "sampler", MAIN + [pytest.param(s, marks=pytest.mark.slow) for s in OTHERS], ids=repr
+)
 def test_each_request_of_a_batch_is_the_request_alone_to_the_bit(sampler):
   run = lambda pairs, keys: draw(Flow(), elementwise(Flow()), sampler, LIKE[: len(keys)], pairs, keys)
   with jax.disable_jit():
@@ -96,7 +100,9 @@ def test_and_up_to_rounding_when_it_is_compiled(process, sampler):
 def test_each_sample_has_its_own_numbers_of_a_sampler():
   numbers = {"eta": jnp.array([0.0, 1.0, 0.3, 0.6]), "gamma": jnp.array([0.1, 0.0, 0.4, 0.2])}
   for make in (
-    lambda eta, gamma: DDIM(eta), lambda eta, gamma: DPMSolverPP(eta=eta), lambda eta, gamma: Churn(DDIM(eta), gamma),
+    lambda eta, gamma: DDIM(eta),
+    lambda eta, gamma: DPMSolverPP(eta=eta),
+    lambda eta, gamma: Churn(DDIM(eta), gamma),
   ):
     together = drawn(Flow(), make(**numbers), padded(REQUESTS), KEYS)
     for b, pairs in enumerate(REQUESTS):
@@ -113,11 +119,16 @@ def test_other_steps_grids_and_numbers_compile_nothing():
     traces.append(1)
     return draw(Flow(), elementwise(Flow()), sampler, LIKE, pairs, KEYS)
 
-  outs = [run(DDIM(jnp.float32([0, 0.5, 1, 0])), padded(REQUESTS)), run(DDIM(jnp.zeros(4)), padded(REQUESTS[::-1]))]
+  outs = [
+    run(DDIM(jnp.float32([0, 0.5, 1, 0])), padded(REQUESTS)),
+    run(DDIM(jnp.zeros(4)), padded(REQUESTS[::-1])),
+  ]
   assert len(traces) == 1 and np.abs(outs[0] - outs[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("sampler", "calls"), [(DDIM(1.0), 5), (DPMSolverPP(), 5), (Heun(), 10), (Corrected(), 10)], ids=repr)
+@pytest.mark.parametrize(
+  ("sampler", "calls"), [(DDIM(1.0), 5), (DPMSolverPP(), 5), (Heun(), 10), (Corrected(), 10)], ids=repr
+)
 def test_the_denoiser_is_called_once_on_the_whole_batch(sampler, calls):
   """Of Heun and of corrections the evaluation that some samples need is made of all."""
   shapes, counted = [], []
@@ -148,7 +159,9 @@ def wrapped(process, name, conditions):
   """A denoiser under one of the wrappers, of conditions [B]."""
 
   def labelled(z, t, label, estimate=None, to=None):
-    apply = lambda z, level, estimate, to: Output(jnp.sin(2 * z + expand(level + 0.5 * label, z)) + 0.25 * estimate)
+    apply = lambda z, level, estimate, to: Output(
+      jnp.sin(2 * z + expand(level + 0.5 * label, z)) + 0.25 * estimate
+    )
     return denoiser(process, Predict("v"), apply)(z, t, estimate, to)
 
   bound = lambda label: lambda z, t, estimate=None, to=None: labelled(z, t, label, estimate, to)
@@ -162,13 +175,16 @@ def wrapped(process, name, conditions):
     "thresholded": lambda: thresholded(process, plain, 0.8, 0.5),
     "energy": lambda: energy_guided(process, plain, lambda x0: jnp.sum(x0**2, 1), 0.2, -3.0, 3.0),
     "boundary": lambda: boundary(process, plain, 0.5, 3.0),
-    "everything": lambda: thresholded(process, energy_guided(process, under(CFGZero(2.0, 0.7)), lambda x: x.sum(1), 0.1), 0.9),
+    "everything": lambda: thresholded(
+      process, energy_guided(process, under(CFGZero(2.0, 0.7)), lambda x: x.sum(1), 0.1), 0.9
+    ),
   }[name]()
 
 
-@pytest.mark.parametrize("name", [
-  "guided", "interval, rescale", "zero", "autoguided", "thresholded", "energy", "boundary", "everything",
-])
+@pytest.mark.parametrize(
+  "name",
+  ["guided", "interval, rescale", "zero", "autoguided", "thresholded", "energy", "boundary", "everything"],
+)
 def test_wrappers_take_a_time_for_each_sample(name):
   @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(pairs, keys, conditions):
@@ -185,15 +201,20 @@ def test_edits_take_a_path_for_each_sample():
   network = denoiser(process, Predict("v"), lambda z, level, *_: Output(jnp.sin(3 * z + expand(level, z))))
   edits = {
     "image to image": lambda pairs, keys, x0, known: image_to_image(
-      process, network, DPMSolverPP(), x0, shortened(pairs, jnp.float32(0.7)), keys),
-    "inpaint": lambda pairs, keys, x0, known: inpaint(process, network, DPMSolverPP(), x0, known, pairs, keys),
+      process, network, DPMSolverPP(), x0, shortened(pairs, jnp.float32(0.7)), keys
+    ),
+    "inpaint": lambda pairs, keys, x0, known: inpaint(
+      process, network, DPMSolverPP(), x0, known, pairs, keys
+    ),
     "restore": lambda pairs, keys, x0, known: restore(
-      process, network, DDIM(), x0, lambda z: z.sum(1), 0 * x0[:, 0] + 1, jnp.full(len(x0), 0.5), pairs, keys),
+      process, network, DDIM(), x0, lambda z: z.sum(1), 0 * x0[:, 0] + 1, jnp.full(len(x0), 0.5), pairs, keys
+    ),
   }
   for name, edit in edits.items():
     run = jax.jit(edit, compiler_options=UNOPTIMIZED)
     np.testing.assert_allclose(
-      run(padded(REQUESTS), KEYS, x0, known), alone(run, x0, known), rtol=2e-5, atol=2e-5, err_msg=name)
+      run(padded(REQUESTS), KEYS, x0, known), alone(run, x0, known), rtol=2e-5, atol=2e-5, err_msg=name
+    )
 
 
 @pytest.mark.parametrize("sampler", [EDICT(), DDIM()], ids=repr)
@@ -222,7 +243,10 @@ def test_a_batch_over_eight_devices_never_moves():
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
   key_data = jax.random.key_data(row_keys(jax.random.key(5), jnp.arange(8)))
-  args = *jax.device_put((key_data, padded(REQUESTS * 2), jnp.arange(8)), spread), jax.device_put(jnp.ones((3, 3)), whole)
+  args = (
+    *jax.device_put((key_data, padded(REQUESTS * 2), jnp.arange(8)), spread),
+    jax.device_put(jnp.ones((3, 3)), whole),
+  )
 
   def run(key_data, pairs, labels, weights):
     def labelled(z, t, label, estimate=None, to=None):
@@ -255,7 +279,9 @@ def test_shorter_paths_are_padded_at_the_end():
     np.testing.assert_array_equal(row[len(own) :], 0)
 
 
-@pytest.mark.parametrize("pairs", [[], [jnp.zeros((3, 2)), jnp.zeros(3)], [jnp.zeros((3, 3))]], ids=["none", "times", "triples"])
+@pytest.mark.parametrize(
+  "pairs", [[], [jnp.zeros((3, 2)), jnp.zeros(3)], [jnp.zeros((3, 3))]], ids=["none", "times", "triples"]
+)
 def test_what_is_no_path_is_not_padded(pairs):
   with pytest.raises(UserError, match=r"pairs of shapes \[.*\]; expected at least one array, each \[N, 2\]"):
     padded(pairs)

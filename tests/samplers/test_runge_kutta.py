@@ -27,8 +27,10 @@ def test_it_is_the_classical_method_on_the_flow_process():
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
 def test_the_last_step_is_euler_s(process):
   for t in (1.0, 0.3):
-    after = [step(process, network, sampler, start(process, sampler, Z, t), jnp.float32(t), jnp.float32(0), KEYS).z
-             for sampler in (RK4(), DDIM())]
+    after = [
+      step(process, network, sampler, start(process, sampler, Z, t), jnp.float32(t), jnp.float32(0), KEYS).z
+      for sampler in (RK4(), DDIM())
+    ]
     np.testing.assert_array_equal(*after)
 
 

@@ -48,12 +48,16 @@ PAIRS = {  # name -> pairs (t, s)
 }
 
 first, *others = PROCESSES
-both = pytest.mark.parametrize("process", [first, *(pytest.param(p, marks=pytest.mark.slow) for p in others)], ids=repr)
+both = pytest.mark.parametrize(
+  "process", [first, *(pytest.param(p, marks=pytest.mark.slow) for p in others)], ids=repr
+)
 every = pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 
 
 def path(pairs):
-  """Pairs as an array; where there are several, steps in place fill them up to five, since every length is compiled."""
+  """Pairs as an array; where there are several, steps in place fill them up to five, since every
+  length is compiled.
+  """
   pairs = np.asarray(pairs, np.float32)
   rest = 5 - len(pairs) if len(pairs) > 1 else 0
   return np.concatenate([pairs, np.full((rest, 2), pairs[-1, 1], np.float32)])
@@ -78,7 +82,9 @@ def test_step_i_draws_from_each_key_folded_with_i():
   pairs = jnp.array([[0.9, 0.5], [0.6, 0.2]])
   expected = Z
   for i, (t, s) in enumerate(pairs):
-    expected += (1 + t + 10 * s) * jnp.stack([jax.random.normal(jax.random.fold_in(key, i), (3,)) for key in KEYS])
+    expected += (1 + t + 10 * s) * jnp.stack(
+      [jax.random.normal(jax.random.fold_in(key, i), (3,)) for key in KEYS]
+    )
   np.testing.assert_allclose(sample(PROCESSES[0], None, Spy(), Z, pairs, KEYS), expected, rtol=1e-5)
 
 
@@ -95,7 +101,8 @@ def test_draw_starts_at_sigma_of_the_first_time(process):
     np.testing.assert_allclose(begun, process.sigma(jnp.float32(t)) * eps, rtol=1e-6)
   pairs = jnp.array([[0.6, 0.1]])
   np.testing.assert_allclose(
-    draw(process, None, Spy(), Z, pairs, KEYS), sample(process, None, Spy(), begun, pairs, paths), rtol=1e-6)
+    draw(process, None, Spy(), Z, pairs, KEYS), sample(process, None, Spy(), begun, pairs, paths), rtol=1e-6
+  )
 
 
 @both
@@ -120,7 +127,9 @@ def test_nothing_happens_where_a_step_goes_nowhere(process, sampler):
 @every
 def test_the_step_to_clean_data_is_the_estimate(process, sampler):
   for t in (1.0, 0.5, 0.0):
-    after = step(process, network, sampler, start(process, sampler, Z, t), jnp.float32(t), jnp.float32(0), KEYS)
+    after = step(
+      process, network, sampler, start(process, sampler, Z, t), jnp.float32(t), jnp.float32(0), KEYS
+    )
     np.testing.assert_array_equal(after.z, after.x0)
 
 
@@ -153,13 +162,17 @@ def test_jit_changes_nothing(sampler):
   np.testing.assert_allclose(plain, walk(process, network, sampler, Z, pairs, KEYS), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("make, numbers", [
-  (DDIM, [(0,), (0.5,), (1.0,), (np.float64(0.25),), (jnp.asarray(0.75),)]),
-  (lambda eta: DPMSolverPP(3, eta), [(0,), (0.3,), (1.0,)]),
-  (lambda *numbers: Churn(DDIM(), *numbers), [(0.1,), (0.3, 0.5), (0.3, 0.5, 1.5), (0.3, 0.5, 1.5, 1.1)]),
-  (lambda *numbers: Corrected(DDIM(), *numbers), [(0.1,), (0.2,)]),
-  (Jump, [(1,), (0.5,)]),
-], ids=["ddim", "dpmpp", "churn", "corrected", "jump"])
+@pytest.mark.parametrize(
+  "make, numbers",
+  [
+    (DDIM, [(0,), (0.5,), (1.0,), (np.float64(0.25),), (jnp.asarray(0.75),)]),
+    (lambda eta: DPMSolverPP(3, eta), [(0,), (0.3,), (1.0,)]),
+    (lambda *numbers: Churn(DDIM(), *numbers), [(0.1,), (0.3, 0.5), (0.3, 0.5, 1.5), (0.3, 0.5, 1.5, 1.1)]),
+    (lambda *numbers: Corrected(DDIM(), *numbers), [(0.1,), (0.2,)]),
+    (Jump, [(1,), (0.5,)]),
+  ],
+  ids=["ddim", "dpmpp", "churn", "corrected", "jump"],
+)
 def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
   traces = []
 
@@ -187,7 +200,9 @@ def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
 
 
 def in_bfloat16(process):
-  network = lambda z, level, *_: Output(jnp.sin(3 * z.astype(jnp.bfloat16) + level[:, None].astype(jnp.bfloat16)))
+  network = lambda z, level, *_: Output(
+    jnp.sin(3 * z.astype(jnp.bfloat16) + level[:, None].astype(jnp.bfloat16))
+  )
   return denoiser(process, Predict("v"), network)
 
 

@@ -42,7 +42,9 @@ def test_a_state_that_was_moved_is_not_corrected():
     state = step(process, network, solver, state, *jnp.float32(pair), KEYS)
   t, s = jnp.float32(0.5), jnp.float32(0.3)
   after = step(process, network, solver, moved(state, Z), t, s, KEYS).z
-  np.testing.assert_allclose(after, step(process, network, solver, start(process, solver, Z, 0.5), t, s, KEYS).z, atol=1e-6)
+  np.testing.assert_allclose(
+    after, step(process, network, solver, start(process, solver, Z, 0.5), t, s, KEYS).z, atol=1e-6
+  )
 
 
 def test_nothing_is_corrected_where_pairs_do_not_adjoin():
@@ -50,7 +52,11 @@ def test_nothing_is_corrected_where_pairs_do_not_adjoin():
   process, solver, ddim = Flow(), UniPC(1), DDIM()
   pairs = jnp.float32([[0.9, 0.6], [0.5, 0.2]])
   np.testing.assert_allclose(
-    walk(process, network, solver, Z, pairs, KEYS), walk(process, network, ddim, Z, pairs, KEYS), rtol=1e-5, atol=1e-5)
+    walk(process, network, solver, Z, pairs, KEYS),
+    walk(process, network, ddim, Z, pairs, KEYS),
+    rtol=1e-5,
+    atol=1e-5,
+  )
 
 
 def test_one_evaluation_a_step():

@@ -43,14 +43,18 @@ def test_fresh_noise_is_the_forward_process(process):
 def test_churn_of_nothing_is_the_sampler_itself(process, inner):
   pairs = chain(uniform(5))
   expected = walk(process, network, inner, Z, pairs, KEYS)
-  np.testing.assert_allclose(walk(process, network, Churn(inner, gamma=0.0), Z, pairs, KEYS), expected, atol=1e-5)
+  np.testing.assert_allclose(
+    walk(process, network, Churn(inner, gamma=0.0), Z, pairs, KEYS), expected, atol=1e-5
+  )
   outside = Churn(inner, gamma=0.3, low=1e8, high=1e9)
   np.testing.assert_allclose(walk(process, network, outside, Z, pairs, KEYS), expected, atol=1e-5)
   assert np.abs(walk(process, network, Churn(inner, gamma=0.3), Z, pairs, KEYS) - expected).max() > 1e-2
 
 
 def test_churn_is_algorithm_2_of_karras():
-  """In z = x, their own process: sigma^ = sigma + gamma sigma, noise of (sigma^2 - sigma^2)^(1/2), then Heun's step."""
+  """In z = x, their own process: sigma^ = sigma + gamma sigma, noise of (sigma^2 - sigma^2)^(1/2),
+  then Heun's step.
+  """
   process, gamma, noise = EDM(), 0.2, 1.007
   t, s = jnp.float32(0.6), jnp.float32(0.5)
   sigma = process.sigma(t)
@@ -70,13 +74,21 @@ def test_churn_is_algorithm_2_of_karras():
 def test_churn_cannot_leave_a_chain():
   process = Discrete()
   sampler = Churn(Heun(), gamma=0.4)
-  after = step(process, network, sampler, start(process, sampler, Z, 1.0), jnp.float32(1), jnp.float32(0.9), KEYS).z
-  plain = step(process, network, Heun(), start(process, Heun(), Z, 1.0), jnp.float32(1), jnp.float32(0.9), KEYS).z
+  after = step(
+    process, network, sampler, start(process, sampler, Z, 1.0), jnp.float32(1), jnp.float32(0.9), KEYS
+  ).z
+  plain = step(
+    process, network, Heun(), start(process, Heun(), Z, 1.0), jnp.float32(1), jnp.float32(0.9), KEYS
+  ).z
   np.testing.assert_allclose(after, plain, rtol=1e-5)
 
 
 def test_gamma_of_karras():
-  assert karras_gamma(0, 20) == 0 and karras_gamma(2, 20) == 0.1 and abs(karras_gamma(80, 18) - (2**0.5 - 1)) < 1e-12
+  assert (
+    karras_gamma(0, 20) == 0
+    and karras_gamma(2, 20) == 0.1
+    and abs(karras_gamma(80, 18) - (2**0.5 - 1)) < 1e-12
+  )
 
 
 @both
@@ -88,7 +100,10 @@ def test_resampling_goes_up_by_noise_and_down_by_the_sampler(process):
   assert int(up.count) == 0, "the history is that of another path"
   pairs = chain(uniform(4))
   np.testing.assert_allclose(
-    walk(process, network, sampler, Z, pairs, KEYS), walk(process, network, DPMSolverPP(), Z, pairs, KEYS), atol=1e-5)
+    walk(process, network, sampler, Z, pairs, KEYS),
+    walk(process, network, DPMSolverPP(), Z, pairs, KEYS),
+    atol=1e-5,
+  )
 
 
 def test_what_is_left_is_counted_by_steps_that_go_somewhere():
@@ -117,14 +132,18 @@ def test_langevin_leaves_the_right_distribution_and_finds_it(process):
 
 def test_no_correction_of_clean_data():
   process = Flow()
-  after = [step(process, network, sampler, start(process, sampler, Z, 0.3), jnp.float32(0.3), jnp.float32(0), KEYS).z
-           for sampler in (Corrected(DDIM()), DDIM())]
+  after = [
+    step(process, network, sampler, start(process, sampler, Z, 0.3), jnp.float32(0.3), jnp.float32(0), KEYS).z
+    for sampler in (Corrected(DDIM()), DDIM())
+  ]
   np.testing.assert_array_equal(*after)
 
 
 def test_moved_begins_a_history_anew_where_it_changed():
   process, t = Cosine(), jnp.float32(0.9)
-  state = step(process, network, DPMSolverPP(), start(process, DPMSolverPP(), Z, t), t, jnp.float32(0.5), KEYS)
+  state = step(
+    process, network, DPMSolverPP(), start(process, DPMSolverPP(), Z, t), t, jnp.float32(0.5), KEYS
+  )
   assert int(state.count) == 1
   assert int(moved(state, Z).count) == 0 and int(moved(state, Z, False).count) == 1
   np.testing.assert_array_equal(moved(state, Z).z, Z)

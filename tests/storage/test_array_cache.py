@@ -10,13 +10,16 @@ from jldm.storage import array_cache
 from jldm.storage.array_cache import open_cache, open_part, write, write_like
 
 RANDOM = np.random.default_rng(0)
-ARRAYS = {"mean": RANDOM.normal(size=(23, 2, 4, 3)).astype(np.float32),
-          "log_variance": RANDOM.normal(size=(23, 2, 4, 3)).astype(np.float16), "label": np.arange(23, dtype=np.int32)}
+ARRAYS = {
+  "mean": RANDOM.normal(size=(23, 2, 4, 3)).astype(np.float32),
+  "log_variance": RANDOM.normal(size=(23, 2, 4, 3)).astype(np.float16),
+  "label": np.arange(23, dtype=np.int32),
+}
 
 
 def chunks(arrays=ARRAYS, size=8):
   for start in range(0, 23, size):
-    yield {name: array[start:start + size] for name, array in arrays.items()}
+    yield {name: array[start : start + size] for name, array in arrays.items()}
 
 
 def contents(source):
@@ -63,16 +66,20 @@ def change_index(**changes):
     index = json.loads((folder / "index.json").read_text())
     index["arrays"]["mean"] |= changes
     (folder / "index.json").write_text(json.dumps(index))
+
   return damage
 
 
 DAMAGE = {
-  "byte": flip_a_byte, "truncated": truncate, "empty": lambda folder: (folder / "mean.npy").write_bytes(b""),
+  "byte": flip_a_byte,
+  "truncated": truncate,
+  "empty": lambda folder: (folder / "mean.npy").write_bytes(b""),
   "missing": lambda folder: (folder / "mean.npy").unlink(),
   "no index": lambda folder: (folder / "index.json").unlink(),
   "index": lambda folder: (folder / "index.json").write_text("[1]"),
   "half an index": lambda folder: (folder / "index.json").write_text('{"count": 2'),
-  "shape": change_index(shape=[23, 4, 2, 3]), "dtype": change_index(dtype="<i4"),
+  "shape": change_index(shape=[23, 4, 2, 3]),
+  "dtype": change_index(dtype="<i4"),
   "pickle": lambda folder: np.save(folder / "mean.npy", np.array([{}] * 23, object)),
 }
 
@@ -124,8 +131,12 @@ def test_batches_that_do_not_agree_are_refused(tmp_path, batches, message):
 
 # ---- a cache of parts, of one source or of buckets
 
-IMAGES = Buckets(tuple(Arrays({"image": RANDOM.integers(0, 256, (count, *shape, 1), dtype=np.uint8)})
-                       for count, shape in ((5, (2, 2)), (3, (1, 4)))))
+IMAGES = Buckets(
+  tuple(
+    Arrays({"image": RANDOM.integers(0, 256, (count, *shape, 1), dtype=np.uint8)})
+    for count, shape in ((5, (2, 2)), (3, (1, 4)))
+  )
+)
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +160,14 @@ def test_buckets_are_written_and_read(tmp_path):
   assert_halved(write_like(tmp_path / "a", IMAGES, halves))
   assert_halved(open_cache(tmp_path / "a"))
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
-  assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0-0", "0-1", "0-2", "1-0", "1-1", "index.json"]
+  assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+    "0-0",
+    "0-1",
+    "0-2",
+    "1-0",
+    "1-1",
+    "index.json",
+  ]
 
 
 def test_a_plain_source_is_read_in_any_order(tmp_path):
@@ -171,11 +189,20 @@ def test_a_damaged_part_is_a_damaged_cache_and_is_made_again_alone(tmp_path, dam
   assert len(made) == 1
 
 
-@pytest.mark.parametrize("text", [
-  '{"parts": [3, 2, 1], "buckets": true}', '{"parts": [3, 3], "buckets": true}', '{"parts": [0, 2], "buckets": true}',
-  '{"parts": [], "buckets": true}', '{"parts": null}', '{"parts": [3, 2]}', '{"parts"', '[1]',
-  '{"parts": ["3"], "buckets": false}',
-])
+@pytest.mark.parametrize(
+  "text",
+  [
+    '{"parts": [3, 2, 1], "buckets": true}',
+    '{"parts": [3, 3], "buckets": true}',
+    '{"parts": [0, 2], "buckets": true}',
+    '{"parts": [], "buckets": true}',
+    '{"parts": null}',
+    '{"parts": [3, 2]}',
+    '{"parts"',
+    "[1]",
+    '{"parts": ["3"], "buckets": false}',
+  ],
+)
 def test_another_number_of_parts_is_a_damaged_cache(tmp_path, text):
   write_like(tmp_path / "a", IMAGES, halves)
   (tmp_path / "a" / "index.json").write_text(text)

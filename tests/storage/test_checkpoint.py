@@ -39,11 +39,15 @@ class State:
 def make_state(seed: int) -> State:
   """The kinds of tree that training has: NamedTuples, empty containers, a scalar, float32 and bfloat16."""
   keys = jax.random.split(jax.random.key(seed), 3)
-  params = {"Dense_0": {"kernel": jax.random.normal(keys[0], (16, 8)), "bias": jnp.zeros(8)},
-            "low": (jax.random.normal(keys[1], (8, 4), jnp.bfloat16), ())}
+  params = {
+    "Dense_0": {"kernel": jax.random.normal(keys[0], (16, 8)), "bias": jnp.zeros(8)},
+    "low": (jax.random.normal(keys[1], (8, 4), jnp.bfloat16), ()),
+  }
   transform = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
   grads = jax.tree.map(jnp.ones_like, params)
-  return State(jnp.int32(seed), params, {"codebook": {}}, transform.update(grads, transform.init(params), params)[1])
+  return State(
+    jnp.int32(seed), params, {"codebook": {}}, transform.update(grads, transform.init(params), params)[1]
+  )
 
 
 def assert_same(restored: Any, saved: Any) -> None:
@@ -51,7 +55,9 @@ def assert_same(restored: Any, saved: Any) -> None:
   assert jax.tree.structure(restored) == jax.tree.structure(saved)
   for (path, new), old in zip(jax.tree.leaves_with_path(restored), jax.tree.leaves(saved)):
     new, old = np.asarray(new), np.asarray(old)
-    assert (new.dtype, new.shape, new.tobytes()) == (old.dtype, old.shape, old.tobytes()), jax.tree_util.keystr(path)
+    assert (new.dtype, new.shape, new.tobytes()) == (old.dtype, old.shape, old.tobytes()), (
+      jax.tree_util.keystr(path)
+    )
 
 
 def save_all(folder: Path, *steps: int) -> None:
@@ -81,7 +87,9 @@ def test_round_trip(tmp_path):
 
 @pytest.mark.parametrize("before, after", [(1, 8), (8, 1), (8, 2)])
 def test_other_devices(tmp_path, before, after):
-  saved = jax.device_put(make_state(2), jax.tree.map(lambda leaf: leaf.sharding, sharded(make_state(2), before)))
+  saved = jax.device_put(
+    make_state(2), jax.tree.map(lambda leaf: leaf.sharding, sharded(make_state(2), before))
+  )
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(2, {"state": saved})
     checkpoints.commit(wait=True)
@@ -93,7 +101,9 @@ def test_other_devices(tmp_path, before, after):
 
 
 def test_placed_like_arrays(tmp_path):
-  """Like a committed array: on its device; like a fresh one or a shape alone: free to join arrays on other devices."""
+  """Like a committed array: on its device; like a fresh one or a shape alone: free to join arrays on
+  other devices.
+  """
   save_all(tmp_path, 1)
   reader, fresh, device = Checkpoints(tmp_path, read_only=True), make_state(1), jax.devices()[5]
   there = reader.restore(1, {"state": jax.device_put(fresh, device)})["state"]
@@ -125,7 +135,7 @@ def test_donated_after_save(tmp_path, devices):
 def damages(data: bytes, rng: random.Random) -> dict[str, bytes | None]:
   """What may happen to a file's bytes; None is its loss."""
   at = rng.randrange(len(data))
-  flipped = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1:]
+  flipped = data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
   return {"flipped": flipped, "cut": data[:-1], "emptied": b"", "longer": data + b"\0", "lost": None}
 
 
@@ -152,7 +162,7 @@ def test_flips_in_a_manifest(tmp_path):
   data = path.read_bytes()
   head = [(at, bit) for at in range(data.index(b"files") + 9) for bit in range(8)]
   for at, bit in head + [(at, rng.randrange(8)) for at in range(0, len(data), 29)]:
-    path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:])
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
     assert checkpoint._fault(tmp_path, 1), (at, bit)
 
 
@@ -193,7 +203,10 @@ with Checkpoints(pathlib.Path(sys.argv[1]), keep=1) as checkpoints:
 def test_kill_at_any_moment(tmp_path):
   """keep=1, so that at every moment the only committed step is the one to continue from."""
   rng, reached = random.Random(time.time_ns()), 0
-  like = {"state": [jax.ShapeDtypeStruct((64, 64), jnp.int32)] * 8, "step": jax.ShapeDtypeStruct((), jnp.int32)}
+  like = {
+    "state": [jax.ShapeDtypeStruct((64, 64), jnp.int32)] * 8,
+    "step": jax.ShapeDtypeStruct((), jnp.int32),
+  }
   command = [sys.executable, "-c", CHILD, tmp_path]
   for _ in range(7):
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
@@ -220,7 +233,9 @@ def test_leftovers_of_a_kill(tmp_path):
   """Each state in which a kill may leave the folder, by hand; what is not ours stays."""
   save_all(tmp_path, 1, 2, 3, 4)
   (tmp_path / "4.manifest.json").unlink()  # killed before the commit of 4
-  shutil.copytree(tmp_path / "4" / "ema", tmp_path / "5.orbax-checkpoint-tmp" / "ema")  # in the middle of a save
+  shutil.copytree(
+    tmp_path / "4" / "ema", tmp_path / "5.orbax-checkpoint-tmp" / "ema"
+  )  # in the middle of a save
   (tmp_path / "5.manifest.json.tmp").write_text('{"step": 5, "fi')  # in the middle of a manifest
   shutil.rmtree(tmp_path / "1")  # by hand
   theirs = {"notes.txt", "007", "x4", "4.orbax"}
@@ -228,7 +243,12 @@ def test_leftovers_of_a_kill(tmp_path):
     (tmp_path / name).touch()
   assert Checkpoints(tmp_path, read_only=True).steps() == [2, 3]
   with Checkpoints(tmp_path) as checkpoints:
-    assert {path.name for path in tmp_path.iterdir()} == {"2", "2.manifest.json", "3", "3.manifest.json"} | theirs
+    assert {path.name for path in tmp_path.iterdir()} == {
+      "2",
+      "2.manifest.json",
+      "3",
+      "3.manifest.json",
+    } | theirs
     checkpoints.save(4, {"state": make_state(40)})
     checkpoints.commit(wait=True)
     assert checkpoints.latest() == 4
@@ -263,7 +283,9 @@ def test_old_step_outlives_an_uncommitted_one(tmp_path):
 
 def test_commit_does_not_wait(tmp_path, monkeypatch):
   ended, fingerprints = threading.Event(), checkpoint._fingerprints
-  monkeypatch.setattr(checkpoint, "_fingerprints", lambda folder: fingerprints(folder) if ended.wait(20) else None)
+  monkeypatch.setattr(
+    checkpoint, "_fingerprints", lambda folder: fingerprints(folder) if ended.wait(20) else None
+  )
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, {"state": make_state(1)})
     checkpoints.commit()
@@ -278,7 +300,9 @@ def test_read_only_changes_nothing(tmp_path):
   save_all(tmp_path, 1, 2)
   (tmp_path / "2" / "state" / "_METADATA").unlink()
   (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
-  contents = lambda: {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [tmp_path, *tmp_path.rglob("*")]}
+  contents = lambda: {
+    path: (path.stat().st_mtime_ns, path.stat().st_size) for path in [tmp_path, *tmp_path.rglob("*")]
+  }
   before = contents()
   with Checkpoints(tmp_path, read_only=True) as reader:
     assert reader.latest() == 1
@@ -291,21 +315,26 @@ def test_read_only_changes_nothing(tmp_path):
 def test_step_removed_under_a_reader(tmp_path, monkeypatch, capsys):
   save_all(tmp_path, 1, 2)
   fault = checkpoint._fault
+
   def removed_first(folder, step):
     if step == 2:
       (folder / "2.manifest.json").unlink()
       shutil.rmtree(folder / "2")
     return fault(folder, step)
+
   monkeypatch.setattr(checkpoint, "_fault", removed_first)
   assert Checkpoints(tmp_path, read_only=True).latest() == 1
   assert not capsys.readouterr().err
 
 
 MISMATCHES = {
-    "missing": ({"a": jnp.zeros(2), "b": jnp.zeros(3), "c": [jnp.zeros(4)]}, "c/0 is not stored, expected float32[4]"),
-    "extra": ({"a": jnp.zeros(2)}, "b is float32[3], expected none"),
-    "shape": ({"a": jnp.zeros((2, 1)), "b": jnp.zeros(3)}, "a is float32[2], expected float32[2, 1]"),
-    "dtype": ({"a": jnp.zeros(2), "b": jnp.zeros(3, jnp.bfloat16)}, "b is float32[3], expected bfloat16[3]"),
+  "missing": (
+    {"a": jnp.zeros(2), "b": jnp.zeros(3), "c": [jnp.zeros(4)]},
+    "c/0 is not stored, expected float32[4]",
+  ),
+  "extra": ({"a": jnp.zeros(2)}, "b is float32[3], expected none"),
+  "shape": ({"a": jnp.zeros((2, 1)), "b": jnp.zeros(3)}, "a is float32[2], expected float32[2, 1]"),
+  "dtype": ({"a": jnp.zeros(2), "b": jnp.zeros(3, jnp.bfloat16)}, "b is float32[3], expected bfloat16[3]"),
 }
 
 
@@ -327,7 +356,9 @@ def test_what_is_not_there(tmp_path, capsys):
   with pytest.raises(UserError, match=r"2 has no codec; it has ema, state$"):
     reader.restore(2, {"codec": jnp.zeros(3)})
   (tmp_path / "2" / "state" / "_METADATA").unlink()
-  assert reader.latest() is None and "_METADATA is missing; no older step is left\n" in capsys.readouterr().err
+  assert (
+    reader.latest() is None and "_METADATA is missing; no older step is left\n" in capsys.readouterr().err
+  )
 
 
 def test_refused_saves(tmp_path):
@@ -354,7 +385,9 @@ for part in "abc":
 
 
 def test_refused_save_does_not_hang(tmp_path):
-  assert subprocess.run([sys.executable, "-c", REFUSED, tmp_path], env=ENVIRONMENT, timeout=90).returncode == 0
+  assert (
+    subprocess.run([sys.executable, "-c", REFUSED, tmp_path], env=ENVIRONMENT, timeout=90).returncode == 0
+  )
 
 
 def test_failed_save_is_raised(tmp_path, monkeypatch):
@@ -362,7 +395,9 @@ def test_failed_save_is_raised(tmp_path, monkeypatch):
   with Checkpoints(tmp_path) as checkpoints, monkeypatch.context() as patch:
     patch.setattr(checkpoint, "_fingerprints", lambda folder: (folder / "absent").read_bytes())
     checkpoints.save(2, {"state": make_state(2)})
-    with pytest.raises(UserError, match=r"step 2 could not be saved: No such file or directory; step 1 is the newest in "):
+    with pytest.raises(
+      UserError, match=r"step 2 could not be saved: No such file or directory; step 1 is the newest in "
+    ):
       checkpoints.commit(wait=True)
     patch.undo()
     assert checkpoints.latest() == 1
@@ -375,6 +410,7 @@ def test_interrupt_loses_no_save(tmp_path, monkeypatch):
   def interrupt(waited):
     monkeypatch.undo()
     raise KeyboardInterrupt
+
   with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, {"state": make_state(1)})
     monkeypatch.setattr(checkpoint.futures, "wait", interrupt)
@@ -387,7 +423,9 @@ def test_quiet_about_itself_only(tmp_path, caplog):
     save_all(tmp_path, 1, 2)
     Checkpoints(tmp_path, read_only=True).restore(2, {"state": make_state(2)})
     logging.getLogger("absl").info("the user's own")
-  told = [record.message for record in caplog.records if record.name == "absl" and record.levelno < logging.WARNING]
+  told = [
+    record.message for record in caplog.records if record.name == "absl" and record.levelno < logging.WARNING
+  ]
   assert told == ["the user's own"]
 
 

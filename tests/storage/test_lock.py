@@ -27,7 +27,9 @@ def another(tmp_path):
   """Another process that holds the lock of tmp_path/w."""
   command = [sys.executable, "-c", HOLDER, str(tmp_path / "w")]
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
-  with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+  ) as process:
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
@@ -43,7 +45,12 @@ def refused(workdir) -> str:
 def written(workdir, **changed):
   """A lock that this process might have left behind."""
   workdir.mkdir()
-  said = {"pid": os.getpid(), "host": socket.gethostname(), "started": start_of(os.getpid()), "since": "2026-01-01T00:00:00"}
+  said = {
+    "pid": os.getpid(),
+    "host": socket.gethostname(),
+    "started": start_of(os.getpid()),
+    "since": "2026-01-01T00:00:00",
+  }
   (workdir / "lock").write_text(json.dumps(said | changed))
   return workdir
 

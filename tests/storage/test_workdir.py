@@ -85,7 +85,9 @@ def test_an_address_is_no_path(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
-  assert "is not seen here; choose a --workdir that all processes share" in refused(workdirs.check_shared, tmp_path / "w", DIGITS)
+  assert "is not seen here; choose a --workdir that all processes share" in refused(
+    workdirs.check_shared, tmp_path / "w", DIGITS
+  )
   workdirs.claim(tmp_path / "w", DIGITS)
   workdirs.check_shared(tmp_path / "w", DIGITS)
   other = override(DIGITS, "seed", "5")
@@ -128,11 +130,14 @@ def test_a_claim_cut_short_leaves_nothing_believed_and_can_be_made_again(tmp_pat
   assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]
 
 
-@pytest.mark.parametrize("inner, told", [
-  ("missing", "does not exist; expected a folder that train.py made"),
-  (".", "has no experiment.json; expected a folder that train.py made"),
-  ("x" * 300, "cannot read workdir"),
-])
+@pytest.mark.parametrize(
+  "inner, told",
+  [
+    ("missing", "does not exist; expected a folder that train.py made"),
+    (".", "has no experiment.json; expected a folder that train.py made"),
+    ("x" * 300, "cannot read workdir"),
+  ],
+)
 def test_what_is_not_a_workdir_is_not_read(tmp_path, inner, told):
   assert told in refused(workdirs.read, tmp_path / inner)
 

@@ -64,7 +64,9 @@ def unit_vectors(init):
 
 def test_the_power_function_has_its_profile_and_its_width():
   steps = 600
-  for width, tracked in zip(WIDTHS, unit_vectors(jnp.full(steps, 7.0))):  # whatever it was before, it is forgotten
+  for width, tracked in zip(
+    WIDTHS, unit_vectors(jnp.full(steps, 7.0))
+  ):  # whatever it was before, it is forgotten
     assert error(tracked, profile(width, steps)) < 1e-5 and np.sum(tracked) == pytest.approx(1, abs=1e-6)
     k = np.arange(1, steps + 1)
     closed = (k / steps) ** (gamma(width) + 1) - ((k - 1) / steps) ** (gamma(width) + 1)
@@ -84,7 +86,9 @@ def test_decay_is_its_formula():
   assert len(averages) == 1 and error(averages[0], expected) < 1e-6
 
 
-@pytest.mark.parametrize("average", [Decay(np.float64(0.9)), Power((np.float64(0.05), 0.1))], ids=["decay", "power"])
+@pytest.mark.parametrize(
+  "average", [Decay(np.float64(0.9)), Power((np.float64(0.05), 0.1))], ids=["decay", "power"]
+)
 def test_averages_stay_float32_and_are_compiled_once(average):
   update = jax.jit(average.update)
   with jax.enable_x64(True):
@@ -109,7 +113,9 @@ def made(x, when, widths, steps: int) -> np.ndarray:
   return sum(w * np.pad(profile(width, t), (0, steps - t)) for w, t, width in zip(x, when, widths))
 
 
-@pytest.mark.parametrize("every, widths", [(1, (0.05,)), (1, (0.05, 0.1)), (2, (0.05, 0.1)), (3, (0.05, 0.1, 0.2))])
+@pytest.mark.parametrize(
+  "every, widths", [(1, (0.05,)), (1, (0.05, 0.1)), (2, (0.05, 0.1)), (3, (0.05, 0.1, 0.2))]
+)
 @pytest.mark.parametrize("width", [0.04, 0.07, 0.15, 0.25])
 def test_as_many_widths_as_steps_between_snapshots_are_exact(every, widths, width):
   when, of = places(60, every, widths)
@@ -132,7 +138,9 @@ def test_many_steps_cost_neither_memory_nor_accuracy():
   when, of = places(steps, steps // 64)
   x, k = weights(when, of, steps, 0.15), np.arange(1, steps, 997)
   share = lambda t, width: np.minimum(k / t, 1) ** (gamma(width) + 1)
-  assert np.abs(sum(w * share(t, width) for w, t, width in zip(x, when, of)) - share(steps, 0.15)).max() < 2e-5
+  assert (
+    np.abs(sum(w * share(t, width) for w, t, width in zip(x, when, of)) - share(steps, 0.15)).max() < 2e-5
+  )
   assert np.abs(x).sum() < 3
 
 
@@ -149,7 +157,10 @@ def test_a_step_without_a_snapshot(steps, message):
 
 
 def test_combine():
-  trees = [{"a": np.float32([1, 2]), "b": (np.float32(3),)}, {"a": jnp.array([1e8, 0]), "b": (jnp.float32(1),)}]
+  trees = [
+    {"a": np.float32([1, 2]), "b": (np.float32(3),)},
+    {"a": jnp.array([1e8, 0]), "b": (jnp.float32(1),)},
+  ]
   total = combine([2.0, 1e-8], iter(trees))
   assert total["a"].dtype == np.float32 and isinstance(total["b"][0], np.ndarray)
   np.testing.assert_array_equal(total["a"], np.float32([3, 4]))

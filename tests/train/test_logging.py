@@ -44,7 +44,9 @@ def test_a_line_is_the_means_since_the_last(tmp_path):
 def test_images_per_second_are_those_of_the_batch(tmp_path, monkeypatch):
   now = [100.0]
   clock = lambda: now[0]
-  monkeypatch.setattr("jldm.train.logging.time", types.SimpleNamespace(perf_counter=clock, monotonic=clock, time=clock))
+  monkeypatch.setattr(
+    "jldm.train.logging.time", types.SimpleNamespace(perf_counter=clock, monotonic=clock, time=clock)
+  )
   with Log(tmp_path, "denoiser", 0, 5, 4) as log:
     for step, seconds in ((3, 2.0), (6, 4.0)):
       collect(log, (step - 2, step - 1, step))
@@ -100,10 +102,12 @@ def test_the_board_is_read_back_by_tensorboards_own_format(tmp_path):
   data, events = path.read_bytes(), []
   while data:  # a record: its length, a checksum of that, its bytes, a checksum of them
     length = int.from_bytes(data[:8], "little")
-    events.append(Event.FromString(data[12:12 + length]))
-    data = data[16 + length:]
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
   start, point = events[1], events[2].summary.value[0]
-  assert (start.step, start.session_log.status) == (5, SessionLog.START), "what was there of later steps is purged"
+  assert (start.step, start.session_log.status) == (5, SessionLog.START), (
+    "what was there of later steps is purged"
+  )
   assert (events[2].step, point.tag, point.simple_value) == (5, "held_out_psnr", 21.5)
 
 
@@ -119,8 +123,19 @@ def test_a_full_disk_is_told_of_at_once(tmp_path):
     log.board.writer._py_recordio_writer._writer = own
 
 
-@pytest.mark.parametrize("junk", [b"5", b"[]", b'{"step": 1}', b'{"stage": "denoiser", "step": "1"}', b'{"stage": 1, "step": 1}',
-                                  b"\xff\xfe", b"[" * 100_000, b"{}"])
+@pytest.mark.parametrize(
+  "junk",
+  [
+    b"5",
+    b"[]",
+    b'{"step": 1}',
+    b'{"stage": "denoiser", "step": "1"}',
+    b'{"stage": 1, "step": 1}',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"{}",
+  ],
+)
 def test_what_is_not_a_line_of_it_is_left_out(tmp_path, junk):
   path, line = tmp_path / "metrics.jsonl", json.dumps(ROWS[0]).encode()
   path.write_bytes(line + b"\n" + junk + b"\n" + line + b"\n")
@@ -139,10 +154,16 @@ ROWS = [
 
 
 @pytest.mark.parametrize("tail", ["", '{"stage": "denoiser", "st', '{"stage": "autoenc', "{"])
-@pytest.mark.parametrize("stage, step, kept", [
-  ("denoiser", 0, [0, 1]), ("denoiser", 20, [0, 1, 2, 3]), ("denoiser", 25, [0, 1, 2, 3]),
-  ("denoiser", 30, [0, 1, 2, 3, 4]), ("autoencoder", 10, [0, 2, 3, 4]),
-])
+@pytest.mark.parametrize(
+  "stage, step, kept",
+  [
+    ("denoiser", 0, [0, 1]),
+    ("denoiser", 20, [0, 1, 2, 3]),
+    ("denoiser", 25, [0, 1, 2, 3]),
+    ("denoiser", 30, [0, 1, 2, 3, 4]),
+    ("autoencoder", 10, [0, 2, 3, 4]),
+  ],
+)
 def test_what_will_be_written_again_is_forgotten(tmp_path, tail, stage, step, kept):
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + tail)
@@ -173,6 +194,7 @@ def test_a_resumed_stage_continues_its_lines(tmp_path):
 
 
 # ---- Weights & Biases
+
 
 class Run:
   """What a run of the package is told."""
@@ -206,8 +228,11 @@ def test_both_stages_go_into_one_run_under_steps_of_their_own(tmp_path):
       for step in (1, 2):
         collect(log, (step,))
         log.write(step, None, {})
-  told = [{name.partition("/")[2]: value for name, value in row.items()} | {"stage": next(iter(row)).partition("/")[0]}
-          for row in run.rows]
+  told = [
+    {name.partition("/")[2]: value for name, value in row.items()}
+    | {"stage": next(iter(row)).partition("/")[0]}
+    for row in run.rows
+  ]
   assert told == lines(tmp_path) and len(told) == 4
   assert run.metrics["autoencoder/*"] == "autoencoder/step" and run.metrics["denoiser/*"] == "denoiser/step"
 
@@ -217,8 +242,13 @@ def test_a_run_keeps_its_files_in_the_workdir(tmp_path, fake):
   (tmp_path / "digits").mkdir()
   run = start_wandb("pictures", tmp_path / "digits", config)
   name = run.options.pop("id")
-  assert run.options == {"project": "pictures", "resume": "allow", "name": "digits", "dir": str(tmp_path / "digits"),
-                         "config": config}
+  assert run.options == {
+    "project": "pictures",
+    "resume": "allow",
+    "name": "digits",
+    "dir": str(tmp_path / "digits"),
+    "config": config,
+  }
   assert (tmp_path / "digits" / "wandb" / "id").read_text().strip() == name
 
 
@@ -278,11 +308,25 @@ run.finish()
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs the package wandb")
 def test_the_package_itself_without_a_network(tmp_path):
-  environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home"),
-                              "PYTHONPATH": ":".join(filter(None, sys.path))}
+  environment = os.environ | {
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+    "HOME": str(tmp_path / "home"),
+    "PYTHONPATH": ":".join(filter(None, sys.path)),
+  }
   (tmp_path / "w").mkdir()
-  told = [subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path / "w")], env=environment, cwd=tmp_path, check=True,
-                         capture_output=True, text=True, timeout=120).stdout for _ in range(2)]
+  told = [
+    subprocess.run(
+      [sys.executable, "-c", OFFLINE, str(tmp_path / "w")],
+      env=environment,
+      cwd=tmp_path,
+      check=True,
+      capture_output=True,
+      text=True,
+      timeout=120,
+    ).stdout
+    for _ in range(2)
+  ]
   assert told[0] == told[1] and told[0].split()[1:] == ["2", "2"]
   assert len(list((tmp_path / "w" / "wandb").glob(f"offline-run-*-{told[0].split()[0]}"))) == 2
   assert not (tmp_path / "wandb").exists()

@@ -39,15 +39,18 @@ class Metrics:
     return self
 
 
-@pytest.mark.parametrize("start, stop, every, at_end, expected", [
-  (0, 7, 1, False, [1, 2, 3, 4, 5, 6, 7]),
-  (0, 7, 3, False, [3, 6]),
-  (0, 7, 3, True, [3, 6, 7]),
-  (0, 6, 3, True, [3, 6]),
-  (4, 7, 3, True, [6, 7]),
-  (0, 7, 100, False, []),
-  (0, 7, 100, True, [7]),
-])
+@pytest.mark.parametrize(
+  "start, stop, every, at_end, expected",
+  [
+    (0, 7, 1, False, [1, 2, 3, 4, 5, 6, 7]),
+    (0, 7, 3, False, [3, 6]),
+    (0, 7, 3, True, [3, 6, 7]),
+    (0, 6, 3, True, [3, 6]),
+    (4, 7, 3, True, [6, 7]),
+    (0, 7, 100, False, []),
+    (0, 7, 100, True, [7]),
+  ],
+)
 def test_hooks_are_called_at_their_intervals(start, stop, every, at_end, expected):
   calls = []
   hook = Hook(every, lambda n, state, metrics: calls.append((n, state.step, metrics.number)), at_end)
@@ -97,5 +100,13 @@ def test_changes_come_before_the_hooks_of_their_step():
   device.start = 0
   last = fit(device.step, State(0), range(1, 6), ROOT, FROZEN, 5, [hook], [Change(2, change)])
   assert last == State(5) and type(last) is State, "the state that a change returns goes on"
-  expected = [("State", 1), ("change", 2), ("Changed", 2), ("State", 3), ("change", 4), ("Changed", 4), ("State", 5)]
+  expected = [
+    ("State", 1),
+    ("change", 2),
+    ("Changed", 2),
+    ("State", 3),
+    ("change", 4),
+    ("Changed", 4),
+    ("State", 5),
+  ]
   assert calls == expected

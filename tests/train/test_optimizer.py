@@ -30,7 +30,10 @@ def tree(seed: int, scale: float = 1.0) -> dict:
 
 
 def paths(tree) -> dict:
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): x
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def train(optimizer, steps: int = 3, scale: float = 1.0, params=None):
@@ -61,11 +64,15 @@ def test_constant():
 def test_warmup_cosine_is_its_formula(end):
   n = np.arange(21)
   expected = np.where(n < 4, 2 * n / 4, end + (2 - end) * 0.5 * (1 + np.cos(np.pi * (n - 4) / 16)))
-  np.testing.assert_allclose(rates(WarmupCosine(peak=2.0, end=end, warmup_steps=4), 20), expected, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(
+    rates(WarmupCosine(peak=2.0, end=end, warmup_steps=4), 20), expected, rtol=1e-5, atol=1e-7
+  )
 
 
 def test_after_the_last_step_the_end_holds():
-  np.testing.assert_allclose(rates(WarmupCosine(peak=2.0, end=0.3, warmup_steps=4), 10, 15)[10:], 0.3, rtol=1e-6)
+  np.testing.assert_allclose(
+    rates(WarmupCosine(peak=2.0, end=0.3, warmup_steps=4), 10, 15)[10:], 0.3, rtol=1e-6
+  )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 10])
@@ -80,7 +87,9 @@ def test_any_steps_with_any_warmup(steps, warmup):
 
 @pytest.mark.parametrize("clip_norm, weight_decay", [(0.0, 0.0), (0.5, 0.0), (0.0, 0.1), (0.5, 0.1)])
 def test_adamw_is_its_formula(clip_norm, weight_decay):
-  optimizer = AdamW(schedule=Constant(peak=0.1), b1=0.8, b2=0.9, clip_norm=clip_norm, weight_decay=weight_decay)
+  optimizer = AdamW(
+    schedule=Constant(peak=0.1), b1=0.8, b2=0.9, clip_norm=clip_norm, weight_decay=weight_decay
+  )
   tx, params = optimizer.build(10), np.float32([1.0, -2.0, 3.0])
   state, m, v, expected = tx.init(params), 0.0, 0.0, np.float64(params)
   sizes = np.array([3, 0.1, 1, 0.01, 2, 1])[:, None]  # on either side of where they are clipped
@@ -105,7 +114,9 @@ def test_the_schedule_is_walked_by_updates():
 
 def test_adamw_is_that_of_optax_bit_for_bit():
   optimizer, params = AdamW(weight_decay=0.1, clip_norm=0.5), tree(0)
-  tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(WarmupCosine().build(4), 0.9, 0.999, weight_decay=0.1))
+  tx = optax.chain(
+    optax.clip_by_global_norm(0.5), optax.adamw(WarmupCosine().build(4), 0.9, 0.999, weight_decay=0.1)
+  )
   state, update = tx.init(params), quick(tx.update)
   for n in range(4):
     updates, state = update(tree(n + 1), state, params)
@@ -128,7 +139,11 @@ def test_adafactor_is_that_of_optax(momentum, relative, factor_from):
   for n in range(3):
     updates, state = update(tree(n + 1), state, params)
     params = optax.apply_updates(params, updates)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), train(ours, 3)[0], jax.device_get(params))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    train(ours, 3)[0],
+    jax.device_get(params),
+  )
 
 
 def test_adafactor_keeps_rows_and_columns():
@@ -139,14 +154,20 @@ def test_adafactor_keeps_rows_and_columns():
   assert factored.v["in"]["kernel"].shape == (6, 8), "too small to be worth it"
 
 
-@pytest.mark.parametrize("optimizer", [
-  AdamW(schedule=WarmupCosine(peak=0.1, warmup_steps=5)),
-  Adafactor(schedule=WarmupCosine(peak=0.1, warmup_steps=5), factor_from=4),
-  Muon(schedule=WarmupCosine(peak=0.1, warmup_steps=5)),
-], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+  "optimizer",
+  [
+    AdamW(schedule=WarmupCosine(peak=0.1, warmup_steps=5)),
+    Adafactor(schedule=WarmupCosine(peak=0.1, warmup_steps=5), factor_from=4),
+    Muon(schedule=WarmupCosine(peak=0.1, warmup_steps=5)),
+  ],
+  ids=lambda x: type(x).__name__,
+)
 def test_it_minimises_a_quadratic(optimizer):
   tx, params, goal = optimizer.build(200), tree(0, 0.3), tree(9, 0.3)
-  loss = lambda params: sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.square(a - b).mean(), params, goal)))
+  loss = lambda params: sum(
+    jax.tree.leaves(jax.tree.map(lambda a, b: jnp.square(a - b).mean(), params, goal))
+  )
 
   def step(carry, _):
     params, state = carry
@@ -158,7 +179,9 @@ def test_it_minimises_a_quadratic(optimizer):
 
 
 def test_muon_makes_matrices_orthogonal():
-  """Each of a stack by itself; the singular values that five steps of Newton and Schulz leave are from 0.6 to 1.3."""
+  """Each of a stack by itself; the singular values that five steps of Newton and Schulz leave are from
+  0.6 to 1.3.
+  """
   tx = Muon(schedule=Constant(peak=1.0), clip_norm=0, momentum=0.0).build(1)
   params, gradients = tree(0), tree(1)
   updates = quick(tx.update)(gradients, tx.init(params), params)[0]
@@ -171,7 +194,9 @@ def test_muon_makes_matrices_orthogonal():
     stack = lambda x: np.reshape(x, (-1, *x.shape[-2:]))
     for matrix, gradient in zip(stack(update), stack(gradients[path])):
       u, _, v = np.linalg.svd(gradient, full_matrices=False)
-      within = -u.T @ matrix @ v.T / (0.2 * max(matrix.shape) ** 0.5)  # the gradient's own directions, scaled alone
+      within = (
+        -u.T @ matrix @ v.T / (0.2 * max(matrix.shape) ** 0.5)
+      )  # the gradient's own directions, scaled alone
       np.testing.assert_allclose(within, np.diag(np.diag(within)), atol=1e-3)
       assert (np.diag(within) > 0.5).all() and (np.diag(within) < 1.4).all()
       assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.3), "the rms is that of Adam"
@@ -182,7 +207,9 @@ def test_muon_takes_what_it_is_told():
   names = lambda state: {path.split("/mu/")[1] for path in state if "/muon/" in path and "/mu/" in path}
   assert names(of()) == {"blocks/mlp/in/kernel", "blocks/qkv/kernel", "level/kernel"}
   assert names(of(hidden="qkv")) == {"blocks/qkv/kernel"}
-  assert names(of(hidden="qkv|conv|level/kernel", frozen="level")) == {"blocks/qkv/kernel"}, "a convolution is Adam's"
+  assert names(of(hidden="qkv|conv|level/kernel", frozen="level")) == {"blocks/qkv/kernel"}, (
+    "a convolution is Adam's"
+  )
 
 
 @pytest.mark.parametrize("cls", EACH)
@@ -214,11 +241,17 @@ def test_frozen_gradients_do_not_count_in_the_norm():
     np.testing.assert_allclose(mu, 0.1 * gradients["out"]["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("cls, name, message", [
-  *((cls, name, "is found in no parameter's path; expected a regex for paths such as blocks/mlp/in/") for cls in EACH
-    for name in ("no_decay", "frozen")),
-  (Muon, "hidden", "is found in no parameter's path; expected a regex for paths such as blocks/mlp/in/"),
-])
+@pytest.mark.parametrize(
+  "cls, name, message",
+  [
+    *(
+      (cls, name, "is found in no parameter's path; expected a regex for paths such as blocks/mlp/in/")
+      for cls in EACH
+      for name in ("no_decay", "frozen")
+    ),
+    (Muon, "hidden", "is found in no parameter's path; expected a regex for paths such as blocks/mlp/in/"),
+  ],
+)
 def test_a_regex_that_finds_nothing(cls, name, message):
   shapes = jax.eval_shape(lambda: tree(0))
   for init in (cls(**{name: "kernle"}).build(1).init, jax.jit(cls(**{name: "kernle"}).build(1).init)):
@@ -226,10 +259,16 @@ def test_a_regex_that_finds_nothing(cls, name, message):
       jax.eval_shape(init, shapes)
 
 
-@pytest.mark.parametrize("fields, message", [
-  ({"hidden": "bias$"}, "hidden='bias.' is found in no path of a matrix that is trained; expected"),
-  ({"hidden": "qkv", "frozen": "qkv"}, "hidden='qkv' is found in no path of a matrix that is trained; expected"),
-])
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    ({"hidden": "bias$"}, "hidden='bias.' is found in no path of a matrix that is trained; expected"),
+    (
+      {"hidden": "qkv", "frozen": "qkv"},
+      "hidden='qkv' is found in no path of a matrix that is trained; expected",
+    ),
+  ],
+)
 def test_muon_without_matrices(fields, message):
   params = jax.tree.map(jnp.asarray, {name: tree(0)[name] for name in ("in", "conv", "blocks")})
   del params["blocks"]["mlp"]["in"]["bias"]
@@ -239,11 +278,15 @@ def test_muon_without_matrices(fields, message):
 
 @pytest.mark.parametrize("cls", EACH)
 def test_nothing_left_to_train(cls):
-  with pytest.raises(UserError, match=r"frozen='.' is found in all parameters' paths; expected one that leaves some"):
+  with pytest.raises(
+    UserError, match=r"frozen='.' is found in all parameters' paths; expected one that leaves some"
+  ):
     cls(frozen=".").build(1).init(tree(0))
 
 
-@pytest.mark.parametrize("cls, name", [*((cls, name) for cls in EACH for name in ("no_decay", "frozen")), (Muon, "hidden")])
+@pytest.mark.parametrize(
+  "cls, name", [*((cls, name) for cls in EACH for name in ("no_decay", "frozen")), (Muon, "hidden")]
+)
 @pytest.mark.parametrize("regex", ["(", "*a", None, 3])
 def test_a_regex_that_is_none(cls, name, regex):
   with pytest.raises(UserError, match=f"{name}=.* is no regex: .*; expected one such as 'bias"):
@@ -253,5 +296,7 @@ def test_a_regex_that_is_none(cls, name, regex):
 @pytest.mark.parametrize("cls", EACH)
 def test_they_are_data(cls):
   optimizer = cls(schedule=Constant(), frozen="^in/")
-  assert hash(optimizer) == hash(dataclasses.replace(optimizer)) and optimizer == cls(schedule=Constant(), frozen="^in/")
+  assert hash(optimizer) == hash(dataclasses.replace(optimizer)) and optimizer == cls(
+    schedule=Constant(), frozen="^in/"
+  )
   assert json.dumps(dataclasses.asdict(optimizer))

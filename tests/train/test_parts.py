@@ -10,7 +10,9 @@ from tests.networks import randomised
 
 LAYER = {"conv": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}
 PARAMS = randomised({"autoencoder": LAYER, "discriminator": LAYER})
-SLOW, FAST = (AdamW(schedule=Constant(peak=peak), clip_norm=0.0, b1=b1) for peak, b1 in ((1e-3, 0.9), (3e-2, 0.5)))
+SLOW, FAST = (
+  AdamW(schedule=Constant(peak=peak), clip_norm=0.0, b1=b1) for peak, b1 in ((1e-3, 0.9), (3e-2, 0.5))
+)
 BOTH = PerPart(part=FAST, rest=SLOW)
 
 
@@ -41,15 +43,24 @@ def test_a_part_clips_its_own_norm():
 
 def test_three_parts():
   nested = PerPart(where="kernel$", part=FAST, rest=BOTH).build(10)
-  found, kernels, others = updated(nested, PARAMS), updated(FAST.build(10), PARAMS), updated(BOTH.build(10), PARAMS)
+  found, kernels, others = (
+    updated(nested, PARAMS),
+    updated(FAST.build(10), PARAMS),
+    updated(BOTH.build(10), PARAMS),
+  )
   for part in PARAMS:
     np.testing.assert_allclose(found[part]["conv"]["kernel"], kernels[part]["conv"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(found[part]["conv"]["bias"], others[part]["conv"]["bias"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("where, told", [
-  ("^generator/", "where='.generator/' is found in no parameter's path"), ("conv", "or in all of them"), ("(", "is no regex"),
-])
+@pytest.mark.parametrize(
+  "where, told",
+  [
+    ("^generator/", "where='.generator/' is found in no parameter's path"),
+    ("conv", "or in all of them"),
+    ("(", "is no regex"),
+  ],
+)
 def test_a_regex_that_divides_nothing_is_refused(where, told):
   with pytest.raises(UserError, match=told):
     PerPart(where=where).build(10).init(PARAMS)

@@ -1,4 +1,6 @@
-"""A notice of SIGTERM: seen between steps and items, kept what there is, and an end that does not depend on the main thread."""
+"""A notice of SIGTERM: seen between steps and items, kept what there is, and an end that does not
+depend on the main thread.
+"""
 
 import functools
 import os
@@ -42,7 +44,9 @@ def test_a_signal_is_noticed_and_the_handlers_before_come_back():
 
 def test_other_signals_are_none_of_its_business(request):
   request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-  signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a script runs in the background
+  signal.signal(
+    signal.SIGINT, signal.default_int_handler
+  )  # which is ignored in what a script runs in the background
   with watched() as notice:
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
@@ -114,10 +118,17 @@ with watched(grace_s=float(sys.argv[1])) as notice:
 """
 
 
-@pytest.mark.parametrize(("grace_s", "signals", "told"), [
-  ("0.5", 1, "stopped by SIGTERM; no step ended within 0.5 s; the same command goes on from the last checkpoint\n"),
-  ("20", 2, "stopped by a second SIGTERM; the same command goes on from the last checkpoint\n"),
-])
+@pytest.mark.parametrize(
+  ("grace_s", "signals", "told"),
+  [
+    (
+      "0.5",
+      1,
+      "stopped by SIGTERM; no step ended within 0.5 s; the same command goes on from the last checkpoint\n",
+    ),
+    ("20", 2, "stopped by a second SIGTERM; the same command goes on from the last checkpoint\n"),
+  ],
+)
 def test_a_busy_main_thread_does_not_delay_the_end(grace_s, signals, told):
   command = [sys.executable, "-c", HELD, grace_s]
   pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -133,7 +144,9 @@ def test_a_busy_main_thread_does_not_delay_the_end(grace_s, signals, told):
 
 @pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=str)
 def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, tmp_path, monkeypatch):
-  """As they encode latents, two threads for two processes: a process too few at a meeting would break the barrier."""
+  """As they encode latents, two threads for two processes: a process too few at a meeting would break
+  the barrier.
+  """
   told, barrier, ends = [False, False], threading.Barrier(2, timeout=20), [None, None]
 
   def any_of(flag):

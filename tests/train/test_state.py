@@ -32,9 +32,13 @@ def test_no_two_leaves_share_a_buffer():
   assert state.step.unsafe_buffer_pointer() != state.skipped.unsafe_buffer_pointer()
 
 
-@pytest.mark.parametrize(("extra", "items"), [({}, {"state", "ema"}), ({"seen": jnp.ones(())}, {"state", "ema", "extra"})])
+@pytest.mark.parametrize(
+  ("extra", "items"), [({}, {"state", "ema"}), ({"seen": jnp.ones(())}, {"state", "ema", "extra"})]
+)
 def test_a_state_is_divided_into_items_and_joined(extra, items):
   state = init_state(PARAMS, extra, optax.adam(1e-3), Power())
   divided = divide(state)
-  assert divided.keys() == items and {name: divided[name] for name in items - {"state"}} == averaged(state.ema[0], extra)
+  assert divided.keys() == items and {name: divided[name] for name in items - {"state"}} == averaged(
+    state.ema[0], extra
+  )
   assert join(divided, extra) == state

@@ -33,7 +33,8 @@ DENOISER = Diffusion(
   conditioners=(ClassLabel(classes=3, dropout=0.3),),
 )
 AUTOENCODER = Reconstruction(
-  network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2), kl_weight=1e-2
+  network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2),
+  kl_weight=1e-2,
 )
 TX = optax.sgd(0.1, 0.9)  # rounding errors of gradients stay as small as they are, which those of Adam do not
 POWER = Power((0.05, 0.1))  # a tuple of two
@@ -64,7 +65,9 @@ def batch_of(step: int) -> dict:
 
 @functools.cache
 def compiled(objective, accumulate: int):
-  return make_step(objective.loss, TX, POWER, accumulate)  # one function, so that its compilations can be counted
+  return make_step(
+    objective.loss, TX, POWER, accumulate
+  )  # one function, so that its compilations can be counted
 
 
 @functools.cache
@@ -80,7 +83,9 @@ def run(objective, devices: int, start: int, stop: int, state=None, accumulate: 
   state = sharding.place(mesh, state or first_state(objective))
   root, frozen = sharding.place(mesh, (ROOT, CODEC))
   for n in range(start, stop):
-    state, each = compiled(objective, accumulate)(state, sharding.place_batch(mesh, batch_of(n)), root, frozen)
+    state, each = compiled(objective, accumulate)(
+      state, sharding.place_batch(mesh, batch_of(n)), root, frozen
+    )
     metrics.append(jax.device_get(each))
   return jax.device_get(state), metrics
 
@@ -107,9 +112,15 @@ def three_steps(objective):
   return run(objective, 8, 0, 3)
 
 
-@pytest.mark.parametrize("objective, accumulate", [
-  (DENOISER, 4), pytest.param(DENOISER, 1, marks=pytest.mark.slow), pytest.param(AUTOENCODER, 1, marks=pytest.mark.slow),
-], ids=["denoiser-in-microbatches", "denoiser", "autoencoder"])
+@pytest.mark.parametrize(
+  "objective, accumulate",
+  [
+    (DENOISER, 4),
+    pytest.param(DENOISER, 1, marks=pytest.mark.slow),
+    pytest.param(AUTOENCODER, 1, marks=pytest.mark.slow),
+  ],
+  ids=["denoiser-in-microbatches", "denoiser", "autoencoder"],
+)
 def test_one_device_and_eight_agree(objective, accumulate):
   one, eight = run(objective, 1, 0, 3, accumulate=accumulate), three_steps(objective)
   assert_moved(eight[0], objective)
@@ -137,7 +148,9 @@ def test_resumed_is_bit_for_bit_the_same_and_nothing_is_compiled_twice():
   resumed, second = run(DENOISER, 8, 20, 40, saved)
   assert unbroken.step == 40
   assert_same((resumed, first + second), (unbroken, metrics))
-  assert np.mean([each["loss"] for each in metrics[-10:]]) < 0.9 * np.mean([each["loss"] for each in metrics[:5]])
+  assert np.mean([each["loss"] for each in metrics[-10:]]) < 0.9 * np.mean(
+    [each["loss"] for each in metrics[:5]]
+  )
   assert compiled(DENOISER, 1)._cache_size() == before
 
 
@@ -200,7 +213,9 @@ def test_the_loss_sees_the_first_average():
     return jnp.square(params["w"]).sum() + jnp.zeros(8), Aux({"seen": ema["w"][0]}, extra)
 
   step, state = make_step(loss, optax.sgd(0.1), POWER), toy_state(POWER)
-  state = state.replace(ema=({"w": jnp.array([7.0, 0, 0])}, {"w": jnp.array([8.0, 0, 0])}), opt_state=optax.sgd(0.1).init({}))
+  state = state.replace(
+    ema=({"w": jnp.array([7.0, 0, 0])}, {"w": jnp.array([8.0, 0, 0])}), opt_state=optax.sgd(0.1).init({})
+  )
   assert step(state, toy_batch(0), ROOT, ())[1]["seen"] == 7
 
 
@@ -231,7 +246,9 @@ def test_microbatches_take_every_so_manyth_row():
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("accumulate, ema", [(1, DECAY), (4, DECAY), (1, POWER)], ids=["whole", "parts", "power"])
+@pytest.mark.parametrize(
+  "accumulate, ema", [(1, DECAY), (4, DECAY), (1, POWER)], ids=["whole", "parts", "power"]
+)
 def test_an_update_that_is_not_finite_is_not_made(kind, accumulate, ema):
   step = toy(accumulate, ema)
   state, _ = step(toy_state(ema), toy_batch(0), ROOT, 0.25)

@@ -1,4 +1,5 @@
-"""The picture half of CLIP, Radford et al. 2021 (2103.00020): ViT-L/14 at 336 pixels, the features of CMMD (2401.09603).
+"""The picture half of CLIP, Radford et al. 2021 (2103.00020): ViT-L/14 at 336 pixels, the features of
+CMMD (2401.09603).
 
 No weights ship here: `jldm convert --kind clip` makes them of what a person has.
 """
@@ -13,7 +14,15 @@ from jldm.metrics.extractors.extractor import Extractor, Found, register
 SIDE = 336
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of red, green, blue
 NETWORK = vit.ViT(
-  width=1024, depth=24, heads=16, patch=14, table=24, activation=vit.quick_gelu, epsilon=1e-5, patch_bias=False, first_norm=True,
+  width=1024,
+  depth=24,
+  heads=16,
+  patch=14,
+  table=24,
+  activation=vit.quick_gelu,
+  epsilon=1e-5,
+  patch_bias=False,
+  first_norm=True,
   projection=768,
 )
 
@@ -23,7 +32,13 @@ def apply(params: dict, images: jax.Array) -> Found:
   return vit.features(NETWORK, params, vit.seen(images, SIDE, MEAN, STD))
 
 
-CLIP = register(Extractor(
-  name="clip", version="ViT-L/14-336", preprocessing=f"{SIDE}x{SIDE}, bicubic", apply=apply,
-  load=functools.partial(vit.load, NETWORK, "clip"), batch_size=25,
-))
+CLIP = register(
+  Extractor(
+    name="clip",
+    version="ViT-L/14-336",
+    preprocessing=f"{SIDE}x{SIDE}, bicubic",
+    apply=apply,
+    load=functools.partial(vit.load, NETWORK, "clip"),
+    batch_size=25,
+  )
+)

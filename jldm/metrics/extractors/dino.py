@@ -1,8 +1,9 @@
-"""DINOv2's ViT-S/14, Oquab et al. 2023 (2304.07193), learned without labels: its features follow people's judgement of
-samples better than Inception's (Stein et al. 2023, 2306.04675).
+"""DINOv2's ViT-S/14, Oquab et al. 2023 (2304.07193), learned without labels: its features follow
+people's judgement of samples better than Inception's (Stein et al. 2023, 2306.04675).
 
-The table of 37 x 37 places is interpolated to 16 x 16 as transformers does, at centres of patches; the authors' own code
-puts them 0.1 of a patch elsewhere.  No weights ship here: `jldm convert --kind dinov2` makes them of what a person has.
+The table of 37 x 37 places is interpolated to 16 x 16 as transformers does, at centres of patches;
+the authors' own code puts them 0.1 of a patch elsewhere.  No weights ship here: `jldm convert
+--kind dinov2` makes them of what a person has.
 """
 
 import functools
@@ -14,7 +15,9 @@ from jldm.metrics.extractors.extractor import Extractor, Found, register
 
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
-NETWORK = vit.ViT(width=384, depth=12, heads=6, patch=14, table=37, activation=vit.gelu, epsilon=1e-6, layer_scale=True)
+NETWORK = vit.ViT(
+  width=384, depth=12, heads=6, patch=14, table=37, activation=vit.gelu, epsilon=1e-6, layer_scale=True
+)
 
 
 def apply(params: dict, images: jax.Array) -> Found:
@@ -22,7 +25,13 @@ def apply(params: dict, images: jax.Array) -> Found:
   return vit.features(NETWORK, params, vit.seen(images, SIDE, MEAN, STD))
 
 
-DINO = register(Extractor(
-  name="dinov2", version="ViT-S/14", preprocessing=f"{SIDE}x{SIDE}, bicubic", apply=apply,
-  load=functools.partial(vit.load, NETWORK, "dinov2"), batch_size=50,
-))
+DINO = register(
+  Extractor(
+    name="dinov2",
+    version="ViT-S/14",
+    preprocessing=f"{SIDE}x{SIDE}, bicubic",
+    apply=apply,
+    load=functools.partial(vit.load, NETWORK, "dinov2"),
+    batch_size=50,
+  )
+)

@@ -1,4 +1,5 @@
-"""What makes features of pictures: a pure function that says its name, its version, its weights and what it does to a picture.
+"""What makes features of pictures: a pure function that says its name, its version, its weights and
+what it does to a picture.
 
   from jldm.metrics.extractors.extractor import Extractor, Found, register
 
@@ -7,8 +8,8 @@
 
   register(Extractor(name="colour", version="1", preprocessing="none", apply=apply))
 
-Figures of two extractors do not compare, nor those of one extractor with other weights or another preprocessing: every set
-of features goes by its `source`.
+Figures of two extractors do not compare, nor those of one extractor with other weights or another
+preprocessing: every set of features goes by its `source`.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,10 +42,11 @@ def needs_none(arrays: Mapping[str, np.ndarray] | None) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extractor:
-  """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8 [B, H, W, C].
+  """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8
+  [B, H, W, C].
 
-  `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of arrays by name, those of
-  a person's file, or of None: those that ship, whose hash is `blake2b`.
+  `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of
+  arrays by name, those of a person's file, or of None: those that ship, whose hash is `blake2b`.
   """
 
   name: str
@@ -58,7 +60,9 @@ class Extractor:
 
 
 class Loaded(NamedTuple):
-  """An extractor with parameters, the hash of the arrays that they are of, and what the Fréchet distance may be called."""
+  """An extractor with parameters, the hash of the arrays that they are of, and what the Fréchet
+  distance may be called.
+  """
 
   extractor: Extractor
   params: Any
@@ -79,7 +83,12 @@ class Loaded(NamedTuple):
   def told(self) -> dict[str, str]:
     """As data."""
     each = self.extractor
-    return {"name": each.name, "version": each.version, "weights": self.weights, "preprocessing": each.preprocessing}
+    return {
+      "name": each.name,
+      "version": each.version,
+      "weights": self.weights,
+      "preprocessing": each.preprocessing,
+    }
 
 
 EXTRACTORS: dict[str, Extractor] = {}
@@ -97,12 +106,16 @@ def find(name: str) -> Extractor:
   if name not in EXTRACTORS:
     near = difflib.get_close_matches(name, EXTRACTORS, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"extractor={name!r}; {hint}there are {', '.join(sorted(EXTRACTORS))}, and what Python code registers")
+    raise UserError(
+      f"extractor={name!r}; {hint}there are {', '.join(sorted(EXTRACTORS))}, and what Python code registers"
+    )
   return EXTRACTORS[name]
 
 
 def opened(
-  extractor: Extractor, arrays: Mapping[str, np.ndarray] | None = None, metadata: Mapping[str, str] | None = None
+  extractor: Extractor,
+  arrays: Mapping[str, np.ndarray] | None = None,
+  metadata: Mapping[str, str] | None = None,
 ) -> Loaded:
   """An extractor with the arrays of a person's file and its metadata, or with what ships."""
   if arrays is None:

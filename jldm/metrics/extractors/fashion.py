@@ -1,8 +1,10 @@
-"""A small frozen classifier of 28x28 grey clothes (Fashion-MNIST, Xiao et al. 2017, 1708.07747), and its features.
+"""A small frozen classifier of 28x28 grey clothes (Fashion-MNIST, Xiao et al. 2017, 1708.07747), and
+its features.
 
-Trained by benchmarks/fashion_classifier.py on 55,000 training pictures, which also writes `fashion.npz`: it knows 91.9 % of
-the test split and 93.1 % of the 5,000 training pictures that it has not seen.  Features are what its last layer sees, means
-over places.  They are no Inception features: figures made with them compare with each other and with nothing else.
+Trained by benchmarks/fashion_classifier.py on 55,000 training pictures, which also writes
+`fashion.npz`: it knows 91.9 % of the test split and 93.1 % of the 5,000 training pictures that it
+has not seen.  Features are what its last layer sees, means over places.  They are no Inception
+features: figures made with them compare with each other and with nothing else.
 """
 
 from collections.abc import Mapping
@@ -30,7 +32,9 @@ BATCH = 500
 
 
 class Classifier(nn.Module):
-  """A convolution that halves, levels of residual blocks with group norms, halving between them, a mean over places."""
+  """A convolution that halves, levels of residual blocks with group norms, halving between them, a
+  mean over places.
+  """
 
   levels: tuple[tuple[int, int], ...] = ((32, 0), (64, 2))  # width, blocks
   classes: int = CLASSES
@@ -72,7 +76,9 @@ def load(path: str | Path = WEIGHTS, blake2b: str = BLAKE2B) -> Any:
     raise UserError(f"the classifier's weights {str(path)!r} are missing; install jldm anew")
   found = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
   if found != blake2b:
-    raise UserError(f"the classifier's weights {str(path)!r} have hash {found}, expected {blake2b}; install jldm anew")
+    raise UserError(
+      f"the classifier's weights {str(path)!r} have hash {found}, expected {blake2b}; install jldm anew"
+    )
   with np.load(path, allow_pickle=False) as stored:
     return unflatten_dict({name: stored[name].astype(np.float32) for name in stored.files}, sep="/")
 
@@ -94,18 +100,24 @@ def cropped(images: np.ndarray) -> np.ndarray:
   """
   images = np.asarray(images)
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 1 or min(images.shape[1:3]) < SIDE:
-    raise UserError(f"images {images.dtype} {images.shape}; expected uint8 [N, H, W, 1] of at least {SIDE}x{SIDE}")
+    raise UserError(
+      f"images {images.dtype} {images.shape}; expected uint8 [N, H, W, 1] of at least {SIDE}x{SIDE}"
+    )
   top, left = ((side - SIDE) // 2 for side in images.shape[1:3])
   return images[:, top : top + SIDE, left : left + SIDE]
 
 
 def run(images: np.ndarray, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
-  """Images uint8 [N, H, W, 1] -> features float32 [N, FEATURES], logits float32 [N, CLASSES], of the shipped network."""
+  """Images uint8 [N, H, W, 1] -> features float32 [N, FEATURES], logits float32 [N, CLASSES], of the
+  shipped network.
+  """
   images, params = cropped(images), shipped() if params is None else params
   size = min(BATCH, max(len(images), 1))
   parts = [(np.zeros((0, FEATURES), np.float32), np.zeros((0, CLASSES), np.float32))]
   for start in range(0, len(images), size):
-    batch = images[np.minimum(np.arange(start, start + size), len(images) - 1)]  # the last batch is as large: one program
+    batch = images[
+      np.minimum(np.arange(start, start + size), len(images) - 1)
+    ]  # the last batch is as large: one program
     parts.append(tuple(np.asarray(part)[: len(images) - start] for part in apply(params, batch)))
   return tuple(np.concatenate(each) for each in zip(*parts))
 
@@ -130,7 +142,15 @@ def params_of(arrays: Mapping[str, np.ndarray] | None) -> Any:
   return shipped()
 
 
-FASHION = register(Extractor(
-  name="fashion", version="1", preprocessing=f"the middle {SIDE}x{SIDE} of grey pictures, in [-1, 1]", apply=found,
-  prepare=cropped, load=params_of, blake2b=BLAKE2B, batch_size=BATCH,
-))
+FASHION = register(
+  Extractor(
+    name="fashion",
+    version="1",
+    preprocessing=f"the middle {SIDE}x{SIDE} of grey pictures, in [-1, 1]",
+    apply=found,
+    prepare=cropped,
+    load=params_of,
+    blake2b=BLAKE2B,
+    batch_size=BATCH,
+  )
+)

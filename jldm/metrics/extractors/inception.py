@@ -1,12 +1,14 @@
-"""The Inception network of the Fréchet Inception Distance: Szegedy et al. 2015 (1512.00567) as TensorFlow shipped it in 2015.
+"""The Inception network of the Fréchet Inception Distance: Szegedy et al. 2015 (1512.00567) as
+TensorFlow shipped it in 2015.
 
-Heusel et al. 2017 (1706.08500) took its last pooled features, and every FID since is of them.  It is not the published
-architecture in three places, which figures depend on: average pools leave out the padding, the last block takes a max pool
-where the one before takes an average, and there are 1,008 logits.  A picture is resized to 299x299 by TensorFlow 1's
-bilinear interpolation, corners aligned at the top left, without a filter: `resized`.
+Heusel et al. 2017 (1706.08500) took its last pooled features, and every FID since is of them.  It
+is not the published architecture in three places, which figures depend on: average pools leave out
+the padding, the last block takes a max pool where the one before takes an average, and there are
+1,008 logits.  A picture is resized to 299x299 by TensorFlow 1's bilinear interpolation, corners
+aligned at the top left, without a filter: `resized`.
 
-No weights ship here: `jldm convert --kind inception` makes them of what a person has.  Logits go without the bias of the
-last layer, as the Inception Score takes them.
+No weights ship here: `jldm convert --kind inception` makes them of what a person has.  Logits go
+without the bias of the last layer, as the Inception Score takes them.
 """
 
 from collections.abc import Mapping
@@ -75,8 +77,13 @@ def at17(width: int) -> Branches:
   return (
     (square("branch1x1", 192, 1),),
     (square("branch7x7_1", width, 1), Conv("branch7x7_2", width, across), Conv("branch7x7_3", 192, down)),
-    (square("branch7x7dbl_1", width, 1), Conv("branch7x7dbl_2", width, down), Conv("branch7x7dbl_3", width, across),
-     Conv("branch7x7dbl_4", width, down), Conv("branch7x7dbl_5", 192, across)),
+    (
+      square("branch7x7dbl_1", width, 1),
+      Conv("branch7x7dbl_2", width, down),
+      Conv("branch7x7dbl_3", width, across),
+      Conv("branch7x7dbl_4", width, down),
+      Conv("branch7x7dbl_5", 192, across),
+    ),
     (Pool(maximum=False), square("branch_pool", 192, 1)),
   )
 
@@ -92,8 +99,13 @@ def at8(pool: Pool) -> Branches:
 
 
 STEM: tuple[Step, ...] = (
-  halving("conv2d_1a_3x3", 32), Conv("conv2d_2a_3x3", 32, (3, 3), padding="VALID"), square("conv2d_2b_3x3", 64, 3), DOWN,
-  square("conv2d_3b_1x1", 80, 1), Conv("conv2d_4a_3x3", 192, (3, 3), padding="VALID"), DOWN,
+  halving("conv2d_1a_3x3", 32),
+  Conv("conv2d_2a_3x3", 32, (3, 3), padding="VALID"),
+  square("conv2d_2b_3x3", 64, 3),
+  DOWN,
+  square("conv2d_3b_1x1", 80, 1),
+  Conv("conv2d_4a_3x3", 192, (3, 3), padding="VALID"),
+  DOWN,
 )
 BLOCKS: dict[str, Branches] = {
   "mixed_5b": at35(32),
@@ -106,8 +118,12 @@ BLOCKS: dict[str, Branches] = {
   "mixed_6e": at17(192),
   "mixed_7a": (
     (square("branch3x3_1", 192, 1), halving("branch3x3_2", 320)),
-    (square("branch7x7x3_1", 192, 1), Conv("branch7x7x3_2", 192, (1, 7)), Conv("branch7x7x3_3", 192, (7, 1)),
-     halving("branch7x7x3_4", 192)),
+    (
+      square("branch7x7x3_1", 192, 1),
+      Conv("branch7x7x3_2", 192, (1, 7)),
+      Conv("branch7x7x3_3", 192, (7, 1)),
+      halving("branch7x7x3_4", 192),
+    ),
     (DOWN,),
   ),
   "mixed_7b": at8(Pool(maximum=False)),
@@ -175,13 +191,17 @@ class Inception(nn.Module):
 
 
 def resized(images: Array, side: int = SIDE) -> Array:
-  """Images [B, H, W, C] -> float32 [B, side, side, C]: bilinear between places H / side apart, from the first one."""
+  """Images [B, H, W, C] -> float32 [B, side, side, C]: bilinear between places H / side apart, from
+  the first one.
+  """
   for axis in (2, 1):
     last = images.shape[axis] - 1
     places = np.arange(side, dtype=np.float32) * np.float32((last + 1) / side)
     below = places.astype(int)
     share = jnp.expand_dims(places - below, tuple(range(1, 4 - axis)))
-    low, high = (jnp.take(images, place, axis).astype(jnp.float32) for place in (below, np.minimum(below + 1, last)))
+    low, high = (
+      jnp.take(images, place, axis).astype(jnp.float32) for place in (below, np.minimum(below + 1, last))
+    )
     images = low + (high - low) * share
   return images
 
@@ -192,7 +212,9 @@ def seen(images: Array) -> Array:
 
 
 def apply(params: dict, images: Array) -> Found:
-  """Images uint8 [B, H, W, 3 or 1 (grey)] -> features [B, 2048], logits [B, 1008] without bias; float32 throughout."""
+  """Images uint8 [B, H, W, 3 or 1 (grey)] -> features [B, 2048], logits [B, 1008] without bias;
+  float32 throughout.
+  """
   with jax.default_matmul_precision("highest"):
     return Found(*Inception().apply({"params": params}, seen(images)))
 
@@ -202,7 +224,13 @@ def load(arrays: Mapping[str, np.ndarray] | None) -> dict:
   return weights.unpack(arrays, Inception(), jnp.zeros((1, SIDE, SIDE, 3)), "inception")
 
 
-INCEPTION = register(Extractor(
-  name="inception", version="2015-12-05", preprocessing=f"{SIDE}x{SIDE}, bilinear as TensorFlow 1", apply=apply, load=load,
-  batch_size=50,
-))
+INCEPTION = register(
+  Extractor(
+    name="inception",
+    version="2015-12-05",
+    preprocessing=f"{SIDE}x{SIDE}, bilinear as TensorFlow 1",
+    apply=apply,
+    load=load,
+    batch_size=50,
+  )
+)

@@ -34,10 +34,18 @@ def shares(size: int) -> np.ndarray:
 
 def large_enough(images: np.ndarray) -> np.ndarray:
   if min(images.shape[1:3]) < SIDE:
-    raise UserError(f"images of {images.shape[1]}x{images.shape[2]}; the extractor 'pixels' expects at least {SIDE}x{SIDE}")
+    raise UserError(
+      f"images of {images.shape[1]}x{images.shape[2]}; the extractor 'pixels' expects at least {SIDE}x{SIDE}"
+    )
   return images
 
 
-PIXELS = register(Extractor(
-  name="pixels", version="1", preprocessing=f"means over {SIDE}x{SIDE} places, in [-1, 1]", apply=apply, prepare=large_enough
-))
+PIXELS = register(
+  Extractor(
+    name="pixels",
+    version="1",
+    preprocessing=f"means over {SIDE}x{SIDE} places, in [-1, 1]",
+    apply=apply,
+    prepare=large_enough,
+  )
+)

@@ -1,4 +1,6 @@
-"""The vision transformer whose class token DINOv2 and CLIP take for a picture: Dosovitskiy et al. 2021 (2010.11929), eq. 1-4."""
+"""The vision transformer whose class token DINOv2 and CLIP take for a picture: Dosovitskiy et al. 2021
+(2010.11929), eq. 1-4.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -26,7 +28,9 @@ def quick_gelu(x: Array) -> Array:
 
 
 class Block(nn.Module):
-  """Attention and MLP after their norms, each scaled by a learned vector where `layer_scale` (2103.17239, eq. 4)."""
+  """Attention and MLP after their norms, each scaled by a learned vector where `layer_scale`
+  (2103.17239, eq. 4).
+  """
 
   heads: int
   activation: Activation
@@ -38,16 +42,20 @@ class Block(nn.Module):
     """x [B, L, C] -> the same, and nothing that a scan would stack."""
     width = x.shape[-1]
     norm = lambda i: LayerNorm(epsilon=self.epsilon, name=f"norm{i}")
-    scaled = lambda i, h: h * self.param(f"scale{i}", nn.initializers.ones_init(), (width,)) if self.layer_scale else h
+    scaled = lambda i, h: (
+      h * self.param(f"scale{i}", nn.initializers.ones_init(), (width,)) if self.layer_scale else h
+    )
     x = x + scaled(1, SelfAttention(self.heads, name="attention")(norm(1)(x)))
     h = self.activation(nn.Dense(4 * width, name="in")(norm(2)(x)))
     return x + scaled(2, nn.Dense(width, name="out")(h)), None
 
 
 class ViT(nn.Module):
-  """Patches of pixels, a class token, places, `depth` blocks, and the class token normed, projected where `projection`.
+  """Patches of pixels, a class token, places, `depth` blocks, and the class token normed, projected
+  where `projection`.
 
-  The table of places has `table` x `table` rows; for another number of patches it is interpolated as torch does.
+  The table of places has `table` x `table` rows; for another number of patches it is interpolated
+  as torch does.
   """
 
   width: int
@@ -82,7 +90,9 @@ class ViT(nn.Module):
 
 
 def cubic(size: int, wanted: int) -> np.ndarray:
-  """Shares float32 [wanted, size] of knots in what lies between: Keys 1981, a = -0.75, ends repeated, as torch's bicubic."""
+  """Shares float32 [wanted, size] of knots in what lies between: Keys 1981, a = -0.75, ends repeated,
+  as torch's bicubic.
+  """
   places = (np.arange(wanted) + 0.5) * size / wanted - 0.5
   first = np.floor(places).astype(int)
   found = np.zeros((wanted, size))
@@ -96,10 +106,13 @@ def cubic(size: int, wanted: int) -> np.ndarray:
 def seen(images: Array, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> what the network sees, float32 [B, side, side, 3].
 
-  Bicubic with a filter where it shrinks, Keys's a = -0.5, as Pillow does to floating-point pictures; never rounded between.
+  Bicubic with a filter where it shrinks, Keys's a = -0.5, as Pillow does to floating-point
+  pictures; never rounded between.
   """
   whole = jnp.broadcast_to(images, (*images.shape[:3], 3)).astype(jnp.float32) / 255
-  small = jax.image.resize(whole, (len(images), side, side, 3), "bicubic", precision=jax.lax.Precision.HIGHEST)
+  small = jax.image.resize(
+    whole, (len(images), side, side, 3), "bicubic", precision=jax.lax.Precision.HIGHEST
+  )
   return (small - np.float32(mean)) / np.float32(std)
 
 

@@ -1,9 +1,11 @@
-"""Weights of extractors that a person supplies: whether they fit, which they are, and whether they are the official ones.
+"""Weights of extractors that a person supplies: whether they fit, which they are, and whether they are
+the official ones.
 
-A file that `jldm convert` makes says of which published file it is (`source`, the sha256 of that whole file) and what its
-arrays are (`digest`).  Weights are official where the source is one of OFFICIAL and the arrays at hand still have that
-digest: other weights, a cast to another precision or an edit after the conversion never pass.  It rests on the word of the
-file for the first half: who writes a false source on purpose is believed.
+A file that `jldm convert` makes says of which published file it is (`source`, the sha256 of that
+whole file) and what its arrays are (`digest`).  Weights are official where the source is one of
+OFFICIAL and the arrays at hand still have that
+digest: other weights, a cast to another precision or an edit after the conversion never pass.  It
+rests on the word of the file for the first half: who writes a false source on purpose is believed.
 """
 
 from collections.abc import Mapping
@@ -18,7 +20,7 @@ from jldm.core.errors import UserError
 
 OFFICIAL = {  # sha256 of a published file, and what the Fréchet distance of its features is called
   # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity
-  "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": "FID",
+  "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": "FID"
 }
 
 
@@ -37,14 +39,19 @@ def official(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> s
   return OFFICIAL.get(metadata.get("source", "")) if metadata.get("digest") == digest(arrays) else None
 
 
-def unpack(arrays: Mapping[str, np.ndarray] | None, network: nn.Module, example: jax.Array, kind: str) -> dict:
+def unpack(
+  arrays: Mapping[str, np.ndarray] | None, network: nn.Module, example: jax.Array, kind: str
+) -> dict:
   """Arrays by flat name, such as "fc/kernel" -> the parameters of a network that is fed `example`, in float32.
 
   Raises:
-    UserError: no arrays, or naming the first that is missing, in surplus, of another shape, or not of finite numbers.
+    UserError: no arrays, or naming the first that is missing, in surplus, of another shape, or not
+      of finite numbers.
   """
   if arrays is None:
-    raise UserError(f"the extractor {kind!r} comes without weights; pass a file that jldm convert --kind {kind} made")
+    raise UserError(
+      f"the extractor {kind!r} comes without weights; pass a file that jldm convert --kind {kind} made"
+    )
   like = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
   wanted = flatten_dict(like, sep="/")
   if different := sorted(wanted.keys() ^ arrays.keys()):
@@ -54,7 +61,9 @@ def unpack(arrays: Mapping[str, np.ndarray] | None, network: nn.Module, example:
     )
   for name, leaf in wanted.items():
     if np.shape(arrays[name]) != leaf.shape:
-      raise UserError(f"{name} of the weights of {kind!r} is {list(np.shape(arrays[name]))}; expected {list(leaf.shape)}")
+      raise UserError(
+        f"{name} of the weights of {kind!r} is {list(np.shape(arrays[name]))}; expected {list(leaf.shape)}"
+      )
     if not np.isfinite(np.asarray(arrays[name], np.float32)).all():
       raise UserError(f"{name} of the weights of {kind!r} is not finite; get them anew")
   return unflatten_dict({name: np.asarray(arrays[name], np.float32) for name in wanted}, sep="/")

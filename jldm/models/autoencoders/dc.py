@@ -1,12 +1,15 @@
 """The deep compression autoencoder, Chen et al. 2024 (2410.10733): 32 to 128 pixels of a side become one latent.
 
-Halving and doubling carry a shortcut without parameters, which moves places into channels and averages channels, or repeats
-channels and moves them into places (figure 4 there).  Coarse levels may have blocks of EfficientViT, Cai et al. 2022
-(2205.14756), whose attention costs as much as there are places: with ReLU queries q, keys k and values v, a head is
+Halving and doubling carry a shortcut without parameters, which moves places into channels and
+averages channels, or repeats channels and moves them into places (figure 4 there).  Coarse levels
+may have blocks of EfficientViT, Cai et al. 2022 (2205.14756), whose attention costs as much as
+there are places: with ReLU queries q, keys k and values v, a head is
 
-  (1)  out_i = sum_j (q_i . k_j) v_j / (sum_j q_i . k_j + 1e-15) = q_i (sum_j k_j v_j^T) / (q_i . sum_j k_j + 1e-15)
+  (1)  out_i = sum_j (q_i . k_j) v_j / (sum_j q_i . k_j + 1e-15) = q_i (sum_j k_j v_j^T) / (q_i .
+       sum_j k_j + 1e-15)
 
-and more heads come from queries, keys and values that were convolved, a scale each.  Latents are a point each.
+and more heads come from queries, keys and values that were convolved, a scale each.  Latents are a
+point each.
 """
 
 import dataclasses
@@ -40,7 +43,9 @@ class Convolutions(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, C] -> the same."""
-    conv = lambda i, h: nn.Conv(x.shape[-1], (3, 3), padding=1, use_bias=i == 1, dtype=self.dtype, name=f"conv{i}")(h)
+    conv = lambda i, h: nn.Conv(
+      x.shape[-1], (3, 3), padding=1, use_bias=i == 1, dtype=self.dtype, name=f"conv{i}"
+    )(h)
     h = conv(2, ACTIVATIONS[self.activation](conv(1, x)))
     return x + NORMS[self.norm](self.dtype, "norm")(h)
 
@@ -68,26 +73,39 @@ class LinearAttention(nn.Module):
     norm = lambda name: NORMS["rms"](self.dtype, name)
     qkv = nn.Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(x)
     conv = lambda side, groups, name: nn.Conv(
-      3 * channels, (side, side), padding=side // 2, feature_group_count=groups, use_bias=False, dtype=self.dtype, name=name)
+      3 * channels,
+      (side, side),
+      padding=side // 2,
+      feature_group_count=groups,
+      use_bias=False,
+      dtype=self.dtype,
+      name=name,
+    )
     further = [
       conv(1, 3 * channels // self.width, f"scale{i}_out")(conv(side, 3 * channels, f"scale{i}_in")(qkv))
       for i, side in enumerate(self.scales)
     ]
     h = linear_attention(jnp.concatenate([qkv, *further], -1), self.width).astype(self.dtype)
-    x = x + norm("attention_norm")(nn.Dense(channels, use_bias=False, dtype=self.dtype, name="attention_out")(h))
+    x = x + norm("attention_norm")(
+      nn.Dense(channels, use_bias=False, dtype=self.dtype, name="attention_out")(h)
+    )
     return x + norm("gate_norm")(self.gated(x))
 
   def gated(self, x: Array) -> Array:
     """x [B, H, W, C] -> the same: a convolution of each of 8 C channels, of which half gate the others."""
     channels = x.shape[-1]
     h = nn.silu(nn.Dense(8 * channels, dtype=self.dtype, name="gate_in")(x))
-    h = nn.Conv(8 * channels, (3, 3), padding=1, feature_group_count=8 * channels, dtype=self.dtype, name="gate_depth")(h)
+    h = nn.Conv(
+      8 * channels, (3, 3), padding=1, feature_group_count=8 * channels, dtype=self.dtype, name="gate_depth"
+    )(h)
     value, gate = jnp.split(h, 2, -1)
     return nn.Dense(channels, use_bias=False, dtype=self.dtype, name="gate_out")(value * nn.silu(gate))
 
 
 def linear_attention(qkv: Array, width: int) -> Array:
-  """(1) of [B, H, W, 3 n width], a query, a key and a value for each of n heads in turn -> [B, H, W, n width] in float32."""
+  """(1) of [B, H, W, 3 n width], a query, a key and a value for each of n heads in turn -> [B, H, W, n
+  width] in float32.
+  """
   b, h, w, channels = qkv.shape
   heads = qkv.astype(jnp.float32).reshape(b, h * w, channels // (3 * width), 3, width)
   q, k, v = (nn.relu(heads[..., 0, :]), nn.relu(heads[..., 1, :]), heads[..., 2, :])  # [B, L, n, width]
@@ -113,14 +131,20 @@ class Down(nn.Module):
       UserError: features that places cannot become, or that the shortcut's do not divide into.
     """
     if not self.strided and self.features % 4:
-      raise UserError(f"four places become {self.features} channels; expected a multiple of 4, or strided=True")
-    conv = lambda features, stride: nn.Conv(features, (3, 3), stride, padding=1, dtype=self.dtype, name="conv")(x)
+      raise UserError(
+        f"four places become {self.features} channels; expected a multiple of 4, or strided=True"
+      )
+    conv = lambda features, stride: nn.Conv(
+      features, (3, 3), stride, padding=1, dtype=self.dtype, name="conv"
+    )(x)
     h = conv(self.features, 2) if self.strided else unshuffle(conv(self.features // 4, 1), 2)
     return h + averaged(unshuffle(x, 2), self.features) if self.shortcut else h
 
 
 class Up(nn.Module):
-  """Double the sides: of nearest neighbours, convolved, or by channels that move into places; and the shortcut, or not."""
+  """Double the sides: of nearest neighbours, convolved, or by channels that move into places; and the
+  shortcut, or not.
+  """
 
   features: int
   nearest: bool
@@ -140,20 +164,26 @@ class Up(nn.Module):
 def averaged(x: Array, features: int) -> Array:
   """[..., C] -> [..., features], means of neighbouring channels; UserError unless features divide C."""
   if x.shape[-1] % features:
-    raise UserError(f"a shortcut averages {x.shape[-1]} channels to {features}; expected a divisor of {x.shape[-1]}")
+    raise UserError(
+      f"a shortcut averages {x.shape[-1]} channels to {features}; expected a divisor of {x.shape[-1]}"
+    )
   return x.reshape(*x.shape[:-1], features, -1).mean(-1)
 
 
 def repeated(x: Array, features: int) -> Array:
   """[..., C] -> [..., features], each channel as often as it takes; UserError unless C divides features."""
   if features % x.shape[-1]:
-    raise UserError(f"a shortcut repeats {x.shape[-1]} channels to {features}; expected a multiple of {x.shape[-1]}")
+    raise UserError(
+      f"a shortcut repeats {x.shape[-1]} channels to {features}; expected a multiple of {x.shape[-1]}"
+    )
   return jnp.repeat(x, features // x.shape[-1], -1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """So many blocks of that width; the finest level of all may have none, and its first or last convolution resamples then."""
+  """So many blocks of that width; the finest level of all may have none, and its first or last
+  convolution resamples then.
+  """
 
   width: int
   blocks: int
@@ -227,9 +257,10 @@ class Decoder(nn.Module):
 class DCAutoencoder(nn.Module):
   """Images in [-1, 1] to a point over latents, and back.
 
-  Any channels, and any size divisible by `factor` = 2^(levels - 1).  The levels of both begin with the finest.
-  `strided` and `nearest` choose how halves and doubles are made, `out_shortcut` and `in_shortcut` whether latents have a
-  shortcut of the coarsest level, whose width they divide.  By default the network of SANA (2410.10629).
+  Any channels, and any size divisible by `factor` = 2^(levels - 1).  The levels of both begin with
+  the finest. `strided` and `nearest` choose how halves and doubles are made, `out_shortcut` and
+  `in_shortcut` whether latents have a shortcut of the coarsest level, whose width they divide.  By
+  default the network of SANA (2410.10629).
   """
 
   channels: int = 3
@@ -248,9 +279,12 @@ class DCAutoencoder(nn.Module):
     return 2 ** (len(self.encoder_levels) - 1)
 
   def setup(self):
-    self.encoder = Encoder(self.latent_channels, tuple(self.encoder_levels), self.strided, self.out_shortcut, self.dtype)
+    self.encoder = Encoder(
+      self.latent_channels, tuple(self.encoder_levels), self.strided, self.out_shortcut, self.dtype
+    )
     self.decoder = Decoder(
-      self.channels, tuple(self.decoder_levels), self.nearest, self.in_shortcut, self.activation, self.dtype)
+      self.channels, tuple(self.decoder_levels), self.nearest, self.in_shortcut, self.activation, self.dtype
+    )
 
   def encode(self, x: Array) -> Gaussian:
     """x [B, H, W, C] in [-1, 1] -> a point [B, H / factor, W / factor, latent_channels], in float32.

@@ -1,7 +1,7 @@
 """The patch discriminator: one logit a patch, "real" above zero.
 
-Isola et al. 2017 (1611.07004), section 3.3, in the form of VQGAN, Esser et al. 2021 (2012.09841), with group norm in
-place of batch norm, so that an image's logits depend on it alone.
+Isola et al. 2017 (1611.07004), section 3.3, in the form of VQGAN, Esser et al. 2021 (2012.09841),
+with group norm in place of batch norm, so that an image's logits depend on it alone.
 """
 
 from flax import linen as nn
@@ -15,9 +15,11 @@ Array = jax.Array
 
 
 class PatchDiscriminator(nn.Module):
-  """4x4 convolutions with leaky ReLU: every width but the last halves the sides, the last and the logits take one more off.
+  """4x4 convolutions with leaky ReLU: every width but the last halves the sides, the last and the
+  logits take one more off.
 
-  Four widths see 70x70 pixels a logit, three 34x34, two 16x16.  All widths but the first are divisible by `groups`.
+  Four widths see 70x70 pixels a logit, three 34x34, two 16x16.  All widths but the first are
+  divisible by `groups`.
   """
 
   widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -40,7 +42,9 @@ class PatchDiscriminator(nn.Module):
 
     def convolution(features: int, stride: int, bias: bool, name: str) -> nn.Conv:
       init = nn.initializers.normal(0.02)
-      return nn.Conv(features, (4, 4), stride, padding=1, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name)
+      return nn.Conv(
+        features, (4, 4), stride, padding=1, use_bias=bias, kernel_init=init, dtype=self.dtype, name=name
+      )
 
     h = x
     for i, width in enumerate(self.widths):

@@ -1,4 +1,6 @@
-"""The KL autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: convolutions, attention in the middle."""
+"""The KL autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: convolutions,
+attention in the middle.
+"""
 
 from typing import Any
 
@@ -31,7 +33,9 @@ class Middle(nn.Module):
     width, resnet = h.shape[-1], remat(ResnetBlock, self.remat)
     h = resnet(width, self.groups, self.dtype, name="resnet1")(h)
     if self.attention:
-      h = remat(ImageAttention, self.remat)(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name="attention")(h)
+      h = remat(ImageAttention, self.remat)(
+        groups=self.groups, dtype=self.dtype, kernel=self.kernel, name="attention"
+      )(h)
     return resnet(width, self.groups, self.dtype, name="resnet2")(h)
 
 
@@ -91,7 +95,9 @@ class Decoder(nn.Module):
       for i in range(self.resnets + 1):
         h = resnet(width, self.groups, self.dtype, name=f"level{level}_resnet{i}")(h)
         if level in self.attention:
-          h = attention(groups=self.groups, dtype=self.dtype, kernel=self.kernel, name=f"level{level}_attention{i}")(h)
+          h = attention(
+            groups=self.groups, dtype=self.dtype, kernel=self.kernel, name=f"level{level}_attention{i}"
+          )(h)
     if levels is not None:
       return h
     h = nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm")(h))
@@ -105,18 +111,28 @@ def factor_of(network: Any) -> int:
 
 
 def features_of(network: Any) -> int:
-  """The channels that the decoder takes; UserError where latents of another number meet it without a 1x1 convolution."""
+  """The channels that the decoder takes; UserError where latents of another number meet it without a
+  1x1 convolution.
+  """
   features = network.features or network.latent_channels
   if features != network.latent_channels and not network.pointwise:
-    raise UserError(f"features={features} and latent_channels={network.latent_channels} without pointwise; make them equal")
+    raise UserError(
+      f"features={features} and latent_channels={network.latent_channels} without pointwise; make them equal"
+    )
   return features
 
 
 def shared_fields(network: Any) -> tuple:
   """What the encoder and the decoder of a network have in common, in the order of their fields."""
   return (
-    tuple(network.widths), network.resnets, tuple(network.attention), network.middle_attention, network.groups, network.patch,
-    network.dtype, network.remat,
+    tuple(network.widths),
+    network.resnets,
+    tuple(network.attention),
+    network.middle_attention,
+    network.groups,
+    network.patch,
+    network.dtype,
+    network.remat,
   )
 
 
@@ -132,11 +148,12 @@ def check_images(network: Any, x: Array) -> None:
 class KLAutoencoder(nn.Module):
   """Images in [-1, 1] to a diagonal Gaussian over latents, and back.
 
-  Any channels, and any size divisible by `factor` = patch 2^(levels - 1).  `widths` has one entry a level, finest
-  first, each divisible by `groups`; `attention` has the levels whose resnet blocks are each followed by attention;
-  `patch` folds patch x patch pixels into channels at both ends, for speed.  `pointwise` puts a 1x1 convolution on either
-  side of the latents, and `features` (0: latent_channels) is how many channels the decoder takes, the encoder twice that.
-  `remat` names what each block keeps for the backward pass, of jldm.nn.remat.
+  Any channels, and any size divisible by `factor` = patch 2^(levels - 1).  `widths` has one entry a
+  level, finest first, each divisible by `groups`; `attention` has the levels whose resnet blocks
+  are each followed by attention; `patch` folds patch x patch pixels into channels at both ends, for
+  speed.  `pointwise` puts a 1x1 convolution on either side of the latents, and `features` (0:
+  latent_channels) is how many channels the decoder takes, the encoder twice that. `remat` names
+  what each block keeps for the backward pass, of jldm.nn.remat.
   """
 
   channels: int = 3

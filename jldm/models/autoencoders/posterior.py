@@ -1,4 +1,6 @@
-"""What an encoder returns: a diagonal Gaussian, Kingma & Welling 2014 (1312.6114), or a point; and what its bottleneck costs."""
+"""What an encoder returns: a diagonal Gaussian, Kingma & Welling 2014 (1312.6114), or a point; and
+what its bottleneck costs.
+"""
 
 from typing import Any, NamedTuple
 
@@ -60,10 +62,16 @@ def sampled(posterior: Any, keys: Array) -> Any:
 
 
 def moments(posterior: Any) -> dict[str, Array]:
-  """The arrays of a posterior by name, "mean" and "log_variance", or "image__mean" of the part "image" of a dict of them."""
+  """The arrays of a posterior by name, "mean" and "log_variance", or "image__mean" of the part "image"
+  of a dict of them.
+  """
   if is_posterior(posterior):
     return posterior._asdict()
-  return {f"{name}{SEPARATOR}{key}": value for name, part in posterior.items() for key, value in part._asdict().items()}
+  return {
+    f"{name}{SEPARATOR}{key}": value
+    for name, part in posterior.items()
+    for key, value in part._asdict().items()
+  }
 
 
 def posterior_of(batch: dict) -> Any:
@@ -71,15 +79,17 @@ def posterior_of(batch: dict) -> Any:
   if "mean" in batch:
     return Gaussian(batch["mean"], batch["log_variance"]) if "log_variance" in batch else Point(batch["mean"])
   names = [name.removesuffix(f"{SEPARATOR}mean") for name in batch if name.endswith(f"{SEPARATOR}mean")]
-  part = lambda name: {key: batch[f"{name}{SEPARATOR}{key}"] for key in Gaussian._fields if f"{name}{SEPARATOR}{key}" in batch}
+  part = lambda name: {
+    key: batch[f"{name}{SEPARATOR}{key}"] for key in Gaussian._fields if f"{name}{SEPARATOR}{key}" in batch
+  }
   return {name: posterior_of(part(name)) for name in names}
 
 
 class Bottleneck(NamedTuple):
   """What it costs to pass a bottleneck.
 
-  costs: by name, [B], to be weighted.  metrics: scalars.  extra: the network's collections besides its parameters,
-  after this batch.
+  costs: by name, [B], to be weighted.  metrics: scalars.  extra: the network's collections besides
+  its parameters, after this batch.
   """
 
   costs: dict[str, Array]

@@ -1,13 +1,15 @@
 """Latents as one of a finite number of vectors at every place.
 
-A codebook of K vectors, van den Oord et al. 2017 (1711.00937), appendix A.1, kept as running averages of how often each
-code was chosen, N [K], and of the vectors that chose it, m [K, D], in shares of all places:
+A codebook of K vectors, van den Oord et al. 2017 (1711.00937), appendix A.1, kept as running
+averages of how often each code was chosen, N [K], and of the vectors that chose it, m [K, D], in
+shares of all places:
 
   (1)  N <- decay N + (1 - decay) mean(chosen),  m <- decay m + (1 - decay) mean(chosen z)
   (2)  e_k = m_k / N'_k,  N'_k = (N_k + epsilon / K) / (n + epsilon) n,  n = sum N
 
-Both averages are linear in means over the batch, so that averaging them over devices or microbatches is exact; (2) is
-done where the vectors are used.  Finite scalar quantisation, Mentzer et al. 2023 (2309.15505), needs no state.
+Both averages are linear in means over the batch, so that averaging them over devices or
+microbatches is exact; (2) is done where the vectors are used.  Finite scalar quantisation, Mentzer
+et al. 2023 (2309.15505), needs no state.
 """
 
 import dataclasses
@@ -26,8 +28,8 @@ Array = jax.Array
 class Codebook:
   """Equations (1) and (2): nearest of `size` vectors, which follow the latents that choose them.
 
-  restart_below: a code chosen less often than that share of 1 / size is dead, and starts anew from a latent of the batch
-  at every `restart_every_steps`-th step.
+  restart_below: a code chosen less often than that share of 1 / size is dead, and starts anew from
+  a latent of the batch at every `restart_every_steps`-th step.
 
   Raises:
     UserError: a number out of range.
@@ -88,7 +90,9 @@ class Codebook:
     """
     flat = z.reshape(-1, z.shape[-1])
     order = jax.random.permutation(key, len(flat))
-    drawn = flat[order[jnp.arange(self.size) % len(flat)]]  # latents come twice where there are fewer than codes
+    drawn = flat[
+      order[jnp.arange(self.size) % len(flat)]
+    ]  # latents come twice where there are fewer than codes
     dead = self.dead(state)
     return {
       "counts": jnp.where(dead, 1 / self.size, state["counts"]),
@@ -122,7 +126,9 @@ class FSQ:
   def shapes(self, channels: int) -> dict[str, tuple[int, ...]]:
     """No state; UserError unless there is one number of levels a channel."""
     if channels != len(self.levels):
-      raise UserError(f"latent_channels={channels} with FSQ levels={tuple(self.levels)}; expected as many levels as channels")
+      raise UserError(
+        f"latent_channels={channels} with FSQ levels={tuple(self.levels)}; expected as many levels as channels"
+      )
     return {}
 
   def quantize(self, state: dict, z: Array) -> tuple[Array, Array]:
@@ -160,6 +166,8 @@ class FSQ:
 
 
 def perplexity(counts: Array) -> Array:
-  """exp of the entropy of codes that came `counts` [K] times or shares: K where all are as frequent, 1 where one is all."""
+  """exp of the entropy of codes that came `counts` [K] times or shares: K where all are as frequent, 1
+  where one is all.
+  """
   shares = counts / counts.sum()
   return jnp.exp(-jax.scipy.special.xlogy(shares, shares).sum())

@@ -1,6 +1,8 @@
-"""The tiny autoencoder TAESD, Bohan 2023 (github.com/madebyollin/taesd): convolutions and ReLUs, distilled from a large one.
+"""The tiny autoencoder TAESD, Bohan 2023 (github.com/madebyollin/taesd): convolutions and ReLUs,
+distilled from a large one.
 
-Its latents are those of the codec that it was distilled from, each a point.  Its images are in [0, 1] inside, and
+Its latents are those of the codec that it was distilled from, each a point.  Its images are in [0,
+1] inside, and
 
   (1)  z <- 3 tanh(z / 3)
 
@@ -18,7 +20,12 @@ from jldm.nn.resample import Downsample, Upsample
 
 Array = jax.Array
 
-ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu, "gelu": lambda x: nn.gelu(x, approximate=False), "mish": jax.nn.mish}
+ACTIVATIONS = {
+  "relu": nn.relu,
+  "silu": nn.silu,
+  "gelu": lambda x: nn.gelu(x, approximate=False),
+  "mish": jax.nn.mish,
+}
 
 
 class Block(nn.Module):
@@ -83,8 +90,9 @@ class Decoder(nn.Module):
 class TinyAutoencoder(nn.Module):
   """Images in [-1, 1] to a point over latents, and back.
 
-  Any channels, and any size divisible by `factor` = 2^(levels - 1).  `encoder_blocks` and `decoder_blocks` have one entry
-  a level, finest first; all levels are `width` wide; `activation` is one of ACTIVATIONS.
+  Any channels, and any size divisible by `factor` = 2^(levels - 1).  `encoder_blocks` and
+  `decoder_blocks` have one entry a level, finest first; all levels are `width` wide; `activation`
+  is one of ACTIVATIONS.
 
   Raises:
     UserError: another activation, or not as many levels of both.
@@ -106,8 +114,12 @@ class TinyAutoencoder(nn.Module):
     if self.activation not in ACTIVATIONS:
       raise UserError(f"activation={self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
     if len(self.encoder_blocks) != len(self.decoder_blocks):
-      raise UserError(f"blocks of {len(self.encoder_blocks)} and {len(self.decoder_blocks)} levels; expected as many of both")
-    part = lambda kind, features, blocks: kind(features, self.width, tuple(blocks), self.activation, self.dtype)
+      raise UserError(
+        f"blocks of {len(self.encoder_blocks)} and {len(self.decoder_blocks)} levels; expected as many of both"
+      )
+    part = lambda kind, features, blocks: kind(
+      features, self.width, tuple(blocks), self.activation, self.dtype
+    )
     self.encoder = part(Encoder, self.latent_channels, self.encoder_blocks)
     self.decoder = part(Decoder, self.channels, self.decoder_blocks)
 

@@ -1,7 +1,8 @@
-"""The VQ autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: the networks of `kl`, and codes.
+"""The VQ autoencoder of latent diffusion, Rombach et al. 2022 (2112.10752), appendix G: the networks
+of `kl`, and codes.
 
-Its latents are the encoder's output *before* quantisation, which is taken as a part of the decoder: a denoiser lives in
-them, and what it draws is quantised before it is decoded.
+Its latents are the encoder's output *before* quantisation, which is taken as a part of the decoder:
+a denoiser lives in them, and what it draws is quantised before it is decoded.
 """
 
 from flax import linen as nn
@@ -18,8 +19,9 @@ Array = jax.Array
 class VQAutoencoder(nn.Module):
   """Images in [-1, 1] to latents that stand for one of `quantizer.size` codes at each place, and back.
 
-  Fields as KLAutoencoder's, but both networks have `features` on the side of the latents.  A Codebook is read from the
-  collection "codebook", never written: `bottleneck` and `refresh` return it anew.
+  Fields as KLAutoencoder's, but both networks have `features` on the side of the latents.  A
+  Codebook is read from the collection "codebook", never written: `bottleneck` and `refresh` return
+  it anew.
   """
 
   quantizer: Codebook | FSQ = Codebook()
@@ -55,7 +57,8 @@ class VQAutoencoder(nn.Module):
     return {name: self.get_variable("codebook", name) for name in shapes}
 
   def encode(self, x: Array) -> Gaussian:
-    """x [B, H, W, C] in [-1, 1] -> a point [B, H / factor, W / factor, latent_channels] before quantisation, in float32.
+    """x [B, H, W, C] in [-1, 1] -> a point [B, H / factor, W / factor, latent_channels] before
+    quantisation, in float32.
 
     Raises:
       ValueError: H or W is not divisible by `factor`, or C is not `channels`.
@@ -68,7 +71,9 @@ class VQAutoencoder(nn.Module):
     return self.quantizer.quantize(self.codebook(), z)
 
   def decode(self, z: Array) -> Array:
-    """z [B, h, w, latent_channels], raw, is quantised -> images [B, h factor, w factor, C] in float32, near [-1, 1]."""
+    """z [B, h, w, latent_channels], raw, is quantised -> images [B, h factor, w factor, C] in float32,
+    near [-1, 1].
+    """
     return self.decoder(self.decoder_input(z)).astype(jnp.float32)
 
   def decoder_input(self, z: Array) -> Array:

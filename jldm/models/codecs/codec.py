@@ -6,8 +6,9 @@ A codec is static and hashable; its parameters are a tree
 
   (1)  std^2 = Var[posterior mean] + E[posterior variance]    per channel, measured over the training set
 
-so that standardised latents, (raw - mean) / std, have zero mean and unit variance, whatever the codec.  Latents are one array
-[B, ...] or a dict of them by part; "mean" and "std" are trees of the same structure, [C] each.
+so that standardised latents, (raw - mean) / std, have zero mean and unit variance, whatever the
+codec.  Latents are one array [B, ...] or a dict of them by part; "mean" and "std" are trees of the
+same structure, [C] each.
 """
 
 from collections.abc import Iterable
@@ -98,7 +99,11 @@ def destandardised(params: dict, z: Tree) -> Tree:
 def statistics(params: dict, like: Tree) -> tuple[Tree, Tree]:
   """The mean and the std of latents, of those parts that `like` has."""
   mean, std = params["mean"], params["std"]
-  return tuple({name: each[name] for name in like} for each in (mean, std)) if isinstance(like, dict) else (mean, std)
+  return (
+    tuple({name: each[name] for name in like} for each in (mean, std))
+    if isinstance(like, dict)
+    else (mean, std)
+  )
 
 
 def sample_latents(codec: Loaded, posterior: Tree, keys: Array) -> Tree:
@@ -107,7 +112,9 @@ def sample_latents(codec: Loaded, posterior: Tree, keys: Array) -> Tree:
 
 
 def encode_mean(codec: Loaded, batch: Batch) -> Tree:
-  """The standardised means of the latents of a batch: {"image": uint8 or float in [-1, 1], [B, H, W, C]} -> [B, h, w, c]."""
+  """The standardised means of the latents of a batch: {"image": uint8 or float in [-1, 1], [B, H, W,
+  C]} -> [B, h, w, c].
+  """
   means = jax.tree.map(lambda each: each.mean, codec.model.encode(codec.params, batch), is_leaf=is_posterior)
   return standardised(codec.params, means)
 
@@ -118,7 +125,9 @@ def decode_latents(codec: Loaded, z: Tree) -> Tree:
 
 
 def measure(posteriors: Iterable[Gaussian]) -> Statistics:
-  """Equation (1) over batches of numpy posteriors [b, ..., c], in float64 on the host, stable by merging (Chan 1979)."""
+  """Equation (1) over batches of numpy posteriors [b, ..., c], in float64 on the host, stable by
+  merging (Chan 1979).
+  """
   count, mean, square, variance = 0, 0.0, 0.0, 0.0
   for batch in posteriors:
     flat = np.asarray(batch.mean, np.float64).reshape(-1, batch.mean.shape[-1])

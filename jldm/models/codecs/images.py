@@ -49,9 +49,13 @@ class ImageCodec:
     """
     height, width, channels = image_shape(data, self.field)
     if channels != self.network.channels:
-      raise UserError(f"data has {channels} channels and the autoencoder {self.network.channels}; make them equal")
+      raise UserError(
+        f"data has {channels} channels and the autoencoder {self.network.channels}; make them equal"
+      )
     if min(height, width) < 1 or height % self.factor or width % self.factor:
-      raise UserError(f"size {height}x{width}; expected sides divisible by the autoencoder's factor {self.factor}")
+      raise UserError(
+        f"size {height}x{width}; expected sides divisible by the autoencoder's factor {self.factor}"
+      )
     shape = (height // self.factor, width // self.factor, self.network.latent_channels)
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -111,7 +115,9 @@ class Identity:
     height, width, channels = image_shape(data, self.field)
     for name, value in (("mean", self.mean), ("std", self.std)):
       if np.size(value) not in (1, channels):
-        raise UserError(f"Identity({name}={value}) and data of {channels} channels; expected one number, or one per channel")
+        raise UserError(
+          f"Identity({name}={value}) and data of {channels} channels; expected one number, or one per channel"
+        )
     if min(height, width) < 1:
       raise UserError(f"size {height}x{width}; expected sides of at least 1")
     return jax.ShapeDtypeStruct((height, width, channels), jnp.float32)
@@ -135,7 +141,9 @@ def image_shape(data: Spec, field: str) -> tuple[int, int, int]:
   fields = dict(data)
   if field not in fields or len(fields[field].shape) != 3:
     listed = ", ".join(f"{name} {list(each.shape)}" for name, each in data)
-    raise UserError(f"the codec reads images [H, W, C] from {field!r}, and the data has {listed}; expected {field!r}")
+    raise UserError(
+      f"the codec reads images [H, W, C] from {field!r}, and the data has {listed}; expected {field!r}"
+    )
   return fields[field].shape
 
 

@@ -12,7 +12,8 @@ from jldm.models.codecs.codec import Array, Batch, Codec
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
-  """Joint((("image", a), ("text", b))): each codec reads its own fields of a batch; latents are {"image": …, "text": …}.
+  """Joint((("image", a), ("text", b))): each codec reads its own fields of a batch; latents are
+  {"image": …, "text": …}.
 
   Raises:
     UserError: fewer than two parts, or a name twice, or no identifier.
@@ -22,8 +23,14 @@ class Joint:
 
   def __post_init__(self):
     names = [name for name, _ in self.parts]
-    if len(set(names)) != len(names) or len(names) < 2 or not all(name.isidentifier() and "__" not in name for name in names):
-      raise UserError(f"Joint of parts {names}; expected at least two, each with an identifier of its own, without __")
+    if (
+      len(set(names)) != len(names)
+      or len(names) < 2
+      or not all(name.isidentifier() and "__" not in name for name in names)
+    ):
+      raise UserError(
+        f"Joint of parts {names}; expected at least two, each with an identifier of its own, without __"
+      )
 
   @property
   def trained(self) -> bool:
@@ -59,7 +66,9 @@ class Joint:
 
 def joined(each: dict[str, dict]) -> dict:
   """The parameters of a Joint from those of its parts' codecs."""
-  return {key: {name: params[key] for name, params in each.items()} for key in ("params", "extra", "mean", "std")}
+  return {
+    key: {name: params[key] for name, params in each.items()} for key in ("params", "extra", "mean", "std")
+  }
 
 
 def part_of(params: dict, name: str) -> dict:

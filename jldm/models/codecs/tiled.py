@@ -15,7 +15,8 @@ from jldm.models.codecs.tiling import Blended, Exact
 
 @dataclasses.dataclass(frozen=True)
 class Tiled:
-  """An ImageCodec that decodes by Exact(...) tiles, or encodes and decodes by Blended(...) ones; its parameters stay.
+  """An ImageCodec that decodes by Exact(...) tiles, or encodes and decodes by Blended(...) ones; its
+  parameters stay.
 
   Raises:
     UserError: another codec.

@@ -1,17 +1,21 @@
 """Autoencoders in tiles, for less memory, by one of two rules.  A tile as large as the image is the image.
 
-`Exact` is what the whole decoder of a KL or VQ autoencoder says.  Its middle, and levels that attend, are run whole, though
-not all queries at once.  What follows is walked a block at a time, and only what a block gives is kept whole for the next to
-read: a tile of it is made from a window that is wider by what the block sees.  A group norm needs the moments of the whole
-image, so that a block is walked once for each of its norms, and then for what it gives,
+`Exact` is what the whole decoder of a KL or VQ autoencoder says.  Its middle, and levels that
+attend, are run whole, though not all queries at once.  What follows is walked a block at a time,
+and only what a block gives is kept whole for the next to
+read: a tile of it is made from a window that is wider by what the block sees.  A group norm needs
+the moments of the whole image, so that a block is walked once for each of its norms, and then for
+what it gives,
 
   (1)  x -> moments(x);  x -> y = conv1(silu(norm1(x))) -> moments(y);  x -> x + conv2(silu(norm2(y)))
 
-where moments of tiles are merged as Chan et al. 1979 do.  The first convolution of a block is computed twice.  `thrifty`
-keeps only what a level gives: a level of n norms is walked n + 1 times, each time further.
+where moments of tiles are merged as Chan et al. 1979 do.  The first convolution of a block is
+computed twice.  `thrifty` keeps only what a level gives: a level of n norms is walked n + 1 times,
+each time further.
 
-`Blended` takes each tile for an image, with moments and attention of its own, and blends linearly where tiles overlap: of any
-autoencoder, both ways, in one walk, and not what the whole network says.
+`Blended` takes each tile for an image, with moments and attention of its own, and blends linearly
+where tiles overlap: of any autoencoder, both ways, in one walk, and not what the whole network
+says.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +42,8 @@ QUERIES = 1024  # of the middle's attention at a time
 
 @dataclasses.dataclass(frozen=True)
 class Exact:
-  """Tiles of as many pixels a side as `tile` latents are, smaller where there are more channels; coarse levels take few.
+  """Tiles of as many pixels a side as `tile` latents are, smaller where there are more channels;
+  coarse levels take few.
 
   Raises:
     UserError: a tile below 1; in `decode`, an autoencoder other than KL and VQ.
@@ -55,7 +60,9 @@ class Exact:
     if max(z.shape[1:3]) <= self.tile:
       return network.apply(variables, z, method="decode")
     if not isinstance(network, (KLAutoencoder, VQAutoencoder)):
-      raise UserError(f"exact tiles of {type(network).__name__}; expected a KL or VQ autoencoder, or blended tiles")
+      raise UserError(
+        f"exact tiles of {type(network).__name__}; expected a KL or VQ autoencoder, or blended tiles"
+      )
     h = network.apply(variables, z, method="decoder_input")
     return jax.lax.map(lambda each: self.decoded(network, variables["params"]["decoder"], each[None])[0], h)
 
@@ -76,7 +83,8 @@ class Exact:
 def side_of(pixels: int, finest: int, channels: int) -> int:
   """Of a tile, even: of so many channels, as many values as `pixels` a side of the `finest` level's have.
 
-  A 3x3 convolution on a CPU gathers up to 18 values for each that goes in: of wide levels, more than all that is kept.
+  A 3x3 convolution on a CPU gathers up to 18 values for each that goes in: of wide levels, more
+  than all that is kept.
   """
   return 2 * math.ceil(pixels / 2 * min(1, math.sqrt(finest / channels)))
 
@@ -90,7 +98,9 @@ class Segment(NamedTuple):
 
   @property
   def norms(self) -> int:
-    """How many; a 3x3 convolution follows each, so that it sees as many places around a tile, after the doubling."""
+    """How many; a 3x3 convolution follows each, so that it sees as many places around a tile, after
+    the doubling.
+    """
     return 2 * len(self.blocks) + self.last
 
   @property
@@ -102,7 +112,10 @@ class Segment(NamedTuple):
 def segmented(levels: int, finer: int, blocks: int, thrifty: bool) -> Iterator[Segment]:
   """The decoder of `kl` from the level below `finer` on, cut after every block, or after every level."""
   for level in reversed(range(finer)):
-    up, names = f"up{level + 1}" if level + 1 < levels else "", [f"level{level}_resnet{i}" for i in range(blocks)]
+    up, names = (
+      f"up{level + 1}" if level + 1 < levels else "",
+      [f"level{level}_resnet{i}" for i in range(blocks)],
+    )
     if thrifty:
       yield Segment(up, tuple(names), level == 0)
     else:
@@ -135,9 +148,15 @@ def walked(segment: Segment, params: dict, groups: int, source: Array, halo: int
   for _ in range(segment.norms):
     moments = [*moments, measured(moments)]
   like = jax.eval_shape(piece, jnp.zeros(2, jnp.int32), moments)
-  put = lambda whole, corner, _: jax.lax.dynamic_update_slice(whole, piece(corner, moments), (0, *(corner + halo), 0))
-  zero = 0 * moments[-1].count  # of no constant, which would be made before everything else, all of them at once
-  return over_tiles(sides, tiles, put, jnp.full((1, *(side + 2 * halo for side in sides), like.shape[-1]), zero))
+  put = lambda whole, corner, _: jax.lax.dynamic_update_slice(
+    whole, piece(corner, moments), (0, *(corner + halo), 0)
+  )
+  zero = (
+    0 * moments[-1].count
+  )  # of no constant, which would be made before everything else, all of them at once
+  return over_tiles(
+    sides, tiles, put, jnp.full((1, *(side + 2 * halo for side in sides), like.shape[-1]), zero)
+  )
 
 
 def through(segment: Segment, params: dict, groups: int, h: Array, moments: list, inside: Callable) -> Array:
@@ -148,7 +167,9 @@ def through(segment: Segment, params: dict, groups: int, h: Array, moments: list
   known = iter(moments)
 
   def convolved(conv: dict, norm: dict, h: Array) -> Array | None:
-    """(1), where what lies outside of the image is zero, as padding is; None where the moments of h are not known yet."""
+    """(1), where what lies outside of the image is zero, as padding is; None where the moments of h
+    are not known yet.
+    """
     if (found := next(known, None)) is not None:
       return valid(conv, nn.silu(normed(norm, groups, found, h)) * inside(h))
 
@@ -170,7 +191,9 @@ def through(segment: Segment, params: dict, groups: int, h: Array, moments: list
 
 def valid(layer: dict, h: Array) -> Array:
   """The convolution of a layer [k, k, C, F] where it lies wholly inside."""
-  out = jax.lax.conv_general_dilated(h, layer["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  out = jax.lax.conv_general_dilated(
+    h, layer["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
   return out + layer["bias"]
 
 
@@ -206,7 +229,9 @@ def moments_of(x: Array, weights: Array) -> Moments:
 def merged(a: Moments, b: Moments) -> Moments:
   count, offset = a.count + b.count, b.mean - a.mean
   return Moments(
-    count, a.mean + offset * b.count / count, a.squares + b.squares + jnp.square(offset) * a.count * b.count / count
+    count,
+    a.mean + offset * b.count / count,
+    a.squares + b.squares + jnp.square(offset) * a.count * b.count / count,
   )
 
 
@@ -220,7 +245,8 @@ def normed(layer: dict, groups: int, moments: Moments, h: Array) -> Array:
 
 
 def over_tiles(sides: tuple[int, int], tiles: tuple[int, int], step: Callable, carry: Any) -> Any:
-  """step(carry, corner [2], fresh [a, b, 1]) over tiles that cover an image, the last of a side shifted to end with it.
+  """step(carry, corner [2], fresh [a, b, 1]) over tiles that cover an image, the last of a side
+  shifted to end with it.
 
   `fresh` is 1 where no tile before was, else 0.
   """
@@ -263,7 +289,9 @@ class Blended:
   def __post_init__(self):
     check_tile(self.tile)
     if not 0 <= self.overlap < self.tile:
-      raise UserError(f"overlap={self.overlap} of tiles of {self.tile} latents; expected 0 to {self.tile - 1}")
+      raise UserError(
+        f"overlap={self.overlap} of tiles of {self.tile} latents; expected 0 to {self.tile - 1}"
+      )
 
   def decode(self, network: Any, variables: Any, z: Array) -> Array:
     """Raw z [B, h, w, c] -> images [B, H, W, C]."""
@@ -284,9 +312,13 @@ class Blended:
       return f(x)
     axes = [weighted(side, min(self.tile, side), self.overlap, after) for side in sides]
     reach = tuple(before * min(self.tile, side) for side in sides)
-    piece = lambda corner: f(jax.lax.dynamic_slice(x, (0, *(before * corner), 0), (len(x), *reach, x.shape[-1])))
+    piece = lambda corner: f(
+      jax.lax.dynamic_slice(x, (0, *(before * corner), 0), (len(x), *reach, x.shape[-1]))
+    )
     like = jax.eval_shape(piece, jnp.zeros(2, jnp.int32))
-    zero = jax.tree.map(lambda out: jnp.zeros((len(x), *(after * side for side in sides), out.shape[-1])), like)
+    zero = jax.tree.map(
+      lambda out: jnp.zeros((len(x), *(after * side for side in sides), out.shape[-1])), like
+    )
 
     def step(whole: Any, at: tuple) -> tuple[Any, None]:
       (y, rows), (x, columns) = at
@@ -294,7 +326,9 @@ class Blended:
 
       def added(whole: Array, tile: Array) -> Array:
         place = (0, *(after * corner), 0)
-        return jax.lax.dynamic_update_slice(whole, jax.lax.dynamic_slice(whole, place, tile.shape) + weights * tile, place)
+        return jax.lax.dynamic_update_slice(
+          whole, jax.lax.dynamic_slice(whole, place, tile.shape) + weights * tile, place
+        )
 
       return jax.tree.map(added, whole, piece(corner)), None
 
@@ -304,7 +338,9 @@ class Blended:
 
 
 def weighted(side: int, tile: int, overlap: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
-  """-> where tiles of a side begin, int [n], and the weights of their places [n, scale tile], which add up to 1 everywhere."""
+  """-> where tiles of a side begin, int [n], and the weights of their places [n, scale tile], which
+  add up to 1 everywhere.
+  """
   begins = starts(side, tile, max(tile - overlap, 1))
   ramp = (np.arange(scale * tile) + 0.5) / (scale * overlap + 1e-9)
   weights = np.minimum(1, np.minimum(ramp, ramp[::-1]))

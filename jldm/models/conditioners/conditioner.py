@@ -4,8 +4,8 @@ A conditioner turns a batch, or a person's request, into named inputs of the net
 
   draw (training) or read (a request)  ->  embed, or null  ->  join
 
-What is drawn is dropped for a share `dropout` of the examples: the network then sees `null`, which classifier-free guidance
-(Ho & Salimans 2022, 2207.12598) needs as its other branch.
+What is drawn is dropped for a share `dropout` of the examples: the network then sees `null`, which
+classifier-free guidance (Ho & Salimans 2022, 2207.12598) needs as its other branch.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,9 +23,16 @@ from jldm.core.specs import Spec, batched, keys_like
 Array = jax.Array
 Inputs = dict[str, Array]  # of one conditioner, [B, ...] each
 Conditions = dict[str, dict[str, Array]]  # by conditioner: what the network is given
-Encode = Callable[[Inputs], Any]  # fields of a batch, such as image [B, H, W, C] in [-1, 1] -> standardised latents
+Encode = Callable[
+  [Inputs], Any
+]  # fields of a batch, such as image [B, H, W, C] in [-1, 1] -> standardised latents
 
-JOINED_AT = {"vector": -1, "concat": -1, "tokens": 1, "mask": 1}  # the axis along which several conditioners' inputs meet
+JOINED_AT = {
+  "vector": -1,
+  "concat": -1,
+  "tokens": 1,
+  "mask": 1,
+}  # the axis along which several conditioners' inputs meet
 HELD = "held"  # parts of the latents that are given: (value, time, use) by part
 RESERVED = ("denoiser", "codec")  # names of other parts among the parameters
 
@@ -35,7 +42,8 @@ class Conditioner:
   """The contract, with what most conditioners share.
 
   name: of its parameters and of what a request gives for it.
-  dropout: the share of examples in training whose condition is `null`; with 0 the model always needs the condition.
+  dropout: the share of examples in training whose condition is `null`; with 0 the model always
+    needs the condition.
   guided: whether guidance pushes away from `null`, where a request names nothing else.
   fields: the arrays of a batch that `draw` reads.   cached: `embed` is computed once per example, and kept beside the latents.
 
@@ -54,7 +62,9 @@ class Conditioner:
     if not 0 <= self.dropout <= 1:
       raise UserError(f"dropout={self.dropout} of conditioner {self.name!r}; expected a share from 0 to 1")
     if self.name in RESERVED or not self.name.isidentifier():
-      raise UserError(f"a conditioner named {self.name!r}; expected an identifier other than {', '.join(RESERVED)}")
+      raise UserError(
+        f"a conditioner named {self.name!r}; expected an identifier other than {', '.join(RESERVED)}"
+      )
 
   def draw(self, batch: dict, keys: Array) -> Inputs:
     """Of examples in training [B, ...], with keys [B] for what is random."""
@@ -83,15 +93,19 @@ def check_names(conditioners: Sequence[Conditioner]) -> None:
   """Raises a UserError where two conditioners have one name."""
   names = [conditioner.name for conditioner in conditioners]
   if repeated := {name for name in names if names.count(name) > 1}:
-    raise UserError(f"several conditioners are named {min(repeated)!r}; give each a name of its own: name='…'")
+    raise UserError(
+      f"several conditioners are named {min(repeated)!r}; give each a name of its own: name='…'"
+    )
 
 
 def check_fields(conditioner: Conditioner, batch: dict) -> None:
   """Raises a UserError where a batch lacks an array that a conditioner draws from."""
   for field in conditioner.fields:
     if field not in batch:
-      raise UserError(f"conditioner {conditioner.name!r} reads {field!r}, and the data has {', '.join(sorted(batch))}; "
-                      "expected one of those")
+      raise UserError(
+        f"conditioner {conditioner.name!r} reads {field!r}, and the data has {', '.join(sorted(batch))}; "
+        "expected one of those"
+      )
 
 
 def array_name(conditioner: Conditioner, key: str) -> str:
@@ -99,8 +113,11 @@ def array_name(conditioner: Conditioner, key: str) -> str:
   return f"{conditioner.name}__{key}"
 
 
-def cached_conditions(conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Array) -> dict:
-  """What is kept per example for training: the fields that are drawn from, and the finished inputs of cached conditioners.
+def cached_conditions(
+  conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Array
+) -> dict:
+  """What is kept per example for training: the fields that are drawn from, and the finished inputs of
+  cached conditioners.
 
   Raises:
     UserError: the batch lacks an array that a conditioner draws from.
@@ -126,7 +143,9 @@ def draw_conditions(
     own = params.get(conditioner.name, {})
     if conditioner.cached:
       prefix = array_name(conditioner, "")
-      embedded = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
+      embedded = {
+        name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)
+      }
     else:
       embedded = conditioner.embed(own, conditioner.draw(batch, key_draw), encode)
     keep = jax.vmap(jax.random.uniform)(key_drop) >= conditioner.dropout
@@ -140,7 +159,8 @@ def where(keep: Array, some: dict[str, Array], others: dict[str, Array]) -> dict
 
 
 def join(conditions: Conditions) -> dict[str, Array]:
-  """The network's inputs: vectors and concatenated channels of all conditioners side by side, tokens one after the other.
+  """The network's inputs: vectors and concatenated channels of all conditioners side by side, tokens
+  one after the other.
 
   Raises:
     UserError: two conditioners with an input that cannot be joined, such as two labels.
@@ -152,7 +172,9 @@ def join(conditions: Conditions) -> dict[str, Array]:
         inputs[key] = merged_parts(inputs.get(key, {}), value)
         continue
       if key in inputs and key not in JOINED_AT:
-        raise UserError(f"two conditioners give {key!r} to the network; expected one of them, or others as a vector or tokens")
+        raise UserError(
+          f"two conditioners give {key!r} to the network; expected one of them, or others as a vector or tokens"
+        )
       inputs[key] = jnp.concatenate([inputs[key], value], JOINED_AT[key]) if key in inputs else value
   return inputs
 

@@ -1,8 +1,9 @@
 """Known ways in which a picture is spoilt: what a restoration starts from, or what a picture is made of.
 
-Each is a pure function, degrade(images [B, H, W, C] in [-1, 1], keys [B]) -> the same shape and range, a picture that
-the same autoencoder can read.  Row b depends on images[b] and keys[b] alone; those that draw nothing need no keys.
-All but `Edges` and the clipped `Noisy` are linear in the images.
+Each is a pure function, degrade(images [B, H, W, C] in [-1, 1], keys [B]) -> the same shape and
+range, a picture that the same autoencoder can read.  Row b depends on images[b] and keys[b] alone;
+those that draw nothing need no keys. All but `Edges` and the clipped `Noisy` are linear in the
+images.
 """
 
 import dataclasses
@@ -22,7 +23,9 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 def check(degradation: Any, field: str, legal: bool, expected: str) -> None:
   if not legal:
-    raise UserError(f"{field}={getattr(degradation, field)} of {type(degradation).__name__}; expected {expected}")
+    raise UserError(
+      f"{field}={getattr(degradation, field)} of {type(degradation).__name__}; expected {expected}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Grey:
 
 @dataclasses.dataclass(frozen=True)
 class Edges:
-  """Dark lines on white: black where the luminance, smoothed by `sigma` pixels, rises by 1 / strength a pixel or more."""
+  """Dark lines on white: black where the luminance, smoothed by `sigma` pixels, rises by 1 / strength
+  a pixel or more.
+  """
 
   sigma: float = 0.7
   strength: float = 3.0
@@ -130,7 +135,11 @@ class Mixture:
 
 def luminance(images: Array) -> Array:
   """[B, H, W, C] -> [B, H, W, 1], C 1 or 3."""
-  return images @ jnp.asarray(LUMINANCE, images.dtype)[:, None] if images.shape[-1] == 3 else images.mean(-1, keepdims=True)
+  return (
+    images @ jnp.asarray(LUMINANCE, images.dtype)[:, None]
+    if images.shape[-1] == 3
+    else images.mean(-1, keepdims=True)
+  )
 
 
 def blurred(images: Array, sigma: float) -> Array:

@@ -30,7 +30,9 @@ class ClassLabel(Conditioner):
   def __post_init__(self):
     super().__post_init__()
     if self.classes < 1:
-      raise UserError(f"ClassLabel(classes={self.classes}); expected at least 1, or no ClassLabel among the conditioners")
+      raise UserError(
+        f"ClassLabel(classes={self.classes}); expected at least 1, or no ClassLabel among the conditioners"
+      )
 
   def draw(self, batch: dict, keys: Array) -> Inputs:
     return {"label": batch["label"]}
@@ -43,7 +45,9 @@ class ClassLabel(Conditioner):
       raise UserError(f"{self.name}={given!r}; expected a whole number, or one per sample")
     illegal = labels[(labels < -1) | (labels >= self.classes)]
     if illegal.size:
-      raise UserError(f"{self.name}={int(illegal[0])}; expected -1 (unconditional) or 0 to {self.classes - 1}")
+      raise UserError(
+        f"{self.name}={int(illegal[0])}; expected -1 (unconditional) or 0 to {self.classes - 1}"
+      )
     return {"label": labels.astype(np.int32)}
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """Random masks on a grid: what is known of a picture, or of its latents, and what is to be painted.
 
-A mask is [B, h, w, 1], 1 where known and 0 where hidden, row b from keys[b] alone.  Shapes are laid out in coordinates
-from 0 to 1, whatever the grid.
+A mask is [B, h, w, 1], 1 where known and 0 where hidden, row b from keys[b] alone.  Shapes are laid
+out in coordinates from 0 to 1, whatever the grid.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,9 @@ def strokes(key: Array, y: Array, x: Array) -> Array:
   return distance < 0.5 * jax.random.uniform(key_width, minval=0.1, maxval=0.25)
 
 
-SHAPES: dict[str, Callable[[Array, Array, Array], Array]] = {  # what is hidden at places y, x [h, w] in 0 ... 1
+SHAPES: dict[
+  str, Callable[[Array, Array, Array], Array]
+] = {  # what is hidden at places y, x [h, w] in 0 ... 1
   "box": box,
   "frame": frame,
   "half_plane": half_plane,
@@ -95,6 +97,10 @@ def fine(known: Array, factor: int) -> Array:
 
 
 def filled(images: Array, known: Array) -> Array:
-  """Images [B, H, W, C] with the mean of what is known [B, H, W, 1] in place of the rest, so that no encoder sees it."""
-  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(jnp.sum(known, (1, 2), keepdims=True), 1)
+  """Images [B, H, W, C] with the mean of what is known [B, H, W, 1] in place of the rest, so that no
+  encoder sees it.
+  """
+  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(
+    jnp.sum(known, (1, 2), keepdims=True), 1
+  )
   return jnp.where(known > 0, images, mean)

@@ -1,7 +1,8 @@
 """A part of joint latents that is given while others are drawn.
 
-The denoiser was trained with a time of its own for each part, so that a part that is given stands in its own place, at time 0,
-and one that is not known as noise at time 1: Bao et al. 2023 (2303.06555), section 3.2.
+The denoiser was trained with a time of its own for each part, so that a part that is given stands
+in its own place, at time 0, and one that is not known as noise at time 1: Bao et al. 2023
+(2303.06555), section 3.2.
 """
 
 import dataclasses
@@ -33,7 +34,9 @@ class Part(Conditioner):
     each = given if isinstance(given, dict) else {self.fields[0]: given}
     if set(each) != set(self.fields):
       raise UserError(f"{self.name}: given {', '.join(each)}; expected {', '.join(self.fields)}")
-    return {field: self.read_field(field, np.asarray(each[field]), dict(data)[field]) for field in self.fields}
+    return {
+      field: self.read_field(field, np.asarray(each[field]), dict(data)[field]) for field in self.fields
+    }
 
   def read_field(self, field: str, array: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
     array = array[None] if array.ndim == len(like.shape) else array

@@ -3,8 +3,9 @@
   Masked   the latent of what is known of a picture, and where that is
   Paired   the latent of another picture, which is made of it: grey of colour, blurred of sharp
 
-Concatenation is how latent diffusion inpaints and enlarges: Rombach et al. 2022 (2112.10752), sections 3.3, 4.4 and 4.5.
-Zeros, the null, say that nothing is known (Brooks et al. 2022, 2211.09800, eq. 3).
+Concatenation is how latent diffusion inpaints and enlarges: Rombach et al. 2022 (2112.10752),
+sections 3.3, 4.4 and 4.5. Zeros, the null, say that nothing is known (Brooks et al. 2022,
+2211.09800, eq. 3).
 """
 
 import dataclasses
@@ -26,9 +27,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked(Conditioner):
-  """Random `shapes` of `masks` hide parts of a picture, which is encoded without them, anew at each step of training.
+  """Random `shapes` of `masks` hide parts of a picture, which is encoded without them, anew at each
+  step of training.
 
-  A request gives (images, known): uint8 or float in [-1, 1], [n, H, W, C], and 1 where a pixel is known, [n, H, W, 1] or [H, W].
+  A request gives (images, known): uint8 or float in [-1, 1], [n, H, W, C], and 1 where a pixel is
+  known, [n, H, W, 1] or [H, W].
   """
 
   shapes: tuple[str, ...] = tuple(masks.SHAPES)
@@ -47,12 +50,16 @@ class Masked(Conditioner):
 
   def read(self, given: Any, data: Spec) -> Inputs:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
-      raise UserError(f"{self.name}: expected (images [n, H, W, C], known [n, H, W, 1], 1 where a pixel is known)")
+      raise UserError(
+        f"{self.name}: expected (images [n, H, W, C], known [n, H, W, 1], 1 where a pixel is known)"
+      )
     images, known = read_images(self.name, given[0], data), np.asarray(given[1], np.float32)
     known = known[None, ..., None] if known.ndim == 2 else known
     if known.ndim != 4 or known.shape[1:] != (*images.shape[1:3], 1) or len(known) not in (1, len(images)):
-      raise UserError(f"{self.name}: known of shape {list(known.shape)} and images of {list(images.shape)}; expected "
-                      f"{[len(images), *images.shape[1:3], 1]}, 1 where a pixel is known")
+      raise UserError(
+        f"{self.name}: known of shape {list(known.shape)} and images of {list(images.shape)}; expected "
+        f"{[len(images), *images.shape[1:3], 1]}, 1 where a pixel is known"
+      )
     return {"image": images, "known": np.broadcast_to(known, (len(images), *known.shape[1:]))}
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
@@ -64,7 +71,8 @@ class Masked(Conditioner):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paired(Conditioner):
-  """The latent of `degradation` of the picture, encoded once per example: noise and masks of a picture are always the same.
+  """The latent of `degradation` of the picture, encoded once per example: noise and masks of a picture
+  are always the same.
 
   A request gives the source pictures, uint8 or float in [-1, 1], [n, H, W, C].
   """
@@ -91,7 +99,9 @@ def read_images(name: str, images: Any, data: Spec) -> np.ndarray:
   """Pictures as float32 in [-1, 1], [n, H, W, C]; UserError for other shapes and types."""
   images, expected = np.asarray(images), dict(data)["image"].shape
   if images.ndim != 4 or images.shape[1:] != expected:
-    raise UserError(f"{name}: images of shape {list(images.shape)}; expected [n, {', '.join(map(str, expected))}]")
+    raise UserError(
+      f"{name}: images of shape {list(images.shape)}; expected [n, {', '.join(map(str, expected))}]"
+    )
   if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
     raise UserError(f"{name}: images of {images.dtype}; expected uint8, or floats in [-1, 1]")
   return np.asarray(pixels(images), np.float32)

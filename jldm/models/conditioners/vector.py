@@ -16,7 +16,8 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vector(Conditioner):
-  """The float feature `field` [B] or [B, D] of the data, times `scale`, with one more number: 1 where it is known, 0 where not.
+  """The float feature `field` [B] or [B, D] of the data, times `scale`, with one more number: 1 where
+  it is known, 0 where not.
 
   An example with a value that is not finite counts as unknown; the null is zeros.
   """
@@ -43,7 +44,9 @@ class Vector(Conditioner):
       raise UserError(f"{self.name}={given!r}; expected {width} numbers, or [n, {width}]") from error
     values = values.reshape(-1, width) if values.ndim < 2 and values.size == width else values
     if values.ndim != 2 or values.shape[1] != width:
-      raise UserError(f"{self.name} of shape {list(np.shape(given))}; expected {width} numbers, or [n, {width}]")
+      raise UserError(
+        f"{self.name} of shape {list(np.shape(given))}; expected {width} numbers, or [n, {width}]"
+      )
     return {"values": values}
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.core.specs import Output
 
-CONTRACT = "expected network(z, noise_level, inputs, estimate=None) -> Output(value, log_variance=None, variance=None)"
+CONTRACT = (
+  "expected network(z, noise_level, inputs, estimate=None) -> Output(value, log_variance=None, variance=None)"
+)
 MOST_TEXT = 300  # characters of an error that a network raised
 
 
@@ -42,12 +44,16 @@ def check_network(network: Any, z: Any, inputs: Any) -> None:
 def check_class(network: Any) -> None:
   """Refuses what is not an object of a linen class: flax.nnx, a class, a function."""
   if isinstance(network, type):
-    raise UserError(f"network is the class {network.__name__}; expected an object of it, such as {network.__name__}()")
+    raise UserError(
+      f"network is the class {network.__name__}; expected an object of it, such as {network.__name__}()"
+    )
   if isinstance(network, nn.Module):
     return
   name = type(network).__name__
   if any(cls.__module__.startswith("flax.nnx") for cls in type(network).__mro__):
-    raise UserError(f"network is {name}, a flax.nnx module; expected a flax.linen Module, whose parameters are not its own")
+    raise UserError(
+      f"network is {name}, a flax.nnx module; expected a flax.linen Module, whose parameters are not its own"
+    )
   raise UserError(f"network is of {name}; expected a flax.linen Module, {CONTRACT.removeprefix('expected ')}")
 
 
@@ -57,9 +63,13 @@ def check_hashable(network: nn.Module) -> None:
     value = getattr(network, field.name)
     if field.name not in ("parent", "name") and not is_hashable(value):
       hint = "a tuple" if isinstance(value, list) else "a tuple, a number, a string or a frozen dataclass"
-      raise UserError(f"{type(network).__name__}.{field.name} is {type(value).__name__}, which has no hash; expected {hint}")
+      raise UserError(
+        f"{type(network).__name__}.{field.name} is {type(value).__name__}, which has no hash; expected {hint}"
+      )
   if not is_hashable(network):
-    raise UserError(f"{type(network).__name__} has no hash; expected a flax.linen Module without an __eq__ of its own")
+    raise UserError(
+      f"{type(network).__name__} has no hash; expected a flax.linen Module without an __eq__ of its own"
+    )
 
 
 def is_hashable(value: Any) -> bool:
@@ -86,7 +96,9 @@ def check_signature(network: nn.Module) -> None:
 def check_variables(name: str, variables: Any) -> None:
   """Parameters, and nothing else: no other collection is trained, averaged or kept."""
   if others := sorted(set(variables) - {"params"}):
-    raise UserError(f"{name} has variables in {', '.join(others)}; expected params alone, such as GroupNorm has, not BatchNorm")
+    raise UserError(
+      f"{name} has variables in {', '.join(others)}; expected params alone, such as GroupNorm has, not BatchNorm"
+    )
   if not jax.tree.leaves(variables):
     raise UserError(f"{name} has no parameters; expected some to train")
 
@@ -96,7 +108,9 @@ def check_output(call: str, output: Any, z: Any) -> None:
   like_z = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32), z)
   per_sample = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape[:1], jnp.float32), z)
   if not isinstance(output, Output):
-    raise UserError(f"{call} returns {describe(output)}; expected jldm.core.specs.Output(value) with value {describe(like_z)}")
+    raise UserError(
+      f"{call} returns {describe(output)}; expected jldm.core.specs.Output(value) with value {describe(like_z)}"
+    )
   expected = Output(like_z, per_sample, like_z)
   for name, legal in expected._asdict().items():
     value = output._asdict()[name]
@@ -119,7 +133,7 @@ def evaluate(function: Callable, call: str, given: str, *arguments: Any, **named
 
 
 def describe(tree: Any) -> str:
-  """"float32 [2, 8, 8, 4]", or of a tree "label: int32 [2], tokens: float32 [2, 77, 768]"."""
+  """ "float32 [2, 8, 8, 4]", or of a tree "label: int32 [2], tokens: float32 [2, 77, 768]"."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
   texts = [f"{leaf.dtype} {list(leaf.shape)}" for _, leaf in leaves]

@@ -24,17 +24,19 @@ SIZES = {  # table 1 of the paper: depth, width, heads
 
 
 class DiT(nn.Module):
-  """Patches of latents as tokens, `depth` scanned copies of `block` conditioned on noise level and class, patches back.
+  """Patches of latents as tokens, `depth` scanned copies of `block` conditioned on noise level and
+  class, patches back.
 
-  `classes` = 0 is unconditional.  `token_width` > 0: the blocks attend to further tokens that wide, as those of a text.
-  `in_context`: the condition vectors stand as tokens before the patches too (section 3.2), the only way for a block that
-  is not modulated.  `rotary` embeds places in attention besides the fixed sinusoids.
-  `target_time` reads the noise level of a second time, which flow maps go to, `guidance_scale` the scale that a distilled
-  network imitates.  `self_conditioning` reads an earlier estimate of the data.
-  `log_variance` learns one number per sample from the noise level; `out_channels` of twice those of z (0: as many) gives
-  a variance of every value, the second half of the output.
-  `remat` names what each block keeps for the backward pass, of jldm.nn.remat.  `unroll` blocks stand in the scan's body:
-  all of them is faster on a CPU, and compiles longer.
+  `classes` = 0 is unconditional.  `token_width` > 0: the blocks attend to further tokens that wide,
+  as those of a text. `in_context`: the condition vectors stand as tokens before the patches too
+  (section 3.2), the only way for a block that is not modulated.  `rotary` embeds places in
+  attention besides the fixed sinusoids. `target_time` reads the noise level of a second time, which
+  flow maps go to, `guidance_scale` the scale that a distilled network imitates.
+  `self_conditioning` reads an earlier estimate of the data. `log_variance` learns one number per
+  sample from the noise level; `out_channels` of twice those of z (0: as many) gives a variance of
+  every value, the second half of the output. `remat` names what each block keeps for the backward
+  pass, of jldm.nn.remat.  `unroll` blocks stand in the scan's body: all of them is faster on a CPU,
+  and compiles longer.
   """
 
   block: Block = ModulatedBlock(heads=6)  # a template: its dtype is replaced by this one's
@@ -58,17 +60,20 @@ class DiT(nn.Module):
   def __call__(self, z: Array, noise_level: Array, inputs: Inputs, estimate: Array | None = None) -> Output:
     """z [B, H, W, C] at noise_level [B], about -4 to 1 -> values [B, H, W, C] in float32.
 
-    `inputs` are those of jldm.models.denoisers.inputs, estimate [B, H, W, C].  A network that was initialised with
-    `concat` or `vector` is always called with it.
+    `inputs` are those of jldm.models.denoisers.inputs, estimate [B, H, W, C].  A network that was
+    initialised with `concat` or `vector` is always called with it.
 
     Raises:
-      UserError: H or W is not divisible by `patch`, fields contradict each other or C, or inputs do not fit the fields.
+      UserError: H or W is not divisible by `patch`, fields contradict each other or C, or inputs do
+        not fit the fields.
     """
     self.check(z)
     tokens, mask = read_tokens(inputs, self.token_width) if self.token_width else (None, None)
     template = self.block.clone(parent=self, name="blocks", dtype=self.dtype)
     rows, columns = z.shape[1] // self.patch, z.shape[2] // self.patch
-    x = self.patches(with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs))  # [B, L, width]
+    x = self.patches(
+      with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs)
+    )  # [B, L, width]
     vectors = condition_vectors(self, noise_level, inputs, self.width, self.classes)
     leading = len(vectors) if self.in_context else 0
     if leading:
@@ -92,9 +97,13 @@ class DiT(nn.Module):
     if h % self.patch or w % self.patch:
       raise UserError(f"latents of {h}x{w}; expected sides divisible by patch={self.patch}")
     if self.out_channels not in (0, channels, 2 * channels):
-      raise UserError(f"out_channels={self.out_channels}; expected 0, or {channels} or {2 * channels} for z of {channels}")
+      raise UserError(
+        f"out_channels={self.out_channels}; expected 0, or {channels} or {2 * channels} for z of {channels}"
+      )
     if self.log_variance and self.out_channels == 2 * channels:
-      raise UserError(f"log_variance=True and out_channels={self.out_channels} learn it twice; expected one of them")
+      raise UserError(
+        f"log_variance=True and out_channels={self.out_channels} learn it twice; expected one of them"
+      )
     if not (self.block.modulates or self.in_context):
       raise UserError(f"{type(self.block).__name__} does not see the noise level; expected in_context=True")
 
@@ -110,9 +119,17 @@ class DiT(nn.Module):
     return x + grid_sinusoids(rows, columns, self.width).astype(self.dtype)
 
   def blocks(
-    self, block: Block, x: Array, condition: Array, angles: Array | None, tokens: Array | None, mask: Array | None
+    self,
+    block: Block,
+    x: Array,
+    condition: Array,
+    angles: Array | None,
+    tokens: Array | None,
+    mask: Array | None,
   ) -> Array:
-    """All blocks as one scan: the program is as long as one block.  What they sow comes out stacked, [depth, ...]."""
+    """All blocks as one scan: the program is as long as one block.  What they sow comes out stacked,
+    [depth, ...].
+    """
     call = lambda block, x, *condition: (block(x, *condition), None)
     scanned = nn.scan(
       remat(call, self.remat, prevent_cse=self.unroll >= self.depth),  # then nothing is left of the loops
@@ -127,7 +144,8 @@ class DiT(nn.Module):
 
 
 def dit(size: str, block: Block = DiT.block, **fields) -> DiT:
-  """A DiT of a published size, "S" to "XL", with the size's heads in the block: `dit("XL", patch=2, classes=1000)`.
+  """A DiT of a published size, "S" to "XL", with the size's heads in the block: `dit("XL", patch=2,
+  classes=1000)`.
 
   Raises:
     UserError: no such size.

@@ -17,7 +17,12 @@ from jldm.nn.embedding import LabelEmbedding, LevelEmbedding
 Array = jax.Array
 Inputs = dict[str, Array]
 
-FIELDS = {"classes": "label", "token_width": "tokens", "target_time": "to", "guidance_scale": "guidance_scale"}  # -> input
+FIELDS = {
+  "classes": "label",
+  "token_width": "tokens",
+  "target_time": "to",
+  "guidance_scale": "guidance_scale",
+}  # -> input
 
 
 def check_inputs(inputs: Inputs, **fields: int | bool) -> None:
@@ -42,24 +47,31 @@ def read_tokens(inputs: Inputs, token_width: int) -> tuple[Array, Array | None]:
   if tokens.ndim != 3 or tokens.shape[-1] != token_width:
     raise UserError(f"tokens of shape {tokens.shape}; expected [B, M, {token_width}]")
   if mask is not None and mask.shape != tokens.shape[:2]:
-    raise UserError(f"a mask of shape {mask.shape}; expected {tokens.shape[:2]} for tokens of shape {tokens.shape}")
+    raise UserError(
+      f"a mask of shape {mask.shape}; expected {tokens.shape[:2]} for tokens of shape {tokens.shape}"
+    )
   return tokens, mask
 
 
 def condition_vectors(
   network: nn.Module, noise_level: Array, inputs: Inputs, width: int, classes: int, frequencies: int = 256
 ) -> list[Array]:
-  """One vector [B, width] each of the noise level, and of label, `vector`, `to` and `guidance_scale` if they are read.
+  """One vector [B, width] each of the noise level, and of label, `vector`, `to` and `guidance_scale`
+  if they are read.
 
-  A compact method of `network` calls it; that module gets the layers "level", "label", "vector", "target_time" and
-  "guidance_scale".  A network reads `vector` if it was initialised with one.
+  A compact method of `network` calls it; that module gets the layers "level", "label", "vector",
+  "target_time" and "guidance_scale".  A network reads `vector` if it was initialised with one.
 
   Raises:
     UserError: an input is missing that a field, or the parameters, need.
   """
-  check_inputs(inputs, classes=classes, target_time=network.target_time, guidance_scale=network.guidance_scale)
+  check_inputs(
+    inputs, classes=classes, target_time=network.target_time, guidance_scale=network.guidance_scale
+  )
   if "vector" not in inputs and network.has_variable("params", "vector"):
-    raise UserError(f"parameters with a layer 'vector' and inputs {sorted(inputs)}; expected 'vector' among them")
+    raise UserError(
+      f"parameters with a layer 'vector' and inputs {sorted(inputs)}; expected 'vector' among them"
+    )
 
   def embed_number(name: str, x: Array) -> Array:
     return LevelEmbedding(width, frequencies, network.dtype, name=name)(x)

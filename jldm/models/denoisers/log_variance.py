@@ -9,7 +9,9 @@ Array = jax.Array
 
 
 class LogVariance(nn.Module):
-  """u of Karras et al. 2024 (2312.02696), eq. 21: a dense layer on sinusoids of the noise level; zero at first, in float32."""
+  """u of Karras et al. 2024 (2312.02696), eq. 21: a dense layer on sinusoids of the noise level; zero
+  at first, in float32.
+  """
 
   frequencies: int = 128
 

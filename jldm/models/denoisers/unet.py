@@ -1,4 +1,6 @@
-"""The U-Net of latent diffusion, Rombach et al. 2022 (2112.10752), section 3.2 and appendix E; Stable Diffusion's by default."""
+"""The U-Net of latent diffusion, Rombach et al. 2022 (2112.10752), section 3.2 and appendix E; Stable
+Diffusion's by default.
+"""
 
 from flax import linen as nn
 import jax
@@ -46,13 +48,15 @@ class Layer(nn.Module):
 
 
 class UNet(nn.Module):
-  """Resnet blocks and attention from fine to coarse and back; on the way up each meets one of its scale on the way down.
+  """Resnet blocks and attention from fine to coarse and back; on the way up each meets one of its
+  scale on the way down.
 
-  `widths` and `attention` have one entry per scale, finest first; `resnets` is the number per scale on the way down (one
-  more on the way up).  `heads` are as many everywhere, or, with `head_width`, that wide.  Without `resample_conv`, means
-  of 2x2 and nearest neighbours resample alone.
-  `classes` adds a label to the noise level; `token_width` attends to tokens that wide; both make the label the one token
-  that is attended to.  `target_time`, `guidance_scale`, `self_conditioning`, `log_variance` and `remat` are as in DiT.
+  `widths` and `attention` have one entry per scale, finest first; `resnets` is the number per scale
+  on the way down (one more on the way up).  `heads` are as many everywhere, or, with `head_width`,
+  that wide.  Without `resample_conv`, means of 2x2 and nearest neighbours resample alone. `classes`
+  adds a label to the noise level; `token_width` attends to tokens that wide; both make the label
+  the one token that is attended to.  `target_time`, `guidance_scale`, `self_conditioning`,
+  `log_variance` and `remat` are as in DiT.
   """
 
   widths: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -75,8 +79,8 @@ class UNet(nn.Module):
   def __call__(self, z: Array, noise_level: Array, inputs: Inputs, estimate: Array | None = None) -> Output:
     """z [B, H, W, C] at noise_level [B], about -4 to 1 -> values [B, H, W, C] in float32.
 
-    `inputs` are those of jldm.models.denoisers.inputs, estimate [B, H, W, C].  A network that was initialised with
-    `concat` or `vector` is always called with it.
+    `inputs` are those of jldm.models.denoisers.inputs, estimate [B, H, W, C].  A network that was
+    initialised with `concat` or `vector` is always called with it.
 
     Raises:
       UserError: H or W is not divisible by 2^(scales - 1), or fields or inputs do not fit.
@@ -85,33 +89,45 @@ class UNet(nn.Module):
     conditions = self.embedding(noise_level, inputs), *self.context(inputs)
     scales = range(len(self.widths))
     coarsest = scales[-1]
-    h = self.conv(self.widths[0], "in")(with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs))
+    h = self.conv(self.widths[0], "in")(
+      with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs)
+    )
     skips = [h]
     for scale in scales:
       for i in range(self.resnets):
-        h = self.layer(scale, self.attention[scale], f"down{scale}_{i}")(h, *conditions)  # [B, h, w, widths[scale]]
+        h = self.layer(scale, self.attention[scale], f"down{scale}_{i}")(
+          h, *conditions
+        )  # [B, h, w, widths[scale]]
         skips.append(h)
       if scale < coarsest:
         h = self.halved(h, f"down{scale}")  # [B, h / 2, w / 2, widths[scale]]
         skips.append(h)
     h = self.layer(coarsest, True, "middle")(h, *conditions)
     resnet = remat(ResnetBlock, self.remat)
-    h = resnet(self.widths[coarsest], self.groups, self.dtype, EPSILON, name="middle_resnet")(h, conditions[0])
+    h = resnet(self.widths[coarsest], self.groups, self.dtype, EPSILON, name="middle_resnet")(
+      h, conditions[0]
+    )
     for scale in reversed(scales):
       for i in range(self.resnets + 1):
         h = jnp.concatenate([h, skips.pop()], -1)
-        h = self.layer(scale, self.attention[scale], f"up{scale}_{i}")(h, *conditions)  # [B, h, w, widths[scale]]
+        h = self.layer(scale, self.attention[scale], f"up{scale}_{i}")(
+          h, *conditions
+        )  # [B, h, w, widths[scale]]
       if scale > 0:
         h = self.doubled(h, f"up{scale}")  # [B, 2 h, 2 w, widths[scale]]
     h = nn.silu(GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(h))
-    h = self.conv(z.shape[-1], "out", kernel_init=nn.initializers.zeros_init())(h).astype(jnp.float32)  # [B, H, W, C]
+    h = self.conv(z.shape[-1], "out", kernel_init=nn.initializers.zeros_init())(h).astype(
+      jnp.float32
+    )  # [B, H, W, C]
     return Output(h, LogVariance(name="log_variance")(noise_level) if self.log_variance else None)
 
   def check(self, z: Array) -> None:
     _, h, w, _ = z.shape
     factor = 2 ** (len(self.widths) - 1)
     if h % factor or w % factor:
-      raise UserError(f"latents of {h}x{w}; expected sides divisible by {factor} for {len(self.widths)} widths")
+      raise UserError(
+        f"latents of {h}x{w}; expected sides divisible by {factor} for {len(self.widths)} widths"
+      )
     if len(self.attention) != len(self.widths):
       raise UserError(f"attention={self.attention}; expected one bool for each of widths={self.widths}")
 

@@ -10,7 +10,9 @@ from jldm.metrics.extractors import extractor, weights
 from jldm.metrics.extractors.extractor import Extractor, Found, find, opened, register
 from jldm.metrics.extractors.fashion import BLAKE2B, FASHION
 
-MEANS = Extractor(name="means", version="1", preprocessing="none", apply=lambda params, images: Found(images.mean((1, 2))))
+MEANS = Extractor(
+  name="means", version="1", preprocessing="none", apply=lambda params, images: Found(images.mean((1, 2)))
+)
 
 
 @pytest.fixture
@@ -28,9 +30,10 @@ def test_names_are_not_taken_twice(registry):
     register(dataclasses.replace(FASHION, version="2"))
 
 
-@pytest.mark.parametrize(("name", "told"), [
-  ("fasion", "did you mean 'fashion'? there are"), ("zzz", "extractor='zzz'; there are clip"),
-])
+@pytest.mark.parametrize(
+  ("name", "told"),
+  [("fasion", "did you mean 'fashion'? there are"), ("zzz", "extractor='zzz'; there are clip")],
+)
 def test_unknown_names_are_told(name, told):
   with pytest.raises(UserError) as error:
     find(name)
@@ -41,7 +44,10 @@ def test_the_source_tells_weights_version_and_preprocessing_apart():
   plain = opened(FASHION)
   assert plain.weights == BLAKE2B and BLAKE2B in plain.source
   others = [dataclasses.replace(FASHION, version="2"), dataclasses.replace(FASHION, preprocessing="another")]
-  assert len({plain.source, plain._replace(weights="other").source, *(opened(each).source for each in others)}) == 4
+  assert (
+    len({plain.source, plain._replace(weights="other").source, *(opened(each).source for each in others)})
+    == 4
+  )
 
 
 def test_only_official_weights_earn_the_name(monkeypatch):
@@ -51,7 +57,9 @@ def test_only_official_weights_earn_the_name(monkeypatch):
   assert opened(known, arrays, metadata).distance == "FID"
   assert opened(known, {"a": 2 * arrays["a"]}, metadata).distance == "Fréchet distance"
   assert opened(known, arrays).distance == "Fréchet distance"
-  assert opened(known, arrays).weights == weights.digest(arrays) != opened(known, {"a": 2 * arrays["a"]}).weights
+  assert (
+    opened(known, arrays).weights == weights.digest(arrays) != opened(known, {"a": 2 * arrays["a"]}).weights
+  )
 
 
 @pytest.mark.parametrize("name", ["fashion", "pixels"])

@@ -21,10 +21,16 @@ def images():
 
 def test_the_weights_are_small_and_whole():
   assert fashion.WEIGHTS.stat().st_size < 1_000_000
-  shapes = jax.eval_shape(fashion.Classifier().init, jax.random.key(0), np.zeros((1, 28, 28, 1), np.uint8))["params"]
-  assert jax.tree.map(lambda leaf: leaf.shape, fashion.shipped()) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+  shapes = jax.eval_shape(fashion.Classifier().init, jax.random.key(0), np.zeros((1, 28, 28, 1), np.uint8))[
+    "params"
+  ]
+  assert jax.tree.map(lambda leaf: leaf.shape, fashion.shipped()) == jax.tree.map(
+    lambda leaf: leaf.shape, shapes
+  )
   assert count(fashion.shipped()) < 500_000
-  assert all(np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in jax.tree.leaves(fashion.shipped()))
+  assert all(
+    np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in jax.tree.leaves(fashion.shipped())
+  )
 
 
 def test_other_weights_are_refused(tmp_path):
@@ -57,7 +63,8 @@ def test_padding_and_batches_change_nothing(images, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("shape", "dtype"), [((2, 27, 28, 1), np.uint8), ((2, 28, 28, 3), np.uint8), ((28, 28), np.uint8), ((2, 28, 28, 1), float)]
+  ("shape", "dtype"),
+  [((2, 27, 28, 1), np.uint8), ((2, 28, 28, 3), np.uint8), ((28, 28), np.uint8), ((2, 28, 28, 1), float)],
 )
 def test_images_that_do_not_fit_are_refused(shape, dtype):
   with pytest.raises(UserError, match="expected uint8"):

@@ -36,13 +36,18 @@ def test_pictures_are_resized_as_tensorflow_did(case):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_block_alone_is_torch_fidelitys(name):
   block = inception.Block(inception.BLOCKS[name.lower()])
-  close(quick(block.apply)({"params": params()[name.lower()]}, small(SMALL[name]))[..., ::7], FIXTURE[f"small_{name}"])
+  close(
+    quick(block.apply)({"params": params()[name.lower()]}, small(SMALL[name]))[..., ::7],
+    FIXTURE[f"small_{name}"],
+  )
 
 
 @pytest.mark.slow  # 25 s on one core
 def test_the_network_is_torch_fidelitys_block_by_block():
   pixels = inception.seen(pictures(CASES["colour"]))
-  run = quick(lambda params, pixels: inception.Inception().apply({"params": params}, pixels, capture_intermediates=True))
+  run = quick(
+    lambda params, pixels: inception.Inception().apply({"params": params}, pixels, capture_intermediates=True)
+  )
   (features, logits), seen = run(params(), pixels)
   out = lambda name: seen["intermediates"][name]["__call__"][0]
   for name in inception.BLOCKS:

@@ -25,7 +25,9 @@ def test_the_hash_is_of_values_names_and_shapes_alone():
   found = weights.digest(ARRAYS)
   assert found == weights.digest(dict(reversed(ARRAYS.items())))
   assert found == weights.digest({name: value.astype(np.float64) for name, value in ARRAYS.items()})
-  assert found == weights.digest({"fc/kernel": np.asfortranarray(ARRAYS["fc/kernel"]), "fc/bias": ARRAYS["fc/bias"]})
+  assert found == weights.digest(
+    {"fc/kernel": np.asfortranarray(ARRAYS["fc/kernel"]), "fc/bias": ARRAYS["fc/bias"]}
+  )
   assert found == script.digest(ARRAYS), "the script that reads the published file has the same"
   turned = ARRAYS["fc/kernel"].reshape(3, 2)
   for changed in ({"fc/bias": np.float32([1, 1, 1.0000001])}, {"fc/kernel": turned}, {"fc/more": np.ones(1)}):
@@ -42,12 +44,18 @@ def test_official_is_what_comes_of_the_published_file_unchanged():
   assert weights.official(metadata, half) is None
 
 
-@pytest.mark.parametrize("change, told", [
-  ({"fc/bias": None}, "'fc/bias' is missing from the weights of 'inception'; make them by jldm convert --kind inception"),
-  ({"fc/more": np.ones(3)}, "'fc/more' is no part of"),
-  ({"fc/bias": np.ones(4)}, r"fc/bias of the weights of 'inception' is \[4\]; expected \[3\]"),
-  ({"fc/bias": np.float32([1, np.nan, 1])}, "fc/bias of the weights of 'inception' is not finite"),
-])
+@pytest.mark.parametrize(
+  "change, told",
+  [
+    (
+      {"fc/bias": None},
+      "'fc/bias' is missing from the weights of 'inception'; make them by jldm convert --kind inception",
+    ),
+    ({"fc/more": np.ones(3)}, "'fc/more' is no part of"),
+    ({"fc/bias": np.ones(4)}, r"fc/bias of the weights of 'inception' is \[4\]; expected \[3\]"),
+    ({"fc/bias": np.float32([1, np.nan, 1])}, "fc/bias of the weights of 'inception' is not finite"),
+  ],
+)
 def test_what_does_not_fit_is_told(change, told):
   arrays = {name: value for name, value in (ARRAYS | change).items() if value is not None}
   with pytest.raises(UserError, match=told):
@@ -55,12 +63,16 @@ def test_what_does_not_fit_is_told(change, told):
 
 
 def test_no_weights_ship():
-  with pytest.raises(UserError, match="'inception' comes without weights; pass a file that jldm convert --kind inception made"):
+  with pytest.raises(
+    UserError, match="'inception' comes without weights; pass a file that jldm convert --kind inception made"
+  ):
     unpack(None)
 
 
 def test_only_official_weights_name_the_distance():
-  extractor = Extractor(name="x", version="1", preprocessing="", apply=lambda params, images: None, load=lambda arrays: arrays)
+  extractor = Extractor(
+    name="x", version="1", preprocessing="", apply=lambda params, images: None, load=lambda arrays: arrays
+  )
   metadata = {"source": next(iter(weights.OFFICIAL)), "digest": weights.digest(ARRAYS)}
   assert opened(extractor, ARRAYS, metadata).distance == "FID"
   assert opened(extractor, ARRAYS | {"fc/bias": np.zeros(3)}, metadata).distance == "Fréchet distance"

@@ -14,7 +14,10 @@ IMAGES = np.float32(np.random.default_rng(0).normal(size=(2, 20, 26, 3)))
 def convolved(x, kernel, bias, stride):
   """A 4x4 convolution of [H, W, C] in loops over places, padded by one."""
   x = np.pad(x, ((1, 1), (1, 1), (0, 0)))
-  places = [[x[i : i + 4, j : j + 4] for j in range(0, x.shape[1] - 3, stride)] for i in range(0, x.shape[0] - 3, stride)]
+  places = [
+    [x[i : i + 4, j : j + 4] for j in range(0, x.shape[1] - 3, stride)]
+    for i in range(0, x.shape[0] - 3, stride)
+  ]
   return np.einsum("yxijc,ijcf->yxf", np.array(places), kernel) + bias
 
 
@@ -25,7 +28,9 @@ def by_hand(params, x):
   for name, stride in (("1", 2), ("2", 1)):
     h = convolved(h, params["conv" + name]["kernel"], 0, stride)
     groups = h.reshape(*h.shape[:2], 2, -1)
-    groups = (groups - groups.mean((0, 1, 3), keepdims=True)) / np.sqrt(groups.var((0, 1, 3), keepdims=True) + 1e-6)
+    groups = (groups - groups.mean((0, 1, 3), keepdims=True)) / np.sqrt(
+      groups.var((0, 1, 3), keepdims=True) + 1e-6
+    )
     h = leaky(groups.reshape(h.shape) * params["norm" + name]["scale"] + params["norm" + name]["bias"])
   return convolved(h, params["out"]["kernel"], params["out"]["bias"], 1)[..., 0]
 
@@ -57,12 +62,21 @@ def test_an_image_is_judged_alone():
 
 
 def test_the_smallest_image():
-  assert jax.eval_shape(SMALL.init_with_output, jax.random.key(0), jnp.zeros((1, 12, 12, 1)))[0].shape == (1, 1, 1)
-  with pytest.raises(UserError, match="images of 12x11 are too small for a discriminator of 3 widths, which needs 12; use fewer"):
+  assert jax.eval_shape(SMALL.init_with_output, jax.random.key(0), jnp.zeros((1, 12, 12, 1)))[0].shape == (
+    1,
+    1,
+    1,
+  )
+  with pytest.raises(
+    UserError,
+    match="images of 12x11 are too small for a discriminator of 3 widths, which needs 12; use fewer",
+  ):
     jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 12, 11, 1)))
 
 
 def test_low_precision_gives_float32_logits():
   params = random_params(SMALL, IMAGES)
-  half, full = (quick(SMALL.clone(dtype=dtype).apply)({"params": params}, IMAGES) for dtype in ("bfloat16", "float32"))
+  half, full = (
+    quick(SMALL.clone(dtype=dtype).apply)({"params": params}, IMAGES) for dtype in ("bfloat16", "float32")
+  )
   assert half.dtype == jnp.float32 and np.abs(half - full).max() < 0.1 * np.abs(full).max()

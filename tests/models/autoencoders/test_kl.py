@@ -26,11 +26,23 @@ def reconstructed(params):
   return jax.device_get(reconstruct(params, IMAGES))
 
 
-@pytest.mark.parametrize("channels, levels, patch, factor", [
-  (1, 1, 1, 1), (3, 2, 1, 2), (1, 3, 1, 4), (4, 1, 4, 4), (3, 4, 1, 8), (2, 2, 4, 8), (3, 5, 1, 16), (1, 3, 4, 16),
-])
+@pytest.mark.parametrize(
+  "channels, levels, patch, factor",
+  [
+    (1, 1, 1, 1),
+    (3, 2, 1, 2),
+    (1, 3, 1, 4),
+    (4, 1, 4, 4),
+    (3, 4, 1, 8),
+    (2, 2, 4, 8),
+    (3, 5, 1, 16),
+    (1, 3, 4, 16),
+  ],
+)
 def test_shapes(channels, levels, patch, factor):
-  network = KLAutoencoder(channels=channels, latent_channels=5, widths=(4,) * levels, resnets=0, groups=2, patch=patch)
+  network = KLAutoencoder(
+    channels=channels, latent_channels=5, widths=(4,) * levels, resnets=0, groups=2, patch=patch
+  )
   assert network.factor == factor
   x = jnp.zeros((2, 3 * factor, 5 * factor, channels))
   shapes, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), x, KEYS)
@@ -80,7 +92,9 @@ def test_log_variance_is_bounded(params):
 
 
 def test_attention_lets_every_latent_see_every_pixel(params):
-  gradient = jax.device_get(quick(jax.grad(lambda x, params: encode(params, x).mean[0, 0, 0, 0]))(IMAGES, params))
+  gradient = jax.device_get(
+    quick(jax.grad(lambda x, params: encode(params, x).mean[0, 0, 0, 0]))(IMAGES, params)
+  )
   assert (np.abs(gradient[0]).max(-1) > 0).all() and not gradient[1].any()
 
 

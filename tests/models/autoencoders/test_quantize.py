@@ -11,7 +11,10 @@ RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 BOOK = Codebook(size=6, decay=0.8, epsilon=1e-3, restart_below=0.1)
 Z = np.float32(RNG.normal(size=(2, 3, 4, 2)))  # [B, h, w, D]
-STATE = {"counts": np.float32([0.3, 0.2, 0.25, 0.1, 0.15, 0.0]), "sums": np.float32(0.2 * RNG.normal(size=(6, 2)))}
+STATE = {
+  "counts": np.float32([0.3, 0.2, 0.25, 0.1, 0.15, 0.0]),
+  "sums": np.float32(0.2 * RNG.normal(size=(6, 2))),
+}
 
 
 def vectors(state):
@@ -49,7 +52,9 @@ def test_averages_of_parts_are_the_average_of_the_whole():
   update = quick(BOOK.update)
   parts = [update(STATE, Z[b : b + 1], codes[b : b + 1]) for b in range(2)]
   whole = update(STATE, Z, codes)
-  jax.tree.map(lambda w, a, b: np.testing.assert_allclose(w, (a + b) / 2, rtol=1e-5, atol=1e-7), whole, *parts)
+  jax.tree.map(
+    lambda w, a, b: np.testing.assert_allclose(w, (a + b) / 2, rtol=1e-5, atol=1e-7), whole, *parts
+  )
 
 
 def test_gradients_pass_straight_through():
@@ -74,7 +79,9 @@ def test_a_codebook_begins_as_latents():
 
 def test_more_codes_than_latents():
   book = Codebook(size=60)
-  state = quick(book.refresh)({"counts": np.zeros(60, np.float32), "sums": np.zeros((60, 2), np.float32)}, Z, KEY)
+  state = quick(book.refresh)(
+    {"counts": np.zeros(60, np.float32), "sums": np.zeros((60, 2), np.float32)}, Z, KEY
+  )
   assert np.isfinite(book.vectors(state)).all()
 
 
@@ -99,22 +106,28 @@ def test_usage_and_perplexity():
   np.testing.assert_allclose([half["usage"], half["perplexity"]], [0.5, 3], rtol=1e-5)
 
 
-@pytest.mark.parametrize("counts, expected", [(np.ones(512), 512), (np.eye(7)[3], 1), (np.array([1.0, 3]), 4 / 3**0.75)])
+@pytest.mark.parametrize(
+  "counts, expected", [(np.ones(512), 512), (np.eye(7)[3], 1), (np.array([1.0, 3]), 4 / 3**0.75)]
+)
 def test_perplexity(counts, expected):
   np.testing.assert_allclose(perplexity(jnp.asarray(counts)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("change, told", [
-  (dict(size=1), "size=1 of a codebook; expected at least 2"),
-  (dict(decay=1.0), "decay=1.0 of a codebook; expected at least 0 and below 1"),
-  (dict(restart_every_steps=-1), "restart_every_steps=-1; expected at least 0"),
-])
+@pytest.mark.parametrize(
+  "change, told",
+  [
+    (dict(size=1), "size=1 of a codebook; expected at least 2"),
+    (dict(decay=1.0), "decay=1.0 of a codebook; expected at least 0 and below 1"),
+    (dict(restart_every_steps=-1), "restart_every_steps=-1; expected at least 0"),
+  ],
+)
 def test_numbers_out_of_range(change, told):
   with pytest.raises(UserError, match=told):
     Codebook(**change)
 
 
 # ---- FSQ
+
 
 @pytest.mark.parametrize("levels", [(8, 5, 5, 5), (2,), (3, 4), (7, 2, 6)])
 def test_fsq_reaches_every_code_and_no_other(levels):
@@ -133,9 +146,13 @@ def test_fsq_rounds_to_the_nearest_step_with_gradients():
   z = np.float32(RNG.normal(size=(7, 2)))
   bounded = np.float64(fsq.bound(z))
   np.testing.assert_allclose(fsq.quantize({}, z)[0], np.rint(bounded) / 2, atol=1e-6)
-  gradient, smooth = (quick(jax.grad(lambda z, f=f: f(z).sum()))(z) for f in (lambda z: fsq.quantize({}, z)[0], fsq.bound))
+  gradient, smooth = (
+    quick(jax.grad(lambda z, f=f: f(z).sum()))(z) for f in (lambda z: fsq.quantize({}, z)[0], fsq.bound)
+  )
   np.testing.assert_allclose(gradient, smooth / 2, rtol=1e-5)
-  np.testing.assert_allclose(bounded[:, 0], np.tanh(np.float64(z[:, 0])) * 2 * 0.999, rtol=1e-5)  # odd: not shifted
+  np.testing.assert_allclose(
+    bounded[:, 0], np.tanh(np.float64(z[:, 0])) * 2 * 0.999, rtol=1e-5
+  )  # odd: not shifted
   zero = fsq.bound(np.zeros(2, np.float32))
   np.testing.assert_allclose(zero, 0, atol=0.05)
 
@@ -143,7 +160,9 @@ def test_fsq_rounds_to_the_nearest_step_with_gradients():
 def test_fsq_has_no_state():
   fsq = FSQ((3, 3))
   assert fsq.shapes(2) == {} == fsq.update({}, Z, None) == fsq.refresh({}, Z, KEY) == fsq.metrics({})
-  with pytest.raises(UserError, match=r"latent_channels=4 with FSQ levels=\(3, 3\); expected as many levels as channels"):
+  with pytest.raises(
+    UserError, match=r"latent_channels=4 with FSQ levels=\(3, 3\); expected as many levels as channels"
+  ):
     fsq.shapes(4)
   with pytest.raises(UserError, match=r"levels=\(1, 3\); expected at least 2"):
     FSQ((1, 3))

@@ -30,10 +30,13 @@ def test_the_default_is_that_of_stable_diffusion():
   assert network.factor == 8 and sizes == {"encoder": 1_222_532, "decoder": 1_222_531}
 
 
-@pytest.mark.parametrize("options, told", [
-  ({"activation": "tanh"}, "activation='tanh'; expected one of relu, silu, gelu, mish"),
-  ({"decoder_blocks": (1,)}, "blocks of 2 and 1 levels; expected as many of both"),
-])
+@pytest.mark.parametrize(
+  "options, told",
+  [
+    ({"activation": "tanh"}, "activation='tanh'; expected one of relu, silu, gelu, mish"),
+    ({"decoder_blocks": (1,)}, "blocks of 2 and 1 levels; expected as many of both"),
+  ],
+)
 def test_what_it_cannot_be(options, told):
   with pytest.raises(UserError, match=told):
     random_params(SMALL.clone(**options), IMAGES, KEYS)

@@ -28,9 +28,15 @@ def variables():
 apply = lambda variables, method, *args: VQ.apply(variables, *args, method=method)
 
 
-@pytest.mark.parametrize("network, size, collections", [
-  (VQ, 16, {"params", "codebook"}), (SCALAR, 20, {"params"}), (VQ.clone(dtype="bfloat16"), 16, {"params", "codebook"}),
-], ids=["codebook", "fsq", "bfloat16"])
+@pytest.mark.parametrize(
+  "network, size, collections",
+  [
+    (VQ, 16, {"params", "codebook"}),
+    (SCALAR, 20, {"params"}),
+    (VQ.clone(dtype="bfloat16"), 16, {"params", "codebook"}),
+  ],
+  ids=["codebook", "fsq", "bfloat16"],
+)
 def test_shapes(network, size, collections):
   (images, posterior), variables = jax.eval_shape(network.init_with_output, jax.random.key(0), IMAGES, KEYS)
   assert images.shape == IMAGES.shape and posterior.mean.shape == posterior.log_variance.shape == (2, 3, 5, 2)
@@ -57,7 +63,9 @@ def test_latents_are_those_before_quantisation(variables):
   """`encode` needs no codebook, and gives a point; `decode` quantises: twice is once."""
   posterior = quick(lambda params: VQ.apply({"params": params}, IMAGES, method="encode"))(variables["params"])
   assert (np.asarray(posterior.log_variance) == -30).all() and np.asarray(posterior.mean).std() > 0.1
-  quantized, codes = jax.device_get(quick(lambda v, z: apply(v, "quantize", z))(variables, posterior.mean + 0.05))
+  quantized, codes = jax.device_get(
+    quick(lambda v, z: apply(v, "quantize", z))(variables, posterior.mean + 0.05)
+  )
   assert codes.shape == (2, 3, 5) and len(set(codes.reshape(-1))) > 3
   decode = quick(lambda v, z: apply(v, "decode", z))
   of_latents, of_quantized = decode(variables, posterior.mean + 0.05), decode(variables, quantized)
@@ -82,20 +90,30 @@ def test_bottleneck_is_the_commitment_and_the_next_codebook(variables):
   def told(variables):
     posterior = apply(variables, "encode", IMAGES)
     posterior = posterior._replace(mean=posterior.mean + 0.1)
-    return posterior.mean, apply(variables, "bottleneck", posterior), apply(variables, "quantize", posterior.mean)
+    return (
+      posterior.mean,
+      apply(variables, "bottleneck", posterior),
+      apply(variables, "quantize", posterior.mean),
+    )
 
   z, (costs, metrics, extra), (quantized, codes) = jax.device_get(told(variables))
   np.testing.assert_allclose(costs["commitment"], np.square(z - quantized).mean((1, 2, 3)), rtol=1e-4)
   assert costs["commitment"].min() > 0
   expected = VQ.quantizer.update(variables["codebook"], z, codes)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), extra, {"codebook": expected})
-  np.testing.assert_allclose([metrics["usage"], metrics["perplexity"]], [1, 16], rtol=1e-5)  # before the batch
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), extra, {"codebook": expected}
+  )
+  np.testing.assert_allclose(
+    [metrics["usage"], metrics["perplexity"]], [1, 16], rtol=1e-5
+  )  # before the batch
 
 
 def test_fsq_passes_for_free():
   params = random_params(SCALAR, IMAGES, KEYS)
   posterior = quick(lambda params: SCALAR.apply({"params": params}, IMAGES, method="encode"))(params)
   bottleneck = SCALAR.apply({"params": params}, posterior, method="bottleneck")
-  assert bottleneck == ({}, {}, {}) and SCALAR.apply({"params": params}, IMAGES, KEYS[0], method="refresh") == {}
+  assert (
+    bottleneck == ({}, {}, {}) and SCALAR.apply({"params": params}, IMAGES, KEYS[0], method="refresh") == {}
+  )
   with pytest.raises(ValueError, match="latent_channels=2 with FSQ"):
     random_params(SCALAR.clone(quantizer=FSQ((3, 3, 3))), IMAGES, KEYS)

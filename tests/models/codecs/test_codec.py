@@ -23,7 +23,9 @@ LOG_VARIANCE = np.float32(2 * np.log(SCALE) + RNG.normal(size=MEAN.shape))
 
 @pytest.fixture(scope="module")
 def codec():
-  params = random_params(NETWORK, np.zeros(IMAGES.shape, np.float32), jax.random.split(jax.random.key(0), 2), scale=0.8)
+  params = random_params(
+    NETWORK, np.zeros(IMAGES.shape, np.float32), jax.random.split(jax.random.key(0), 2), scale=0.8
+  )
   return {"params": params, "mean": jnp.array([0.5, -1.0]), "std": jnp.array([2.0, 0.5])}
 
 
@@ -48,7 +50,9 @@ def test_standardised_draws_have_zero_mean_and_unit_std():
   z = quick(codecs.sample_latents)(codec, posterior, row_keys(jax.random.key(0), jnp.arange(len(MEAN))))
   error = 1 / np.sqrt(z[..., 0].size)
   np.testing.assert_allclose(np.float64(z).mean((0, 1, 2)), 0, atol=5 * error)
-  np.testing.assert_allclose(np.float64(z).std((0, 1, 2)), 1, atol=8 * error)  # heavier tails than a Gaussian's
+  np.testing.assert_allclose(
+    np.float64(z).std((0, 1, 2)), 1, atol=8 * error
+  )  # heavier tails than a Gaussian's
 
 
 def test_pixels():
@@ -58,7 +62,9 @@ def test_pixels():
 
 def test_encode_takes_bytes_and_floats(codec):
   encode = quick(ImageCodec(NETWORK).encode)
-  of_bytes, of_floats = (encode(codec, {"image": images}) for images in (IMAGES, np.float32(IMAGES / 127.5 - 1)))
+  of_bytes, of_floats = (
+    encode(codec, {"image": images}) for images in (IMAGES, np.float32(IMAGES / 127.5 - 1))
+  )
   for a, b in zip(of_bytes, of_floats):
     assert a.shape == (2, 2, 3, 2)
     np.testing.assert_allclose(a, b, atol=1e-5)
@@ -78,17 +84,26 @@ def test_decode_undoes_the_standardising_in_float32(codec):
 
 
 def test_a_codebook_goes_with_the_codec():
-  network = VQAutoencoder(quantizer=Codebook(size=8), channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2)
+  network = VQAutoencoder(
+    quantizer=Codebook(size=8), channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2
+  )
   keys = jax.random.split(jax.random.key(0), 2)
   shapes = jax.eval_shape(network.init, keys[0], jnp.zeros((2, 4, 6, 1)), keys)
-  variables = randomised(shapes) | {"codebook": {"counts": np.full(8, 0.125, np.float32),
-                                                 "sums": np.float32(0.125 * RNG.normal(size=(8, 2)))}}
-  codec = {"params": variables["params"], "extra": {"codebook": variables["codebook"]},
-           "mean": jnp.array([0.5, -1.0]), "std": jnp.array([2.0, 0.5])}
+  variables = randomised(shapes) | {
+    "codebook": {"counts": np.full(8, 0.125, np.float32), "sums": np.float32(0.125 * RNG.normal(size=(8, 2)))}
+  }
+  codec = {
+    "params": variables["params"],
+    "extra": {"codebook": variables["codebook"]},
+    "mean": jnp.array([0.5, -1.0]),
+    "std": jnp.array([2.0, 0.5]),
+  }
   images = np.float32(RNG.uniform(-1, 1, (2, 4, 6, 1)))
   posterior = quick(ImageCodec(network).encode)(codec, {"image": images})
   np.testing.assert_array_equal(posterior.log_variance, -30)
   z = jnp.asarray(RNG.normal(size=(2, 2, 3, 2)), jnp.float32)
-  raw = quick(lambda variables, z: network.apply(variables, z, method="decode"))(variables, z * codec["std"] + codec["mean"])
+  raw = quick(lambda variables, z: network.apply(variables, z, method="decode"))(
+    variables, z * codec["std"] + codec["mean"]
+  )
   decoded = quick(codecs.decode_latents)(Loaded(ImageCodec(network), codec), z)
   np.testing.assert_allclose(decoded, np.clip(raw, -1, 1), atol=1e-5)

@@ -39,13 +39,17 @@ def test_every_byte_comes_back_from_pixels():
 
 
 def test_what_is_out_of_range_is_clipped():
-  finished = Identity().finish(Identity().decode({}, jnp.array([-3.0, -1.0, 0.0, 1.0, 2.0])[None, None, :, None]))
+  finished = Identity().finish(
+    Identity().decode({}, jnp.array([-3.0, -1.0, 0.0, 1.0, 2.0])[None, None, :, None])
+  )
   assert finished.ravel().tolist() == [0, 0, 128, 255, 255]
 
 
 @pytest.mark.parametrize("codec, size", [(IMAGES, (1, 2, 2)), (Identity(), (2, 4, 1))])
 def test_the_shapes_of_latents_are_those_that_are_encoded(codec, size):
-  posterior = jax.eval_shape(codec.encode, shapes(codec), {"image": jax.ShapeDtypeStruct((3, 2, 4, 1), jnp.uint8)})
+  posterior = jax.eval_shape(
+    codec.encode, shapes(codec), {"image": jax.ShapeDtypeStruct((3, 2, 4, 1), jnp.uint8)}
+  )
   assert posterior.mean.shape == (3, *size) == (3, *codec.latent_spec(DATA).shape)
   assert posterior.mean.dtype == codec.latent_spec(DATA).dtype == jnp.float32
   assert hash(codec) == hash(codec.__class__(**vars(codec))), "static under jit"
@@ -57,24 +61,42 @@ def test_a_place_of_latents_is_known_if_all_its_pixels_are():
   np.testing.assert_array_equal(IMAGES.latent_mask(known)[0, ..., 0], [[1, 0], [1, 1]])
 
 
-@pytest.mark.parametrize("codec, data, told", [
-  (IMAGES, spec(image=(np.uint8, (2, 4, 3))), "data has 3 channels and the autoencoder 1; make them equal"),
-  (IMAGES, spec(image=(np.uint8, (3, 4, 1))), "size 3x4; expected sides divisible by the autoencoder's factor 2"),
-  (IMAGES, spec(text=(np.uint8, (5,))), r"reads images \[H, W, C\] from 'image', and the data has text \[5\]"),
-  (Identity(std=(1.0, 2.0)), DATA, r"Identity\(std=\(1.0, 2.0\)\) and data of 1 channels; expected one number, or one per"),
-])
+@pytest.mark.parametrize(
+  "codec, data, told",
+  [
+    (IMAGES, spec(image=(np.uint8, (2, 4, 3))), "data has 3 channels and the autoencoder 1; make them equal"),
+    (
+      IMAGES,
+      spec(image=(np.uint8, (3, 4, 1))),
+      "size 3x4; expected sides divisible by the autoencoder's factor 2",
+    ),
+    (
+      IMAGES,
+      spec(text=(np.uint8, (5,))),
+      r"reads images \[H, W, C\] from 'image', and the data has text \[5\]",
+    ),
+    (
+      Identity(std=(1.0, 2.0)),
+      DATA,
+      r"Identity\(std=\(1.0, 2.0\)\) and data of 1 channels; expected one number, or one per",
+    ),
+  ],
+)
 def test_data_that_do_not_fit(codec, data, told):
   with pytest.raises(UserError, match=told):
     codec.latent_spec(data)
 
 
-@pytest.mark.parametrize("make, told", [
-  (lambda: Identity(std=0.0), "std=0.0.; expected numbers above 0"),
-  (lambda: Tiled(Identity(), Exact(2)), "tiles of Identity, which has no autoencoder; leave the tiles out"),
-  (lambda: Joint((("image", IMAGES),)), r"Joint of parts \['image'\]; expected at least two"),
-  (lambda: Joint((("a", IMAGES), ("a", IMAGES))), "each with an identifier of its own"),
-  (lambda: Joint((("a__b", IMAGES), ("c", IMAGES))), "without __"),
-])
+@pytest.mark.parametrize(
+  "make, told",
+  [
+    (lambda: Identity(std=0.0), "std=0.0.; expected numbers above 0"),
+    (lambda: Tiled(Identity(), Exact(2)), "tiles of Identity, which has no autoencoder; leave the tiles out"),
+    (lambda: Joint((("image", IMAGES),)), r"Joint of parts \['image'\]; expected at least two"),
+    (lambda: Joint((("a", IMAGES), ("a", IMAGES))), "each with an identifier of its own"),
+    (lambda: Joint((("a__b", IMAGES), ("c", IMAGES))), "without __"),
+  ],
+)
 def test_codecs_that_cannot_be(make, told):
   with pytest.raises(UserError, match=told):
     make()
@@ -89,7 +111,9 @@ def test_a_tiled_codec_is_the_codec_in_tiles():
     raw = quick(codec.tiles.decode, static_argnums=0)(NETWORK, variables(params), z)
     np.testing.assert_allclose(quick(codec.decode)(params, z), np.clip(raw, -1, 1), atol=1e-5)
   np.testing.assert_allclose(quick(exact.decode)(params, z), quick(IMAGES.decode)(params, z), atol=1e-4)
-  whole, in_tiles, halves = (quick(codec.encode)(params, {"image": images}).mean for codec in (IMAGES, exact, blended))
+  whole, in_tiles, halves = (
+    quick(codec.encode)(params, {"image": images}).mean for codec in (IMAGES, exact, blended)
+  )
   np.testing.assert_array_equal(in_tiles, whole)
   assert halves.shape == whole.shape and np.abs(halves - whole).max() > 1e-6
 
@@ -99,10 +123,15 @@ def test_a_joint_is_its_codecs_side_by_side():
   picture = randomised(shapes(IMAGES)) | {"mean": np.float32([0.5, -1]), "std": np.float32([2, 0.5])}
   params = joined({"picture": picture, "text": Letters().init(KEY)})
   assert jax.tree.structure(params) == jax.tree.structure(codec.init(KEY))
-  assert {name: each.shape for name, each in codec.latent_spec(DATA).items()} == {"picture": (1, 2, 2), "text": (5, LETTERS)}
+  assert {name: each.shape for name, each in codec.latent_spec(DATA).items()} == {
+    "picture": (1, 2, 2),
+    "text": (5, LETTERS),
+  }
   loaded = Loaded(codec, params)
   z = quick(encode_mean)(loaded, BATCH)
-  np.testing.assert_allclose(z["picture"], quick(encode_mean)(Loaded(IMAGES, picture), BATCH), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    z["picture"], quick(encode_mean)(Loaded(IMAGES, picture), BATCH), rtol=1e-5, atol=1e-6
+  )
   np.testing.assert_allclose(z["text"], 2 * np.eye(LETTERS)[BATCH["caption"]] - 2 / LETTERS, atol=1e-6)
   decoded = quick(decode_latents)(loaded, z)
   expected = quick(decode_latents)(Loaded(IMAGES, picture), z["picture"])

@@ -18,25 +18,39 @@ RNG = np.random.default_rng(0)
 Z = np.float32(RNG.normal(size=(2, 5, 7, 3)))  # [B, h, w, c], not square
 SMALL = dict(latent_channels=3, groups=2)
 KL = KLAutoencoder(widths=(4, 6), resnets=0, **SMALL)
-ATTENDING = VQAutoencoder(quantizer=FSQ((3, 4, 5)), widths=(4, 4), resnets=0, patch=2, attention=(1,), **SMALL)
+ATTENDING = VQAutoencoder(
+  quantizer=FSQ((3, 4, 5)), widths=(4, 4), resnets=0, patch=2, attention=(1,), **SMALL
+)
 params_of = lambda network: random_params(
-  network, jnp.zeros((1, 2 * network.factor, network.factor, 3)), jax.random.split(jax.random.key(0), 1))
-decode = quick(lambda network, tiles, params, z: (
-  tiles.decode(network, {"params": params}, z) if tiles else network.apply({"params": params}, z, method="decode")
-), static_argnums=(0, 1))
+  network, jnp.zeros((1, 2 * network.factor, network.factor, 3)), jax.random.split(jax.random.key(0), 1)
+)
+decode = quick(
+  lambda network, tiles, params, z: (
+    tiles.decode(network, {"params": params}, z)
+    if tiles
+    else network.apply({"params": params}, z, method="decode")
+  ),
+  static_argnums=(0, 1),
+)
 
 
-@pytest.mark.parametrize("network, tiles", [
-  (KL, Exact(5)),
-  (KL, Exact(3, thrifty=True)),
-  (ATTENDING, Exact(4)),
-  pytest.param(KL.clone(resnets=1), Exact(1), marks=pytest.mark.slow),
-  pytest.param(KL.clone(widths=(4, 4, 6)), Exact(2, thrifty=True), marks=pytest.mark.slow),
-  pytest.param(KL.clone(widths=(4,), pointwise=False), Exact(2), marks=pytest.mark.slow),
-  pytest.param(ATTENDING.clone(attention=(0,), middle_attention=False), Exact(3), marks=pytest.mark.slow),
-], ids=["blocks", "levels", "attending", "one latent", "three levels", "one level", "attending last"])
+@pytest.mark.parametrize(
+  "network, tiles",
+  [
+    (KL, Exact(5)),
+    (KL, Exact(3, thrifty=True)),
+    (ATTENDING, Exact(4)),
+    pytest.param(KL.clone(resnets=1), Exact(1), marks=pytest.mark.slow),
+    pytest.param(KL.clone(widths=(4, 4, 6)), Exact(2, thrifty=True), marks=pytest.mark.slow),
+    pytest.param(KL.clone(widths=(4,), pointwise=False), Exact(2), marks=pytest.mark.slow),
+    pytest.param(ATTENDING.clone(attention=(0,), middle_attention=False), Exact(3), marks=pytest.mark.slow),
+  ],
+  ids=["blocks", "levels", "attending", "one latent", "three levels", "one level", "attending last"],
+)
 def test_exact_tiles_are_the_whole(network, tiles):
-  """Sizes that divide the latents and that do not, larger than one side of them, and smaller than what a block sees."""
+  """Sizes that divide the latents and that do not, larger than one side of them, and smaller than what
+  a block sees.
+  """
   params = params_of(network)
   whole, tiled = (np.asarray(decode(network, some, params, Z)) for some in (None, tiles))
   assert whole.std() > 0.05 and not np.array_equal(tiled, whole)
@@ -63,7 +77,9 @@ def test_queries_in_pieces_are_all_queries(monkeypatch):
   np.testing.assert_allclose(quick(tiling.in_pieces)(q, k, v), quick(tiling.attend)(q, k, v), atol=1e-6)
 
 
-@pytest.mark.parametrize("side, tile, overlap, scale", [(7, 3, 1, 2), (8, 4, 0, 1), (9, 4, 3, 8), (5, 5, 2, 2)])
+@pytest.mark.parametrize(
+  "side, tile, overlap, scale", [(7, 3, 1, 2), (8, 4, 0, 1), (9, 4, 3, 8), (5, 5, 2, 2)]
+)
 def test_weights_of_tiles_add_up_to_one(side, tile, overlap, scale):
   begins, weights = tiling.weighted(side, tile, overlap, scale)
   total = np.zeros(scale * side)
@@ -90,12 +106,18 @@ def test_blended_tiles_of_what_is_local_are_the_whole(tiles):
 
 
 def test_blended_tiles_are_near_the_whole_and_have_less_of_a_seam():
-  """A tiny autoencoder sees its surroundings: an overlap of tiles takes most of the error of those beside each other."""
+  """A tiny autoencoder sees its surroundings: an overlap of tiles takes most of the error of those
+  beside each other.
+  """
   network = TinyAutoencoder(latent_channels=3, width=4, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
   params, z = params_of(network), np.float32(RNG.normal(size=(1, 12, 12, 3)))
-  whole, blended, cut = (np.asarray(decode(network, some, params, z)) for some in (None, Blended(8, 4), Blended(6, 0)))
+  whole, blended, cut = (
+    np.asarray(decode(network, some, params, z)) for some in (None, Blended(8, 4), Blended(6, 0))
+  )
   assert psnr(whole, blended)[0] > psnr(whole, cut)[0] + 3
-  seam = lambda images: np.abs(images[:, :, 12] - images[:, :, 11] - (whole[:, :, 12] - whole[:, :, 11])).mean()
+  seam = lambda images: np.abs(
+    images[:, :, 12] - images[:, :, 11] - (whole[:, :, 12] - whole[:, :, 11])
+  ).mean()
   assert seam(blended) < seam(cut) / 2
 
 
@@ -110,12 +132,18 @@ def test_encoding_in_blended_tiles():
     Blended(2, 0).encode(network, {"params": params}, images[:, 1:])
 
 
-@pytest.mark.parametrize("make, told", [
-  (lambda: Exact(0), "tile=0; expected at least 1 latent"),
-  (lambda: Blended(0), "tile=0; expected at least 1 latent"),
-  (lambda: Blended(4, 4), "overlap=4 of tiles of 4 latents; expected 0 to 3"),
-  (lambda: Exact(2).decode(TinyAutoencoder(), {}, Z), "exact tiles of TinyAutoencoder; expected a KL or VQ"),
-])
+@pytest.mark.parametrize(
+  "make, told",
+  [
+    (lambda: Exact(0), "tile=0; expected at least 1 latent"),
+    (lambda: Blended(0), "tile=0; expected at least 1 latent"),
+    (lambda: Blended(4, 4), "overlap=4 of tiles of 4 latents; expected 0 to 3"),
+    (
+      lambda: Exact(2).decode(TinyAutoencoder(), {}, Z),
+      "exact tiles of TinyAutoencoder; expected a KL or VQ",
+    ),
+  ],
+)
 def test_what_cannot_be_is_refused(make, told):
   with pytest.raises(UserError, match=told):
     make()
@@ -127,6 +155,8 @@ def test_exact_tiles_take_less_memory():
   network = KLAutoencoder(widths=(8, 16), resnets=1, groups=4, middle_attention=False)
   params = jax.eval_shape(lambda: params_of(network))
   z = jax.ShapeDtypeStruct((1, 64, 64, 4), jnp.float32)
-  needed = lambda tiles: decode.lower(network, tiles, params, z).compile().memory_analysis().temp_size_in_bytes
+  needed = lambda tiles: (
+    decode.lower(network, tiles, params, z).compile().memory_analysis().temp_size_in_bytes
+  )
   whole, exact, thrifty = needed(None), needed(Exact(8)), needed(Exact(8, thrifty=True))
   assert exact < 0.7 * whole and thrifty < 0.5 * whole

@@ -11,7 +11,14 @@ from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.core.specs import spec
 from jldm.diffusion.process import Flow
-from jldm.models.conditioners.conditioner import RESERVED, Conditioner, blank, check_names, draw_conditions, join
+from jldm.models.conditioners.conditioner import (
+  RESERVED,
+  Conditioner,
+  blank,
+  check_names,
+  draw_conditions,
+  join,
+)
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.models.conditioners.vector import Vector
@@ -65,8 +72,17 @@ ones = lambda *shape: jnp.ones(shape)
 
 
 def test_inputs_of_a_kind_are_joined_in_order():
-  first = {"vector": ones(2, 3), "concat": ones(2, 4, 4, 1), "tokens": ones(2, 5, 6), "label": jnp.zeros(2, int)}
-  second = {key: 2 * array[..., :2] if key == "vector" else 2 * array for key, array in first.items() if key != "label"}
+  first = {
+    "vector": ones(2, 3),
+    "concat": ones(2, 4, 4, 1),
+    "tokens": ones(2, 5, 6),
+    "label": jnp.zeros(2, int),
+  }
+  second = {
+    key: 2 * array[..., :2] if key == "vector" else 2 * array
+    for key, array in first.items()
+    if key != "label"
+  }
   third = {"vector": 3 * ones(2, 1)}
   inputs = join({"a": first, "b": second, "c": third})
   assert inputs.keys() == {"vector", "concat", "tokens", "label"}
@@ -80,42 +96,53 @@ def test_masks_follow_their_tokens_and_tokens_without_may_all_be_attended_to():
   mask = jnp.array([[True, False], [False, False]])
   some, whole = {"tokens": ones(2, 2, 6), "mask": mask}, {"tokens": ones(2, 3, 6)}
   for order, expected in (("sw", [1, 0, 1, 1, 1]), ("ws", [1, 1, 1, 1, 0]), ("sws", [1, 0, 1, 1, 1, 1, 0])):
-    inputs = join({f"{n}": {"s": some, "w": whole}[one] for n, one in enumerate(order)} | {"v": {"vector": ones(2, 1)}})
+    inputs = join(
+      {f"{n}": {"s": some, "w": whole}[one] for n, one in enumerate(order)} | {"v": {"vector": ones(2, 1)}}
+    )
     assert inputs["mask"].dtype == bool and inputs["mask"].shape == inputs["tokens"].shape[:2]
     np.testing.assert_array_equal(inputs["mask"][0], expected)
   assert "mask" not in join({"a": whole, "b": whole})
 
 
 def test_two_labels_are_refused():
-  with pytest.raises(UserError, match="two conditioners give 'label' to the network; expected one of them, or"):
+  with pytest.raises(
+    UserError, match="two conditioners give 'label' to the network; expected one of them, or"
+  ):
     join({"a": {"label": jnp.zeros(2, int)}, "b": {"label": jnp.zeros(2, int)}})
 
 
 @pytest.mark.parametrize("name", [*RESERVED, "", "two words", "1st", "a-b"])
 def test_names_that_are_none_or_of_other_parts_are_refused(name):
-  with pytest.raises(UserError, match=f"a conditioner named {name!r}; expected an identifier other than denoiser, codec"):
+  with pytest.raises(
+    UserError, match=f"a conditioner named {name!r}; expected an identifier other than denoiser, codec"
+  ):
     Vector(name=name)
 
 
 def test_two_of_one_name_are_refused():
   check_names([Vector(name="a"), Vector(name="b")])
   for build in (check_names, lambda some: Diffusion(network=None, process=Flow(), conditioners=some)):
-    with pytest.raises(UserError, match="several conditioners are named 'label'; give each a name of its own"):
+    with pytest.raises(
+      UserError, match="several conditioners are named 'label'; give each a name of its own"
+    ):
       build((LABEL, POSE, ClassLabel(classes=2)))
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.5])
 def test_a_dropout_is_a_share(dropout):
-  with pytest.raises(UserError, match=f"dropout={dropout} of conditioner 'label'; expected a share from 0 to 1"):
+  with pytest.raises(
+    UserError, match=f"dropout={dropout} of conditioner 'label'; expected a share from 0 to 1"
+  ):
     ClassLabel(classes=3, dropout=dropout)
 
 
 IMAGE = np.zeros((1, 8, 12, 3), np.uint8)
 
 
-@pytest.mark.parametrize("conditioner, given", [
-  (LABEL, 0), (POSE, [0, 0]), (Masked(), (IMAGE, np.zeros((8, 12)))), (Paired(), IMAGE),
-])
+@pytest.mark.parametrize(
+  "conditioner, given",
+  [(LABEL, 0), (POSE, [0, 0]), (Masked(), (IMAGE, np.zeros((8, 12)))), (Paired(), IMAGE)],
+)
 def test_blank_inputs_have_the_shapes_of_those_that_are_read_and_are_zeros(conditioner, given):
   shapes = lambda inputs: {name: (array.shape, array.dtype) for name, array in inputs.items()}
   inputs = blank(conditioner, DATA)

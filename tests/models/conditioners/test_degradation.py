@@ -34,7 +34,9 @@ def test_a_row_depends_on_its_image_and_key_alone(degrade):
 def test_linear_ones_are_linear(degrade):
   other = IMAGES[::-1, ::-1]
   np.testing.assert_allclose(
-    degrade(0.3 * IMAGES - 0.5 * other, KEYS), 0.3 * degrade(IMAGES, KEYS) - 0.5 * degrade(other, KEYS), atol=1e-5
+    degrade(0.3 * IMAGES - 0.5 * other, KEYS),
+    0.3 * degrade(IMAGES, KEYS) - 0.5 * degrade(other, KEYS),
+    atol=1e-5,
   )
 
 
@@ -92,15 +94,21 @@ def test_gradients_pass():
     assert jnp.isfinite(slope).all() and jnp.abs(slope).max() > 0
 
 
-@pytest.mark.parametrize(("build", "told"), [
-  (lambda: Noisy(-1.0), "std=-1.0 of Noisy; expected a number from 0"),
-  (lambda: Blurred(0.0), "sigma=0.0 of Blurred; expected a number above 0, in pixels"),
-  (lambda: Downsampled(0), "factor=0 of Downsampled; expected a whole number from 1"),
-  (lambda: Missing(1.5), "share=1.5 of Missing; expected a share from 0 to 1"),
-  (lambda: Edges(strength=0.0), "strength=0.0 of Edges"),
-  (lambda: Mixture(()), "degradations=() of Mixture; expected at least one"),
-  (lambda: Downsampled(5)(IMAGES), "pictures of 8x12; expected sides divisible by Downsampled(factor=5).factor"),
-])
+@pytest.mark.parametrize(
+  ("build", "told"),
+  [
+    (lambda: Noisy(-1.0), "std=-1.0 of Noisy; expected a number from 0"),
+    (lambda: Blurred(0.0), "sigma=0.0 of Blurred; expected a number above 0, in pixels"),
+    (lambda: Downsampled(0), "factor=0 of Downsampled; expected a whole number from 1"),
+    (lambda: Missing(1.5), "share=1.5 of Missing; expected a share from 0 to 1"),
+    (lambda: Edges(strength=0.0), "strength=0.0 of Edges"),
+    (lambda: Mixture(()), "degradations=() of Mixture; expected at least one"),
+    (
+      lambda: Downsampled(5)(IMAGES),
+      "pictures of 8x12; expected sides divisible by Downsampled(factor=5).factor",
+    ),
+  ],
+)
 def test_mistakes_are_refused(build, told):
   with pytest.raises(UserError) as error:
     build()

@@ -12,7 +12,12 @@ from tests.networks import quick
 
 KEYS = row_keys(jax.random.key(0), jnp.arange(300))
 draw = functools.partial(quick, static_argnums=(0, 2))(masks.draw)
-SHARES = {"box": (0.01, 0.57), "frame": (0.43, 0.99), "half_plane": (0.15, 0.85), "strokes": (0.005, 0.6)}  # hidden
+SHARES = {
+  "box": (0.01, 0.57),
+  "frame": (0.43, 0.99),
+  "half_plane": (0.15, 0.85),
+  "strokes": (0.005, 0.6),
+}  # hidden
 
 
 @pytest.mark.parametrize("shape", masks.SHAPES)
@@ -30,7 +35,9 @@ def test_a_box_is_a_box():
   for known in np.asarray(draw(("box",), KEYS[:20], (32, 32)))[..., 0]:
     rows, columns = (1 - known).any(1), (1 - known).any(0)
     np.testing.assert_array_equal(1 - known, np.outer(rows, columns))
-    assert np.ptp(np.flatnonzero(rows)) + 1 == rows.sum() and np.ptp(np.flatnonzero(columns)) + 1 == columns.sum()
+    assert (
+      np.ptp(np.flatnonzero(rows)) + 1 == rows.sum() and np.ptp(np.flatnonzero(columns)) + 1 == columns.sum()
+    )
 
 
 def test_a_mask_depends_on_its_key_alone():
@@ -57,8 +64,10 @@ def test_pixels_and_places():
   pixels = masks.fine(known, 4)
   assert pixels.shape == (20, 16, 24, 1)
   np.testing.assert_array_equal(masks.coarse(pixels, 4), known)
-  np.testing.assert_array_equal(masks.coarse(jnp.ones((1, 16, 24, 1)).at[0, 5, 9].set(0), 4)[0, ..., 0],
-                                np.ones((4, 6)) - np.outer(np.arange(4) == 1, np.arange(6) == 2))
+  np.testing.assert_array_equal(
+    masks.coarse(jnp.ones((1, 16, 24, 1)).at[0, 5, 9].set(0), 4)[0, ..., 0],
+    np.ones((4, 6)) - np.outer(np.arange(4) == 1, np.arange(6) == 2),
+  )
 
 
 def test_shares_of_places():

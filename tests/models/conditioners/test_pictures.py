@@ -20,7 +20,10 @@ DATA = spec(image=(np.uint8, (8, 12, 3)))
 CODEC = {"mean": np.float32([1, 2, 3]), "std": np.float32([0.5, 1, 2])}
 KEYS = row_keys(jax.random.key(0), jnp.arange(400))
 CONDITIONERS = [
-  Masked(), Masked(shapes=("box",), dropout=0.5), Paired(dropout=0.25), Paired(degradation=Missing(), dropout=0.25)
+  Masked(),
+  Masked(shapes=("box",), dropout=0.5),
+  Paired(dropout=0.25),
+  Paired(degradation=Missing(), dropout=0.25),
 ]
 
 
@@ -30,7 +33,9 @@ def encoded(fields):
 
 
 def conditions(conditioner, some=slice(None), batch=BATCH, encode=encoded):
-  """What the network is given in training, [B, h, w, c]; a cached conditioner goes through what is kept of an example."""
+  """What the network is given in training, [B, h, w, c]; a cached conditioner goes through what is
+  kept of an example.
+  """
   batch, keys = {name: array[some] for name, array in batch.items()}, KEYS[some]
   kept = cached_conditions([conditioner], {}, batch, encode, keys)
   return np.asarray(draw_conditions([conditioner], {}, kept, encode, [keys])[conditioner.name]["concat"])
@@ -102,7 +107,9 @@ def test_bytes_are_read_as_the_floats_that_they_are():
   assert_same(Masked().read((images, known), DATA), Masked().read((floats, [known[..., None]] * 2), DATA))
 
 
-@pytest.mark.parametrize("conditioner, given", [(Masked(), (BATCH["image"], np.ones((8, 12)))), (Paired(), BATCH["image"])])
+@pytest.mark.parametrize(
+  "conditioner, given", [(Masked(), (BATCH["image"], np.ones((8, 12)))), (Paired(), BATCH["image"])]
+)
 def test_null_is_zeros_and_no_picture_is(conditioner, given):
   condition = conditioner.embed({}, conditioner.read(given, DATA), encoded)
   null = conditioner.null({}, condition)
@@ -113,27 +120,41 @@ def test_null_is_zeros_and_no_picture_is(conditioner, given):
 ones = functools.partial(np.ones, dtype=np.float32)
 
 
-@pytest.mark.parametrize(("conditioner", "given", "message"), [
-  (Paired(), ones((8, 12, 3)), "paired: images of shape [8, 12, 3]; expected [n, 8, 12, 3]"),
-  (Paired(name="grey"), ones((2, 8, 8, 3)), "grey: images of shape [2, 8, 8, 3]; expected [n, 8, 12, 3]"),
-  (Paired(), np.ones((2, 8, 12, 3), int), "paired: images of int64; expected uint8, or floats in [-1, 1]"),
-  (Masked(), ones((2, 8, 12, 3)), "masked: expected (images [n, H, W, C], known [n, H, W, 1]"),
-  (Masked(), (ones((2, 8, 12, 1)), ones((8, 12))), "masked: images of shape [2, 8, 12, 1]; expected [n, 8, 12, 3]"),
-  (Masked(), (ones((2, 8, 12, 3)), ones((2, 8, 12))), "known of shape [2, 8, 12] and images of [2, 8, 12, 3]; expected [2, 8,"),
-  (Masked(), (ones((2, 8, 12, 3)), ones((4, 6))), "known of shape [1, 4, 6, 1]"),
-  (Masked(), (ones((2, 8, 12, 3)), ones((3, 8, 12, 1))), "known of shape [3, 8, 12, 1]"),
-])
+@pytest.mark.parametrize(
+  ("conditioner", "given", "message"),
+  [
+    (Paired(), ones((8, 12, 3)), "paired: images of shape [8, 12, 3]; expected [n, 8, 12, 3]"),
+    (Paired(name="grey"), ones((2, 8, 8, 3)), "grey: images of shape [2, 8, 8, 3]; expected [n, 8, 12, 3]"),
+    (Paired(), np.ones((2, 8, 12, 3), int), "paired: images of int64; expected uint8, or floats in [-1, 1]"),
+    (Masked(), ones((2, 8, 12, 3)), "masked: expected (images [n, H, W, C], known [n, H, W, 1]"),
+    (
+      Masked(),
+      (ones((2, 8, 12, 1)), ones((8, 12))),
+      "masked: images of shape [2, 8, 12, 1]; expected [n, 8, 12, 3]",
+    ),
+    (
+      Masked(),
+      (ones((2, 8, 12, 3)), ones((2, 8, 12))),
+      "known of shape [2, 8, 12] and images of [2, 8, 12, 3]; expected [2, 8,",
+    ),
+    (Masked(), (ones((2, 8, 12, 3)), ones((4, 6))), "known of shape [1, 4, 6, 1]"),
+    (Masked(), (ones((2, 8, 12, 3)), ones((3, 8, 12, 1))), "known of shape [3, 8, 12, 1]"),
+  ],
+)
 def test_what_is_not_legal_is_refused(conditioner, given, message):
   with pytest.raises(UserError) as error:
     conditioner.read(given, DATA)
   assert message in str(error.value)
 
 
-@pytest.mark.parametrize(("build", "message"), [
-  (lambda: Masked(dropout=1.5), "dropout=1.5 of conditioner 'masked'; expected a share from 0 to 1"),
-  (lambda: Paired(dropout=-0.1), "dropout=-0.1 of conditioner 'paired'"),
-  (lambda: Masked(shapes=("ball",)), "shapes=('ball',); expected some of"),
-])
+@pytest.mark.parametrize(
+  ("build", "message"),
+  [
+    (lambda: Masked(dropout=1.5), "dropout=1.5 of conditioner 'masked'; expected a share from 0 to 1"),
+    (lambda: Paired(dropout=-0.1), "dropout=-0.1 of conditioner 'paired'"),
+    (lambda: Masked(shapes=("ball",)), "shapes=('ball',); expected some of"),
+  ],
+)
 def test_mistakes_are_refused(build, message):
   with pytest.raises(UserError) as error:
     build()

@@ -53,8 +53,13 @@ def batch_of(step: int) -> dict:
   words = np.random.default_rng(step).integers(0, 3, (SIZE, 2))
   words[::3, 1] = -1
   mean = np.float32(np.broadcast_to(2 * (words[:, :1, None, None] - 1), (SIZE, 2, 2, 1)))
-  return {"mean": mean, "log_variance": np.full_like(mean, -30), "words": words,
-          "row": np.arange(SIZE), "stratum": np.float32(np.arange(SIZE) / SIZE)}
+  return {
+    "mean": mean,
+    "log_variance": np.full_like(mean, -30),
+    "words": words,
+    "row": np.arange(SIZE),
+    "stratum": np.float32(np.arange(SIZE) / SIZE),
+  }
 
 
 def random_params(objective):
@@ -62,7 +67,9 @@ def random_params(objective):
 
 
 ALWAYS = dataclasses.replace(OBJECTIVE, conditioners=(Words(dropout=0.0),))
-given_words = quick(jax.value_and_grad(lambda params, batch: ALWAYS.loss(params, {}, params, FROZEN, batch, KEY)[0].mean()))
+given_words = quick(
+  jax.value_and_grad(lambda params, batch: ALWAYS.loss(params, {}, params, FROZEN, batch, KEY)[0].mean())
+)
 
 
 @pytest.fixture(scope="module")

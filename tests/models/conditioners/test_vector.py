@@ -45,12 +45,15 @@ def test_what_is_not_finite_is_unknown_and_unknown_is_null():
   np.testing.assert_array_equal(slope, [[2, 2, 2]] * 2 + [[0, 0, 0]] * 2)
 
 
-@pytest.mark.parametrize("given, message", [
-  ([1, 2], "camera of shape [2]; expected 3 numbers, or [n, 3]"),
-  (np.ones((3, 2)), "camera of shape [3, 2]; expected 3 numbers, or [n, 3]"),
-  (np.ones((2, 3, 1)), "camera of shape [2, 3, 1]; expected 3 numbers"),
-  ("left", "camera='left'; expected 3 numbers, or [n, 3]"),
-])
+@pytest.mark.parametrize(
+  "given, message",
+  [
+    ([1, 2], "camera of shape [2]; expected 3 numbers, or [n, 3]"),
+    (np.ones((3, 2)), "camera of shape [3, 2]; expected 3 numbers, or [n, 3]"),
+    (np.ones((2, 3, 1)), "camera of shape [2, 3, 1]; expected 3 numbers"),
+    ("left", "camera='left'; expected 3 numbers, or [n, 3]"),
+  ],
+)
 def test_what_is_not_legal_is_refused(given, message):
   with pytest.raises(UserError) as error:
     POSE.read(given, DATA)
@@ -58,5 +61,7 @@ def test_what_is_not_legal_is_refused(given, message):
 
 
 def test_a_field_that_the_data_lacks_is_named():
-  with pytest.raises(UserError, match="conditioner 'camera' reads 'pose', and the data has image, label; expected one of those"):
+  with pytest.raises(
+    UserError, match="conditioner 'camera' reads 'pose', and the data has image, label; expected one of those"
+  ):
     POSE.draw({"label": None, "image": None}, None)

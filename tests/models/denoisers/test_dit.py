@@ -30,14 +30,22 @@ def params():
   return random_params(SMALL, Z, LEVEL, INPUTS)
 
 
-outputs = functools.partial(quick, static_argnums=0)(lambda network, params, *x: network.apply({"params": params}, *x))
+outputs = functools.partial(quick, static_argnums=0)(
+  lambda network, params, *x: network.apply({"params": params}, *x)
+)
 apply = lambda network, params, *x: outputs(network, params, *x).value
 labelled = lambda *labels: {"label": np.array(labels)}
 
 
-@pytest.mark.parametrize("patch, height, width, channels, classes, dtype", [
-  (1, 3, 5, 4, 0, "float32"), (2, 4, 6, 1, 3, "bfloat16"), (4, 8, 4, 3, 3, "float32"), (2, 2, 2, 4, 0, "bfloat16"),
-])
+@pytest.mark.parametrize(
+  "patch, height, width, channels, classes, dtype",
+  [
+    (1, 3, 5, 4, 0, "float32"),
+    (2, 4, 6, 1, 3, "bfloat16"),
+    (4, 8, 4, 3, 3, "float32"),
+    (2, 2, 2, 4, 0, "bfloat16"),
+  ],
+)
 def test_shapes_and_dtypes(patch, height, width, channels, classes, dtype):
   network = DiT(ModulatedBlock(heads=2), patch=patch, width=8, depth=2, classes=classes, dtype=dtype)
   z = jnp.zeros((3, height, width, channels))
@@ -45,12 +53,16 @@ def test_shapes_and_dtypes(patch, height, width, channels, classes, dtype):
   assert out.log_variance is None and out.variance is None
   assert out.value.shape == z.shape
   assert {leaf.dtype for leaf in jax.tree.leaves((out, params))} == {jnp.dtype("float32")}
-  assert {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["blocks"])} == {2}, "a leading axis of depth"
+  assert {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["blocks"])} == {2}, (
+    "a leading axis of depth"
+  )
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 7, 2), (3, 5, 6, 2)])
 def test_sizes_that_do_not_fit_are_refused(shape):
-  with pytest.raises(ValueError, match=f"latents of {shape[1]}x{shape[2]}; expected sides divisible by patch=2"):
+  with pytest.raises(
+    ValueError, match=f"latents of {shape[1]}x{shape[2]}; expected sides divisible by patch=2"
+  ):
     random_params(SMALL, jnp.zeros(shape), LEVEL, INPUTS)
 
 
@@ -83,7 +95,9 @@ def test_what_every_input_changes(params):
   for label in (0, 1, 2):
     inputs = labelled(0, 2, label)
     np.testing.assert_array_equal(differs(apply(SMALL, params, Z, LEVEL, inputs)), [False, False, True])
-  np.testing.assert_array_equal(differs(apply(SMALL, params, Z, LEVEL + [0.2, 0, 0], INPUTS)), [True, False, False])
+  np.testing.assert_array_equal(
+    differs(apply(SMALL, params, Z, LEVEL + [0.2, 0, 0], INPUTS)), [True, False, False]
+  )
   turned = Z.copy()
   turned[1] = Z[1, ::-1, ::-1]
   np.testing.assert_array_equal(differs(apply(SMALL, params, turned, LEVEL, INPUTS)), [False, True, False])
@@ -104,7 +118,9 @@ def test_without_classes_labels_do_nothing(params):
 
 
 VARIANTS = [
-  SMALL, IN_CONTEXT, SMALL.clone(block=ModulatedBlock(heads=2, rms_norm=True, swiglu=True, qk_norm=True), rotary=True)
+  SMALL,
+  IN_CONTEXT,
+  SMALL.clone(block=ModulatedBlock(heads=2, rms_norm=True, swiglu=True, qk_norm=True), rotary=True),
 ]
 
 
@@ -114,15 +130,21 @@ def test_remat_and_unrolling_change_nothing_forward_or_backward(network):
 
   @functools.partial(quick, static_argnums=0)
   def both(network, params):
-    return jax.value_and_grad(lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, INPUTS).value).sum())(params)
+    return jax.value_and_grad(
+      lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, INPUTS).value).sum()
+    )(params)
 
-  kept, recomputed = (jax.device_get(both(other, params)) for other in (network, network.clone(remat="full", unroll=2)))
+  kept, recomputed = (
+    jax.device_get(both(other, params)) for other in (network, network.clone(remat="full", unroll=2))
+  )
   assert all(leaf.any() for leaf in jax.tree.leaves(kept)), "every parameter learns"
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), kept, recomputed)
 
 
 def test_bfloat16_is_near_and_comes_back_whole(params):
-  half, whole = (apply(SMALL.clone(dtype=dtype), params, Z, LEVEL, INPUTS) for dtype in ("bfloat16", "float32"))
+  half, whole = (
+    apply(SMALL.clone(dtype=dtype), params, Z, LEVEL, INPUTS) for dtype in ("bfloat16", "float32")
+  )
   assert half.dtype == jnp.float32
   assert 0 < np.abs(half - whole).max() < 0.05 * np.abs(whole).max()
 
@@ -154,8 +176,12 @@ def test_tokens_in_context_matter(block):
   params = random_params(network, Z, LEVEL, INPUTS)
   out = np.asarray(apply(network, params, Z, LEVEL, INPUTS))
   differs = lambda other: np.abs(np.asarray(other) - out).max((1, 2, 3)) > 1e-3
-  np.testing.assert_array_equal(differs(apply(network, params, Z, LEVEL, labelled(0, 2, 1))), [False, False, True])
-  np.testing.assert_array_equal(differs(apply(network, params, Z, LEVEL + [0.2, 0, 0], INPUTS)), [True, False, False])
+  np.testing.assert_array_equal(
+    differs(apply(network, params, Z, LEVEL, labelled(0, 2, 1))), [False, False, True]
+  )
+  np.testing.assert_array_equal(
+    differs(apply(network, params, Z, LEVEL + [0.2, 0, 0], INPUTS)), [True, False, False]
+  )
 
 
 def test_in_context_without_classes_there_is_one_token():
@@ -167,7 +193,9 @@ def test_in_context_without_classes_there_is_one_token():
 
 
 def test_rotary_embeddings_need_no_parameters_and_change_the_output(params):
-  assert jax.tree.map(np.shape, random_params(SMALL.clone(rotary=True), Z, LEVEL, INPUTS)) == jax.tree.map(np.shape, params)
+  assert jax.tree.map(np.shape, random_params(SMALL.clone(rotary=True), Z, LEVEL, INPUTS)) == jax.tree.map(
+    np.shape, params
+  )
   out, rotated = (apply(SMALL.clone(rotary=rotary), params, Z, LEVEL, INPUTS) for rotary in (False, True))
   assert np.abs(out - rotated).max() > 1e-2
 
@@ -176,8 +204,13 @@ def test_self_conditioning():
   """No estimate is an estimate of zeros, and another estimate changes its own sample alone."""
   network, estimate = SMALL.clone(self_conditioning=True), np.float32(RNG.normal(size=Z.shape))
   params = random_params(network, Z, LEVEL, INPUTS)
-  assert params["in"]["kernel"].shape == (2 * 2 * 2 * 2, 8) and params["out"]["kernel"].shape == (8, 2 * 2 * 2)
-  none, zeros, some = (apply(network, params, Z, LEVEL, INPUTS, e) for e in (None, 0 * Z, estimate * [[[[0]]], [[[1]]], [[[0]]]]))
+  assert params["in"]["kernel"].shape == (2 * 2 * 2 * 2, 8) and params["out"]["kernel"].shape == (
+    8,
+    2 * 2 * 2,
+  )
+  none, zeros, some = (
+    apply(network, params, Z, LEVEL, INPUTS, e) for e in (None, 0 * Z, estimate * [[[[0]]], [[[1]]], [[[0]]]])
+  )
   np.testing.assert_array_equal(none, zeros)
   np.testing.assert_array_equal(np.abs(some - none).max((1, 2, 3)) > 1e-3, [False, True, False])
 
@@ -194,7 +227,9 @@ def test_log_variance_is_of_the_level_alone(params):
   assert variance is None and outputs(SMALL, params, Z, LEVEL, INPUTS).log_variance is None
   assert log_variance.shape == (3,) and log_variance.dtype == jnp.float32
   np.testing.assert_allclose(out, apply(SMALL, params, Z, LEVEL, INPUTS), atol=1e-5)
-  np.testing.assert_array_equal(outputs(network, both, -Z, LEVEL, labelled(1, 1, 1)).log_variance, log_variance)
+  np.testing.assert_array_equal(
+    outputs(network, both, -Z, LEVEL, labelled(1, 1, 1)).log_variance, log_variance
+  )
   assert (np.abs(outputs(network, both, Z, LEVEL + 0.05, INPUTS).log_variance - log_variance) > 1e-3).all()
 
 
@@ -202,9 +237,18 @@ def test_twice_the_channels_are_value_and_variance():
   network, dtype = SMALL.clone(out_channels=4), jnp.dtype("float32")
   params = random_params(network, Z, LEVEL, INPUTS)
   out, log_variance, variance = outputs(network, params, Z, LEVEL, INPUTS)
-  assert log_variance is None and out.shape == variance.shape == Z.shape and out.dtype == variance.dtype == dtype
-  half = lambda start: params | {"out": {name: leaf.reshape(-1, 4, 4)[..., start : start + 2].reshape(*leaf.shape[:-1], 8)
-                                         for name, leaf in params["out"].items()}}
+  assert (
+    log_variance is None and out.shape == variance.shape == Z.shape and out.dtype == variance.dtype == dtype
+  )
+  half = lambda start: (
+    params
+    | {
+      "out": {
+        name: leaf.reshape(-1, 4, 4)[..., start : start + 2].reshape(*leaf.shape[:-1], 8)
+        for name, leaf in params["out"].items()
+      }
+    }
+  )
   np.testing.assert_allclose(out, apply(SMALL, half(0), Z, LEVEL, INPUTS), atol=1e-5)
   np.testing.assert_allclose(variance, apply(SMALL, half(2), Z, LEVEL, INPUTS), atol=1e-5)
   np.testing.assert_array_equal(
@@ -212,12 +256,18 @@ def test_twice_the_channels_are_value_and_variance():
   )
 
 
-@pytest.mark.parametrize("fields, told", [
-  ({"out_channels": 3}, "out_channels=3; expected 0, or 2 or 4 for z of 2"),
-  ({"out_channels": 4, "log_variance": True}, "log_variance=True and out_channels=4 learn it twice; expected one of them"),
-  ({"block": PlainBlock(heads=2)}, "PlainBlock does not see the noise level; expected in_context=True"),
-  ({"block": ModulatedBlock(heads=3)}, "heads=3 does not divide a width of 8"),
-])
+@pytest.mark.parametrize(
+  "fields, told",
+  [
+    ({"out_channels": 3}, "out_channels=3; expected 0, or 2 or 4 for z of 2"),
+    (
+      {"out_channels": 4, "log_variance": True},
+      "log_variance=True and out_channels=4 learn it twice; expected one of them",
+    ),
+    ({"block": PlainBlock(heads=2)}, "PlainBlock does not see the noise level; expected in_context=True"),
+    ({"block": ModulatedBlock(heads=3)}, "heads=3 does not divide a width of 8"),
+  ],
+)
 def test_fields_that_contradict_each_other_are_refused(fields, told):
   with pytest.raises(UserError) as error:
     random_params(SMALL.clone(**fields), Z, LEVEL, INPUTS)
@@ -235,11 +285,15 @@ def test_networks_are_values_and_the_blocks_dtype_is_the_networks(params):
   assert dataclasses.replace(SMALL, block=ModulatedBlock(heads=4)) != SMALL
   half = SMALL.clone(dtype="bfloat16")
   blocks = (ModulatedBlock(heads=2, dtype=dtype) for dtype in ("float32", "bfloat16"))
-  np.testing.assert_array_equal(*(apply(half.clone(block=block), params, Z, LEVEL, INPUTS) for block in blocks))
+  np.testing.assert_array_equal(
+    *(apply(half.clone(block=block), params, Z, LEVEL, INPUTS) for block in blocks)
+  )
 
 
 def parameters(network, channels=4):
-  shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)), jnp.zeros(1), labelled(0))
+  shapes = jax.eval_shape(
+    network.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)), jnp.zeros(1), labelled(0)
+  )
   return count(shapes)
 
 
@@ -278,7 +332,9 @@ INTERMEDIATES = [SMALL, SMALL.clone(remat="full"), SMALL.clone(unroll=2), IN_CON
 
 @pytest.mark.parametrize("network", INTERMEDIATES)
 def test_intermediates_of_the_blocks_come_out_stacked(network):
-  """One entry [depth, ...] per layer: the first block's output is the second's input, and the last is the stack's."""
+  """One entry [depth, ...] per layer: the first block's output is the second's input, and the last is
+  the stack's.
+  """
   inputs = INPUTS | {"tokens": np.float32(RNG.normal(size=(3, 4, 5)))}
   params = random_params(network, Z, LEVEL, inputs)
   run = quick(lambda params: network.apply({"params": params}, Z, LEVEL, inputs, capture_intermediates=True))
@@ -288,9 +344,13 @@ def test_intermediates_of_the_blocks_come_out_stacked(network):
   assert each.shape == attention.shape == (2, 3, length, 8)
   assert np.abs(each[0] - each[1]).max() > 1e-3
   first = network.clone(depth=1)
-  cut = {name: jax.tree.map(lambda leaf: leaf[:1], part) if name == "blocks" else part for name, part in params.items()}
-  (alone,) = quick(lambda params: first.apply({"params": params}, Z, LEVEL, inputs, capture_intermediates=True))(cut)[1][
-    "intermediates"]["blocks"]["__call__"]
+  cut = {
+    name: jax.tree.map(lambda leaf: leaf[:1], part) if name == "blocks" else part
+    for name, part in params.items()
+  }
+  (alone,) = quick(
+    lambda params: first.apply({"params": params}, Z, LEVEL, inputs, capture_intermediates=True)
+  )(cut)[1]["intermediates"]["blocks"]["__call__"]
   np.testing.assert_allclose(each[:1], alone, atol=1e-5)
   np.testing.assert_allclose(out.value, apply(network, params, Z, LEVEL, inputs), atol=1e-6)
 
@@ -310,7 +370,9 @@ def test_what_a_block_sows_comes_out_and_costs_nothing_otherwise():
   params = random_params(silent, Z, LEVEL, INPUTS)
   _, state = sowing.apply({"params": params}, Z, LEVEL, INPUTS, mutable="intermediates")
   assert state["intermediates"]["blocks"]["size"][0].shape == (2, 3, 8)
-  loss = lambda network: jax.grad(lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, INPUTS).value).sum())
+  loss = lambda network: jax.grad(
+    lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, INPUTS).value).sum()
+  )
   program = lambda network: jax.jit(loss(network)).lower(params).as_text()
   plain, with_norms = program(silent), program(sowing)
   assert plain.count("stablehlo.while") == with_norms.count("stablehlo.while") == 2
@@ -345,11 +407,16 @@ def test_concat_changes_its_own_sample_alone():
 
 
 def test_only_the_first_layer_knows_of_concat():
-  """Without one the tree is as it was; with one the first kernel has rows more, behind those of z (and of an estimate)."""
+  """Without one the tree is as it was; with one the first kernel has rows more, behind those of z (and
+  of an estimate).
+  """
   for network in (SMALL, SMALL.clone(self_conditioning=True)):
     plain, more = random_params(network, Z, LEVEL, INPUTS), with_concat(network)
     differ = [
-      path for (path, a), (_, b) in zip(*(jax.tree_util.tree_leaves_with_path(p) for p in (plain, more)), strict=True)
+      path
+      for (path, a), (_, b) in zip(
+        *(jax.tree_util.tree_leaves_with_path(p) for p in (plain, more)), strict=True
+      )
       if a.shape != b.shape
     ]
     assert [jax.tree_util.keystr(path) for path in differ] == ["['in']['kernel']"]

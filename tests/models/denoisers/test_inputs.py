@@ -33,9 +33,15 @@ NETWORKS = {
   "unet": UNET.clone(**FIELDS),
   "unet without tokens": UNET.clone(classes=3, **FIELDS | {"token_width": 0}),
 }
-READ = {name: INPUTS.keys() - unread for name, unread in {
-  "dit": set(), "dit in context": set(), "unet": {"label"}, "unet without tokens": {"tokens", "mask"},
-}.items()}
+READ = {
+  name: INPUTS.keys() - unread
+  for name, unread in {
+    "dit": set(),
+    "dit in context": set(),
+    "unet": {"label"},
+    "unet without tokens": {"tokens", "mask"},
+  }.items()
+}
 apply = functools.partial(quick, static_argnums=0)(
   lambda network, params, inputs: network.apply({"params": params}, Z, LEVEL, inputs).value
 )
@@ -44,7 +50,9 @@ apply = functools.partial(quick, static_argnums=0)(
 def turned(name: str) -> dict:
   """All inputs, that one of the first sample changed, of the last its mask: there all tokens are hidden."""
   other = INPUTS[name].copy()
-  other[0] = {"label": 1, "mask": [True] * 4}.get(name, other[0] + 0.3 * np.arange(1, 1 + other[0].size).reshape(other[0].shape))
+  other[0] = {"label": 1, "mask": [True] * 4}.get(
+    name, other[0] + 0.3 * np.arange(1, 1 + other[0].size).reshape(other[0].shape)
+  )
   return INPUTS | {name: other}
 
 
@@ -66,8 +74,12 @@ def test_tokens_that_are_masked_do_nothing(name):
   out = np.asarray(apply(network, params, INPUTS))
   assert np.isfinite(out).all(), "with the third sample, whose tokens are all masked"
   np.testing.assert_array_equal(apply(network, params, INPUTS | {"tokens": hidden}), out)
-  gradient = quick(jax.grad(lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, INPUTS).value).sum()))(params)
-  assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient)), "every parameter learns"
+  gradient = quick(
+    jax.grad(lambda params: jnp.sin(network.apply({"params": params}, Z, LEVEL, INPUTS).value).sum())
+  )(params)
+  assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient)), (
+    "every parameter learns"
+  )
 
 
 @pytest.mark.parametrize("network", [DIT, UNET])
@@ -76,13 +88,20 @@ def test_what_is_not_read_makes_no_parameters(network):
   without = {name: array for name, array in INPUTS.items() if name not in ("vector", "concat")}
   shapes = lambda network, inputs: jax.tree.map(np.shape, random_params(network, Z, LEVEL, inputs))
   assert shapes(network, without) == shapes(network, {})
-  assert shapes(network, without | {"vector": INPUTS["vector"]}).keys() == shapes(network, {}).keys() | {"vector"}
+  assert shapes(network, without | {"vector": INPUTS["vector"]}).keys() == shapes(network, {}).keys() | {
+    "vector"
+  }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_inputs_that_are_missing_are_named(name):
   network = NETWORKS[name]
-  needed = {"label": "classes=3", "tokens": "token_width=7", "to": "target_time=True", "guidance_scale": "guidance_scale=True"}
+  needed = {
+    "label": "classes=3",
+    "tokens": "token_width=7",
+    "to": "target_time=True",
+    "guidance_scale": "guidance_scale=True",
+  }
   params = random_params(network, Z, LEVEL, INPUTS)
   for one in needed.keys() & READ[name]:
     inputs = {key: array for key, array in INPUTS.items() if key != one}
@@ -95,15 +114,23 @@ def test_inputs_that_are_missing_are_named(name):
 def test_a_vector_of_the_training_is_not_left_out_in_silence(name):
   params = random_params(NETWORKS[name], Z, LEVEL, INPUTS)
   inputs = {key: array for key, array in INPUTS.items() if key != "vector"}
-  with pytest.raises(UserError, match=r"a layer 'vector' and inputs \['concat', .*; expected 'vector' among them"):
+  with pytest.raises(
+    UserError, match=r"a layer 'vector' and inputs \['concat', .*; expected 'vector' among them"
+  ):
     NETWORKS[name].apply({"params": params}, Z, LEVEL, inputs)
 
 
-@pytest.mark.parametrize("changed, told", [
-  ({"tokens": INPUTS["tokens"][..., :6]}, "tokens of shape (3, 4, 6); expected [B, M, 7]"),
-  ({"tokens": INPUTS["tokens"][0]}, "tokens of shape (4, 7); expected [B, M, 7]"),
-  ({"mask": INPUTS["mask"][:, :3]}, "a mask of shape (3, 3); expected (3, 4) for tokens of shape (3, 4, 7)"),
-])
+@pytest.mark.parametrize(
+  "changed, told",
+  [
+    ({"tokens": INPUTS["tokens"][..., :6]}, "tokens of shape (3, 4, 6); expected [B, M, 7]"),
+    ({"tokens": INPUTS["tokens"][0]}, "tokens of shape (4, 7); expected [B, M, 7]"),
+    (
+      {"mask": INPUTS["mask"][:, :3]},
+      "a mask of shape (3, 3); expected (3, 4) for tokens of shape (3, 4, 7)",
+    ),
+  ],
+)
 def test_tokens_that_do_not_fit_are_refused(changed, told):
   with pytest.raises(UserError) as error:
     read_tokens(INPUTS | changed, 7)
@@ -115,7 +142,9 @@ def test_an_estimate_stands_behind_z_and_is_zero_if_there_is_none():
   both = with_estimate(jnp.asarray(z), estimate)
   np.testing.assert_allclose(both[..., :3], z, rtol=1e-6)
   np.testing.assert_allclose(both[..., 3:], estimate, rtol=1e-6)
-  np.testing.assert_array_equal(with_estimate(jnp.asarray(z), None), with_estimate(jnp.asarray(z), jnp.zeros_like(z)))
+  np.testing.assert_array_equal(
+    with_estimate(jnp.asarray(z), None), with_estimate(jnp.asarray(z), jnp.zeros_like(z))
+  )
   assert with_estimate(jnp.asarray(z, jnp.bfloat16), estimate).dtype == jnp.bfloat16
 
 

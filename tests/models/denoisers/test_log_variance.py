@@ -16,7 +16,9 @@ def test_it_starts_at_zero_one_number_a_sample():
 
 def test_it_can_be_any_smooth_curve():
   """The layer is linear: its features fit, by least squares, a curve of the level."""
-  column = lambda kernel: LogVariance().apply({"params": {"dense": {"kernel": kernel[:, None], "bias": jnp.zeros(1)}}}, LEVEL)
+  column = lambda kernel: LogVariance().apply(
+    {"params": {"dense": {"kernel": kernel[:, None], "bias": jnp.zeros(1)}}}, LEVEL
+  )
   features = np.float64(quick(jax.vmap(column))(jnp.eye(128))).reshape(128, 64).T
   curve = np.cos(3 * LEVEL) - 2 * LEVEL**2
   weights = np.linalg.lstsq(features, curve, rcond=1e-6)[0]

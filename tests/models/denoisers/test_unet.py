@@ -28,7 +28,9 @@ def params():
   return random_params(SMALL, Z, LEVEL, INPUTS)
 
 
-outputs = functools.partial(quick, static_argnums=0)(lambda network, params, *x: network.apply({"params": params}, *x))
+outputs = functools.partial(quick, static_argnums=0)(
+  lambda network, params, *x: network.apply({"params": params}, *x)
+)
 apply = lambda network, params, *x: outputs(network, params, *x).value
 labelled = lambda *labels: {"label": np.array(labels)}
 shapes_of = lambda network, *x: jax.eval_shape(network.init_with_output, jax.random.key(0), *x)
@@ -46,20 +48,29 @@ def test_parameters_of_stable_diffusion_1():
 
 @pytest.mark.slow
 def test_parameters_of_the_published_latent_diffusion_models():
-  """Of f4 latents, in whole millions, 2112.10752, tables 10 and 12: ImageNet by class (without its labels), and CelebA-HQ."""
+  """Of f4 latents, in whole millions, 2112.10752, tables 10 and 12: ImageNet by class (without its
+  labels), and CelebA-HQ.
+  """
   f4 = UNet(attention=(False, True, True, True), head_width=32)
   by_class = f4.clone(widths=(192, 384, 576, 960), classes=1000, token_width=512)
   assert (parameters(by_class, 3, labelled(0)) - 1001 * 512) // 10**6 == 400
   assert parameters(f4.clone(widths=(224, 448, 672, 896)), 3, labelled(0)) // 10**6 == 274
 
 
-@pytest.mark.parametrize("widths, attention, resnets, height, width, dtype", [
-  ((8,), (False,), 1, 3, 5, "float32"), ((8, 12), (False, True), 0, 4, 6, "bfloat16"),
-  ((4, 8, 16), (True, False, True), 2, 8, 4, "float32"), ((4, 4, 4, 4), (False,) * 4, 1, 8, 8, "bfloat16"),
-])
+@pytest.mark.parametrize(
+  "widths, attention, resnets, height, width, dtype",
+  [
+    ((8,), (False,), 1, 3, 5, "float32"),
+    ((8, 12), (False, True), 0, 4, 6, "bfloat16"),
+    ((4, 8, 16), (True, False, True), 2, 8, 4, "float32"),
+    ((4, 4, 4, 4), (False,) * 4, 1, 8, 8, "bfloat16"),
+  ],
+)
 @pytest.mark.parametrize("resample_conv", [True, False])
 def test_shapes_and_dtypes(widths, attention, resnets, height, width, dtype, resample_conv):
-  network = SMALL.clone(widths=widths, attention=attention, resnets=resnets, resample_conv=resample_conv, dtype=dtype)
+  network = SMALL.clone(
+    widths=widths, attention=attention, resnets=resnets, resample_conv=resample_conv, dtype=dtype
+  )
   z = jnp.zeros((3, height, width, 2))
   out, params = shapes_of(network, z, LEVEL, INPUTS)
   assert out.value.shape == z.shape
@@ -69,16 +80,39 @@ def test_shapes_and_dtypes(widths, attention, resnets, height, width, dtype, res
   assert len(resampled) == (len(steps) if resample_conv else 0)
 
 
-@pytest.mark.parametrize("fields, inputs, told", [
-  ({}, (np.zeros((3, 4, 7, 2)), LEVEL, INPUTS), "latents of 4x7; expected sides divisible by 2 for 2 widths"),
-  ({}, (np.zeros((3, 5, 6, 2)), LEVEL, INPUTS), "latents of 5x6; expected sides divisible by 2 for 2 widths"),
-  ({"attention": (True,)}, (Z, LEVEL, INPUTS), "attention=(True,); expected one bool for each of widths=(8, 12)"),
-  ({"head_width": 3}, (Z, LEVEL, INPUTS), "head_width=3 does not divide a width of 8"),
-  ({"heads": 3}, (Z, LEVEL, INPUTS), "heads=3 does not divide a width of 8"),
-  ({"groups": 3}, (Z, LEVEL, INPUTS), "groups=3 does not divide 8 channels"),
-  ({"classes": 0, "token_width": 6}, (Z, LEVEL, BY_TOKENS), "tokens of shape (3, 4, 5); expected [B, M, 6]"),
-  ({"classes": 0, "token_width": 6}, (Z, LEVEL, INPUTS), "token_width=6 and inputs ['label']; expected 'tokens' among them"),
-])
+@pytest.mark.parametrize(
+  "fields, inputs, told",
+  [
+    (
+      {},
+      (np.zeros((3, 4, 7, 2)), LEVEL, INPUTS),
+      "latents of 4x7; expected sides divisible by 2 for 2 widths",
+    ),
+    (
+      {},
+      (np.zeros((3, 5, 6, 2)), LEVEL, INPUTS),
+      "latents of 5x6; expected sides divisible by 2 for 2 widths",
+    ),
+    (
+      {"attention": (True,)},
+      (Z, LEVEL, INPUTS),
+      "attention=(True,); expected one bool for each of widths=(8, 12)",
+    ),
+    ({"head_width": 3}, (Z, LEVEL, INPUTS), "head_width=3 does not divide a width of 8"),
+    ({"heads": 3}, (Z, LEVEL, INPUTS), "heads=3 does not divide a width of 8"),
+    ({"groups": 3}, (Z, LEVEL, INPUTS), "groups=3 does not divide 8 channels"),
+    (
+      {"classes": 0, "token_width": 6},
+      (Z, LEVEL, BY_TOKENS),
+      "tokens of shape (3, 4, 5); expected [B, M, 6]",
+    ),
+    (
+      {"classes": 0, "token_width": 6},
+      (Z, LEVEL, INPUTS),
+      "token_width=6 and inputs ['label']; expected 'tokens' among them",
+    ),
+  ],
+)
 def test_what_does_not_fit_is_refused(fields, inputs, told):
   with pytest.raises(UserError) as error:
     random_params(SMALL.clone(**fields), *inputs)
@@ -90,7 +124,9 @@ def test_it_starts_by_saying_zero():
   assert not any(leaf.any() for leaf in jax.tree.leaves(last))
 
 
-@pytest.mark.parametrize("fields", [{"resnets": 1}, {"token_width": 5}])  # a label beside the level, and as a token
+@pytest.mark.parametrize(
+  "fields", [{"resnets": 1}, {"token_width": 5}]
+)  # a label beside the level, and as a token
 def test_what_every_input_changes(fields):
   """The unknown class differs from every class, and a sample sees its own level and label alone."""
   network = SMALL.clone(**fields)
@@ -98,8 +134,12 @@ def test_what_every_input_changes(fields):
   out = np.asarray(apply(network, params, Z, LEVEL, INPUTS))
   differs = lambda other: np.abs(np.asarray(other) - out).max((1, 2, 3)) > 1e-4
   for label in (0, 1, 2):
-    np.testing.assert_array_equal(differs(apply(network, params, Z, LEVEL, labelled(0, 2, label))), [False, False, True])
-  np.testing.assert_array_equal(differs(apply(network, params, Z, LEVEL + [0.2, 0, 0], INPUTS)), [True, False, False])
+    np.testing.assert_array_equal(
+      differs(apply(network, params, Z, LEVEL, labelled(0, 2, label))), [False, False, True]
+    )
+  np.testing.assert_array_equal(
+    differs(apply(network, params, Z, LEVEL + [0.2, 0, 0], INPUTS)), [True, False, False]
+  )
   turned = Z.copy()
   turned[1] = Z[1, ::-1, ::-1]
   np.testing.assert_array_equal(differs(apply(network, params, turned, LEVEL, INPUTS)), [False, True, False])
@@ -123,7 +163,9 @@ def test_a_label_with_a_token_width_is_one_token():
   rest = {name: part for name, part in params.items() if name != "label"}
   tokens = params["label"]["table"][[0, 2, 3]][:, None]  # the last row is the unknown class
   expected = apply(WITH_TOKENS, rest, Z, LEVEL, {"tokens": tokens})
-  np.testing.assert_allclose(apply(by_label, params, Z, LEVEL, INPUTS), expected, atol=1e-5 * np.abs(expected).max())
+  np.testing.assert_allclose(
+    apply(by_label, params, Z, LEVEL, INPUTS), expected, atol=1e-5 * np.abs(expected).max()
+  )
 
 
 def test_without_classes_and_tokens_the_condition_does_nothing():
@@ -137,7 +179,9 @@ def test_without_resampling_convolutions_it_takes_means_and_neighbours(params):
   """Which are convolutions of certain kernels: places 0 and 1 of each axis by a quarter, and the middle alone."""
   down, up = np.zeros((2, 3, 3, 8, 8), np.float32), np.zeros((2, 3, 3, 12, 12), np.float32)
   down[0, 1:, 1:], up[0, 1, 1] = np.eye(8) / 4, np.eye(12)
-  certain = {name: {"conv": {"kernel": k[0], "bias": k[1, 0, 0, 0]}} for name, k in (("down0", down), ("up1", up))}
+  certain = {
+    name: {"conv": {"kernel": k[0], "bias": k[1, 0, 0, 0]}} for name, k in (("down0", down), ("up1", up))
+  }
   assert certain.keys() < params.keys()
   rest = {name: part for name, part in params.items() if name not in certain}
   expected = np.asarray(apply(SMALL, params | certain, Z, LEVEL, INPUTS))
@@ -146,7 +190,9 @@ def test_without_resampling_convolutions_it_takes_means_and_neighbours(params):
 
 
 def test_every_parameter_learns():
-  network = WITH_TOKENS.clone(attention=(False, False), head_width=4, self_conditioning=True, log_variance=True)
+  network = WITH_TOKENS.clone(
+    attention=(False, False), head_width=4, self_conditioning=True, log_variance=True
+  )
   params = random_params(network, Z, LEVEL, BY_TOKENS, Z)
 
   @quick
@@ -154,7 +200,9 @@ def test_every_parameter_learns():
     output = lambda params: network.apply({"params": params}, Z, LEVEL, BY_TOKENS, 0.5 * Z)
     return jax.grad(lambda params: sum(jnp.sin(x).sum() for x in jax.tree.leaves(output(params))))(params)
 
-  assert not [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(gradient(params)) if not leaf.any()]
+  assert not [
+    jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(gradient(params)) if not leaf.any()
+  ]
 
 
 def test_self_conditioning():
@@ -175,12 +223,16 @@ def test_log_variance_is_of_the_level_alone(params):
   assert variance is None and outputs(SMALL, params, Z, LEVEL, INPUTS).log_variance is None
   assert log_variance.shape == (3,) and log_variance.dtype == jnp.float32
   np.testing.assert_allclose(out, apply(SMALL, params, Z, LEVEL, INPUTS), atol=1e-5 * np.abs(out).max())
-  np.testing.assert_array_equal(outputs(network, both, -Z, LEVEL, labelled(1, 1, 1)).log_variance, log_variance)
+  np.testing.assert_array_equal(
+    outputs(network, both, -Z, LEVEL, labelled(1, 1, 1)).log_variance, log_variance
+  )
   assert (np.abs(outputs(network, both, Z, LEVEL + 0.05, INPUTS).log_variance - log_variance) > 1e-3).all()
 
 
 def test_bfloat16_is_near_and_comes_back_whole(params):
-  half, whole = (apply(SMALL.clone(dtype=dtype), params, Z, LEVEL, INPUTS) for dtype in ("bfloat16", "float32"))
+  half, whole = (
+    apply(SMALL.clone(dtype=dtype), params, Z, LEVEL, INPUTS) for dtype in ("bfloat16", "float32")
+  )
   assert half.dtype == jnp.float32
   assert 0 < np.abs(half - whole).max() < 0.05 * np.abs(whole).max()
 
@@ -200,11 +252,16 @@ def test_concat_changes_its_own_sample_alone():
 
 
 def test_only_the_first_layer_knows_of_concat():
-  """Without one the tree is as it was; with one the first kernel has rows more, behind those of z (and of an estimate)."""
+  """Without one the tree is as it was; with one the first kernel has rows more, behind those of z (and
+  of an estimate).
+  """
   for network in (SMALL, SMALL.clone(self_conditioning=True)):
     plain, more = random_params(network, Z, LEVEL, INPUTS), with_concat(network)
     differ = [
-      path for (path, a), (_, b) in zip(*(jax.tree_util.tree_leaves_with_path(p) for p in (plain, more)), strict=True)
+      path
+      for (path, a), (_, b) in zip(
+        *(jax.tree_util.tree_leaves_with_path(p) for p in (plain, more)), strict=True
+      )
       if a.shape != b.shape
     ]
     assert [jax.tree_util.keystr(path) for path in differ] == ["['in']['kernel']"]
