@@ -136,7 +136,7 @@ def main() -> None:
       run = runs.Run(Place(experiment, experiment.stage(name), Path(temporary)), args.devices)
       mesh = runs.mesh_of(run.stage, args.devices)
       source, frozen = inputs(run, Path(temporary))
-      frozen = sharding.place(mesh, frozen)
+      frozen = sharding.replicate(mesh, frozen)
       for pair in range(args.pairs):
         alone = bare(run, source, frozen, mesh, args.steps)
         apart = dataclasses.replace(run, at=run.at._replace(workdir=Path(temporary) / str(pair)))

@@ -27,7 +27,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from jldm.core.errors import GO_ON, DifferentError, NonFiniteError, Preempted, UserError
+from jldm.core.errors import RESUME_HINT, DifferentError, NonFiniteError, Preempted, UserError
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
@@ -41,7 +41,7 @@ COMMANDS = {
   "info": "tell what a file, a folder of diffusers or a workdir holds",
 }
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, DifferentError: 4}
-TOGETHER = (0, 3, Preempted.EXIT_CODE)  # what several processes come to at the same step
+COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,23 +62,23 @@ def unraisable(error: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code; only a bug shows a traceback.
 
-  One of several processes that ends in a way of its own ends here and now, and the others when they miss it.
+  If only this one of several processes fails, it exits at once, and the others when its connection is lost.
   """
   try:
     code = run(argv)
   except Exception as error:
-    if processes := of_several():
-      processes.leave_by(error)
+    if multihost := loaded_multihost():
+      multihost.exit_after_error(error)
     raise
-  if code not in TOGETHER and (processes := of_several()):
-    processes.leave(code)
+  if code not in COLLECTIVE_CODES and (multihost := loaded_multihost()):
+    multihost.exit_process(code)
   return code
 
 
-def of_several() -> Any:
-  """The module `processes` where this is one of several; JAX is not imported to know that."""
+def loaded_multihost() -> Any:
+  """The module jldm.distributed.multihost if this is one of several processes; JAX is not imported to find out."""
   module = sys.modules.get("jldm.distributed.multihost")
-  return module if module and module.several() else None
+  return module if module and module.is_multiprocess() else None
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +102,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except KeyboardInterrupt:
-    print(f"interrupted; {GO_ON}", file=sys.stderr)
+    print(f"interrupted; {RESUME_HINT}", file=sys.stderr)
     return 130
   return 0
 

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
   experiment = changed(workdirs.read(workdir), args)
   how = how_of(args, experiment)
   sharding.configure(args.devices, args)
-  how = dataclasses.replace(how, devices=sharding.asked(args))
+  how = dataclasses.replace(how, devices=sharding.layout_from_args(args))
   loaded = evaluate.extractor_of(experiment.evaluation)
   lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
   folder = workdirs.evaluation(workdir)
@@ -170,17 +170,17 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
 
 
 def progress(batches: Any) -> Any:
-  return tqdm(batches, desc="sample", unit="batch", disable=not multihost.first())
+  return tqdm(batches, desc="sample", unit="batch", disable=not multihost.is_primary())
 
 
 def show(path: Path, sheet: np.ndarray, what: str) -> None:
-  if multihost.first():
+  if multihost.is_primary():
     pictures.write_png(path, sheet, {"what": what})
 
 
 def finish(path: Path, told: Told) -> None:
   """Writes what was found, and prints it as a table."""
-  if not multihost.first():
+  if not multihost.is_primary():
     return
   evaluate.write(path, told | {"versions": evaluate.versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")

@@ -115,11 +115,11 @@ def main(args: argparse.Namespace) -> None:
   tiles = parse_tiles(args.tile, args.overlap)
   model, params = load(workdir, args.sigma_rel, bool(args.best), args.stage)
   model = model if tiles is None else dataclasses.replace(model, codec=Tiled(model.codec, tiles))
-  options = dict(batch_size=args.batch_size, devices=sharding.asked(args))
+  options = dict(batch_size=args.batch_size, devices=sharding.layout_from_args(args))
   images = generate(model, params, request, sampling, progress=progress, **options).data
   rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
   looks = generate(model, params, some_of(request, rows), sampling, **options) if args.previews else None
-  if not multihost.first():
+  if not multihost.is_primary():
     return
   told = described(sampling) | {"seed": args.seed}
   told |= {"guidance_scale": scale_of(args, experiment)} if args.guidance else {}
@@ -177,7 +177,7 @@ def some_of(request: Request, rows: np.ndarray) -> Request:
 
 
 def progress(batches):
-  return tqdm(batches, desc="sample", unit="batch", disable=not multihost.first())
+  return tqdm(batches, desc="sample", unit="batch", disable=not multihost.is_primary())
 
 
 def parse_labels(text: str, n: int, classes: int) -> np.ndarray:

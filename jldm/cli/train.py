@@ -35,7 +35,13 @@ def main(args: argparse.Namespace) -> None:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
   sharding.configure(args.devices, args)
-  train(experiment, args.workdir, (args.stage,) if args.stage else None, sharding.asked(args), args.wandb)
+  train(
+    experiment,
+    args.workdir,
+    (args.stage,) if args.stage else None,
+    sharding.layout_from_args(args),
+    args.wandb,
+  )
 
 
 def load_config(path: str) -> Experiment:

@@ -1,6 +1,6 @@
 """What may go wrong for a person, one class an exit code."""
 
-GO_ON = "the same command goes on from the last checkpoint"
+RESUME_HINT = "the same command goes on from the last checkpoint"
 
 
 class UserError(ValueError):

@@ -37,7 +37,7 @@ def replace_file(
 
 
 @contextlib.contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def replace_folder(folder: Path) -> Iterator[Path]:
   """A temporary sibling that becomes `folder` when the block ends, or vanishes if it raises.
 
   Raises: OSError if `folder` exists or cannot be made.

@@ -47,11 +47,11 @@ def spec(**arrays: tuple[Any, tuple[int, ...]]) -> Spec:
   )
 
 
-def batched(example: Spec, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(example: Spec, size: int) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch of `size` examples as shapes."""
   return {name: jax.ShapeDtypeStruct((size, *one.shape), one.dtype) for name, one in example}
 
 
-def keys_like(size: int) -> jax.ShapeDtypeStruct:
+def key_shapes(size: int) -> jax.ShapeDtypeStruct:
   """`size` keys as a shape."""
   return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))

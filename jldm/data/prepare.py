@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jldm.core.errors import UserError
-from jldm.core.files import staged
+from jldm.core.files import replace_folder
 from jldm.data import photos as photographs, tfds as prepared, transforms
 from jldm.data.buckets import Shape, nearest, told
 
@@ -254,7 +254,7 @@ def prepare(
   record = functools.partial(encode, shapes=(size, *buckets), pad=pad, mode="L" if channels == 1 else "RGB")
   padded = [(height + 2 * pad, width + 2 * pad) for height, width in (size, *buckets)]
   try:
-    with staged(target) as temporary:
+    with replace_folder(target) as temporary:
       write(temporary, name, contents, padded, channels, record)
   except OSError as error:
     raise UserError(

@@ -214,17 +214,19 @@ def reconstructions(model: Model, codec: dict, among: Real, how: How, lpips: Any
   """At most how.n held-out pictures and what comes back of them; `lpips` are weights of jldm.metrics.perceptual."""
   source, rows = among.sets.held_out
   rows = rows[: how.n]
-  mesh, batch_size = sharding.mesh_of_rows(len(rows), how.batch_size, how.devices)
-  codec = sharding.place(mesh, codec)
+  mesh, batch_size = sharding.mesh_for_samples(len(rows), how.batch_size, how.devices)
+  codec = sharding.replicate(mesh, codec)
   whole = source[rows]
 
   def batches() -> Iterator[tuple[jax.Array, int]]:
     for start in range(0, len(rows), batch_size):
       here = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
-      yield codecs.pixels(sharding.place_batch(mesh, whole["image"][here])), len(rows) - start
+      yield codecs.pixels(sharding.shard_batch(mesh, whole["image"][here])), len(rows) - start
 
   distance = (
-    None if lpips is None else jax.jit(functools.partial(perceptual.distance, sharding.place(mesh, lpips)))
+    None
+    if lpips is None
+    else jax.jit(functools.partial(perceptual.distance, sharding.replicate(mesh, lpips)))
   )
   values, backs = judging.reconstruction(
     lambda images: reconstruct(model, codec, images), batches(), distance

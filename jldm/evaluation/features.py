@@ -49,12 +49,12 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.
   Raises:
     UserError: pictures that do not fit the extractor, or features that are not finite.
   """
-  mesh, batch_size = sharding.mesh_of_rows(len(rows), loaded.extractor.batch_size, devices)
-  params, apply = sharding.place(mesh, loaded.params), jax.jit(loaded.extractor.apply)
+  mesh, batch_size = sharding.mesh_for_samples(len(rows), loaded.extractor.batch_size, devices)
+  params, apply = sharding.replicate(mesh, loaded.params), jax.jit(loaded.extractor.apply)
   found = []
   for start in range(0, len(rows), batch_size):
     batch = source[rows[np.minimum(np.arange(start, start + batch_size), len(rows) - 1)]]
-    features, logits = apply(params, sharding.place_batch(mesh, loaded.extractor.prepare(batch["image"])))
+    features, logits = apply(params, sharding.shard_batch(mesh, loaded.extractor.prepare(batch["image"])))
     logits = np.zeros((batch_size, 0)) if logits is None else logits
     features, logits = sharding.fetch((features, logits))
     each = (
@@ -88,10 +88,10 @@ def cached(
   """
   path = folder / f"features-{key(loaded, source, rows)}.npz"
   stored = read(path, loaded.source)
-  if multihost.all_of(stored is not None):
+  if multihost.all_processes(stored is not None):
     return stored
   found = extract(loaded, source, rows, devices)
-  if multihost.first():
+  if multihost.is_primary():
     with replace_file(path) as file:
       np.savez(file, features=found.features, logits=found.logits, labels=found.labels)
   return found

@@ -235,15 +235,15 @@ def generate(
   setup = set_up(model, {}, request, sampling, request.n)
   noise = check_noise(request, setup.like(model))
   shown = shown_steps(len(setup.pairs), request.estimates)
-  mesh, batch_size = sharding.mesh_of_rows(request.n, batch_size, devices)
+  mesh, batch_size = sharding.mesh_for_samples(request.n, batch_size, devices)
   whole = (setup.sampler, setup.pairs, setup.rule, setup.transforms)
-  sampler, pairs, rule, transforms = sharding.place(mesh, whole)
-  params, drawn = sharding.spread(mesh, params), sharding.on(mesh, draw)
+  sampler, pairs, rule, transforms = sharding.replicate(mesh, whole)
+  params, drawn = sharding.shard(mesh, params), sharding.with_mesh(mesh, draw)
   per_sample = (setup.branches, jax.random.key_data(setup.keys), noise)
   batches = []
   for start_row in progress(range(0, request.n, batch_size)):
     rows = np.minimum(np.arange(start_row, start_row + batch_size), request.n - 1)
-    given, keys, begun = sharding.place_batch(
+    given, keys, begun = sharding.shard_batch(
       mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample)
     )
     one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))

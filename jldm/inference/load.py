@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
-from jldm.core.specs import Loaded, Spec, batched, keys_like
+from jldm.core.specs import Loaded, Spec, batch_shapes, key_shapes
 from jldm.models.autoencoders.posterior import moments
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
@@ -205,7 +205,7 @@ def stage_example(at: Place, frozen: dict, size: int = 1) -> dict:
   """A batch that a stage trains on, as shapes: of the codec's latents if it needs one, else of the data."""
   if "codec" in frozen:
     return example(stage_model(at), size, frozen)
-  return batched(at.experiment.data.specs[0], size) | in_batch(size)
+  return batch_shapes(at.experiment.data.specs[0], size) | in_batch(size)
 
 
 def in_batch(size: int) -> dict:
@@ -262,7 +262,7 @@ def example(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
 
   model.codec.latent_spec(model.data)
   frozen = frozen_codec(model) if frozen is None else frozen
-  return jax.eval_shape(kept, frozen, batched(model.data, size), keys_like(size)) | in_batch(size)
+  return jax.eval_shape(kept, frozen, batch_shapes(model.data, size), key_shapes(size)) | in_batch(size)
 
 
 def resized(model: Model, size: tuple[int, int]) -> Model:

@@ -22,9 +22,9 @@ def frozen_of(run: Run, mesh: Mesh) -> dict[str, Any]:
     UserError: a stage that is needed is not finished, or a file cannot be read.
   """
   needed = {
-    role: Loaded(each.model, sharding.spread(mesh, each.params)) for role, each in load.needed(run.at).items()
+    role: Loaded(each.model, sharding.shard(mesh, each.params)) for role, each in load.needed(run.at).items()
   }
-  return needed | sharding.place(mesh, lpips_weights(run.stage.objective))
+  return needed | sharding.replicate(mesh, lpips_weights(run.stage.objective))
 
 
 def frozen_shapes(at: load.Place) -> dict[str, Any]:

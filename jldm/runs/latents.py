@@ -36,7 +36,7 @@ def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   cache = moments(run, {"params": params}, train_set, mesh)
   statistics = codecs.measure(posteriors.posterior_of(b) for b, _ in in_order(cache, 4096, pad=False))
   listed = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
-  if multihost.first():
+  if multihost.is_primary():
     print(f"codec: latents have mean {listed(statistics.mean)}, std {listed(statistics.std)} per channel")
   return statistics._asdict()
 
@@ -73,21 +73,21 @@ def written(
   """encode(frozen, batch) of every example, as `folder` has it or made now, by every process some
   parts on its own devices.
   """
-  own = sharding.own(mesh)
+  own = sharding.local_mesh(mesh)
   batch_size = math.ceil(run.encoding_batch_size / own.size) * own.size
-  placed, arrays = sharding.place(own, sharding.fetch(frozen)), jax.jit(encode)
+  placed, arrays = sharding.replicate(own, sharding.fetch(frozen)), jax.jit(encode)
 
   def encode_part(part: Part) -> Iterator[dict]:
     start = part.start
     for batch, count in run.notice.between(in_order(part, batch_size), alone=True):
       rows = {"row": np.arange(start, start + batch_size, dtype=np.uint32)}
-      made = jax.device_get(arrays(placed, sharding.place_batch(own, batch | rows)))
+      made = jax.device_get(arrays(placed, sharding.shard_batch(own, batch | rows)))
       yield {name: array[:count] for name, array in made.items()}
       start += count
 
   with run.clock.on("encode"):
     found = array_cache.open_cache(folder)
-    if multihost.all_of(found is not None):
+    if multihost.all_processes(found is not None):
       return found
     return array_cache.write_like(
       folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.check

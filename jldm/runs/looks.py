@@ -46,7 +46,7 @@ def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
       del metrics
       params = stage.objective.result(state.ema[0], state.extra, frozen).params
       batches = run.notice.between(in_order(held_out, stage.batch_size))
-      held = ((codecs.pixels(sharding.place_batch(mesh, batch["image"])), count) for batch, count in batches)
+      held = ((codecs.pixels(sharding.shard_batch(mesh, batch["image"])), count) for batch, count in batches)
       each, first = reconstruction(lambda images: reconstruct(params, images), held, first_alone=True)
       values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
@@ -126,7 +126,7 @@ def label_of(model: Model, labels: np.ndarray) -> dict:
 
 
 def write_image(workdir: Path, stage: str, step: int, image: np.ndarray, what: str) -> None:
-  if not multihost.first():
+  if not multihost.is_primary():
     return
   folder = workdir / "images"
   folder.mkdir(exist_ok=True)

@@ -63,7 +63,7 @@ def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
   """The devices of a stage: as many as the caller asks for, else as the stage does, and at least one
   of each process.
   """
-  wanted, least = sharding.layout(devices), jax.process_count()
+  wanted, least = sharding.as_layout(devices), jax.process_count()
   asked = math.ceil(stage.devices / least) * least
   return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or asked or None))
 

@@ -91,13 +91,13 @@ def judged(
         samples = evaluate.draw(model, params_of(state), among, how, run.notice.between)
         told = {"stage": name, "step": n, "checkpoint": "latest"}
         told |= evaluate.of_denoiser(model, samples, among, how, scores) | {"versions": evaluate.versions()}
-        if multihost.first():
+        if multihost.is_primary():
           evaluate.write(folder / f"{n}.json", told)
         values = {metric: each["value"] for metric, each in told["metrics"].items()}
         log.record(n, {f"evaluation_{metric}": value for metric, value in values.items()})
         value, of_real = values[asked.metric], scores[asked.metric].value
         log.say(f"{name} step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
-        score = np.float32(multihost.agreed(value if asked.metric in judging.LESS_IS_BETTER else -value))
+        score = np.float32(multihost.broadcast(value if asked.metric in judging.LESS_IS_BETTER else -value))
         if not metrics["skipped"] and better(kept, n, score):
           kept.save(n, averaged(state.ema[0], state.extra) | {"score": score})
 
@@ -111,5 +111,5 @@ def better(kept: Checkpoints, step: int, score: np.float32) -> bool:
   before: they stay as they are.
   """
   kept.commit(wait=True)
-  best = multihost.agreed(max(kept.steps(), default=-1))
+  best = multihost.broadcast(max(kept.steps(), default=-1))
   return best < 0 or (step > best and score < kept.restore(best, {"score": SCORE})["score"])

@@ -136,26 +136,27 @@ def begin(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, s
   steps' key, changes).
   """
   stage, seed = run.stage, run.seed
-  key_init, key_steps, key_codes = sharding.place(mesh, stage_keys(seed, stage.name))
+  key_init, key_steps, key_codes = sharding.replicate(mesh, stage_keys(seed, stage.name))
   tx = stage.optimizer.build(stage.steps)
-  here, size = sharding.rows_here(mesh, stage.batch_size), stage.batch_size
+  here, size = sharding.local_rows(mesh, stage.batch_size), stage.batch_size
 
   def init(key: jax.Array, batch: dict, frozen: dict, started: Any) -> TrainState:
     made = stage.objective.init(key, batch, frozen)
     return init_state(*(made if started is None else stage.objective.start(*made, started)), tx, stage.ema)
 
-  example = sharding.place_share(mesh, size, next(batches(source, seed, size, 0, 1, here)))
+  example = sharding.place_local_rows(mesh, size, next(batches(source, seed, size, 0, 1, here)))
   shapes = jax.eval_shape(init, key_init, example, frozen, None)
-  places = sharding.split(mesh, shapes)
+  places = sharding.shardings_like(mesh, shapes)
   if start:
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
     state = join(saved.restore(start, divide(like)), shapes.extra)
   else:
-    started, quick = sharding.place(mesh, started_from(run)), sharding.quick_compile(mesh)
+    started, quick = sharding.replicate(mesh, started_from(run)), sharding.quick_compile_options(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)
-  step = sharding.on(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
+  step = sharding.with_mesh(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
   rows = (
-    sharding.place_share(mesh, size, share) for share in batches(source, seed, size, start, stage.steps, here)
+    sharding.place_local_rows(mesh, size, share)
+    for share in batches(source, seed, size, start, stage.steps, here)
   )
   return step, state, rows, key_steps, restarts(run, key_codes, mesh)
 
@@ -166,11 +167,11 @@ def restarts(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
   every = getattr(objective, "refresh_every_steps", 0)
   if not every:
     return ()
-  refresh = jax.jit(objective.refresh, compiler_options=sharding.quick_compile(mesh))
+  refresh = jax.jit(objective.refresh, compiler_options=sharding.quick_compile_options(mesh))
 
   def call(n, state, batch):
     extra = refresh(state.params, state.extra, batch, jax.random.fold_in(key, n))
-    return state.replace(extra=sharding.spread(mesh, extra))
+    return state.replace(extra=sharding.shard(mesh, extra))
 
   return (Change(every, call),)
 
@@ -187,7 +188,7 @@ def snapshots(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
   with Checkpoints(workdirs.averages(run.workdir, stage.name), keep=stage.steps) as kept:
 
     def take(n, state, metrics):
-      new = multihost.agreed(n not in kept.steps())  # a run that was resumed comes to the same ones
+      new = multihost.broadcast(n not in kept.steps())  # a run that was resumed comes to the same ones
       if new and not metrics["skipped"]:
         kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
 

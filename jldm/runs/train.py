@@ -44,7 +44,7 @@ def train(
     raise UserError(
       "the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage"
     )
-  if multihost.first():
+  if multihost.is_primary():
     workdirs.check(workdir, experiment)
 
   # 2. Whatever can be refused is refused before anything is written.
@@ -58,7 +58,7 @@ def train(
 
   # 3. The workdir is this run's: another training in it is refused, SIGTERM ends the run after a commit.
   with watched() as notice, workdirs.writing(workdir), claimed(workdir, experiment):
-    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.first() else None
+    logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
 
     # 4. The stages.  Resuming is running the same command again:
@@ -79,10 +79,10 @@ def train(
 @contextlib.contextmanager
 def claimed(workdir: Path, experiment: Experiment) -> Iterator[None]:
   """The workdir is this run's: the first process holds its lock, and the others see the same folder."""
-  with lock.held(workdir) if multihost.first() else contextlib.nullcontext():
-    if multihost.first():
+  with lock.held(workdir) if multihost.is_primary() else contextlib.nullcontext():
+    if multihost.is_primary():
       workdirs.claim(workdir, experiment)
-    multihost.meet("claimed")
-    if not multihost.first():
+    multihost.barrier("claimed")
+    if not multihost.is_primary():
       workdirs.check_shared(workdir, experiment)
     yield

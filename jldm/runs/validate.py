@@ -82,7 +82,7 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
       f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))"
     )
   mesh = mesh_of(stage, devices)
-  parts = sharding.ways(mesh)
+  parts = sharding.batch_shard_count(mesh)
   if stage.batch_size % (stage.accumulate * parts):
     raise UserError(
       f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {parts} devices"

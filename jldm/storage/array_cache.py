@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jldm.core.files import replace_file, staged
+from jldm.core.files import replace_file, replace_folder
 from jldm.data.buckets import Buckets
 from jldm.data.source import Arrays, Batch, Joined, Part, Source
 
@@ -101,7 +101,7 @@ def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
     OSError: it does not read back as it was written.
   """
   folder = Path(folder)
-  with staged(folder) as temporary:
+  with replace_folder(folder) as temporary:
     files, digests, done = {}, {}, 0
     for batch in batches:
       if not files:

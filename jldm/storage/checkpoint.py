@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jldm.core.errors import GO_ON, NonFiniteError, Preempted, UserError
+from jldm.core.errors import RESUME_HINT, NonFiniteError, Preempted, UserError
 from jldm.core.files import replace_file
 from jldm.distributed import multihost
 
@@ -95,12 +95,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         handler, async_options=options, multiprocessing_options=meeting
       )
       self._worker = futures.ThreadPoolExecutor(1, "checkpoint")
-      if multihost.first():
+      if multihost.is_primary():
         self.folder.mkdir(parents=True, exist_ok=True)
         _remove_uncommitted(self.folder, self.steps())
 
   def __exit__(self, kind: type | None, *exception: object) -> None:
-    if multihost.several() and kind not in (None, NonFiniteError, Preempted):
+    if multihost.is_multiprocess() and kind not in (None, NonFiniteError, Preempted):
       return  # what the others do not know of: they will not come to finish a save
     try:
       self.commit(wait=True)
@@ -128,7 +128,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def finish() -> dict[str, list]:
       self._checkpointer.wait_until_finished()
-      return _fingerprints(self.folder / str(step)) if multihost.first() else {}
+      return _fingerprints(self.folder / str(step)) if multihost.is_primary() else {}
 
     self._pending = step, self._worker.submit(finish)
 
@@ -143,11 +143,11 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._pending = None
     with self._told(step):
       files = finished.result()
-      if multihost.first():
+      if multihost.is_primary():
         _write(
           self.folder / f"{step}{MANIFEST}", json.dumps({"step": step, "files": files}, separators=(",", ":"))
         )
-    if multihost.first():
+    if multihost.is_primary():
       for old in self.steps()[: -self.keep]:
         (self.folder / f"{old}{MANIFEST}").unlink()
         self._worker.submit(shutil.rmtree, self.folder / str(old))  # takes tenths of a second
@@ -166,7 +166,9 @@ class Checkpoints(contextlib.AbstractContextManager):
       there = (
         f"step {steps[-1]} is the newest in {self.folder}" if steps else f"{self.folder} has no step yet"
       )
-      raise UserError(f"step {step} could not be saved: {os.strerror(code)}; {there}, and {GO_ON}") from error
+      raise UserError(
+        f"step {step} could not be saved: {os.strerror(code)}; {there}, and {RESUME_HINT}"
+      ) from error
 
   def steps(self) -> list[int]:
     """The committed steps, ascending."""
@@ -178,8 +180,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     """The newest committed step that agrees with its manifest; damaged ones are told of and moved into
     `damaged/`.
     """
-    step = self._newest_sound() if multihost.first() else None
-    agreed = multihost.agreed(
+    step = self._newest_sound() if multihost.is_primary() else None
+    agreed = multihost.broadcast(
       -1 if step is None else step
     )  # one process looks, so that all go on from the same step
     step = None if agreed < 0 else agreed
@@ -208,7 +210,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     """The names of what a committed step stores (an item without arrays is not stored); raises
     UserError if damaged.
     """
-    agreed = multihost.several() and step in self._verified  # whatever a share that lags lists here
+    agreed = multihost.is_multiprocess() and step in self._verified  # whatever a share that lags lists here
     if not agreed and step not in (steps := self.steps()):
       raise UserError(
         f"{self.folder} has no committed step {step}; it has {', '.join(map(str, steps)) or 'none'}"

@@ -20,7 +20,7 @@ import tempfile
 
 from jldm.config.experiment import Experiment, Pretrained, Stage
 from jldm.config.serialize import differences, dumps, loads, to_data
-from jldm.core.errors import GO_ON, UserError
+from jldm.core.errors import RESUME_HINT, UserError
 from jldm.core.files import replace_file
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import lock
@@ -140,7 +140,9 @@ def writing(workdir: Path) -> Iterator[None]:
     if error.errno not in DISK:
       raise
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    raise UserError(f"cannot go on in workdir {str(workdir)!r}: {what}; see to that, and {GO_ON}") from error
+    raise UserError(
+      f"cannot go on in workdir {str(workdir)!r}: {what}; see to that, and {RESUME_HINT}"
+    ) from error
 
 
 def checkpoints(workdir: Path, stage: str) -> Path:

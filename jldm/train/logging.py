@@ -142,7 +142,7 @@ class Log:
       workdir / "metrics.jsonl",
       stage,
       batch_size,
-      multihost.first(),
+      multihost.is_primary(),
     )
     self.made_before = (
       forget_after(self.path, stage, start) if self.writes else 0

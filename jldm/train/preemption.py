@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-from jldm.core.errors import GO_ON, Preempted
+from jldm.core.errors import RESUME_HINT, Preempted
 from jldm.distributed import multihost
 from jldm.train.loop import IN_FLIGHT, Hook
 
@@ -37,8 +37,8 @@ class Notice:
 
   def check(self) -> None:
     """Raises Preempted if one was; all processes come here."""
-    if multihost.any_of(self.asked):
-      raise Preempted(f"stopped by SIGTERM; {GO_ON}")
+    if multihost.any_process(self.asked):
+      raise Preempted(f"stopped by SIGTERM; {RESUME_HINT}")
 
   def between(self, items: Iterable, alone: bool = False) -> Iterator:
     """The items, with a look before each: for what takes long between two steps.
@@ -53,9 +53,9 @@ class Notice:
 
   def came(self) -> bool:
     """Whether to stop after this step; all processes come here after each."""
-    if not multihost.several():
+    if not multihost.is_multiprocess():
       return self.asked
-    self.sent.append(multihost.send(self.asked))
+    self.sent.append(multihost.start_any(self.asked))
     return len(self.sent) > IN_FLIGHT and bool(self.sent.popleft())
 
   def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
@@ -66,7 +66,7 @@ class Notice:
     def call(n, state, metrics):
       if self.came() and n < stop:
         keep(n, state, metrics)
-        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {GO_ON}")
+        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {RESUME_HINT}")
 
     return Hook(1, call)
 
@@ -80,7 +80,7 @@ class Notice:
         if n == stop:
           raise
         keep(n, state, metrics)
-        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {GO_ON}") from error
+        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {RESUME_HINT}") from error
 
     return hook._replace(call=call)
 
@@ -113,12 +113,12 @@ def _watch(notice: Notice, reader: int, grace_s: float) -> None:
   while True:
     left = None if end is None else max(0, end - time.monotonic())
     if not select.select([reader], [], [], left)[0]:
-      _leave(f"stopped by SIGTERM; no step ended within {grace_s:g} s; {GO_ON}")
+      _leave(f"stopped by SIGTERM; no step ended within {grace_s:g} s; {RESUME_HINT}")
     if not (came := os.read(reader, 64)):
       return
     terms = came.count(signal.SIGTERM)
     if terms > 1 or (terms and notice.asked):
-      _leave(f"stopped by a second SIGTERM; {GO_ON}")
+      _leave(f"stopped by a second SIGTERM; {RESUME_HINT}")
     if terms:
       notice.asked, end = True, time.monotonic() + grace_s
 

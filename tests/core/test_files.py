@@ -5,7 +5,7 @@ import os
 import pytest
 
 from jldm.core import files
-from jldm.core.files import replace_file, staged
+from jldm.core.files import replace_file, replace_folder
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
@@ -55,10 +55,10 @@ def test_contents_are_on_the_disk_before_the_file_takes_its_place(tmp_path, monk
 
 
 def test_a_folder_takes_its_place_or_vanishes(tmp_path):
-  with staged(tmp_path / "a") as folder:
+  with replace_folder(tmp_path / "a") as folder:
     (folder / "x").write_text("whole")
     assert not (tmp_path / "a").exists()
   assert (tmp_path / "a" / "x").read_text() == "whole"
-  with pytest.raises(RuntimeError), staged(tmp_path / "b") as folder:
+  with pytest.raises(RuntimeError), replace_folder(tmp_path / "b") as folder:
     raise RuntimeError
   assert [path.name for path in tmp_path.iterdir()] == ["a"]

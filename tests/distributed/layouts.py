@@ -80,12 +80,12 @@ def make(folder: Path, row: Row) -> None:
   model, params = load(folder / str(ONE))
   request = Request(n=len(LABELS), given={"label": LABELS})
   images = generate(model, params, request, steps_of(model, 3), devices=row.layout).data
-  if multihost.first():
+  if multihost.is_primary():
     np.save(folder / f"{row}.npy", images)
   mesh = sharding.mesh_for(8, row.layout)
   for name in STAGES:
     with Checkpoints(folder / "states" / str(row) / name) as saved:
-      saved.save(1, {"state": sharding.spread(mesh, first_state(name))})
+      saved.save(1, {"state": sharding.shard(mesh, first_state(name))})
 
 
 def restore(folder: Path, row: Row) -> None:
@@ -94,7 +94,9 @@ def restore(folder: Path, row: Row) -> None:
   for name in STAGES:
     state = first_state(name)
     like = jax.tree.map(
-      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, sharding.split(mesh, state)
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+      state,
+      sharding.shardings_like(mesh, state),
     )
     for saved in sorted((folder / "states").iterdir()):
       with Checkpoints(saved / name, read_only=True) as there:
@@ -102,7 +104,7 @@ def restore(folder: Path, row: Row) -> None:
       jax.tree.map(np.testing.assert_array_equal, sharding.fetch(found), state)
       count += 1
     held = max(bytes_on(device, found) for device in jax.local_devices()), nbytes(state)
-  if multihost.first():
+  if multihost.is_primary():
     (folder / f"{row}.json").write_text(json.dumps({"restored": count, "held": held[0], "whole": held[1]}))
 
 

@@ -13,16 +13,17 @@ from tests.faults.processes import free_port
 PROGRAM = """
 import argparse, json
 import jax
-from jldm.distributed import multihost as processes, sharding
+from jldm.distributed import multihost, sharding
 parser = argparse.ArgumentParser()
 sharding.add_arguments(parser)
 args = parser.parse_args()
 sharding.configure(args.devices, args)
 number = jax.process_index()
-told = [processes.agreed(number + 5), processes.any_of(number == 1), processes.all_of(number == 1)]
-told += [bool(processes.send(False)), len(sharding.choose()), sharding.asked(args).devices, processes.first()]
-processes.meet("end")
-print(json.dumps(told))
+results = [multihost.broadcast(number + 5), multihost.any_process(number == 1), multihost.all_processes(number == 1)]
+results += [bool(multihost.start_any(False)), len(sharding.choose_devices())]
+results += [sharding.layout_from_args(args).devices, multihost.is_primary()]
+multihost.barrier("end")
+print(json.dumps(results))
 """
 SLURM = {
   "SLURM_JOB_ID": "{job}",

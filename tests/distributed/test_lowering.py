@@ -45,15 +45,15 @@ def test_the_sampler_lowers_for_accelerators_on_a_mesh():
   mesh = sharding.mesh_for(8, sharding.Layout(8, fsdp=2, tensor=2))
   at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
   params = denoiser_shapes(model) | {"codec": codec_shapes(model)}
-  params = jax.tree.map(at, params, sharding.split(mesh, params))
+  params = jax.tree.map(at, params, sharding.shardings_like(mesh, params))
   assert {axis for leaf in jax.tree.leaves(params) for axis in leaf.sharding.spec} >= {"fsdp", "tensor"}
   sampling = Sampling(steps=4, guidance=ClassifierFree(2.0))
   setup = set_up(model, {}, Request(n=8, given={"label": jnp.zeros(8, jnp.int32)}), sampling, 8)
-  split = {"branches": sharding.batched(mesh), "keys": sharding.batched(mesh)}
-  place = lambda name: split.get(name, sharding.replicated(mesh))
+  split = {"branches": sharding.batch_sharding(mesh), "keys": sharding.batch_sharding(mesh)}
+  place = lambda name: split.get(name, sharding.replicated_sharding(mesh))
   shapes = lambda name, tree: jax.tree.map(lambda x: at(jnp.asarray(x), place(name)), tree)
   setup = type(setup)(**{name: shapes(name, part) for name, part in setup._asdict().items()})._replace(
     params=params
   )
-  lowered = sharding.on(mesh, export.export(draw, platforms=("tpu", "cuda")))(model, setup)
+  lowered = sharding.with_mesh(mesh, export.export(draw, platforms=("tpu", "cuda")))(model, setup)
   assert lowered.platforms == ("tpu", "cuda") and lowered.nr_devices == 8

@@ -125,8 +125,8 @@ def nbytes(tree: object) -> int:
 def test_a_device_holds_its_part_of_the_state(name, layout, parts):
   state = first_state(name)
   mesh = sharding.mesh_for(8, layout)
-  placed = sharding.spread(mesh, state)
-  small = nbytes([x for x in jax.tree.leaves(state) if x.size < sharding.SMALL])
+  placed = sharding.shard(mesh, state)
+  small = nbytes([x for x in jax.tree.leaves(state) if x.size < sharding.SMALLEST_SPLIT])
   for device in mesh.devices.flat:
     assert bytes_on(device, placed) <= (nbytes(state) - small) / parts + small
 
@@ -136,10 +136,10 @@ def test_a_state_saved_on_each_mesh_is_restored_on_every_other(name, tmp_path):
   state = first_state(name)
   for saved in LAYOUTS:
     with Checkpoints(tmp_path / str(saved)) as there:
-      there.save(1, {"state": sharding.spread(sharding.mesh_for(8, saved), state)})
+      there.save(1, {"state": sharding.shard(sharding.mesh_for(8, saved), state)})
     with Checkpoints(tmp_path / str(saved), read_only=True) as there:
       for restored in LAYOUTS:
-        places = sharding.split(sharding.mesh_for(8, restored), state)
+        places = sharding.shardings_like(sharding.mesh_for(8, restored), state)
         like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, places)
         found = there.restore(1, {"state": like})["state"]
         jax.tree.map(np.testing.assert_array_equal, found, state)
@@ -161,13 +161,15 @@ def test_a_state_saved_on_each_mesh_is_restored_on_every_other(name, tmp_path):
 )
 def test_rules(path, shape, axes):
   mesh = sharding.mesh_for(8, Layout(8, fsdp=2, tensor=2))
-  found = tuple(sharding.spec(path, shape, mesh))
+  found = tuple(sharding.partition_spec(path, shape, mesh))
   assert found + (None,) * (len(axes) - len(found)) == axes
 
 
 def test_a_rule_of_ones_own():
   mesh = sharding.mesh_for(8, Layout(8, tensor=2))
-  assert sharding.spec("mine/kernel", (64, 64), mesh, [(r"mine/kernel$", -2)]) == jax.P("tensor", None)
+  assert sharding.partition_spec("mine/kernel", (64, 64), mesh, [(r"mine/kernel$", -2)]) == jax.P(
+    "tensor", None
+  )
 
 
 @pytest.mark.parametrize(

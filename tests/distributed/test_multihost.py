@@ -26,7 +26,7 @@ def parsed(*argv: str) -> argparse.Namespace:
 def joined(monkeypatch):
   """The arguments that JAX is called with."""
   calls = []
-  for variable, _ in multihost.STARTED.values():
+  for variable, _ in multihost.LAUNCHERS.values():
     monkeypatch.delenv(variable, raising=False)
   monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
   monkeypatch.setattr(multihost.signal, "signal", lambda *args: None)
@@ -34,8 +34,8 @@ def joined(monkeypatch):
 
 
 def test_one_process_joins_nobody(joined):
-  multihost.join(parsed())
-  assert not joined and not multihost.several() and multihost.first()
+  multihost.connect(parsed())
+  assert not joined and not multihost.is_multiprocess() and multihost.is_primary()
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,16 @@ def test_one_process_joins_nobody(joined):
 )
 def test_the_environment_says_that_there_are_others(joined, monkeypatch, variable, alone, several):
   monkeypatch.setenv(variable, alone)
-  multihost.join(parsed())
+  multihost.connect(parsed())
   assert not joined
   monkeypatch.setenv(variable, several)
-  multihost.join(parsed())
+  multihost.connect(parsed())
   assert joined == [(None, None, None)]
 
 
 def test_options_say_it(joined):
-  multihost.join(parsed("--distributed"))
-  multihost.join(parsed("--coordinator", "host:1234", "--processes", "3", "--process", "2"))
+  multihost.connect(parsed("--distributed"))
+  multihost.connect(parsed("--coordinator", "host:1234", "--processes", "3", "--process", "2"))
   assert joined == [(None, None, None), ("host:1234", 3, 2)]
 
 
@@ -75,7 +75,7 @@ def test_options_say_it(joined):
 )
 def test_options_that_do_not_fit_are_refused(joined, argv):
   with pytest.raises(UserError, match=r"expected HOST:PORT, N, and a number from 0 to N - 1, all three"):
-    multihost.join(parsed(*argv))
+    multihost.connect(parsed(*argv))
   assert not joined
 
 
@@ -113,26 +113,26 @@ from jldm.distributed import multihost
 multihost.CONNECT_S = 1
 parser = argparse.ArgumentParser()
 multihost.add_arguments(parser)
-multihost.join(parser.parse_args())
+multihost.connect(parser.parse_args())
 """
 
 
 def test_one_process_decides_by_itself():
-  assert multihost.agreed(7) == 7 and multihost.agreed(True) is True
+  assert multihost.broadcast(7) == 7 and multihost.broadcast(True) is True
   assert (
-    multihost.any_of(True)
-    and not multihost.any_of(False)
-    and multihost.all_of(True)
-    and not multihost.all_of(False)
+    multihost.any_process(True)
+    and not multihost.any_process(False)
+    and multihost.all_processes(True)
+    and not multihost.all_processes(False)
   )
-  multihost.meet("here")
-  assert not multihost.lost(ValueError("Gloo all-reduce failed: Connection reset by peer")), (
+  multihost.barrier("end")
+  assert not multihost.is_lost_connection(ValueError("Gloo all-reduce failed: Connection reset by peer")), (
     "there is nobody to lose"
   )
 
 
 @pytest.mark.parametrize(
-  "error, told",
+  "error, expected",
   [
     (ValueError("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error: Connection reset by peer"), True),
     (RuntimeError("UNAVAILABLE: Failed to send RPC to coordination service"), True),
@@ -141,13 +141,13 @@ def test_one_process_decides_by_itself():
     (UserError("--coordinator was not found by gloo"), False),
   ],
 )
-def test_what_says_that_another_has_ended(monkeypatch, error, told):
-  monkeypatch.setattr(multihost, "several", lambda: True)
-  assert multihost.lost(error) == told
+def test_what_says_that_another_has_ended(monkeypatch, error, expected):
+  monkeypatch.setattr(multihost, "is_multiprocess", lambda: True)
+  assert multihost.is_lost_connection(error) == expected
 
 
-def test_whether_any_was_told_is_read_later():
-  assert bool(multihost.send(True)) and not bool(multihost.send(False))
+def test_start_any_is_read_later():
+  assert bool(multihost.start_any(True)) and not bool(multihost.start_any(False))
 
 
 # ---- arrays of a mesh
@@ -163,10 +163,10 @@ LAYOUTS = (
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_share_is_the_rows_that_are_held_here(layout):
   mesh, x = sharding.mesh_for(16, layout), np.arange(48).reshape(16, 3)
-  rows = sharding.rows_here(mesh, 16)
+  rows = sharding.local_rows(mesh, 16)
   np.testing.assert_array_equal(rows, np.arange(16))
-  placed = sharding.place_share(mesh, 16, {"x": x[rows]})["x"]
-  assert placed.sharding == sharding.batched(mesh) == sharding.place_batch(mesh, x).sharding
+  placed = sharding.place_local_rows(mesh, 16, {"x": x[rows]})["x"]
+  assert placed.sharding == sharding.batch_sharding(mesh) == sharding.shard_batch(mesh, x).sharding
   np.testing.assert_array_equal(placed, x)
 
 
@@ -177,11 +177,11 @@ def test_a_share_need_not_be_one_piece(monkeypatch, rows):
   """As of a process that holds every other part of a batch."""
   mesh, x = sharding.mesh_for(16, 8), np.arange(48).reshape(16, 3)
   asked = {}
-  monkeypatch.setattr(sharding, "rows_here", lambda mesh, size: rows)
+  monkeypatch.setattr(sharding, "local_rows", lambda mesh, size: rows)
   monkeypatch.setattr(
     jax, "make_array_from_callback", lambda shape, at, part: asked.update(shape=shape, part=part)
   )
-  sharding.place_share(mesh, 16, x[rows])
+  sharding.place_local_rows(mesh, 16, x[rows])
   assert asked["shape"] == (16, 3)
   for start in rows[::2]:
     np.testing.assert_array_equal(asked["part"]((slice(start, start + 2), slice(None))), x[start : start + 2])
@@ -190,21 +190,21 @@ def test_a_share_need_not_be_one_piece(monkeypatch, rows):
 def test_what_is_fetched_is_whole():
   mesh = sharding.mesh_for(16, sharding.Layout(8, fsdp=4))
   tree = {"a": np.arange(2**13, dtype=np.float32).reshape(64, 128), "b": np.float32(3), "c": np.arange(3)}
-  for placed in (sharding.spread(mesh, tree), sharding.place(mesh, tree), tree):
+  for placed in (sharding.shard(mesh, tree), sharding.replicate(mesh, tree), tree):
     found = sharding.fetch(placed)
     assert all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in jax.tree.leaves(found))
     jax.tree.map(np.testing.assert_array_equal, found, tree)
 
 
 def test_keys_are_placed():
-  placed = sharding.place(sharding.mesh_for(8, 8), jax.random.key(3))
+  placed = sharding.replicate(sharding.mesh_for(8, 8), jax.random.key(3))
   assert placed.sharding.is_fully_replicated
   np.testing.assert_array_equal(jax.random.key_data(placed), jax.random.key_data(jax.random.key(3)))
 
 
 def test_devices_of_one_process_are_its_own():
   mesh = sharding.mesh_for(8, sharding.Layout(8, fsdp=2, tensor=2))
-  own = sharding.own(mesh)
+  own = sharding.local_mesh(mesh)
   assert own.size == 8 and own.shape["fsdp"] == own.shape["tensor"] == 1
 
 
@@ -226,5 +226,5 @@ def test_others_that_do_not_come_are_waited_for_and_missed(process):
   )
   assert (
     done.returncode == 2
-    and "did not come within 1 s at --coordinator 127.0.0.1:" in done.stderr.splitlines()[-1]
+    and "did not connect within 1 s at --coordinator 127.0.0.1:" in done.stderr.splitlines()[-1]
   )

@@ -78,8 +78,8 @@ def test_rules_and_policies_are_those_of_the_code():
       if f"`{pattern.removesuffix('$').replace('|', chr(92) + '|')}`" in line
     )
     assert {-1: "the last", -2: "the one before"}[axis] in row
-  assert f"fewer than {sharding.SMALL:,} values" in PAGE
-  for name, meaning in sharding.LOGICAL:
+  assert f"fewer than {sharding.SMALLEST_SPLIT:,} values" in PAGE
+  for name, meaning in sharding.LOGICAL_AXES:
     assert f"`{name}`" in PAGE and all(
       f"`{axis}`" in PAGE for axis in ([meaning] if isinstance(meaning, str) else meaning)
     )

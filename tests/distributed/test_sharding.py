@@ -23,7 +23,7 @@ def refused(*arguments) -> str:
 
 def test_there_are_eight_devices():
   assert jax.device_count() == 8
-  assert sharding.choose() == jax.devices() and sharding.choose(3) == jax.devices()[:3]
+  assert sharding.choose_devices() == jax.devices() and sharding.choose_devices(3) == jax.devices()[:3]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_mesh_over_devices_that_divide_the_batch(batch_size, devices, size):
 
 
 @pytest.mark.parametrize(
-  "batch_size, devices, told",
+  "batch_size, devices, message",
   [
     (
       12,
@@ -45,13 +45,15 @@ def test_a_mesh_over_devices_that_divide_the_batch(batch_size, devices, size):
     ),
     (100, 3, "use batch size 99 or 102, or --devices 1 or 2 or 4 or 5"),
     (5, 8, "use batch size 8, or --devices 1 or 5"),
-    (16, 9, "devices=9; expected 1 to 8, the number of cpu devices here"),
+    (16, 9, "devices=9; expected 1 to 8, the number of cpu devices of this machine"),
     (16, 0, "devices=0; expected 1 to 8"),
     (16, -1, "devices=-1; expected 1 to 8"),
   ],
 )
-def test_what_does_not_fit_is_told_with_the_nearest_that_would(batch_size, devices, told):
-  assert told in refused(batch_size, devices)
+def test_a_batch_or_device_count_that_does_not_fit_is_refused_with_the_nearest_legal_ones(
+  batch_size, devices, message
+):
+  assert message in refused(batch_size, devices)
 
 
 @pytest.mark.parametrize("batch_size, devices", [(12, 8), (100, 3), (5, 8), (1001, 6)])
@@ -66,7 +68,7 @@ def test_what_is_told_to_use_does_fit(batch_size, devices):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_a_batch_is_split_and_parameters_are_whole(devices):
   mesh = sharding.mesh_for(16, devices)
-  batch, whole = sharding.place_batch(mesh, BATCH), sharding.place(mesh, BATCH)
+  batch, whole = sharding.shard_batch(mesh, BATCH), sharding.replicate(mesh, BATCH)
   for name, x in BATCH.items():
     for placed, rows in ((batch[name], 16 // devices), (whole[name], 16)):
       np.testing.assert_array_equal(placed, x)
@@ -74,13 +76,13 @@ def test_a_batch_is_split_and_parameters_are_whole(devices):
       assert {len(shard.data) for shard in placed.addressable_shards} == {rows}
   for shard in batch["row"].addressable_shards:
     np.testing.assert_array_equal(shard.data, BATCH["row"][shard.index])
-  assert batch["row"].sharding.is_equivalent_to(sharding.batched(mesh), 1)
+  assert batch["row"].sharding.is_equivalent_to(sharding.batch_sharding(mesh), 1)
 
 
 def test_quick_compile_changes_no_result():
   mesh = sharding.mesh_for(16, 1)
   draw = lambda key: jax.random.normal(key, (100,))
-  quick = jax.jit(draw, compiler_options=sharding.quick_compile(mesh))(jax.random.key(0))
+  quick = jax.jit(draw, compiler_options=sharding.quick_compile_options(mesh))(jax.random.key(0))
   np.testing.assert_allclose(quick, jax.jit(draw)(jax.random.key(0)), rtol=1e-5, atol=1e-6)
 
 
@@ -118,8 +120,8 @@ assert jax.device_count() == {expected.split()[0]}
   ],
 )
 def test_rows_are_filled_up_to_what_the_mesh_divides(count, most, devices, size):
-  mesh, batch_size = sharding.mesh_of_rows(count, most, devices)
-  assert batch_size == size and batch_size % sharding.ways(mesh) == 0
+  mesh, batch_size = sharding.mesh_for_samples(count, most, devices)
+  assert batch_size == size and batch_size % sharding.batch_shard_count(mesh) == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +167,7 @@ def test_every_layout_is_laid_on_the_wires_of_a_tpu(slices, fsdp, tensor, monkey
   devices = chips(slices)
   monkeypatch.setattr(sharding.jax, "device_count", lambda: len(devices))
   monkeypatch.setattr(sharding, "Mesh", lambda grid, axes, axis_types: grid)
-  grid = sharding.arranged(devices, fsdp, tensor)
+  grid = sharding.make_mesh(devices, fsdp, tensor)
   assert grid.shape == (16 * slices // (fsdp * tensor), fsdp, tensor)
   assert sorted(chip.id for chip in grid.flat) == list(range(len(devices)))
   if fsdp * tensor <= 16:

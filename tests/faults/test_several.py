@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from jldm.core.errors import GO_ON, Preempted
+from jldm.core.errors import RESUME_HINT, Preempted
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES
@@ -86,7 +86,7 @@ def test_whichever_is_asked_to_end_or_dies_both_end_and_go_on_to_the_same_bits(c
       started[which].send_signal(signal.SIGTERM)
       assert ends(started) == [Preempted.EXIT_CODE] * 2, [said(log) for log in logs]
       (line,) = [line for line in said(logs[0]) if "SIGTERM" in line]
-      assert GO_ON in line and line in said(logs[1]), "both stopped after the same step"
+      assert RESUME_HINT in line and line in said(logs[1]), "both stopped after the same step"
       assert number or "autoencoder step" in line
       asked += committed(workdir, stage) != before
     assert not (workdir / "lock").exists()

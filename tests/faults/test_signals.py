@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jldm.cli.train import load_config
-from jldm.core.errors import GO_ON, Preempted
+from jldm.core.errors import RESUME_HINT, Preempted
 from jldm.runs import latents, looks
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
@@ -112,7 +112,7 @@ def test_sigterm_to_the_command(config, unbroken):
     assert process.wait(DEADLINE_S) == 75, said(workdir.with_suffix(".log"))
     assert time.monotonic() - began < GRACE_S
   step = logged(workdir, "denoiser")
-  assert said(workdir.with_suffix(".log"))[-1] == f"stopped by SIGTERM at denoiser step {step}; {GO_ON}"
+  assert said(workdir.with_suffix(".log"))[-1] == f"stopped by SIGTERM at denoiser step {step}; {RESUME_HINT}"
   assert committed(workdir, "denoiser")[-1] == step < STEPS
   with running(config, workdir) as process:
     assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))

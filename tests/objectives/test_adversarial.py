@@ -196,10 +196,10 @@ def first_state():
 
 def run(devices: int, accumulate: int):
   mesh = sharding.mesh_for(8, devices)
-  state, metrics, root = sharding.place(mesh, first_state()), [], sharding.place(mesh, KEY)
+  state, metrics, root = sharding.replicate(mesh, first_state()), [], sharding.replicate(mesh, KEY)
   step = make_step(OBJECTIVE.loss, TX, DECAY, accumulate)
   for n in range(STEPS):
-    state, each = step(state, sharding.place_batch(mesh, batch_of(n)), root, {})
+    state, each = step(state, sharding.shard_batch(mesh, batch_of(n)), root, {})
     metrics.append(jax.device_get(each))
   return jax.device_get(state), metrics
 

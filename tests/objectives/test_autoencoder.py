@@ -249,10 +249,10 @@ def first_state():
 def run(devices: int, accumulate: int = 1):
   """Six steps with restarts after the third and the sixth: the state and the metrics of each, on the host."""
   mesh, metrics = sharding.mesh_for(8, devices), []
-  state, root = sharding.place(mesh, (first_state(), ROOT))
+  state, root = sharding.replicate(mesh, (first_state(), ROOT))
   refresh = jax.jit(VQ.refresh)
   for n in range(1, 7):
-    batch = sharding.place_batch(mesh, batch_of(n))
+    batch = sharding.shard_batch(mesh, batch_of(n))
     state, each = compiled(accumulate)(state, batch, root, {})
     metrics.append(jax.device_get(each))
     if n % VQ.refresh_every_steps == 0:

@@ -411,7 +411,7 @@ def test_a_condition_trains_on_eight_devices_as_on_one_and_under_pmap():
   one = quick(loss)(params, BATCH)
   mesh = sharding.mesh_for(8, 8)
   np.testing.assert_allclose(
-    quick(loss)(sharding.place(mesh, params), sharding.place_batch(mesh, BATCH)), one, rtol=1e-4
+    quick(loss)(sharding.replicate(mesh, params), sharding.shard_batch(mesh, BATCH)), one, rtol=1e-4
   )
   each = jax.tree.map(lambda x: np.asarray(x)[:, None], BATCH)
   np.testing.assert_allclose(jax.pmap(loss, in_axes=(None, 0))(params, each)[:, 0], one, rtol=1e-4)

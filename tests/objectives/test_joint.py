@@ -121,7 +121,7 @@ def test_one_and_eight_devices_agree():
   )(params)
   one = quick(gradient)(params, batch_of(8))
   mesh = sharding.mesh_for(8, 8)
-  eight = quick(gradient)(sharding.place(mesh, params), sharding.place_batch(mesh, batch_of(8)))
+  eight = quick(gradient)(sharding.replicate(mesh, params), sharding.shard_batch(mesh, batch_of(8)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
 
 

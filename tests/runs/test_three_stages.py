@@ -198,7 +198,9 @@ def test_a_stage_waits_for_what_it_needs(three, tmp_path):
 
 
 def test_what_is_frozen_is_split_over_fsdp_as_what_is_trained(finished, monkeypatch):
-  monkeypatch.setattr(sharding, "SMALL", 64)  # the student's arrays are smaller than what is worth splitting
+  monkeypatch.setattr(
+    sharding, "SMALLEST_SPLIT", 64
+  )  # the student's arrays are smaller than what is worth splitting
   layout = Layout(8, fsdp=8)
   run = runs.Run(place(finished, "student"), layout)
   frozen = frozen_of(run, runs.mesh_of(run.stage, layout))

@@ -156,7 +156,7 @@ def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, 
     barrier.wait()
     return found
 
-  monkeypatch.setattr(multihost, "any_of", any_of)
+  monkeypatch.setattr(multihost, "any_process", any_of)
   monkeypatch.setattr(array_cache, "PART", 2)
   source = Arrays({"x": np.arange(12)})
 

@@ -80,11 +80,11 @@ def first_state(objective):
 def run(objective, devices: int, start: int, stop: int, state=None, accumulate: int = 1):
   """Steps start + 1 to stop: (the state, the metrics of each), on the host."""
   mesh, metrics = sharding.mesh_for(8, devices), []
-  state = sharding.place(mesh, state or first_state(objective))
-  root, frozen = sharding.place(mesh, (ROOT, CODEC))
+  state = sharding.replicate(mesh, state or first_state(objective))
+  root, frozen = sharding.replicate(mesh, (ROOT, CODEC))
   for n in range(start, stop):
     state, each = compiled(objective, accumulate)(
-      state, sharding.place_batch(mesh, batch_of(n)), root, frozen
+      state, sharding.shard_batch(mesh, batch_of(n)), root, frozen
     )
     metrics.append(jax.device_get(each))
   return jax.device_get(state), metrics

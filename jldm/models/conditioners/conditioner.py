@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.core.keys import split_each
 from jldm.core.shapes import expand
-from jldm.core.specs import Spec, batched, keys_like
+from jldm.core.specs import Spec, batch_shapes, key_shapes
 
 Array = jax.Array
 Inputs = dict[str, Array]  # of one conditioner, [B, ...] each
@@ -196,5 +196,5 @@ def with_masks(conditions: list[dict[str, Array]]) -> list[dict[str, Array]]:
 
 def blank(conditioner: Conditioner, data: Spec) -> Inputs:
   """Inputs [1, ...] of zeros, in the shapes of those drawn from `data`: they stand where nothing is given."""
-  shapes = jax.eval_shape(conditioner.draw, batched(data, 1), keys_like(1))
+  shapes = jax.eval_shape(conditioner.draw, batch_shapes(data, 1), key_shapes(1))
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
