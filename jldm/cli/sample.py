@@ -19,6 +19,7 @@ from jldm.inference.conditions import branches
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, classes_of, load, of, of_kind
 from jldm.media import images as pictures
+from jldm.media.parts import write_parts
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
@@ -110,13 +111,17 @@ def main(args: argparse.Namespace) -> None:
   labels = parse_labels(args.label, args.n, classes_of(described_model))
   out = Path(args.out) if args.out else workdir / "samples"
   request = request_of(described_model, args, labels)
+  if described_model.parts and (args.previews or args.tile):
+    raise UserError(
+      f"--previews and --tile with samples in parts ({', '.join(described_model.parts)}); leave them out"
+    )
   check_writable(out)
   sharding.configure(args.devices, args)
   tiles = parse_tiles(args.tile, args.overlap)
   model, params = load(workdir, args.sigma_rel, bool(args.best), args.stage)
   model = model if tiles is None else dataclasses.replace(model, codec=Tiled(model.codec, tiles))
   options = dict(batch_size=args.batch_size, devices=sharding.layout_from_args(args))
-  images = generate(model, params, request, sampling, progress=progress, **options).data
+  samples = generate(model, params, request, sampling, progress=progress, **options).data
   rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
   looks = generate(model, params, some_of(request, rows), sampling, **options) if args.previews else None
   if not multihost.is_primary():
@@ -124,17 +129,24 @@ def main(args: argparse.Namespace) -> None:
   told = described(sampling) | {"seed": args.seed}
   told |= {"guidance_scale": scale_of(args, experiment)} if args.guidance else {}
   told |= {name: getattr(args, name) for name in RECORDED if getattr(args, name) is not None}
-  if out.suffix == ".npz":
-    pictures.write_npz(out, images, labels)
-  else:
-    pictures.write_samples(out, images, labels, told)
+  write_samples(out, samples, labels, told)
   if looks:
     sheet = [np.concatenate([each, image[None]]) for image, each in zip(looks.data, looks.estimates)]
     path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
     pictures.write_png(
-      path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(images.shape[1:3])))), told
+      path, pictures.tile_rows(sheet, max(1, round(pictures.CELL / min(samples.shape[1:3])))), told
     )
-  print(f"{len(images)} pictures in {out}")
+  print(f"{args.n} {', '.join(model.parts) or 'pictures'} in {out}")
+
+
+def write_samples(out: Path, samples: Any, labels: np.ndarray, provenance: dict) -> None:
+  """Writes pictures uint8 [N, H, W, C], or a dict of parts, to a folder or a file ending in .npz."""
+  if isinstance(samples, dict):
+    write_parts(out, samples, labels, provenance)
+  elif out.suffix == ".npz":
+    pictures.write_npz(out, samples, labels)
+  else:
+    pictures.write_samples(out, samples, labels, provenance)
 
 
 def guidance_of(args: argparse.Namespace, experiment: Experiment) -> Any:

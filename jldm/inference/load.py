@@ -269,11 +269,16 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
   """The model for images of (H, W).
 
   Raises:
-    UserError: sides that the codec or the denoiser cannot divide.
+    UserError: sides that the codec or the denoiser cannot divide, or a network made for one size.
   """
-  model = of_size(model, size)
-  denoiser_shapes(model)
-  return model
+  changed = of_size(model, size)
+  if denoiser_shapes(changed) != denoiser_shapes(model):
+    height, width = size
+    network = type(model.objective.network).__name__
+    raise UserError(
+      f"size {height}x{width}: {network} has other parameters for it; expected the size of the training data"
+    )
+  return changed
 
 
 def of_size(model: Model, size: tuple[int, int]) -> Model:

@@ -18,6 +18,7 @@ from jldm.evaluation.judge import reconstruction
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, classes_of, drawing, of, of_kind
 from jldm.media import images as pictures
+from jldm.media.parts import split_pictures
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
@@ -76,7 +77,9 @@ def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks
 
   def call(n, state, metrics):
     del metrics
-    write_image(run.workdir, stage.name, n, sheet_of(run, model, params_of(state), held_out, mesh), "samples")
+    sheet = sheet_of(run, model, params_of(state), held_out, mesh)
+    if sheet is not None:
+      write_image(run.workdir, stage.name, n, sheet, "samples")
 
   extractor = run.extractor if stage == drawing(run.experiment) else None
   with selection.judged(run, model, params_of, extractor, layout_of(mesh)) as judge:
@@ -86,15 +89,16 @@ def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks
 LOOKS = {"codec": reconstructions, "denoiser": samples}  # by what a stage makes
 
 
-def sampled(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
-  """A sheet of samples, a row per class."""
+def sampled(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray | None:
+  """A sheet of samples, a row per class; of samples in parts the first that is pictures, None if none is."""
   classes = classes_of(model)
   labels = np.repeat(
     np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS
   )
   request = Request(n=len(labels), seed=run.seed, given=label_of(model, labels))
   drawn = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
-  return pictures.class_rows(drawn.data, labels, PREVIEW_COLUMNS)
+  shown, _ = split_pictures(drawn.data if model.parts else {"": drawn.data})
+  return next((pictures.class_rows(each, labels, PREVIEW_COLUMNS) for each in shown.values()), None)
 
 
 def conditioned(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:

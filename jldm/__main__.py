@@ -1,0 +1,5 @@
+"""`python -m jldm`: the `jldm` command."""
+
+from jldm.cli import main
+
+main()
