@@ -65,11 +65,11 @@ def claimed_with(experiment: Experiment, conditioner: str, unbroken: Path, workd
   return changed
 
 
-def last_state(workdir: Path, stage: str) -> dict[str, np.ndarray]:
-  """Every array of a stage's last checkpoint, read without knowing its types."""
+def last_state(workdir: Path, stage: str, step: int = STEPS) -> dict[str, np.ndarray]:
+  """Every array of a stage's checkpoint, by default the last, read without knowing its types."""
   import orbax.checkpoint as ocp
 
-  folder = workdirs.checkpoints(workdir, stage) / str(STEPS)
+  folder = workdirs.checkpoints(workdir, stage) / str(step)
   items = sorted(path.name for path in folder.iterdir() if path.is_dir())
   leaves = {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
   return {

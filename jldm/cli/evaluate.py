@@ -89,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
   if at:
     step, trained = restored(at, best=args.best)
     label = of_kind(model, ClassLabel)
+    evaluate.check_pictures(model)
     branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
   real = evaluate.real(experiment, loaded, how, folder)
   if codec_at:

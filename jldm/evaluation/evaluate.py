@@ -119,6 +119,15 @@ def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
     judging.check_enough(how.n, width)
 
 
+def check_pictures(model: Model) -> None:
+  """Raises a UserError unless the model draws pictures alone."""
+  if model.parts:
+    raise UserError(
+      f"samples in parts ({', '.join(model.parts)}); expected a model that draws pictures alone: no figure is "
+      "computed of several parts"
+    )
+
+
 def real(experiment: Experiment, loaded: Loaded, how: How, folder: Path) -> Real:
   """Opens the data and extracts what samples are compared with, or reads it from `folder`.
 

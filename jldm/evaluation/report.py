@@ -228,6 +228,8 @@ def denoising(workdir: Path, devices: int | None) -> str:
   title = "Denoising"
   try:
     model, params = load(workdir)
+    if model.parts:
+      raise UserError(f"samples in parts ({', '.join(model.parts)}) have no sheet of steps")
     name = of_kind(model, ClassLabel)
     count = MOST_DRAWN if name is None else min(model.conditioners[name].classes, MOST_DRAWN)
     request = Request(n=count, given={} if name is None else {name: np.arange(count)}, estimates=PREVIEWS)

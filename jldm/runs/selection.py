@@ -58,6 +58,7 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
       f"evaluation.every_steps: the model always needs {needed[0]!r}, and samples without it are not judged while "
       "training; set it to 0"
     )
+  evaluate.check_pictures(model)
   loaded = evaluate.extractor_of(experiment.evaluation)
   evaluate.check(experiment, loaded, how_of(experiment, None))
   return loaded
