@@ -33,7 +33,9 @@ def stack(pictures: list[Image.Image], across: bool) -> Image.Image:
 
 def main() -> None:
   opened = [[Image.open(DOCS / name).convert("RGB").crop(box) for name, box in column] for column in COLUMNS]
-  stack([stack(column, across=False) for column in opened], across=True).save(DOCS / "tour.png", optimize=True)
+  stack([stack(column, across=False) for column in opened], across=True).save(
+    DOCS / "tour.png", optimize=True
+  )
 
 
 if __name__ == "__main__":
