@@ -38,7 +38,7 @@ THIRD_PARTY = {  # library -> the only parts that may import it
   "sklearn": "data",
   "PIL": "data media",
   "imageio": "media",
-  "safetensors": "",
+  "safetensors": "interop",
   "tensorboardX": "train",
   "tqdm": "train data cli",
   "wandb": "train",

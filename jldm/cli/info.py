@@ -48,12 +48,17 @@ def published(path: Path, statistics: bool) -> Iterator[str]:
   else:
     yield f"{path}: a file of arrays"
     if file.suffix == ".safetensors":
-      yield from (
-        f"  {name}: {value[:100]}" for name, value in safetensors.read_header(file).metadata.items()
-      )
-  yield from rows(
-    msgpack.tensors(file) if file.suffix == ".msgpack" else safetensors.tensors(file), statistics
-  )
+      for name, value in safetensors.read_header(file).metadata.items():
+        yield f"  {safetensors.shown(name)}: {safetensors.shown(value[:100])}"
+  if file.suffix == ".msgpack":
+    yield from rows(msgpack.tensors(file), statistics)
+    return
+  arrays = safetensors.tensors(file)
+  legible = {name: name for name in arrays if arrays.entry(name).dtype in safetensors.DTYPES}
+  for name in sorted(arrays.keys() - legible.keys()):
+    entry = arrays.entry(name)
+    yield f"  {name}  {entry.dtype} {list(entry.shape)}, a dtype that is not read here"
+  yield from rows(pretrained.Renamed(arrays, legible), statistics)
 
 
 def workdir(path: Path, statistics: bool) -> Iterator[str]:

@@ -1,21 +1,22 @@
-"""Arrays in safetensors files: read by memory map after everything that a header says has been
-checked, written atomically.
+"""Arrays in safetensors files: the `safetensors` package checks the header, and what is asked for is read
+by memory map.
 
 A file is 8 bytes, the length of the header; the header, JSON padded with spaces; the data.  The
-header has, a tensor,
+header has, per tensor,
 
   name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}
 
 with offsets from the start of the data, little-endian and row-major, and perhaps {"__metadata__":
-{text: text}}. Lengths are compared with the size of the file before a byte of what they describe is
-read, so that what a hostile file costs is bounded by MOST_HEADER; nothing in it is ever executed.
+{text: text}}.  The package compares all lengths with the size of the file before anything is allocated
+for them, refuses a header of more than 100 MB, and a file whose tensors overlap or leave a gap.  Three
+things are done here: views of dtypes that numpy has from `ml_dtypes` alone (the package's numpy side
+refuses float8), models in parts, and one line per error.
 https://github.com/huggingface/safetensors
 
-A model in parts has an index, a JSON file {"weight_map": {name: file beside it}}.
+A model in parts has an index, a JSON file {"weight_map": {name: file in the same folder}}.
 """
 
-from collections.abc import Iterator, Mapping
-import itertools
+from collections.abc import Callable, Iterator, Mapping
 import json
 import math
 import mmap
@@ -23,14 +24,17 @@ import os
 from pathlib import Path
 import stat
 import struct
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 
+T = TypeVar("T")
 DTYPES = {
   name: np.dtype(scalar)
   for name, scalar in {
@@ -51,8 +55,7 @@ DTYPES = {
     "F64": np.float64,
   }.items()
 }
-MOST_HEADER = 2 * 2**20  # bytes; that of a model with 2,000 arrays has 0.3 MB
-MOST_AXES = 16
+MOST_ARRAYS, MOST_AXES = 100_000, 16  # a model with 2,000 arrays has a header of 0.3 MB
 MOST_BYTES = 2**62  # of an array, its empty axes left out: what numpy can index
 METADATA = "__metadata__"
 INDEX = ".safetensors.index.json"
@@ -63,7 +66,7 @@ PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6))
 class Entry(NamedTuple):
   """One array as the header has it; bytes begin to end of the data."""
 
-  dtype: str
+  dtype: str  # the format's name, perhaps one that is not among DTYPES
   shape: tuple[int, ...]
   begin: int
   end: int
@@ -126,7 +129,7 @@ def index_headers(path: Path) -> dict[Path, Header]:
     headers[path.parent / part] = read_header(path.parent / part)
     told = {name for name, where in parts.items() if where == part}
     if odd := sorted(told ^ set(headers[path.parent / part].entries)):
-      raise UserError(f"{str(path)!r} and its part {part!r} disagree on {odd[0][:80]!r}; get both anew")
+      raise UserError(f"{str(path)!r} and its part {part!r} disagree on {odd[0][:80]!r}; download both again")
   return headers
 
 
@@ -137,7 +140,7 @@ def index(file: Any) -> dict[str, str]:
   text = file.read(MOST_INDEX + 1)
   if len(text) > MOST_INDEX:
     raise Fault(f"it is an index of more than {MOST_INDEX} bytes")
-  parts = parsed(text.strip(), floats=True).get("weight_map")
+  parts = parsed(text.strip()).get("weight_map")
   plain = lambda part: (
     isinstance(part, str) and Path(part).name == part and part.endswith(".safetensors") and part.isprintable()
   )
@@ -160,16 +163,20 @@ def read_header(path: str | os.PathLike) -> Header:
   return opened(path, header)
 
 
-def opened(path: str | os.PathLike, use: Any) -> Any:
-  """use(file), where every fault becomes a UserError that names the file."""
+def opened(path: str | os.PathLike, use: Callable[[BinaryIO], T]) -> T:
+  """use(file); every fault becomes a UserError that names the file."""
+  # Without O_NONBLOCK, opening a pipe would wait for somebody who writes to it.
+  without_blocking = lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
   try:
-    with open(
-      path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
-    ) as file:  # a pipe does not block
+    with open(path, "rb", opener=without_blocking) as file:
       try:
         return use(file)
       except Fault as fault:
-        broken = f"{str(path)!r} is no sound safetensors file: {fault}; get it anew"
+        size = os.fstat(file.fileno()).st_size
+        broken = (
+          f"{str(path)!r}, of {size} bytes, is no sound safetensors file: {fault}; "
+          "compare its size with the source's, and download it again if it differs"
+        )
         raise UserError(pickle_told(Path(path)) if is_pickle(file) else broken) from fault
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a .safetensors file") from error
@@ -190,32 +197,40 @@ def pickle_told(path: Path) -> str:
     f"s.save_file({{k: v.contiguous() for k, v in d.get('state_dict', d).items() if hasattr(v, 'shape')}}, "
     f"'{path.stem}.safetensors')"
   )
-  return f'{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is: python -c "{line}"'
+  told = f"{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is"
+  return f'{told}: python -c "{line}"'
 
 
-def header(file: Any) -> Header:
-  """The checked header of a file opened for reading; raises a Fault."""
-  status = os.fstat(file.fileno())
-  if not stat.S_ISREG(status.st_mode):
+def header(file: BinaryIO) -> Header:
+  """The header of a file opened for reading, checked by the package; raises a Fault."""
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
     raise Fault("it is not a regular file")
-  if status.st_size < 10:
-    raise Fault(f"it has {status.st_size} bytes, fewer than the shortest header")
+  try:
+    with safe_open(file.name, framework="np") as checked:
+      count, metadata = len(checked.offset_keys()), checked.metadata() or {}
+  except Exception as error:  # whatever the package raises, of whatever a file may hold
+    raise Fault(shown(str(error).removeprefix("Error while deserializing header: "))) from error
+  if count > MOST_ARRAYS:
+    raise Fault(f"it has {count} arrays, more than {MOST_ARRAYS}")
+  found, start = described(file)
+  found.pop(METADATA, None)
+  return Header({name: entry(name, value) for name, value in found.items()}, metadata, start)
+
+
+def described(file: BinaryIO) -> tuple[dict[str, Any], int]:
+  """(the header's JSON, where the data begin) of a file whose header the package has checked."""
+  file.seek(0)
   (length,) = struct.unpack("<Q", file.read(8))
-  if length > MOST_HEADER:
-    raise Fault(f"its header would have {length} bytes, more than {MOST_HEADER}")
-  if length > status.st_size - 8:
-    raise Fault(f"its header would have {length} bytes, and the file has {status.st_size}")
-  found = parsed(file.read(length))
-  metadata = found.pop(METADATA, {})
-  if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-    raise Fault("its metadata are not texts by name")
-  entries = {name: entry(name, value) for name, value in found.items()}
-  check_cover(entries, status.st_size - 8 - length)
-  return Header(entries, metadata, 8 + length)
+  return parsed(file.read(length)), 8 + length
 
 
-def parsed(text: bytes, floats: bool = False) -> dict[str, Any]:
-  """The JSON object of a header, where numbers are whole unless `floats`; raises a Fault."""
+def shown(text: str) -> str:
+  """At most 200 characters of a text that a file had a part in, without what a terminal would obey."""
+  return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
+def parsed(text: bytes) -> dict[str, Any]:
+  """A JSON object in which no name stands twice, which the package does not check; raises a Fault."""
 
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
@@ -223,80 +238,53 @@ def parsed(text: bytes, floats: bool = False) -> dict[str, Any]:
       raise Fault("its header has a name twice")
     return members
 
-  def refuse(text: str) -> None:
-    raise Fault(f"its header has the number {text[:40]}")
-
   try:
     if not text.startswith(b"{"):
-      raise Fault("its header is no JSON object")
-    return json.loads(
-      text.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_float=float if floats else refuse
-    )
-  except (
-    ValueError,
-    RecursionError,
-  ) as error:  # ValueError: of JSON, of UTF-8, of numbers with thousands of digits
-    raise Fault("its header is no JSON") from error
+      raise Fault("it has no JSON object where the format has one")
+    return json.loads(text.decode(), object_pairs_hook=unique)
+  except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of numbers with thousands of digits
+    raise Fault("it has no JSON where the format has it") from error
 
 
-def entry(name: str, value: Any) -> Entry:
-  """One member of the header, checked by itself; raises a Fault."""
-  shown = repr(name[:80])
+def entry(name: str, value: dict[str, Any]) -> Entry:
+  """One member of a checked header; raises a Fault for what the package takes and numpy or terminals cannot."""
   if not name or not name.isprintable():
-    raise Fault(f"the name {shown} is empty or not printable")
-  if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-    raise Fault(f"{shown} has other members than dtype, shape and data_offsets")
-  dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-  if not isinstance(dtype, str) or dtype not in DTYPES:
-    raise Fault(f"{shown} has dtype {repr(dtype)[:40]}, none of {' '.join(DTYPES)}")
-  for what, numbers, most in (("shape", shape, MOST_AXES), ("data_offsets", offsets, 2)):
-    if (
-      not isinstance(numbers, list)
-      or len(numbers) > most
-      or not all(type(n) is int and 0 <= n < 2**63 for n in numbers)
-    ):
-      raise Fault(f"{shown} has {what} {repr(numbers)[:40]}, not up to {most} whole numbers")
-  if len(offsets) != 2 or offsets[0] > offsets[1]:
-    raise Fault(f"{shown} has data_offsets {offsets}, not a begin and an end")
-  if math.prod(side or 1 for side in shape) * DTYPES[dtype].itemsize > MOST_BYTES:
-    raise Fault(f"{shown} has shape {shape}, more than can be indexed")
-  size = math.prod(shape) * DTYPES[dtype].itemsize
-  if size != offsets[1] - offsets[0]:
-    raise Fault(
-      f"{shown} is {dtype} {shape}, {size} bytes, and its data_offsets {offsets} span {offsets[1] - offsets[0]}"
-    )
-  return Entry(dtype, tuple(shape), *offsets)
-
-
-def check_cover(entries: dict[str, Entry], size: int) -> None:
-  """Raises a Fault unless the entries lie side by side, with neither gap nor overlap, and end where
-  the data end.
-  """
-  at = 0
-  for name, one in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-    if one.begin != at:
-      what = "overlaps what is before it" if one.begin < at else "leaves a gap before it"
-      raise Fault(f"{name[:80]!r} begins at byte {one.begin} and {what}, which ends at {at}")
-    at = one.end
-  if at != size:
-    raise Fault(
-      f"its header describes {at} bytes of data, and it has {size}: is it cut short?"
-      if at > size
-      else f"its header describes {at} bytes of data, and it has {size}"
-    )
+    raise Fault(f"the name {name[:80]!r} is empty or not printable")
+  if set(value) != {"dtype", "shape", "data_offsets"}:
+    raise Fault(f"{name[:80]!r} has other members than dtype, shape and data_offsets")
+  dtype, shape = value["dtype"], value["shape"]
+  if len(shape) > MOST_AXES:
+    raise Fault(f"{name[:80]!r} has shape {str(shape)[:40]}, more than {MOST_AXES} axes")
+  widest = DTYPES[dtype].itemsize if dtype in DTYPES else 8
+  if math.prod(side or 1 for side in shape) * widest > MOST_BYTES:
+    raise Fault(f"{name[:80]!r} has shape {shape}, more than can be indexed")
+  return Entry(dtype, tuple(shape), *value["data_offsets"])
 
 
 def arrays(file: Any, found: Header) -> dict[str, np.ndarray]:
   """Views of the file's bytes."""
+  for name, one in found.entries.items():
+    dtype_of(file, name, one)
   buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   flat = lambda one: np.frombuffer(buffer, np.uint8, one.end - one.begin, found.start + one.begin)
   return {name: shaped(flat(one), name, one) for name, one in found.entries.items()}
 
 
+def dtype_of(file: BinaryIO, name: str, one: Entry) -> np.dtype:
+  """The dtype of an array that is asked for; UserError, not a Fault: the file is sound."""
+  if one.dtype not in DTYPES:
+    legal = " ".join(DTYPES)
+    raise UserError(
+      f"{name[:80]!r} of {file.name!r} has dtype {one.dtype}, none of {legal}; convert it to one"
+    )
+  return DTYPES[one.dtype]
+
+
 def view(file: Any, name: str, start: int, one: Entry) -> np.ndarray:
   """One array of a file whose data begin at `start`, a view of a memory map of its own."""
+  dtype = dtype_of(file, name, one)
   if one.begin == one.end:
-    return np.empty(one.shape, DTYPES[one.dtype])
+    return np.empty(one.shape, dtype)
   if os.fstat(file.fileno()).st_size < start + one.end:
     raise Fault("it was cut short since it was opened")
   before = (start + one.begin) % mmap.ALLOCATIONGRANULARITY
@@ -307,7 +295,7 @@ def view(file: Any, name: str, start: int, one: Entry) -> np.ndarray:
 
 
 def shaped(flat: np.ndarray, name: str, one: Entry) -> np.ndarray:
-  """Bytes as the array that they are; raises a Fault where a BOOL is neither 0 nor 1."""
+  """Bytes as the array that they are; raises a Fault if a BOOL is neither 0 nor 1."""
   if one.dtype == "BOOL" and flat.size and flat.max() > 1:
     raise Fault(f"{name[:80]!r} is BOOL and has a byte that is neither 0 nor 1")
   return flat.view(DTYPES[one.dtype]).reshape(one.shape)
@@ -322,34 +310,27 @@ def write(
     UserError: the file cannot be written.
     ValueError: a dtype or a name that the format does not have.
   """
-  names = {dtype: name for name, dtype in DTYPES.items()}
   tensors = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-  if unknown := [
-    name
-    for name, value in tensors.items()
-    if value.dtype not in names or not name.isprintable() or not name or name == METADATA
-  ]:
-    raise ValueError(
-      f"{unknown[0]!r} of {tensors[unknown[0]].dtype} cannot be written; dtypes are {' '.join(DTYPES)}"
-    )
-  order = sorted(
-    tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)
-  )  # the widest first: all are aligned
-  ends = list(itertools.accumulate((tensors[name].nbytes for name in order), initial=0))
-  described: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-  for name, begin, end in zip(order, ends, ends[1:]):
-    described[name] = {
-      "dtype": names[tensors[name].dtype],
-      "shape": list(tensors[name].shape),
-      "data_offsets": [begin, end],
-    }
-  text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
-  text += b" " * (-len(text) % 8)
+  for name, value in tensors.items():
+    if value.dtype not in DTYPES.values() or not name.isprintable() or not name or name == METADATA:
+      raise ValueError(f"{name!r} of {value.dtype} cannot be written; dtypes are {' '.join(DTYPES)}")
   path = Path(path)
   try:
-    with replace_file(path, make_folder=False, fsync=True) as file:
-      file.write(struct.pack("<Q", len(text)) + text)
-      for name in order:
-        file.write(tensors[name].tobytes())
-  except OSError as error:
-    raise UserError(f"cannot write {str(path)!r}: {error.strerror}; choose another") from error
+    with replace_file(path, make_folder=False) as file:
+      save_file(tensors, file.name, dict(metadata) if metadata else None)
+      with open(file.name, "r+b") as saved:  # the package has put another file in its place
+        sort_metadata(saved)
+        os.fsync(saved.fileno())
+  except (OSError, SafetensorError) as error:
+    reason = error.strerror if isinstance(error, OSError) else shown(str(error))
+    raise UserError(f"cannot write {str(path)!r}: {reason}; choose another") from error
+
+
+def sort_metadata(file: BinaryIO) -> None:
+  """Puts a file's metadata in the order of their names: the package writes them in a random one."""
+  found, start = described(file)
+  if METADATA in found:
+    found[METADATA] = dict(sorted(found[METADATA].items()))
+    text = json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
+    file.seek(8)
+    file.write(text.ljust(start - 8))

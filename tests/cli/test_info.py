@@ -1,5 +1,6 @@
 """`jldm info`: files, folders and workdirs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,20 @@ def test_a_file(tmp_path, capsys):
   assert (
     "1 to          3, mean          2, std          1, 1 not finite" in long and "1 values not finite" in long
   )
+
+
+def test_what_is_not_read_is_named_and_nothing_reaches_the_terminal_raw(tmp_path, capsys):
+  header = {
+    "__metadata__": {"kind": "a\x1b[31m"},
+    "a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+    "b": {"dtype": "F4", "shape": [2, 4], "data_offsets": [2, 6]},
+  }
+  text = json.dumps(header).encode()
+  path = tmp_path / "x.safetensors"
+  path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(6))
+  out = told(capsys, path, "--statistics")
+  assert "b  F4 [2, 4], a dtype that is not read here" in out and "1 arrays (1 uint8)" in out
+  assert "kind: a?[31m" in out and "\x1b" not in out
 
 
 def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
