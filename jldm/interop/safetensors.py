@@ -247,7 +247,7 @@ def parsed(text: bytes) -> dict[str, Any]:
 
 
 def entry(name: str, value: dict[str, Any]) -> Entry:
-  """One member of a checked header; raises a Fault for what the package takes and numpy or terminals cannot."""
+  """One member of a checked header; raises a Fault for what the package accepts and we do not."""
   if not name or not name.isprintable():
     raise Fault(f"the name {name[:80]!r} is empty or not printable")
   if set(value) != {"dtype", "shape", "data_offsets"}:
