@@ -22,8 +22,8 @@ from jldm.config.override import override
 from jldm.core.trees import count
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
-from jldm.evaluation.judge import reconstruction
-from jldm.inference.load import finished, of, place
+from jldm.evaluation.judge import measure_reconstructions
+from jldm.inference.load import build_model, find_stage, load_finished
 from jldm.media import images as pictures
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs
@@ -75,8 +75,12 @@ def train(workdir: Path, found: Experiment) -> dict:
 def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   """One row of the table, and its sheet."""
   found, workdir = experiment(name, data_dir), folder / slug(name)
-  cost, model = train(workdir, found), of(found)
-  codec, network, data = finished(place(workdir, "autoencoder")).params, model.codec.network, found.data
+  cost, model = train(workdir, found), build_model(found)
+  codec, network, data = (
+    load_finished(find_stage(workdir, "autoencoder")).params,
+    model.codec.network,
+    found.data,
+  )
   held_out = data.open(data.held_out)
 
   @jax.jit
@@ -84,9 +88,9 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
     return model.codec.decode(codec, model.codec.encode(codec, {"image": images}).mean)
 
   batches = [(codecs.pixels(batch["image"]), n) for batch, n in in_order(held_out, 60)]
-  values, _ = reconstruction(reconstruct, batches)
+  values, _ = measure_reconstructions(reconstruct, batches)
   picked = held_out[np.array(SHOWN)]["image"]
-  sheet = pictures.beside(picked, pictures.to_uint8(reconstruct(codecs.pixels(picked))), len(SHOWN))
+  sheet = pictures.stack_pairs(picked, pictures.to_uint8(reconstruct(codecs.pixels(picked))), len(SHOWN))
   pictures.write_png(docs / f"autoencoder_{slug(name)}.png", sheet, {"what": "reconstructions", "row": name})
   h, w, c = model.latent_shape
   row = {

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jldm.inference.load import denoiser_shapes, of
+from jldm.inference.load import build_model, denoiser_shapes
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
@@ -27,7 +27,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("workdir", type=Path)
   workdir = parser.parse_args().workdir
-  like = denoiser_shapes(of(workdirs.read(workdir)))
+  like = denoiser_shapes(build_model(workdirs.read(workdir)))
   with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
     steps = kept.steps()
     (*first,) = sorted(map(float, kept.items(steps[-1])))[:2]

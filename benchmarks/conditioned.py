@@ -33,8 +33,8 @@ from jldm.core.trees import traced
 from jldm.distributed import sharding
 from jldm.editing import inpaint as blended
 from jldm.inference import edit
-from jldm.inference.conditions import branches, embed
-from jldm.inference.generate import Request, times
+from jldm.inference.conditions import embed_branches, make_branches
+from jldm.inference.generate import Request, sampling_pairs
 from jldm.inference.load import Model, load
 from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
@@ -105,7 +105,7 @@ def keys(count: int) -> jax.Array:
 def coded(model: Model, params: dict, images: np.ndarray) -> np.ndarray:
   """What the autoencoder makes of pictures uint8, without a denoiser."""
   decode = jax.jit(lambda codec, z: codecs.decode_latents(Loaded(model.codec, codec), z))
-  return pictures.to_uint8(decode(params["codec"], edit.encode(model, params["codec"], images)))
+  return pictures.to_uint8(decode(params["codec"], edit.encode_images(model, params["codec"], images)))
 
 
 def samples(images: np.ndarray, count: int) -> np.ndarray:
@@ -160,10 +160,12 @@ def drawn_in(
   """Pictures [B, H, W, C] in [-1, 1], drawn anew where known [B, H, W, 1] is 0, which nothing sees;
   labels unknown.
   """
-  x0 = edit.encode(model, params["codec"], masks.filled(images, known))
-  denoise = bind(model.objective, params, embed(model, params, given))
+  x0 = edit.encode_images(model, params["codec"], masks.filled(images, known))
+  denoise = bind(model.objective, params, embed_branches(model, params, given))
   if put_back:
-    z = blended.inpaint(model.process, denoise, sampler, x0, model.codec.latent_mask(known), pairs, keys)
+    z = blended.inpaint_latents(
+      model.process, denoise, sampler, x0, model.codec.latent_mask(known), pairs, keys
+    )
   else:
     z = draw(model.process, denoise, sampler, x0, pairs, keys)
   return codecs.decode_latents(Loaded(model.codec, params["codec"]), z)
@@ -173,11 +175,14 @@ def fillings(
   model: Model, params: dict, images: np.ndarray, known: jax.Array, put_back: bool, steps: int, repeats: int
 ) -> tuple[np.ndarray, int]:
   """Each picture with what is hidden drawn anew [N, H, W, C] in [-1, 1], and evaluations of the network in each."""
-  pairs, sampler = times(model, dataclasses.replace(model.sampling, steps=steps)), model.sampling.sampler
+  pairs, sampler = (
+    sampling_pairs(model, dataclasses.replace(model.sampling, steps=steps)),
+    model.sampling.sampler,
+  )
   if repeats > 1:
-    pairs, sampler = blended.repainted(pairs, 5, repeats), Resample(sampler)
+    pairs, sampler = blended.repaint_pairs(pairs, 5, repeats), Resample(sampler)
   masked = {"masked": (images, known)} if "masked" in model.conditioners else {}
-  given = branches(model, masked, (), len(images))
+  given = make_branches(model, masked, (), len(images))
   rows = codecs.pixels(images), known, keys(len(images))
   some = [slice(start, start + AT_ONCE) for start in range(0, len(images), AT_ONCE)]
   told = params, traced(sampler), pairs

@@ -79,7 +79,7 @@ def train(source: Source, steps: int, batch_size: int, peak: float, seed: int) -
 
   state, average = tx.init(params), ema.init(params)
   for n, batch in enumerate(batches(source, seed, batch_size, 0, steps)):
-    images = fashion.cropped(batch["image"])
+    images = fashion.crop_middle(batch["image"])
     params, average, state, value = step(jnp.asarray(n), params, average, state, images, batch["label"])
     if n % 500 == 0:
       print(f"step {n}: loss {value:.3f}", flush=True)
@@ -110,7 +110,7 @@ def main() -> None:
   params = train(data.open(data.train), options.steps, options.batch_size, options.peak, options.seed)
   packed = fashion.pack(params)
   np.savez(options.out, **packed)
-  params = fashion.load(
+  params = fashion.load_classifier(
     options.out, hashed := hashlib.blake2b(options.out.read_bytes(), digest_size=16).hexdigest()
   )
   for split in (data.held_out, "test"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from jldm.core.specs import Loaded
 from jldm.distributed import sharding
-from jldm.inference.load import load, place
+from jldm.inference.load import find_stage, load
 from jldm.media import images as pictures
 from jldm.models.conditioners.conditioner import draw_conditions, join
 from jldm.objectives.diffusion import Diffusion
@@ -55,7 +55,7 @@ def both(
 
 def measure(workdir: Path, size: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """times [50], log loss [50], u [50]."""
-  at = place(workdir)
+  at = find_stage(workdir)
   objective = at.stage.objective
   if not getattr(objective.network, "log_variance", False):
     raise SystemExit(

@@ -16,7 +16,7 @@ import numpy as np
 
 from jldm.distributed import sharding
 from jldm.evaluation import evaluate, features, judge as judging
-from jldm.evaluation.evaluate import How
+from jldm.evaluation.evaluate import EvaluationSettings
 from jldm.storage import workdir as workdirs
 
 SIZE, DRAWS, MOST = 1000, 12, 5000
@@ -55,7 +55,9 @@ def main() -> None:
   sharding.configure(None)
   experiment = workdirs.read(options.workdir)
   asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
-  among = evaluate.real(experiment, evaluate.extractor_of(asked), How(), workdirs.evaluation(options.workdir))
+  among = evaluate.prepare_real_images(
+    experiment, evaluate.open_extractor(asked), EvaluationSettings(), workdirs.evaluation(options.workdir)
+  )
   print(
     "| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|"
   )

@@ -43,10 +43,10 @@ from jldm.data.source import Arrays, Source
 from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import load, of
+from jldm.inference.load import build_model, load
 from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
-from jldm.metrics.frechet import Moments, frechet, statistics
+from jldm.metrics.frechet import Moments, feature_moments, frechet
 from jldm.metrics.image import psnr
 from jldm.metrics.manifold import manifold
 from jldm.models.autoencoders.posterior import Gaussian
@@ -164,17 +164,17 @@ class Reference:
     source = data.open(split)
     whole = source[np.arange(len(source))]
     self.images, self.labels = whole["image"], whole["label"]
-    self.features = fashion.features(self.images)
-    self.moments: Moments = statistics(self.features)
+    self.features = fashion.fashion_features(self.images)
+    self.moments: Moments = feature_moments(self.features)
 
   def distance(self, images: np.ndarray) -> float:
-    return frechet(statistics(fashion.features(images)), self.moments)
+    return frechet(feature_moments(fashion.fashion_features(images)), self.moments)
 
   def score(self, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    found, logits = fashion.run(images)
+    found, logits = fashion.features_and_logits(images)
     agreement = float(np.mean(logits.argmax(-1) == labels))
     neighbours = manifold(self.features[:NEIGHBOURHOOD], found)
-    return {"frechet": frechet(statistics(found), self.moments)} | neighbours | {"agreement": agreement}
+    return {"frechet": frechet(feature_moments(found), self.moments)} | neighbours | {"agreement": agreement}
 
 
 def drawn(workdir: Path, sampling: Sampling | None = None) -> np.ndarray:
@@ -213,7 +213,7 @@ def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) ->
   encode = jax.jit(lambda images: ImageCodec(network).encode({"params": params}, {"image": images}))
   parts = [[np.asarray(x)[:n] for x in encode(batch["image"])] for batch, n in in_order(source, 500)]
   mean, log_variance = (np.concatenate(each) for each in zip(*parts))
-  whole = {"params": params} | codecs.measure([Gaussian(mean, log_variance)])._asdict()
+  whole = {"params": params} | codecs.measure_statistics([Gaussian(mean, log_variance)])._asdict()
   used += time.process_time() - start
   value, back = reconstructed(network, whole, held_out)
   told = {"autoencoder_steps": stage.steps, "psnr": value, "seconds": used}
@@ -238,7 +238,7 @@ def reconstructed(network: Any, codec: dict, images: np.ndarray) -> tuple[float,
 
 def recipe(found: Experiment, trained: Codec, seed: int) -> tuple[dict, np.ndarray]:
   """Stage 2 in the latents of a codec: its facts, and the samples."""
-  model, request = of(found), Request(n=len(LABELS), seed=seed, given={"label": LABELS})
+  model, request = build_model(found), Request(n=len(LABELS), seed=seed, given={"label": LABELS})
   frozen = {"codec": Loaded(model.codec, trained.params)}
   params, used = quick(found.stage("denoiser"), trained.latents, frozen, seed)
   images = generate(model, params | {"codec": trained.params}, request, devices=1).data
@@ -370,7 +370,7 @@ def noise(options: argparse.Namespace) -> None:
     between, against = [], []
     for _ in range(DRAWS):
       rows = rng.permutation(len(train.features))
-      one, other = (statistics(train.features[part]) for part in (rows[:size], rows[size : 2 * size]))
+      one, other = (feature_moments(train.features[part]) for part in (rows[:size], rows[size : 2 * size]))
       between.append(frechet(one, other))
       against.append(frechet(one, test.moments))
     cells = [f"{f(values):.3f}" for values in (between, against) for f in (np.mean, np.std)]

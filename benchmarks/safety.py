@@ -26,7 +26,7 @@ from jldm.config.override import override
 from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
-from jldm.inference.load import Place, codec_shapes
+from jldm.inference.load import StagePlace, codec_shapes
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.runs import run as runs
@@ -133,7 +133,7 @@ def main() -> None:
   for name in experiment.names:
     ratios, per_step = [], []
     with tempfile.TemporaryDirectory() as temporary:
-      run = runs.Run(Place(experiment, experiment.stage(name), Path(temporary)), args.devices)
+      run = runs.Run(StagePlace(experiment, experiment.stage(name), Path(temporary)), args.devices)
       mesh = runs.mesh_of(run.stage, args.devices)
       source, frozen = inputs(run, Path(temporary))
       frozen = sharding.replicate(mesh, frozen)

@@ -31,7 +31,7 @@ from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, load
 from jldm.media import images as pictures
 from jldm.metrics.extractors import fashion
-from jldm.metrics.frechet import frechet, statistics
+from jldm.metrics.frechet import feature_moments, frechet
 from jldm.samplers.grid import Grid
 from jldm.storage import workdir as workdirs
 from tests.samplers import orders
@@ -149,7 +149,7 @@ def distances(runs: Path, workdir: Path, reference: Reference, name: str, evalua
   for seed in SEEDS:
     words = re.sub("[^a-z0-9]+", "_", f"{way.sampler} {way.grid}".lower()).strip("_")
     images = drawn(workdir, runs / "drawn" / f"{words}_{steps}_{seed}.npz", way, steps, seed)
-    found.append(frechet(statistics(fashion.features(images)), reference.moments))
+    found.append(frechet(feature_moments(fashion.fashion_features(images)), reference.moments))
   print(f"{name}, {steps} steps: {np.mean(found):.3f}  ({time.perf_counter() - begun:.0f} s)", flush=True)
   return {"steps": steps, "evaluations": way.evaluations(steps), "frechet": found}
 
@@ -164,7 +164,8 @@ def floor(data: Any, reference: Reference) -> list[float]:
   train, rng = data.open(data.train), np.random.default_rng(0)
   rows = rng.permutation(len(train))[: len(SEEDS) * SAMPLES].reshape(len(SEEDS), SAMPLES)
   return [
-    frechet(statistics(fashion.features(train[np.sort(part)]["image"])), reference.moments) for part in rows
+    frechet(feature_moments(fashion.fashion_features(train[np.sort(part)]["image"])), reference.moments)
+    for part in rows
   ]
 
 

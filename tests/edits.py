@@ -10,13 +10,13 @@ import pytest
 
 from jldm.config.experiment import Experiment
 from jldm.inference import edit
-from jldm.inference.load import codec_shapes, denoiser_shapes, of
+from jldm.inference.load import build_model, codec_shapes, denoiser_shapes
 from tests.networks import quick, randomised
 
 
 def model_of(experiment: Experiment) -> tuple[Any, dict]:
   """Its model and parameters that say something: those of two steps of training would say next to nothing."""
-  model = of(experiment)
+  model = build_model(experiment)
   params = randomised({"codec": codec_shapes(model)} | denoiser_shapes(model))
   params["codec"] |= {"mean": np.zeros(4, np.float32), "std": np.ones(4, np.float32)}
   return model, params

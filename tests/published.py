@@ -16,7 +16,7 @@ SIZES = ("square", "wide")
 
 def check_outputs(name: str) -> None:
   """Latents and images of a folder are diffusers' at both sizes."""
-  network, codec = pretrained.read(PARITY / name)
+  network, codec = pretrained.read_pretrained(PARITY / name)
   outputs = np.load(PARITY / name / "outputs.npz")
   apply = quick(
     lambda params, x, method: network.apply({"params": params}, x, method=method), static_argnums=2
@@ -33,7 +33,7 @@ def check_written(name: str, folder: Path, left_out: set[str] = frozenset()) -> 
   """A folder that is read and written has the same tensors, bit for bit, and a config of the same
   network and scale.
   """
-  network, codec = pretrained.read(PARITY / name)
+  network, codec = pretrained.read_pretrained(PARITY / name)
   pretrained.save(folder, network, codec)
   (config, tensors), (told, written) = contents(PARITY / name), contents(folder)
   assert set(config) - set(told) == left_out

@@ -7,7 +7,7 @@ import pytest
 from jldm.config import serialize
 from jldm.core.trees import count
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import codec_shapes, denoiser_shapes, load, of
+from jldm.inference.load import build_model, codec_shapes, denoiser_shapes, load
 from jldm.runs import validate
 from jldm.runs.train import train
 from tests.configs import ROOT, config, shrunk, steps_of
@@ -24,7 +24,7 @@ LARGE = ("celeba_hq_256", "cifar10", "imagenet_256_unet")  # U-Nets that are tra
 def test_builds_as_shapes_and_as_data(name):
   experiment = config(name)
   assert serialize.loads(serialize.dumps(experiment)) == experiment
-  model = of(experiment)
+  model = build_model(experiment)
   validate.check_shapes(model, experiment.data)
   assert (count(codec_shapes(model)) > 1000) == model.codec.trained and count(denoiser_shapes(model)) > 1000
 

@@ -44,7 +44,7 @@ def once(factory: pytest.TempPathFactory, name: str, experiment: Experiment) -> 
 def imported_into(folder: Path) -> Path:
   """A workdir made of a folder of diffusers, of grey pictures and with a scale of its own."""
   network = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, groups=2)
-  shapes = codecs.shapes(ImageCodec(network))
+  shapes = codecs.init_shapes(ImageCodec(network))
   vector = np.ones(2, np.float32)
   pretrained.save(folder / "vae", network, randomised(shapes) | {"mean": 0.5 * vector, "std": 3 * vector})
   assert main(["convert", str(folder / "vae"), str(folder / "w"), "--to", "jldm"]) == 0

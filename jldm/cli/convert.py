@@ -20,11 +20,11 @@ from jldm.config.experiment import Experiment, Need, Stage
 from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
-from jldm.inference.load import codec_shapes, denoiser_shapes, load, load_codec, of, place
+from jldm.inference.load import build_model, codec_shapes, denoiser_shapes, find_stage, load, load_codec
 from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import weights
-from jldm.metrics.extractors.extractor import find
+from jldm.metrics.extractors.extractor import find_extractor
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -77,7 +77,7 @@ def params(source: Path, out: Path) -> str:
 
 def exported(workdir: Path, out: Path) -> str:
   """The codec and the denoiser of a trained workdir as one file, with an experiment that has them alone."""
-  at = place(workdir)
+  at = find_stage(workdir)
   model, params = load(workdir)
   trained = [source.stage for role, source in at.needed().items() if role == "codec"]
   trained = [
@@ -99,7 +99,7 @@ def imported(path: Path, out: Path) -> str:
       f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a workdir"
     )
   experiment = loads(metadata["experiment"])
-  model = of(experiment)
+  model = build_model(experiment)
   like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
   params = flat.unflatten(safetensors.read(path), like)
   check_free(out)
@@ -113,7 +113,7 @@ def imported(path: Path, out: Path) -> str:
 
 def autoencoder(source: Path, out: Path, **options: Any) -> str:
   """A published autoencoder as a workdir, for `Pretrained` and `start`."""
-  network, codec = pretrained.read(str(source), **options)
+  network, codec = pretrained.read_pretrained(str(source), **options)
   check_free(out)
   stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0)
   workdirs.claim(out, Experiment(stages=(stage,)))
@@ -125,7 +125,7 @@ def autoencoder(source: Path, out: Path, **options: Any) -> str:
 def published(source: Path, out: Path, **options: Any) -> str:
   """The autoencoder of a workdir, or a published one, as a folder of diffusers."""
   is_workdir = (source / "experiment.json").is_file()
-  network, codec = load_codec(source) if is_workdir else pretrained.read(str(source), **options)
+  network, codec = load_codec(source) if is_workdir else pretrained.read_pretrained(str(source), **options)
   check_free(out)
   pretrained.save(out, network, codec)
   return f"{out}: a folder for diffusers, {told(network, codec)}"
@@ -142,7 +142,7 @@ def check_free(out: Path) -> None:
 
 def lpips(source: Path, out: Path) -> str:
   """LPIPS of the package to ours."""
-  found = perceptual.unpack(packaged.rename(safetensors.read(source)))
+  found = perceptual.unpack_lpips(packaged.rename(safetensors.read(source)))
   arrays = flat.flatten(found)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "lpips"})
   return f"{out}: {summary(arrays)}"
@@ -151,13 +151,13 @@ def lpips(source: Path, out: Path) -> str:
 def extractor(kind: str, source: Path, out: Path) -> str:
   """A feature extractor's published weights to ours; OUT says of which published file they are."""
   theirs, metadata = safetensors.read(source), safetensors.read_header(source).metadata
-  if "source" in metadata and metadata.get("digest") != weights.digest(theirs):
+  if "source" in metadata and metadata.get("digest") != weights.arrays_digest(theirs):
     raise UserError(f"{str(source)!r} was changed after it was made of a published file; make it anew")
   with source.open("rb") as file:
     origin = metadata.get("source") or hashlib.file_digest(file, "sha256").hexdigest()
-  arrays = flat.flatten(find(kind).load(EXTRACTORS[kind](theirs)))
+  arrays = flat.flatten(find_extractor(kind).load(EXTRACTORS[kind](theirs)))
   safetensors.write(
-    out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.digest(arrays)}
+    out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.arrays_digest(arrays)}
   )
   name = weights.OFFICIAL.get(origin)
   return f"{out}: {summary(arrays)}, of a file of sha256 {origin}: {f'official, for {name}' if name else 'not known as official'}"

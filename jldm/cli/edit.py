@@ -20,11 +20,11 @@ from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 from jldm.data import transforms
 from jldm.distributed import sharding
-from jldm.editing.directions import coordinate, unrelated
+from jldm.editing.directions import coordinate_direction, unrelated_directions
 from jldm.editing.edict import EDICT
 from jldm.inference import canvas, edit
 from jldm.inference.generate import Request
-from jldm.inference.load import Model, load, of_kind
+from jldm.inference.load import Model, conditioner_of_kind, load
 from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel
@@ -56,7 +56,8 @@ class Edited(NamedTuple):
 def read(paths: list[str], model: Model) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
   images = [
-    transforms.read(path, lambda image: transforms.layers(image, canvas.channels_of(model))) for path in paths
+    transforms.read(path, lambda image: transforms.layers(image, canvas.image_channels(model)))
+    for path in paths
   ]
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
@@ -116,7 +117,7 @@ def inpaint(task: Task) -> Edited:
       raise UserError(
         f"--margins {args.margins}; expected one number of pixels, or four: top,right,bottom,left"
       )
-    image, whole = canvas.grown(image, *(sides * 4)[:4])
+    image, whole = canvas.extend_pictures(image, *(sides * 4)[:4])
     known = whole if not args.mask else np.pad(known, margins_of(whole))
   images = edit.inpaint(
     task.model, task.params, image, known, args.strength, (args.repeats, args.jump), *task.chosen
@@ -194,7 +195,7 @@ def restore(task: Task) -> Edited:
       task.model, task.params, image, degradation and degradation(), args.noise, known, *task.chosen
     )
     if args.mean:
-      images = edit.average(images, args.n)
+      images = edit.average_edits(images, args.n)
   factor = args.factor if args.degradation == "downsample" else 1
   rows = {"source": image.repeat(factor, 1).repeat(factor, 2)}
   if known is not None:
@@ -244,7 +245,7 @@ def channel(task: Task) -> np.ndarray:
   """One channel of the latents, or one place of it, and random directions as long: [1 + controls, h, w, c]."""
   import jax
 
-  args, shape = task.args, canvas.opened(task.model, task.image).model.latent_shape
+  args, shape = task.args, canvas.open_canvas(task.model, task.image).model.latent_shape
   if args.space != "latents":
     raise UserError("--channel is one of the latents; leave --space out, or give --examples")
   place = tuple(parse_numbers("--place", args.place, int)) if args.place else None
@@ -255,9 +256,12 @@ def channel(task: Task) -> np.ndarray:
       f"--channel {args.channel} --place {args.place}; expected a channel below {shape[-1]} and a place such as "
       f"0,0 of {shape[0]}x{shape[1]}"
     )
-  direction = coordinate(shape, args.channel, place)
+  direction = coordinate_direction(shape, args.channel, place)
   return np.concatenate(
-    [direction[None], unrelated(direction, jax.random.split(jax.random.key(args.seed), args.controls))]
+    [
+      direction[None],
+      unrelated_directions(direction, jax.random.split(jax.random.key(args.seed), args.controls)),
+    ]
   )
 
 
@@ -440,7 +444,7 @@ def sampling_of(args: argparse.Namespace, own: Sampling) -> Sampling:
 
 def label_given(model: Model, label: int) -> dict:
   """A class as a request gives it; UserError for one that a model without classes cannot know."""
-  name = of_kind(model, ClassLabel)
+  name = conditioner_of_kind(model, ClassLabel)
   if name is None and label != -1:
     raise UserError(f"label={label}; expected -1: this model knows no classes")
   return {} if name is None else {name: label}

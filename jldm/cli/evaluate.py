@@ -15,11 +15,18 @@ from jldm.config.presets import changed_sampling, guidance_text, make_guidance
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
-from jldm.evaluation.evaluate import How, Told
+from jldm.evaluation.evaluate import EvaluationSettings, Record
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import NAMES
-from jldm.inference.conditions import branches
-from jldm.inference.load import Place, drawing, needed, of, of_kind, restored
+from jldm.inference.conditions import make_branches
+from jldm.inference.load import (
+  StagePlace,
+  build_model,
+  conditioner_of_kind,
+  load_needed,
+  restore_result,
+  sampling_stage,
+)
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual
@@ -80,44 +87,48 @@ def main(args: argparse.Namespace) -> None:
   how = how_of(args, experiment)
   sharding.configure(args.devices, args)
   how = dataclasses.replace(how, devices=sharding.layout_from_args(args))
-  loaded = evaluate.extractor_of(experiment.evaluation)
-  lpips = perceptual.unpack(safetensors.read(Path(args.lpips))) if args.lpips else None
+  loaded = evaluate.open_extractor(experiment.evaluation)
+  lpips = perceptual.unpack_lpips(safetensors.read(Path(args.lpips))) if args.lpips else None
   folder = workdirs.evaluation(workdir)
   at, codec_at = judged_stages(experiment, args.stage, workdir)
-  codec_step, codec = restored(codec_at) if codec_at else (0, needed(at)["codec"])
-  model = dataclasses.replace(of(experiment, at and at.stage.name), codec=codec.model)
+  codec_step, codec = restore_result(codec_at) if codec_at else (0, load_needed(at)["codec"])
+  model = dataclasses.replace(build_model(experiment, at and at.stage.name), codec=codec.model)
   if at:
-    step, trained = restored(at, best=args.best)
-    label = of_kind(model, ClassLabel)
+    step, trained = restore_result(at, best=args.best)
+    label = conditioner_of_kind(model, ClassLabel)
     evaluate.check_pictures(model)
-    branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
-  real = evaluate.real(experiment, loaded, how, folder)
+    make_branches(model, {label: -1} if label else {}, (), how.n)  # what cannot be drawn is not judged
+  real = evaluate.prepare_real_images(experiment, loaded, how, folder)
   if codec_at:
-    back = evaluate.reconstructions(model, codec.params, real, how, lpips)
+    back = evaluate.reconstruct_held_out(model, codec.params, real, how, lpips)
     name = codec_at.stage.name
-    told = {"stage": name, "step": codec_step} | evaluate.of_autoencoder(back, real, how)
-    show(folder / f"{name}-{codec_step}-worst.png", evaluate.worst(back), "worst reconstructions")
+    told = {"stage": name, "step": codec_step} | evaluate.judge_reconstructions(back, real, how)
+    show(
+      folder / f"{name}-{codec_step}-worst.png", evaluate.worst_reconstructions(back), "worst reconstructions"
+    )
     finish(folder / f"{name}-{codec_step}.json", told)
   if at:
-    samples = evaluate.draw(model, trained.params | {"codec": codec.params}, real, how, progress)
-    stem = str(step) if at.stage == drawing(experiment) else f"{at.stage.name}-{step}"
+    samples = evaluate.generate_samples(model, trained.params | {"codec": codec.params}, real, how, progress)
+    stem = str(step) if at.stage == sampling_stage(experiment) else f"{at.stage.name}-{step}"
     told = {"stage": at.stage.name, "step": step, "checkpoint": "best" if args.best else "latest"}
-    told |= evaluate.of_denoiser(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
-    if suspects := evaluate.audit(samples, real, how, folder):
+    told |= evaluate.judge_samples(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
+    if suspects := evaluate.audit_memorisation(samples, real, how, folder):
       told["memorisation"] = suspects.told
       show(folder / f"{stem}-nearest.png", suspects.sheet, "samples and their nearest pictures")
     finish(folder / f"{stem}.json", told)
 
 
-def judged_stages(experiment: Experiment, name: str, workdir: Path) -> tuple[Place | None, Place | None]:
+def judged_stages(
+  experiment: Experiment, name: str, workdir: Path
+) -> tuple[StagePlace | None, StagePlace | None]:
   """The stage whose samples are judged, and the one whose reconstructions are: of `all`, the last that
   draws and its codec.
 
   Raises:
     UserError: no such stage.
   """
-  stage = drawing(experiment) if name == "all" else experiment.stage(name)
-  at = Place(experiment, stage, workdir)
+  stage = sampling_stage(experiment) if name == "all" else experiment.stage(name)
+  at = StagePlace(experiment, stage, workdir)
   if stage.makes == "codec":
     return None, at
   return at, at.needed().get("codec") if name == "all" else None
@@ -141,7 +152,7 @@ def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   return dataclasses.replace(experiment, evaluation=evaluator, data=data)
 
 
-def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
+def how_of(args: argparse.Namespace, experiment: Experiment) -> EvaluationSettings:
   """What is asked for; UserError for numbers and names that are not legal."""
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
@@ -167,7 +178,9 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> How:
     guidance=None if scale is None else make_guidance(scale=scale),
   )
   same = ("seed", "reference", "batch_size")
-  return How(n=n, metrics=metrics, sampling=sampling, **{name: getattr(args, name) for name in same})
+  return EvaluationSettings(
+    n=n, metrics=metrics, sampling=sampling, **{name: getattr(args, name) for name in same}
+  )
 
 
 def progress(batches: Any) -> Any:
@@ -179,11 +192,11 @@ def show(path: Path, sheet: np.ndarray, what: str) -> None:
     pictures.write_png(path, sheet, {"what": what})
 
 
-def finish(path: Path, told: Told) -> None:
+def finish(path: Path, told: Record) -> None:
   """Writes what was found, and prints it as a table."""
   if not multihost.is_primary():
     return
-  evaluate.write(path, told | {"versions": evaluate.versions()})
+  evaluate.write_evaluation(path, told | {"versions": evaluate.package_versions()})
   print(f"{told['stage']}, step {told['step']}; {described(told)}")
   print(
     "\n".join(
@@ -201,7 +214,7 @@ def finish(path: Path, told: Told) -> None:
   print(f"in {path}\n")
 
 
-def described(told: Told) -> str:
+def described(told: Record) -> str:
   """One line: of what, compared with what, in whose features."""
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
   how = "{n} samples, {sampler} in {steps} steps, {guidance}, seed {seed}; "
@@ -212,7 +225,7 @@ def described(told: Told) -> str:
   )
 
 
-def table(told: Told, names: dict[str, str]) -> list[str]:
+def table(told: Record, names: dict[str, str]) -> list[str]:
   """Lines: each figure with its interval, and that of as many real pictures."""
   rows = [("", "value", "95 % interval", "n", "real against real")]
   for name, each in told["metrics"].items():

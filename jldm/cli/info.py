@@ -15,7 +15,7 @@ import numpy as np
 
 from jldm.config.experiment import Stage
 from jldm.config.registry import field_names
-from jldm.inference.load import place, restored
+from jldm.inference.load import find_stage, restore_result
 from jldm.interop import flat, msgpack, pretrained, safetensors
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -37,8 +37,8 @@ def main(args: argparse.Namespace) -> None:
 
 def published(path: Path, statistics: bool) -> Iterator[str]:
   """A folder of diffusers, or a file."""
-  path = pretrained.found(str(path))
-  file = pretrained.weights(path) if path.is_dir() else path
+  path = pretrained.find_source(str(path))
+  file = pretrained.weights_file(path) if path.is_dir() else path
   if path.is_dir():
     config = pretrained.read_config(path / pretrained.CONFIG)
     network = pretrained.CLASSES[config["_class_name"]].network(config)
@@ -80,10 +80,10 @@ def workdir(path: Path, statistics: bool) -> Iterator[str]:
 
 def result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]:
   """What a stage has made, after the codec that it names."""
-  at = place(path, stage.name)
+  at = find_stage(path, stage.name)
   for codec in at.given().values():
     yield from described(codec)
-  params = restored(at)[1].params
+  params = restore_result(at)[1].params
   scale = (params["mean"], params["std"]) if stage.makes == "codec" else ()
   yield from described(stage.objective.network, *scale)
   yield from rows(flat.flatten(params), statistics)

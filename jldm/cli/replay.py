@@ -5,7 +5,7 @@ import re
 
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
-from jldm.inference.load import place
+from jldm.inference.load import find_stage
 from jldm.runs.replay import replay
 
 
@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
   if not match or int(match[1]) > int(match[2]):
     raise UserError(f"--steps {args.steps}; expected A:B with A not above B, such as 501:600")
   sharding.configure(args.devices)
-  stage = args.stage or place(args.workdir).stage.name
+  stage = args.stage or find_stage(args.workdir).stage.name
   found = replay(args.workdir, stage, int(match[1]), int(match[2]), args.devices)
   print(
     f"{stage}: {found.lines} lines, the last at step {found.last}, are equal to the bit; computed from the checkpoint "

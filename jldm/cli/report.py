@@ -18,7 +18,7 @@ def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
   out = Path(args.out) if args.out else workdir / "report.html"
   sharding.configure(args.devices)
-  text = report.build(workdir, args.devices)
+  text = report.build_report(workdir, args.devices)
   with replace_file(out) as file:
     file.write(text.encode())
   print(f"{out}: {len(text) / 1e6:.1f} MB")

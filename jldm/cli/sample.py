@@ -15,9 +15,9 @@ from jldm.config.experiment import Experiment
 from jldm.config.presets import changed_sampling, described, make_guidance
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
-from jldm.inference.conditions import branches
+from jldm.inference.conditions import make_branches
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, classes_of, load, of, of_kind
+from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, load
 from jldm.media import images as pictures
 from jldm.media.parts import write_parts
 from jldm.models.codecs.tiled import Tiled
@@ -107,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
   sampling = changed_sampling(
     experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment)
   )
-  described_model = of(experiment, args.stage)
+  described_model = build_model(experiment, args.stage)
   labels = parse_labels(args.label, args.n, classes_of(described_model))
   out = Path(args.out) if args.out else workdir / "samples"
   request = request_of(described_model, args, labels)
@@ -170,14 +170,14 @@ def scale_of(args: argparse.Namespace, experiment: Experiment) -> float:
 
 def request_of(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:
   """What the options ask to draw; UserError for conditions that the model does not know, or cannot do without."""
-  name, negative = of_kind(model, ClassLabel), args.negative_label
+  name, negative = conditioner_of_kind(model, ClassLabel), args.negative_label
   if name is None and ((labels != -1).any() or negative is not None):
     raise UserError(
       f"label={args.label}, negative_label={negative}; expected -1 (unconditional): this model knows no classes"
     )
   given = {} if name is None else {name: labels}
   against = ({},) if negative is None else ({name: negative},)
-  branches(model, given, against, len(labels))
+  make_branches(model, given, against, len(labels))
   size = parse_size(args.size) if args.size else None
   return Request(n=args.n, seed=args.seed, given=given, against=against, size=size)
 

@@ -13,37 +13,39 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
-def attribute(examples: Array, labels: Array) -> Array:
+def attribute_direction(examples: Array, labels: Array) -> Array:
   """(1): examples [N, ...], labels [N] 1 with the attribute and 0 without, both there -> [...]."""
   share = labels / labels.sum() - (1 - labels) / (1 - labels).sum()
   return jnp.tensordot(share, examples, 1)
 
 
-def controls(examples: Array, labels: Array, keys: Array) -> Array:
+def control_directions(examples: Array, labels: Array, keys: Array) -> Array:
   """(2), one a key [K] -> [K, ...], none with a part along the attribute's."""
-  direction = attribute(examples, labels)
-  return jax.vmap(lambda key: apart(attribute(examples, jax.random.permutation(key, labels)), direction))(
-    keys
-  )
+  direction = attribute_direction(examples, labels)
+  return jax.vmap(
+    lambda key: orthogonal_part(attribute_direction(examples, jax.random.permutation(key, labels)), direction)
+  )(keys)
 
 
-def unrelated(direction: Array, keys: Array) -> Array:
+def unrelated_directions(direction: Array, keys: Array) -> Array:
   """Normal numbers without their share of direction [...], at its norm, one a key [K] -> [K, ...]."""
   found = jax.vmap(lambda key: jax.random.normal(key, direction.shape))(keys)
-  return jax.vmap(lambda other: apart(other, direction))(found)
+  return jax.vmap(lambda other: orthogonal_part(other, direction))(found)
 
 
-def apart(other: Array, direction: Array) -> Array:
+def orthogonal_part(other: Array, direction: Array) -> Array:
   """`other` without its share of `direction`, at its norm."""
   other = other - jnp.vdot(other, direction) / jnp.vdot(direction, direction) * direction
   return jnp.linalg.norm(direction) / jnp.linalg.norm(other) * other
 
 
-def coordinate(shape: tuple[int, int, int], channel: int, place: tuple[int, int] | None = None) -> Array:
+def coordinate_direction(
+  shape: tuple[int, int, int], channel: int, place: tuple[int, int] | None = None
+) -> Array:
   """One channel of latents [h, w, c], everywhere or at a place (row, column): 1 there and 0 elsewhere."""
   return jnp.zeros(shape).at[(*(place or (slice(None), slice(None))), channel)].set(1)
 
 
-def along(z: Array, direction: Array, amounts: Array) -> Array:
+def move_along(z: Array, direction: Array, amounts: Array) -> Array:
   """z + amount direction, both [...], of amounts [A]: [A, ...]."""
   return z + jnp.tensordot(amounts, direction, 0)

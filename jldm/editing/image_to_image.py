@@ -13,7 +13,7 @@ from jldm.samplers.sample import Denoise, Sampler, first_time, renoise, sample
 Array = jax.Array
 
 
-def shortened(pairs: Array, strength: Array) -> Array:
+def shorten_pairs(pairs: Array, strength: Array) -> Array:
   """Pairs [N, 2] from the noise at 1 -> as many from the noise at `strength` [], in [0, 1]: N stays,
   so nothing compiles.
 
@@ -22,7 +22,7 @@ def shortened(pairs: Array, strength: Array) -> Array:
   return expand(jnp.asarray(strength), pairs) * pairs
 
 
-def image_to_image(
+def vary_latents(
   process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
   """Latents x0 [B, ...] noised up to the first time and sampled along pairs [N, 2] or [B, N, 2] -> [B,

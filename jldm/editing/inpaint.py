@@ -26,7 +26,7 @@ Array = jax.Array
 
 @pytree
 @dataclasses.dataclass(frozen=True)
-class Blended:
+class InpaintingSampler:
   """(1) after every step of `sampler`, of which a multistep history begins anew: it belongs to another z."""
 
   sampler: Any
@@ -46,7 +46,7 @@ class Blended:
     return self.known * known + (1 - self.known) * unknown
 
 
-def inpaint(
+def inpaint_latents(
   process: Process,
   denoise: Denoise,
   sampler: Sampler,
@@ -63,13 +63,13 @@ def inpaint(
   itself where known is 1 (pairs that end at 0).
   """
   key_start, key_path = split_each(keys)
-  blended = Blended(sampler, x0, known)
+  blended = InpaintingSampler(sampler, x0, known)
   clean, first = blended.blend(x0, jnp.zeros_like(x0) if start is None else start), first_time(pairs)
   z = renoise(process, clean, 0 * first, first, key_start)
   return sample(process, denoise, blended, z, pairs, key_path)
 
 
-def repainted(pairs: Array, jump: int, repeats: int) -> Array:
+def repaint_pairs(pairs: Array, jump: int, repeats: int) -> Array:
   """Adjoining pairs [N, 2] that go over every stretch of `jump` of them `repeats` times.
 
   Raises:

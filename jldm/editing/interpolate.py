@@ -28,6 +28,6 @@ def slerp(a: Array, b: Array, share: Array) -> Array:
   return jnp.where(curved, ((1 - share) * norm_a + share * norm_b) * circle, (1 - share) * a + share * b)
 
 
-def between(a: Array, b: Array, count: int) -> Array:
+def slerp_path(a: Array, b: Array, count: int) -> Array:
   """`count` places from a to b, both [...], ends included: [count, ...]."""
   return jax.vmap(lambda share: slerp(a[None], b[None], share)[0])(jnp.linspace(0, 1, count))

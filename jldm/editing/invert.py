@@ -20,7 +20,7 @@ from jldm.samplers.sample import Denoise, Sampler, sample
 Array = jax.Array
 
 
-def invert(
+def invert_latents(
   process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
   """Latents x0 [B, ..., C] up the pairs that sampling goes down -> noise [B, ..., C]; of EDICT, [B, ..., 2 C].
@@ -28,18 +28,18 @@ def invert(
   pairs [N, 2] or [B, N, 2], keys [B].
   """
   z = pair(x0) if isinstance(sampler, EDICT) else x0
-  return sample(process, denoise, sampler, z, backward(pairs), keys)
+  return sample(process, denoise, sampler, z, reversed_pairs(pairs), keys)
 
 
-def revert(
+def revert_latents(
   process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Noise that `invert` found, down pairs [N, 2] or [B, N, 2] -> latents [B, ..., C]."""
+  """Noise that `invert_latents` found, down pairs [N, 2] or [B, N, 2] -> latents [B, ..., C]."""
   x0 = sample(process, denoise, sampler, z, pairs, keys)
   return single(x0) if isinstance(sampler, EDICT) else x0
 
 
-def backward(pairs: Array) -> Array:
+def reversed_pairs(pairs: Array) -> Array:
   """Pairs [N, 2] or [B, N, 2] in the opposite order, each the other way round."""
   return pairs[..., ::-1, ::-1]
 

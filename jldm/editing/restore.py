@@ -52,14 +52,14 @@ def informed(
       said, forward = jax.linearize(measure, x)
       back = jax.linear_transpose(forward, x)
       normal = lambda d, forward=forward, back=back: d + weight * back(forward(d))[0]
-      x = x + solve(normal, weight * back(measured - said)[0] + x0_hat - x, solves)
+      x = x + conjugate_gradient(normal, weight * back(measured - said)[0] + x0_hat - x, solves)
     moved = jnp.where(sigma > 0, alpha * (x0_hat - x) / jnp.where(sigma > 0, sigma, 1), 0)
     return Denoised(x, eps + moved, variance)
 
   return denoise_informed
 
 
-def solve(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
+def conjugate_gradient(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
   """`count` conjugate gradients for operator(x) = b [B, ...], symmetric and positive, each sample by itself."""
   dot = lambda u, v: jnp.sum(u * v, tuple(range(1, b.ndim)), keepdims=True)
   ratio = lambda u, v: jnp.where(v > 0, u / jnp.where(v > 0, v, 1), 0)  # 0 once solved
@@ -78,7 +78,7 @@ def solve(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
   return jax.lax.fori_loop(0, count, body, (jnp.zeros_like(b), b, b))[0]
 
 
-def restore(
+def restore_latents(
   process: Process,
   denoise: Denoise,
   sampler: Sampler,

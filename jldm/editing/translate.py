@@ -1,20 +1,20 @@
 """From one condition to another by the same noise: inverted under the first, sampled under the second.
 
 Dual diffusion implicit bridges, Su et al. 2023 (2203.08382), algorithm 1, between two conditions of
-one network.  Pairs that begin below 1 leave coarse structure as it is (`shortened`).
+one network.  Pairs that begin below 1 leave coarse structure as it is (`shorten_pairs`).
 """
 
 import jax
 
 from jldm.core.keys import split_each
 from jldm.diffusion.process import Process
-from jldm.editing.invert import invert, revert
+from jldm.editing.invert import invert_latents, revert_latents
 from jldm.samplers.sample import Denoise, Sampler
 
 Array = jax.Array
 
 
-def translate(
+def translate_latents(
   process: Process, denoise: Denoise, onto: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
   """Latents x0 [B, ...] inverted by `denoise` up the pairs and brought back by `onto` -> [B, ...].
@@ -22,5 +22,5 @@ def translate(
   pairs [N, 2] or [B, N, 2], keys [B].
   """
   key_up, key_down = split_each(keys)
-  z = invert(process, denoise, sampler, x0, pairs, key_up)
-  return revert(process, onto, sampler, z, pairs, key_down)
+  z = invert_latents(process, denoise, sampler, x0, pairs, key_up)
+  return revert_latents(process, onto, sampler, z, pairs, key_down)

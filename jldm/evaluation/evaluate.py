@@ -28,13 +28,13 @@ from jldm.data.buckets import Buckets
 from jldm.data.source import Source
 from jldm.distributed import sharding
 from jldm.evaluation import features, judge as judging
-from jldm.evaluation.judge import Judge, Sets, Told
+from jldm.evaluation.judge import Judge, Record, Sets
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, of_kind
+from jldm.inference.load import Model, conditioner_of_kind
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import intervals, memorisation, perceptual
-from jldm.metrics.extractors.extractor import EXTRACTORS, Loaded, find, opened
+from jldm.metrics.extractors.extractor import EXTRACTORS, LoadedExtractor, find_extractor, load_extractor
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
 
@@ -45,7 +45,7 @@ SHOWN = 16  # pictures on a sheet
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class How:
+class EvaluationSettings:
   """How many pictures are drawn and judged, and how; None is what the experiment says."""
 
   n: int = 1000
@@ -57,16 +57,16 @@ class How:
   devices: sharding.Devices = None
 
 
-class Real(NamedTuple):
+class RealImages(NamedTuple):
   """The real pictures of a data set, and how samples are judged beside them."""
 
   sets: Sets
   judge: Judge
-  loaded: Loaded
-  told: Told
+  loaded: LoadedExtractor
+  told: Record
 
 
-def extractor_of(evaluation: Evaluation) -> Loaded:
+def open_extractor(evaluation: Evaluation) -> LoadedExtractor:
   """The extractor that an experiment names, with its file of weights, where there is one.
 
   Raises:
@@ -76,35 +76,35 @@ def extractor_of(evaluation: Evaluation) -> Loaded:
     known = ", ".join(f"{name} ({each.preprocessing})" for name, each in sorted(EXTRACTORS.items()))
     raise UserError(f"no extractor is named, and none fits all data; give --extractor, one of: {known}")
   path = evaluation.weights and Path(evaluation.weights)
-  return opened(
-    find(evaluation.extractor),
+  return load_extractor(
+    find_extractor(evaluation.extractor),
     *((safetensors.read(path), safetensors.read_header(path).metadata) if path else ()),
   )
 
 
-def plain(data: Any) -> Any:
+def without_augmentation(data: Any) -> Any:
   """The same data with every label and nothing mirrored: what pictures are compared with."""
   usual = {"mirror": False, "labelled": 1.0, "labelled_times": 1}
   return dataclasses.replace(data, **{name: value for name, value in usual.items() if hasattr(data, name)})
 
 
-def picture_shape(data: Any) -> tuple[int, int, int]:
+def sample_shape(data: Any) -> tuple[int, int, int]:
   """(H, W, C) of what samples are like."""
   return dict(data.specs[0])["image"].shape
 
 
-def one_shape(source: Source | Buckets, data: Any) -> Source:
+def source_of_sample_shape(source: Source | Buckets, data: Any) -> Source:
   """Of pictures of several shapes those of the data's first spec, which samples have."""
   if not isinstance(source, Buckets):
     return source
-  height, width, _ = picture_shape(data)
+  height, width, _ = sample_shape(data)
   for bucket in source.sources:
     if bucket[np.array([0])]["image"].shape[1:3] == (height, width):
       return bucket
   raise UserError(f"no picture of {height}x{width}, the shape that samples have; there are others only")
 
 
-def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
+def check_evaluation(experiment: Experiment, loaded: LoadedExtractor, how: EvaluationSettings) -> None:
   """Raises a UserError for too few pictures for the extractor, or data of which nothing is held out."""
   data = experiment.data
   if how.n < FEWEST:
@@ -114,9 +114,9 @@ def check(experiment: Experiment, loaded: Loaded, how: How) -> None:
       f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
       "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'"
     )
-  width = loaded.width(picture_shape(data))
+  width = loaded.width(sample_shape(data))
   if "frechet" in how.metrics:
-    judging.check_enough(how.n, width)
+    judging.check_sample_count(how.n, width)
 
 
 def check_pictures(model: Model) -> None:
@@ -128,67 +128,83 @@ def check_pictures(model: Model) -> None:
     )
 
 
-def real(experiment: Experiment, loaded: Loaded, how: How, folder: Path) -> Real:
+def prepare_real_images(
+  experiment: Experiment, loaded: LoadedExtractor, how: EvaluationSettings, folder: Path
+) -> RealImages:
   """Opens the data and extracts what samples are compared with, or reads it from `folder`.
 
   Raises:
     UserError: data that are missing, too few, or do not fit the extractor.
   """
-  check(experiment, loaded, how)
-  data = plain(experiment.data)
-  train, held_out = (one_shape(data.open(split), data) for split in (data.train, data.held_out))
-  sets = judging.choose(train, held_out, how.n, how.reference)
-  reference, beside = (features.cached(folder, loaded, *split, how.devices) for split in sets[:2])
+  check_evaluation(experiment, loaded, how)
+  data = without_augmentation(experiment.data)
+  train, held_out = (source_of_sample_shape(data.open(split), data) for split in (data.train, data.held_out))
+  sets = judging.choose_real_sets(train, held_out, how.n, how.reference)
+  reference, beside = (features.cached_features(folder, loaded, *split, how.devices) for split in sets[:2])
   set_aside = sets.real.source is train
   told = {
     "extractor": loaded.told() | {"width": reference.features.shape[1], "distance": loaded.distance},
     "reference": {"split": data.train, "n": len(reference)},
     "real": {"split": data.train if set_aside else data.held_out, "n": len(beside)},
   }
-  return Real(sets, judging.judge(reference, beside, how.metrics), loaded, told)
+  return RealImages(sets, judging.make_judge(reference, beside, how.metrics), loaded, told)
 
 
-class Samples(NamedTuple):
+class EvaluatedSamples(NamedTuple):
   images: np.ndarray  # uint8 [N, H, W, C]
   labels: np.ndarray
   found: features.Features
 
 
-def draw(model: Model, params: dict, among: Real, how: How, progress: Any = iter) -> Samples:
+def generate_samples(
+  model: Model, params: dict, among: RealImages, how: EvaluationSettings, progress: Any = iter
+) -> EvaluatedSamples:
   """how.n samples, their labels in the proportion of the reference, and their features."""
-  labels = judging.in_proportion(among.judge.reference.labels, how.n)
-  name = of_kind(model, ClassLabel)
+  labels = judging.proportional_labels(among.judge.reference.labels, how.n)
+  name = conditioner_of_kind(model, ClassLabel)
   request = Request(n=how.n, seed=how.seed, given={} if name is None else {name: labels})
   options = {"batch_size": how.batch_size, "devices": how.devices, "progress": progress}
   images = generate(model, params, request, how.sampling, **options).data
-  return Samples(images, labels, features.of_images(among.loaded, images, labels, how.devices))
+  return EvaluatedSamples(
+    images, labels, features.features_of_images(among.loaded, images, labels, how.devices)
+  )
 
 
-def of_denoiser(model: Model, samples: Samples, among: Real, how: How, scores: dict | None = None) -> Told:
+def judge_samples(
+  model: Model,
+  samples: EvaluatedSamples,
+  among: RealImages,
+  how: EvaluationSettings,
+  scores: dict | None = None,
+) -> Record:
   """What samples are worth; `scores` are those of the real pictures where they are known."""
   drawn = {"n": how.n, "seed": how.seed} | described(how.sampling or model.sampling)
   left_out = {"left_out": among.judge.left_out} if among.judge.left_out else {}
   return {"samples": drawn} | among.told | {"metrics": among.judge.beside(samples.found, scores)} | left_out
 
 
-class Suspects(NamedTuple):
+class AuditResult(NamedTuple):
   """What an audit found, and its pairs as a sheet: samples, below them the nearest training and the
   nearest held-out pictures.
   """
 
-  told: Told
+  told: Record
   sheet: np.ndarray
 
 
-def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | None:
+def audit_memorisation(
+  samples: EvaluatedSamples, among: RealImages, how: EvaluationSettings, folder: Path
+) -> AuditResult | None:
   """Whether samples are copies of training pictures, told by held-out ones; None where too few are held out."""
   sets, judge = among.sets, among.judge
   if len(sets.held_out.rows) < memorisation.FEWEST:
     return None
   aside = sets.real.source is sets.reference.source
-  trained = features.join(judge.reference, judge.real) if aside else judge.reference
+  trained = features.concatenate_features(judge.reference, judge.real) if aside else judge.reference
   rows = np.concatenate([sets.reference.rows, sets.real.rows]) if aside else sets.reference.rows
-  held_out = features.cached(folder, among.loaded, *sets.held_out, how.devices) if aside else judge.real
+  held_out = (
+    features.cached_features(folder, among.loaded, *sets.held_out, how.devices) if aside else judge.real
+  )
   found = memorisation.audit(samples.found.features, trained.features, held_out.features, SHOWN)
   pairs = dataclasses.replace(
     found.pairs, train=rows[found.pairs.train], held_out=sets.held_out.rows[found.pairs.held_out]
@@ -200,13 +216,13 @@ def audit(samples: Samples, among: Real, how: How, folder: Path) -> Suspects | N
   real = sets.reference.source[pairs.train], sets.held_out.source[pairs.held_out]
   each = (samples.images[pairs.sample], *(batch["image"] for batch in real))
   lines = [some[i : i + SHOWN // 2] for i in range(0, len(pairs.sample), SHOWN // 2) for some in each]
-  return Suspects(
+  return AuditResult(
     told, pictures.tile_rows(lines, max(1, round(pictures.CELL / min(samples.images.shape[1:3]))))
   )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def reconstruct(model: Model, codec: dict, images: jax.Array) -> jax.Array:
+def reconstruct_batch(model: Model, codec: dict, images: jax.Array) -> jax.Array:
   """Images [B, H, W, C] in [-1, 1] through the mean of their latents and back."""
   loaded = LoadedCodec(model.codec, codec)
   return codecs.decode_latents(loaded, codecs.encode_mean(loaded, {"image": images}))
@@ -219,7 +235,9 @@ class Reconstructions(NamedTuple):
   values: dict[str, np.ndarray]  # float64 [N] by name
 
 
-def reconstructions(model: Model, codec: dict, among: Real, how: How, lpips: Any = None) -> Reconstructions:
+def reconstruct_held_out(
+  model: Model, codec: dict, among: RealImages, how: EvaluationSettings, lpips: Any = None
+) -> Reconstructions:
   """At most how.n held-out pictures and what comes back of them; `lpips` are weights of jldm.metrics.perceptual."""
   source, rows = among.sets.held_out
   rows = rows[: how.n]
@@ -235,20 +253,20 @@ def reconstructions(model: Model, codec: dict, among: Real, how: How, lpips: Any
   distance = (
     None
     if lpips is None
-    else jax.jit(functools.partial(perceptual.distance, sharding.replicate(mesh, lpips)))
+    else jax.jit(functools.partial(perceptual.lpips_distance, sharding.replicate(mesh, lpips)))
   )
-  values, backs = judging.reconstruction(
-    lambda images: reconstruct(model, codec, images), batches(), distance
+  values, backs = judging.measure_reconstructions(
+    lambda images: reconstruct_batch(model, codec, images), batches(), distance
   )
   return Reconstructions(whole["image"], backs, whole["label"], values)
 
 
-def of_autoencoder(back: Reconstructions, among: Real, how: How) -> Told:
+def judge_reconstructions(back: Reconstructions, among: RealImages, how: EvaluationSettings) -> Record:
   """How near reconstructions are, in all and by class, and how far off their Fréchet distance is
   beside the originals'.
   """
   means = lambda rows: {
-    name: judging.told(intervals.mean(value[rows]), int(rows.sum()))
+    name: judging.interval_record(intervals.mean_interval(value[rows]), int(rows.sum()))
     for name, value in back.values.items()
     if np.isfinite(value[rows]).all() and rows.sum() > 1
   }
@@ -263,7 +281,7 @@ def of_autoencoder(back: Reconstructions, among: Real, how: How) -> Told:
       f"{len(back.labels)} pictures are held out, where features are {width} wide"
     )
     judge = judge._replace(metrics=tuple(name for name in judge.metrics if name != "frechet"))
-  of = lambda images: features.of_images(among.loaded, images, back.labels, how.devices)
+  of = lambda images: features.features_of_images(among.loaded, images, back.labels, how.devices)
   found, originals = of(back.images), of(back.originals)
   scores = judge._replace(real=originals).beside(found)
   classes = {str(label): means(back.labels == label) for label in np.unique(back.labels[back.labels >= 0])}
@@ -274,14 +292,14 @@ def of_autoencoder(back: Reconstructions, among: Real, how: How) -> Told:
   return among.told | told | ({"left_out": left_out} if left_out else {})
 
 
-def worst(back: Reconstructions) -> np.ndarray:
+def worst_reconstructions(back: Reconstructions) -> np.ndarray:
   """A sheet of the pictures that come back worst by PSNR, each above its reconstruction."""
   rows = np.argsort(back.values["psnr"], kind="stable")[:SHOWN]
   scale = max(1, round(pictures.CELL / min(back.images.shape[1:3])))
-  return pictures.beside(back.originals[rows], back.images[rows], SHOWN // 2, scale)
+  return pictures.stack_pairs(back.originals[rows], back.images[rows], SHOWN // 2, scale)
 
 
-def versions() -> Told:
+def package_versions() -> Record:
   found = {name: importlib.metadata.version(name) for name in PACKAGES}
   device = jax.devices()[0]
   return found | {
@@ -290,7 +308,7 @@ def versions() -> Told:
   }
 
 
-def write(path: Path, told: Told) -> None:
+def write_evaluation(path: Path, told: Record) -> None:
   """Whole or not at all; a figure that is not finite is a bug, not data."""
   with replace_file(path) as file:
     file.write((json.dumps(told, indent=2, allow_nan=False) + "\n").encode())

@@ -13,7 +13,7 @@ from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 from jldm.data.source import Arrays, Source
 from jldm.distributed import multihost, sharding
-from jldm.metrics.extractors.extractor import Loaded
+from jldm.metrics.extractors.extractor import LoadedExtractor
 
 CHUNK = 1024  # pictures read at once where nothing is computed of them
 
@@ -36,13 +36,15 @@ class Features:
     return Features(self.features[rows], self.logits[rows], self.labels[rows], self.source)
 
 
-def join(*parts: Features) -> Features:
+def concatenate_features(*parts: Features) -> Features:
   """All rows of one extractor's features."""
   columns = zip(*((part.features, part.logits, part.labels) for part in parts))
   return Features(*(np.concatenate(column) for column in columns), parts[0].source)
 
 
-def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None) -> Features:
+def extract_features(
+  loaded: LoadedExtractor, source: Source, rows: np.ndarray, devices: sharding.Devices = None
+) -> Features:
   """Features of rows int [N] of a source: a batch is shared by the devices, and what fills up the last
   one is dropped.
 
@@ -63,7 +65,7 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.
       np.asarray(batch["label"], np.int32),
     )
     found.append(Features(*each, loaded.source).take(slice(len(rows) - start)))
-  whole = join(*found)
+  whole = concatenate_features(*found)
   if bad := np.count_nonzero(~np.isfinite(whole.features).all(1)):
     raise UserError(
       f"features of {bad} of {len(rows)} pictures are not finite; the extractor's weights are broken"
@@ -71,34 +73,34 @@ def extract(loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.
   return whole
 
 
-def of_images(
-  loaded: Loaded, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None
+def features_of_images(
+  loaded: LoadedExtractor, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None
 ) -> Features:
   """Features of images uint8 [N, H, W, C] with labels int [N]."""
-  return extract(
+  return extract_features(
     loaded, Arrays({"image": images, "label": np.asarray(labels, np.int32)}), np.arange(len(images)), devices
   )
 
 
-def cached(
-  folder: Path, loaded: Loaded, source: Source, rows: np.ndarray, devices: sharding.Devices = None
+def cached_features(
+  folder: Path, loaded: LoadedExtractor, source: Source, rows: np.ndarray, devices: sharding.Devices = None
 ) -> Features:
-  """`extract`, or what an earlier call left in `folder` under the hash of these very pictures and this
+  """`extract_features`, or what an earlier call left in `folder` under the hash of these very pictures and this
   extractor.
   """
-  path = folder / f"features-{key(loaded, source, rows)}.npz"
-  stored = read(path, loaded.source)
+  path = folder / f"features-{cache_key(loaded, source, rows)}.npz"
+  stored = read_cached_features(path, loaded.source)
   if multihost.all_processes(stored is not None):
     return stored
-  found = extract(loaded, source, rows, devices)
+  found = extract_features(loaded, source, rows, devices)
   if multihost.is_primary():
     with replace_file(path) as file:
       np.savez(file, features=found.features, logits=found.logits, labels=found.labels)
   return found
 
 
-def read(path: Path, source: str) -> Features | None:
-  """What `cached` wrote; None if it is not there or damaged."""
+def read_cached_features(path: Path, source: str) -> Features | None:
+  """What `cached_features` wrote; None if it is not there or damaged."""
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return Features(stored["features"], stored["logits"], stored["labels"], source)
@@ -106,19 +108,19 @@ def read(path: Path, source: str) -> Features | None:
     return None
 
 
-def key(loaded: Loaded, source: Source, rows: np.ndarray) -> str:
+def cache_key(loaded: LoadedExtractor, source: Source, rows: np.ndarray) -> str:
   digest = hashlib.blake2b(loaded.source.encode(), digest_size=12)
-  for batch in chunks(source, rows):
+  for batch in read_chunks(source, rows):
     for name in ("image", "label"):
       digest.update(f"{batch[name].dtype} {batch[name].shape}".encode())
       digest.update(np.ascontiguousarray(batch[name]))
   return digest.hexdigest()
 
 
-def labels_of(source: Source, rows: np.ndarray) -> np.ndarray:
+def read_labels(source: Source, rows: np.ndarray) -> np.ndarray:
   """int32 [N]."""
-  return np.concatenate([np.asarray(batch["label"], np.int32) for batch in chunks(source, rows)])
+  return np.concatenate([np.asarray(batch["label"], np.int32) for batch in read_chunks(source, rows)])
 
 
-def chunks(source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def read_chunks(source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
   return (source[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK))

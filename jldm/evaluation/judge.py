@@ -21,10 +21,10 @@ from jldm.media.images import to_uint8
 from jldm.metrics import frechet, intervals, mmd
 from jldm.metrics.image import psnr, ssim
 from jldm.metrics.inception_score import inception_score
-from jldm.metrics.intervals import Interval
+from jldm.metrics.intervals import ConfidenceInterval
 from jldm.metrics.manifold import manifold, radii
 
-Told = dict[str, Any]  # JSON
+Record = dict[str, Any]  # JSON
 ORDER_SEED = 0  # which real pictures are taken belongs to the data, not to a run
 MOST_PAIRS = 10_000  # real pictures that every sample is compared with by a kernel
 GROUPS = 10  # of the jackknife
@@ -49,7 +49,7 @@ class Sets(NamedTuple):
   held_out: Split
 
 
-def choose(train: Source, held_out: Source, n: int, most: int) -> Sets:
+def choose_real_sets(train: Source, held_out: Source, n: int, most: int) -> Sets:
   """The real pictures that n samples are compared with, the same at every call; at most `most` of the reference.
 
   Where fewer than n are held out, n training pictures are set aside to be the real ones.
@@ -68,7 +68,7 @@ def choose(train: Source, held_out: Source, n: int, most: int) -> Sets:
   return Sets(Split(train, order[n : n + most]), Split(train, order[:n]), Split(held_out, held))
 
 
-def in_proportion(labels: np.ndarray, n: int) -> np.ndarray:
+def proportional_labels(labels: np.ndarray, n: int) -> np.ndarray:
   """n labels, ascending, int32, in the proportion in which they occur in `labels` [N]; all -1 where
   none is known.
   """
@@ -81,61 +81,63 @@ def in_proportion(labels: np.ndarray, n: int) -> np.ndarray:
   return np.repeat(names, shares).astype(np.int32)
 
 
-def agreement(found: Features) -> np.ndarray:
+def class_agreement(found: Features) -> np.ndarray:
   """Whether the classifier finds the class that was asked for, bool [N]."""
   return found.logits.argmax(1) == found.labels
 
 
-def by_distance(reference: Features, found: Features) -> dict[str, Interval]:
-  return {"frechet": frechet.interval(reference.features, found.features)}
+def score_frechet(reference: Features, found: Features) -> dict[str, ConfidenceInterval]:
+  return {"frechet": frechet.frechet_interval(reference.features, found.features)}
 
 
-def by_kernel(reference: Features, found: Features) -> dict[str, Interval]:
+def score_kid(reference: Features, found: Features) -> dict[str, ConfidenceInterval]:
   return {"kid": mmd.kernel_distance(reference.features[:MOST_PAIRS], found.features)}
 
 
-def by_direction(reference: Features, found: Features) -> dict[str, Interval]:
+def score_cmmd(reference: Features, found: Features) -> dict[str, ConfidenceInterval]:
   return {"cmmd": mmd.cmmd(reference.features[:MOST_PAIRS], found.features)}
 
 
-def by_neighbours(reference: Features, found: Features) -> dict[str, Interval]:
+def score_manifold(reference: Features, found: Features) -> dict[str, ConfidenceInterval]:
   """Of as many real pictures as samples, where there are so many."""
   values = intervals.jackknife(manifold, reference.features[: len(found)], found.features, groups=GROUPS)
   most = {"density": np.inf}
   return {
-    name: Interval(each.value, max(each.low, 0.0), min(each.high, most.get(name, 1.0)))
+    name: ConfidenceInterval(each.value, max(each.low, 0.0), min(each.high, most.get(name, 1.0)))
     for name, each in values.items()
   }
 
 
-def by_class(reference: Features, found: Features) -> dict[str, Interval]:
-  return {"agreement": intervals.share(agreement(found))}
+def score_agreement(reference: Features, found: Features) -> dict[str, ConfidenceInterval]:
+  return {"agreement": intervals.proportion_interval(class_agreement(found))}
 
 
-def by_confidence(reference: Features, found: Features) -> dict[str, Interval]:
+def score_inception(reference: Features, found: Features) -> dict[str, ConfidenceInterval]:
   score = lambda logits: {
     "inception_score": inception_score(logits).mean
   }  # shuffled: samples come class by class
   return intervals.jackknife(score, found.logits, groups=GROUPS)
 
 
-def by_twins(reference: Features, found: Features, share: float = 0.01) -> dict[str, Interval]:
+def score_duplicates(
+  reference: Features, found: Features, share: float = 0.01
+) -> dict[str, ConfidenceInterval]:
   """The share of pictures with another one of their set nearer than `share` of as many reference
   pictures have one.
   """
   nearest = lambda each: radii(np.asarray(each.features, np.float64), 1)[0]
   limit = np.quantile(nearest(reference.take(slice(len(found)))), share)
-  return {"duplicates": intervals.share(nearest(found) <= limit)}
+  return {"duplicates": intervals.proportion_interval(nearest(found) <= limit)}
 
 
-METRICS: dict[str, Callable[[Features, Features], dict[str, Interval]]] = {
-  "frechet": by_distance,
-  "kid": by_kernel,
-  "cmmd": by_direction,
-  "manifold": by_neighbours,
-  "agreement": by_class,
-  "inception_score": by_confidence,
-  "duplicates": by_twins,
+METRICS: dict[str, Callable[[Features, Features], dict[str, ConfidenceInterval]]] = {
+  "frechet": score_frechet,
+  "kid": score_kid,
+  "cmmd": score_cmmd,
+  "manifold": score_manifold,
+  "agreement": score_agreement,
+  "inception_score": score_inception,
+  "duplicates": score_duplicates,
 }
 FIGURES = {name: (name,) for name in METRICS} | {
   "manifold": ("precision", "recall", "density", "coverage")
@@ -154,7 +156,7 @@ class Judge(NamedTuple):
   metrics: tuple[str, ...]
   left_out: dict[str, str]
 
-  def score(self, found: Features) -> dict[str, Interval]:
+  def score(self, found: Features) -> dict[str, ConfidenceInterval]:
     """Every figure of pictures; UserError for features of another extractor."""
     if found.source != self.reference.source:
       raise UserError(
@@ -164,15 +166,15 @@ class Judge(NamedTuple):
       key: value for name in self.metrics for key, value in METRICS[name](self.reference, found).items()
     }
 
-  def beside(self, found: Features, real: dict[str, Interval] | None = None) -> Told:
+  def beside(self, found: Features, real: dict[str, ConfidenceInterval] | None = None) -> Record:
     """Every figure of pictures, with that of the real pictures, which is computed where it is not given."""
     real = self.score(self.real) if real is None else real
     return {
-      name: told(value, len(found)) | {"real": told(real[name], len(self.real))}
+      name: interval_record(value, len(found)) | {"real": interval_record(real[name], len(self.real))}
       for name, value in self.score(found).items()
     }
 
-  def classes(self, found: Features) -> Told:
+  def classes(self, found: Features) -> Record:
     """OF_CLASSES, of each class with FEWEST pictures in every set."""
     few = self._replace(metrics=tuple(name for name in self.metrics if name in OF_CLASSES))
     each = {}
@@ -183,12 +185,12 @@ class Judge(NamedTuple):
     return each
 
 
-def told(found: Interval, n: int) -> Told:
+def interval_record(found: ConfidenceInterval, n: int) -> Record:
   """As data."""
   return {name: float(value) for name, value in found._asdict().items()} | {"n": n}
 
 
-def judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
+def make_judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
   """Without what this extractor cannot tell of these data.
 
   Raises:
@@ -196,9 +198,9 @@ def judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
   """
   n, width = min(len(reference), len(real)), reference.features.shape[1]
   if "frechet" in metrics:
-    check_enough(n, width)
+    check_sample_count(n, width)
   left_out = {}
-  right = float(np.mean(agreement(real))) if real.logits.shape[1] else 0.0
+  right = float(np.mean(class_agreement(real))) if real.logits.shape[1] else 0.0
   if not real.logits.shape[1]:
     left_out = {name: "the extractor is no classifier" for name in OF_LOGITS}
   elif right < KNOWS:
@@ -209,7 +211,7 @@ def judge(reference: Features, real: Features, metrics: Iterable[str]) -> Judge:
   return Judge(reference, real, tuple(name for name in metrics if name not in left_out), left_out)
 
 
-def check_enough(n: int, width: int) -> None:
+def check_sample_count(n: int, width: int) -> None:
   """Raises a UserError where n pictures are too few for a Fréchet distance."""
   if n <= width:
     raise UserError(
@@ -218,7 +220,7 @@ def check_enough(n: int, width: int) -> None:
     )
 
 
-def reconstruction(
+def measure_reconstructions(
   call: Callable,
   batches: Iterable[tuple[jax.Array, int]],
   distance: Callable | None = None,

@@ -25,7 +25,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 560, 260, 58, 12, 532, 222  # of a cha
 LOG_FROM = 30  # times larger than its smallest: then a line is drawn over a logarithmic axis
 
 
-class Line(NamedTuple):
+class Curve(NamedTuple):
   """y over x, in order of x, and perhaps the ends of each value's interval."""
 
   x: Sequence[float]
@@ -34,7 +34,7 @@ class Line(NamedTuple):
   high: Sequence[float] | None = None
 
 
-def page(title: str, lead: str, parts: Iterable[str]) -> str:
+def html_page(title: str, lead: str, parts: Iterable[str]) -> str:
   """A whole page."""
   return "\n".join(
     (
@@ -73,7 +73,7 @@ def tiles(facts: Iterable[tuple[str, str, str]]) -> str:
   return f'<dl class="tiles">{"".join(each)}</dl>'
 
 
-def table(
+def html_table(
   head: Sequence[str], rows: Iterable[Sequence[str]], remarks: Sequence[str] = (), drawn: Sequence[str] = ()
 ) -> str:
   """Cells of text, the first of a row its name, with a remark below; `drawn` is markup for a last cell
@@ -123,9 +123,9 @@ def whisker(low: float, value: float, high: float, beside: tuple[float, float, f
   return f'<svg class="whisker" width="160" height="{2 + 12 * len(both)}" role="img">{"".join(marks)}</svg>'
 
 
-def chart(title: str, lines: dict[str, Line], up: str, across: str = "step") -> str:
+def chart(title: str, lines: dict[str, Curve], up: str, across: str = "step") -> str:
   """Lines over a common axis; one alone is drawn faint, with its running mean over it."""
-  lines = {name: finite(line) for name, line in lines.items()}
+  lines = {name: finite_points(line) for name, line in lines.items()}
   lines = {name: line for name, line in lines.items() if len(line.x)}
   if not lines:
     return ""
@@ -155,7 +155,7 @@ def chart(title: str, lines: dict[str, Line], up: str, across: str = "step") -> 
     f'<text x="{(LEFT + RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>'
   )
   for number, line in enumerate(lines.values()):
-    marks += drawn(line, number, place_x, place_y)
+    marks += line_marks(line, number, place_x, place_y)
   keys = (
     "".join(f'<span class="key s{n}">{escape(name)}</span>' for n, name in enumerate(lines))
     if len(lines) > 1
@@ -168,14 +168,14 @@ def chart(title: str, lines: dict[str, Line], up: str, across: str = "step") -> 
   )
 
 
-def drawn(line: Line, number: int, place_x: Callable, place_y: Callable) -> list[str]:
+def line_marks(line: Curve, number: int, place_x: Callable, place_y: Callable) -> list[str]:
   """A line's marks: its intervals, itself, and its running mean where it has many points."""
   path = lambda x, y: "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(place_x(x), place_y(y)))
   marks = []
   if line.low is not None:
     around = path([*line.x, *reversed(line.x)], [*line.low, *reversed(line.high)])
     marks.append(f'<path class="band s{number}" d="{around}Z"/>')
-  x, y = thinned(np.asarray(line.x, float)), thinned(np.asarray(line.y, float))
+  x, y = thin_points(np.asarray(line.x, float)), thin_points(np.asarray(line.y, float))
   window = len(y) // 20
   if window > 1:
     padded = np.pad(y, (window // 2, window - 1 - window // 2), mode="edge")
@@ -190,13 +190,13 @@ def drawn(line: Line, number: int, place_x: Callable, place_y: Callable) -> list
   return [*marks, f'<path class="line s{number}" d="{path(x, y)}"/>', *dots]
 
 
-def finite(line: Line) -> Line:
+def finite_points(line: Curve) -> Curve:
   """Without the points that are not finite."""
   keep = np.flatnonzero(np.isfinite(np.asarray(line.y, float)))
-  return Line(*(None if part is None else [float(part[i]) for i in keep] for part in line))
+  return Curve(*(None if part is None else [float(part[i]) for i in keep] for part in line))
 
 
-def thinned(values: np.ndarray) -> np.ndarray:
+def thin_points(values: np.ndarray) -> np.ndarray:
   """At most MOST_POINTS means of neighbours."""
   parts = np.array_split(values, min(len(values), MOST_POINTS))
   return np.array([part.mean() for part in parts])

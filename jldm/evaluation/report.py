@@ -17,14 +17,14 @@ from jldm.config.presets import described, guidance_text
 from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.evaluation import page
-from jldm.evaluation.page import Line
+from jldm.evaluation.page import Curve
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import load, of_kind
+from jldm.inference.load import conditioner_of_kind, load
 from jldm.media import images as pictures
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 
-Told = dict[str, Any]
+Record = dict[str, Any]
 NEEDED = ("stage", "step", "metrics", "extractor", "reference", "real", "versions")  # of an evaluation
 MOST_SHEETS = 6  # of a stage, over time
 PREVIEWS, MOST_DRAWN = 8, 10  # steps and pictures of the denoising trajectory
@@ -73,42 +73,42 @@ MEANS = {  # of figures, for who has not met them
 }
 
 
-def build(workdir: Path, devices: int | None = None) -> str:
+def build_report(workdir: Path, devices: int | None = None) -> str:
   """The page of a workdir.
 
   Raises:
     UserError: not a workdir.
   """
   experiment = workdirs.read(workdir)
-  logged, judged = list(rows(workdir / "metrics.jsonl")), evaluations(workdir)
+  logged, judged = list(read_metrics(workdir / "metrics.jsonl")), read_evaluations(workdir)
   denoiser, codec = shown_stages(experiment)
-  newest = [last for name in (denoiser, codec) if (last := last_of(judged, name))]
+  newest = [last for name in (denoiser, codec) if (last := last_evaluation(judged, name))]
   parts = [
-    summary(newest),
-    sheets(workdir, denoiser, "Samples over time", "One seed, one noise: only the network changes."),
-    denoising(workdir, devices),
-    figures(last_of(judged, denoiser), "samples"),
-    neighbours(workdir, judged, denoiser),
-    over_time(judged, denoiser),
-    sheets(
+    summary_tiles(newest),
+    sheets_section(workdir, denoiser, "Samples over time", "One seed, one noise: only the network changes."),
+    denoising_section(workdir, devices),
+    figures_section(last_evaluation(judged, denoiser), "samples"),
+    neighbours_section(workdir, judged, denoiser),
+    over_time_section(judged, denoiser),
+    sheets_section(
       workdir, codec, "Reconstructions", "Held-out pictures, each above what comes back through its latent."
     ),
-    figures(last_of(judged, codec), "reconstructions"),
-    worst(workdir, judged, codec),
+    figures_section(last_evaluation(judged, codec), "reconstructions"),
+    worst_section(workdir, judged, codec),
     *(
-      training(stage, [row for row in logged if row.get("stage") == stage.name])
+      training_section(stage, [row for row in logged if row.get("stage") == stage.name])
       for stage in experiment.stages
     ),
     page.section("The experiment", page.folded("as it was run", json.dumps(to_data(experiment), indent=2))),
-    versions(newest),
+    versions_section(newest),
   ]
   lead = (
     f"Trained on {getattr(experiment.data, 'name', type(experiment.data).__name__)}, in {workdir.resolve()}"
   )
-  return page.page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
+  return page.html_page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
 
 
-def rows(path: Path) -> Iterator[dict]:
+def read_metrics(path: Path) -> Iterator[dict]:
   """The lines of metrics.jsonl; one that a kill left half-written is skipped."""
   for line in path.read_text().splitlines() if path.is_file() else ():
     try:
@@ -119,7 +119,7 @@ def rows(path: Path) -> Iterator[dict]:
       yield row
 
 
-def evaluations(workdir: Path) -> list[Told]:
+def read_evaluations(workdir: Path) -> list[Record]:
   """What `jldm evaluate`, or the training, wrote, in the order of steps.
 
   Raises:
@@ -144,12 +144,12 @@ def shown_stages(experiment: Experiment) -> tuple[str | None, str | None]:
   return tuple(stage and stage.name for stage in map(experiment.last, ("denoiser", "codec")))
 
 
-def last_of(judged: list[Told], stage: str | None) -> Told | None:
+def last_evaluation(judged: list[Record], stage: str | None) -> Record | None:
   """The last evaluation of a stage."""
   return next((told for told in reversed(judged) if told["stage"] == stage), None)
 
 
-def summary(newest: list[Told]) -> str:
+def summary_tiles(newest: list[Record]) -> str:
   """The figures that are asked for first."""
   facts = []
   for told in newest:
@@ -161,7 +161,7 @@ def summary(newest: list[Told]) -> str:
         what = " of reconstructions" if name == "reconstruction_frechet" else ""
         facts.append(
           (
-            names(told)[name] + what,
+            figure_names(told)[name] + what,
             f"{each['value']:.3g}",
             f"{each['low']:.3g} to {each['high']:.3g}; {beside}",
           )
@@ -169,11 +169,13 @@ def summary(newest: list[Told]) -> str:
   return page.tiles(facts) if facts else ""
 
 
-def training(stage: Stage, logged: list[dict]) -> str:
+def training_section(stage: Stage, logged: list[dict]) -> str:
   """Losses, times and held-out quality of a stage."""
   if not logged:
     return ""
-  of = lambda key: line([(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))])
+  of = lambda key: curve_of(
+    [(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))]
+  )
   timed = [
     (row["step"], 1000 * stage.batch_size / row["images_per_second"])
     for row in logged
@@ -188,7 +190,7 @@ def training(stage: Stage, logged: list[dict]) -> str:
     page.chart("PSNR", {"training": of("psnr"), "held out": of("held_out_psnr")}, "dB"),
     page.chart("Gradient norm", {"norm": of("grad_norm")}, ""),
     page.chart(
-      "Step time", {"time": line(timed[1:])}, "milliseconds, without the first line, which compiles"
+      "Step time", {"time": curve_of(timed[1:])}, "milliseconds, without the first line, which compiles"
     ),
   ]
   skipped = sum(int(row.get("skipped", 0)) for row in logged)
@@ -197,18 +199,18 @@ def training(stage: Stage, logged: list[dict]) -> str:
   return page.section(f"Training: {stage.name}", page.row(*charts), note=note)
 
 
-def line(points: list[tuple[float, float]]) -> Line:
-  return Line(*zip(*points)) if points else Line((), ())
+def curve_of(points: list[tuple[float, float]]) -> Curve:
+  return Curve(*zip(*points)) if points else Curve((), ())
 
 
-def spread(items: list[Any], most: int) -> list[Any]:
+def evenly_spaced(items: list[Any], most: int) -> list[Any]:
   """At most so many of them, evenly, the first and the last included."""
   return [
     items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
   ]
 
 
-def sheets(workdir: Path, stage: str | None, title: str, note: str) -> str:
+def sheets_section(workdir: Path, stage: str | None, title: str, note: str) -> str:
   """Some of the pictures that a stage left while training."""
   found = sorted(
     (int(match[1]), path)
@@ -216,21 +218,21 @@ def sheets(workdir: Path, stage: str | None, title: str, note: str) -> str:
     if (match := re.fullmatch(rf"{stage}-(\d+)", path.stem))
   )
   drawn = (
-    [page.figure(path.read_bytes(), f"step {step:,}") for step, path in spread(found, MOST_SHEETS)]
+    [page.figure(path.read_bytes(), f"step {step:,}") for step, path in evenly_spaced(found, MOST_SHEETS)]
     if found
     else []
   )
   return page.section(title, page.row(*drawn), note=note) if drawn else ""
 
 
-def denoising(workdir: Path, devices: int | None) -> str:
+def denoising_section(workdir: Path, devices: int | None) -> str:
   """What the steps of the sampler take a few pictures for."""
   title = "Denoising"
   try:
     model, params = load(workdir)
     if model.parts:
       raise UserError(f"samples in parts ({', '.join(model.parts)}) have no sheet of steps")
-    name = of_kind(model, ClassLabel)
+    name = conditioner_of_kind(model, ClassLabel)
     count = MOST_DRAWN if name is None else min(model.conditioners[name].classes, MOST_DRAWN)
     request = Request(n=count, given={} if name is None else {name: np.arange(count)}, estimates=PREVIEWS)
     last, estimates, _ = generate(model, params, request, devices=devices)
@@ -250,7 +252,7 @@ def denoising(workdir: Path, devices: int | None) -> str:
   )
 
 
-def figures(told: Told | None, what: str) -> str:
+def figures_section(told: Record | None, what: str) -> str:
   """Every figure of an evaluation, with its interval and that of real pictures."""
   if told is None:
     return ""
@@ -259,7 +261,7 @@ def figures(told: Told | None, what: str) -> str:
     real = each.get("real")
     lines.append(
       (
-        names(told).get(name, name),
+        figure_names(told).get(name, name),
         f"{each['value']:.4g}",
         f"{each['low']:.4g} to {each['high']:.4g}",
         f"{real['value']:.4g}" if real else "",
@@ -270,22 +272,24 @@ def figures(told: Told | None, what: str) -> str:
     marks.append(page.whisker(*ends[0], *ends[1:]))
   head = ("", "value", "95 % interval", "real against real", "n", "intervals, real below")
   remarks = [MEANS.get(name, "") for name in told["metrics"]]
-  parts = [page.table(head, lines, remarks, marks), by_class(told.get("classes", {}))]
+  parts = [page.html_table(head, lines, remarks, marks), class_table(told.get("classes", {}))]
   parts += [
     page.paragraph(f"{NAMES.get(name, name)} is left out: {why}.")
     for name, why in told.get("left_out", {}).items()
   ]
-  return page.section(f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {conditions(told)}")
+  return page.section(
+    f"What {what} are worth", *parts, note=f"Step {told['step']:,}. {describe_conditions(told)}"
+  )
 
 
-def names(told: Told) -> dict[str, str]:
+def figure_names(told: Record) -> dict[str, str]:
   """Of figures, the Fréchet distance as the extractor's weights allow to call it."""
   return NAMES | dict.fromkeys(
     ("frechet", "reconstruction_frechet"), told["extractor"].get("distance", NAMES["frechet"])
   )
 
 
-def conditions(told: Told) -> str:
+def describe_conditions(told: Record) -> str:
   """What a figure depends on, as a sentence."""
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
   how = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, {guidance}, seed {seed}. "
@@ -298,7 +302,7 @@ def conditions(told: Told) -> str:
   )
 
 
-def by_class(classes: dict[str, Told]) -> str:
+def class_table(classes: dict[str, Record]) -> str:
   if not classes:
     return ""
   names = list(next(iter(classes.values())))
@@ -310,10 +314,10 @@ def by_class(classes: dict[str, Told]) -> str:
     )
     for label, each in classes.items()
   ]
-  return page.table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
+  return page.html_table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
 
 
-def over_time(judged: list[Told], stage: str | None) -> str:
+def over_time_section(judged: list[Record], stage: str | None) -> str:
   """Figures over the steps that were judged as the last one was."""
   every = [told for told in judged if told["stage"] == stage]
   alike = [
@@ -327,16 +331,16 @@ def over_time(judged: list[Told], stage: str | None) -> str:
   for name in alike[-1]["metrics"]:
     points = [(told["step"], told["metrics"][name]) for told in alike if name in told["metrics"]]
     x, each = zip(*points)
-    drawn = Line(x, *([value[end] for value in each] for end in ("value", "low", "high")))
-    real = Line(x, [value["real"]["value"] for value in each])
+    drawn = Curve(x, *([value[end] for value in each] for end in ("value", "low", "high")))
+    real = Curve(x, [value["real"]["value"] for value in each])
     charts.append(page.chart(NAMES.get(name, name), {"samples": drawn, "real pictures": real}, ""))
   return page.section(
     "Figures over time", page.row(*charts), note="Samples of one seed, drawn and judged alike."
   )
 
 
-def worst(workdir: Path, judged: list[Told], stage: str | None) -> str:
-  return of_file(
+def worst_section(workdir: Path, judged: list[Record], stage: str | None) -> str:
+  return sheet_section(
     workdir,
     judged,
     stage,
@@ -346,8 +350,8 @@ def worst(workdir: Path, judged: list[Told], stage: str | None) -> str:
   )
 
 
-def neighbours(workdir: Path, judged: list[Told], stage: str | None) -> str:
-  told = (last_of(judged, stage) or {}).get("memorisation")
+def neighbours_section(workdir: Path, judged: list[Record], stage: str | None) -> str:
+  told = (last_evaluation(judged, stage) or {}).get("memorisation")
   if not told:
     return ""
   percent = {name: f"{100 * told[name]:.1f} %" for name in ("nearer", "copies")}
@@ -356,7 +360,7 @@ def neighbours(workdir: Path, judged: list[Told], stage: str | None) -> str:
     f"chance; {percent['copies']} are as near to one as 1 % of held-out pictures are. "
   )
   said += "This model copies what it was trained on." if told["flagged"] else "No copying is seen."
-  return of_file(
+  return sheet_section(
     workdir,
     judged,
     stage,
@@ -366,7 +370,9 @@ def neighbours(workdir: Path, judged: list[Told], stage: str | None) -> str:
   )
 
 
-def of_file(workdir: Path, judged: list[Told], stage: str | None, what: str, title: str, note: str) -> str:
+def sheet_section(
+  workdir: Path, judged: list[Record], stage: str | None, what: str, title: str, note: str
+) -> str:
   """A sheet that the newest evaluation of a stage left."""
   files = [told["file"] for told in judged if told["stage"] == stage]
   path = workdirs.evaluation(workdir) / f"{files[-1]}-{what}.png" if files else None
@@ -377,8 +383,8 @@ def of_file(workdir: Path, judged: list[Told], stage: str | None, what: str, tit
   )
 
 
-def versions(newest: list[Told]) -> str:
+def versions_section(newest: list[Record]) -> str:
   """Of whatever made the newest figures."""
   lines = [(told["stage"], *map(str, told["versions"].values())) for told in newest]
   head = next((("figures of", *told["versions"]) for told in newest), ())
-  return page.section("Versions", page.table(head, lines)) if lines else ""
+  return page.section("Versions", page.html_table(head, lines)) if lines else ""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.inference.load import Model, resized
+from jldm.inference.load import Model, resize_model
 
 
 class Canvas(NamedTuple):
@@ -31,30 +31,30 @@ class Canvas(NamedTuple):
 
 
 @functools.lru_cache
-def multiple(model: Model) -> int:
+def side_multiple(model: Model) -> int:
   """The codec's factor times the smallest power of two, so that the model can halve sides of that many pixels."""
   sides = [model.codec.factor * 2**power for power in range(8)]
   for side in sides:
     try:
-      resized(model, (side, side))
+      resize_model(model, (side, side))
     except UserError:
       continue
     return side
   raise UserError(f"this model takes no square picture with a side of {sides}")
 
 
-def channels_of(model: Model) -> int:
+def image_channels(model: Model) -> int:
   """How many channels its pictures have."""
   return dict(model.data)["image"].shape[-1]
 
 
-def opened(model: Model, images: Any) -> Canvas:
+def open_canvas(model: Model, images: Any) -> Canvas:
   """Raises a UserError where pictures are not uint8 [N, H, W, C] with the model's channels, or alpha
   besides, or the model's latents have no places [h, w, c].
   """
   if len(model.latent_shape) != 3:
     raise UserError(f"latents of shape {list(model.latent_shape)}; edits of pictures need latents [h, w, c]")
-  images, channels = np.asarray(images), channels_of(model)
+  images, channels = np.asarray(images), image_channels(model)
   if (
     images.dtype != np.uint8
     or images.ndim != 4
@@ -67,12 +67,12 @@ def opened(model: Model, images: Any) -> Canvas:
   if images.shape[-1] > channels:
     share = opacity(images)
     flat = np.rint(share * flat + (1 - share) * 255).astype(np.uint8)
-  side, (height, width) = multiple(model), images.shape[1:3]
+  side, (height, width) = side_multiple(model), images.shape[1:3]
   flat = np.pad(flat, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)), mode="edge")
-  return Canvas(resized(model, flat.shape[1:3]), flat, images)
+  return Canvas(resize_model(model, flat.shape[1:3]), flat, images)
 
 
-def closed(canvas: Canvas, images: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+def close_canvas(canvas: Canvas, images: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
   """Edits uint8 [N n, H', W', C], n of each picture -> [N n, H, W, C or C + 1].
 
   They are the source, bit for bit, where known [N, H, W, 1] is 1.
@@ -83,7 +83,7 @@ def closed(canvas: Canvas, images: np.ndarray, known: np.ndarray | None = None) 
   )
   source, images = np.repeat(canvas.source, copies, 0), images[:, :height, :width]
   if source.shape[-1] > channels:
-    images = np.concatenate([over_nothing(images, source), source[..., channels:]], -1)
+    images = np.concatenate([remove_white(images, source), source[..., channels:]], -1)
   return images if known is None else np.where(np.repeat(known, copies, 0) == 1, source, images)
 
 
@@ -92,7 +92,7 @@ def opacity(images: np.ndarray) -> np.ndarray:
   return images[..., -1:].astype(np.float32) / 255
 
 
-def over_nothing(images: np.ndarray, source: np.ndarray) -> np.ndarray:
+def remove_white(images: np.ndarray, source: np.ndarray) -> np.ndarray:
   """Colours uint8 [..., C] that look like `images` over white under the alpha of `source`, whose own
   stay where it is 0.
   """
@@ -122,7 +122,9 @@ def check_known(canvas: Canvas, known: Any) -> np.ndarray:
   return np.broadcast_to(known, (count, height, width, 1))
 
 
-def grown(images: np.ndarray, top: int, right: int, bottom: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+def extend_pictures(
+  images: np.ndarray, top: int, right: int, bottom: int, left: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Pictures uint8 [N, H, W, C] with room around them, edges repeated, and what is known of them,
   float32 [1, H', W', 1].
 

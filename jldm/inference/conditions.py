@@ -34,7 +34,7 @@ class Branch(NamedTuple):
   use: dict[str, Array]
 
 
-def branches(
+def make_branches(
   model: Model, given: Mapping[str, Any], against: Sequence[Mapping[str, Any]], n: int
 ) -> tuple[Branch, ...]:
   """Branches of n samples, on the host.  Parts of the latents that are named are held, None of them as
@@ -62,16 +62,16 @@ def branches(
         f"give it: Request(given={{{name!r}: …}})"
       )
   values = {name: given.get(name) for name in conditioners}
-  first = branch(model, values, n, conditioners)
+  first = make_branch(model, values, n, conditioners)
   guided = any(each.guided and values[name] is not None for name, each in conditioners.items())
   if not guided and not any(against):
     return (first,)
   away = {name: None if each.guided else values[name] for name, each in conditioners.items()}
   others = [away | dict(each) for each in against]
   own = lambda other: [
-    name for name, each in conditioners.items() if has_own(each, other[name], values[name])
+    name for name, each in conditioners.items() if needs_inputs(each, other[name], values[name])
   ]
-  return (first, *(branch(model, other, n, own(other)) for other in others))
+  return (first, *(make_branch(model, other, n, own(other)) for other in others))
 
 
 def known_conditioners(model: Model, names: Iterable[str]) -> dict[str, Conditioner]:
@@ -96,7 +96,7 @@ def check_held(model: Model, given: Sequence[Branch]) -> None:
     refuse_held(model.process, model.objective.parametrization, np.float32(times))
 
 
-def has_own(conditioner: Conditioner, other: Any, value: Any) -> bool:
+def needs_inputs(conditioner: Conditioner, other: Any, value: Any) -> bool:
   """Whether a further branch has inputs of its own, instead of those of the first branch, whose value
   is `value`.
 
@@ -106,7 +106,7 @@ def has_own(conditioner: Conditioner, other: Any, value: Any) -> bool:
   return conditioner.guided if other is None else other is not value
 
 
-def branch(model: Model, values: Mapping[str, Any], n: int, own: Iterable[str]) -> Branch:
+def make_branch(model: Model, values: Mapping[str, Any], n: int, own: Iterable[str]) -> Branch:
   """One branch: `values` by conditioner, None for null, with inputs for the conditioners `own`."""
   inputs = {}
   for name in own:
@@ -124,7 +124,7 @@ def for_each_sample(name: str, array: Any, n: int) -> np.ndarray:
   return np.broadcast_to(array, (n, *array.shape[1:]))
 
 
-def per_conditioner(
+def branches_per_conditioner(
   model: Model, rule: PerConditioner, given: Mapping[str, Any], negative: Mapping[str, Any]
 ) -> list[dict]:
   """The further branches of a rule with a scale per conditioner: the first i of its names are null, or
@@ -145,7 +145,7 @@ def per_conditioner(
   return [values | dict(nulls[: i + 1]) for i in range(len(nulls))]
 
 
-def embed(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
+def embed_branches(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
   """What the network is given in each branch; within jit, before the scan.  What branches share is
   embedded once.
   """

@@ -31,12 +31,12 @@ from jldm.editing import (
   restore as restoring,
 )
 from jldm.editing.edict import EDICT
-from jldm.editing.interpolate import between
-from jldm.editing.translate import translate as translated
-from jldm.inference.canvas import Canvas, check_known, closed, opened
+from jldm.editing.interpolate import slerp_path
+from jldm.editing.translate import translate_latents as translated
+from jldm.inference.canvas import Canvas, check_known, close_canvas, open_canvas
 from jldm.inference.conditions import Branch
 from jldm.inference.generate import Request, Setup, check_kinds, set_up
-from jldm.inference.load import Model, of_kind, resized
+from jldm.inference.load import Model, conditioner_of_kind, resize_model
 from jldm.media.images import to_uint8
 from jldm.metrics.image import psnr
 from jldm.models.codecs import codec as codecs
@@ -56,17 +56,17 @@ REQUEST = Request()
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode(model: Model, codec: dict, images: Array) -> Array:
+def encode_images(model: Model, codec: dict, images: Array) -> Array:
   """The standardised means of the latents of images uint8, or float in [-1, 1], [B, H, W, C]."""
   return codecs.encode_mean(Loaded(model.codec, codec), {"image": images})
 
 
-def latents(canvas: Canvas, params: dict, copies: int = 1) -> Array:
+def canvas_latents(canvas: Canvas, params: dict, copies: int = 1) -> Array:
   """Standardised, [N copies, h, w, c]."""
-  return jnp.repeat(encode(canvas.model, params["codec"], canvas.images), copies, 0)
+  return jnp.repeat(encode_images(canvas.model, params["codec"], canvas.images), copies, 0)
 
 
-def plan(
+def plan_edit(
   model: Model,
   params: dict,
   request: Request,
@@ -96,7 +96,7 @@ def plan(
   return setup
 
 
-def copies_of(request: Request) -> int:
+def edits_per_picture(request: Request) -> int:
   """How many edits of each picture are asked for."""
   check_kinds(request, None)
   if request.n < 1:
@@ -104,7 +104,7 @@ def copies_of(request: Request) -> int:
   return request.n
 
 
-def with_given(request: Request, **given: Any) -> Request:
+def add_conditions(request: Request, **given: Any) -> Request:
   return dataclasses.replace(request, given={**request.given, **given})
 
 
@@ -116,8 +116,8 @@ def check_share(name: str, value: float) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_image_to_image(model: Model, setup: Setup, x0: Array, strength: Array) -> Array:
-  pairs = sdedit.shortened(setup.pairs, strength)
-  return setup.decode(model, sdedit.image_to_image(*setup.arguments(model, x0, pairs=pairs)))
+  pairs = sdedit.shorten_pairs(setup.pairs, strength)
+  return setup.decode(model, sdedit.vary_latents(*setup.arguments(model, x0, pairs=pairs)))
 
 
 def image_to_image(
@@ -132,22 +132,22 @@ def image_to_image(
     forgets it.
 
   Raises:
-    UserError: a strength outside [0, 1], and what `opened` and `plan` raise.
+    UserError: a strength outside [0, 1], and what `open_canvas` and `plan_edit` raise.
   """
-  canvas, strength = opened(model, images), check_share("strength", strength)
-  x0 = latents(canvas, params, copies_of(request))
-  setup = plan(canvas.model, params, request, sampling, len(x0))
-  return closed(canvas, to_uint8(run_image_to_image(canvas.model, setup, x0, strength)))
+  canvas, strength = open_canvas(model, images), check_share("strength", strength)
+  x0 = canvas_latents(canvas, params, edits_per_picture(request))
+  setup = plan_edit(canvas.model, params, request, sampling, len(x0))
+  return close_canvas(canvas, to_uint8(run_image_to_image(canvas.model, setup, x0, strength)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_inpaint(model: Model, setup: Setup, images: Array, known: Array, strength: Array) -> Array:
   """images float [B, H, W, C], known [B, H, W, 1] -> [B, H, W, C]."""
   hidden = jnp.where(strength < 1, images, masks.filled(images, known))  # below 1, what is hidden is a start
-  x0 = encode(model, setup.params["codec"], hidden)
-  cells, pairs = model.codec.latent_mask(known), sdedit.shortened(setup.pairs, strength)
+  x0 = encode_images(model, setup.params["codec"], hidden)
+  cells, pairs = model.codec.latent_mask(known), sdedit.shorten_pairs(setup.pairs, strength)
   start = jnp.where(strength < 1, x0, cells * x0)
-  z = inpainting.inpaint(*setup.arguments(model, x0, cells, pairs=pairs), start)
+  z = inpainting.inpaint_latents(*setup.arguments(model, x0, cells, pairs=pairs), start)
   return setup.decode(model, z)
 
 
@@ -171,24 +171,24 @@ def inpaint(
   Raises:
     UserError: a mask of another size or an empty one, and what `image_to_image` raises.
   """
-  canvas, strength = opened(model, images), check_share("strength", strength)
-  known, model, n = check_known(canvas, known), canvas.model, copies_of(request)
+  canvas, strength = open_canvas(model, images), check_share("strength", strength)
+  known, model, n = check_known(canvas, known), canvas.model, edits_per_picture(request)
   copies = lambda x: np.repeat(np.asarray(x), n, 0)
   padded = np.pad(known, canvas.margins, mode="edge")
   shown, kept = copies(codecs.pixels(canvas.images)), copies(padded)
-  if name := of_kind(model, Masked):
-    request = with_given(request, **{name: (shown, kept)})
-  elif needed := of_kind(model, Paired):
+  if name := conditioner_of_kind(model, Masked):
+    request = add_conditions(request, **{name: (shown, kept)})
+  elif needed := conditioner_of_kind(model, Paired):
     raise UserError(
       f"this model was trained with {needed!r}, Paired; inpainting needs Masked, or a model without either"
     )
-  setup = plan(model, params, request, sampling, len(shown))
+  setup = plan_edit(model, params, request, sampling, len(shown))
   if repaint[0] > 1:
     setup = setup._replace(
-      sampler=Resample(setup.sampler), pairs=inpainting.repainted(setup.pairs, repaint[1], repaint[0])
+      sampler=Resample(setup.sampler), pairs=inpainting.repaint_pairs(setup.pairs, repaint[1], repaint[0])
     )
   filled = run_inpaint(model, setup, shown, kept, strength)
-  return closed(canvas, to_uint8(filled), known)
+  return close_canvas(canvas, to_uint8(filled), known)
 
 
 class Inverted(NamedTuple):
@@ -200,14 +200,14 @@ class Inverted(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_invert(model: Model, setup: Setup, x0: Array, strength: Array) -> Array:
-  pairs = sdedit.shortened(setup.pairs, strength)
-  return inversion.invert(*setup.arguments(model, x0, pairs=pairs))
+  pairs = sdedit.shorten_pairs(setup.pairs, strength)
+  return inversion.invert_latents(*setup.arguments(model, x0, pairs=pairs))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_revert(model: Model, setup: Setup, z: Array, strength: Array) -> Array:
-  pairs = sdedit.shortened(setup.pairs, strength)
-  return setup.decode(model, inversion.revert(*setup.arguments(model, z, pairs=pairs)))
+  pairs = sdedit.shorten_pairs(setup.pairs, strength)
+  return setup.decode(model, inversion.revert_latents(*setup.arguments(model, z, pairs=pairs)))
 
 
 def invert(
@@ -216,15 +216,17 @@ def invert(
   """The noise that leads to each picture under its conditions, and back.
 
   Raises:
-    UserError: a sampler that draws noise, and what `opened` and `plan` raise.
+    UserError: a sampler that draws noise, and what `open_canvas` and `plan_edit` raise.
   """
-  canvas = opened(model, images)
-  x0 = latents(canvas, params)
-  setup = plan(canvas.model, params, request, sampling, len(x0), invertible=True)
+  canvas = open_canvas(model, images)
+  x0 = canvas_latents(canvas, params)
+  setup = plan_edit(canvas.model, params, request, sampling, len(x0), invertible=True)
   z = run_invert(canvas.model, setup, x0, jnp.float32(1))
   back, plain = run_revert(canvas.model, setup, z, jnp.float32(1)), run_decode(canvas.model, params, x0)
   return Inverted(
-    np.asarray(z), *(closed(canvas, to_uint8(each)) for each in (back, plain)), np.asarray(psnr(back, plain))
+    np.asarray(z),
+    *(close_canvas(canvas, to_uint8(each)) for each in (back, plain)),
+    np.asarray(psnr(back, plain)),
   )
 
 
@@ -237,8 +239,8 @@ def revert(
   model: Model, params: dict, noise: Any, request: Request = REQUEST, sampling: Sampling | None = None
 ) -> np.ndarray:
   """The pictures uint8 [N, H', W', C] that noise leads to; H' and W' are sides that the model can halve."""
-  model = resized(model, tuple(side * model.codec.factor for side in noise.shape[1:3]))
-  setup = plan(model, params, request, sampling, len(noise), invertible=True)
+  model = resize_model(model, tuple(side * model.codec.factor for side in noise.shape[1:3]))
+  setup = plan_edit(model, params, request, sampling, len(noise), invertible=True)
   return to_uint8(run_revert(model, setup, jnp.asarray(noise), jnp.float32(1)))
 
 
@@ -258,22 +260,25 @@ def interpolate(
   > 0 takes away what is not of the data, by SDEdit with the same noise for all.
 
   Raises:
-    UserError: not two pictures, an unknown space, a strength in noise, and what `opened` and `plan` raise.
+    UserError: not two pictures, an unknown space, a strength in noise, and what `open_canvas` and `plan_edit` raise.
   """
-  canvas, in_noise = opened(model, images), check_space(space, strength)
+  canvas, in_noise = open_canvas(model, images), check_space(space, strength)
   if len(canvas.images) != 2 or count < 2:
     raise UserError(
       f"{len(canvas.images)} pictures and {count} places; expected two pictures and at least two places"
     )
-  model, x0 = canvas.model, latents(canvas, params)
+  model, x0 = canvas.model, canvas_latents(canvas, params)
   whole = canvas._replace(source=canvas.source[:1])
-  setup = plan(model, params, request, sampling, count, invertible=in_noise)
+  setup = plan_edit(model, params, request, sampling, count, invertible=in_noise)
   if in_noise:
-    ends = run_invert(model, plan(model, params, request, sampling, 2, invertible=True), x0, jnp.float32(1))
-    return closed(whole, to_uint8(run_revert(model, setup, between(*ends, count), jnp.float32(1))))
+    ends = run_invert(
+      model, plan_edit(model, params, request, sampling, 2, invertible=True), x0, jnp.float32(1)
+    )
+    return close_canvas(whole, to_uint8(run_revert(model, setup, slerp_path(*ends, count), jnp.float32(1))))
   setup = setup._replace(keys=jnp.repeat(setup.keys[:1], count, 0))
-  return closed(
-    whole, to_uint8(run_image_to_image(model, setup, between(*x0, count), check_share("strength", strength)))
+  return close_canvas(
+    whole,
+    to_uint8(run_image_to_image(model, setup, slerp_path(*x0, count), check_share("strength", strength))),
   )
 
 
@@ -290,7 +295,7 @@ def check_space(space: str, strength: float) -> bool:
 
 @functools.partial(jax.jit, static_argnums=0)
 def run_translate(model: Model, setup: Setup, onto: tuple[Branch, ...], x0: Array, strength: Array) -> Array:
-  other, pairs = setup._replace(branches=onto).denoise(model), sdedit.shortened(setup.pairs, strength)
+  other, pairs = setup._replace(branches=onto).denoise(model), sdedit.shorten_pairs(setup.pairs, strength)
   process, denoise, *rest = setup.arguments(model, x0, pairs=pairs)
   return setup.decode(model, translated(process, denoise, other, *rest))
 
@@ -310,13 +315,15 @@ def translate(
   Raises:
     UserError: a model without conditions, and what `image_to_image` and `invert` raise.
   """
-  canvas, strength = opened(model, images), check_share("strength", strength)
-  model, x0 = canvas.model, latents(canvas, params)
+  canvas, strength = open_canvas(model, images), check_share("strength", strength)
+  model, x0 = canvas.model, canvas_latents(canvas, params)
   if not model.conditioners:
     raise UserError("this model knows no classes; translation needs a class to come from and one to go to")
-  setup = plan(model, params, request, sampling, len(x0), invertible=True)
-  other = plan(model, params, with_given(request, **onto), sampling, len(x0), invertible=True).branches
-  return closed(canvas, to_uint8(run_translate(model, setup, other, x0, strength)))
+  setup = plan_edit(model, params, request, sampling, len(x0), invertible=True)
+  other = plan_edit(
+    model, params, add_conditions(request, **onto), sampling, len(x0), invertible=True
+  ).branches
+  return close_canvas(canvas, to_uint8(run_translate(model, setup, other, x0, strength)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -331,17 +338,17 @@ def paired(
   """What a model that was trained on pairs (`Paired`) makes of source pictures: uint8 [N n, H, W, C].
 
   Raises:
-    UserError: a model that was not, and what `opened` and `plan` raise.
+    UserError: a model that was not, and what `open_canvas` and `plan_edit` raise.
   """
-  name = of_kind(model, Paired)
+  name = conditioner_of_kind(model, Paired)
   if name is None:
     raise UserError(
       "this model was not trained on pairs of pictures; say what to translate, or what is to be restored"
     )
-  canvas = opened(model, images)
-  sources = np.repeat(canvas.images, copies_of(request), 0)
-  setup = plan(canvas.model, params, with_given(request, **{name: sources}), sampling, len(sources))
-  return closed(canvas, to_uint8(run_paired(canvas.model, setup)))
+  canvas = open_canvas(model, images)
+  sources = np.repeat(canvas.images, edits_per_picture(request), 0)
+  setup = plan_edit(canvas.model, params, add_conditions(request, **{name: sources}), sampling, len(sources))
+  return close_canvas(canvas, to_uint8(run_paired(canvas.model, setup)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -350,12 +357,12 @@ def run_restore(
 ) -> Array:
   """measured [B, H, W, C], where known [B, H, W, 1]; both smaller after Downsampled."""
   like = setup.like(model)
-  measure = lambda z: known * spoilt(degradation, setup.decode(model, z))
+  measure = lambda z: known * degrade_images(degradation, setup.decode(model, z))
   process, denoise, sampler, *rest = setup.arguments(model, like, measure, known * measured, noise)
-  return setup.decode(model, restoring.restore(process, denoise, sampler, *rest))
+  return setup.decode(model, restoring.restore_latents(process, denoise, sampler, *rest))
 
 
-def spoilt(degradation: Any, images: Array) -> Array:
+def degrade_images(degradation: Any, images: Array) -> Array:
   """What is measured of images [B, H, W, C], without noise and before pixels are lost."""
   if isinstance(degradation, Downsampled):
     return degradation(images)[:, :: degradation.factor, :: degradation.factor]
@@ -382,28 +389,28 @@ def restore(
     that is not of the data.
 
   Raises:
-    UserError: a negative noise, a mask that does not fit, and what `opened` and `plan` raise.
+    UserError: a negative noise, a mask that does not fit, and what `open_canvas` and `plan_edit` raise.
   """
   if noise < 0:
     raise UserError(f"noise={noise}; expected at least 0, for pixels in [-1, 1]")
   factor = degradation.factor if isinstance(degradation, Downsampled) else 1
-  canvas = opened(model, np.asarray(images).repeat(factor, 1).repeat(factor, 2))
+  canvas = open_canvas(model, np.asarray(images).repeat(factor, 1).repeat(factor, 2))
   model, n, seen = (
     canvas.model,
-    copies_of(request),
+    edits_per_picture(request),
     np.broadcast_to(canvas.inside, (*canvas.images.shape[:3], 1)),
   )
   if known is not None:
     known = check_known(canvas, known)
     seen = np.pad(known, canvas.margins)
-  setup = plan(model, params, request, sampling, len(canvas.images) * n, default=DDIM(1.0))
+  setup = plan_edit(model, params, request, sampling, len(canvas.images) * n, default=DDIM(1.0))
   thinned = lambda x: jnp.repeat(jnp.asarray(x)[:, ::factor, ::factor], n, 0)
   std = jnp.float32(np.hypot(noise, CODEC_ERROR))
   restored = run_restore(model, degradation, setup, thinned(codecs.pixels(canvas.images)), thinned(seen), std)
-  return closed(canvas, to_uint8(restored), None if noise else known)
+  return close_canvas(canvas, to_uint8(restored), None if noise else known)
 
 
-def average(images: np.ndarray, n: int) -> np.ndarray:
+def average_edits(images: np.ndarray, n: int) -> np.ndarray:
   """The mean of n edits of each picture, uint8 [N n, H, W, C] -> [N, H, W, C]."""
   return np.rint(images.reshape(-1, n, *images.shape[1:]).mean(1)).astype(np.uint8)
 
@@ -425,20 +432,27 @@ def attribute(
   in the noise of EDICT.
 
   Raises:
-    UserError: flags of one kind only, an unknown space, and what `opened` and `plan` raise.
+    UserError: flags of one kind only, an unknown space, and what `open_canvas` and `plan_edit` raise.
   """
-  canvas, in_noise, flags = opened(model, examples), check_space(space, 0), jnp.asarray(flags, jnp.float32)
+  canvas, in_noise, flags = (
+    open_canvas(model, examples),
+    check_space(space, 0),
+    jnp.asarray(flags, jnp.float32),
+  )
   if flags.shape != (len(canvas.images),) or not 0 < flags.sum() < len(flags):
     raise UserError(
       f"{len(canvas.images)} examples, {int(flags.sum())} of {len(flags)} flags set; expected some of both"
     )
-  z = latents(canvas, params)
+  z = canvas_latents(canvas, params)
   if in_noise:
     z = run_invert(
-      canvas.model, plan(canvas.model, params, request, sampling, len(z), invertible=True), z, jnp.float32(1)
+      canvas.model,
+      plan_edit(canvas.model, params, request, sampling, len(z), invertible=True),
+      z,
+      jnp.float32(1),
     )
-  others = directions.controls(z, flags, jax.random.split(jax.random.key(request.seed), controls))
-  return np.concatenate([directions.attribute(z, flags)[None], others])
+  others = directions.control_directions(z, flags, jax.random.split(jax.random.key(request.seed), controls))
+  return np.concatenate([directions.attribute_direction(z, flags)[None], others])
 
 
 def traverse(
@@ -460,10 +474,10 @@ def traverse(
   Raises:
     UserError: more than one picture, directions of another size, and what `interpolate` raises.
   """
-  canvas, in_noise = opened(model, images), check_space(space, strength)
-  model, x0, amounts = canvas.model, latents(canvas, params), jnp.asarray(amounts, jnp.float32)
+  canvas, in_noise = open_canvas(model, images), check_space(space, strength)
+  model, x0, amounts = canvas.model, canvas_latents(canvas, params), jnp.asarray(amounts, jnp.float32)
   z = (
-    run_invert(model, plan(model, params, request, sampling, 1, invertible=True), x0, jnp.float32(1))
+    run_invert(model, plan_edit(model, params, request, sampling, 1, invertible=True), x0, jnp.float32(1))
     if in_noise
     else x0
   )
@@ -471,11 +485,13 @@ def traverse(
     raise UserError(
       f"{len(x0)} pictures, directions of {list(np.shape(along))}; expected one, and [K, *{list(z.shape[1:])}]"
     )
-  moved = jnp.concatenate([directions.along(z[0], direction, amounts) for direction in jnp.asarray(along)])
-  setup = plan(model, params, request, sampling, len(moved), invertible=in_noise)
+  moved = jnp.concatenate(
+    [directions.move_along(z[0], direction, amounts) for direction in jnp.asarray(along)]
+  )
+  setup = plan_edit(model, params, request, sampling, len(moved), invertible=in_noise)
   if in_noise:
     images = run_revert(model, setup, moved, jnp.float32(1))
   else:
     setup = setup._replace(keys=jnp.repeat(setup.keys[:1], len(moved), 0))
     images = run_image_to_image(model, setup, moved, check_share("strength", strength))
-  return closed(canvas, to_uint8(images)).reshape(len(along), len(amounts), *canvas.source.shape[1:])
+  return close_canvas(canvas, to_uint8(images)).reshape(len(along), len(amounts), *canvas.source.shape[1:])

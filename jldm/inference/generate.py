@@ -21,8 +21,14 @@ from jldm.core.specs import Loaded
 from jldm.core.trees import traced
 from jldm.diffusion.target import refuse_singular
 from jldm.distributed import sharding
-from jldm.inference.conditions import Branch, branches, check_held, embed, per_conditioner
-from jldm.inference.load import Model, resized
+from jldm.inference.conditions import (
+  Branch,
+  branches_per_conditioner,
+  check_held,
+  embed_branches,
+  make_branches,
+)
+from jldm.inference.load import Model, resize_model
 from jldm.models.codecs.codec import decode_latents
 from jldm.objectives.denoiser import bind, ravel, unravel
 from jldm.samplers.per_conditioner import PerConditioner
@@ -95,7 +101,7 @@ class Setup(NamedTuple):
 
   def denoise(self, model: Model) -> Denoise:
     """The denoiser with everything bound into it; within jit."""
-    branches = embed(model, self.params, self.branches)
+    branches = embed_branches(model, self.params, self.branches)
     keys_held = fold_each(self.keys, 2)  # 0 and 1 are the two that `start` splits keys into
     denoise = bind(
       model.objective, self.params, branches, self.rule, model.latents(len(self.keys)), keys_held
@@ -135,22 +141,22 @@ def set_up(
   """A request and a sampling as arrays, for n samples: the one place where both are checked.
 
   Raises:
-    UserError: what `branches`, `times` and the rules of guidance refuse, or a seed or rows that are
+    UserError: what `make_branches`, `sampling_pairs` and the rules of guidance refuse, or a seed or rows that are
       not legal.
   """
   if not 0 <= request.seed < 2**32 or request.seed != int(request.seed):
     raise UserError(f"seed={request.seed}; expected a whole number from 0 to {2**32 - 1}")
   rule, against = sampling.guidance, request.against
   if isinstance(rule, PerConditioner):
-    against = per_conditioner(model, rule, request.given, against[0] if against else {})
-  given = branches(model, request.given, against, n)
+    against = branches_per_conditioner(model, rule, request.given, against[0] if against else {})
+  given = make_branches(model, request.given, against, n)
   check_held(model, given)
   if keys is None:
     keys = row_keys(jax.random.key(int(request.seed)), check_rows(request.rows, n))
   return Setup(
     params,
     traced(sampling.sampler),
-    times(model, sampling),
+    sampling_pairs(model, sampling),
     given,
     traced(rule),
     traced(sampling.transforms),
@@ -158,7 +164,7 @@ def set_up(
   )
 
 
-def times(model: Model, sampling: Sampling) -> Array:
+def sampling_pairs(model: Model, sampling: Sampling) -> Array:
   """The pairs (t, s) [N, 2] that sampling steps over.
 
   Raises:
@@ -173,7 +179,7 @@ def times(model: Model, sampling: Sampling) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="shown")
-def draw(
+def sample_batch(
   model: Model, setup: Setup, noise: Array | None = None, shown: tuple[int, ...] = ()
 ) -> tuple[Any, Any, Array]:
   """Samples as the codec finishes them, such as images uint8 [B, H, W, C]; the estimates of the data
@@ -231,14 +237,14 @@ def generate(
     sampling = dataclasses.replace(sampling, sampler=model.sampling.sampler)
   if request.n < 1 or batch_size < 1:
     raise UserError(f"n={request.n}, batch_size={batch_size}; expected at least 1 of each")
-  model = model if request.size is None else resized(model, request.size)
+  model = model if request.size is None else resize_model(model, request.size)
   setup = set_up(model, {}, request, sampling, request.n)
   noise = check_noise(request, setup.like(model))
   shown = shown_steps(len(setup.pairs), request.estimates)
   mesh, batch_size = sharding.mesh_for_samples(request.n, batch_size, devices)
   whole = (setup.sampler, setup.pairs, setup.rule, setup.transforms)
   sampler, pairs, rule, transforms = sharding.replicate(mesh, whole)
-  params, drawn = sharding.shard(mesh, params), sharding.with_mesh(mesh, draw)
+  params, drawn = sharding.shard(mesh, params), sharding.with_mesh(mesh, sample_batch)
   per_sample = (setup.branches, jax.random.key_data(setup.keys), noise)
   batches = []
   for start_row in progress(range(0, request.n, batch_size)):
@@ -251,7 +257,7 @@ def generate(
   join = lambda *parts: np.concatenate(parts)[: request.n]
   data, estimates, finite = jax.tree.map(join, *batches)
   check_finite(finite)
-  return Samples(data, estimates, provenance(request, sampling))
+  return Samples(data, estimates, sampling_provenance(request, sampling))
 
 
 def check_finite(finite: np.ndarray) -> None:
@@ -298,7 +304,7 @@ def shown_steps(steps: int, count: int) -> tuple[int, ...]:
   return tuple(int(step) for step in np.unique(np.linspace(0, steps - 1, count).round()))
 
 
-def provenance(request: Request, sampling: Sampling) -> dict:
+def sampling_provenance(request: Request, sampling: Sampling) -> dict:
   """How samples were drawn, as data."""
   return {
     "seed": request.seed,

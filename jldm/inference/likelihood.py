@@ -18,7 +18,7 @@ from jldm.core.specs import Loaded
 from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import refuse_singular
-from jldm.inference.conditions import Branch, branches, embed
+from jldm.inference.conditions import Branch, embed_branches, make_branches
 from jldm.inference.load import Model
 from jldm.models.codecs.codec import sample_latents
 from jldm.objectives.denoiser import bind
@@ -28,7 +28,7 @@ Array = jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
-def log_density(
+def batch_log_density(
   model: Model, params: dict, images: Array, given: tuple[Branch, ...], times: Array, keys: Array, probes: int
 ) -> Array:
   """log p [B] of standardised latents of images [B, H, W, C], drawn and noised to times[0]; keys [B]."""
@@ -36,7 +36,7 @@ def log_density(
   codec = Loaded(model.codec, params["codec"])
   latents = sample_latents(codec, codec.model.encode(codec.params, {"image": images}), key_latent)
   z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal(key_noise, latents)
-  denoise = bind(model.objective, params, embed(model, params, given))
+  denoise = bind(model.objective, params, embed_branches(model, params, given))
   divergence = likelihood.hutchinson(key_probes, z, probes)
   density = likelihood.log_density(model.process, denoise, z, times, divergence)
   return density + z[0].size * jnp.log(model.process.alpha(times[0]))  # of z / alpha, whatever the process
@@ -60,7 +60,7 @@ def bits_per_dim(
   which are even in log SNR.  The value of image i depends on (seed, i).
 
   Raises:
-    UserError: no images, images of another shape, steps or probes < 1, or conditions that `branches` refuses.
+    UserError: no images, images of another shape, steps or probes < 1, or conditions that `make_branches` refuses.
   """
   images, expected = np.asarray(images), dict(model.data)["image"].shape
   if images.ndim != 4 or images.shape[1:] != expected or not len(images) or probes < 1:
@@ -68,7 +68,7 @@ def bits_per_dim(
       f"images of shape {list(images.shape)}, probes={probes}; expected [N, {', '.join(map(str, expected))}], as "
       "the model was trained on, and at least one probe"
     )
-  whole = branches(model, given or {}, (), len(images))
+  whole = make_branches(model, given or {}, (), len(images))
   lowest = 2 * float(half_log_snr(model.process, jnp.float32(1)))
   path = log_snr_uniform(model.process, steps, max(lowest, -10.0), 10.0)[::-1]
   refuse_singular(model.process, model.objective.parametrization, np.asarray(path))
@@ -77,7 +77,7 @@ def bits_per_dim(
     rows = np.arange(start, start + batch_size)
     here, keys = np.minimum(rows, len(images) - 1), row_keys(key, rows.astype(np.uint32))
     some = jax.tree.map(lambda x, here=here: x[here], whole)
-    densities.append(np.asarray(log_density(model, params, images[here], some, path, keys, probes)))
+    densities.append(np.asarray(batch_log_density(model, params, images[here], some, path, keys, probes)))
   return np.asarray(
     likelihood.bits_per_dim(np.concatenate(densities)[: len(images)], math.prod(model.latent_shape))
   )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded, Spec, batch_shapes, key_shapes
-from jldm.models.autoencoders.posterior import moments
+from jldm.models.autoencoders.posterior import posterior_moments
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.models.codecs.joint import Joint
@@ -69,14 +69,14 @@ class Model:
     return {conditioner.name: conditioner for conditioner in self.objective.conditioners}
 
 
-class Place(NamedTuple):
+class StagePlace(NamedTuple):
   """A stage of an experiment, and the workdir that has its checkpoints; no workdir is enough for shapes."""
 
   experiment: Experiment
   stage: Stage
   workdir: Path | None = None
 
-  def source(self, name: str, makes: str | None = None) -> "Place":
+  def source(self, name: str, makes: str | None = None) -> "StagePlace":
     """An earlier stage of that name, or the last stage of the workdir at that path, whose result is of a kind.
 
     Raises:
@@ -102,9 +102,9 @@ class Place(NamedTuple):
         f"{self.stage.name} relies on workdir {name!r}, which has no {makes}; its stages are "
         f"{', '.join(other.names)}"
       )
-    return Place(other, stage, Path(name))
+    return StagePlace(other, stage, Path(name))
 
-  def needed(self) -> "dict[str, Place]":
+  def needed(self) -> "dict[str, StagePlace]":
     """By role, the stages whose results this one needs."""
     named = [need for need in self.stage.needs if isinstance(need.source, str)]
     return {need.role: self.source(need.source, "codec" if need.role == "codec" else None) for need in named}
@@ -113,22 +113,22 @@ class Place(NamedTuple):
     """By role, the codecs that the stage names, which nobody trains."""
     return {need.role: need.source for need in self.stage.needs if not isinstance(need.source, str)}
 
-  def started_from(self) -> "Place | None":
+  def started_from(self) -> "StagePlace | None":
     """What the stage goes on from."""
     return self.source(self.stage.start, self.stage.makes) if self.stage.start else None
 
 
-def place(workdir: str | Path, name: str | None = None) -> Place:
+def find_stage(workdir: str | Path, name: str | None = None) -> StagePlace:
   """A stage of a workdir, by default the one that draws.
 
   Raises:
     UserError: not a workdir, or no such stage.
   """
   experiment = workdirs.read(Path(workdir))
-  return Place(experiment, experiment.stage(name) if name else drawing(experiment), Path(workdir))
+  return StagePlace(experiment, experiment.stage(name) if name else sampling_stage(experiment), Path(workdir))
 
 
-def drawing(experiment: Experiment, name: str | None = None) -> Stage:
+def sampling_stage(experiment: Experiment, name: str | None = None) -> Stage:
   """The stage that samples are drawn by, by default the last that makes a denoiser; UserError if there is none."""
   stage = experiment.stage(name) if name else experiment.last("denoiser")
   if experiment.data is None or stage is None:
@@ -143,13 +143,13 @@ def drawing(experiment: Experiment, name: str | None = None) -> Stage:
   return stage
 
 
-def of(experiment: Experiment, stage: str | None = None) -> Model:
+def build_model(experiment: Experiment, stage: str | None = None) -> Model:
   """The model of a stage that draws, by default the last: its objective is that of the stage's result.
 
   Raises:
     UserError: an autoencoder alone, or networks that do not fit each other or the data.
   """
-  at = Place(experiment, drawing(experiment, stage))
+  at = StagePlace(experiment, sampling_stage(experiment, stage))
   model = stage_model(at)
   model.codec.latent_spec(model.data)
   try:
@@ -158,7 +158,7 @@ def of(experiment: Experiment, stage: str | None = None) -> Model:
     raise UserError(" ".join(str(error).split())) from error
 
 
-def stage_model(at: Place) -> Model:
+def stage_model(at: StagePlace) -> Model:
   """What a stage trains, as a model: the codec that it needs, or is, its own objective, and the data.
 
   Raises:
@@ -179,36 +179,36 @@ def stage_model(at: Place) -> Model:
   return Model(codec, stage.objective, experiment.data.specs[0], experiment.sampling)
 
 
-def frozen_shapes(at: Place) -> dict[str, Loaded]:
+def frozen_shapes(at: StagePlace) -> dict[str, Loaded]:
   """What a stage needs, by role, as shapes; nothing is allocated."""
-  given = {role: Loaded(codec, shapes_of(codec)) for role, codec in at.given().items()}
+  given = {role: Loaded(codec, cached_codec_shapes(codec)) for role, codec in at.given().items()}
   return given | {role: result_shapes(source) for role, source in at.needed().items()}
 
 
-def result_shapes(at: Place) -> Loaded:
+def result_shapes(at: StagePlace) -> Loaded:
   """What a stage hands on, as shapes; nothing is allocated."""
   objective = at.stage.objective
   if at.stage.makes == "codec":
     codec = ImageCodec(objective.network)
-    return Loaded(codec, shapes_of(codec))
+    return Loaded(codec, cached_codec_shapes(codec))
   frozen = frozen_shapes(at)
   return jax.eval_shape(objective.result, *trained_shapes(at, frozen), frozen)
 
 
-def trained_shapes(at: Place, frozen: dict) -> tuple[Any, Any]:
+def trained_shapes(at: StagePlace, frozen: dict) -> tuple[Any, Any]:
   """What a stage trains, (params, extra), as shapes."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(at.stage.objective.init, key, stage_example(at, frozen), frozen)
 
 
-def stage_example(at: Place, frozen: dict, size: int = 1) -> dict:
+def stage_example(at: StagePlace, frozen: dict, size: int = 1) -> dict:
   """A batch that a stage trains on, as shapes: of the codec's latents if it needs one, else of the data."""
   if "codec" in frozen:
-    return example(stage_model(at), size, frozen)
-  return batch_shapes(at.experiment.data.specs[0], size) | in_batch(size)
+    return denoising_batch_shapes(stage_model(at), size, frozen)
+  return batch_shapes(at.experiment.data.specs[0], size) | batch_fields(size)
 
 
-def in_batch(size: int) -> dict:
+def batch_fields(size: int) -> dict:
   """What every batch has besides its examples, as shapes."""
   return {
     "row": jax.ShapeDtypeStruct((size,), jnp.int32),
@@ -216,7 +216,7 @@ def in_batch(size: int) -> dict:
   }
 
 
-def of_kind(model: Model, kind: type) -> str | None:
+def conditioner_of_kind(model: Model, kind: type) -> str | None:
   """The name of the model's conditioner of a kind, such as Masked; None if it has none."""
   return next(
     (name for name, conditioner in model.conditioners.items() if isinstance(conditioner, kind)), None
@@ -225,13 +225,13 @@ def of_kind(model: Model, kind: type) -> str | None:
 
 def classes_of(model: Model) -> int:
   """How many classes a model draws; 0 if it has no labels."""
-  name = of_kind(model, ClassLabel)
+  name = conditioner_of_kind(model, ClassLabel)
   return model.conditioners[name].classes if name else 0
 
 
 def codec_shapes(model: Model) -> dict:
   """The codec's parameters as shapes, nothing allocated."""
-  return shapes_of(model.codec)
+  return cached_codec_shapes(model.codec)
 
 
 def frozen_codec(model: Model) -> dict[str, Loaded]:
@@ -240,38 +240,40 @@ def frozen_codec(model: Model) -> dict[str, Loaded]:
 
 
 @functools.lru_cache(maxsize=16)
-def shapes_of(codec: Any) -> dict:
+def cached_codec_shapes(codec: Any) -> dict:
   """The parameters of a codec as shapes; traced once per codec, not once per check."""
-  return codecs.shapes(codec)
+  return codecs.init_shapes(codec)
 
 
 def denoiser_shapes(model: Model) -> dict:
   """What the denoising stage trains, {"denoiser": …, a conditioner's name: …}, as shapes, nothing allocated."""
   init = lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen)
-  return jax.eval_shape(init, example(model), frozen_codec(model))[0]
+  return jax.eval_shape(init, denoising_batch_shapes(model), frozen_codec(model))[0]
 
 
-def example(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
+def denoising_batch_shapes(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
   """A batch that the denoising stage trains on, as shapes; `frozen` is what it needs, by default the
   codec alone.
   """
 
   def kept(frozen: dict, batch: dict, keys: Array) -> dict:
     codec = frozen["codec"]
-    return moments(codec.model.encode(codec.params, batch)) | model.objective.cache(frozen, batch, keys)
+    return posterior_moments(codec.model.encode(codec.params, batch)) | model.objective.cache(
+      frozen, batch, keys
+    )
 
   model.codec.latent_spec(model.data)
   frozen = frozen_codec(model) if frozen is None else frozen
-  return jax.eval_shape(kept, frozen, batch_shapes(model.data, size), key_shapes(size)) | in_batch(size)
+  return jax.eval_shape(kept, frozen, batch_shapes(model.data, size), key_shapes(size)) | batch_fields(size)
 
 
-def resized(model: Model, size: tuple[int, int]) -> Model:
+def resize_model(model: Model, size: tuple[int, int]) -> Model:
   """The model for images of (H, W).
 
   Raises:
     UserError: sides that the codec or the denoiser cannot divide, or a network made for one size.
   """
-  changed = of_size(model, size)
+  changed = resize_data(model, size)
   if denoiser_shapes(changed) != denoiser_shapes(model):
     height, width = size
     network = type(model.objective.network).__name__
@@ -281,7 +283,7 @@ def resized(model: Model, size: tuple[int, int]) -> Model:
   return changed
 
 
-def of_size(model: Model, size: tuple[int, int]) -> Model:
+def resize_data(model: Model, size: tuple[int, int]) -> Model:
   """The model for images of (H, W); UserError for sides that the codec cannot divide."""
   resize = lambda one: (
     jax.ShapeDtypeStruct((*size, *one.shape[2:]), one.dtype) if len(one.shape) == 3 else one
@@ -309,30 +311,30 @@ def load(
       f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step"
     )
   experiment = workdirs.read(Path(workdir))
-  model = of(experiment, stage)
-  at = Place(experiment, drawing(experiment, stage), Path(workdir))
-  frozen = needed(at)
-  _, loaded = restored(at, frozen, best, sigma_rel)
+  model = build_model(experiment, stage)
+  at = StagePlace(experiment, sampling_stage(experiment, stage), Path(workdir))
+  frozen = load_needed(at)
+  _, loaded = restore_result(at, frozen, best, sigma_rel)
   return model, loaded.params | {"codec": frozen["codec"].params}
 
 
-def needed(at: Place) -> dict[str, Loaded]:
+def load_needed(at: StagePlace) -> dict[str, Loaded]:
   """What a stage needs, by role, from the last checkpoints of other stages.
 
   Raises:
     UserError: one of them is not finished.
   """
   given = {role: Loaded(codec, codec.init(jax.random.key(0))) for role, codec in at.given().items()}
-  return given | {role: finished(source) for role, source in at.needed().items()}
+  return given | {role: load_finished(source) for role, source in at.needed().items()}
 
 
-def finished(at: Place) -> Loaded:
+def load_finished(at: StagePlace) -> Loaded:
   """What a finished stage hands on; UserError if it is not finished."""
   check_finished(at)
-  return restored(at)[1]
+  return restore_result(at)[1]
 
 
-def check_finished(at: Place) -> None:
+def check_finished(at: StagePlace) -> None:
   """Raises a UserError unless the last step of a stage is committed."""
   name = at.stage.name
   with Checkpoints(workdirs.checkpoints(at.workdir, name), read_only=True) as saved:
@@ -343,8 +345,8 @@ def check_finished(at: Place) -> None:
       )
 
 
-def restored(
-  at: Place, frozen: dict | None = None, best: bool = False, sigma_rel: float | None = None
+def restore_result(
+  at: StagePlace, frozen: dict | None = None, best: bool = False, sigma_rel: float | None = None
 ) -> tuple[int, Loaded]:
   """The newest step of a stage and its result, by averaged parameters; `frozen` is what it needs, by
   default read too.
@@ -366,9 +368,9 @@ def restored(
     found = saved.restore(step, items)
   if codec:
     return step, Loaded(ImageCodec(at.stage.objective.network), found["codec"])
-  params = found["ema"] if sigma_rel is None else average(workdir, sigma_rel, found["ema"], name)
+  params = found["ema"] if sigma_rel is None else load_average(workdir, sigma_rel, found["ema"], name)
   return step, at.stage.objective.result(
-    params, found.get("extra", {}), needed(at) if frozen is None else frozen
+    params, found.get("extra", {}), load_needed(at) if frozen is None else frozen
   )
 
 
@@ -389,10 +391,10 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
-    return network, saved.restore(step, {"codec": shapes_of(ImageCodec(network))})["codec"]
+    return network, saved.restore(step, {"codec": cached_codec_shapes(ImageCodec(network))})["codec"]
 
 
-def average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:
+def load_average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:
   """A stage's parameters averaged with the profile of `sigma_rel` up to the newest snapshot."""
   with Checkpoints(workdirs.averages(workdir, stage), read_only=True) as kept:
     if not kept.steps():

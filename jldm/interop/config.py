@@ -10,7 +10,7 @@ from jldm.core.errors import UserError
 MOST_LEVELS, MOST_CHANNELS = 8, 2**14
 
 
-def whole_number(
+def config_number(
   config: Mapping[str, Any], name: str, default: int, most: int = MOST_CHANNELS, least: int = 1
 ) -> int:
   value = default if config.get(name) is None else config[name]
@@ -19,23 +19,23 @@ def whole_number(
   return value
 
 
-def whole_numbers(
+def config_numbers(
   config: Mapping[str, Any], name: str, default: tuple[int, ...], most: int = MOST_CHANNELS, least: int = 1
 ) -> tuple[int, ...]:
   values = config.get(name, default)
   if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= MOST_LEVELS:
     raise refused(name, values, f"1 to {MOST_LEVELS} whole numbers")
-  return tuple(whole_number({name: value}, name, 0, most, least) for value in values)
+  return tuple(config_number({name: value}, name, 0, most, least) for value in values)
 
 
-def truth(config: Mapping[str, Any], name: str) -> bool:
+def config_flag(config: Mapping[str, Any], name: str) -> bool:
   value = config.get(name, True)
   if type(value) is not bool:
     raise refused(name, value, "true or false")
   return value
 
 
-def choice(config: Mapping[str, Any], name: str, default: Any, legal: Iterable[Any]) -> Any:
+def config_choice(config: Mapping[str, Any], name: str, default: Any, legal: Iterable[Any]) -> Any:
   """One of `legal`."""
   value, legal = config.get(name, default), list(legal)
   if not isinstance(value, (str, int)) or value not in legal:
@@ -43,7 +43,7 @@ def choice(config: Mapping[str, Any], name: str, default: Any, legal: Iterable[A
   return value
 
 
-def a_level(config: Mapping[str, Any], name: str, default: Any, levels: int) -> tuple[Any, ...]:
+def config_per_level(config: Mapping[str, Any], name: str, default: Any, levels: int) -> tuple[Any, ...]:
   """A list of as many values as there are levels; one value that is no list stands for all."""
   values = config.get(name, default)
   values = values if isinstance(values, (list, tuple)) else (values,) * levels

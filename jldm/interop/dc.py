@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jldm.core.errors import UserError
-from jldm.interop.config import a_level, choice, truth, whole_number, whole_numbers
+from jldm.interop.config import config_choice, config_flag, config_number, config_numbers, config_per_level
 from jldm.interop.rename import CONV, DENSE, NORM, POINTWISE, Axes
 from jldm.models.autoencoders.dc import ACTIVATIONS, Convolutions, DCAutoencoder, Level, LinearAttention
 
@@ -51,25 +51,25 @@ def network(config: Mapping[str, Any]) -> DCAutoencoder:
       f"config.json has {len(encoder)} levels of the encoder and {len(decoder)} of the decoder; expected as many"
     )
   return DCAutoencoder(
-    channels=whole_number(config, "in_channels", 3),
-    latent_channels=whole_number(config, "latent_channels", 32),
+    channels=config_number(config, "in_channels", 3),
+    latent_channels=config_number(config, "latent_channels", 32),
     encoder_levels=encoder,
     decoder_levels=decoder,
-    strided=STRIDED[choice(config, "downsample_block_type", "pixel_unshuffle", STRIDED)],
-    nearest=NEAREST[choice(config, "upsample_block_type", "pixel_shuffle", NEAREST)],
-    out_shortcut=truth(config, "encoder_out_shortcut"),
-    in_shortcut=truth(config, "decoder_in_shortcut"),
-    activation=choice(config, "decoder_conv_act_fn", "relu", ACTIVATIONS),
+    strided=STRIDED[config_choice(config, "downsample_block_type", "pixel_unshuffle", STRIDED)],
+    nearest=NEAREST[config_choice(config, "upsample_block_type", "pixel_shuffle", NEAREST)],
+    out_shortcut=config_flag(config, "encoder_out_shortcut"),
+    in_shortcut=config_flag(config, "decoder_in_shortcut"),
+    activation=config_choice(config, "decoder_conv_act_fn", "relu", ACTIVATIONS),
   )
 
 
 def levels(config: Mapping[str, Any], side: str) -> tuple[Level, ...]:
   """Of the encoder or the decoder, finest first; UserError as `network`."""
-  widths = whole_numbers(config, f"{side}_block_out_channels", WIDTHS)
-  of_each = lambda name, default: a_level(config, f"{side}_{name}", default, len(widths))
-  chosen = lambda name, value, legal: choice({f"{side}_{name}": value}, f"{side}_{name}", None, legal)
-  head = whole_number(config, "attention_head_dim", 32)
-  blocks = whole_numbers({"blocks": of_each("layers_per_block", BLOCKS[side])}, "blocks", (), MOST_BLOCKS, 0)
+  widths = config_numbers(config, f"{side}_block_out_channels", WIDTHS)
+  of_each = lambda name, default: config_per_level(config, f"{side}_{name}", default, len(widths))
+  chosen = lambda name, value, legal: config_choice({f"{side}_{name}": value}, f"{side}_{name}", None, legal)
+  head = config_number(config, "attention_head_dim", 32)
+  blocks = config_numbers({"blocks": of_each("layers_per_block", BLOCKS[side])}, "blocks", (), MOST_BLOCKS, 0)
   if not all(blocks[1:]):
     raise UserError(
       f"config.json has {side}_layers_per_block={blocks}; only the first, of the finest level, may be 0"
@@ -98,7 +98,7 @@ def odd(scales: Any, side: str) -> tuple[int, ...]:
     raise UserError(
       f"config.json has {name} with {str(scales)[:40]}; expected up to {MOST_SCALES} odd numbers a level"
     )
-  return tuple(choice({name: scale}, name, None, legal) for scale in scales)
+  return tuple(config_choice({name: scale}, name, None, legal) for scale in scales)
 
 
 def config(network: DCAutoencoder) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from jldm.core.errors import UserError
 
 
-def names(tree: Any) -> list[str]:
+def leaf_names(tree: Any) -> list[str]:
   """Of the leaves, in their order; UserError where two are equal."""
   paths = [
     jax.tree_util.keystr(path, simple=True, separator="/")
@@ -22,7 +22,7 @@ def names(tree: Any) -> list[str]:
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
   """Arrays on the host by name."""
-  return dict(zip(names(tree), map(np.asarray, jax.tree.leaves(tree))))
+  return dict(zip(leaf_names(tree), map(np.asarray, jax.tree.leaves(tree))))
 
 
 def unflatten(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -31,7 +31,7 @@ def unflatten(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
   Raises:
     UserError: naming what is missing, in surplus, or of another shape or dtype.
   """
-  wanted = dict(zip(names(like), jax.tree.leaves(like)))
+  wanted = dict(zip(leaf_names(like), jax.tree.leaves(like)))
   kind = lambda leaf: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
   told = [f"{name[:80]!r} is in surplus" for name in arrays if name not in wanted]
   for name, leaf in wanted.items():

@@ -92,12 +92,12 @@ class Autoencoder:
 
 
 def load(source: str | Path, **options: Any) -> tuple[Autoencoder, dict]:
-  """The autoencoder and its parameters; as `read`, which has the options."""
-  network, codec = read(source, **options)
+  """The autoencoder and its parameters; `read_pretrained` documents the options."""
+  network, codec = read_pretrained(source, **options)
   return Autoencoder(network), codec
 
 
-def read(
+def read_pretrained(
   source: str | Path,
   scaling_factor: float | None = None,
   shift_factor: float | None = None,
@@ -110,20 +110,20 @@ def read(
 
   Raises:
     UserError: nothing there, a network that jldm does not have, or tensors that do not fit
-      (`rename.load` has how).
+      (see `rename.import_tensors`).
   """
-  path = found(source)
+  path = find_source(source)
   told = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
   told = {name: value for name, value in told.items() if value is not None}
   network, tensors, table, config = (from_folder if path.is_dir() else from_file)(path, told)
   mean, std = read_statistics(config, network.latent_channels)
-  parts = filled(network, tensors, table, repr(str(path)), allow_nan)
+  parts = fill_network(network, tensors, table, repr(str(path)), allow_nan)
   return network, parts | {"mean": jnp.array(mean), "std": jnp.array(std)}
 
 
 def from_folder(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
   """-> (network, their tensors by name, the table of these names, the config with what the caller told)."""
-  config, file = read_config(path / CONFIG), weights(path)
+  config, file = read_config(path / CONFIG), weights_file(path)
   tensors = flax_named(msgpack.tensors(file)) if file.suffix == ".msgpack" else safetensors.tensors(file)
   module = CLASSES[config["_class_name"]]
   network = module.network(config)
@@ -137,16 +137,16 @@ def from_file(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
   prefix = vae.FIRST_STAGE if any(name.startswith(vae.FIRST_STAGE) for name in tensors) else ""
   arrays = Renamed(tensors, {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)})
   network = vae.compvis_network({name: tensors.entry(prefix + name).shape for name in arrays})
-  return network, arrays, vae.table(network, "CompVis"), scaled(told, tensors, repr(str(path)))
+  return network, arrays, vae.table(network, "CompVis"), add_scaling(told, tensors, repr(str(path)))
 
 
-def filled(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, allow_nan: bool) -> dict:
+def fill_network(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, allow_nan: bool) -> dict:
   """The parameters and the other collections of a network."""
-  shapes = codecs.shapes(ImageCodec(network))
+  shapes = codecs.init_shapes(ImageCodec(network))
   like = dict(shapes["params"])
   if "codebook" in shapes["extra"]:
     like["codebook"] = {"vectors": shapes["extra"]["codebook"]["sums"]}
-  params = dict(rename.load(table, like, arrays, OTHERS, allow_nan, where))
+  params = dict(rename.import_tensors(table, like, arrays, OTHERS, allow_nan, where))
   book = params.pop("codebook", None)
   return {
     "params": params,
@@ -154,7 +154,7 @@ def filled(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, al
   }
 
 
-def scaled(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
+def add_scaling(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
   """The config of a file that has none: what the caller said, or the file's own scale."""
   if "scaling_factor" in config:
     return config
@@ -174,7 +174,7 @@ def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) 
     UserError: naming arrays that are missing, in surplus, misshapen, or not finite.
   """
   arrays = flax_named(flat.flatten(params))
-  return filled(network, arrays, vae.table(network, "old flax"), "the tree", allow_nan)["params"]
+  return fill_network(network, arrays, vae.table(network, "old flax"), "the tree", allow_nan)["params"]
 
 
 def flax_named(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -229,11 +229,11 @@ def save(folder: str | Path, network: Any, codec: dict) -> None:
   safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
-def found(source: str | Path) -> Path:
+def find_source(source: str | Path) -> Path:
   """The folder with a config.json, or the file, that a source names: the vae of a pipeline's folder too."""
   path = Path(source)
   if not path.exists() and HUB.fullmatch(str(source)):
-    path = downloaded(str(source))
+    path = download_folder(str(source))
   if path.is_dir():
     if not is_folder(path):
       raise UserError(
@@ -252,7 +252,7 @@ def is_folder(path: Path) -> bool:
   return any((folder / CONFIG).is_file() for folder in (path, path / PART))
 
 
-def downloaded(name: str) -> Path:
+def download_folder(name: str) -> Path:
   """The folder of a model of the Hugging Face hub: its autoencoder alone, from the cache where it is there.
 
   Raises:
@@ -278,7 +278,7 @@ def downloaded(name: str) -> Path:
     ) from error
 
 
-def weights(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
   """The file with the tensors of a folder, or the index of its parts."""
   for name in (WEIGHTS, INDEX, FLAX):
     if (folder / name).exists():

@@ -71,7 +71,7 @@ class Leaf(NamedTuple):
     return self.axes.shape((*ours[:-1], ours[-1] // len(self.theirs)))
 
 
-def numbered(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tuple:
+def number_table(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tuple:
   """A table from rows with {fields} in both names, such as ("level{level}", "blocks.{level}", CONV),
   once for all numbers.
   """
@@ -81,27 +81,27 @@ def numbered(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tup
   return tuple((ours, theirs, below) for ours, (theirs, below) in found.items())
 
 
-def expand(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Leaf]]:
+def expand_table(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Leaf]]:
   """(our name, what it is of theirs) for all arrays that a table tells of."""
   for our, their, below in table:
     name = "/".join(filter(None, (ours, our)))
     their = (their,) if isinstance(their, str) else their
     names = tuple(".".join(filter(None, (before, after))) for before in theirs for after in their)
-    yield from [(name, Leaf(names, below))] if isinstance(below, Axes) else expand(below, name, names)
+    yield from [(name, Leaf(names, below))] if isinstance(below, Axes) else expand_table(below, name, names)
 
 
 def leaves(table: tuple, like: Any) -> dict[str, tuple[Any, Leaf]]:
   """Our arrays (or shapes) of a tree, each with what it is of theirs; KeyError for one that the table lacks."""
-  known = dict(expand(table))
-  return {name: (leaf, known[name]) for name, leaf in zip(flat.names(like), jax.tree.leaves(like))}
+  known = dict(expand_table(table))
+  return {name: (leaf, known[name]) for name, leaf in zip(flat.leaf_names(like), jax.tree.leaves(like))}
 
 
-def shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:
+def published_shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:
   """Theirs by name, of our tree of arrays or shapes."""
   return {name: leaf.shape(ours.shape) for ours, leaf in leaves(table, like).values() for name in leaf.theirs}
 
 
-def load(
+def import_tensors(
   table: tuple,
   like: Any,
   tensors: Mapping[str, Any],
@@ -119,11 +119,11 @@ def load(
     UserError: naming tensors that are missing, in surplus, misshapen, no floats, or not finite
       unless `allow_nan`.
   """
-  wanted = shapes(table, like)
-  check_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where)
+  wanted = published_shapes(table, like)
+  check_tensor_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where)
   made = []
   for ours, leaf in leaves(table, like).values():
-    parts = [checked(name, tensors[name], wanted[name], allow_nan, where) for name in leaf.theirs]
+    parts = [checked_tensor(name, tensors[name], wanted[name], allow_nan, where) for name in leaf.theirs]
     whole = (
       np.concatenate([leaf.axes.imported(part) for part in parts], -1)
       if len(parts) > 1
@@ -133,7 +133,7 @@ def load(
   return jax.tree.unflatten(jax.tree.structure(like), made)
 
 
-def check_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str) -> None:
+def check_tensor_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str) -> None:
   """Raises a UserError unless the two have the same names."""
   shown = lambda names: (
     ", ".join(name[:80] for name in names[:MOST_TOLD]) + (" …" if len(names) > MOST_TOLD else "")
@@ -150,7 +150,7 @@ def check_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: 
     )
 
 
-def checked(name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str) -> np.ndarray:
+def checked_tensor(name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str) -> np.ndarray:
   """One tensor in float32; UserError unless it is of floats, finite, and of that shape (a dense kernel
   may end in 1, 1).
   """
@@ -171,7 +171,7 @@ def checked(name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, wher
 
 
 def publish(table: tuple, tree: Any) -> dict[str, np.ndarray]:
-  """Our tree -> their tensors by name, the inverse of `load`."""
+  """Our tree -> their tensors by name, the inverse of `import_tensors`."""
   found = {}
   for ours, leaf in leaves(table, tree).values():
     parts = np.split(np.asarray(ours), len(leaf.theirs), -1)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jldm.core.errors import UserError
-from jldm.interop.config import choice, whole_number, whole_numbers
+from jldm.interop.config import config_choice, config_number, config_numbers
 from jldm.interop.rename import CONV
 from jldm.models.autoencoders.tiny import ACTIVATIONS, TinyAutoencoder
 
@@ -24,16 +24,16 @@ def network(config: Mapping[str, Any]) -> TinyAutoencoder:
   Raises:
     UserError: a value that is none, or that asks for what TinyAutoencoder does not have.
   """
-  channels = whole_number(config, "in_channels", 3)
-  choice(config, "out_channels", 3, (channels,))
-  choice(config, "upsample_fn", "nearest", ("nearest",))
-  choice(config, "upsampling_scaling_factor", 2, (2,))
+  channels = config_number(config, "in_channels", 3)
+  config_choice(config, "out_channels", 3, (channels,))
+  config_choice(config, "upsample_fn", "nearest", ("nearest",))
+  config_choice(config, "upsampling_scaling_factor", 2, (2,))
   blocks = [
-    whole_numbers(config, f"num_{side}_blocks", default, MOST_BLOCKS, 0)
+    config_numbers(config, f"num_{side}_blocks", default, MOST_BLOCKS, 0)
     for side, default in (("encoder", (1, 3, 3, 3)), ("decoder", (3, 3, 3, 1)))
   ]
   widths = [
-    whole_numbers(config, f"{side}_block_out_channels", (64, 64, 64, 64)) for side in ("encoder", "decoder")
+    config_numbers(config, f"{side}_block_out_channels", (64, 64, 64, 64)) for side in ("encoder", "decoder")
   ]
   if len({*widths[0], *widths[1]}) > 1 or len({*map(len, blocks + widths)}) > 1:
     raise UserError(
@@ -42,11 +42,11 @@ def network(config: Mapping[str, Any]) -> TinyAutoencoder:
     )
   return TinyAutoencoder(
     channels=channels,
-    latent_channels=whole_number(config, "latent_channels", 4),
+    latent_channels=config_number(config, "latent_channels", 4),
     width=widths[0][0],
     encoder_blocks=blocks[0],
     decoder_blocks=blocks[1][::-1],
-    activation=choice(config, "act_fn", "relu", ACTIVATIONS),
+    activation=config_choice(config, "act_fn", "relu", ACTIVATIONS),
   )
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jldm.core.errors import UserError
 from jldm.interop import rename
-from jldm.interop.config import MOST_LEVELS, truth, whole_number, whole_numbers
+from jldm.interop.config import MOST_LEVELS, config_flag, config_number, config_numbers
 from jldm.interop.rename import CONV, DENSE, NORM, POINTWISE, Axes
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import Codebook
@@ -126,7 +126,7 @@ def table(network: Any, family: str = "diffusers") -> tuple:
     for i in range(network.resnets + 1)
     for side in ("encoder", "decoder")
   ]
-  return rename.numbered(ROWS[family], numbers)
+  return rename.number_table(ROWS[family], numbers)
 
 
 def family(names: Iterable[str]) -> str:
@@ -151,31 +151,31 @@ def network(config: Mapping[str, Any]) -> Any:
     UserError: a value that is none, or that asks for what our networks do not have.
   """
   quantised = config.get("_class_name") == "VQModel"
-  widths = whole_numbers(config, "block_out_channels", (64,))
+  widths = config_numbers(config, "block_out_channels", (64,))
   for name, only in {"act_fn": "silu", "norm_type": "group", "lookup_from_codebook": False}.items():
     if config.get(name, only) != only:
       raise UserError(f"config.json has {name}={config[name]!r}; jldm has {only!r} alone")
-  channels = whole_number(config, "in_channels", 3)
-  if whole_number(config, "out_channels", 3) != channels:
+  channels = config_number(config, "in_channels", 3)
+  if config_number(config, "out_channels", 3) != channels:
     raise UserError(
       f"config.json has in_channels={channels} and other out_channels; jldm has equal ones alone"
     )
   fields = {
     "channels": channels,
     "widths": widths,
-    "resnets": whole_number(config, "layers_per_block", 1, MOST_RESNETS),
-    "groups": whole_number(config, "norm_num_groups", 32),
+    "resnets": config_number(config, "layers_per_block", 1, MOST_RESNETS),
+    "groups": config_number(config, "norm_num_groups", 32),
     "attention": attention_levels(config, len(widths)),
-    "middle_attention": truth(config, "mid_block_add_attention"),
+    "middle_attention": config_flag(config, "mid_block_add_attention"),
   }
-  latent_channels = whole_number(config, "latent_channels", 3 if quantised else 4)
+  latent_channels = config_number(config, "latent_channels", 3 if quantised else 4)
   if quantised:
-    embedded = whole_number(config, "vq_embed_dim", latent_channels)
-    codes = Codebook(whole_number(config, "num_vq_embeddings", 256, MOST_CODES))
+    embedded = config_number(config, "vq_embed_dim", latent_channels)
+    codes = Codebook(config_number(config, "num_vq_embeddings", 256, MOST_CODES))
     features = latent_channels if latent_channels != embedded else 0
     return VQAutoencoder(codes, latent_channels=embedded, features=features, **fields)
-  pointwise = truth(config, "use_quant_conv")
-  if truth(config, "use_post_quant_conv") != pointwise:
+  pointwise = config_flag(config, "use_quant_conv")
+  if config_flag(config, "use_post_quant_conv") != pointwise:
     raise UserError("config.json has one of use_quant_conv and use_post_quant_conv; jldm has both or none")
   return KLAutoencoder(latent_channels=latent_channels, pointwise=pointwise, **fields)
 

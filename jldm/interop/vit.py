@@ -75,7 +75,7 @@ def rename(kind: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     if LEFT_OUT[kind].fullmatch(name):
       continue
     block = BLOCK[kind].fullmatch(name)
-    ours, value = one(kind, block[2] if block else name, name, value)
+    ours, value = rename_one(kind, block[2] if block else name, name, value)
     (blocks.setdefault(ours, {}) if block else renamed)[int(block[1]) if block else ours] = value
   depth = max(map(len, blocks.values()), default=0)
   for ours, each in blocks.items():
@@ -89,7 +89,7 @@ def rename(kind: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
   return renamed | {f"blocks/{ours}": value for ours, value in stacked.items()}
 
 
-def one(kind: str, short: str, name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+def rename_one(kind: str, short: str, name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
   """Our name, without that of the block, and the array in our layout."""
   if ours := ARRAYS[kind].get(short):
     return ours, value.reshape(-1, value.shape[-1]) if ours == "places" else value.reshape(-1)

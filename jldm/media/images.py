@@ -53,7 +53,7 @@ def show(
   scale = max(1, round(CELL / min(min(image.shape[:2]) for image in each)))
   cells = [image.repeat(scale, 0).repeat(scale, 1) for image in each]
   height, width = np.max([cell.shape[:2] for cell in cells], axis=0)
-  cells = np.stack([padded(cell, height, width) for cell in cells])
+  cells = np.stack([pad_image(cell, height, width) for cell in cells])
   if labels is not None:
     cells = np.concatenate([cells, np.stack([text_line(str(label), width) for label in labels])], 1)
   return Image.fromarray(tile(cells, columns))
@@ -79,7 +79,7 @@ def checked_batch(images: Any) -> np.ndarray:
   return batch
 
 
-def padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def pad_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
   """uint8 [h, w, C] -> [height, width, C], empty below it and to its right."""
   return np.pad(image, ((0, height - len(image)), (0, width - image.shape[1]), (0, 0)), constant_values=PAPER)
 
@@ -270,7 +270,7 @@ def class_rows(images: np.ndarray, labels: np.ndarray, columns: int, scale: int 
   return tile(shown, math.ceil(math.sqrt(len(shown))), scale=scale)
 
 
-def beside(
+def stack_pairs(
   originals: np.ndarray, reconstructions: np.ndarray, columns: int = 8, scale: int = 1
 ) -> np.ndarray:
   """A grid of both uint8 [N, H, W, C]: a row of originals, below it the row of their reconstructions, and so on."""

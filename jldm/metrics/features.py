@@ -9,7 +9,7 @@ from jldm.core.errors import UserError
 BLOCK = 5_000_000  # entries of a matrix of pairs that are made at once: 40 MB
 
 
-def checked(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
+def check_features(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
   """Each [N, D] in float64.
 
   Raises:
@@ -27,15 +27,15 @@ def checked(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
   return sets
 
 
-def blocks(rows: int, columns: int) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
   """Slices of a matrix of pairs, of at most BLOCK entries each and at least a row."""
   size = max(BLOCK // columns, 1)
   return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
   """Squared distances of a [N, D] to b [M, D], as (rows of a, [rows, M]), in blocks, float64."""
   lengths = np.square(b).sum(1)
-  for rows in blocks(len(a), len(b)):
+  for rows in row_blocks(len(a), len(b)):
     part = a[rows]
     yield rows, np.maximum(np.square(part).sum(1)[:, None] + lengths - 2 * part @ b.T, 0)

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.metrics.features import checked
-from jldm.metrics.intervals import Interval, normal
+from jldm.metrics.features import check_features
+from jldm.metrics.intervals import ConfidenceInterval, normal_interval
 
 
 class Moments(NamedTuple):
@@ -78,13 +78,13 @@ class Running(NamedTuple):
     return Moments(self.mean, self.scatter / (self.count - 1), self.count, self.source)
 
 
-def statistics(features: np.ndarray, source: str = "") -> Moments:
+def feature_moments(features: np.ndarray, source: str = "") -> Moments:
   """Features [N, D] -> their moments, the covariance over N - 1.
 
   Raises:
     UserError: fewer than two rows, another rank, or a value that is not finite.
   """
-  (features,) = checked(features)
+  (features,) = check_features(features)
   return Running(source).add(features).moments()
 
 
@@ -98,13 +98,13 @@ def check_comparable(a: Moments | Running, b: Moments | Running) -> None:
     raise UserError(f"features of widths {len(a.mean)} and {len(b.mean)}; expected those of one extractor")
 
 
-def root(covariance: np.ndarray) -> np.ndarray:
+def matrix_root(covariance: np.ndarray) -> np.ndarray:
   """A [D, D] with A A^T = covariance; eigenvalues below zero are rounding and count as zero."""
   values, vectors = np.linalg.eigh(covariance)
   return vectors * np.sqrt(np.maximum(values, 0))
 
 
-def check(a: Moments, b: Moments) -> None:
+def check_moments(a: Moments, b: Moments) -> None:
   """Raises a UserError where the distance of a and b would mean nothing."""
   check_comparable(a, b)
   width = len(a.mean)
@@ -115,7 +115,7 @@ def check(a: Moments, b: Moments) -> None:
     )
 
 
-def distance(a: Moments, b: Moments, singular: np.ndarray) -> float:
+def squared_distance(a: Moments, b: Moments, singular: np.ndarray) -> float:
   """(1), given the singular values of (2)."""
   offset = a.mean - b.mean
   return float(offset @ offset + np.trace(a.covariance) + np.trace(b.covariance) - 2 * singular.sum())
@@ -127,11 +127,13 @@ def frechet(a: Moments, b: Moments) -> float:
   Raises:
     UserError: moments of different extractors or widths, or of no more images than features are wide.
   """
-  check(a, b)
-  return distance(a, b, np.linalg.svd(root(a.covariance).T @ root(b.covariance), compute_uv=False))
+  check_moments(a, b)
+  return squared_distance(
+    a, b, np.linalg.svd(matrix_root(a.covariance).T @ matrix_root(b.covariance), compute_uv=False)
+  )
 
 
-def interval(real: np.ndarray, samples: np.ndarray, level: float = 0.95) -> Interval:
+def frechet_interval(real: np.ndarray, samples: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
   """(1) of features [N, D] and [M, D], and where it would lie, were both sets drawn anew in the same numbers.
 
   By the first-order spread of (3), for d^2 well above zero; that the figure is too large by the
@@ -141,13 +143,13 @@ def interval(real: np.ndarray, samples: np.ndarray, level: float = 0.95) -> Inte
   Raises:
     UserError: as `frechet`.
   """
-  real, samples = checked(real, samples)
-  a, b = statistics(real), statistics(samples)
-  check(a, b)
-  A, B = root(a.covariance), root(b.covariance)
+  real, samples = check_features(real, samples)
+  a, b = feature_moments(real), feature_moments(samples)
+  check_moments(a, b)
+  A, B = matrix_root(a.covariance), matrix_root(b.covariance)
   U, S, Vt = np.linalg.svd(A.T @ B)
   keep = S[0] * len(S) * np.finfo(np.float64).eps < S
   gain = S[keep] ** -0.5
   adds = lambda x, own, other, P: np.square(x - other.mean).sum(1) - np.square((x - own.mean) @ P).sum(1)
   terms = adds(samples, b, a, A @ U[:, keep] * gain), adds(real, a, b, B @ Vt[keep].T * gain)
-  return normal(distance(a, b, S), *terms, level=level)
+  return normal_interval(squared_distance(a, b, S), *terms, level=level)

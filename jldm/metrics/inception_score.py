@@ -8,11 +8,11 @@ import numpy as np
 from scipy.special import log_softmax
 
 from jldm.core.errors import UserError
-from jldm.metrics.features import checked
-from jldm.metrics.mmd import Spread
+from jldm.metrics.features import check_features
+from jldm.metrics.mmd import MeanAndStd
 
 
-def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 2020) -> Spread:
+def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 2020) -> MeanAndStd:
   """Of logits [N, classes]; shuffled as torch-fidelity does with that seed, or in their order where it is None.
 
   The usual figure takes the logits without the last layer's bias, as torch-fidelity has them.
@@ -20,17 +20,17 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 202
   Raises:
     UserError: fewer than two samples a part, or logits that are not finite.
   """
-  (logits,) = checked(logits)
+  (logits,) = check_features(logits)
   n = len(logits)
   if not 1 <= splits <= n // 2:
     raise UserError(f"splits={splits} of {n} samples; expected 1 to {n // 2}, at least two samples each")
   if seed is not None:
     logits = logits[np.random.RandomState(seed).permutation(n)]
-  scores = [score(logits[i * n // splits : (i + 1) * n // splits]) for i in range(splits)]
-  return Spread(float(np.mean(scores)), float(np.std(scores)))
+  scores = [split_score(logits[i * n // splits : (i + 1) * n // splits]) for i in range(splits)]
+  return MeanAndStd(float(np.mean(scores)), float(np.std(scores)))
 
 
-def score(logits: np.ndarray) -> float:
+def split_score(logits: np.ndarray) -> float:
   """Of one part, float64 [N, classes]."""
   log_p = log_softmax(logits, axis=1)
   p = np.exp(log_p)

@@ -19,7 +19,7 @@ from scipy import special
 from jldm.core.errors import UserError
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
   """A figure and the ends of its interval."""
 
   value: float
@@ -27,26 +27,26 @@ class Interval(NamedTuple):
   high: float
 
 
-def normal(value: float, *terms: np.ndarray, level: float = 0.95) -> Interval:
+def normal_interval(value: float, *terms: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
   """(1), with the terms [N] of each set."""
   half = special.ndtri((1 + level) / 2) * np.sqrt(sum(each.var(ddof=1) / len(each) for each in terms))
-  return Interval(float(value), float(value - half), float(value + half))
+  return ConfidenceInterval(float(value), float(value - half), float(value + half))
 
 
-def mean(terms: np.ndarray, level: float = 0.95) -> Interval:
+def mean_interval(terms: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
   """The mean of independent terms [N]."""
   terms = np.asarray(terms, np.float64)
-  return normal(terms.mean(), terms, level=level)
+  return normal_interval(terms.mean(), terms, level=level)
 
 
-def share(hits: np.ndarray, level: float = 0.95) -> Interval:
+def proportion_interval(hits: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
   """(2), of bool [N]."""
   n, p, z = len(hits), float(np.mean(hits)), special.ndtri((1 + level) / 2)
   middle, half = (
     (p + z**2 / (2 * n)) / (1 + z**2 / n),
     z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
   )
-  return Interval(
+  return ConfidenceInterval(
     p, float(min(max(middle - half, 0), p)), float(max(min(middle + half, 1), p))
   )  # but for rounding
 
@@ -57,7 +57,7 @@ def jackknife(
   groups: int = 20,
   level: float = 0.95,
   seed: int = 0,
-) -> dict[str, Interval]:
+) -> dict[str, ConfidenceInterval]:
   """(3), of each figure in statistic(*sets); sets [N, ...] are cut into groups at random, one set at a time.
 
   Raises:
@@ -75,7 +75,7 @@ def jackknife(
       variance[name] = variance.get(name, 0.0) + (groups - 1) * values.var()
   t = special.stdtrit(groups - 1, (1 + level) / 2)
   return {
-    name: Interval(
+    name: ConfidenceInterval(
       float(value), float(value - t * variance[name] ** 0.5), float(value + t * variance[name] ** 0.5)
     )
     for name, value in statistic(*sets).items()

@@ -12,13 +12,13 @@ The ball of a point reaches to the k-th nearest other point of its own set.
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.metrics.features import checked, distances
+from jldm.metrics.features import check_features, squared_distances
 
 
 def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:
   """Squared distances [N] of each of points [N, D] to its k-th nearest other one, for each k of `neighbours`."""
   found = np.empty((len(neighbours), len(points)))
-  for rows, squared in distances(points, points):
+  for rows, squared in squared_distances(points, points):
     squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
     found[:, rows] = np.partition(squared, [k - 1 for k in neighbours], 1)[:, [k - 1 for k in neighbours]].T
   return list(found)
@@ -32,7 +32,7 @@ def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int =
   Raises:
     UserError: k < 1, sets of no more than k points, or features of different widths or not finite.
   """
-  real, samples = checked(real, samples)
+  real, samples = check_features(real, samples)
   if min(k, k_density) < 1 or min(len(real), len(samples)) <= max(k, k_density):
     raise UserError(
       f"k={k}, k_density={k_density} of {len(real)} and {len(samples)} points; expected 1 <= k < both numbers"
@@ -43,7 +43,7 @@ def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int =
   (reach,) = radii(samples, k)
   precise, dense = np.empty(len(samples), bool), np.empty(len(samples))
   recalled, covered = (np.zeros(len(real), bool) for _ in range(2))
-  for rows, squared in distances(samples, real):
+  for rows, squared in squared_distances(samples, real):
     precise[rows] = (squared <= near).any(1)
     recalled |= (squared <= reach[rows, None]).any(0)
     inside = squared <= wide

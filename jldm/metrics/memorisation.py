@@ -24,14 +24,14 @@ import numpy as np
 from scipy import special, stats
 
 from jldm.core.errors import UserError
-from jldm.metrics.features import checked, distances
+from jldm.metrics.features import check_features, squared_distances
 
 COLUMNS = 1000  # pictures that every row is compared with at once
 FEWEST = 20  # pictures of each kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class SuspectPairs:
   """Samples by their r, the smallest first, one a training picture: int [K] places in the three sets,
   float64 [K] distances.
   """
@@ -53,10 +53,10 @@ class Audit:
   copies_chance: float
   limit: float  # of r
   flagged: bool
-  pairs: Pairs
+  pairs: SuspectPairs
 
 
-def nearest(
+def nearest_in_pool(
   points: np.ndarray, pool: np.ndarray, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Of each of points [N, D], the nearest of pool [M, D]: its place, int [N], and distance [N].
@@ -65,7 +65,7 @@ def nearest(
   """
   place, least = np.zeros(len(points), int), np.full(len(points), np.inf)
   for start in range(0, len(pool), COLUMNS):
-    for rows, squared in distances(points, pool[start : start + COLUMNS]):
+    for rows, squared in squared_distances(points, pool[start : start + COLUMNS]):
       if own is not None:
         inside = np.flatnonzero((start <= own[rows]) & (own[rows] < start + COLUMNS))
         squared[inside, own[rows][inside] - start] = np.inf
@@ -79,11 +79,13 @@ def nearest(
   )  # a difference of squares has no digits left of a copy
 
 
-def leaning(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
+def share_nearer_to_train(
+  samples: np.ndarray, train: np.ndarray, held_out: np.ndarray
+) -> tuple[float, float]:
   """(1) of as many training as held-out pictures: the share, and its chance."""
   half = len(train)
   pool = np.concatenate([train, held_out])
-  place, _ = nearest(samples, pool)
+  place, _ = nearest_in_pool(samples, pool)
   count = np.bincount(place, minlength=2 * half)
   variance = (np.square(count).sum() - len(samples) ** 2 / (2 * half)) * 2 * half / (4 * (2 * half - 1))
   share = np.mean(place < half)
@@ -108,7 +110,7 @@ def audit(
   Raises:
     UserError: fewer than FEWEST pictures of a kind, different widths, or values that are not finite.
   """
-  samples, train, held_out = checked(samples, train, held_out)
+  samples, train, held_out = check_features(samples, train, held_out)
   if min(map(len, (samples, train, held_out))) < FEWEST:
     told = f"{len(samples)} samples, {len(train)} training and {len(held_out)} held-out pictures"
     raise UserError(f"{told}; expected at least {FEWEST} of each")
@@ -117,12 +119,19 @@ def audit(
   rng = np.random.default_rng(seed)
   half = min(len(train), len(held_out))
   some = lambda pictures, count: np.sort(rng.permutation(len(pictures))[:count])
-  nearer, nearer_chance = leaning(samples, train[some(train, half)], held_out[some(held_out, half)])
+  nearer, nearer_chance = share_nearer_to_train(
+    samples, train[some(train, half)], held_out[some(held_out, half)]
+  )
 
   own = some(held_out, controls)
-  control = ratio(nearest(held_out[own], train)[1], nearest(held_out[own], held_out, own)[1])
-  (in_train, to_train), (in_held_out, to_held_out) = nearest(samples, train), nearest(samples, held_out)
-  r = ratio(to_train, to_held_out)
+  control = distance_ratio(
+    nearest_in_pool(held_out[own], train)[1], nearest_in_pool(held_out[own], held_out, own)[1]
+  )
+  (in_train, to_train), (in_held_out, to_held_out) = (
+    nearest_in_pool(samples, train),
+    nearest_in_pool(samples, held_out),
+  )
+  r = distance_ratio(to_train, to_held_out)
   limits, asked = np.sort(control), r[np.unique(in_train, return_index=True)[1]]
   least = max(len(control) // 100, 1)
   chances = [
@@ -133,11 +142,11 @@ def audit(
 
   order = np.argsort(r, kind="stable")
   first = order[np.sort(np.unique(in_train[order], return_index=True)[1])[:pairs]]
-  shown = Pairs(first, *(each[first] for each in (in_train, in_held_out, to_train, to_held_out)))
+  shown = SuspectPairs(first, *(each[first] for each in (in_train, in_held_out, to_train, to_held_out)))
   flagged = min(nearer_chance, copies_chance) < level / 2
   return Audit(nearer, nearer_chance, float(np.mean(r < limit)), copies_chance, limit, bool(flagged), shown)
 
 
-def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def distance_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """a / b, 1 where both are 0."""
   return np.divide(a, b, out=np.where(a > 0, np.inf, 1.0), where=b > 0)

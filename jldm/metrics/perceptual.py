@@ -27,7 +27,7 @@ SHIFT, SCALE = (
 EPSILON = 1e-10
 
 
-class Layer(NamedTuple):
+class ConvLayer(NamedTuple):
   """Perhaps max-pooling over pool x pool places with stride 2, a convolution, ReLU; `tap`: its
   features are compared.
   """
@@ -40,30 +40,30 @@ class Layer(NamedTuple):
   tap: bool = False
 
 
-def stage(features: int, depth: int, pool: int = 2) -> tuple[Layer, ...]:
+def vgg_stage(features: int, depth: int, pool: int = 2) -> tuple[ConvLayer, ...]:
   """`depth` convolutions of VGG, pooled before the first, compared after the last."""
-  return tuple(Layer(features, pool=pool if i == 0 else 0, tap=i == depth - 1) for i in range(depth))
+  return tuple(ConvLayer(features, pool=pool if i == 0 else 0, tap=i == depth - 1) for i in range(depth))
 
 
 NETWORKS = {  # up to the last layer that is compared
   "vgg": (
-    *stage(64, 2, pool=0),
-    *stage(128, 2),
-    *stage(256, 3),
-    *stage(512, 3),
-    *stage(512, 3),
+    *vgg_stage(64, 2, pool=0),
+    *vgg_stage(128, 2),
+    *vgg_stage(256, 3),
+    *vgg_stage(512, 3),
+    *vgg_stage(512, 3),
   ),  # VGG16: 1409.1556, table 1, D
   "alex": (  # 1404.5997
-    Layer(64, kernel=11, stride=4, padding=2, tap=True),
-    Layer(192, kernel=5, padding=2, pool=3, tap=True),
-    Layer(384, pool=3, tap=True),
-    Layer(256, tap=True),
-    Layer(256, tap=True),
+    ConvLayer(64, kernel=11, stride=4, padding=2, tap=True),
+    ConvLayer(192, kernel=5, padding=2, pool=3, tap=True),
+    ConvLayer(384, pool=3, tap=True),
+    ConvLayer(256, tap=True),
+    ConvLayer(256, tap=True),
   ),
 }
 
 
-def shapes(network: str) -> dict[str, tuple[int, ...]]:
+def lpips_shapes(network: str) -> dict[str, tuple[int, ...]]:
   """What a network of NETWORKS needs, by flat names such as "conv1/kernel"."""
   found, channels, taps = {}, 3, 0
   for i, layer in enumerate(NETWORKS[network], 1):
@@ -78,22 +78,22 @@ def shapes(network: str) -> dict[str, tuple[int, ...]]:
   return found
 
 
-def unpack(arrays: Mapping[str, Any]) -> dict:
-  """Arrays by flat name -> the parameters of `distance`, in float32.
+def unpack_lpips(arrays: Mapping[str, Any]) -> dict:
+  """Arrays by flat name -> the parameters of `lpips_distance`, in float32.
 
   Raises:
     UserError: not those of a network in NETWORKS.
   """
-  network = next((name for name in NETWORKS if shapes(name).keys() == arrays.keys()), None)
+  network = next((name for name in NETWORKS if lpips_shapes(name).keys() == arrays.keys()), None)
   if network is None:
-    nearest = min(NETWORKS, key=lambda name: len(shapes(name).keys() ^ arrays.keys()))
-    different = sorted(shapes(nearest).keys() ^ arrays.keys())
+    nearest = min(NETWORKS, key=lambda name: len(lpips_shapes(name).keys() ^ arrays.keys()))
+    different = sorted(lpips_shapes(nearest).keys() ^ arrays.keys())
     raise UserError(
       f"{len(arrays)} arrays are the LPIPS weights of none of {', '.join(NETWORKS)}; of {nearest}, {different[0][:80]!r} is "
-      f"{'missing' if different[0] in shapes(nearest) else 'not a part'}; make them by jldm convert --kind lpips"
+      f"{'missing' if different[0] in lpips_shapes(nearest) else 'not a part'}; make them by jldm convert --kind lpips"
     )
   params: dict = {}
-  for name, shape in shapes(network).items():
+  for name, shape in lpips_shapes(network).items():
     if np.shape(arrays[name]) != shape:
       raise UserError(
         f"{name} of the LPIPS weights is {list(np.shape(arrays[name]))}; expected {list(shape)}, for {network}"
@@ -103,13 +103,13 @@ def unpack(arrays: Mapping[str, Any]) -> dict:
   return params
 
 
-def layers_of(params: dict) -> tuple[Layer, ...]:
-  """The network that `unpack` found."""
+def layers_of(params: dict) -> tuple[ConvLayer, ...]:
+  """The network that `unpack_lpips` found."""
   count = sum(name.startswith("conv") for name in params)
   return next(layers for layers in NETWORKS.values() if len(layers) == count)
 
 
-def features(params: dict, images: Array) -> list[Array]:
+def layer_features(params: dict, images: Array) -> list[Array]:
   """Images [B, H, W, 3 or 1] in [-1, 1] -> the f_l of (1), [B, h, w, C] each.
 
   Raises:
@@ -139,20 +139,20 @@ def features(params: dict, images: Array) -> list[Array]:
   return found
 
 
-def unit(f: Array) -> Array:
+def unit_norm(f: Array) -> Array:
   """g of (1) over the last axis; its gradient at zero is zero, that of the square root would be infinite."""
   square = jnp.square(f).sum(-1, keepdims=True)
   norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
   return f / (norm + EPSILON)
 
 
-def distance(params: dict, a: Array, b: Array) -> Array:
+def lpips_distance(params: dict, a: Array, b: Array) -> Array:
   """(2): a, b [B, H, W, C] in [-1, 1], C 3 or 1 (grey) -> [B]; 0 for equal images.
 
   Raises:
     UserError: images too small for the network.
   """
   total = jnp.zeros(len(a))
-  for i, (f, g) in enumerate(zip(features(params, a), features(params, b)), 1):
-    total = total + (jnp.square(unit(f) - unit(g)) @ params[f"head{i}"]["weight"]).mean((1, 2))
+  for i, (f, g) in enumerate(zip(layer_features(params, a), layer_features(params, b)), 1):
+    total = total + (jnp.square(unit_norm(f) - unit_norm(g)) @ params[f"head{i}"]["weight"]).mean((1, 2))
   return total

@@ -143,7 +143,7 @@ def perceived(frozen: dict, x: Array, back: Array) -> Array:
     raise UserError(
       "perceptual_weight is not 0, but there are no LPIPS weights; give them as frozen['lpips'], or set it to 0"
     )
-  return perceptual.distance(frozen["lpips"], x, back)
+  return perceptual.lpips_distance(frozen["lpips"], x, back)
 
 
 def noisy(z: Array, scale: float, keys: Array) -> Array:

@@ -22,12 +22,13 @@ def frozen_of(run: Run, mesh: Mesh) -> dict[str, Any]:
     UserError: a stage that is needed is not finished, or a file cannot be read.
   """
   needed = {
-    role: Loaded(each.model, sharding.shard(mesh, each.params)) for role, each in load.needed(run.at).items()
+    role: Loaded(each.model, sharding.shard(mesh, each.params))
+    for role, each in load.load_needed(run.at).items()
   }
   return needed | sharding.replicate(mesh, lpips_weights(run.stage.objective))
 
 
-def frozen_shapes(at: load.Place) -> dict[str, Any]:
+def frozen_shapes(at: load.StagePlace) -> dict[str, Any]:
   """The same as shapes; the weights of files are read."""
   return load.frozen_shapes(at) | lpips_weights(at.stage.objective)
 
@@ -40,4 +41,4 @@ def lpips_weights(objective: Any) -> dict:
     raise UserError(
       f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that jldm convert --kind lpips made"
     )
-  return {"lpips": perceptual.unpack(safetensors.read(Path(objective.lpips)))}
+  return {"lpips": perceptual.unpack_lpips(safetensors.read(Path(objective.lpips)))}

@@ -34,7 +34,9 @@ SOURCE_SEED = 0  # of noise and masks in source pictures: they belong to the dat
 def measured(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   """The mean and std of the latents that the training set has by these parameters."""
   cache = moments(run, {"params": params}, train_set, mesh)
-  statistics = codecs.measure(posteriors.posterior_of(b) for b, _ in in_order(cache, 4096, pad=False))
+  statistics = codecs.measure_statistics(
+    posteriors.posterior_of(b) for b, _ in in_order(cache, 4096, pad=False)
+  )
   listed = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
   if multihost.is_primary():
     print(f"codec: latents have mean {listed(statistics.mean)}, std {listed(statistics.std)} per channel")
@@ -61,7 +63,7 @@ def moments(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
   """The raw posteriors of the training set: mean and log_variance [N, h, w, c], or by part."""
 
   def encode(codec: dict, batch: dict) -> dict:
-    return posteriors.moments(run.model.codec.encode(codec, batch))
+    return posteriors.posterior_moments(run.model.codec.encode(codec, batch))
 
   encoder = {"params": codec["params"]}
   return written(run, moments_folder(run, encoder), encoder, encode, source, mesh)

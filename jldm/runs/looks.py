@@ -14,9 +14,9 @@ import numpy as np
 from jldm.core.keys import row_keys, stage_keys
 from jldm.data.batches import in_order
 from jldm.distributed import multihost, sharding
-from jldm.evaluation.judge import reconstruction
+from jldm.evaluation.judge import measure_reconstructions
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, classes_of, drawing, of, of_kind
+from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, sampling_stage
 from jldm.media import images as pictures
 from jldm.media.parts import split_pictures
 from jldm.models.codecs import codec as codecs
@@ -48,14 +48,16 @@ def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
       params = stage.objective.result(state.ema[0], state.extra, frozen).params
       batches = run.notice.between(in_order(held_out, stage.batch_size))
       held = ((codecs.pixels(sharding.shard_batch(mesh, batch["image"])), count) for batch, count in batches)
-      each, first = reconstruction(lambda images: reconstruct(params, images), held, first_alone=True)
+      each, first = measure_reconstructions(
+        lambda images: reconstruct(params, images), held, first_alone=True
+      )
       values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
       log.say(f"{stage.name} step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
       write_image(
-        run.workdir, stage.name, n, pictures.beside(originals["image"], first[:shown]), "reconstruction"
+        run.workdir, stage.name, n, pictures.stack_pairs(originals["image"], first[:shown]), "reconstruction"
       )
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)
@@ -68,7 +70,7 @@ def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks
   """Every so often, samples on a sheet; those of the experiment's last stage that draws are judged,
   and the best is kept.
   """
-  stage, model = run.stage, of(run.experiment, run.stage.name)
+  stage, model = run.stage, build_model(run.experiment, run.stage.name)
   sheet_of = conditioned if shown_conditioner(model) else sampled
 
   def params_of(state):
@@ -81,7 +83,7 @@ def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks
     if sheet is not None:
       write_image(run.workdir, stage.name, n, sheet, "samples")
 
-  extractor = run.extractor if stage == drawing(run.experiment) else None
+  extractor = run.extractor if stage == sampling_stage(run.experiment) else None
   with selection.judged(run, model, params_of, extractor, layout_of(mesh)) as judge:
     yield lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
 
@@ -120,12 +122,12 @@ def conditioned(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh)
 
 def shown_conditioner(model: Model) -> str | None:
   """The name of the conditioner whose pictures are shown with samples; None if it has none."""
-  return of_kind(model, Masked) or of_kind(model, Paired)
+  return conditioner_of_kind(model, Masked) or conditioner_of_kind(model, Paired)
 
 
 def label_of(model: Model, labels: np.ndarray) -> dict:
   """What a request gives for labels [n]; {} if the model has no classes."""
-  name = of_kind(model, ClassLabel)
+  name = conditioner_of_kind(model, ClassLabel)
   return {} if name is None else {name: labels}
 
 

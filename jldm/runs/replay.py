@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from jldm.core.errors import DifferentError, UserError
-from jldm.inference.load import place
+from jldm.inference.load import find_stage
 from jldm.runs import latents, run as runs
 from jldm.runs.frozen import frozen_of
 from jldm.runs.stage import begin
@@ -40,7 +40,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     UserError: no line in that range, no checkpoint kept before it, or data that are not there any more.
   """
   workdir = Path(workdir)
-  at = place(workdir, stage)
+  at = find_stage(workdir, stage)
   run = runs.Run(at, devices)
   steps = range(1, at.stage.steps + 1)
   logged = [

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.distributed import sharding
-from jldm.inference.load import Model, Place, stage_model
+from jldm.inference.load import Model, StagePlace, stage_model
 from jldm.train.goodput import Goodput
 from jldm.train.preemption import Notice
 
@@ -22,7 +22,7 @@ class Run:
   stages of a run.
   """
 
-  at: Place
+  at: StagePlace
   devices: sharding.Devices = None
   extractor: Any = None  # that the last stage that draws is judged by while it trains
   wandb: Any = None  # a run of Weights & Biases

@@ -16,9 +16,9 @@ from jldm.config.experiment import Experiment
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate, judge as judging
-from jldm.evaluation.evaluate import How
+from jldm.evaluation.evaluate import EvaluationSettings
 from jldm.inference.load import Model
-from jldm.metrics.extractors.extractor import Loaded
+from jldm.metrics.extractors.extractor import LoadedExtractor
 from jldm.runs.run import Run
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -29,16 +29,16 @@ from jldm.train.state import TrainState, averaged
 SCORE = jax.ShapeDtypeStruct((), jnp.float32)  # less is better
 
 
-def how_of(experiment: Experiment, devices: sharding.Devices) -> How:
+def how_of(experiment: Experiment, devices: sharding.Devices) -> EvaluationSettings:
   """What is drawn and judged while training."""
   asked = experiment.evaluation
   metrics = [name for name, figures in judging.FIGURES.items() if asked.metric in figures]
-  return How(
+  return EvaluationSettings(
     n=asked.n, seed=experiment.seed, metrics=tuple(dict.fromkeys((*judging.USUAL, *metrics))), devices=devices
   )
 
 
-def check(experiment: Experiment, model: Model) -> Loaded | None:
+def check(experiment: Experiment, model: Model) -> LoadedExtractor | None:
   """The extractor, before anything is trained; None where nothing is judged while training.
 
   Raises:
@@ -59,8 +59,8 @@ def check(experiment: Experiment, model: Model) -> Loaded | None:
       "training; set it to 0"
     )
   evaluate.check_pictures(model)
-  loaded = evaluate.extractor_of(experiment.evaluation)
-  evaluate.check(experiment, loaded, how_of(experiment, None))
+  loaded = evaluate.open_extractor(experiment.evaluation)
+  evaluate.check_evaluation(experiment, loaded, how_of(experiment, None))
   return loaded
 
 
@@ -69,7 +69,7 @@ def judged(
   run: Run,
   model: Model,
   params_of: Callable[[TrainState], dict],
-  loaded: Loaded | None,
+  loaded: LoadedExtractor | None,
   devices: sharding.Devices,
 ) -> Iterator[Callable[[Log], tuple[Hook, ...]]]:
   """hooks(log) -> what judges the stage's samples, drawn by `model` with params_of(state), and keeps the best."""
@@ -78,7 +78,7 @@ def judged(
     return
   experiment, name = run.experiment, run.stage.name
   asked, how, folder = experiment.evaluation, how_of(experiment, devices), workdirs.evaluation(run.workdir)
-  among = evaluate.real(experiment, loaded, how, folder)
+  among = evaluate.prepare_real_images(experiment, loaded, how, folder)
   scores = among.judge.score(among.judge.real)
   if asked.metric not in scores:
     raise UserError(
@@ -89,11 +89,13 @@ def judged(
 
     def hooks(log: Log) -> tuple[Hook, ...]:
       def call(n, state, metrics):
-        samples = evaluate.draw(model, params_of(state), among, how, run.notice.between)
+        samples = evaluate.generate_samples(model, params_of(state), among, how, run.notice.between)
         told = {"stage": name, "step": n, "checkpoint": "latest"}
-        told |= evaluate.of_denoiser(model, samples, among, how, scores) | {"versions": evaluate.versions()}
+        told |= evaluate.judge_samples(model, samples, among, how, scores) | {
+          "versions": evaluate.package_versions()
+        }
         if multihost.is_primary():
-          evaluate.write(folder / f"{n}.json", told)
+          evaluate.write_evaluation(folder / f"{n}.json", told)
         values = {metric: each["value"] for metric, each in told["metrics"].items()}
         log.record(n, {f"evaluation_{metric}": value for metric, value in values.items()})
         value, of_real = values[asked.metric], scores[asked.metric].value

@@ -11,7 +11,7 @@ from jldm.core.errors import NonFiniteError
 from jldm.core.keys import stage_keys
 from jldm.data.batches import batches
 from jldm.distributed import multihost, sharding
-from jldm.inference.load import finished
+from jldm.inference.load import load_finished
 from jldm.runs.frozen import frozen_of
 from jldm.runs.latents import encoded, measured
 from jldm.runs.looks import LOOKS
@@ -63,7 +63,7 @@ def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: 
 def started_from(run: Run) -> Any:
   """The parameters of the result that a stage starts from; None if it starts from none."""
   place = run.at.started_from()
-  return None if place is None else finished(place).params
+  return None if place is None else load_finished(place).params
 
 
 LAST = {

@@ -8,7 +8,7 @@ from jldm.config.experiment import Experiment
 from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
-from jldm.inference.load import Place
+from jldm.inference.load import StagePlace
 from jldm.runs import validate
 from jldm.runs.run import Run
 from jldm.runs.stage import train_stage
@@ -39,7 +39,7 @@ def train(
   # 1. The experiment as its workdir will have it, and which of its stages to train.
   workdir, experiment = Path(workdir), workdirs.resolved(experiment)
   wanted = {experiment.stage(name).name for name in stages or experiment.names}
-  places = [Place(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
+  places = [StagePlace(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
   if experiment.data is None:
     raise UserError(
       "the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage"

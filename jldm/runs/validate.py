@@ -11,15 +11,15 @@ from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
-from jldm.inference.generate import times
+from jldm.inference.generate import sampling_pairs
 from jldm.inference.load import (
   Model,
-  Place,
+  StagePlace,
+  build_model,
   check_finished,
   denoiser_shapes,
-  example,
+  denoising_batch_shapes,
   frozen_codec,
-  of,
   result_shapes,
   stage_example,
   stage_model,
@@ -34,7 +34,7 @@ from jldm.runs.run import mesh_of
 from jldm.train.state import TrainState, init_state
 
 
-def check(places: list[Place], devices: sharding.Devices) -> Any:
+def check(places: list[StagePlace], devices: sharding.Devices) -> Any:
   """Everything that can be refused of the stages of one experiment that are to be trained.
 
   Returns the extractor that samples are judged by while training, or None.
@@ -49,7 +49,7 @@ def check(places: list[Place], devices: sharding.Devices) -> Any:
     check_sources(at, places)
     check_start(at)
   for stage in experiment.stages:
-    check_data(stage_model(Place(experiment, stage, places[0].workdir)), experiment.data)
+    check_data(stage_model(StagePlace(experiment, stage, places[0].workdir)), experiment.data)
   drawn = [stage for stage in experiment.stages if stage.makes == "denoiser"]
   models = [check_model(experiment, stage.name) for stage in drawn]
   for at in places:
@@ -89,7 +89,7 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
     )
 
 
-def check_sources(at: Place, trained: list[Place]) -> None:
+def check_sources(at: StagePlace, trained: list[StagePlace]) -> None:
   """Raises a UserError unless what a stage needs or starts from is finished, or trained before it."""
   start = at.started_from()
   for source in [*at.needed().values(), *([start] if start else [])]:
@@ -97,7 +97,7 @@ def check_sources(at: Place, trained: list[Place]) -> None:
       check_finished(source)
 
 
-def check_start(at: Place) -> None:
+def check_start(at: StagePlace) -> None:
   """Raises a UserError unless what a stage starts from has the same network."""
   start, stage = at.started_from(), at.stage
   if start is None:
@@ -111,10 +111,10 @@ def check_start(at: Place) -> None:
 
 def check_model(experiment: Experiment, name: str) -> Model:
   """The model of a stage that draws, whose networks are built as shapes: a mistake in their sizes costs nothing."""
-  check_classes(stage_model(Place(experiment, experiment.stage(name))), experiment.data, name)
-  model = of(experiment, name)
+  check_classes(stage_model(StagePlace(experiment, experiment.stage(name))), experiment.data, name)
+  model = build_model(experiment, name)
   check_shapes(model, experiment.data)
-  times(model, model.sampling)  # what could not be sampled is not trained
+  sampling_pairs(model, model.sampling)  # what could not be sampled is not trained
   return model
 
 
@@ -132,7 +132,11 @@ def check_denoiser(model: Model) -> None:
   """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents
   or inputs.
   """
-  objective, batch, key = model.objective, example(model), jax.eval_shape(lambda: jax.random.key(0))
+  objective, batch, key = (
+    model.objective,
+    denoising_batch_shapes(model),
+    jax.eval_shape(lambda: jax.random.key(0)),
+  )
   params = jax.eval_shape(objective.init_conditioners, key, batch)
   inputs = jax.eval_shape(objective.inputs, params, frozen_codec(model), batch, key)
   check_network(objective.network, model.latents(1), inputs)
@@ -159,7 +163,7 @@ def check_classes(model: Model, data: Any, name: str) -> None:
     )
 
 
-def rehearse(at: Place) -> tuple[TrainState, dict, Any] | None:
+def rehearse(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   """A stage's state, batch and what its objective is given beside them, as shapes, after one loss:
   whatever does not fit together is refused before anything is done.  None if the stage has no
   steps.
@@ -182,7 +186,7 @@ def rehearse(at: Place) -> tuple[TrainState, dict, Any] | None:
   return state, batch, frozen
 
 
-def check_started(at: Place, state: TrainState) -> None:
+def check_started(at: StagePlace, state: TrainState) -> None:
   """Raises a UserError unless what a stage starts from has arrays of the shapes that it trains."""
   start = at.started_from()
   if start is None:

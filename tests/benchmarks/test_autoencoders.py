@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import autoencoders
-from jldm.inference.load import of
+from jldm.inference.load import build_model
 from jldm.runs import validate
 
 ROW = {
@@ -22,7 +22,7 @@ ROW = {
 @pytest.mark.parametrize("name", autoencoders.ROWS)
 def test_every_row_is_an_experiment(name):
   found = autoencoders.experiment(name, "somewhere")
-  model = of(found)
+  model = build_model(found)
   validate.check_shapes(model, found.data)
   assert f"f{model.codec.factor}" in name and type(model.codec.network).__name__.startswith(name[:2])
   assert found.data.data_dir == "somewhere" and found.data.height == (96 if "96x64" in name else 64)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import conditioned
-from jldm.inference.load import of
+from jldm.inference.load import build_model
 from jldm.models.conditioners.degradation import Downsampled
 from jldm.runs import validate
 
@@ -10,7 +10,7 @@ from jldm.runs import validate
 @pytest.mark.parametrize("name", conditioned.RUNS)
 def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
   found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
-  validate.check_shapes(of(found), found.data)
+  validate.check_shapes(build_model(found), found.data)
   denoiser = found.stage("denoiser")
   assert found.data.data_dir == "somewhere" and (len(denoiser.objective.conditioners) == 1) == (
     name in ("plain", "colour")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import recipes
-from jldm.inference.load import of as model_of
-from jldm.metrics.frechet import statistics
+from jldm.inference.load import build_model as model_of
+from jldm.metrics.frechet import feature_moments
 from jldm.runs import validate
 
 
@@ -20,8 +20,12 @@ def test_a_recipe_builds(name):
 def reference():
   images = np.random.default_rng(0).integers(0, 256, (140, 28, 28, 1), np.uint8)
   made = object.__new__(recipes.Reference)
-  made.images, made.labels, made.features = images, np.arange(140) % 10, recipes.fashion.features(images)
-  made.moments = statistics(made.features)
+  made.images, made.labels, made.features = (
+    images,
+    np.arange(140) % 10,
+    recipes.fashion.fashion_features(images),
+  )
+  made.moments = feature_moments(made.features)
   return made
 
 

@@ -17,16 +17,16 @@ from tests.configs import config, shrunk
 @pytest.mark.parametrize("network", targets.NETWORKS)
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
-  from jldm.inference.generate import times
-  from jldm.inference.load import of
+  from jldm.inference.generate import sampling_pairs
+  from jldm.inference.load import build_model
 
   experiment = targets.experiment(network, target, 10)
   assert from_data(to_data(experiment)) == experiment and experiment.stage("autoencoder") == config(
     "digits"
   ).stage("autoencoder")
-  model = of(experiment)
+  model = build_model(experiment)
   validate.check_shapes(model, experiment.data)
-  times(model, model.sampling)
+  sampling_pairs(model, model.sampling)
 
 
 def test_the_table_has_a_line_a_row():

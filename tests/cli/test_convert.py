@@ -19,7 +19,7 @@ from jldm.inference.load import load, load_codec
 from jldm.interop import pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
-from jldm.metrics.extractors.extractor import EXTRACTORS, find, opened
+from jldm.metrics.extractors.extractor import EXTRACTORS, find_extractor, load_extractor
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from tests.parity.drawn import SD
@@ -67,7 +67,7 @@ def test_lpips(tmp_path, capsys):
   """Of AlexNet by the package's names; that the numbers are right, tests/metrics/test_perceptual.py tells."""
   rng, theirs, places = np.random.default_rng(0), {}, (0, 3, 6, 8, 10)
   ours = {
-    name: rng.normal(size=shape).astype(np.float32) for name, shape in perceptual.shapes("alex").items()
+    name: rng.normal(size=shape).astype(np.float32) for name, shape in perceptual.lpips_shapes("alex").items()
   }
   for i, place in enumerate(places, 1):
     theirs[f"net.slice{i}.{place}.weight"] = ours[f"conv{i}/kernel"].transpose(3, 2, 0, 1)
@@ -85,14 +85,14 @@ def test_lpips(tmp_path, capsys):
   assert found.keys() == ours.keys()
   for name, value in ours.items():
     np.testing.assert_array_equal(found[name], value)
-  perceptual.unpack(found)
+  perceptual.unpack_lpips(found)
 
 
 @pytest.fixture
 def reduced(monkeypatch):
   """The extractor dinov2 with a network of one small block."""
   network = dataclasses.replace(dino.NETWORK, width=8, depth=1, heads=2, table=2)
-  small = dataclasses.replace(dino.DINO, load=functools.partial(vit.load, network, "dinov2"))
+  small = dataclasses.replace(dino.DINO, load=functools.partial(vit.load_vit, network, "dinov2"))
   monkeypatch.setitem(EXTRACTORS, "dinov2", small)
   names = {
     "embeddings.cls_token": (1, 1, 8),
@@ -124,11 +124,16 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
   origin, arrays = hashlib.sha256(theirs.read_bytes()).hexdigest(), safetensors.read(ours)
   assert f"of a file of sha256 {origin}: not known as official" in capsys.readouterr().out
   metadata = safetensors.read_header(ours).metadata
-  assert metadata == {"format": "jldm", "kind": "dinov2", "source": origin, "digest": weights.digest(arrays)}
-  assert opened(find("dinov2"), arrays, metadata).distance == "Fréchet distance"
+  assert metadata == {
+    "format": "jldm",
+    "kind": "dinov2",
+    "source": origin,
+    "digest": weights.arrays_digest(arrays),
+  }
+  assert load_extractor(find_extractor("dinov2"), arrays, metadata).distance == "Fréchet distance"
 
   official = next(iter(weights.OFFICIAL))  # as the script writes it that reads the published file
-  safetensors.write(theirs, reduced, {"source": official, "digest": weights.digest(reduced)})
+  safetensors.write(theirs, reduced, {"source": official, "digest": weights.arrays_digest(reduced)})
   assert convert() == 0 and "official, for FID" in capsys.readouterr().out
   assert safetensors.read_header(ours).metadata["source"] == official
   safetensors.write(
@@ -218,7 +223,7 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
   assert sorted(fetched) == sorted(
     f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS)
   )
-  found, expected = load_codec(tmp_path / "w"), pretrained.read(SD)
+  found, expected = load_codec(tmp_path / "w"), pretrained.read_pretrained(SD)
   assert found[0] == expected[0]
   jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
 

@@ -9,8 +9,8 @@ import pytest
 
 from jldm.config.experiment import Sampling
 from jldm.distributed import sharding
-from jldm.inference.generate import Request, draw, set_up
-from jldm.inference.load import Place, codec_shapes, denoiser_shapes, of
+from jldm.inference.generate import Request, sample_batch, set_up
+from jldm.inference.load import StagePlace, build_model, codec_shapes, denoiser_shapes
 from jldm.runs import validate
 from jldm.samplers.guidance import ClassifierFree
 from jldm.train.step import make_step
@@ -30,7 +30,7 @@ def marked(name: str, stage: str) -> object:
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
   part = experiment.stage(stage)
-  state, batch, frozen = validate.rehearse(Place(experiment, part))
+  state, batch, frozen = validate.rehearse(StagePlace(experiment, part))
   step = make_step(part.objective.loss, part.optimizer.build(part.steps), part.ema, part.accumulate)
   key = jax.eval_shape(jax.random.key, 0)
   lowered = export.export(step, platforms=("tpu", "cuda"))(state, batch, key, frozen)
@@ -41,7 +41,7 @@ def test_the_step_lowers_for_accelerators(name, stage):
 
 def test_the_sampler_lowers_for_accelerators_on_a_mesh():
   """Guidance, the walk and decoding as one program, with parameters and samples split as `generate` splits them."""
-  model = of(config("digits"))
+  model = build_model(config("digits"))
   mesh = sharding.mesh_for(8, sharding.Layout(8, fsdp=2, tensor=2))
   at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
   params = denoiser_shapes(model) | {"codec": codec_shapes(model)}
@@ -55,5 +55,5 @@ def test_the_sampler_lowers_for_accelerators_on_a_mesh():
   setup = type(setup)(**{name: shapes(name, part) for name, part in setup._asdict().items()})._replace(
     params=params
   )
-  lowered = sharding.with_mesh(mesh, export.export(draw, platforms=("tpu", "cuda")))(model, setup)
+  lowered = sharding.with_mesh(mesh, export.export(sample_batch, platforms=("tpu", "cuda")))(model, setup)
   assert lowered.platforms == ("tpu", "cuda") and lowered.nr_devices == 8

@@ -17,7 +17,7 @@ from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.distributed.sharding import Layout
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Place, load
+from jldm.inference.load import StagePlace, load
 from jldm.runs import train as training, validate
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES, config, shrunk, steps_of
@@ -97,7 +97,7 @@ def test_samples_are_the_same_on_every_mesh(trained, layout):
 @functools.cache
 def first_state(name: str) -> object:
   """A stage's state as zeros of the right shapes, with every value told apart."""
-  state, _, _ = validate.rehearse(Place(experiment(), experiment().stage(name)))
+  state, _, _ = validate.rehearse(StagePlace(experiment(), experiment().stage(name)))
   count = itertools.count()
   numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(
     x.dtype

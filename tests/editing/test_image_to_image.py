@@ -8,7 +8,7 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.core.trees import traced
 from jldm.diffusion.process import Flow
-from jldm.editing.image_to_image import image_to_image, shortened
+from jldm.editing.image_to_image import shorten_pairs, vary_latents
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.sample import draw
@@ -25,7 +25,9 @@ PAIRS = chain(uniform(4))
 def test_strength_0_returns_the_data_and_1_a_fresh_sample(sampler):
   process = Flow()
   edit = quick(
-    lambda strength: image_to_image(process, network(process), sampler, X0, shortened(PAIRS, strength), KEYS)
+    lambda strength: vary_latents(
+      process, network(process), sampler, X0, shorten_pairs(PAIRS, strength), KEYS
+    )
   )
   np.testing.assert_array_equal(edit(0.0), X0)
   fresh = quick(lambda: draw(process, network(process), sampler, X0, PAIRS, KEYS))()
@@ -40,8 +42,8 @@ def test_less_is_left_of_the_data_at_more_strength_and_strength_compiles_nothing
   @jax.jit
   def edit(sampler, strength):
     traces.append(1)
-    return image_to_image(
-      process, gaussian(process), sampler, x0, shortened(chain(uniform(32)), strength), keys
+    return vary_latents(
+      process, gaussian(process), sampler, x0, shorten_pairs(chain(uniform(32)), strength), keys
     )
 
   for strength in (0.1, 0.4, 0.7, 1.0):

@@ -12,7 +12,7 @@ from jldm.core.keys import row_keys, split_each
 from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
-from jldm.editing.inpaint import Blended, inpaint, repainted
+from jldm.editing.inpaint import InpaintingSampler, inpaint_latents, repaint_pairs
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import chain, uniform
@@ -37,7 +37,7 @@ def network(process):
 @pytest.mark.parametrize("sampler", A_FEW, ids=repr)
 def test_what_is_known_stays_under_every_sampler(sampler):
   process = Flow()
-  edit = quick(lambda known: inpaint(process, network(process), sampler, X0, known, PAIRS, KEYS))
+  edit = quick(lambda known: inpaint_latents(process, network(process), sampler, X0, known, PAIRS, KEYS))
   np.testing.assert_array_equal(edit(jnp.ones_like(HALF)), X0)
   half = np.asarray(edit(HALF))
   np.testing.assert_array_equal(half[:, :, :2], X0[:, :, :2])
@@ -46,7 +46,9 @@ def test_what_is_known_stays_under_every_sampler(sampler):
 
 def test_with_nothing_known_it_is_the_sampler_and_x0_is_not_seen():
   process = Cosine()
-  edit = quick(lambda x0: inpaint(process, network(process), DDIM(), x0, jnp.zeros_like(HALF), PAIRS, KEYS))
+  edit = quick(
+    lambda x0: inpaint_latents(process, network(process), DDIM(), x0, jnp.zeros_like(HALF), PAIRS, KEYS)
+  )
   np.testing.assert_array_equal(edit(X0), edit(X0 + 1))
   z = renoise(process, jnp.zeros_like(X0), jnp.float32(0), jnp.float32(1), split_each(KEYS)[0])
   alone = quick(lambda: sample(process, network(process), DDIM(), z, PAIRS, KEYS))()
@@ -55,9 +57,11 @@ def test_with_nothing_known_it_is_the_sampler_and_x0_is_not_seen():
 
 def test_a_multistep_history_begins_anew_and_the_estimate_is_masked_too():
   process = Cosine()
-  edit = lambda sampler: quick(lambda: inpaint(process, network(process), sampler, X0, HALF, PAIRS, KEYS))()
+  edit = lambda sampler: quick(
+    lambda: inpaint_latents(process, network(process), sampler, X0, HALF, PAIRS, KEYS)
+  )()
   np.testing.assert_allclose(edit(DPMSolverPP()), edit(DDIM()), rtol=1e-4, atol=1e-5)
-  blended = Blended(DPMSolverPP(), X0, HALF)
+  blended = InpaintingSampler(DPMSolverPP(), X0, HALF)
   state = blended.init(process, X0, PAIRS)
   state = blended.step(process, network(process), state, jnp.float32(0.8), jnp.float32(0.5), KEYS)
   assert int(state.count) == 0
@@ -87,9 +91,9 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
   errors = {}
   for name, sampler, pairs in (
     ("plain", DDIM(1.0), chain(uniform(20))),
-    ("repaint", Resample(DDIM(1.0)), repainted(chain(uniform(20)), 1, 10)),
+    ("repaint", Resample(DDIM(1.0)), repaint_pairs(chain(uniform(20)), 1, 10)),
   ):
-    run = functools.partial(inpaint, process, pair_of_normals(process, rho), sampler)
+    run = functools.partial(inpaint_latents, process, pair_of_normals(process, rho), sampler)
     drawn = np.asarray(quick(run)(x0, known, pairs, keys))[:, 0, 1, 0]
     errors[name] = abs(drawn.mean() - rho * seen), abs(drawn.std() - (1 - rho**2) ** 0.5)
   assert errors["plain"][0] > 0.15 and errors["repaint"][0] < 0.4 * errors["plain"][0], errors
@@ -97,4 +101,4 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
 
 def test_a_grid_with_gaps_is_not_gone_over_again():
   with pytest.raises(UserError, match="repeats=2 on a grid with gaps"):
-    repainted(jnp.array([[1.0, 0.6], [0.5, 0.0]]), 1, 2)
+    repaint_pairs(jnp.array([[1.0, 0.6], [0.5, 0.0]]), 1, 2)

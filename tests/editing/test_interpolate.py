@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm.editing.interpolate import between, slerp
+from jldm.editing.interpolate import slerp, slerp_path
 
 A = jax.random.normal(jax.random.key(0), (4, 3, 2))
 B = 2 * jax.random.normal(jax.random.key(1), (4, 3, 2))
@@ -38,7 +38,7 @@ def test_where_there_is_no_circle_it_is_straight():
 
 
 def test_between_has_both_ends():
-  places = between(A[0], B[0], 4)
+  places = slerp_path(A[0], B[0], 4)
   assert places.shape == (4, 3, 2)
   np.testing.assert_allclose(places[0], A[0], atol=1e-6)
   np.testing.assert_allclose(places[1], slerp(A[:1], B[:1], 1 / 3)[0], atol=1e-6)

@@ -9,7 +9,7 @@ from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.diffusion.process import Flow
 from jldm.editing.edict import EDICT, pair
-from jldm.editing.invert import backward, invert, refuse_noise, revert
+from jldm.editing.invert import invert_latents, refuse_noise, reversed_pairs, revert_latents
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
 from tests.networks import quick
@@ -21,16 +21,16 @@ X0 = MEAN + STD * jax.random.normal(jax.random.key(0), (8, 3))
 
 def round_trip(process, make, sampler, pairs):
   def run(pairs):
-    z = invert(process, make(process), sampler, X0, pairs, KEYS)
-    return z, revert(process, make(process), sampler, z, pairs, KEYS)
+    z = invert_latents(process, make(process), sampler, X0, pairs, KEYS)
+    return z, revert_latents(process, make(process), sampler, z, pairs, KEYS)
 
   return quick(run)(pairs)
 
 
 def test_backward_walks_the_same_intervals():
   pairs = chain(uniform(3))
-  np.testing.assert_allclose(backward(pairs), [[0, 1 / 3], [1 / 3, 2 / 3], [2 / 3, 1]], atol=1e-6)
-  np.testing.assert_array_equal(backward(backward(pairs)), pairs)
+  np.testing.assert_allclose(reversed_pairs(pairs), [[0, 1 / 3], [1 / 3, 2 / 3], [2 / 3, 1]], atol=1e-6)
+  np.testing.assert_array_equal(reversed_pairs(reversed_pairs(pairs)), pairs)
 
 
 @pytest.mark.parametrize("sampler", [*FLOWS, EDICT()], ids=repr)

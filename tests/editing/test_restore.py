@@ -12,7 +12,7 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised
-from jldm.editing.restore import informed, restore, solve
+from jldm.editing.restore import conjugate_gradient, informed, restore_latents
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
 from jldm.samplers.heun import Heun
@@ -60,7 +60,7 @@ def test_samples_are_of_the_posterior(sampler):
   like, measured = jnp.zeros((count, 5)), jnp.broadcast_to(jnp.float32(Y), (count, 3))
   matrix = jnp.float32(A)
   run = quick(
-    lambda: restore(
+    lambda: restore_latents(
       process,
       standard(process),
       sampler,
@@ -94,8 +94,8 @@ def test_each_sample_is_solved_by_itself_and_a_solved_one_stays():
   matrices = matrices @ matrices.swapaxes(1, 2) + np.eye(4, dtype=np.float32)
   b = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4)), jnp.float32).at[1].set(0)
   operator = lambda some: lambda x: jnp.einsum("bij,bj->bi", some, x)
-  found = solve(operator(matrices), b, 8)
+  found = conjugate_gradient(operator(matrices), b, 8)
   np.testing.assert_allclose(
     found, np.linalg.solve(matrices, np.asarray(b)[..., None])[..., 0], rtol=1e-3, atol=1e-5
   )
-  np.testing.assert_allclose(solve(operator(matrices[:1]), b[:1], 8), found[:1], rtol=1e-5)
+  np.testing.assert_allclose(conjugate_gradient(operator(matrices[:1]), b[:1], 8), found[:1], rtol=1e-5)

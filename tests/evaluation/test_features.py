@@ -11,7 +11,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.data.source import Arrays
 from jldm.evaluation import features
-from jldm.metrics.extractors.extractor import Extractor, Found, opened
+from jldm.metrics.extractors.extractor import Extracted, Extractor, load_extractor
 
 random = np.random.default_rng(0)
 SOURCE = Arrays(
@@ -22,10 +22,10 @@ ROWS = np.array([22, 0, 7, 3, 5, 1, 20, 2, 9, 11, 4])
 
 def apply(params, images):
   flat = images.reshape(len(images), -1).astype(jnp.float32)
-  return Found(flat @ params["w"], flat[:, :3])
+  return Extracted(flat @ params["w"], flat[:, :3])
 
 
-PLAIN = opened(
+PLAIN = load_extractor(
   Extractor(
     name="plain",
     version="1",
@@ -41,7 +41,7 @@ PLAIN = opened(
 @pytest.mark.parametrize("devices", [1, 3, 8])
 def test_batches_and_devices_change_nothing(batch_size, devices):
   loaded = PLAIN._replace(extractor=dataclasses.replace(PLAIN.extractor, batch_size=batch_size))
-  found = features.extract(loaded, SOURCE, ROWS, devices)
+  found = features.extract_features(loaded, SOURCE, ROWS, devices)
   flat = SOURCE.arrays["image"][ROWS].reshape(11, -1).astype(np.float32)
   np.testing.assert_allclose(found.features, flat @ PLAIN.params["w"], rtol=1e-6)
   np.testing.assert_array_equal(found.logits, flat[:, :3])
@@ -49,37 +49,41 @@ def test_batches_and_devices_change_nothing(batch_size, devices):
 
 
 def test_what_is_kept_is_of_these_pictures_and_this_extractor(tmp_path):
-  first = features.cached(tmp_path, PLAIN, SOURCE, ROWS, 1)
+  first = features.cached_features(tmp_path, PLAIN, SOURCE, ROWS, 1)
   (path,) = tmp_path.iterdir()
   np.savez(path, features=np.zeros((11, 5), np.float32), logits=first.logits, labels=first.labels)
-  assert not features.cached(tmp_path, PLAIN, SOURCE, ROWS, 1).features.any(), "it is read, not made anew"
+  assert not features.cached_features(tmp_path, PLAIN, SOURCE, ROWS, 1).features.any(), (
+    "it is read, not made anew"
+  )
   flipped = SOURCE.arrays["image"].copy()
   flipped[22, 0, 0] ^= 1
   changed = Arrays(SOURCE.arrays | {"image": flipped})
   others = [(PLAIN._replace(weights="x"), SOURCE, ROWS), (PLAIN, changed, ROWS), (PLAIN, SOURCE, ROWS[1:])]
   for loaded, source, rows in others:
     np.testing.assert_array_equal(
-      features.cached(tmp_path, loaded, source, rows, 1).features,
-      features.extract(loaded, source, rows, 1).features,
+      features.cached_features(tmp_path, loaded, source, rows, 1).features,
+      features.extract_features(loaded, source, rows, 1).features,
     )
   assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_damaged_file_is_made_anew(tmp_path):
-  first = features.cached(tmp_path, PLAIN, SOURCE, ROWS, 1)
+  first = features.cached_features(tmp_path, PLAIN, SOURCE, ROWS, 1)
   (path,) = tmp_path.iterdir()
   path.write_bytes(path.read_bytes()[:200])
-  np.testing.assert_array_equal(features.cached(tmp_path, PLAIN, SOURCE, ROWS, 1).features, first.features)
+  np.testing.assert_array_equal(
+    features.cached_features(tmp_path, PLAIN, SOURCE, ROWS, 1).features, first.features
+  )
 
 
 def test_features_that_are_not_finite_are_refused():
   broken = PLAIN._replace(params={"w": np.full((64, 5), np.nan, np.float32)})
   with pytest.raises(UserError, match="features of 11 of 11 pictures are not finite"):
-    features.extract(broken, SOURCE, ROWS, 1)
+    features.extract_features(broken, SOURCE, ROWS, 1)
 
 
 def test_parts_are_joined():
-  whole = features.of_images(PLAIN, SOURCE.arrays["image"], SOURCE.arrays["label"], 1)
-  again = features.join(whole.take(slice(9)), whole.take(np.arange(9, 23)))
+  whole = features.features_of_images(PLAIN, SOURCE.arrays["image"], SOURCE.arrays["label"], 1)
+  again = features.concatenate_features(whole.take(slice(9)), whole.take(np.arange(9, 23)))
   for name in ("features", "logits", "labels"):
     np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))

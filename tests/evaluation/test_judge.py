@@ -10,7 +10,7 @@ from jldm.core.errors import UserError
 from jldm.data.source import Arrays
 from jldm.evaluation import judge as judging
 from jldm.evaluation.features import Features
-from jldm.evaluation.judge import reconstruction
+from jldm.evaluation.judge import measure_reconstructions
 from jldm.metrics.image import psnr, ssim
 
 IMAGES = np.float32(np.random.default_rng(0).uniform(-1, 1, (10, 12, 14, 1)))
@@ -22,7 +22,7 @@ def test_every_image_that_counts():
   """Ten images in batches of four, the last one padded."""
   padded = np.concatenate([IMAGES[8:], IMAGES[:2]])
   batches = [(IMAGES[:4], 4), (IMAGES[4:8], 4), (padded, 2)]
-  values, back = reconstruction(worse, batches, lambda a, b: jnp.abs(a - b).max((1, 2, 3)))
+  values, back = measure_reconstructions(worse, batches, lambda a, b: jnp.abs(a - b).max((1, 2, 3)))
   backs = np.concatenate([worse(images)[:count] for images, count in batches])
   assert values.keys() == {"psnr", "ssim", "lpips"}
   np.testing.assert_allclose(values["psnr"], psnr(IMAGES, backs), rtol=1e-5)
@@ -32,12 +32,12 @@ def test_every_image_that_counts():
 
 
 def test_the_first_batch_without_its_padding():
-  values, first = reconstruction(worse, iter([(IMAGES[:4], 3), (IMAGES[4:8], 4)]), first_alone=True)
+  values, first = measure_reconstructions(worse, iter([(IMAGES[:4], 3), (IMAGES[4:8], 4)]), first_alone=True)
   assert len(first) == 3 and len(values["psnr"]) == 7
 
 
 def test_real_pictures_are_held_out_ones_where_there_are_enough():
-  sets = judging.choose(numbered(50), numbered(30), 20, 40)
+  sets = judging.choose_real_sets(numbered(50), numbered(30), 20, 40)
   assert (
     len(sets.reference.rows) == 40
     and sets.real.source is sets.held_out.source
@@ -46,13 +46,13 @@ def test_real_pictures_are_held_out_ones_where_there_are_enough():
 
 
 def test_else_training_pictures_are_set_aside():
-  sets = judging.choose(numbered(50), numbered(10), 20, 100)
+  sets = judging.choose_real_sets(numbered(50), numbered(10), 20, 100)
   assert sets.real.source is sets.reference.source and len(sets.held_out.rows) == 10
   assert sorted([*sets.reference.rows, *sets.real.rows]) == list(range(50)), "none is in both"
   with pytest.raises(
     UserError, match="n=50, where 10 pictures are held out and 50 trained on; expected at most 49"
   ):
-    judging.choose(numbered(50), numbered(10), 50, 100)
+    judging.choose_real_sets(numbered(50), numbered(10), 50, 100)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_else_training_pictures_are_set_aside():
   [([0, 0, 0, 1], 8, [6, 2]), ([0, 1, 2], 10, [4, 3, 3]), ([2, 2, -1, 0], 3, [1, 0, 2]), ([-1, -1], 2, [])],
 )
 def test_labels_in_proportion(labels, n, counts):
-  found = judging.in_proportion(np.array(labels), n)
+  found = judging.proportional_labels(np.array(labels), n)
   assert len(found) == n and np.bincount(found[found >= 0]).tolist() == counts
 
 
@@ -78,7 +78,7 @@ REFERENCE, REAL = clothes(400, 0), clothes(150, 1)
 
 @pytest.fixture(scope="module")
 def judge():
-  return judging.judge(REFERENCE, REAL, tuple(judging.METRICS))
+  return judging.make_judge(REFERENCE, REAL, tuple(judging.METRICS))
 
 
 def test_figures_tell_good_samples_from_narrow_ones(judge):
@@ -134,15 +134,15 @@ def test_too_few_pictures_for_a_covariance_are_refused():
   with pytest.raises(
     UserError, match=r"6 pictures, where features are 6 wide: .* expected --n above 6, or --metrics without"
   ):
-    judging.judge(REFERENCE, REAL.take(slice(6)), ("frechet",))
-  assert judging.judge(REFERENCE, REAL.take(slice(6)), ("kid",)).metrics == ("kid",)
+    judging.make_judge(REFERENCE, REAL.take(slice(6)), ("frechet",))
+  assert judging.make_judge(REFERENCE, REAL.take(slice(6)), ("kid",)).metrics == ("kid",)
 
 
 def test_a_classifier_of_other_classes_does_not_judge():
   others = clothes(150, 1, right=0.2)
-  found = judging.judge(REFERENCE, others, ("agreement", "inception_score"))
+  found = judging.make_judge(REFERENCE, others, ("agreement", "inception_score"))
   assert found.metrics == ("inception_score",) and "it knows others" in found.left_out["agreement"]
-  none = judging.judge(
+  none = judging.make_judge(
     REFERENCE, dataclasses.replace(REAL, logits=np.zeros((150, 0))), ("agreement", "inception_score", "kid")
   )
   assert none.metrics == ("kid",) and set(none.left_out.values()) == {"the extractor is no classifier"}

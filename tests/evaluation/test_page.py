@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jldm.evaluation import page
-from jldm.evaluation.page import Line
+from jldm.evaluation.page import Curve
 from jldm.media import images as pictures
 from tests.chromium import CHROMIUM, opened
 
@@ -37,8 +37,8 @@ class Tags(html.parser.HTMLParser):
 
 
 def everything(text):
-  line = Line([1, 2, 3], [1.0, 2.0, 3.0])
-  table = page.table((text,), [(text, text)], [text], [page.whisker(0, 1, 2, (1, 2, 3))])
+  line = Curve([1, 2, 3], [1.0, 2.0, 3.0])
+  table = page.html_table((text,), [(text, text)], [text], [page.whisker(0, 1, 2, (1, 2, 3))])
   chart = page.chart(text, {text: line, "b": line}, text, text)
   parts = (
     page.tiles([(text, text, text)]),
@@ -47,7 +47,7 @@ def everything(text):
     page.folded(text, text),
     page.figure(PNG, text),
   )
-  return page.page(text, text, [page.section(text, *parts, page.row(chart), note=text)])
+  return page.html_page(text, text, [page.section(text, *parts, page.row(chart), note=text)])
 
 
 def test_nothing_that_comes_in_is_markup():
@@ -83,13 +83,13 @@ def marks(text):
 
 
 def test_a_line_goes_where_its_values_are():
-  (points,) = marks(page.chart("t", {"a": Line([0, 5, 10], [0.0, 20.0, 10.0])}, ""))
+  (points,) = marks(page.chart("t", {"a": Curve([0, 5, 10], [0.0, 20.0, 10.0])}, ""))
   middle = (page.LEFT + page.RIGHT) / 2, (page.TOP + page.BOTTOM) / 2
   assert points == [(page.LEFT, page.BOTTOM), (middle[0], page.TOP), (page.RIGHT, middle[1])]
 
 
 def test_a_line_of_many_sizes_is_logarithmic():
-  text = page.chart("t", {"a": Line([0, 1, 2], [1.0, 100.0, 10000.0])}, "")
+  text = page.chart("t", {"a": Curve([0, 1, 2], [1.0, 100.0, 10000.0])}, "")
   (points,) = marks(text)
   assert "logarithmic" in text and [y for _, y in points] == [
     page.BOTTOM,
@@ -100,7 +100,7 @@ def test_a_line_of_many_sizes_is_logarithmic():
 
 def test_a_long_line_is_thinned_and_smoothed_without_a_shift():
   x = np.arange(5000.0)
-  (points,) = marks(page.chart("t", {"a": Line(x, 2 * x)}, ""))
+  (points,) = marks(page.chart("t", {"a": Curve(x, 2 * x)}, ""))
   assert len(points) == page.MOST_POINTS
   middle = points[40:-40]
   slope = (page.BOTTOM - page.TOP) / (page.RIGHT - page.LEFT)
@@ -110,16 +110,16 @@ def test_a_long_line_is_thinned_and_smoothed_without_a_shift():
 
 
 def test_points_that_are_not_finite_are_left_out():
-  (points,) = marks(page.chart("t", {"a": Line([0, 1, 2], [1.0, float("nan"), 2.0])}, ""))
+  (points,) = marks(page.chart("t", {"a": Curve([0, 1, 2], [1.0, float("nan"), 2.0])}, ""))
   assert (
     len(points) == 2
-    and page.chart("t", {"a": Line([0], [float("inf")])}, "") == page.chart("t", {}, "") == ""
+    and page.chart("t", {"a": Curve([0], [float("inf")])}, "") == page.chart("t", {}, "") == ""
   )
 
 
 @pytest.mark.parametrize("y", [[0.0], [3.0, 3.0], [-1e-9, 1e-9], [1e12, 1.0]])
 def test_any_values_can_be_drawn(y):
-  text = page.chart("t", {"a": Line(range(len(y)), y, [v - 1 for v in y], [v + 1 for v in y])}, "")
+  text = page.chart("t", {"a": Curve(range(len(y)), y, [v - 1 for v in y], [v + 1 for v in y])}, "")
   assert "nan" not in text and "inf" not in text and Tags(text)
 
 
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_page_would_be_seen(tmp_path):
     '<p style="width: 3000px; font-size: 8px">wide</p><img src="data:image/png;base64,AAAA">'
     '<img src="http://127.0.0.1:9/x.png">'
   )
-  seen = opened(page.page("bad", "", [bad]), tmp_path)
+  seen = opened(page.html_page("bad", "", [bad]), tmp_path)
   assert (
     seen["broken"] == seen["pictures"] == 2
     and seen["refused"] == ["http://127.0.0.1:9/x.png"]

@@ -89,14 +89,14 @@ def test_nothing_of_a_workdir_is_markup(workdir, text, tmp_path):
     file.write(
       json.dumps({"stage": "denoiser", "step": 4, "loss": 1.0, f"{HOSTILE}term": 3.0}) + '\n{"stage": "den'
     )
-  assert "script" not in {tag for tag, _ in Tags(report.build(copy, 1)).found}
+  assert "script" not in {tag for tag, _ in Tags(report.build_report(copy, 1)).found}
 
 
 def test_a_run_that_has_only_begun(workdir, tmp_path):
   copy = tmp_path / "w"
   copy.mkdir()
   shutil.copy(workdir / "experiment.json", copy)
-  text = report.build(copy, 1)
+  text = report.build_report(copy, 1)
   assert (
     Tags(text)
     and "Not drawn: workdir" in text
@@ -110,7 +110,7 @@ def test_an_evaluation_that_is_none_is_told(workdir, tmp_path):
   shutil.copytree(workdir, copy)
   (workdirs.evaluation(copy) / "2.json").write_text("[]")
   with pytest.raises(UserError, match="is no evaluation; remove it, or make it anew with jldm evaluate"):
-    report.build(copy, 1)
+    report.build_report(copy, 1)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")

@@ -10,7 +10,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.inference import generate as generating
-from jldm.inference.conditions import branches, embed
+from jldm.inference.conditions import embed_branches, make_branches
 from jldm.inference.generate import Request, set_up
 from jldm.inference.likelihood import bits_per_dim
 from jldm.inference.load import denoiser_shapes
@@ -48,8 +48,8 @@ LABELS = [0, 1, -1, 3, 4]
 
 def condition(model, params, name, value):
   """What the network is given of a conditioner's value."""
-  whole = branches(model, {name: value}, (), len(PICTURES))
-  return np.asarray(jax.jit(embed, static_argnums=0)(model, params, whole)[0][name]["concat"])
+  whole = make_branches(model, {name: value}, (), len(PICTURES))
+  return np.asarray(jax.jit(embed_branches, static_argnums=0)(model, params, whole)[0][name]["concat"])
 
 
 def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(masked):
@@ -91,13 +91,13 @@ def test_guidance_by_the_condition(masked):
   ).data.astype(int)
   both = lambda label, mask: PerConditioner(("label", "masked"), (label, mask))
   plain = run(PICTURES, ClassifierFree(2.0))
-  before = generating.draw._cache_size()
+  before = generating.sample_batch._cache_size()
   assert (
     np.abs(run(PICTURES, both(2.0, 1)) - plain).max() <= 1
     and np.abs(run(PICTURES, both(2.0, 3.0)) - plain).max() > 1
   )
   np.testing.assert_array_equal(run(PICTURES, both(0.0, 0.0)), run(255 - PICTURES, both(0.0, 0.0)))
-  assert generating.draw._cache_size() == before + 1
+  assert generating.sample_batch._cache_size() == before + 1
 
 
 def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):

@@ -12,7 +12,7 @@ from jldm.core.specs import Loaded
 from jldm.editing.edict import EDICT
 from jldm.inference import edit
 from jldm.inference.generate import Request
-from jldm.inference.load import resized
+from jldm.inference.load import resize_model
 from jldm.media.images import to_uint8
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.degradation import Blurred
@@ -50,8 +50,8 @@ def conditioned(conditioner):
 
 
 def reconstruction(model, params):
-  sized = resized(model, (16, 16))
-  z = edit.encode(sized, params["codec"], IMAGES)
+  sized = resize_model(model, (16, 16))
+  z = edit.encode_images(sized, params["codec"], IMAGES)
   return to_uint8(codecs.decode_latents(Loaded(sized.codec, params["codec"]), z))
 
 
@@ -141,7 +141,7 @@ def test_restoration_keeps_the_pixels_that_are_there_and_compiles_once(tiny):
 @pytest.mark.slow
 def test_a_mean_of_restorations_and_other_degradations(tiny):
   each = edit.restore(*tiny, IMAGES, Blurred(1.0), request=Request(n=3), sampling=TWO_STEPS)
-  assert np.abs(edit.average(each, 3) - each.reshape(2, 3, 16, 16, 1).mean(1)).max() <= 0.5
+  assert np.abs(edit.average_edits(each, 3) - each.reshape(2, 3, 16, 16, 1).mean(1)).max() <= 0.5
 
 
 @pytest.mark.slow

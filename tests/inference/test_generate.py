@@ -15,7 +15,7 @@ from jldm.core.keys import normal, row_keys, split_each
 from jldm.diffusion.process import Discrete
 from jldm.diffusion.target import Predict
 from jldm.inference import generate as generating
-from jldm.inference.generate import Request, generate, times
+from jldm.inference.generate import Request, generate, sampling_pairs
 from jldm.inference.load import load
 from jldm.samplers import guidance
 from jldm.samplers.churn import Churn
@@ -45,7 +45,7 @@ def test_a_sample_depends_on_seed_place_and_label_alone(tiny):
 
 
 def test_changing_numbers_compiles_nothing(tiny):
-  before = generating.draw._cache_size()
+  before = generating.sample_batch._cache_size()
   for options in (
     {"scale": 1.0},
     {"scale": 3},
@@ -57,9 +57,9 @@ def test_changing_numbers_compiles_nothing(tiny):
   ):
     draw(*tiny, [1, 2], steps=4, devices=1, **({"sampler": DDIM()} | options))
   draw(*tiny, [-1, 5], steps=4, sampler=DDIM(), devices=1)
-  assert generating.draw._cache_size() == before + 1
+  assert generating.sample_batch._cache_size() == before + 1
   draw(*tiny, [1, 2], steps=5, sampler=DDIM(), devices=1)
-  assert generating.draw._cache_size() == before + 2, "the number of steps is a shape"
+  assert generating.sample_batch._cache_size() == before + 2, "the number of steps is a shape"
 
 
 def test_guidance_by_name(tiny):
@@ -77,12 +77,12 @@ def test_guidance_by_name(tiny):
 
 
 def test_numbers_of_guidance_compile_nothing(tiny):
-  before = generating.draw._cache_size()
+  before = generating.sample_batch._cache_size()
   for numbers in ((2.0, (-1, 2), 0.5), (3, (-2.0, np.float32(4)), 1), (0, (0, 0), 0)):
     for negative in (-1, np.int64(4)):
       rule = presets.make_guidance("apg", *numbers)
       draw(*tiny, [1], steps=3, sampler=DDIM(), devices=1, guidance=rule, negative=negative)
-  assert generating.draw._cache_size() == before + 1
+  assert generating.sample_batch._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun(), DPMSolverPP()])
@@ -188,11 +188,14 @@ def test_samplers_by_name_and_written_out():
 
 def test_times_by_grid_or_as_pairs(tiny):
   model, _ = tiny
-  assert times(model, dataclasses.replace(model.sampling, steps=5)).shape == (5, 2)
-  assert times(model, dataclasses.replace(model.sampling, steps=5, grid=Grid("beta"))).dtype == jnp.float32
+  assert sampling_pairs(model, dataclasses.replace(model.sampling, steps=5)).shape == (5, 2)
+  assert (
+    sampling_pairs(model, dataclasses.replace(model.sampling, steps=5, grid=Grid("beta"))).dtype
+    == jnp.float32
+  )
   pairs = restart(uniform(4), 0.25, 0.5)
   grid = Pairs(tuple(map(tuple, np.asarray(pairs).tolist())))
-  np.testing.assert_array_equal(times(model, dataclasses.replace(model.sampling, grid=grid)), pairs)
+  np.testing.assert_array_equal(sampling_pairs(model, dataclasses.replace(model.sampling, grid=grid)), pairs)
   images = draw(*tiny, [3], grid=grid, sampler=Resample(Heun()), devices=1).data
   assert images.shape == (1, 32, 32, 1)
 

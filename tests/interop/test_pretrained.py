@@ -31,7 +31,7 @@ NETWORKS = (
 
 
 def codec_of(network, seed: int = 0, mean=0.0, std=2.0) -> dict:
-  codec = randomised(codecs.shapes(ImageCodec(network)), seed)
+  codec = randomised(codecs.init_shapes(ImageCodec(network)), seed)
   if codec["extra"]:
     codec["extra"] = {"codebook": network.quantizer.state(jnp.asarray(codec["extra"]["codebook"]["sums"]))}
   vector = np.ones(network.latent_channels, np.float32)
@@ -47,7 +47,7 @@ def assert_equal(a, b):
 def test_what_is_saved_is_loaded(network, tmp_path):
   codec = codec_of(network)
   pretrained.save(tmp_path / "x", network, codec)
-  again, back = pretrained.read(tmp_path / "x")
+  again, back = pretrained.read_pretrained(tmp_path / "x")
   assert again == network
   assert_equal(back, jax.tree.map(jnp.asarray, codec))
 
@@ -70,26 +70,26 @@ def test_the_scale_of_latents_is_the_configs(mean, std, said, tmp_path):
   config = json.loads((tmp_path / "config.json").read_text())
   if said:
     assert {name: config.get(name) for name in ("scaling_factor", "shift_factor") if name in config} == said
-  back = pretrained.read(tmp_path)[1]
+  back = pretrained.read_pretrained(tmp_path)[1]
   assert_equal([np.asarray(back[name]) for name in ("mean", "std")], [codec["mean"], codec["std"]])
 
 
 def test_a_config_that_says_nothing_means_stable_diffusion(tmp_path):
   changed(tmp_path, lambda config: config.pop("scaling_factor"))
-  np.testing.assert_allclose(pretrained.read(tmp_path)[1]["std"], 1 / 0.18215, rtol=1e-6)
+  np.testing.assert_allclose(pretrained.read_pretrained(tmp_path)[1]["std"], 1 / 0.18215, rtol=1e-6)
 
 
 def test_old_names_of_attention_and_a_pipelines_folder(tmp_path):
-  network, codec = pretrained.read(SD)
+  network, codec = pretrained.read_pretrained(SD)
   shutil.copytree(SD, tmp_path / "vae")
   tensors = rename.publish(vae.table(network, "old diffusers"), codec["params"])
   assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
   safetensors.write(tmp_path / "vae" / pretrained.WEIGHTS, tensors)
-  assert_equal(pretrained.read(tmp_path)[1], codec)
+  assert_equal(pretrained.read_pretrained(tmp_path)[1], codec)
 
 
 def test_parts_with_an_index(tmp_path):
-  expected = pretrained.read(SD)[1]
+  expected = pretrained.read_pretrained(SD)[1]
   tensors = safetensors.read(SD / pretrained.WEIGHTS)
   places = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
   for part in sorted(set(places.values())):
@@ -97,7 +97,7 @@ def test_parts_with_an_index(tmp_path):
   shutil.copy(SD / "config.json", tmp_path)
   index = tmp_path / pretrained.INDEX
   index.write_text(json.dumps({"metadata": {"total_size": 1.0}, "weight_map": places}))
-  assert_equal(pretrained.read(tmp_path)[1], expected)
+  assert_equal(pretrained.read_pretrained(tmp_path)[1], expected)
   (tmp_path / "part-1.safetensors").rename(tmp_path / "elsewhere")
   assert "names the part 'part-1.safetensors', which is not beside it" in refused(tmp_path)
   shutil.copy(tmp_path / "part-2.safetensors", tmp_path / "part-1.safetensors")
@@ -117,7 +117,7 @@ def changed(folder: Path, change) -> None:
 
 def refused(source, **options) -> str:
   with pytest.raises(UserError) as error:
-    pretrained.read(source, **options)
+    pretrained.read_pretrained(source, **options)
   told = str(error.value)
   assert told.isprintable() and len(told) < 700 + len(str(source))
   return told
@@ -152,7 +152,7 @@ def refused(source, **options) -> str:
 def test_a_config_that_does_not_fit(name, value, told, tmp_path):
   changed(tmp_path, lambda config: config.update({name: value}))
   with pytest.raises(UserError, match=told):
-    pretrained.read(tmp_path)
+    pretrained.read_pretrained(tmp_path)
 
 
 VALUES = st.recursive(
@@ -206,14 +206,14 @@ def test_what_is_not_there(tmp_path):
 
 
 def test_a_file_of_compvis_must_say_its_scale(tmp_path):
-  network, codec = pretrained.read(SD)
+  network, codec = pretrained.read_pretrained(SD)
   tensors = rename.publish(vae.table(network, "CompVis"), codec["params"])
   path = tmp_path / "x.safetensors"
   safetensors.write(path, tensors)
   assert "does not say how its latents are scaled; give --scaling-factor: 0.18215" in refused(path)
   safetensors.write(path, tensors | {"scale_factor": np.float32(0.5)})
   with pytest.raises(UserError, match="groups=32 does not divide 8"):  # CompVis has no other number
-    pretrained.read(path)
+    pretrained.read_pretrained(path)
   safetensors.write(
     path, {name: value for name, value in tensors.items() if name != "decoder.conv_in.weight"}
   )
@@ -233,7 +233,7 @@ def test_networks_that_diffusers_has_not(tmp_path):
 
 @pytest.mark.slow
 def test_old_flax_trees_and_their_msgpack(tmp_path):
-  network, codec = pretrained.read(SD)
+  network, codec = pretrained.read_pretrained(SD)
   tree = old_flax(safetensors.read(SD / pretrained.WEIGHTS))
   assert tree["encoder"]["down_blocks_0"]["downsamplers_0"]["conv"]["kernel"].shape == (3, 3, 8, 8)
   assert tree["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"].shape == (16, 16)
@@ -241,7 +241,7 @@ def test_old_flax_trees_and_their_msgpack(tmp_path):
   assert_equal(pretrained.from_flax(network, {"params": tree}), codec["params"])
   shutil.copy(SD / "config.json", tmp_path)
   (tmp_path / pretrained.FLAX).write_bytes(serialization.to_bytes(tree))
-  assert_equal(pretrained.read(tmp_path)[1], codec)
+  assert_equal(pretrained.read_pretrained(tmp_path)[1], codec)
   tree["encoder"]["conv_in"]["kernel"] = tree["encoder"]["conv_in"]["kernel"][:1]
   (tmp_path / pretrained.FLAX).write_bytes(serialization.to_bytes(tree))
   assert r"encoder.conv_in.kernel of" in refused(tmp_path)

@@ -46,14 +46,14 @@ def test_names_and_axes_are_theirs():
   assert theirs["conv_in.weight"][3, 1, 2, 4] == ours["in"]["kernel"][2, 4, 1, 3]
   assert theirs["mid.0.to_out.0.weight"].shape == (4, 4, 1, 1)
   assert theirs["mid.0.to_k.weight"][2, 1] == ours["attention"]["qkv"]["kernel"][1, 4 + 2]
-  assert {name: value.shape for name, value in theirs.items()} == rename.shapes(TABLE, ours)
+  assert {name: value.shape for name, value in theirs.items()} == rename.published_shapes(TABLE, ours)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_loading_is_the_inverse(dtype):
   ours = tree()
   theirs = {name: value.astype(dtype) for name, value in rename.publish(TABLE, ours).items()}
-  again = rename.load(TABLE, ours, theirs | {"loss.x": np.zeros(1)}, leave_out=r"loss\..*")
+  again = rename.import_tensors(TABLE, ours, theirs | {"loss.x": np.zeros(1)}, leave_out=r"loss\..*")
   assert all(
     np.array_equal(a, b)
     for a, b in zip(rename.flat.flatten(again).values(), rename.flat.flatten(ours).values())
@@ -63,7 +63,7 @@ def test_loading_is_the_inverse(dtype):
 def test_half_precision_is_cast_and_a_dense_layer_may_be_a_1x1_convolution():
   theirs = {name: jnp.asarray(value, jnp.bfloat16) for name, value in rename.publish(TABLE, tree()).items()}
   theirs["mid.0.to_q.weight"] = theirs["mid.0.to_q.weight"][..., None, None]
-  again = rename.load(TABLE, tree(), theirs)
+  again = rename.import_tensors(TABLE, tree(), theirs)
   assert again["attention"]["qkv"]["kernel"].dtype == jnp.float32
   assert np.array_equal(again["in"]["kernel"][0, 0], np.float32(theirs["conv_in.weight"])[:, :, 0, 0].T)
 
@@ -94,9 +94,9 @@ def test_what_does_not_fit_is_told_by_name(change, told):
   theirs = rename.publish(TABLE, tree())
   change(theirs)
   with pytest.raises(UserError, match=told):
-    rename.load(TABLE, tree(), theirs)
+    rename.import_tensors(TABLE, tree(), theirs)
 
 
 def test_what_is_not_finite_may_be_allowed():
   theirs = rename.publish(TABLE, tree()) | {"conv_in.bias": np.full(4, np.nan)}
-  assert np.isnan(rename.load(TABLE, tree(), theirs, allow_nan=True)["in"]["bias"]).all()
+  assert np.isnan(rename.import_tensors(TABLE, tree(), theirs, allow_nan=True)["in"]["bias"]).all()

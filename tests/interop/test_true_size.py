@@ -28,7 +28,7 @@ held = lambda name: int(Path("/proc/self/status").read_text().split(name)[1].spl
 jax.block_until_ready(jnp.ones(3) + 1)
 Path("/proc/self/clear_refs").write_text("5")
 before = held("VmRSS")
-network, codec = pretrained.read({folder!r})
+network, codec = pretrained.read_pretrained({folder!r})
 jax.block_until_ready(codec)
 print(held("VmHWM") - before)
 """
@@ -54,7 +54,7 @@ assert 0 < np.abs(tiled - whole).max() <= 1e-4 * np.abs(whole).max()
 def folder(tmp_path_factory):
   """A folder as diffusers has it; kernels keep variances, all else is about 1."""
   path, rng = tmp_path_factory.mktemp("sd"), np.random.default_rng(0)
-  shapes = rename.shapes(vae.table(NETWORK), codecs.shapes(ImageCodec(NETWORK))["params"])
+  shapes = rename.published_shapes(vae.table(NETWORK), codecs.init_shapes(ImageCodec(NETWORK))["params"])
   assert sum(map(np.prod, shapes.values())) == PARAMETERS
   scale = lambda shape: 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
   tensors = {
@@ -95,5 +95,6 @@ def test_encodes_and_decodes_512_pixels(folder):
 
 def test_the_number_of_parameters_is_the_published_one():
   assert (
-    sum(leaf.size for leaf in jax.tree.leaves(codecs.shapes(ImageCodec(NETWORK))["params"])) == PARAMETERS
+    sum(leaf.size for leaf in jax.tree.leaves(codecs.init_shapes(ImageCodec(NETWORK))["params"]))
+    == PARAMETERS
   )

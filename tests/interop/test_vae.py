@@ -54,7 +54,7 @@ def check_outputs(name: str, network, codec: dict, tolerance: float) -> None:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_of_diffusers_gives_the_same(name, tmp_path):
-  network, codec = pretrained.read(folder(name, tmp_path))
+  network, codec = pretrained.read_pretrained(folder(name, tmp_path))
   check_outputs(name, network, codec, 2e-4 if name == "large_mean" else 2e-5)
 
 
@@ -68,7 +68,7 @@ def test_a_file_of_compvis_gives_the_same(name, prefix, tmp_path):
   safetensors.write(
     tmp_path / "x.safetensors", {prefix + name: value for name, value in arrays.items()} | other
   )
-  network, codec = pretrained.read(tmp_path / "x.safetensors", scaling_factor=0.5)
+  network, codec = pretrained.read_pretrained(tmp_path / "x.safetensors", scaling_factor=0.5)
   assert np.array_equal(codec["std"], np.full(network.latent_channels, 2))
   if not prefix:
     check_outputs(name, network, codec, 2e-5)

@@ -124,7 +124,7 @@ def test_one_class_is_drawn_as_a_square(count, side):
 
 def test_beside_alternates_rows():
   images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-  sheet = pictures.beside(images, images + 100, columns=3)[2::3, 2::3, 0]
+  sheet = pictures.stack_pairs(images, images + 100, columns=3)[2::3, 2::3, 0]
   paper = pictures.PAPER
   assert sheet.tolist() == [[0, 1, 2], [100, 101, 102], [3, 4, paper], [103, 104, paper]]
 

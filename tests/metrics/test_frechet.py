@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.metrics.frechet import Moments, Running, frechet, interval, statistics
+from jldm.metrics.frechet import Moments, Running, feature_moments, frechet, frechet_interval
 
 FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "metrics.npz")
 
@@ -29,7 +29,7 @@ def plain_frechet(a, b):
 
 def test_statistics_are_numpys():
   features = np.random.default_rng(0).normal(3, 2, (50, 7)).astype(np.float32)
-  found = statistics(features)
+  found = feature_moments(features)
   np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(0))
   np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64).T))
 
@@ -69,13 +69,13 @@ def test_rank_deficient_covariances_lose_nothing():
   np.testing.assert_allclose(
     frechet(Moments(np.zeros(40), one), Moments(np.zeros(40), other)), 3 + 8, rtol=1e-12
   )
-  few = statistics(rng.normal(size=(5, 40)))._replace(count=math.inf)
+  few = feature_moments(rng.normal(size=(5, 40)))._replace(count=math.inf)
   assert abs(frechet(few, few)) < 1e-9 * np.trace(few.covariance)
 
 
 def test_it_is_symmetric_and_follows_scale():
   rng = np.random.default_rng(4)
-  a, b = (statistics(rng.normal(size=(30, 8))) for _ in range(2))
+  a, b = (feature_moments(rng.normal(size=(30, 8))) for _ in range(2))
   np.testing.assert_allclose(frechet(a, b), frechet(b, a), rtol=1e-10)
   scaled = [Moments(3 * m.mean, 9 * m.covariance) for m in (a, b)]
   np.testing.assert_allclose(frechet(*scaled), 9 * frechet(a, b), rtol=1e-10)
@@ -91,7 +91,7 @@ def test_it_is_symmetric_and_follows_scale():
 )
 def test_what_has_no_covariance_is_refused(features, told):
   with pytest.raises(UserError, match=told):
-    statistics(features)
+    feature_moments(features)
 
 
 def test_features_of_two_extractors_are_refused():
@@ -100,13 +100,13 @@ def test_features_of_two_extractors_are_refused():
   features = np.random.default_rng(0).normal(size=(9, 3))
   for other in ("fashion", ""):
     with pytest.raises(UserError, match=f"of 'inception' and of '{other}' do not compare"):
-      frechet(statistics(features, "inception"), statistics(features, other))
+      frechet(feature_moments(features, "inception"), feature_moments(features, other))
 
 
 @pytest.mark.parametrize("count, refused", [(12, True), (13, False)])
 def test_no_more_images_than_features_are_refused(count, refused):
   few, many = (np.random.default_rng(0).normal(size=(n, 12)) for n in (count, 40))
-  for measure in (lambda a, b: frechet(statistics(a), statistics(b)), interval):
+  for measure in (lambda a, b: frechet(feature_moments(a), feature_moments(b)), frechet_interval):
     for pair in ((few, many), (many, few)):
       if refused:
         with pytest.raises(UserError, match=r"12 images for features of width 12.*expected more than 12"):
@@ -116,7 +116,7 @@ def test_no_more_images_than_features_are_refused(count, refused):
 
 
 def test_it_is_torch_fidelitys():
-  a, b = statistics(FIXTURE["real"]), statistics(FIXTURE["samples"])
+  a, b = feature_moments(FIXTURE["real"]), feature_moments(FIXTURE["samples"])
   np.testing.assert_allclose(frechet(a, b), FIXTURE["frechet"], rtol=1e-6)
 
 
@@ -126,7 +126,7 @@ def test_parts_and_processes_merge_exactly():
   for start, stop in ((0, 40), (40, 40), (40, 41), (41, 101)):
     streamed = streamed.add(features[start:stop])
   parts = [part.add(some) for part, some in zip(parts, (features[:33], features[33:]))]
-  whole = statistics(features, "a")
+  whole = feature_moments(features, "a")
   for found in (
     streamed.moments(),
     parts[0].merge(parts[1]).moments(),
@@ -158,7 +158,7 @@ def test_the_interval_holds_what_draws_give_on_average(n, width):
   rng = np.random.default_rng(0)
   turn = rng.normal(size=(width, width)) / width**0.5
   draw = lambda shift: np.exp(0.3 * rng.normal(size=(n, width))) @ (turn + shift)
-  found = np.array([interval(draw(0), draw(0.05)) for _ in range(200)])
+  found = np.array([frechet_interval(draw(0), draw(0.05)) for _ in range(200)])
   average = found[:, 0].mean()
   held = ((found[:, 1] <= average) & (average <= found[:, 2])).mean()
   assert 0.89 < held <= 1, held
@@ -167,15 +167,19 @@ def test_the_interval_holds_what_draws_give_on_average(n, width):
 
 def test_the_interval_is_around_the_distance():
   real, samples = FIXTURE["real"], FIXTURE["samples"]
-  found = interval(real, samples)
-  np.testing.assert_allclose(found.value, frechet(statistics(real), statistics(samples)), rtol=1e-12)
-  wider = interval(real, samples, level=0.99)
+  found = frechet_interval(real, samples)
+  np.testing.assert_allclose(
+    found.value, frechet(feature_moments(real), feature_moments(samples)), rtol=1e-12
+  )
+  wider = frechet_interval(real, samples, level=0.99)
   assert wider.low < found.low < found.value < found.high < wider.high
-  swapped = interval(samples, real)
+  swapped = frechet_interval(samples, real)
   np.testing.assert_allclose(swapped, found, rtol=1e-9)
 
 
 def test_features_that_are_always_zero_do_no_harm():
   pad = lambda features: np.pad(features, ((0, 0), (0, 2)))
   real, samples = FIXTURE["real"], FIXTURE["samples"]
-  np.testing.assert_allclose(interval(pad(real), pad(samples)), interval(real, samples), rtol=1e-6)
+  np.testing.assert_allclose(
+    frechet_interval(pad(real), pad(samples)), frechet_interval(real, samples), rtol=1e-6
+  )

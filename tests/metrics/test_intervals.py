@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.metrics.intervals import jackknife, mean, share
+from jldm.metrics.intervals import jackknife, mean_interval, proportion_interval
 
 
 def test_the_mean_and_its_jackknife_are_the_textbooks():
   terms = np.random.default_rng(0).normal(3, 2, 200)
   error = terms.std(ddof=1) / 200**0.5
   np.testing.assert_allclose(
-    mean(terms), (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.959964 * error)), rtol=1e-6
+    mean_interval(terms), (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.959964 * error)), rtol=1e-6
   )
   found = jackknife(lambda x: {"mean": x.mean()}, terms, groups=200)[
     "mean"
@@ -23,17 +23,17 @@ def test_the_mean_and_its_jackknife_are_the_textbooks():
 
 def test_a_share_is_wilsons():
   """Newcombe 1998, Statistics in Medicine 17, table I, has 81 of 263."""
-  found = share(np.arange(263) < 81)
+  found = proportion_interval(np.arange(263) < 81)
   np.testing.assert_allclose(found, (0.30798, 0.2553, 0.3662), atol=5e-5)
-  sure = share(np.ones(10, bool))
+  sure = proportion_interval(np.ones(10, bool))
   assert sure.value == sure.high == 1 and 0.7 < sure.low < 0.75
 
 
 @pytest.mark.parametrize(
   "draw, measure",
   [
-    (lambda rng: rng.exponential(size=100), mean),
-    (lambda rng: rng.uniform(size=100) < 0.1, share),
+    (lambda rng: rng.exponential(size=100), mean_interval),
+    (lambda rng: rng.uniform(size=100) < 0.1, proportion_interval),
     (
       lambda rng: rng.exponential(size=100),
       lambda x: jackknife(lambda x: {"log": np.log(x.mean())}, x, groups=10)["log"],

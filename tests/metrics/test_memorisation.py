@@ -15,7 +15,7 @@ from jldm.core.specs import Output
 from jldm.diffusion.process import Cosine, rates
 from jldm.diffusion.target import Predict, combine, denoiser
 from jldm.metrics import features, memorisation
-from jldm.metrics.memorisation import audit, leaning, nearest
+from jldm.metrics.memorisation import audit, nearest_in_pool, share_nearer_to_train
 from jldm.nn.embedding import sinusoids
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import chain, uniform
@@ -81,13 +81,13 @@ def test_a_shared_picture_is_one_witness():
   """All samples at one training picture: a coin that fell once."""
   rng = np.random.default_rng(0)
   train, held_out = np.r_[np.zeros((1, 3)), rng.normal(5, 1, (99, 3))], rng.normal(5, 1, (100, 3))
-  share, chance = leaning(np.zeros((500, 3)), train, held_out)
+  share, chance = share_nearer_to_train(np.zeros((500, 3)), train, held_out)
   assert share == 1 and chance > 0.1
 
 
 def test_the_pool_itself_leans_nowhere():
   train, held_out = np.random.default_rng(0).normal(size=(2, 20, 3))
-  assert leaning(np.concatenate([train, held_out]), train, held_out) == (0.5, 0.5)
+  assert share_nearer_to_train(np.concatenate([train, held_out]), train, held_out) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("block", [10_000, 30])
@@ -97,25 +97,25 @@ def test_the_nearest_is_found_in_blocks(block, monkeypatch):
   rng = np.random.default_rng(0)
   points, pool = rng.normal(size=(31, 4)), rng.normal(size=(23, 4))
   apart = np.linalg.norm(points[:, None] - pool, axis=-1)
-  place, distance = nearest(points, pool)
+  place, distance = nearest_in_pool(points, pool)
   np.testing.assert_array_equal(place, apart.argmin(1))
   np.testing.assert_allclose(distance, apart.min(1), rtol=1e-12)
   own = np.array([3, 20, 8])
   apart = np.linalg.norm(pool[own][:, None] - pool, axis=-1)
   apart[np.arange(3), own] = np.inf
-  np.testing.assert_array_equal(nearest(pool[own], pool, own)[0], apart.argmin(1))
+  np.testing.assert_array_equal(nearest_in_pool(pool[own], pool, own)[0], apart.argmin(1))
 
 
 def test_a_twin_of_another_index_counts():
   pool = np.random.default_rng(0).normal(size=(5, 3))[[0, 1, 1, 2]]
-  place, distance = nearest(pool[1:2], pool, np.array([1]))
+  place, distance = nearest_in_pool(pool[1:2], pool, np.array([1]))
   assert place == 2 and distance == 0
 
 
 def test_a_copy_is_measured_to_the_last_digit():
   """Of two pictures with norms of 1e6, a difference of squares has no digit of a distance of 1e-6 left."""
   point = np.random.default_rng(0).normal(size=(1, 50)) * 1e6 / 50**0.5
-  place, distance = nearest(point + 1e-6 / 50**0.5, np.concatenate([point, -point]))
+  place, distance = nearest_in_pool(point + 1e-6 / 50**0.5, np.concatenate([point, -point]))
   assert place == 0
   np.testing.assert_allclose(distance, 1e-6, rtol=1e-2)
 

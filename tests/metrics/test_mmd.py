@@ -8,7 +8,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.metrics import features
-from jldm.metrics.mmd import cmmd, gaussian, kernel_distance, kid, mmd
+from jldm.metrics.mmd import cmmd, gaussian_kernel, kernel_distance, kid, mmd
 from tests.parity.metrics import SEED, SUBSET_SIZE, SUBSETS
 
 FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "metrics.npz")
@@ -27,7 +27,7 @@ def test_kid_is_torch_fidelitys():
 
 def test_the_gaussian_kernel_is_torch_fidelitys():
   np.testing.assert_allclose(
-    mmd(gaussian, FIXTURE["real"][:200], FIXTURE["samples"][:200]).value, FIXTURE["rbf"], rtol=1e-6
+    mmd(gaussian_kernel, FIXTURE["real"][:200], FIXTURE["samples"][:200]).value, FIXTURE["rbf"], rtol=1e-6
   )
 
 

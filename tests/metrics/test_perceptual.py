@@ -20,7 +20,7 @@ FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "perceptual.npz")
 @functools.cache
 def theirs(network: str) -> dict:
   """The package's parameters by its names."""
-  sizes, places = perceptual.shapes(network), CONVOLUTIONS[network]
+  sizes, places = perceptual.lpips_shapes(network), CONVOLUTIONS[network]
   shapes = {}
   for i, place in enumerate(places, 1):
     down, across, inward, outward = sizes[f"conv{i}/kernel"]
@@ -34,10 +34,10 @@ def theirs(network: str) -> dict:
 
 @functools.cache
 def params(network: str) -> dict:
-  return perceptual.unpack(rename(theirs(network)))
+  return perceptual.unpack_lpips(rename(theirs(network)))
 
 
-distance = quick(perceptual.distance)
+distance = quick(perceptual.lpips_distance)
 signed = lambda images: np.float32(images) / 127.5 - 1
 
 
@@ -61,14 +61,14 @@ def test_the_gradient_is_finite_where_features_vanish():
   dead = jax.tree.map(np.copy, params("alex"))
   dead["conv1"]["bias"] -= 1e3
   a, b = (signed(FIXTURE[f"colour_{side}"]) for side in "ab")
-  gradient = quick(jax.grad(lambda b, p: perceptual.distance(p, a, b).sum()))
+  gradient = quick(jax.grad(lambda b, p: perceptual.lpips_distance(p, a, b).sum()))
   assert np.isfinite(gradient(b, dead)).all()
   assert np.isfinite(gradient(b, params("alex"))).all() and np.abs(gradient(b, params("alex"))).max() > 0
 
 
 def test_the_gradient_is_that_of_finite_differences():
   a, b = (signed(FIXTURE[f"colour_{side}"]) for side in "ab")
-  slope = quick(jax.grad(lambda b: perceptual.distance(params("alex"), a, b).sum()))(b)
+  slope = quick(jax.grad(lambda b: perceptual.lpips_distance(params("alex"), a, b).sum()))(b)
   step = 1e-2 * slope / np.linalg.norm(slope)
   rise = distance(params("alex"), a, b + step).sum() - distance(params("alex"), a, b - step).sum()
   np.testing.assert_allclose(rise, 2e-2 * np.linalg.norm(slope), rtol=0.02)
@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 def test_small_images_are_refused():
   with pytest.raises(UserError, match="images of 9x48 are too small for LPIPS"):
-    perceptual.distance(params("vgg"), jnp.zeros((1, 9, 48, 3)), jnp.zeros((1, 9, 48, 3)))
+    perceptual.lpips_distance(params("vgg"), jnp.zeros((1, 9, 48, 3)), jnp.zeros((1, 9, 48, 3)))
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_what_is_not_ours_is_told(change, told):
   arrays = rename(theirs("alex"))
   change(arrays)
   with pytest.raises(UserError, match=told):
-    perceptual.unpack(arrays)
+    perceptual.unpack_lpips(arrays)

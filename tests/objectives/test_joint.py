@@ -17,7 +17,7 @@ from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised, Precondition, Predict, refuse_held
 from jldm.distributed import sharding
-from jldm.models.autoencoders.posterior import moments
+from jldm.models.autoencoders.posterior import posterior_moments
 from jldm.models.codecs.codec import decode_latents, encode_mean
 from jldm.models.conditioners.conditioner import join
 from jldm.objectives.denoiser import bind, ravel, unravel
@@ -44,7 +44,9 @@ randoms = lambda size: {name: np.float32(RNG.normal(size=(size, *shape))) for na
 
 def batch_of(size: int, step: int = 0) -> dict:
   place = {"row": np.arange(size), "stratum": np.float32(np.arange(size) / size)}
-  return moments(CODEC.encode(FROZEN["codec"].params, examples(np.arange(size) + size * step))) | place
+  return (
+    posterior_moments(CODEC.encode(FROZEN["codec"].params, examples(np.arange(size) + size * step))) | place
+  )
 
 
 class Levels(nn.Module):

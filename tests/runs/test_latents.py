@@ -12,7 +12,7 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.data.synthetic import Synthetic
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import load, of, place
+from jldm.inference.load import build_model, find_stage, load
 from jldm.models.codecs import codec as codecs
 from jldm.runs import latents, run as runs
 from jldm.runs.frozen import frozen_of
@@ -50,8 +50,8 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   """
   changed = claimed_with(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
   source = changed.data.open("train")
-  model, mesh = of(changed), runs.mesh_of(changed.stage("denoiser"), 1)
-  run = runs.Run(place(tmp_path / "w"), 1)
+  model, mesh = build_model(changed), runs.mesh_of(changed.stage("denoiser"), 1)
+  run = runs.Run(find_stage(tmp_path / "w"), 1)
   codec = frozen_of(run, mesh)["codec"].params
   cache = latents.encoded(run, codec, source, mesh)
   rows = cache[np.arange(len(source))]
@@ -66,8 +66,12 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   assert (np.abs(made_raw - rows["mean"]).max((1, 2, 3)) > 0.01).all()
   others = ("Paired(degradation=Mixture((Noisy(),)))", "Paired(degradation=Noisy())", "Masked()")
   every = [changed, experiment, *(with_conditioner(experiment, other) for other in others)]
-  conditions_hash = lambda codec, experiment: latents.conditions_hash(codec, of(experiment), experiment.data)
-  moments_hash = lambda codec, experiment: latents.moments_hash(codec, of(experiment), experiment.data)
+  conditions_hash = lambda codec, experiment: latents.conditions_hash(
+    codec, build_model(experiment), experiment.data
+  )
+  moments_hash = lambda codec, experiment: latents.moments_hash(
+    codec, build_model(experiment), experiment.data
+  )
   assert len({conditions_hash(codec, each) for each in every}) == 5, "each has a cache of its own"
   rescaled = codec | {"std": 2 * codec["std"]}
   assert conditions_hash(rescaled, changed) != conditions_hash(codec, changed), "they are standardised"
@@ -82,8 +86,8 @@ def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments
   experiment, unbroken, tmp_path
 ):
   changed = claimed_with(experiment, "Masked()", unbroken, tmp_path / "w")
-  source, model = changed.data.open("train"), of(changed)
-  run, mesh = runs.Run(place(tmp_path / "w"), 1), runs.mesh_of(changed.stage("denoiser"), 1)
+  source, model = changed.data.open("train"), build_model(changed)
+  run, mesh = runs.Run(find_stage(tmp_path / "w"), 1), runs.mesh_of(changed.stage("denoiser"), 1)
   loaded = frozen_of(run, mesh)["codec"]
   codec = loaded.params
   rows = latents.encoded(run, codec, source, mesh)[np.arange(20)]

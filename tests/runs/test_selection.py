@@ -15,7 +15,7 @@ from jldm.cli import main
 from jldm.config.experiment import Evaluation
 from jldm.config.override import override
 from jldm.core.errors import Preempted, UserError
-from jldm.inference.load import load, place, restored
+from jldm.inference.load import find_stage, load, restore_result
 from jldm.media import images as pictures
 from jldm.runs import selection
 from jldm.runs.train import train
@@ -92,7 +92,7 @@ def test_what_is_best_is_kept(run):
     score = kept.restore(kept.steps()[0], {"score": selection.SCORE})["score"]
   assert score == np.float32(min(found.values()))
   _, params = load(run, best=True)
-  assert restored(place(run), best=True)[0] == min(found, key=found.get)
+  assert restore_result(find_stage(run), best=True)[0] == min(found, key=found.get)
   assert jax.tree.structure(params) == jax.tree.structure(load(run)[1])
   with pytest.raises(UserError, match=r"the best denoiser and sigma_rel=0.1; expected one of them"):
     load(run, 0.1, best=True)
@@ -139,21 +139,21 @@ def test_a_run_that_was_stopped_keeps_the_same(judged, run, unjudged_run, tmp_pa
   assert scores(path) == scores(run)
   for a, b in zip(ema(path), ema(run), strict=True):
     np.testing.assert_array_equal(a, b)
-  kept = [restored(place(each), best=True) for each in (path, run)]
+  kept = [restore_result(find_stage(each), best=True) for each in (path, run)]
   assert kept[0][0] == kept[1][0]
   for a, b in zip(*(jax.tree.leaves(each) for _, each in kept), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_a_judgement_is_left_at_its_next_batch_and_its_step_kept(judged, unjudged_run, tmp_path, monkeypatch):
-  path, draw = begun(judged, unjudged_run, tmp_path / "w"), selection.evaluate.draw
+  path, draw = begun(judged, unjudged_run, tmp_path / "w"), selection.evaluate.generate_samples
 
   def asked(*args):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.2)
     return draw(*args)
 
-  monkeypatch.setattr(selection.evaluate, "draw", asked)
+  monkeypatch.setattr(selection.evaluate, "generate_samples", asked)
   with pytest.raises(Preempted, match="at denoiser step 2"):
     train(judged, path, devices=1)
   with Checkpoints(workdirs.checkpoints(path, "denoiser"), read_only=True) as saved:

@@ -16,7 +16,7 @@ from jldm.config.experiment import Experiment, Need
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.distributed.sharding import Layout
-from jldm.inference.load import Place, load, place
+from jldm.inference.load import StagePlace, find_stage, load
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs, validate
 from jldm.runs.frozen import frozen_of
@@ -88,7 +88,7 @@ def test_stopped_in_the_third_stage_it_ends_with_the_same_bits(
 
 
 def test_it_starts_from_its_teacher(three, unbroken, tmp_path):
-  run = runs.Run(place(begun(three, unbroken, tmp_path / "w"), "student"), 1)
+  run = runs.Run(find_stage(begun(three, unbroken, tmp_path / "w"), "student"), 1)
   mesh = runs.mesh_of(run.stage, 1)
   frozen = frozen_of(run, mesh)
   assert frozen.keys() == {"codec", "teacher"} and isinstance(frozen["teacher"].model, Diffusion)
@@ -149,7 +149,7 @@ def from_paths(three: Experiment, workdir: Path) -> Experiment:
 
 def test_what_it_needs_may_be_in_another_workdir(three, unbroken):
   alone = from_paths(three, unbroken)
-  at = Place(alone, alone.stage("student"))
+  at = StagePlace(alone, alone.stage("student"))
   assert {role: source.stage.name for role, source in at.needed().items()} == {
     "codec": "autoencoder",
     "teacher": "denoiser",
@@ -202,7 +202,7 @@ def test_what_is_frozen_is_split_over_fsdp_as_what_is_trained(finished, monkeypa
     sharding, "SMALLEST_SPLIT", 64
   )  # the student's arrays are smaller than what is worth splitting
   layout = Layout(8, fsdp=8)
-  run = runs.Run(place(finished, "student"), layout)
+  run = runs.Run(find_stage(finished, "student"), layout)
   frozen = frozen_of(run, runs.mesh_of(run.stage, layout))
   assert frozen.keys() == {"codec", "teacher"}
   kernels = jax.tree.leaves(frozen["teacher"].params)

@@ -185,7 +185,7 @@ def test_an_autoencoder_trained_with_lpips_and_a_discriminator(experiment, tmp_p
   rng = np.random.default_rng(0)
   drawn = {
     name: np.float32(0.1 * np.abs(rng.normal(size=shape)))
-    for name, shape in perceptual.shapes("alex").items()
+    for name, shape in perceptual.lpips_shapes("alex").items()
   }
   safetensors.write(tmp_path / "alex.safetensors", drawn)
   weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")

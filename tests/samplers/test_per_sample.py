@@ -20,10 +20,10 @@ from jldm.core.trees import traced
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Predict, denoiser
 from jldm.editing.edict import EDICT
-from jldm.editing.image_to_image import image_to_image, shortened
-from jldm.editing.inpaint import inpaint
-from jldm.editing.invert import invert, revert
-from jldm.editing.restore import restore
+from jldm.editing.image_to_image import shorten_pairs, vary_latents
+from jldm.editing.inpaint import inpaint_latents
+from jldm.editing.invert import invert_latents, revert_latents
+from jldm.editing.restore import restore_latents
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
 from jldm.samplers.ddim import DDIM
@@ -200,13 +200,13 @@ def test_edits_take_a_path_for_each_sample():
   process = Cosine()
   network = denoiser(process, Predict("v"), lambda z, level, *_: Output(jnp.sin(3 * z + expand(level, z))))
   edits = {
-    "image to image": lambda pairs, keys, x0, known: image_to_image(
-      process, network, DPMSolverPP(), x0, shortened(pairs, jnp.float32(0.7)), keys
+    "image to image": lambda pairs, keys, x0, known: vary_latents(
+      process, network, DPMSolverPP(), x0, shorten_pairs(pairs, jnp.float32(0.7)), keys
     ),
-    "inpaint": lambda pairs, keys, x0, known: inpaint(
+    "inpaint": lambda pairs, keys, x0, known: inpaint_latents(
       process, network, DPMSolverPP(), x0, known, pairs, keys
     ),
-    "restore": lambda pairs, keys, x0, known: restore(
+    "restore": lambda pairs, keys, x0, known: restore_latents(
       process, network, DDIM(), x0, lambda z: z.sum(1), 0 * x0[:, 0] + 1, jnp.full(len(x0), 0.5), pairs, keys
     ),
   }
@@ -223,8 +223,8 @@ def test_inversion_takes_a_path_for_each_sample(sampler):
 
   @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(pairs, keys, x0):
-    z = invert(Flow(), elementwise(Flow()), sampler, x0, pairs, keys)
-    return jnp.concatenate([z, revert(Flow(), elementwise(Flow()), sampler, z, pairs, keys)], -1)
+    z = invert_latents(Flow(), elementwise(Flow()), sampler, x0, pairs, keys)
+    return jnp.concatenate([z, revert_latents(Flow(), elementwise(Flow()), sampler, z, pairs, keys)], -1)
 
   np.testing.assert_allclose(run(padded(REQUESTS), KEYS, x0), alone(run, x0), rtol=1e-5, atol=1e-5)
 

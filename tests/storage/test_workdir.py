@@ -7,7 +7,7 @@ import pytest
 from jldm.config.override import override
 from jldm.config.serialize import dumps
 from jldm.core.errors import UserError
-from jldm.inference.load import of
+from jldm.inference.load import build_model
 from jldm.runs import latents
 from jldm.storage import workdir as workdirs
 from tests.configs import STAGES, config
@@ -68,7 +68,7 @@ def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path)
     codec = {"params": {"a": np.ones(3)}, "mean": np.zeros(3), "std": np.ones(3)}
     other = override(DIGITS, path, "full")
     for hashed in (latents.moments_hash, latents.conditions_hash):
-      assert hashed(codec, of(DIGITS), DIGITS.data) == hashed(codec, of(other), other.data)
+      assert hashed(codec, build_model(DIGITS), DIGITS.data) == hashed(codec, build_model(other), other.data)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):

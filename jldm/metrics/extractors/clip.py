@@ -9,7 +9,7 @@ import functools
 import jax
 
 from jldm.metrics.extractors import vit
-from jldm.metrics.extractors.extractor import Extractor, Found, register
+from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
 SIDE = 336
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of red, green, blue
@@ -27,18 +27,18 @@ NETWORK = vit.ViT(
 )
 
 
-def apply(params: dict, images: jax.Array) -> Found:
+def extract_clip(params: dict, images: jax.Array) -> Extracted:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> features [B, 768]."""
-  return vit.features(NETWORK, params, vit.seen(images, SIDE, MEAN, STD))
+  return vit.extract_vit(NETWORK, params, vit.preprocess_vit(images, SIDE, MEAN, STD))
 
 
-CLIP = register(
+CLIP = register_extractor(
   Extractor(
     name="clip",
     version="ViT-L/14-336",
     preprocessing=f"{SIDE}x{SIDE}, bicubic",
-    apply=apply,
-    load=functools.partial(vit.load, NETWORK, "clip"),
+    apply=extract_clip,
+    load=functools.partial(vit.load_vit, NETWORK, "clip"),
     batch_size=25,
   )
 )

@@ -11,7 +11,7 @@ import functools
 import jax
 
 from jldm.metrics.extractors import vit
-from jldm.metrics.extractors.extractor import Extractor, Found, register
+from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
@@ -20,18 +20,18 @@ NETWORK = vit.ViT(
 )
 
 
-def apply(params: dict, images: jax.Array) -> Found:
+def extract_dino(params: dict, images: jax.Array) -> Extracted:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> features [B, 384]."""
-  return vit.features(NETWORK, params, vit.seen(images, SIDE, MEAN, STD))
+  return vit.extract_vit(NETWORK, params, vit.preprocess_vit(images, SIDE, MEAN, STD))
 
 
-DINO = register(
+DINO = register_extractor(
   Extractor(
     name="dinov2",
     version="ViT-S/14",
     preprocessing=f"{SIDE}x{SIDE}, bicubic",
-    apply=apply,
-    load=functools.partial(vit.load, NETWORK, "dinov2"),
+    apply=extract_dino,
+    load=functools.partial(vit.load_vit, NETWORK, "dinov2"),
     batch_size=50,
   )
 )

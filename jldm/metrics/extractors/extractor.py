@@ -1,12 +1,12 @@
 """What makes features of pictures: a pure function that says its name, its version, its weights and
 what it does to a picture.
 
-  from jldm.metrics.extractors.extractor import Extractor, Found, register
+  from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
   def apply(params, images):  # uint8 [B, H, W, C], traced
-    return Found(images.astype("float32").mean((1, 2)))
+    return Extracted(images.astype("float32").mean((1, 2)))
 
-  register(Extractor(name="colour", version="1", preprocessing="none", apply=apply))
+  register_extractor(Extractor(name="colour", version="1", preprocessing="none", apply=apply))
 
 Figures of two extractors do not compare, nor those of one extractor with other weights or another
 preprocessing: every set of features goes by its `source`.
@@ -26,14 +26,14 @@ from jldm.metrics.extractors import weights
 Array = jax.Array
 
 
-class Found(NamedTuple):
+class Extracted(NamedTuple):
   """Features float [B, D] and, of a classifier, logits float [B, K]."""
 
   features: Array
   logits: Array | None = None
 
 
-def needs_none(arrays: Mapping[str, np.ndarray] | None) -> Any:
+def refuse_weights(arrays: Mapping[str, np.ndarray] | None) -> Any:
   """The parameters of an extractor without weights."""
   if arrays is not None:
     raise UserError("this extractor has no weights of its own to load; leave --weights out")
@@ -42,7 +42,7 @@ def needs_none(arrays: Mapping[str, np.ndarray] | None) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extractor:
-  """`apply(params, images) -> Found` is traced; images are what `prepare` made, on the host, of uint8
+  """`apply(params, images) -> Extracted` is traced; images are what `prepare` made, on the host, of uint8
   [B, H, W, C].
 
   `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of
@@ -52,14 +52,14 @@ class Extractor:
   name: str
   version: str
   preprocessing: str  # in words
-  apply: Callable[[Any, Array], Found]
+  apply: Callable[[Any, Array], Extracted]
   prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
-  load: Callable[[Mapping[str, np.ndarray] | None], Any] = needs_none
+  load: Callable[[Mapping[str, np.ndarray] | None], Any] = refuse_weights
   blake2b: str = ""
   batch_size: int = 250
 
 
-class Loaded(NamedTuple):
+class LoadedExtractor(NamedTuple):
   """An extractor with parameters, the hash of the arrays that they are of, and what the Fréchet
   distance may be called.
   """
@@ -94,14 +94,14 @@ class Loaded(NamedTuple):
 EXTRACTORS: dict[str, Extractor] = {}
 
 
-def register(extractor: Extractor) -> Extractor:
-  """Lets `find` find it; UserError where another one has its name."""
+def register_extractor(extractor: Extractor) -> Extractor:
+  """Lets `find_extractor` find it; UserError where another one has its name."""
   if EXTRACTORS.setdefault(extractor.name, extractor) is not extractor:
     raise UserError(f"another extractor named {extractor.name!r} is registered; give it another name")
   return extractor
 
 
-def find(name: str) -> Extractor:
+def find_extractor(name: str) -> Extractor:
   """The extractor of that name; UserError where there is none."""
   if name not in EXTRACTORS:
     near = difflib.get_close_matches(name, EXTRACTORS, 1)
@@ -112,13 +112,13 @@ def find(name: str) -> Extractor:
   return EXTRACTORS[name]
 
 
-def opened(
+def load_extractor(
   extractor: Extractor,
   arrays: Mapping[str, np.ndarray] | None = None,
   metadata: Mapping[str, str] | None = None,
-) -> Loaded:
+) -> LoadedExtractor:
   """An extractor with the arrays of a person's file and its metadata, or with what ships."""
   if arrays is None:
-    return Loaded(extractor, extractor.load(None), extractor.blake2b)
-  params, name = extractor.load(arrays), weights.official(metadata or {}, arrays)
-  return Loaded(extractor, params, weights.digest(arrays), name or "Fréchet distance")
+    return LoadedExtractor(extractor, extractor.load(None), extractor.blake2b)
+  params, name = extractor.load(arrays), weights.official_name(metadata or {}, arrays)
+  return LoadedExtractor(extractor, params, weights.arrays_digest(arrays), name or "Fréchet distance")

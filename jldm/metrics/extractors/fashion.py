@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.metrics.extractors.extractor import Extractor, Found, needs_none, register
+from jldm.metrics.extractors.extractor import Extracted, Extractor, refuse_weights, register_extractor
 from jldm.nn.norm import GroupNorm
 
 Array = jax.Array
@@ -46,16 +46,16 @@ class Classifier(nn.Module):
     h = nn.Conv(self.levels[0][0], (5, 5), strides=2, padding=2, name="in")(h)
     for level, (width, blocks) in enumerate(self.levels):
       if level:
-        h = convolved(h, width, f"down{level}", stride=2)
+        h = norm_silu_conv(h, width, f"down{level}", stride=2)
       for block in range(blocks):
         name = f"level{level}_block{block}"
-        h = h + convolved(convolved(h, width, f"{name}_1"), width, f"{name}_2")
-    h = convolved(h, FEATURES, "wide")
+        h = h + norm_silu_conv(norm_silu_conv(h, width, f"{name}_1"), width, f"{name}_2")
+    h = norm_silu_conv(h, FEATURES, "wide")
     features = nn.silu(GroupNorm(8, name="norm")(h)).mean((1, 2))
     return features, nn.Dense(self.classes, name="out")(features)
 
 
-def convolved(h: Array, width: int, name: str, stride: int = 1) -> Array:
+def norm_silu_conv(h: Array, width: int, name: str, stride: int = 1) -> Array:
   """A 3x3 convolution of h [B, H, W, C], normed and through SiLU before."""
   h = nn.silu(GroupNorm(8, name=f"{name}_norm")(h))
   return nn.Conv(width, (3, 3), strides=stride, padding=1, name=name)(h)
@@ -66,7 +66,7 @@ def pack(params: Any) -> dict[str, np.ndarray]:
   return {name: np.asarray(value, np.float16) for name, value in flatten_dict(params, sep="/").items()}
 
 
-def load(path: str | Path = WEIGHTS, blake2b: str = BLAKE2B) -> Any:
+def load_classifier(path: str | Path = WEIGHTS, blake2b: str = BLAKE2B) -> Any:
   """Parameters of `Classifier` in float32, of a file of `pack`.
 
   Raises:
@@ -84,15 +84,15 @@ def load(path: str | Path = WEIGHTS, blake2b: str = BLAKE2B) -> Any:
 
 
 @functools.cache
-def shipped() -> Any:
+def shipped_params() -> Any:
   """The parameters that ship with jldm."""
-  return load()
+  return load_classifier()
 
 
-apply = jax.jit(lambda params, images: Classifier().apply({"params": params}, images))
+apply_classifier = jax.jit(lambda params, images: Classifier().apply({"params": params}, images))
 
 
-def cropped(images: np.ndarray) -> np.ndarray:
+def crop_middle(images: np.ndarray) -> np.ndarray:
   """Images uint8 [N, H, W, 1], their middle 28x28.
 
   Raises:
@@ -107,49 +107,49 @@ def cropped(images: np.ndarray) -> np.ndarray:
   return images[:, top : top + SIDE, left : left + SIDE]
 
 
-def run(images: np.ndarray, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def features_and_logits(images: np.ndarray, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
   """Images uint8 [N, H, W, 1] -> features float32 [N, FEATURES], logits float32 [N, CLASSES], of the
   shipped network.
   """
-  images, params = cropped(images), shipped() if params is None else params
+  images, params = crop_middle(images), shipped_params() if params is None else params
   size = min(BATCH, max(len(images), 1))
   parts = [(np.zeros((0, FEATURES), np.float32), np.zeros((0, CLASSES), np.float32))]
   for start in range(0, len(images), size):
     batch = images[
       np.minimum(np.arange(start, start + size), len(images) - 1)
     ]  # the last batch is as large: one program
-    parts.append(tuple(np.asarray(part)[: len(images) - start] for part in apply(params, batch)))
+    parts.append(tuple(np.asarray(part)[: len(images) - start] for part in apply_classifier(params, batch)))
   return tuple(np.concatenate(each) for each in zip(*parts))
 
 
-def features(images: np.ndarray, params: Any = None) -> np.ndarray:
+def fashion_features(images: np.ndarray, params: Any = None) -> np.ndarray:
   """Images uint8 [N, H, W, 1], cut to their middle 28x28 -> float32 [N, FEATURES]."""
-  return run(images, params)[0]
+  return features_and_logits(images, params)[0]
 
 
 def classify(images: np.ndarray, params: Any = None) -> np.ndarray:
   """Images uint8 [N, H, W, 1], cut to their middle 28x28 -> the likeliest class, int32 [N]."""
-  return run(images, params)[1].argmax(-1).astype(np.int32)
+  return features_and_logits(images, params)[1].argmax(-1).astype(np.int32)
 
 
-def found(params: Any, images: Array) -> Found:
+def extract_fashion(params: Any, images: Array) -> Extracted:
   """uint8 [B, 28, 28, 1] -> features [B, FEATURES], logits [B, CLASSES]."""
-  return Found(*Classifier().apply({"params": params}, images))
+  return Extracted(*Classifier().apply({"params": params}, images))
 
 
-def params_of(arrays: Mapping[str, np.ndarray] | None) -> Any:
-  needs_none(arrays)
-  return shipped()
+def load_shipped(arrays: Mapping[str, np.ndarray] | None) -> Any:
+  refuse_weights(arrays)
+  return shipped_params()
 
 
-FASHION = register(
+FASHION = register_extractor(
   Extractor(
     name="fashion",
     version="1",
     preprocessing=f"the middle {SIDE}x{SIDE} of grey pictures, in [-1, 1]",
-    apply=found,
-    prepare=cropped,
-    load=params_of,
+    apply=extract_fashion,
+    prepare=crop_middle,
+    load=load_shipped,
     blake2b=BLAKE2B,
     batch_size=BATCH,
   )

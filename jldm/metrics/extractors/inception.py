@@ -5,7 +5,7 @@ Heusel et al. 2017 (1706.08500) took its last pooled features, and every FID sin
 is not the published architecture in three places, which figures depend on: average pools leave out
 the padding, the last block takes a max pool where the one before takes an average, and there are
 1,008 logits.  A picture is resized to 299x299 by TensorFlow 1's bilinear interpolation, corners
-aligned at the top left, without a filter: `resized`.
+aligned at the top left, without a filter: `resize_bilinear`.
 
 No weights ship here: `jldm convert --kind inception` makes them of what a person has.  Logits go
 without the bias of the last layer, as the Inception Score takes them.
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.metrics.extractors import weights
-from jldm.metrics.extractors.extractor import Extractor, Found, register
+from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
 Array = jax.Array
 
@@ -58,7 +58,7 @@ Step = Conv | Pool | tuple[Conv, ...]  # a tuple of convolutions: of the same in
 Branches = tuple[tuple[Step, ...], ...]
 
 
-def double(last: Conv) -> tuple[Conv, ...]:
+def double_branch(last: Conv) -> tuple[Conv, ...]:
   """The branch of a block at 35x35 that has two convolutions of 3x3."""
   return square("branch3x3dbl_1", 64, 1), square("branch3x3dbl_2", 96, 3), last
 
@@ -67,7 +67,7 @@ def at35(pooled: int) -> Branches:
   return (
     (square("branch1x1", 64, 1),),
     (square("branch5x5_1", 48, 1), square("branch5x5_2", 64, 5)),
-    double(square("branch3x3dbl_3", 96, 3)),
+    double_branch(square("branch3x3dbl_3", 96, 3)),
     (Pool(maximum=False), square("branch_pool", pooled, 1)),
   )
 
@@ -111,7 +111,7 @@ BLOCKS: dict[str, Branches] = {
   "mixed_5b": at35(32),
   "mixed_5c": at35(64),
   "mixed_5d": at35(64),
-  "mixed_6a": ((halving("branch3x3", 384),), double(halving("branch3x3dbl_3", 96)), (DOWN,)),
+  "mixed_6a": ((halving("branch3x3", 384),), double_branch(halving("branch3x3dbl_3", 96)), (DOWN,)),
   "mixed_6b": at17(128),
   "mixed_6c": at17(160),
   "mixed_6d": at17(160),
@@ -131,7 +131,7 @@ BLOCKS: dict[str, Branches] = {
 }
 
 
-class Normed(nn.Module):
+class ConvNormReLU(nn.Module):
   """A row `Conv`: convolution, batch norm over what it saw in training, ReLU."""
 
   row: Conv
@@ -146,19 +146,19 @@ class Normed(nn.Module):
     return nn.relu((h - mean) * (scale * jax.lax.rsqrt(variance + 1e-3)) + bias)
 
 
-def taken(step: Step, h: Array) -> Array:
+def apply_step(step: Step, h: Array) -> Array:
   """h [B, H, W, C] after one step, within a module."""
   if isinstance(step, Conv):
-    return Normed(step, name=step.name)(h)
+    return ConvNormReLU(step, name=step.name)(h)
   if isinstance(step, Pool):
     window, strides = (3, 3), (step.stride, step.stride)
     if step.maximum:
       return nn.max_pool(h, window, strides, step.padding)
     return nn.avg_pool(h, window, strides, step.padding, count_include_pad=False)
-  return jnp.concatenate([taken(each, h) for each in step], -1)
+  return jnp.concatenate([apply_step(each, h) for each in step], -1)
 
 
-class Block(nn.Module):
+class InceptionBlock(nn.Module):
   """Branches of the same input, side by side."""
 
   branches: Branches
@@ -170,7 +170,7 @@ class Block(nn.Module):
     for branch in self.branches:
       end = h
       for step in branch:
-        end = taken(step, end)
+        end = apply_step(step, end)
       ends.append(end)
     return jnp.concatenate(ends, -1)
 
@@ -183,14 +183,14 @@ class Inception(nn.Module):
     """Pixels float [B, 299, 299, 3] in [0, 255] -> features [B, 2048], logits [B, 1008] without bias."""
     h = (pixels - 128) / 128
     for step in STEM:
-      h = taken(step, h)
+      h = apply_step(step, h)
     for name, branches in BLOCKS.items():
-      h = Block(branches, name=name)(h)
+      h = InceptionBlock(branches, name=name)(h)
     features = h.mean((1, 2))
     return features, nn.Dense(CLASSES, use_bias=False, name="fc")(features)
 
 
-def resized(images: Array, side: int = SIDE) -> Array:
+def resize_bilinear(images: Array, side: int = SIDE) -> Array:
   """Images [B, H, W, C] -> float32 [B, side, side, C]: bilinear between places H / side apart, from
   the first one.
   """
@@ -206,31 +206,31 @@ def resized(images: Array, side: int = SIDE) -> Array:
   return images
 
 
-def seen(images: Array) -> Array:
+def preprocess_inception(images: Array) -> Array:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> the pixels that the network sees, float32 [B, 299, 299, 3]."""
-  return resized(jnp.broadcast_to(images, (*images.shape[:3], 3)))
+  return resize_bilinear(jnp.broadcast_to(images, (*images.shape[:3], 3)))
 
 
-def apply(params: dict, images: Array) -> Found:
+def extract_inception(params: dict, images: Array) -> Extracted:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> features [B, 2048], logits [B, 1008] without bias;
   float32 throughout.
   """
   with jax.default_matmul_precision("highest"):
-    return Found(*Inception().apply({"params": params}, seen(images)))
+    return Extracted(*Inception().apply({"params": params}, preprocess_inception(images)))
 
 
-def load(arrays: Mapping[str, np.ndarray] | None) -> dict:
-  """Arrays by flat name -> the parameters of `apply`; UserError where there are none or they do not fit."""
-  return weights.unpack(arrays, Inception(), jnp.zeros((1, SIDE, SIDE, 3)), "inception")
+def load_inception(arrays: Mapping[str, np.ndarray] | None) -> dict:
+  """Arrays by flat name -> the parameters of `extract_inception`; UserError where there are none or they do not fit."""
+  return weights.unpack_weights(arrays, Inception(), jnp.zeros((1, SIDE, SIDE, 3)), "inception")
 
 
-INCEPTION = register(
+INCEPTION = register_extractor(
   Extractor(
     name="inception",
     version="2015-12-05",
     preprocessing=f"{SIDE}x{SIDE}, bilinear as TensorFlow 1",
-    apply=apply,
-    load=load,
+    apply=extract_inception,
+    load=load_inception,
     batch_size=50,
   )
 )

@@ -10,21 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.metrics.extractors.extractor import Extractor, Found, register
+from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
 SIDE = 8
 
 
-def apply(params: Any, images: jax.Array) -> Found:
+def extract_pixels(params: Any, images: jax.Array) -> Extracted:
   """uint8 [B, H, W, C] -> means over SIDE x SIDE places in [-1, 1], [B, SIDE SIDE C]."""
   del params
-  down, across = (jnp.asarray(shares(size)) for size in images.shape[1:3])
+  down, across = (jnp.asarray(pixel_shares(size)) for size in images.shape[1:3])
   whole = images.astype(jnp.float32) / 127.5 - 1
   small = jnp.einsum("yh,bhwc,xw->byxc", down, whole, across, precision="highest")
-  return Found(small.reshape(len(images), -1))
+  return Extracted(small.reshape(len(images), -1))
 
 
-def shares(size: int) -> np.ndarray:
+def pixel_shares(size: int) -> np.ndarray:
   """How much of each pixel lies in each place: float32 [SIDE, size], rows sum to one."""
   edges = np.arange(SIDE + 1) * size / SIDE
   pixels = np.arange(size)
@@ -32,7 +32,7 @@ def shares(size: int) -> np.ndarray:
   return (np.maximum(overlap, 0) * SIDE / size).astype(np.float32)
 
 
-def large_enough(images: np.ndarray) -> np.ndarray:
+def check_large_enough(images: np.ndarray) -> np.ndarray:
   if min(images.shape[1:3]) < SIDE:
     raise UserError(
       f"images of {images.shape[1]}x{images.shape[2]}; the extractor 'pixels' expects at least {SIDE}x{SIDE}"
@@ -40,12 +40,12 @@ def large_enough(images: np.ndarray) -> np.ndarray:
   return images
 
 
-PIXELS = register(
+PIXELS = register_extractor(
   Extractor(
     name="pixels",
     version="1",
     preprocessing=f"means over {SIDE}x{SIDE} places, in [-1, 1]",
-    apply=apply,
-    prepare=large_enough,
+    apply=extract_pixels,
+    prepare=check_large_enough,
   )
 )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.metrics.extractors import weights
-from jldm.metrics.extractors.extractor import Found
+from jldm.metrics.extractors.extractor import Extracted
 from jldm.nn.attention import SelfAttention
 from jldm.nn.norm import LayerNorm
 
@@ -27,7 +27,7 @@ def quick_gelu(x: Array) -> Array:
   return x * nn.sigmoid(1.702 * x)
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
   """Attention and MLP after their norms, each scaled by a learned vector where `layer_scale`
   (2103.17239, eq. 4).
   """
@@ -75,7 +75,7 @@ class ViT(nn.Module):
     """Pixels float [B, H, W, 3] -> [B, projection or width]."""
     zeros, patch = nn.initializers.zeros_init(), (self.patch, self.patch)
     h = nn.Conv(self.width, patch, patch, "VALID", use_bias=self.patch_bias, name="patches")(pixels)
-    down, across = (jnp.asarray(cubic(self.table, size)) for size in h.shape[1:3])
+    down, across = (jnp.asarray(bicubic_weights(self.table, size)) for size in h.shape[1:3])
     token = self.param("token", zeros, (self.width,))
     places = self.param("places", zeros, (1 + self.table**2, self.width))
     table = places[1:].reshape(self.table, self.table, self.width)
@@ -83,13 +83,13 @@ class ViT(nn.Module):
     h = jnp.concatenate([jnp.broadcast_to(token + places[0], (len(h), 1, self.width)), h], 1)
     if self.first_norm:
       h = LayerNorm(epsilon=self.epsilon, name="norm_first")(h)
-    scan = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
+    scan = nn.scan(ViTBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
     h, _ = scan(self.heads, self.activation, self.layer_scale, self.epsilon, name="blocks")(h)
     h = LayerNorm(epsilon=self.epsilon, name="norm_last")(h[:, 0])
     return nn.Dense(self.projection, use_bias=False, name="projection")(h) if self.projection else h
 
 
-def cubic(size: int, wanted: int) -> np.ndarray:
+def bicubic_weights(size: int, wanted: int) -> np.ndarray:
   """Shares float32 [wanted, size] of knots in what lies between: Keys 1981, a = -0.75, ends repeated,
   as torch's bicubic.
   """
@@ -103,7 +103,7 @@ def cubic(size: int, wanted: int) -> np.ndarray:
   return found.astype(np.float32)
 
 
-def seen(images: Array, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+def preprocess_vit(images: Array, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
   """Images uint8 [B, H, W, 3 or 1 (grey)] -> what the network sees, float32 [B, side, side, 3].
 
   Bicubic with a filter where it shrinks, Keys's a = -0.5, as Pillow does to floating-point
@@ -116,12 +116,12 @@ def seen(images: Array, side: int, mean: tuple[float, ...], std: tuple[float, ..
   return (small - np.float32(mean)) / np.float32(std)
 
 
-def features(network: ViT, params: dict, pixels: Array) -> Found:
-  """Of what `seen` made; float32 throughout."""
+def extract_vit(network: ViT, params: dict, pixels: Array) -> Extracted:
+  """Of what `preprocess_vit` made; float32 throughout."""
   with jax.default_matmul_precision("highest"):
-    return Found(network.apply({"params": params}, pixels))
+    return Extracted(network.apply({"params": params}, pixels))
 
 
-def load(network: ViT, kind: str, arrays: Mapping[str, np.ndarray] | None) -> dict:
+def load_vit(network: ViT, kind: str, arrays: Mapping[str, np.ndarray] | None) -> dict:
   """Arrays by flat name -> parameters; UserError where there are none or they do not fit."""
-  return weights.unpack(arrays, network, jnp.zeros((1, network.patch, network.patch, 3)), kind)
+  return weights.unpack_weights(arrays, network, jnp.zeros((1, network.patch, network.patch, 3)), kind)

@@ -2,7 +2,7 @@
 the official ones.
 
 A file that `jldm convert` makes says of which published file it is (`source`, the sha256 of that
-whole file) and what its arrays are (`digest`).  Weights are official where the source is one of
+whole file) and what its arrays are (`arrays_digest`).  Weights are official where the source is one of
 OFFICIAL and the arrays at hand still have that
 digest: other weights, a cast to another precision or an edit after the conversion never pass.  It
 rests on the word of the file for the first half: who writes a false source on purpose is believed.
@@ -24,7 +24,7 @@ OFFICIAL = {  # sha256 of a published file, and what the Fréchet distance of it
 }
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
   """A sha256 of names, shapes and values in float32, whatever the file or the order that they come in."""
   found = hashlib.sha256()
   for name in sorted(arrays):
@@ -34,12 +34,12 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
   return found.hexdigest()
 
 
-def official(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str | None:
+def official_name(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str | None:
   """What the Fréchet distance may be called with these arrays of a file with that metadata, or None."""
-  return OFFICIAL.get(metadata.get("source", "")) if metadata.get("digest") == digest(arrays) else None
+  return OFFICIAL.get(metadata.get("source", "")) if metadata.get("digest") == arrays_digest(arrays) else None
 
 
-def unpack(
+def unpack_weights(
   arrays: Mapping[str, np.ndarray] | None, network: nn.Module, example: jax.Array, kind: str
 ) -> dict:
   """Arrays by flat name, such as "fc/kernel" -> the parameters of a network that is fed `example`, in float32.

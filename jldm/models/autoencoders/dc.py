@@ -138,7 +138,7 @@ class Down(nn.Module):
       features, (3, 3), stride, padding=1, dtype=self.dtype, name="conv"
     )(x)
     h = conv(self.features, 2) if self.strided else unshuffle(conv(self.features // 4, 1), 2)
-    return h + averaged(unshuffle(x, 2), self.features) if self.shortcut else h
+    return h + average_channels(unshuffle(x, 2), self.features) if self.shortcut else h
 
 
 class Up(nn.Module):
@@ -158,10 +158,10 @@ class Up(nn.Module):
       h = Upsample(self.features, self.dtype, name="nearest")(x)
     else:
       h = shuffle(nn.Conv(4 * self.features, (3, 3), padding=1, dtype=self.dtype, name="conv")(x), 2)
-    return h + shuffle(repeated(x, 4 * self.features), 2) if self.shortcut else h
+    return h + shuffle(repeat_channels(x, 4 * self.features), 2) if self.shortcut else h
 
 
-def averaged(x: Array, features: int) -> Array:
+def average_channels(x: Array, features: int) -> Array:
   """[..., C] -> [..., features], means of neighbouring channels; UserError unless features divide C."""
   if x.shape[-1] % features:
     raise UserError(
@@ -170,7 +170,7 @@ def averaged(x: Array, features: int) -> Array:
   return x.reshape(*x.shape[:-1], features, -1).mean(-1)
 
 
-def repeated(x: Array, features: int) -> Array:
+def repeat_channels(x: Array, features: int) -> Array:
   """[..., C] -> [..., features], each channel as often as it takes; UserError unless C divides features."""
   if features % x.shape[-1]:
     raise UserError(
@@ -224,7 +224,7 @@ class Encoder(nn.Module):
         h = down(level.width, True, f"down{i}", h)
       h = level.applied(self, f"level{i}", h)
     out = conv(self.features, "out", h)
-    return out + averaged(h, self.features) if self.shortcut else out
+    return out + average_channels(h, self.features) if self.shortcut else out
 
 
 class Decoder(nn.Module):
@@ -245,7 +245,7 @@ class Decoder(nn.Module):
     conv = lambda width, name, h: nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name=name)(h)
     h = conv(coarsest.width, "in", z)
     if self.shortcut:
-      h = h + repeated(z, coarsest.width)
+      h = h + repeat_channels(z, coarsest.width)
     for i, level in reversed(list(enumerate(self.levels))):
       if i + 1 < len(self.levels) and level.blocks:
         h = up(level.width, True, f"up{i + 1}", h)

@@ -110,7 +110,7 @@ def factor_of(network: Any) -> int:
   return network.patch * 2 ** (len(network.widths) - 1)
 
 
-def features_of(network: Any) -> int:
+def decoder_features(network: Any) -> int:
   """The channels that the decoder takes; UserError where latents of another number meet it without a
   1x1 convolution.
   """
@@ -174,7 +174,7 @@ class KLAutoencoder(nn.Module):
     return factor_of(self)
 
   def setup(self):
-    features = features_of(self)
+    features = decoder_features(self)
     self.encoder = Encoder(2 * features, *shared_fields(self))
     self.decoder = Decoder(self.channels, *shared_fields(self))
     if self.pointwise:

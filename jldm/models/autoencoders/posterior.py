@@ -54,14 +54,14 @@ def is_posterior(value: Any) -> bool:
   return isinstance(value, Posterior)
 
 
-def sampled(posterior: Any, keys: Array) -> Any:
+def sample_posterior(posterior: Any, keys: Array) -> Any:
   """Raw latents of a posterior, or by part of a dict of them, each part with keys of its own; keys [B]."""
   if is_posterior(posterior):
     return posterior.sample(keys)
   return {name: part.sample(fold_each(keys, i)) for i, (name, part) in enumerate(sorted(posterior.items()))}
 
 
-def moments(posterior: Any) -> dict[str, Array]:
+def posterior_moments(posterior: Any) -> dict[str, Array]:
   """The arrays of a posterior by name, "mean" and "log_variance", or "image__mean" of the part "image"
   of a dict of them.
   """
@@ -75,7 +75,7 @@ def moments(posterior: Any) -> dict[str, Array]:
 
 
 def posterior_of(batch: dict) -> Any:
-  """The inverse of `moments`, of a batch that has other arrays too."""
+  """The inverse of `posterior_moments`, of a batch that has other arrays too."""
   if "mean" in batch:
     return Gaussian(batch["mean"], batch["log_variance"]) if "log_variance" in batch else Point(batch["mean"])
   names = [name.removesuffix(f"{SEPARATOR}mean") for name in batch if name.endswith(f"{SEPARATOR}mean")]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.specs import Loaded, Spec
-from jldm.models.autoencoders.posterior import Gaussian, is_posterior, sampled
+from jldm.models.autoencoders.posterior import Gaussian, is_posterior, sample_posterior
 
 Array = jax.Array
 Tree = Any  # an array, or a dict of arrays by part
@@ -81,22 +81,22 @@ def to_bytes(images: Array) -> Array:
   return jnp.clip(jnp.rint(127.5 * (images + 1)), 0, 255).astype(jnp.uint8)
 
 
-def shapes(codec: Codec) -> dict:
+def init_shapes(codec: Codec) -> dict:
   """The parameters of a codec as shapes, nothing allocated."""
   return jax.eval_shape(codec.init, jax.random.key(0))
 
 
 def standardised(params: dict, raw: Tree) -> Tree:
   """Raw latents as a denoiser knows them, by a codec's mean and std."""
-  return jax.tree.map(lambda x, mean, std: (x - mean) / std, raw, *statistics(params, raw))
+  return jax.tree.map(lambda x, mean, std: (x - mean) / std, raw, *latent_statistics(params, raw))
 
 
 def destandardised(params: dict, z: Tree) -> Tree:
   """The inverse of `standardised`."""
-  return jax.tree.map(lambda x, mean, std: x * std + mean, z, *statistics(params, z))
+  return jax.tree.map(lambda x, mean, std: x * std + mean, z, *latent_statistics(params, z))
 
 
-def statistics(params: dict, like: Tree) -> tuple[Tree, Tree]:
+def latent_statistics(params: dict, like: Tree) -> tuple[Tree, Tree]:
   """The mean and the std of latents, of those parts that `like` has."""
   mean, std = params["mean"], params["std"]
   return (
@@ -108,7 +108,7 @@ def statistics(params: dict, like: Tree) -> tuple[Tree, Tree]:
 
 def sample_latents(codec: Loaded, posterior: Tree, keys: Array) -> Tree:
   """Standardised latents from raw posteriors, exactly; keys [B]."""
-  return standardised(codec.params, sampled(posterior, keys))
+  return standardised(codec.params, sample_posterior(posterior, keys))
 
 
 def encode_mean(codec: Loaded, batch: Batch) -> Tree:
@@ -124,7 +124,7 @@ def decode_latents(codec: Loaded, z: Tree) -> Tree:
   return codec.model.decode(codec.params, destandardised(codec.params, z))
 
 
-def measure(posteriors: Iterable[Gaussian]) -> Statistics:
+def measure_statistics(posteriors: Iterable[Gaussian]) -> Statistics:
   """Equation (1) over batches of numpy posteriors [b, ..., c], in float64 on the host, stable by
   merging (Chan 1979).
   """

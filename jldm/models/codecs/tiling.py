@@ -70,17 +70,17 @@ class Exact:
     """What the decoder is fed, [1, h, w, C] -> image [1, H, W, C]."""
     levels = len(network.widths)
     finer = min(network.attention, default=levels)  # levels that attend to nothing
-    decoder = Decoder(network.channels, *shared_fields(network), in_pieces).clone(dtype="float32")
+    decoder = Decoder(network.channels, *shared_fields(network), attend_in_pieces).clone(dtype="float32")
     h = decoder.apply({"params": params}, h, levels - finer)
-    segments = [*segmented(levels, finer, network.resnets + 1, self.thrifty)]
+    segments = [*split_decoder(levels, finer, network.resnets + 1, self.thrifty)]
     h = jnp.pad(h, ((0, 0), *[(segments[0].halo,) * 2] * 2, (0, 0)))
     for segment, halo in zip(segments, [*(one.halo for one in segments[1:]), 0]):
-      tile = side_of(self.tile * 2 ** (levels - 1), network.widths[0], h.shape[-1])
-      h = walked(segment, params, network.groups, h, halo, tile)
+      tile = tile_side(self.tile * 2 ** (levels - 1), network.widths[0], h.shape[-1])
+      h = run_segment(segment, params, network.groups, h, halo, tile)
     return depth_to_space(h, network.patch)
 
 
-def side_of(pixels: int, finest: int, channels: int) -> int:
+def tile_side(pixels: int, finest: int, channels: int) -> int:
   """Of a tile, even: of so many channels, as many values as `pixels` a side of the `finest` level's have.
 
   A 3x3 convolution on a CPU gathers up to 18 values for each that goes in: of wide levels, more
@@ -109,7 +109,7 @@ class Segment(NamedTuple):
     return math.ceil(self.norms / 2) + 1 if self.up else self.norms
 
 
-def segmented(levels: int, finer: int, blocks: int, thrifty: bool) -> Iterator[Segment]:
+def split_decoder(levels: int, finer: int, blocks: int, thrifty: bool) -> Iterator[Segment]:
   """The decoder of `kl` from the level below `finer` on, cut after every block, or after every level."""
   for level in reversed(range(finer)):
     up, names = (
@@ -124,7 +124,7 @@ def segmented(levels: int, finer: int, blocks: int, thrifty: bool) -> Iterator[S
     yield Segment("", (), True)
 
 
-def walked(segment: Segment, params: dict, groups: int, source: Array, halo: int, tile: int) -> Array:
+def run_segment(segment: Segment, params: dict, groups: int, source: Array, halo: int, tile: int) -> Array:
   """source [1, h + 2 segment.halo, ...] -> what the segment gives with `halo` zeros around it, tile by tile."""
   scale, inner = 2 if segment.up else 1, [side - 2 * segment.halo for side in source.shape[1:3]]
   sides = tuple(scale * side for side in inner)
@@ -134,15 +134,17 @@ def walked(segment: Segment, params: dict, groups: int, source: Array, halo: int
     """A tile [1, *tiles, C] of what is fed to the norm after those whose moments are known, or of what is given."""
     reach = [side // scale + 2 * segment.halo for side in tiles]
     window = jax.lax.dynamic_slice(source, (0, *(corner // scale), 0), (1, *reach, source.shape[-1]))
-    inside = lambda h: within(corner, sides, tiles, h.shape[1:3])
-    h = through(segment, params, groups, window, moments, inside)
-    return narrowed(h, (h.shape[1] - tiles[0]) // 2)
+    inside = lambda h: inside_image(corner, sides, tiles, h.shape[1:3])
+    h = run_window(segment, params, groups, window, moments, inside)
+    return crop_border(h, (h.shape[1] - tiles[0]) // 2)
 
-  def measured(moments: list) -> Moments:
+  def measured(moments: list) -> GroupMoments:
     """Of what is fed to the next norm."""
     channels = jax.eval_shape(piece, jnp.zeros(2, jnp.int32), moments).shape[-1]
-    add = lambda known, corner, fresh: merged(known, moments_of(piece(corner, moments)[0], fresh))
-    return over_tiles(sides, tiles, add, Moments(jnp.zeros(()), jnp.zeros(channels), jnp.zeros(channels)))
+    add = lambda known, corner, fresh: merge_moments(known, moments_of(piece(corner, moments)[0], fresh))
+    return over_tiles(
+      sides, tiles, add, GroupMoments(jnp.zeros(()), jnp.zeros(channels), jnp.zeros(channels))
+    )
 
   moments = []
   for _ in range(segment.norms):
@@ -159,7 +161,9 @@ def walked(segment: Segment, params: dict, groups: int, source: Array, halo: int
   )
 
 
-def through(segment: Segment, params: dict, groups: int, h: Array, moments: list, inside: Callable) -> Array:
+def run_window(
+  segment: Segment, params: dict, groups: int, h: Array, moments: list, inside: Callable
+) -> Array:
   """A window [1, a, b, C] through a segment as far as moments are known; every convolution takes a border away.
 
   `inside` of an array is 1 where it lies in the image, else 0.
@@ -171,25 +175,25 @@ def through(segment: Segment, params: dict, groups: int, h: Array, moments: list
     are not known yet.
     """
     if (found := next(known, None)) is not None:
-      return valid(conv, nn.silu(normed(norm, groups, found, h)) * inside(h))
+      return valid_convolution(conv, nn.silu(group_norm(norm, groups, found, h)) * inside(h))
 
   if segment.up:
     doubled = Upsample(params[segment.up]["conv"]["bias"].size).apply({"params": params[segment.up]}, h)
-    h = narrowed(doubled, 2 * segment.halo - segment.norms)
+    h = crop_border(doubled, 2 * segment.halo - segment.norms)
   for name in segment.blocks:
     block, x = params[name], h
     for i in (1, 2):
       if (y := convolved(block[f"conv{i}"], block[f"norm{i}"], h)) is None:
         return h
       h = y
-    x = narrowed(x, 2)
-    h = h + (valid(block["shortcut"], x) if "shortcut" in block else x)
+    x = crop_border(x, 2)
+    h = h + (valid_convolution(block["shortcut"], x) if "shortcut" in block else x)
   if segment.last and (y := convolved(params["out"], params["norm"], h)) is not None:
     return y
   return h
 
 
-def valid(layer: dict, h: Array) -> Array:
+def valid_convolution(layer: dict, h: Array) -> Array:
   """The convolution of a layer [k, k, C, F] where it lies wholly inside."""
   out = jax.lax.conv_general_dilated(
     h, layer["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -197,12 +201,14 @@ def valid(layer: dict, h: Array) -> Array:
   return out + layer["bias"]
 
 
-def narrowed(h: Array, border: int) -> Array:
+def crop_border(h: Array, border: int) -> Array:
   """[1, a, b, C] without so many places on each side."""
   return h[:, border : h.shape[1] - border, border : h.shape[2] - border]
 
 
-def within(corner: Array, sides: tuple[int, int], tiles: tuple[int, int], shape: tuple[int, int]) -> Array:
+def inside_image(
+  corner: Array, sides: tuple[int, int], tiles: tuple[int, int], shape: tuple[int, int]
+) -> Array:
   """[a, b, 1]: 1 where a window around the tile at `corner` lies in the image, else 0."""
   rows, columns = (
     (lambda place: (place >= 0) & (place < side))(at - (length - tile) // 2 + jnp.arange(length))
@@ -211,7 +217,7 @@ def within(corner: Array, sides: tuple[int, int], tiles: tuple[int, int], shape:
   return (rows[:, None] & columns)[..., None].astype(jnp.float32)
 
 
-class Moments(NamedTuple):
+class GroupMoments(NamedTuple):
   """Of the places seen so far: how many, their mean [C], and the sum of squares around it [C]."""
 
   count: Array
@@ -219,23 +225,23 @@ class Moments(NamedTuple):
   squares: Array
 
 
-def moments_of(x: Array, weights: Array) -> Moments:
+def moments_of(x: Array, weights: Array) -> GroupMoments:
   """Of x [a, b, C] where weights [a, b, 1] are 1 and not 0."""
   count = weights.sum()
   mean = (weights * x).sum((0, 1)) / count
-  return Moments(count, mean, (weights * jnp.square(x - mean)).sum((0, 1)))
+  return GroupMoments(count, mean, (weights * jnp.square(x - mean)).sum((0, 1)))
 
 
-def merged(a: Moments, b: Moments) -> Moments:
+def merge_moments(a: GroupMoments, b: GroupMoments) -> GroupMoments:
   count, offset = a.count + b.count, b.mean - a.mean
-  return Moments(
+  return GroupMoments(
     count,
     a.mean + offset * b.count / count,
     a.squares + b.squares + jnp.square(offset) * a.count * b.count / count,
   )
 
 
-def normed(layer: dict, groups: int, moments: Moments, h: Array) -> Array:
+def group_norm(layer: dict, groups: int, moments: GroupMoments, h: Array) -> Array:
   """`nn.norm.GroupNorm` with the moments of the whole image."""
   channels = h.shape[-1]
   pooled = lambda each: jnp.repeat(each.reshape(groups, -1).mean(-1), channels // groups)
@@ -250,7 +256,7 @@ def over_tiles(sides: tuple[int, int], tiles: tuple[int, int], step: Callable, c
 
   `fresh` is 1 where no tile before was, else 0.
   """
-  axes = [starts(side, tile, tile) for side, tile in zip(sides, tiles)]
+  axes = [tile_starts(side, tile, tile) for side, tile in zip(sides, tiles)]
   corners = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2).astype(np.int32)
 
   def one(carry: Any, corner: Array) -> tuple[Any, None]:
@@ -261,12 +267,12 @@ def over_tiles(sides: tuple[int, int], tiles: tuple[int, int], step: Callable, c
   return jax.lax.scan(one, carry, corners)[0]
 
 
-def starts(side: int, tile: int, stride: int) -> np.ndarray:
+def tile_starts(side: int, tile: int, stride: int) -> np.ndarray:
   """Where tiles of a side begin, `stride` apart, the last so that it ends with the side; tile <= side."""
   return np.unique(np.minimum(np.arange(0, side - tile + stride, stride), side - tile))
 
 
-def in_pieces(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def attend_in_pieces(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
   """`nn.attention.attend` for QUERIES queries at a time; mask bool [B, M]."""
   length = q.shape[1]
   pieces = jnp.pad(q, ((0, 0), (0, -length % QUERIES), (0, 0), (0, 0)))
@@ -310,7 +316,7 @@ class Blended:
     sides = [side // before for side in x.shape[1:3]]
     if max(sides) <= self.tile:
       return f(x)
-    axes = [weighted(side, min(self.tile, side), self.overlap, after) for side in sides]
+    axes = [blending_weights(side, min(self.tile, side), self.overlap, after) for side in sides]
     reach = tuple(before * min(self.tile, side) for side in sides)
     piece = lambda corner: f(
       jax.lax.dynamic_slice(x, (0, *(before * corner), 0), (len(x), *reach, x.shape[-1]))
@@ -337,11 +343,11 @@ class Blended:
     return jax.lax.scan(step, zero, tuple(places))[0]
 
 
-def weighted(side: int, tile: int, overlap: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
+def blending_weights(side: int, tile: int, overlap: int, scale: int) -> tuple[np.ndarray, np.ndarray]:
   """-> where tiles of a side begin, int [n], and the weights of their places [n, scale tile], which
   add up to 1 everywhere.
   """
-  begins = starts(side, tile, max(tile - overlap, 1))
+  begins = tile_starts(side, tile, max(tile - overlap, 1))
   ramp = (np.arange(scale * tile) + 0.5) / (scale * overlap + 1e-9)
   weights = np.minimum(1, np.minimum(ramp, ramp[::-1]))
   total = np.zeros(scale * side)

@@ -24,12 +24,12 @@ def test_the_weights_are_small_and_whole():
   shapes = jax.eval_shape(fashion.Classifier().init, jax.random.key(0), np.zeros((1, 28, 28, 1), np.uint8))[
     "params"
   ]
-  assert jax.tree.map(lambda leaf: leaf.shape, fashion.shipped()) == jax.tree.map(
+  assert jax.tree.map(lambda leaf: leaf.shape, fashion.shipped_params()) == jax.tree.map(
     lambda leaf: leaf.shape, shapes
   )
-  assert count(fashion.shipped()) < 500_000
+  assert count(fashion.shipped_params()) < 500_000
   assert all(
-    np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in jax.tree.leaves(fashion.shipped())
+    np.isfinite(leaf).all() and leaf.dtype == np.float32 for leaf in jax.tree.leaves(fashion.shipped_params())
   )
 
 
@@ -39,27 +39,29 @@ def test_other_weights_are_refused(tmp_path):
   flipped[len(flipped) // 2] ^= 1
   other.write_bytes(flipped)
   with pytest.raises(UserError, match="expected " + fashion.BLAKE2B):
-    fashion.load(other)
+    fashion.load_classifier(other)
   with pytest.raises(UserError, match="missing"):
-    fashion.load(tmp_path / "nothing.npz")
+    fashion.load_classifier(tmp_path / "nothing.npz")
 
 
 def test_packed_parameters_come_back(tmp_path):
-  np.savez(tmp_path / "again.npz", **fashion.pack(fashion.shipped()))
+  np.savez(tmp_path / "again.npz", **fashion.pack(fashion.shipped_params()))
   assert (tmp_path / "again.npz").read_bytes() == fashion.WEIGHTS.read_bytes()
 
 
 def test_features_and_classes(images):
-  found, classes = fashion.features(images), fashion.classify(images)
+  found, classes = fashion.fashion_features(images), fashion.classify(images)
   assert found.shape == (7, fashion.FEATURES) and found.dtype == np.float32 and np.isfinite(found).all()
   assert classes.shape == (7,) and classes.dtype == np.int32 and set(classes) <= set(range(fashion.CLASSES))
-  assert fashion.features(images[:0]).shape == (0, fashion.FEATURES)
+  assert fashion.fashion_features(images[:0]).shape == (0, fashion.FEATURES)
 
 
 def test_padding_and_batches_change_nothing(images, monkeypatch):
   padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=99)
   monkeypatch.setattr(fashion, "BATCH", 3)
-  np.testing.assert_allclose(fashion.features(padded), fashion.features(images), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    fashion.fashion_features(padded), fashion.fashion_features(images), rtol=1e-4, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_padding_and_batches_change_nothing(images, monkeypatch):
 )
 def test_images_that_do_not_fit_are_refused(shape, dtype):
   with pytest.raises(UserError, match="expected uint8"):
-    fashion.features(np.zeros(shape, dtype))
+    fashion.fashion_features(np.zeros(shape, dtype))
 
 
 @pytest.mark.skipif(not CLOTHES.is_dir(), reason="dataset-fashion-mnist is not installed")

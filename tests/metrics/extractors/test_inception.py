@@ -19,7 +19,7 @@ FIXTURE = np.load(Path(__file__).parents[2] / "parity" / "inception.npz")
 
 @functools.cache
 def params() -> dict:
-  return inception.load(rename(randomised(json.loads(str(FIXTURE["shapes"])))))
+  return inception.load_inception(rename(randomised(json.loads(str(FIXTURE["shapes"])))))
 
 
 def close(found, expected, most=2e-5):
@@ -29,13 +29,13 @@ def close(found, expected, most=2e-5):
 
 @pytest.mark.parametrize("case", CASES)
 def test_pictures_are_resized_as_tensorflow_did(case):
-  found = inception.seen(pictures(CASES[case]))
+  found = inception.preprocess_inception(pictures(CASES[case]))
   np.testing.assert_array_equal(found[:, ::17, ::17], FIXTURE[f"{case}_resized"])
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_block_alone_is_torch_fidelitys(name):
-  block = inception.Block(inception.BLOCKS[name.lower()])
+  block = inception.InceptionBlock(inception.BLOCKS[name.lower()])
   close(
     quick(block.apply)({"params": params()[name.lower()]}, small(SMALL[name]))[..., ::7],
     FIXTURE[f"small_{name}"],
@@ -44,7 +44,7 @@ def test_a_block_alone_is_torch_fidelitys(name):
 
 @pytest.mark.slow  # 25 s on one core
 def test_the_network_is_torch_fidelitys_block_by_block():
-  pixels = inception.seen(pictures(CASES["colour"]))
+  pixels = inception.preprocess_inception(pictures(CASES["colour"]))
   run = quick(
     lambda params, pixels: inception.Inception().apply({"params": params}, pixels, capture_intermediates=True)
   )
@@ -61,11 +61,13 @@ def test_the_network_is_torch_fidelitys_block_by_block():
 
 @pytest.mark.slow  # 15 s on one core
 def test_of_uint8_it_is_torch_fidelitys_too():
-  features, logits = quick(inception.apply)(params(), pictures(CASES["large"]))
+  features, logits = quick(inception.extract_inception)(params(), pictures(CASES["large"]))
   close(features, FIXTURE["large_2048"])
   close(logits, FIXTURE["large_logits_unbiased"])
 
 
 def test_a_grey_picture_has_three_equal_channels():
   grey = pictures((1, 20, 20, 1))
-  np.testing.assert_array_equal(inception.seen(grey), inception.resized(np.repeat(grey, 3, 3)))
+  np.testing.assert_array_equal(
+    inception.preprocess_inception(grey), inception.resize_bilinear(np.repeat(grey, 3, 3))
+  )

@@ -12,7 +12,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.interop.vit import rename
 from jldm.metrics.extractors import clip, dino, vit
-from jldm.metrics.extractors.extractor import find
+from jldm.metrics.extractors.extractor import find_extractor
 from tests.networks import quick
 from tests.parity.vit import CASES, PIXELS, PROJECTION, SIZES, noise, pictures, randomised
 
@@ -30,7 +30,7 @@ def theirs(kind: str) -> dict:
 
 @functools.cache
 def params(kind: str) -> dict:
-  return vit.load(REDUCED[kind], kind, rename(kind, theirs(kind)))
+  return vit.load_vit(REDUCED[kind], kind, rename(kind, theirs(kind)))
 
 
 def apart(found, expected) -> float:
@@ -40,7 +40,7 @@ def apart(found, expected) -> float:
 
 @pytest.mark.parametrize("kind, case", [(kind, case) for kind, cases in PIXELS.items() for case in cases])
 def test_features_are_transformers(kind, case):
-  found = quick(functools.partial(vit.features, REDUCED[kind]))(
+  found = quick(functools.partial(vit.extract_vit, REDUCED[kind]))(
     params(kind), noise((2, *PIXELS[kind][case], 3))
   )
   assert found.logits is None
@@ -51,13 +51,13 @@ def test_features_are_transformers(kind, case):
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_are_pillows(kind, case):
   each = MODULES[kind]
-  found = np.asarray(vit.seen(pictures(CASES[case]), each.SIDE, each.MEAN, each.STD))
+  found = np.asarray(vit.preprocess_vit(pictures(CASES[case]), each.SIDE, each.MEAN, each.STD))
   assert found.shape[1:] == (each.SIDE, each.SIDE, 3)
   assert apart(found[:, ::13, ::11], FIXTURE[f"{kind}_{case}_seen"]) < 2e-5
 
 
 def test_transformers_itself_rounds_them_to_bytes_on_each_axis():
-  found = np.asarray(vit.seen(64 + pictures(CASES["small"]) // 2, clip.SIDE, clip.MEAN, clip.STD))[
+  found = np.asarray(vit.preprocess_vit(64 + pictures(CASES["small"]) // 2, clip.SIDE, clip.MEAN, clip.STD))[
     :, ::13, ::11
   ]
   assert np.abs(found - FIXTURE["clip_processed"]).max() < 1.5 / 255 / min(clip.STD)
@@ -66,7 +66,8 @@ def test_transformers_itself_rounds_them_to_bytes_on_each_axis():
 def test_grey_pictures_have_three_equal_channels():
   grey = pictures((1, 20, 20, 1))
   np.testing.assert_array_equal(
-    vit.seen(grey, 28, dino.MEAN, dino.STD), vit.seen(np.repeat(grey, 3, 3), 28, dino.MEAN, dino.STD)
+    vit.preprocess_vit(grey, 28, dino.MEAN, dino.STD),
+    vit.preprocess_vit(np.repeat(grey, 3, 3), 28, dino.MEAN, dino.STD),
   )
 
 
@@ -78,10 +79,9 @@ def test_the_published_size(kind, count, width):
   network = MODULES[kind].NETWORK
   shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 14, 14, 3), np.float32))["params"]
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
-  assert jax.eval_shape(find(kind).apply, shapes, np.zeros((2, 32, 20, 1), np.uint8)).features.shape == (
-    2,
-    width,
-  )
+  assert jax.eval_shape(
+    find_extractor(kind).apply, shapes, np.zeros((2, 32, 20, 1), np.uint8)
+  ).features.shape == (2, width)
 
 
 def test_the_names_that_files_have():
@@ -122,4 +122,4 @@ def test_the_names_that_files_have():
 def test_other_files_are_refused(kind, change, told):
   arrays = {name: value for name, value in (theirs(kind) | change).items() if value is not None}
   with pytest.raises(UserError, match=told):
-    vit.load(REDUCED[kind], kind, rename(kind, arrays))
+    vit.load_vit(REDUCED[kind], kind, rename(kind, arrays))

@@ -36,7 +36,7 @@ def parts(*ends):
 
 @pytest.mark.parametrize("ends", [(), (100, 200), (1, 2, 300)])
 def test_measured_is_numpy_over_all_data_at_once(ends):
-  statistics = codecs.measure(parts(*ends))
+  statistics = codecs.measure_statistics(parts(*ends))
   mean, log_variance = np.float64(MEAN).reshape(-1, 3), np.float64(LOG_VARIANCE).reshape(-1, 3)
   np.testing.assert_allclose(statistics.mean, mean.mean(0), rtol=1e-6)
   np.testing.assert_allclose(statistics.std, np.sqrt(mean.var(0) + np.exp(log_variance).mean(0)), rtol=1e-6)
@@ -45,7 +45,7 @@ def test_measured_is_numpy_over_all_data_at_once(ends):
 
 def test_standardised_draws_have_zero_mean_and_unit_std():
   posterior = Gaussian(jnp.asarray(MEAN), jnp.asarray(LOG_VARIANCE))
-  statistics = codecs.measure(parts(100))
+  statistics = codecs.measure_statistics(parts(100))
   codec = Loaded(ImageCodec(NETWORK), statistics._asdict())
   z = quick(codecs.sample_latents)(codec, posterior, row_keys(jax.random.key(0), jnp.arange(len(MEAN))))
   error = 1 / np.sqrt(z[..., 0].size)

@@ -9,8 +9,8 @@ from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
 from jldm.core.specs import Loaded, spec
 from jldm.models.autoencoders.kl import KLAutoencoder
-from jldm.models.autoencoders.posterior import Gaussian, Point, moments, posterior_of
-from jldm.models.codecs.codec import decode_latents, encode_mean, sample_latents, shapes
+from jldm.models.autoencoders.posterior import Gaussian, Point, posterior_moments, posterior_of
+from jldm.models.codecs.codec import decode_latents, encode_mean, init_shapes, sample_latents
 from jldm.models.codecs.images import Identity, ImageCodec, variables
 from jldm.models.codecs.joint import Joint, joined
 from jldm.models.codecs.tiled import Tiled
@@ -48,7 +48,7 @@ def test_what_is_out_of_range_is_clipped():
 @pytest.mark.parametrize("codec, size", [(IMAGES, (1, 2, 2)), (Identity(), (2, 4, 1))])
 def test_the_shapes_of_latents_are_those_that_are_encoded(codec, size):
   posterior = jax.eval_shape(
-    codec.encode, shapes(codec), {"image": jax.ShapeDtypeStruct((3, 2, 4, 1), jnp.uint8)}
+    codec.encode, init_shapes(codec), {"image": jax.ShapeDtypeStruct((3, 2, 4, 1), jnp.uint8)}
   )
   assert posterior.mean.shape == (3, *size) == (3, *codec.latent_spec(DATA).shape)
   assert posterior.mean.dtype == codec.latent_spec(DATA).dtype == jnp.float32
@@ -103,7 +103,7 @@ def test_codecs_that_cannot_be(make, told):
 
 
 def test_a_tiled_codec_is_the_codec_in_tiles():
-  params = randomised(shapes(IMAGES)) | {"mean": np.float32([0.5, -1]), "std": np.float32([2, 0.5])}
+  params = randomised(init_shapes(IMAGES)) | {"mean": np.float32([0.5, -1]), "std": np.float32([2, 0.5])}
   z, images = np.float32(RNG.normal(size=(1, 5, 6, 2))), np.float32(RNG.uniform(-1, 1, (1, 10, 12, 1)))
   exact, blended = Tiled(IMAGES, Exact(3)), Tiled(IMAGES, Blended(3, 1))
   for codec in (exact, blended):
@@ -120,7 +120,7 @@ def test_a_tiled_codec_is_the_codec_in_tiles():
 
 def test_a_joint_is_its_codecs_side_by_side():
   codec = Joint((("picture", IMAGES), ("text", Letters())))
-  picture = randomised(shapes(IMAGES)) | {"mean": np.float32([0.5, -1]), "std": np.float32([2, 0.5])}
+  picture = randomised(init_shapes(IMAGES)) | {"mean": np.float32([0.5, -1]), "std": np.float32([2, 0.5])}
   params = joined({"picture": picture, "text": Letters().init(KEY)})
   assert jax.tree.structure(params) == jax.tree.structure(codec.init(KEY))
   assert {name: each.shape for name, each in codec.latent_spec(DATA).items()} == {
@@ -146,11 +146,13 @@ def test_a_joint_is_its_codecs_side_by_side():
 def test_moments_have_names_and_come_back():
   gaussian, point = Gaussian(jnp.ones((2, 3)), jnp.zeros((2, 3))), Point(jnp.full((2, 5, 1), 2.0))
   joint = {"image": gaussian, "text": point}
-  assert moments(gaussian).keys() == {"mean", "log_variance"} and moments(point).keys() == {"mean"}
-  assert moments(joint).keys() == {"image__mean", "image__log_variance", "text__mean"}
+  assert posterior_moments(gaussian).keys() == {"mean", "log_variance"} and posterior_moments(
+    point
+  ).keys() == {"mean"}
+  assert posterior_moments(joint).keys() == {"image__mean", "image__log_variance", "text__mean"}
   others = {"row": np.arange(2), "label": np.zeros(2)}
   for one in (gaussian, point, joint):
-    back = posterior_of(moments(one) | others)
+    back = posterior_of(posterior_moments(one) | others)
     assert jax.tree.structure(back) == jax.tree.structure(one)
     jax.tree.map(np.testing.assert_array_equal, back, one)
 

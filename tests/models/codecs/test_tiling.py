@@ -74,14 +74,16 @@ def test_a_large_mean_survives():
 def test_queries_in_pieces_are_all_queries(monkeypatch):
   monkeypatch.setattr(tiling, "QUERIES", 4)
   q, k, v = (np.float32(RNG.normal(size=(2, 10, 2, 3))) for _ in range(3))
-  np.testing.assert_allclose(quick(tiling.in_pieces)(q, k, v), quick(tiling.attend)(q, k, v), atol=1e-6)
+  np.testing.assert_allclose(
+    quick(tiling.attend_in_pieces)(q, k, v), quick(tiling.attend)(q, k, v), atol=1e-6
+  )
 
 
 @pytest.mark.parametrize(
   "side, tile, overlap, scale", [(7, 3, 1, 2), (8, 4, 0, 1), (9, 4, 3, 8), (5, 5, 2, 2)]
 )
 def test_weights_of_tiles_add_up_to_one(side, tile, overlap, scale):
-  begins, weights = tiling.weighted(side, tile, overlap, scale)
+  begins, weights = tiling.blending_weights(side, tile, overlap, scale)
   total = np.zeros(scale * side)
   for begin, each in zip(begins, weights):
     total[scale * begin : scale * (begin + tile)] += each
