@@ -39,6 +39,7 @@ THIRD_PARTY = {  # library -> the only parts that may import it
   "PIL": "data media",
   "imageio": "media",
   "safetensors": "interop",
+  "msgpack": "interop",
   "tensorboardX": "train",
   "tqdm": "train data cli",
   "wandb": "train",

@@ -1,133 +1,40 @@
-"""Arrays in the msgpack files of flax.serialization, read by memory map after every length has been checked.
+"""Arrays in the msgpack files of flax.serialization.
 
-What flax writes of a tree of arrays is a small part of msgpack: maps from text to maps or to
-arrays, an array being extension 1 with [shape, name of the dtype, bytes] in it.  Anything else is
-refused; nothing is executed, and what a hostile file costs is bounded by MOST_ARRAYS.
+What flax writes of a tree of arrays is a small part of msgpack: maps from text to maps or to arrays, an
+array being extension 1 with [shape, name of the dtype, bytes] in it.  Anything else is refused.
+
+flax.serialization.msgpack_restore is the same call of the `msgpack` package without limits: nested lists
+that announce a million members each are allocated before they are missed, a name that stands twice hides
+the first, and any dtype is taken.  Hence the package is called here, with its limits set.
 https://github.com/msgpack/msgpack/blob/master/spec.md
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 import math
 import mmap
 import os
 from typing import Any
 
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 
 from jldm.core.errors import UserError
 
-MOST_ARRAYS, MOST_DEPTH, MOST_AXES, MOST_NAME = 100_000, 16, 16, 200
+MOST_ARRAYS, MOST_NAMES, MOST_DEPTH, MOST_AXES, MOST_NAME = 100_000, 4_096, 16, 16, 200
 ARRAY = 1  # flax's extension
 DTYPES = {
   np.dtype(scalar).name: np.dtype(scalar)
   for scalar in (np.float32, np.float16, jnp.bfloat16, np.float64, np.int32)
 }
-FIXED = {  # first bytes that hold a length or a number too: kind, the first of them, how many
-  "int": (0x00, 128),
-  "map": (0x80, 16),
-  "list": (0x90, 16),
-  "text": (0xA0, 32),
-}
-SIZED = {  # first bytes, and in how many bytes the length or the number is that follows
-  "bytes": {0xC4: 1, 0xC5: 2, 0xC6: 4},
-  "extension": {0xC7: 1, 0xC8: 2, 0xC9: 4},
-  "int": {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8},
-  "text": {0xD9: 1, 0xDA: 2, 0xDB: 4},
-  "list": {0xDC: 2, 0xDD: 4},
-  "map": {0xDE: 2, 0xDF: 4},
-}
-HEADS = {first + n: (kind, 0, n) for kind, (first, count) in FIXED.items() for n in range(count)}
-HEADS |= {first: (kind, size, 0) for kind, sizes in SIZED.items() for first, size in sizes.items()}
-HEADS |= {0xD4 + n: ("extension", 0, 2**n) for n in range(5)}
 
 
 class Fault(Exception):
   """What is wrong with a file."""
 
 
-class Reader:
-  """A place in a buffer; every step is checked against its end."""
-
-  def __init__(self, buffer: Any):
-    self.buffer, self.at, self.end = buffer, 0, len(buffer)
-
-  def take(self, size: int) -> int:
-    """The place of the next `size` bytes, which are passed."""
-    if size > self.end - self.at:
-      raise Fault(f"it ends within what begins at byte {self.at}: is it cut short?")
-    self.at += size
-    return self.at - size
-
-  def head(self, *wanted: str) -> tuple[str, int]:
-    """(kind, length or number) of what is next."""
-    at = self.take(1)
-    kind, size, number = HEADS.get(self.buffer[at], ("other", 0, 0))
-    if kind not in wanted:
-      raise Fault(f"byte {at} begins something of kind {kind}, where flax has {' or '.join(wanted)}")
-    if size:
-      at = self.take(size)
-      number = int.from_bytes(self.buffer[at : at + size], "big")
-    return kind, number
-
-  def text(self) -> str:
-    _, size = self.head("text")
-    at = self.take(size)
-    try:
-      text = bytes(self.buffer[at : at + min(size, MOST_NAME)]).decode()
-    except UnicodeDecodeError as error:
-      raise Fault(f"the text at byte {at} is no UTF-8") from error
-    if not text or size > MOST_NAME or not text.isprintable():
-      raise Fault(f"the text at byte {at} is empty, not printable, or longer than {MOST_NAME} bytes")
-    return text
-
-  def arrays(self, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Callable[[], np.ndarray]]]:
-    """(path, how to view it) of all arrays of the map or the array that is next."""
-    kind, size = self.head("map", "extension") if path else self.head("map")
-    if kind == "extension":
-      yield path, self.array("/".join(path), size)
-      return
-    if len(path) >= MOST_DEPTH:
-      raise Fault(f"its maps are more than {MOST_DEPTH} deep")
-    for _ in range(size):
-      yield from self.arrays((*path, self.text()))
-
-  def array(self, name: str, size: int) -> Callable[[], np.ndarray]:
-    """An extension's type and content."""
-    end = self.at + 1 + size
-    if (kind := self.buffer[self.take(1)]) != ARRAY:
-      raise Fault(f"{name} is of extension {kind}; flax has arrays in {ARRAY}")
-    if self.head("list")[1] != 3 or (axes := self.head("list")[1]) > MOST_AXES:
-      raise Fault(f"{name} is not [shape, dtype, bytes]")
-    shape = tuple(self.head("int")[1] for _ in range(axes))
-    dtype = self.text()
-    if dtype not in DTYPES:
-      raise Fault(f"{name} has dtype {dtype}, none of {' '.join(DTYPES)}")
-    length = self.head("bytes")[1]
-    at = self.take(length)
-    if math.prod(shape) * DTYPES[dtype].itemsize != length or self.at != end:
-      raise Fault(f"{name} is {dtype} {list(shape)} and has {length} bytes")
-    return lambda: np.frombuffer(self.buffer, np.uint8, length, at).view(DTYPES[dtype]).reshape(shape)
-
-
-class Tensors(Mapping):
-  """Arrays by path, joined by "/": views, made when they are asked for."""
-
-  def __init__(self, views: dict[str, Callable[[], np.ndarray]]):
-    self._views = views
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    return self._views[name]()
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._views)
-
-  def __len__(self) -> int:
-    return len(self._views)
-
-
-def tensors(path: str | os.PathLike) -> Tensors:
-  """The arrays of a file.
+def tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The arrays of a file by path, joined by "/".
 
   Raises:
     UserError: no such file, or one that flax has not written.
@@ -135,18 +42,89 @@ def tensors(path: str | os.PathLike) -> Tensors:
   try:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
       buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    reader, views = Reader(buffer), {}
-    for names, view in reader.arrays():
-      name = "/".join(names)
-      if name in views or len(views) >= MOST_ARRAYS:
-        raise Fault(f"it has {name!r} twice" if name in views else f"it has more than {MOST_ARRAYS} arrays")
-      views[name] = view
-    if reader.at != reader.end:
-      raise Fault(f"it goes on after byte {reader.at}, where its tree ends")
-    return Tensors(views)
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a .msgpack file") from error
-  except (Fault, ValueError) as fault:  # ValueError: mmap's, of an empty file
-    raise UserError(
-      f"{str(path)!r} is no msgpack file of a tree that flax wrote: {fault}; get it anew"
-    ) from fault
+  except ValueError as error:  # mmap's, of an empty file
+    raise UserError(broken(path, error)) from error
+  try:
+    return named(unpacked(buffer))
+  except Exception as error:  # whatever the package raises, of whatever a file may hold
+    raise UserError(broken(path, error)) from error
+
+
+def broken(path: str | os.PathLike, error: Exception) -> str:
+  told = str(error) or type(error).__name__
+  told = "".join(character if character.isprintable() else "?" for character in told[:200])
+  return (
+    f"{str(path)!r} is no msgpack file of a tree that flax wrote: {told}; compare its size with the source's"
+  )
+
+
+def unpacked(buffer: Any) -> Any:
+  """Dicts of dicts of extensions, each length compared with a limit before anything is allocated for it."""
+  return msgpack.unpackb(
+    buffer,
+    object_pairs_hook=unique,
+    max_str_len=MOST_NAME,
+    max_bin_len=0,
+    max_array_len=0,
+    max_map_len=min(MOST_NAMES, len(buffer) // 2),
+    max_ext_len=len(buffer),
+  )
+
+
+def unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+  """A map, each name of which stands once and may be printed."""
+  members = {}
+  for name, value in pairs:
+    if not isinstance(name, str) or not name or not name.isprintable():
+      raise Fault(f"the name {name!r} is no text, empty or not printable")
+    if name in members:
+      raise Fault(f"it has {name!r} twice")
+    members[name] = value
+  return members
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+  """{path: array} of dicts of dicts of extensions, which are let go."""
+  if not isinstance(tree, dict):
+    raise Fault(f"it holds {type(tree).__name__}, where flax has a map")
+  arrays = {}
+  for name, value in leaves(tree):
+    if name in arrays or len(arrays) >= MOST_ARRAYS:
+      raise Fault(f"it has {name!r} twice" if name in arrays else f"it has more than {MOST_ARRAYS} arrays")
+    arrays[name] = array(name, value)
+  return arrays
+
+
+def leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+  if len(path) >= MOST_DEPTH:
+    raise Fault(f"its maps are more than {MOST_DEPTH} deep")
+  for name in list(tree):
+    value = tree.pop(name)
+    if isinstance(value, dict):
+      yield from leaves(value, (*path, name))
+    else:
+      yield "/".join((*path, name)), value
+
+
+def array(name: str, value: Any) -> np.ndarray:
+  """An extension as the array that it holds, a read-only view."""
+  if not isinstance(value, msgpack.ExtType):
+    raise Fault(f"{name} is {type(value).__name__}, where flax has a map or an array")
+  if value.code != ARRAY:
+    raise Fault(f"{name} is of extension {value.code}; flax has arrays in {ARRAY}")
+  limits = {"max_array_len": MOST_AXES, "max_map_len": 0, "max_ext_len": 0, "max_str_len": MOST_NAME}
+  try:
+    shape, dtype, data = msgpack.unpackb(value.data, **limits)
+  except Exception as error:
+    raise Fault(f"{name} is not [shape, dtype, bytes] ({error})") from error
+  if not isinstance(shape, list) or not all(type(side) is int and side >= 0 for side in shape):
+    raise Fault(f"{name} has shape {str(shape)[:80]}, not a list of whole numbers")
+  if not isinstance(dtype, str) or dtype not in DTYPES:
+    raise Fault(f"{name} has dtype {str(dtype)[:80]}, none of {' '.join(DTYPES)}")
+  if not isinstance(data, bytes):
+    raise Fault(f"{name} has {type(data).__name__}, where flax has bytes")
+  if math.prod(shape) * DTYPES[dtype].itemsize != len(data):
+    raise Fault(f"{name} is {dtype} {shape} and has {len(data)} bytes")
+  return np.frombuffer(data, DTYPES[dtype]).reshape(shape)

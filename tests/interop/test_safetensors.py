@@ -336,6 +336,9 @@ def test_what_a_file_announces_is_not_allocated(tmp_path):
   ):
     files.append(tmp_path / f"{kind}.msgpack")
     files[-1].write_bytes(b"\x81\xa1a" + length + b"\xff\xff\xff\xff" + b"\x01" * 40)
+  for kind, head in (("maps", b"\xdf\x00\x00\x10\x00\xa1a"), ("lists", b"\xdd\x00\x08\x00\x00")):
+    files.append(tmp_path / f"{kind}.msgpack")  # nested: each level alone would be within the limits
+    files[-1].write_bytes(head * 1000 + bytes(2**20))
   run = subprocess.run(
     [sys.executable, "-c", HOSTILE, *map(str, files)], capture_output=True, text=True, cwd=ROOT
   )
