@@ -23,7 +23,7 @@ from jldm.core.trees import count
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow
 from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
-from jldm.diffusion.weighting import Plain
+from jldm.diffusion.weighting import TargetWeighting
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import load
@@ -45,7 +45,10 @@ TARGETS = {
   "v": dict(process=Cosine(), parametrization=Predict("v"), times=Uniform()),
   "flow": dict(process=Flow(), parametrization=Predict("flow"), times=LogitNormal()),
   "x0": dict(
-    process=Flow(), parametrization=Predict("x0"), times=LogitNormal(), weighting=Plain("flow", 400.0)
+    process=Flow(),
+    parametrization=Predict("x0"),
+    times=LogitNormal(),
+    weighting=TargetWeighting("flow", 400.0),
   ),
   "EDM": dict(process=EDM(), parametrization=Precondition(), times=LogNormalSigma(-0.5, 1.2)),
 }

@@ -52,7 +52,7 @@ def experiment() -> Experiment:
           network=UNet(
             widths=(224, 448, 672, 896), resnets=2, attention=(False, True, True, True), head_width=32
           ),
-          process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
+          process=Discrete(ScaledLinearBetas(beta_start=0.0015, beta_end=0.0195)),
           parametrization=Predict("eps"),
         ),
         optimizer=AdamW(schedule=Constant(peak=9.6e-5), clip_norm=0.0),

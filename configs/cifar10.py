@@ -50,7 +50,7 @@ def experiment() -> Experiment:
           conditioners=(ClassLabel(classes=10),),
           process=EDM(),
           parametrization=Precondition(sigma_data=1.0),
-          times=LogNormalSigma(mean=-0.5, std=1.2),  # -1.2 of the paper, at sigma_data 0.5
+          times=LogNormalSigma(p_mean=-0.5, p_std=1.2),  # -1.2 of the paper, at sigma_data 0.5
         ),
         optimizer=AdamW(schedule=Constant(peak=1e-3, warmup_steps=20_000), clip_norm=0.0),
         steps=400_000,

@@ -15,7 +15,7 @@ from jldm.data.tfds import ImageData
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
 from jldm.diffusion.times import LogitNormal
-from jldm.diffusion.weighting import Plain
+from jldm.diffusion.weighting import TargetWeighting
 from jldm.models.codecs.images import Identity
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.dit import DiT
@@ -41,7 +41,7 @@ def experiment() -> Experiment:
           parametrization=Predict(
             "x0"
           ),  # of few dimensions, in contrast to noise: JiT, Li & He 2025 (2511.13720)
-          weighting=Plain("flow", at_most=100.0),
+          weighting=TargetWeighting("flow", max_weight=100.0),
           times=LogitNormal(
             mean=1.8
           ),  # pixels repeat each other: what digit it is shows at more noise than in latents

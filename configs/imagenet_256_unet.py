@@ -61,7 +61,7 @@ def experiment() -> Experiment:
             dtype="bfloat16",
           ),
           conditioners=(ClassLabel(classes=1000),),
-          process=Discrete(ScaledLinearBetas(start=0.0015, end=0.0195)),
+          process=Discrete(ScaledLinearBetas(beta_start=0.0015, beta_end=0.0195)),
           parametrization=Predict("eps"),
         ),
         optimizer=AdamW(schedule=Constant(peak=1e-4), clip_norm=0.0),

@@ -16,14 +16,14 @@ from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Line, Ratio
+from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
 from jldm.samplers.heun import Heun
-from jldm.samplers.jump import Jump
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import Sampler
@@ -40,9 +40,9 @@ KINDS = (
   UniPC,
   DEIS,
   PNDM,
-  Jump,
+  Consistency,
   Churn,
-  Corrected,
+  PredictorCorrector,
   Resample,
 )
 SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
@@ -58,7 +58,7 @@ SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverP
   "euler_ancestral": lambda eta=1.0: DDIM(eta),
   "heun": Heun,
   "ipndm": lambda: PNDM("none"),
-  "lcm": Jump,
+  "lcm": Consistency,
   "lms": lambda: DEIS(4),
   "pndm": PNDM,
   "rk4": RK4,
@@ -68,13 +68,13 @@ RANGES = {  # of numbers, ends included
   (DDIM, "eta"): (0, 1),
   (DPMSolverPP, "eta"): (0, 100),
   (DPMSolverPPSingle, "eta"): (0, 100),
-  (Jump, "gamma"): (0, 1),
+  (Consistency, "gamma"): (0, 1),
   (Churn, "gamma"): (0, 100),
-  (Churn, "low"): (0, math.inf),
-  (Churn, "high"): (0, math.inf),
-  (Churn, "noise"): (0, 100),
-  (Corrected, "size"): (0, 100),
-  (Corrected, "corrections"): (0, 1000),
+  (Churn, "s_tmin"): (0, math.inf),
+  (Churn, "s_tmax"): (0, math.inf),
+  (Churn, "s_noise"): (0, 100),
+  (PredictorCorrector, "step_size"): (0, 100),
+  (PredictorCorrector, "correct_steps"): (0, 1000),
 }
 GUIDANCE = {  # name -> the rule of a scale
   "cfg": ClassifierFree,
@@ -175,13 +175,15 @@ def name_of(sampler: Any) -> str:
 def described(sampling: Sampling) -> dict[str, Any]:
   """A sampling as data, by the names that the command line has."""
   rule, grid = sampling.guidance, sampling.grid
-  guidance = {"guidance_scale": rule.scale} if isinstance(rule, ClassifierFree) else {"guidance": repr(rule)}
+  guidance = (
+    {"guidance_scale": rule.guidance_scale} if isinstance(rule, ClassifierFree) else {"guidance": repr(rule)}
+  )
   further = {"transforms": repr(sampling.transforms)} if sampling.transforms else {}
   return (
     {
       "sampler": name_of(sampling.sampler),
       "steps": sampling.steps,
-      "grid": grid.kind if isinstance(grid, Grid) else repr(grid),
+      "grid": grid.timestep_spacing if isinstance(grid, Grid) else repr(grid),
     }
     | guidance
     | further

@@ -25,7 +25,7 @@ from jldm.diffusion.process import (
 )
 from jldm.diffusion.target import Precondition, Predict
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform
-from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Sigmoid, TargetWeighting, Unweighted
 from jldm.models.autoencoders.dc import Convolutions, DCAutoencoder, Level, LinearAttention
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
@@ -49,15 +49,15 @@ from jldm.objectives.diffusion import Diffusion
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Line, Ratio
+from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import Grid, Pairs
 from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
 from jldm.samplers.heun import Heun
-from jldm.samplers.jump import Jump
-from jldm.samplers.langevin import Corrected
 from jldm.samplers.per_conditioner import PerConditioner
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.transforms import Threshold
@@ -90,7 +90,7 @@ ROLES = (  # classes of one row may replace each other
   (LinearBetas, ScaledLinearBetas, CosineBetas, Betas),
   (Predict, Precondition),
   (Uniform, LogitNormal, LogNormalSigma),
-  (Own, Plain, MinSNR, EDMWeighting, Sigmoid),
+  (Unweighted, TargetWeighting, MinSNR, EDMWeighting, Sigmoid),
   (AdamW, Adafactor, Muon, PerPart),
   (Constant, WarmupCosine),
   (Decay, Power),
@@ -104,9 +104,9 @@ ROLES = (  # classes of one row may replace each other
     UniPC,
     DEIS,
     PNDM,
-    Jump,
+    Consistency,
     Churn,
-    Corrected,
+    PredictorCorrector,
     Resample,
   ),
   (Line, Ratio),

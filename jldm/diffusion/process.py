@@ -64,16 +64,16 @@ class Flow:
 @dataclasses.dataclass(frozen=True)
 class LinearVP:
   """The variance-preserving process of Song et al. 2021 (2011.13456), eq. 33, with beta(t) linear from
-  `low` to `high`.
+  `beta_min` to `beta_max`.
 
-  log alpha(t) = -(low t + (high - low) t^2 / 2) / 2; sigma by expm1, which keeps it exact near the data.
+  log alpha(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2; sigma by expm1, which keeps it exact near the data.
   """
 
-  low: float = 0.1
-  high: float = 20.0
+  beta_min: float = 0.1
+  beta_max: float = 20.0
 
   def log_alpha(self, t: Array) -> Array:
-    return -0.5 * t * (self.low + 0.5 * (self.high - self.low) * t)
+    return -0.5 * t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
   def alpha(self, t: Array) -> Array:
     return jnp.exp(self.log_alpha(t))
@@ -83,66 +83,69 @@ class LinearVP:
 
   def time(self, log_snr: Array) -> Array:
     area = 2 * jax.nn.softplus(-log_snr)  # -2 log alpha^2, solved for t without cancellation
-    return area / (self.low + jnp.sqrt(self.low**2 + (self.high - self.low) * area))
+    return area / (self.beta_min + jnp.sqrt(self.beta_min**2 + (self.beta_max - self.beta_min) * area))
 
 
 @dataclasses.dataclass(frozen=True)
 class EDM:
-  """Karras et al. 2022 (2206.00364): alpha = 1 and sigma = highest t^rho, so that even times are their
+  """Karras et al. 2022 (2206.00364): alpha = 1 and sigma = sigma_max t^rho, so that even times are their
   eq. 5 with sigma_min 0.
   """
 
-  highest: float = 80.0
+  sigma_max: float = 80.0
   rho: float = 7.0
 
   def alpha(self, t: Array) -> Array:
     return jnp.ones_like(t)
 
   def sigma(self, t: Array) -> Array:
-    return self.highest * t**self.rho
+    return self.sigma_max * t**self.rho
 
   def time(self, log_snr: Array) -> Array:
-    return jnp.exp(-(0.5 * log_snr + math.log(self.highest)) / self.rho)
+    return jnp.exp(-(0.5 * log_snr + math.log(self.sigma_max)) / self.rho)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearBetas:
   """DDPM, Ho et al. 2020 (2006.11239), section 4: evenly spaced betas."""
 
-  start: float = 1e-4
-  end: float = 0.02
-  steps: int = 1000
+  beta_start: float = 1e-4
+  beta_end: float = 0.02
+  num_train_timesteps: int = 1000
 
   def betas(self) -> np.ndarray:
-    """-> float64 [steps]."""
-    return np.linspace(self.start, self.end, self.steps)
+    """-> float64 [num_train_timesteps]."""
+    return np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaledLinearBetas:
   """Latent diffusion and Stable Diffusion, Rombach et al. 2022 (2112.10752): evenly spaced roots of betas."""
 
-  start: float = 0.00085
-  end: float = 0.012
-  steps: int = 1000
+  beta_start: float = 0.00085
+  beta_end: float = 0.012
+  num_train_timesteps: int = 1000
 
   def betas(self) -> np.ndarray:
-    """-> float64 [steps]."""
-    return np.linspace(self.start**0.5, self.end**0.5, self.steps) ** 2
+    """-> float64 [num_train_timesteps]."""
+    return np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class CosineBetas:
-  """Nichol & Dhariwal 2021 (2102.09672), eq. 17, betas at most `highest`."""
+  """Nichol & Dhariwal 2021 (2102.09672), eq. 17, betas at most `max_beta`."""
 
   offset: float = 0.008
-  highest: float = 0.999
-  steps: int = 1000
+  max_beta: float = 0.999
+  num_train_timesteps: int = 1000
 
   def betas(self) -> np.ndarray:
-    """-> float64 [steps]."""
-    squared = np.cos((np.linspace(0, 1, self.steps + 1) + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
-    return np.minimum(1 - squared[1:] / squared[:-1], self.highest)
+    """-> float64 [num_train_timesteps]."""
+    squared = (
+      np.cos((np.linspace(0, 1, self.num_train_timesteps + 1) + self.offset) / (1 + self.offset) * np.pi / 2)
+      ** 2
+    )
+    return np.minimum(1 - squared[1:] / squared[:-1], self.max_beta)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -153,25 +156,27 @@ class Betas:
     UserError: none, or one that is outside (0, 1].
   """
 
-  values: tuple[float, ...]
+  trained_betas: tuple[float, ...]
 
   def __post_init__(self):
-    illegal = [beta for beta in self.values if not 0 < beta <= 1]
-    if not self.values or illegal:
+    illegal = [beta for beta in self.trained_betas if not 0 < beta <= 1]
+    if not self.trained_betas or illegal:
       raise UserError(
-        f"{len(self.values)} betas, of which {illegal[:3]}; expected at least one, each above 0 and at most 1"
+        f"{len(self.trained_betas)} betas, of which {illegal[:3]}; expected at least one, each above 0 and at most 1"
       )
 
   def __repr__(self) -> str:
-    return f"Betas({self.values if len(self.values) < 5 else f'{self.steps} values'})"
+    return (
+      f"Betas({self.trained_betas if len(self.trained_betas) < 5 else f'{self.num_train_timesteps} values'})"
+    )
 
   @property
-  def steps(self) -> int:
-    return len(self.values)
+  def num_train_timesteps(self) -> int:
+    return len(self.trained_betas)
 
   def betas(self) -> np.ndarray:
-    """-> float64 [steps]."""
-    return np.asarray(self.values, np.float64)
+    """-> float64 [num_train_timesteps]."""
+    return np.asarray(self.trained_betas, np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,31 +185,31 @@ class Discrete:
   and t = 0 is clean.
 
   Between knots the angle atan(sigma / alpha) is linear, so that both rates are sines, regular at
-  both ends. `zero_terminal_snr` shifts and scales the alphas until the last is 0: Lin et al. 2024
+  both ends. `rescale_betas_zero_snr` shifts and scales the alphas until the last is 0: Lin et al. 2024
   (2305.08891), algorithm 1.
 
   Raises:
-    UserError: zero_terminal_snr of fewer than two betas.
+    UserError: rescale_betas_zero_snr of fewer than two betas.
   """
 
-  schedule: Any = ScaledLinearBetas()
-  zero_terminal_snr: bool = False
+  beta_schedule: Any = ScaledLinearBetas()
+  rescale_betas_zero_snr: bool = False
 
   def __post_init__(self):
-    if self.zero_terminal_snr and self.steps < 2:
-      raise UserError(f"zero_terminal_snr of {self.steps} betas; expected at least 2")
+    if self.rescale_betas_zero_snr and self.num_train_timesteps < 2:
+      raise UserError(f"rescale_betas_zero_snr of {self.num_train_timesteps} betas; expected at least 2")
 
   @property
-  def steps(self) -> int:
-    return self.schedule.steps
+  def num_train_timesteps(self) -> int:
+    return self.beta_schedule.num_train_timesteps
 
   @functools.cache  # noqa: B019  a frozen dataclass of some numbers
   def angles(self) -> tuple[np.ndarray, np.ndarray]:
     """2 / pi times the angle at the knots 0, 1 / T, ... 1, and what it lacks to 1 (small near noise,
     hence by itself).
     """
-    alpha = np.sqrt(np.cumprod(1 - self.schedule.betas()))
-    if self.zero_terminal_snr:
+    alpha = np.sqrt(np.cumprod(1 - self.beta_schedule.betas()))
+    if self.rescale_betas_zero_snr:
       alpha = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])
     alpha = np.concatenate([[1.0], alpha])
     sigma = np.sqrt((1 - alpha) * (1 + alpha))
@@ -212,8 +217,8 @@ class Discrete:
 
   def between(self, t: Array, knots: np.ndarray) -> Array:
     """The values [T + 1] at the knots, linear between them, at t of any shape."""
-    place = t * self.steps
-    below = jnp.clip(jnp.floor(place), 0, self.steps - 1)
+    place = t * self.num_train_timesteps
+    below = jnp.clip(jnp.floor(place), 0, self.num_train_timesteps - 1)
     knots, i = jnp.asarray(knots, t.dtype), below.astype(jnp.int32)
     return knots[i] + (place - below) * (knots[i + 1] - knots[i])
 
@@ -226,7 +231,9 @@ class Discrete:
   def time(self, log_snr: Array) -> Array:
     angle = jnp.arctan(jnp.exp(-0.5 * log_snr)) * 2 / jnp.pi
     return jnp.interp(
-      angle, jnp.asarray(self.angles()[0], angle.dtype), jnp.linspace(0, 1, self.steps + 1, dtype=angle.dtype)
+      angle,
+      jnp.asarray(self.angles()[0], angle.dtype),
+      jnp.linspace(0, 1, self.num_train_timesteps + 1, dtype=angle.dtype),
     )
 
 
@@ -254,21 +261,21 @@ class Shifted:
     return u / (self.shift - (self.shift - 1) * u)
 
 
-def level(process: Process, t: Array) -> Array:
+def timestep(process: Process, t: Array) -> Array:
   """What a network is told of t: t itself, of a shifted process the inner time, and i / T at knot (i +
   1) / T of a chain of T betas, which published networks count from 0.
   """
   if isinstance(process, Shifted):
-    return level(process.process, process.inner(t))
-  return t - 1 / process.steps if isinstance(process, Discrete) else t
+    return timestep(process.process, process.inner(t))
+  return t - 1 / process.num_train_timesteps if isinstance(process, Discrete) else t
 
 
-def dimension_shift(dimension: int, known: int = 4096) -> float:
-  """sqrt(dimension / known), the shift for latents of so many values: Zheng et al. 2025 (2510.11690).
+def dimension_shift(dimension: int, base_dimension: int = 4096) -> float:
+  """sqrt(dimension / base_dimension), the shift for latents of so many values: Zheng et al. 2025 (2510.11690).
 
   More values tell more of the same picture at equal noise, so it takes more noise to hide it.
   """
-  return math.sqrt(dimension / known)
+  return math.sqrt(dimension / base_dimension)
 
 
 class Rates(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Output
-from jldm.diffusion.process import Process, Rates, half_log_snr, level, rates
+from jldm.diffusion.process import Process, Rates, half_log_snr, rates, timestep
 
 MOST_ALPHA = 0.5  # at time 1, for noise to stand for a part that is not known
 
@@ -36,26 +36,26 @@ TARGETS: dict[str, Callable[[Rates], Row]] = {  # a row here is all that a new t
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-  """The network is fed z and t as they are and predicts the target named `kind`.
+  """The network is fed z and t as they are and predicts the target named `prediction_type`.
 
   Raises:
-    UserError: `kind` is not in TARGETS.
+    UserError: `prediction_type` is not in TARGETS.
   """
 
-  kind: str = "v"
+  prediction_type: str = "v"
 
   def __post_init__(self):
-    if self.kind not in TARGETS:
-      raise UserError(f"predict={self.kind!r}; expected one of {sorted(TARGETS)}")
+    if self.prediction_type not in TARGETS:
+      raise UserError(f"prediction_type={self.prediction_type!r}; expected one of {sorted(TARGETS)}")
 
   def row(self, r: Rates) -> Row:
-    return TARGETS[self.kind](r)
+    return TARGETS[self.prediction_type](r)
 
   def c_in(self, r: Rates) -> Array:
     return jnp.ones_like(r.alpha)
 
   def c_noise(self, process: Process, t: Array) -> Array:
-    return level(process, t)
+    return timestep(process, t)
 
 
 @dataclasses.dataclass(frozen=True)

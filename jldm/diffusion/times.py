@@ -61,7 +61,7 @@ def permuted(key: Array, stratum: Array, row: Array) -> Array:
 class Times(Protocol):
   """The inverse of a distribution function: u [B] in (0, 1) -> t [B]."""
 
-  def at(self, process: Process, u: Array) -> Array: ...
+  def inverse_cdf(self, process: Process, u: Array) -> Array: ...
 
 
 def sample_times(
@@ -69,39 +69,39 @@ def sample_times(
 ) -> tuple[Array, Array]:
   """key [], stratum [B] -> times t [B] and dt / du [B], one over their density; row int [B] permutes the strata."""
   u = quantiles(key, stratum, row)
-  return jax.jvp(lambda u: times.at(process, u), (u,), (jnp.ones_like(u),))
+  return jax.jvp(lambda u: times.inverse_cdf(process, u), (u,), (jnp.ones_like(u),))
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
   """t ~ U[0, 1)."""
 
-  def at(self, process: Process, u: Array) -> Array:
+  def inverse_cdf(self, process: Process, u: Array) -> Array:
     del process
     return u
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
-  """logit(t) ~ N(mean, std^2): Esser et al. 2024 (2403.03206), eq. 19."""
+  """logit(t) ~ N(logit_mean, logit_std^2): Esser et al. 2024 (2403.03206), eq. 19."""
 
-  mean: float = 0.0
-  std: float = 1.0
+  logit_mean: float = 0.0
+  logit_std: float = 1.0
 
-  def at(self, process: Process, u: Array) -> Array:
+  def inverse_cdf(self, process: Process, u: Array) -> Array:
     del process
-    return jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(u))
+    return jax.nn.sigmoid(self.logit_mean + self.logit_std * jax.scipy.special.ndtri(u))
 
 
 @dataclasses.dataclass(frozen=True)
 class LogNormalSigma:
-  """log(sigma / alpha) ~ N(mean, std^2): Karras et al. 2022 (2206.00364), table 1, for data of std 0.5.
+  """log(sigma / alpha) ~ N(p_mean, p_std^2): Karras et al. 2022 (2206.00364), table 1, for data of std 0.5.
 
-  For data of another std add log(std / 0.5) to the mean: -0.5 for standardised latents.
+  For data of another std add log(std / 0.5) to p_mean: -0.5 for standardised latents.
   """
 
-  mean: float = -1.2
-  std: float = 1.2
+  p_mean: float = -1.2
+  p_std: float = 1.2
 
-  def at(self, process: Process, u: Array) -> Array:
-    return process.time(-2 * (self.mean + self.std * jax.scipy.special.ndtri(u)))
+  def inverse_cdf(self, process: Process, u: Array) -> Array:
+    return process.time(-2 * (self.p_mean + self.p_std * jax.scipy.special.ndtri(u)))

@@ -44,7 +44,7 @@ def to(target: str, row: Row, r: Rates) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Own:
+class Unweighted:
   """The squared error in what the network predicts, as it is."""
 
   target: ClassVar[str] = "its own"
@@ -56,18 +56,18 @@ class Own:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
-  """The squared error in `target`, whatever the network predicts, but at most `at_most` times that in
+class TargetWeighting:
+  """The squared error in `target`, whatever the network predicts, but at most `max_weight` times that in
   its own row.
 
-  Predict("x0") with Plain("flow", 400) is JiT, Li & He 2025 (2511.13720): its 1 / t^2 is bounded at t = 0.05.
+  Predict("x0") with TargetWeighting("flow", 400) is JiT, Li & He 2025 (2511.13720): its 1 / t^2 is bounded at t = 0.05.
 
   Raises:
     UserError: an unknown target.
   """
 
   target: str = "eps"
-  at_most: float | None = None
+  max_weight: float | None = None
   measure: ClassVar[str] = "t"
 
   def __post_init__(self):
@@ -76,7 +76,7 @@ class Plain:
 
   def factor(self, row: Row, r: Rates) -> Array:
     factor = to(self.target, row, r)
-    return factor if self.at_most is None else jnp.minimum(factor, self.at_most)
+    return factor if self.max_weight is None else jnp.minimum(factor, self.max_weight)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jldm.core.trees import like_parts, parts_of
 from jldm.diffusion.process import Process, Rates, rates
 from jldm.diffusion.target import Predict, combine, decode
 from jldm.diffusion.times import Uniform, sample_times
-from jldm.diffusion.weighting import Own, Weighting
+from jldm.diffusion.weighting import Unweighted, Weighting
 from jldm.models.autoencoders.posterior import is_posterior, posterior_of
 from jldm.models.codecs.codec import encode_mean, sample_latents
 from jldm.models.conditioners.conditioner import (
@@ -68,7 +68,7 @@ class Diffusion:
   process: Process
   parametrization: Any = Predict("v")
   times: Any = Uniform()
-  weighting: Weighting = Own()
+  weighting: Weighting = Unweighted()
   conditioners: tuple[Conditioner, ...] = ()
   offset_noise: float = 0.0
   self_conditioning: float = 0.0

@@ -22,40 +22,42 @@ from jldm.samplers.sample import Denoise, State
 Array = jax.Array
 
 VARIANCES = {  # standard deviations: (sigma_t, sigma_s, share of fresh noise (1 - kept^2)^(1/2), v) -> that of z_s
-  "small": lambda sigma_t, sigma_s, fresh, v: sigma_s * fresh,
-  "large": lambda sigma_t, sigma_s, fresh, v: sigma_t * fresh,
-  "learned": lambda sigma_t, sigma_s, fresh, v: sigma_t ** ((1 + v) / 2) * sigma_s ** ((1 - v) / 2) * fresh,
+  "fixed_small": lambda sigma_t, sigma_s, fresh, v: sigma_s * fresh,
+  "fixed_large": lambda sigma_t, sigma_s, fresh, v: sigma_t * fresh,
+  "learned_range": lambda sigma_t, sigma_s, fresh, v: (
+    sigma_t ** ((1 + v) / 2) * sigma_s ** ((1 - v) / 2) * fresh
+  ),
 }
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
-  """First order; `small` is DDIM with eta = 1.  Upward it is DDIM without noise.
+  """First order; `fixed_small` is DDIM with eta = 1.  Upward it is DDIM without noise.
 
-  `learned` reads v in [-1, 1] from the denoiser's `variance`, as published networks of ADM's kind predict it.
+  `learned_range` reads v in [-1, 1] from the denoiser's `variance`, as published networks of ADM's kind predict it.
 
   Raises:
-    UserError: an unknown variance, or `learned` of a network that predicts none.
+    UserError: an unknown variance, or `learned_range` of a network that predicts none.
   """
 
-  variance: str = choice("small")
+  variance_type: str = choice("fixed_small")
 
   def __post_init__(self):
-    if self.variance not in VARIANCES:
-      raise UserError(f"variance={self.variance!r}; expected one of {sorted(VARIANCES)}")
+    if self.variance_type not in VARIANCES:
+      raise UserError(f"variance_type={self.variance_type!r}; expected one of {sorted(VARIANCES)}")
 
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(z))
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, v = denoise(state.z, t)
-    if self.variance == "learned" and (v is None or v.shape != x0.shape):
+    if self.variance_type == "learned_range" and (v is None or v.shape != x0.shape):
       raise UserError(
-        "variance='learned', but the network predicts no variance of every value; expected 'small' or 'large'"
+        "variance_type='learned_range', but the network predicts no variance of every value; expected 'fixed_small' or 'fixed_large'"
       )
     share = kept(process, t, s)
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
-    std = VARIANCES[self.variance](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)
+    std = VARIANCES[self.variance_type](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)
     std = jnp.where(sigma_s > 0, std, 0)
     return State(process.alpha(s) * x0 + sigma_s * share * eps + std * normal(keys, eps), x0)

@@ -21,9 +21,9 @@ from jldm.samplers.sample import Denoise, Sampler, moved, renoise
 Array = jax.Array
 
 
-def karras_gamma(churn: float, steps: int) -> float:
-  """min(churn / steps, sqrt 2 - 1): algorithm 2's gamma, S_churn spread over the steps."""
-  return min(churn / steps, math.sqrt(2) - 1)
+def karras_gamma(s_churn: float, steps: int) -> float:
+  """min(s_churn / steps, sqrt 2 - 1): algorithm 2's gamma, S_churn spread over the steps."""
+  return min(s_churn / steps, math.sqrt(2) - 1)
 
 
 @pytree
@@ -31,15 +31,15 @@ def karras_gamma(churn: float, steps: int) -> float:
 class Churn:
   """Wraps any sampler; all numbers are traced.
 
-  gamma: (1), 0 changes nothing.   low, high: the sigma / alpha between which noise is added.   noise: its scale, S_noise.
+  gamma: (1), 0 changes nothing.   s_tmin, s_tmax: the sigma / alpha between which noise is added.   s_noise: its scale.
   Nothing is added upward or beyond t = 1.  Where it is, a multistep history starts anew: such a step is of first order.
   """
 
   sampler: Sampler = Heun()
   gamma: float = 0.0
-  low: float = 0.0
-  high: float = math.inf
-  noise: float = 1.0
+  s_tmin: float = 0.0
+  s_tmax: float = math.inf
+  s_noise: float = 1.0
 
   def init(self, process: Process, z: Array, pairs: Array) -> Any:
     return self.sampler.init(process, z, pairs)
@@ -47,8 +47,10 @@ class Churn:
   def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any:
     key_churn, key_step = split_each(keys)
     ratio = process.sigma(t) / process.alpha(t)
-    inside = (s < t) & (ratio >= self.low) & (ratio <= self.high) & jnp.isfinite(ratio) & (self.gamma > 0)
+    inside = (
+      (s < t) & (ratio >= self.s_tmin) & (ratio <= self.s_tmax) & jnp.isfinite(ratio) & (self.gamma > 0)
+    )
     up = process.time(-2 * jnp.log(jnp.where(inside, ratio * (1 + self.gamma), 1)))
     up = jnp.where(inside, jnp.clip(up, t, 1), t)
-    state = moved(state, renoise(process, state.z, t, up, key_churn, self.noise), up > t)
+    state = moved(state, renoise(process, state.z, t, up, key_churn, self.s_noise), up > t)
     return self.sampler.step(process, denoise, state, up, s, key_step)

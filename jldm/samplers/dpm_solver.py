@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
@@ -38,6 +39,13 @@ from jldm.samplers.sample import Denoise
 
 Array = jax.Array
 
+SOLVER_TYPES = ("midpoint", "heun")
+
+
+def check_solver_type(solver_type: str) -> None:
+  if solver_type not in SOLVER_TYPES:
+    raise UserError(f"solver_type={solver_type!r}; expected one of {list(SOLVER_TYPES)}")
+
 
 @pytree
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +57,18 @@ class DPMSolverPP:
   where fewer steps are left.
 
   Raises:
-    UserError: an order other than 1, 2, 3.
+    UserError: an order other than 1, 2, 3, or another solver_type.
   """
 
   order: int = choice(2)
   eta: float = 0.0
-  heun: bool = choice(False)
+  solver_type: str = choice("midpoint")
   exact_d2: bool = choice(False)
   lower_order_final: bool = choice(False)
 
   def __post_init__(self):
     check_order(self.order, 3)
+    check_solver_type(self.solver_type)
 
   def init(self, process: Process, z: Array, pairs: Array) -> History:
     return begin(z, pairs, self.order)
@@ -78,7 +87,7 @@ class DPMSolverPP:
   def table(self, kappa: Array, r: list[Array]) -> list[list[Array]]:
     """Weights of the older estimates at r, a row for each order."""
     m0, m1, m2 = moments(kappa, 2)
-    rows = [[], [(m1 if self.heun else 0.5 * m0) / r[0]]] if r else [[]]
+    rows = [[], [(m1 if self.solver_type == "heun" else 0.5 * m0) / r[0]]] if r else [[]]
     if len(r) == 2:
       rows.append(interpolation(r, [m1, m2 if self.exact_d2 else 0.5 * m2]))
     return rows
@@ -102,18 +111,19 @@ class DPMSolverPPSingle:
     evaluation a step.
 
   The times between which a group goes are its nodes: even ones in log SNR are the paper's r = 1/2,
-  or 1/3 and 2/3.  The third order has the paper's two estimates, or all three with `heun`.
+  or 1/3 and 2/3.  The third order has the paper's two estimates, or all three with solver_type "heun".
 
   Raises:
-    UserError: an order other than 1, 2, 3.
+    UserError: an order other than 1, 2, 3, or another solver_type.
   """
 
   order: int = choice(2)
   eta: float = 0.0
-  heun: bool = choice(False)
+  solver_type: str = choice("midpoint")
 
   def __post_init__(self):
     check_order(self.order, 3)
+    check_solver_type(self.solver_type)
 
   def init(self, process: Process, z: Array, pairs: Array) -> Group:
     zeros = jnp.zeros_like(z)
@@ -135,5 +145,5 @@ class DPMSolverPPSingle:
   def table(self, kappa: Array, r: list[Array]) -> list[list[Array]]:
     """Weights of the estimates since the beginning, newest first, a row for each order."""
     m0, m1, m2 = moments(kappa, 2)
-    third = interpolation(r, [m1, m2]) if self.heun else [m1 / r[0]]
-    return [[], [(m1 if self.heun else 0.5 * m0) / r[0]], third]
+    third = interpolation(r, [m1, m2]) if self.solver_type == "heun" else [m1 / r[0]]
+    return [[], [(m1 if self.solver_type == "heun" else 0.5 * m0) / r[0]], third]

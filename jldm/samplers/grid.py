@@ -26,12 +26,12 @@ ALIGNED = {  # Sabour et al. 2024 (2404.14507), table 3: ratios at the ends of t
 }
 
 
-def chain(times: Array) -> Array:
+def adjacent_pairs(times: Array) -> Array:
   """Times [N + 1] -> adjoining pairs [N, 2]."""
   return jnp.stack([times[:-1], times[1:]], 1)
 
 
-def padded(pairs: Sequence[Array]) -> Array:
+def pad_pairs(pairs: Sequence[Array]) -> Array:
   """Pairs [N_b, 2] of B requests -> [B, N, 2] with N the largest N_b: shorter rows end with (0, 0),
   where nothing changes.
 
@@ -75,62 +75,70 @@ def shifted(steps: int, shift: float = 3.0, end: float | None = None) -> Array:
   return jnp.asarray(np.append(shift * u / (1 + (shift - 1) * u), 0.0))
 
 
-def beta(steps: int, a: float = 0.6, b: float = 0.6) -> Array:
-  """steps + 1 times, the even quantiles of Beta(a, b) from 1 to 0: Lee et al. 2024 (2407.12173),
+def beta(steps: int, alpha: float = 0.6, beta: float = 0.6) -> Array:
+  """steps + 1 times, the even quantiles of Beta(alpha, beta) from 1 to 0: Lee et al. 2024 (2407.12173),
   denser at both ends.
 
   Raises:
-    UserError: steps < 1, or an a or b that is not above 0.
+    UserError: steps < 1, or an alpha or beta that is not above 0.
   """
   check_steps(steps)
-  return jnp.asarray(quantiles(steps + 1, a, b))
+  return jnp.asarray(quantiles(steps + 1, alpha, beta))
 
 
-def log_snr_uniform(process: Process, steps: int, low: float = -4.0, high: float = 4.0) -> Array:
-  """steps + 1 times, evenly spaced in log SNR from the noisy end `low` to the clean end `high`.
+def log_snr_uniform(
+  process: Process, steps: int, log_snr_min: float = -4.0, log_snr_max: float = 4.0
+) -> Array:
+  """steps + 1 times, evenly spaced in log SNR from the noisy end `log_snr_min` to the clean end `log_snr_max`.
 
   Raises:
     UserError: steps < 1.
   """
   check_steps(steps)
-  return process.time(jnp.linspace(low, high, steps + 1))
+  return process.time(jnp.linspace(log_snr_min, log_snr_max, steps + 1))
 
 
 def karras(
-  process: Process, steps: int, low: float | None = None, high: float | None = None, rho: float = 7.0
+  process: Process,
+  steps: int,
+  sigma_min: float | None = None,
+  sigma_max: float | None = None,
+  rho: float = 7.0,
 ) -> Array:
-  """`steps` times whose ratios are even in ratio^(1 / rho) from `high` to `low`, then 0: Karras et al.
+  """`steps` times whose ratios are even in ratio^(1 / rho) from `sigma_max` to `sigma_min`, then 0: Karras et al.
   2022 (2206.00364), eq. 5.
 
-  By default `high` is the ratio at t = 1, or 80 where that is infinite, and `low` that of a chain's
+  By default `sigma_max` is the ratio at t = 1, or 80 where that is infinite, and `sigma_min` that of a chain's
   first knot, or 0.002.
 
   Raises:
-    UserError: steps < 1, or not 0 < low < high < infinity.
+    UserError: steps < 1, or not 0 < sigma_min < sigma_max < infinity.
   """
-  low, high = bounds(process, steps, low, high)
-  return at_ratios(process, np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
+  sigma_min, sigma_max = bounds(process, steps, sigma_min, sigma_max)
+  return at_ratios(process, np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho)
 
 
-def exponential(process: Process, steps: int, low: float | None = None, high: float | None = None) -> Array:
+def exponential(
+  process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Array:
   """As `karras`, but even in log ratio, hence in log SNR: rho to infinity."""
-  low, high = bounds(process, steps, low, high)
-  return at_ratios(process, np.exp(np.linspace(math.log(high), math.log(low), steps)))
+  sigma_min, sigma_max = bounds(process, steps, sigma_min, sigma_max)
+  return at_ratios(process, np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), steps)))
 
 
 def beta_ratio(
   process: Process,
   steps: int,
-  low: float | None = None,
-  high: float | None = None,
-  a: float = 0.6,
-  b: float = 0.6,
+  sigma_min: float | None = None,
+  sigma_max: float | None = None,
+  alpha: float = 0.6,
+  beta: float = 0.6,
 ) -> Array:
-  """As `karras`, but at the even quantiles of Beta(a, b) between `low` and `high`: what diffusers
+  """As `karras`, but at the even quantiles of Beta(alpha, beta) between `sigma_min` and `sigma_max`: what diffusers
   makes of `beta`.
   """
-  low, high = bounds(process, steps, low, high)
-  return at_ratios(process, low + quantiles(steps, a, b) * (high - low))
+  sigma_min, sigma_max = bounds(process, steps, sigma_min, sigma_max)
+  return at_ratios(process, sigma_min + quantiles(steps, alpha, beta) * (sigma_max - sigma_min))
 
 
 def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array:
@@ -151,20 +159,22 @@ def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array
   return at_ratios(process, ratios[:-1])
 
 
-def leading(process: Process, steps: int, offset: int = 0, spare: int = 0) -> Array:
-  """Of a chain of T betas every (T // (steps + spare))-th knot from the first + `offset`, noisiest
+def leading(process: Process, steps: int, steps_offset: int = 0, dropped: int = 0) -> Array:
+  """Of a chain of T betas every (T // (steps + dropped))-th knot from the first + `steps_offset`, noisiest
   first, then 0.
 
-  Lin et al. 2024 (2305.08891), table 2.  `spare`: so many knots more at the clean end, left out;
-  diffusers has 1 in DPM-Solver and UniPC, and an offset of 1 in Stable Diffusion.
+  Lin et al. 2024 (2305.08891), table 2.  `dropped`: so many knots more at the clean end, left out;
+  diffusers has 1 in DPM-Solver and UniPC, and an steps_offset of 1 in Stable Diffusion.
 
   Raises:
-    UserError: a process that is no chain, steps < 1, more than it has knots, or an offset beyond its last.
+    UserError: a process that is no chain, steps < 1, more than it has knots, or an steps_offset beyond its last.
   """
-  count = check_chain(process, steps, spare)
-  if not 0 <= offset <= count - 1 - (steps + spare - 1) * (count // (steps + spare)):
-    raise UserError(f"offset={offset} of {steps} leading steps; the chain has {count} knots")
-  return at_knots(process, (np.arange(steps + spare) * (count // (steps + spare)) + offset)[::-1][:steps])
+  count = check_chain(process, steps, dropped)
+  if not 0 <= steps_offset <= count - 1 - (steps + dropped - 1) * (count // (steps + dropped)):
+    raise UserError(f"steps_offset={steps_offset} of {steps} leading steps; the chain has {count} knots")
+  return at_knots(
+    process, (np.arange(steps + dropped) * (count // (steps + dropped)) + steps_offset)[::-1][:steps]
+  )
 
 
 def trailing(process: Process, steps: int) -> Array:
@@ -178,25 +188,25 @@ def trailing(process: Process, steps: int) -> Array:
   return at_knots(process, np.round(count - np.arange(steps) * (count / steps)) - 1)
 
 
-def linspace(process: Process, steps: int, spare: int = 0, whole: bool = True) -> Array:
-  """Of a chain of T betas steps + `spare` knots evenly from the last to the first, without `spare`
+def linspace(process: Process, steps: int, dropped: int = 0, rounded: bool = True) -> Array:
+  """Of a chain of T betas steps + `dropped` knots evenly from the last to the first, without `dropped`
   clean ones, then 0.
 
-  Lin et al. 2024 (2305.08891), table 2.  Rounded to knots if `whole`; else the ratio is linear
+  Lin et al. 2024 (2305.08891), table 2.  Rounded to knots if `rounded`; else the ratio is linear
   between knots, as in diffusers' Euler, Heun and LMS, while rates of a process are not: these times
   are a little off the even ones.  One step is from the last knot (there from the first).
 
   Raises:
     UserError: a process that is no chain, steps < 1, or more than it has knots.
   """
-  count = check_chain(process, steps, spare)
-  indices = np.linspace(count - 1, 0, steps + spare)[:steps]
-  if whole:
+  count = check_chain(process, steps, dropped)
+  indices = np.linspace(count - 1, 0, steps + dropped)[:steps]
+  if rounded:
     return at_knots(process, np.round(indices))
   knots = (np.arange(count) + 1) / count
   ratios = ratio(process, knots)
   if not np.isfinite(ratios).all():
-    raise UserError(f"ratios between knots of {process}; the last is infinite: expected whole=True")
+    raise UserError(f"ratios between knots of {process}; the last is infinite: expected rounded=True")
   return at_ratios(process, np.interp(indices, np.arange(count), ratios))
 
 
@@ -215,83 +225,87 @@ def strided(process: Process, times: Array, end: float = 0.0) -> Array:
   return jnp.stack([times[:-1], jnp.asarray(np.where(indices > 0, indices / count, end), times.dtype)], 1)
 
 
-def lcm(process: Process, steps: int, original: int = 50) -> Array:
-  """Of the knots that a chain of T was distilled at, every (T // original)-th, `steps` evenly from the
+def lcm(process: Process, steps: int, original_inference_steps: int = 50) -> Array:
+  """Of the knots that a chain of T was distilled at, every (T // original_inference_steps)-th, `steps` evenly from the
   last, then 0.
 
   Latent consistency models, Luo et al. 2023 (2310.04378).
 
   Raises:
-    UserError: a process that is no chain, steps < 1, more than `original`, or `original` more than
+    UserError: a process that is no chain, steps < 1, more than `original_inference_steps`, or `original_inference_steps` more than
       it has knots.
   """
-  count = check_chain(process, original)
+  count = check_chain(process, original_inference_steps)
   check_steps(steps)
-  if steps > original:
-    raise UserError(f"steps={steps}; expected at most the {original} that the network was distilled at")
-  known = np.arange(original, 0, -1) * (count // original) - 1
-  return at_knots(process, known[np.arange(steps) * original // steps])
+  if steps > original_inference_steps:
+    raise UserError(
+      f"steps={steps}; expected at most the {original_inference_steps} that the network was distilled at"
+    )
+  known = np.arange(original_inference_steps, 0, -1) * (count // original_inference_steps) - 1
+  return at_knots(process, known[np.arange(steps) * original_inference_steps // steps])
 
 
-def restart(times: Array, low: float, high: float, repeats: int = 1, steps: int = 4) -> Array:
-  """Pairs along times [N + 1] that at `low` go up to `high` and down again in `steps` even steps,
+def restart(times: Array, t_min: float, t_max: float, repeats: int = 1, steps: int = 4) -> Array:
+  """Pairs along times [N + 1] that at `t_min` go up to `t_max` and down again in `steps` even steps,
   `repeats` times.
 
-  Restart, Xu et al. 2023 (2306.14878), algorithm 1, for jldm.samplers.resample.  `low` is put among
+  Restart, Xu et al. 2023 (2306.14878), algorithm 1, for jldm.samplers.resample.  `t_min` is put among
   the times if it is not one of them.
 
   Raises:
-    UserError: not times[N] <= low < high <= 1, low above times[0], or less than one repeat or step.
+    UserError: not times[N] <= t_min < t_max <= 1, t_min above times[0], or less than one repeat or step.
   """
   first, last = float(times[0]), float(times[-1])
-  if not last <= low < high <= 1 or low > first or repeats < 1 or steps < 1:
+  if not last <= t_min < t_max <= 1 or t_min > first or repeats < 1 or steps < 1:
     raise UserError(
-      f"low={low}, high={high}, repeats={repeats}, steps={steps} of times from {first:g} to {last:g}; "
-      "expected low < high, low among the times, and at least one repeat of one step"
+      f"t_min={t_min}, t_max={t_max}, repeats={repeats}, steps={steps} of times from {first:g} to {last:g}; "
+      "expected t_min < t_max, t_min among the times, and at least one repeat of one step"
     )
   walked = np.asarray(times, np.float64)
-  again = np.tile(np.linspace(high, low, steps + 1), repeats)
-  return chain(
-    jnp.asarray(np.concatenate([walked[walked > low + 1e-6], [low], again, walked[walked < low - 1e-6]]))
+  again = np.tile(np.linspace(t_max, t_min, steps + 1), repeats)
+  return adjacent_pairs(
+    jnp.asarray(
+      np.concatenate([walked[walked > t_min + 1e-6], [t_min], again, walked[walked < t_min - 1e-6]])
+    )
   )
 
 
-def repaint(times: Array, jump: int = 10, repeats: int = 10) -> Array:
-  """Pairs along times [N + 1] that at every `jump`-th go back up by `jump` of them, until each stretch
-  was gone `repeats` times.
+def repaint(times: Array, jump_length: int = 10, jump_n_sample: int = 10) -> Array:
+  """Pairs along times [N + 1] that at every `jump_length`-th go back up by `jump_length` of them, until each stretch
+  was gone `jump_n_sample` times.
 
   RePaint, Lugmayr et al. 2022 (2201.09865), section 4.2 and its schedule: counted from the clean
-  end, at 1, 1 + jump, ... below N + 1 - jump.  Up is one step of fresh noise, which is theirs in
+  end, at 1, 1 + jump_length, ... below N + 1 - jump_length.  Up is one step of fresh noise, which is theirs in
   distribution.
 
   Raises:
-    UserError: jump or repeats < 1.
+    UserError: jump_length or jump_n_sample < 1.
   """
-  if jump < 1 or repeats < 1:
-    raise UserError(f"jump={jump}, repeats={repeats}; expected at least 1")
+  if jump_length < 1 or jump_n_sample < 1:
+    raise UserError(f"jump_length={jump_length}, jump_n_sample={jump_n_sample}; expected at least 1")
   last = len(times) - 1
-  left = {place: repeats - 1 for place in range(1, last + 1 - jump, jump)}
+  left = {place: jump_n_sample - 1 for place in range(1, last + 1 - jump_length, jump_length)}
   places = [last]
   while places[-1] > 0:
     places.append(places[-1] - 1)
     if left.get(places[-1], 0) > 0:
       left[places[-1]] -= 1
-      places.append(places[-1] + jump)
-  return chain(times[last - np.array(places)])
+      places.append(places[-1] + jump_length)
+  return adjacent_pairs(times[last - np.array(places)])
 
 
 GRIDS: dict[str, Callable[[Process, int], Array]] = {  # of the command line: (process, steps) -> pairs [N, 2]
-  "uniform": lambda process, steps: chain(uniform(steps)),
-  "karras": lambda process, steps: chain(karras(process, steps)),
-  "exponential": lambda process, steps: chain(exponential(process, steps)),
-  "beta": lambda process, steps: chain(beta(steps)),
-  "shifted": lambda process, steps: chain(shifted(steps)),
-  "align_your_steps": lambda process, steps: chain(align_your_steps(process, steps)),
-  "leading": lambda process, steps: chain(leading(process, steps)),  # from here on chains alone
-  "trailing": lambda process, steps: chain(trailing(process, steps)),
-  "linspace": lambda process, steps: chain(linspace(process, steps)),
+  "uniform": lambda process, steps: adjacent_pairs(uniform(steps)),
+  "karras": lambda process, steps: adjacent_pairs(karras(process, steps)),
+  "exponential": lambda process, steps: adjacent_pairs(exponential(process, steps)),
+  "beta": lambda process, steps: adjacent_pairs(beta(steps)),
+  "shifted": lambda process, steps: adjacent_pairs(shifted(steps)),
+  "align_your_steps": lambda process, steps: adjacent_pairs(align_your_steps(process, steps)),
+  "leading": lambda process, steps: adjacent_pairs(leading(process, steps)),  # from here on chains alone
+  "trailing": lambda process, steps: adjacent_pairs(trailing(process, steps)),
+  "linspace": lambda process, steps: adjacent_pairs(linspace(process, steps)),
   "ddim": lambda process, steps: strided(process, leading(process, steps)),
-  "lcm": lambda process, steps: chain(lcm(process, steps)),
+  "lcm": lambda process, steps: adjacent_pairs(lcm(process, steps)),
 }
 
 
@@ -303,14 +317,14 @@ class Grid:
     UserError: another name; when called, steps < 1 or a process that cannot have this grid.
   """
 
-  kind: str = "uniform"
+  timestep_spacing: str = "uniform"
 
   def __post_init__(self):
-    if self.kind not in GRIDS:
-      raise UserError(f"grid={self.kind!r}; expected one of {sorted(GRIDS)}")
+    if self.timestep_spacing not in GRIDS:
+      raise UserError(f"grid={self.timestep_spacing!r}; expected one of {sorted(GRIDS)}")
 
   def __call__(self, process: Process, steps: int) -> Array:
-    return GRIDS[self.kind](process, steps)
+    return GRIDS[self.timestep_spacing](process, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,23 +350,23 @@ def check_steps(steps: int) -> None:
     raise UserError(f"steps={steps}; expected at least 1")
 
 
-def check_chain(process: Process, steps: int, spare: int = 0) -> int:
+def check_chain(process: Process, steps: int, dropped: int = 0) -> int:
   """The number of knots."""
   check_steps(steps)
   if not isinstance(process, Discrete):
     raise UserError(
       f"steps between the knots of a chain of betas; expected a Discrete process, got {process}"
     )
-  if steps + spare > process.steps:
+  if steps + dropped > process.num_train_timesteps:
     raise UserError(
-      f"steps={steps}; expected at most {process.steps - spare} of a chain of {process.steps} betas"
+      f"steps={steps}; expected at most {process.num_train_timesteps - dropped} of a chain of {process.num_train_timesteps} betas"
     )
-  return process.steps
+  return process.num_train_timesteps
 
 
 def at_knots(process: Discrete, indices: np.ndarray) -> Array:
   """Times (i + 1) / T of indices [N] that count the knots from 0, and 0."""
-  return jnp.asarray(np.append((indices + 1) / process.steps, 0.0))
+  return jnp.asarray(np.append((indices + 1) / process.num_train_timesteps, 0.0))
 
 
 def at_ratios(process: Process, ratios: np.ndarray) -> Array:
@@ -377,21 +391,27 @@ def ratio(process: Process, times: np.ndarray) -> np.ndarray:
 
 
 def bounds(
-  process: Process, steps: int, low: float | None = None, high: float | None = None
+  process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> tuple[float, float]:
   """The ratios between which a grid of `steps` goes."""
   check_steps(steps)
   top = float(ratio(process, np.ones(())))
-  high = (top if math.isfinite(top) else 80.0) if high is None else high
-  first = float(ratio(process, np.array(1 / process.steps))) if isinstance(process, Discrete) else 0.002
-  low = first if low is None else low
-  if not 0 < low < high < math.inf:
-    raise UserError(f"low={low}, high={high}; expected ratios of sigma to alpha, 0 < low < high, both finite")
-  return low, high
+  sigma_max = (top if math.isfinite(top) else 80.0) if sigma_max is None else sigma_max
+  first = (
+    float(ratio(process, np.array(1 / process.num_train_timesteps)))
+    if isinstance(process, Discrete)
+    else 0.002
+  )
+  sigma_min = first if sigma_min is None else sigma_min
+  if not 0 < sigma_min < sigma_max < math.inf:
+    raise UserError(
+      f"sigma_min={sigma_min}, sigma_max={sigma_max}; expected ratios of sigma to alpha, 0 < sigma_min < sigma_max, both finite"
+    )
+  return sigma_min, sigma_max
 
 
-def quantiles(count: int, a: float, b: float) -> np.ndarray:
-  """The quantiles [count] of Beta(a, b), evenly from 1 to 0; of one, 1."""
-  if a <= 0 or b <= 0:
-    raise UserError(f"a={a}, b={b}; expected both above 0")
-  return special.betaincinv(a, b, np.linspace(1, 0, count))
+def quantiles(count: int, alpha: float, beta: float) -> np.ndarray:
+  """The quantiles [count] of Beta(alpha, beta), evenly from 1 to 0; of one, 1."""
+  if alpha <= 0 or beta <= 0:
+    raise UserError(f"alpha={alpha}, beta={beta}; expected both above 0")
+  return special.betaincinv(alpha, beta, np.linspace(1, 0, count))

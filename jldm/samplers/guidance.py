@@ -112,7 +112,7 @@ class ClassifierFree:
     UserError: a scale of another shape.
   """
 
-  scale: Any = 1.0
+  guidance_scale: Any = 1.0
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     scales = self.scales(*each.x0.shape[:2])
@@ -122,13 +122,13 @@ class ClassifierFree:
 
   def scales(self, batch: int, count: int) -> Array:
     """-> [K - 1, B or 1], for a batch of B and a count K of conditions."""
-    shape = jnp.shape(self.scale)
+    shape = jnp.shape(self.guidance_scale)
     legal = [(count - 1, batch), (count - 1, 1)] + ([(), (batch,)] if count == 2 else [])
     if shape not in legal:
       raise UserError(
         f"scale of shape {shape} for {count} conditions of {batch} samples; expected one of {legal}"
       )
-    return jnp.atleast_2d(self.scale)
+    return jnp.atleast_2d(self.guidance_scale)
 
 
 @pytree
@@ -141,12 +141,12 @@ class Interval:
   """
 
   rule: Any
-  low: Any = -jnp.inf
-  high: Any = jnp.inf
+  log_snr_min: Any = -jnp.inf
+  log_snr_max: Any = jnp.inf
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     inside, inner_said, alone = (
-      within(process, t, self.low, self.high, z),
+      within(process, t, self.log_snr_min, self.log_snr_max, z),
       self.rule(process, z, t, each),
       unstack(each)[0],
     )
@@ -166,7 +166,7 @@ class Rescale:
   """
 
   rule: Any
-  phi: Any = 0.7
+  guidance_rescale: Any = 0.7
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     out, alone = self.rule(process, z, t, each), unstack(each)[0]
@@ -174,7 +174,7 @@ class Rescale:
     both, size = center(out.x0 + alone.x0), out.x0[0].size
     std_out, std_alone = (jnp.sqrt(inner(center(e), center(e)) / size) for e in (out.x0, alone.x0))
     area = std_out * (std_out + std_alone)
-    rate = jnp.where(area > 0, per_sample(self.phi, z) / jnp.where(area > 0, size * area, 1), 0)
+    rate = jnp.where(area > 0, per_sample(self.guidance_rescale, z) / jnp.where(area > 0, size * area, 1), 0)
     change = lambda d: -rate * inner(d, both) * out.x0
     return move(out, change(out.x0 - alone.x0), change(out.eps - alone.eps))
 
@@ -200,15 +200,15 @@ class CFGPlusPlus:
 class APG:
   """Adaptive projected guidance, Sadat et al. 2024 (2410.02416), of two conditions.
 
-  The difference in x0, shortened to norm `radius` per sample, is split into the part parallel to
+  The difference in x0, shortened to norm `norm_threshold` per sample, is split into the part parallel to
   the condition's x0, which saturates pictures and counts `eta` times, and the rest.  eta = 1
-  without a radius is ClassifierFree.  Their momentum, a running sum of differences over the steps,
+  without a threshold is ClassifierFree.  Their momentum, a running sum of differences over the steps,
   is left out: it needs a memory that a denoiser does not have.
   """
 
-  scale: Any = 1.0
+  guidance_scale: Any = 1.0
   eta: Any = 0.0
-  radius: Any = jnp.inf
+  norm_threshold: Any = jnp.inf
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     condition, null = unstack(each)
@@ -217,8 +217,10 @@ class APG:
       (per_sample(self.eta, z) - 1) * condition.x0 / jnp.maximum(inner(condition.x0, condition.x0), tiny)
     )
     dx, de = condition.x0 - null.x0, condition.eps - null.eps
-    shorter = jnp.minimum(1, per_sample(self.radius, z) / jnp.maximum(jnp.sqrt(inner(dx, dx)), tiny))
-    change = lambda d: (per_sample(self.scale, z) - 1) * shorter * (d + inner(d, condition.x0) * along)
+    shorter = jnp.minimum(1, per_sample(self.norm_threshold, z) / jnp.maximum(jnp.sqrt(inner(dx, dx)), tiny))
+    change = lambda d: (
+      (per_sample(self.guidance_scale, z) - 1) * shorter * (d + inner(d, condition.x0) * along)
+    )
     return move(condition, change(dx), change(de))
 
 
@@ -227,29 +229,31 @@ class APG:
 class CFGZero:
   """CFG-Zero*, Fan et al. 2025 (2503.18886), of two conditions: s v_null + scale (v - s v_null) in v = dz/dt.
 
-  s = <v, v_null> / |v_null|^2 per sample, and v = 0 at times above `zero_above`, none unless asked
+  s = <v, v_null> / |v_null|^2 per sample, and v = 0 at times above `zero_init_above`, none unless asked
   for.  A change dv is
   (2) with (-sigma, alpha) dv / det_flow; where that determinant is 0 or infinite (the clean end of
   some processes) it is ClassifierFree.
   """
 
-  scale: Any = 1.0
-  zero_above: Any = jnp.inf
+  guidance_scale: Any = 1.0
+  zero_init_above: Any = jnp.inf
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
-    plain, r = ClassifierFree(self.scale)(process, z, t, each), rates(process, t, z)
+    plain, r = ClassifierFree(self.guidance_scale)(process, z, t, each), rates(process, t, z)
     row = TARGETS["flow"](r)
     v, v_null, v_plain = (combine(row, said.x0, said.eps) for said in (*unstack(each), plain))
     best = inner(v, v_null) / jnp.maximum(inner(v_null, v_null), jnp.finfo(v.dtype).tiny)
-    dv = (1 - per_sample(self.scale, z)) * (best - 1) * v_null
-    dv = jnp.where(per_sample(t > self.zero_above, z), -v_plain, dv)
+    dv = (1 - per_sample(self.guidance_scale, z)) * (best - 1) * v_null
+    dv = jnp.where(per_sample(t > self.zero_init_above, z), -v_plain, dv)
     det = determinant(row, r)
     regular = jnp.isfinite(det) & (det > 0)
     dv = jnp.where(regular, dv / jnp.where(regular, det, 1), 0)
     return move(plain, -r.sigma * dv, r.alpha * dv)
 
 
-def thresholded(process: Process, denoise: Denoise, quantile: Any = 0.995, limit: Any = 1.0) -> Denoise:
+def thresholded(
+  process: Process, denoise: Denoise, dynamic_thresholding_ratio: Any = 0.995, sample_max_value: Any = 1.0
+) -> Denoise:
   """Dynamic thresholding, Saharia et al. 2022 (2205.11487), section 2.3, for data in [-limit, limit].
 
   With s the quantile of |x0| per sample, at least `limit`, x0 is clipped to [-s, s] and divided by
@@ -258,9 +262,12 @@ def thresholded(process: Process, denoise: Denoise, quantile: Any = 0.995, limit
 
   def clipped(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     said = denoise(z, t, estimate, to)
-    limits = per_sample(limit, z)
+    limits = per_sample(sample_max_value, z)
     s = jnp.maximum(
-      expand(jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(quantile, len(z))), z), limits
+      expand(
+        jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(dynamic_thresholding_ratio, len(z))), z
+      ),
+      limits,
     )
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
     dx = jnp.where(sigma > 0, jnp.clip(said.x0, -s, s) * (limits / s) - said.x0, 0)
@@ -273,9 +280,9 @@ def energy_guided(
   process: Process,
   denoise: Denoise,
   energy: Callable[[Array], Array],
-  scale: Any = 1.0,
-  low: Any = -jnp.inf,
-  high: Any = jnp.inf,
+  guidance_scale: Any = 1.0,
+  log_snr_min: Any = -jnp.inf,
+  log_snr_max: Any = jnp.inf,
 ) -> Denoise:
   """Samples of p(x0) exp(-scale energy(x0)), for energy(x0 [B, ...]) -> [B]: a rule that pictures are
   to keep, prior knowledge.
@@ -295,8 +302,8 @@ def energy_guided(
 
     g, said = jax.grad(total, has_aux=True)(z)
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
-    active = within(process, t, low, high, z) & (alpha > 0)
-    de = jnp.where(active, per_sample(scale, z) * sigma * g, 0)
+    active = within(process, t, log_snr_min, log_snr_max, z) & (alpha > 0)
+    de = jnp.where(active, per_sample(guidance_scale, z) * sigma * g, 0)
     return move(said, -sigma * de / jnp.where(active, alpha, 1), de)
 
   return steered

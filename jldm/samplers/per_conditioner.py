@@ -31,16 +31,16 @@ class PerConditioner:
   """
 
   names: tuple[str, ...] = choice(("label",))
-  scales: tuple[Any, ...] = (1.0,)
+  guidance_scales: tuple[Any, ...] = (1.0,)
 
   def __post_init__(self):
-    if len(self.names) != len(self.scales) or not self.names:
+    if len(self.names) != len(self.guidance_scales) or not self.names:
       raise UserError(
-        f"names={self.names} and scales={self.scales}; expected one scale per name of a conditioner"
+        f"names={self.names} and guidance_scales={self.guidance_scales}; expected one scale per name of a conditioner"
       )
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
-    scales = jnp.stack([jnp.broadcast_to(scale, z.shape[:1]) for scale in self.scales], 1)  # [B, K]
+    scales = jnp.stack([jnp.broadcast_to(scale, z.shape[:1]) for scale in self.guidance_scales], 1)  # [B, K]
     one = jnp.ones_like(scales[:, :1])
     weights = jnp.concatenate([scales, one], 1) - jnp.concatenate([0 * one, scales], 1)  # [B, K + 1]
     mix = lambda e: jnp.einsum("bk,bk...->b...", weights, e, precision="highest")

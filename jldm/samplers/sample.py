@@ -60,7 +60,7 @@ def walk(
   the global indices.
 
   Pairs need not adjoin (discrete DDIM), nor go down (resampling, inversion); where t = s nothing
-  changes, so rows of [B, N, 2] are filled up at the end with (0, 0) (`grid.padded`).  Returns the
+  changes, so rows of [B, N, 2] are filled up at the end with (0, 0) (`grid.pad_pairs`).  Returns the
   state at the last s and what `keep` takes of every state, stacked [N, ...].
 
   With [B, N, 2] the sampler steps each sample by itself, as a batch of one, and each number of the

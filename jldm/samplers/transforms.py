@@ -14,8 +14,8 @@ from jldm.samplers.sample import Denoise
 class Threshold:
   """Dynamic thresholding of x0 (`guidance.thresholded`): Saharia et al. 2022 (2205.11487), section 2.3."""
 
-  quantile: Any = 0.995
-  limit: Any = 1.0
+  dynamic_thresholding_ratio: Any = 0.995
+  sample_max_value: Any = 1.0
 
   def __call__(self, process: Process, denoise: Denoise) -> Denoise:
-    return thresholded(process, denoise, self.quantile, self.limit)
+    return thresholded(process, denoise, self.dynamic_thresholding_ratio, self.sample_max_value)

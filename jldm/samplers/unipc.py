@@ -64,13 +64,13 @@ class UniPC:
   """
 
   order: int = choice(2)
-  bh: str = choice("bh2")
+  solver_type: str = choice("bh2")
   lower_order_final: bool = choice(False)
 
   def __post_init__(self):
     check_order(self.order, 3)
-    if self.bh not in GROWTHS:
-      raise UserError(f"bh={self.bh!r}; expected one of {sorted(GROWTHS)}")
+    if self.solver_type not in GROWTHS:
+      raise UserError(f"solver_type={self.solver_type!r}; expected one of {sorted(GROWTHS)}")
 
   def init(self, process: Process, z: Array, pairs: Array) -> UniState:
     zeros, none = jnp.zeros_like(z), jnp.int32(0)
@@ -107,7 +107,7 @@ class UniPC:
     h, r = nodes(process, state.times[1:], last, t)
     one = jnp.ones_like(h)
     _, *m = moments(h, 3)
-    table = [[0.5 * GROWTHS[self.bh](h)]]
+    table = [[0.5 * GROWTHS[self.solver_type](h)]]
     table += [interpolation([one, *r[: p - 1]], m) for p in range(2, self.order + 1)]
     weights = chosen(table, jnp.maximum(state.order, 1), self.order)
     z = euler(process, Denoised(state.x0, state.eps), t)
@@ -118,5 +118,5 @@ class UniPC:
   def predictor(self, h: Array, r: list[Array]) -> list[list[Array]]:
     """Weights of the older estimates at r, a row for each order."""
     _, *m = moments(h, 2)
-    rows = [[], [0.5 * GROWTHS[self.bh](h) / r[0]]] if r else [[]]
+    rows = [[], [0.5 * GROWTHS[self.solver_type](h) / r[0]]] if r else [[]]
     return [*rows, interpolation(r, m)] if len(r) == 2 else rows

@@ -21,7 +21,7 @@ DIGITS = str(ROOT / "configs" / "digits.py")
     (["--config", DIGITS, "--set", "denoiser.steps=five"], "denoiser.steps: expected int such as"),
     (["--config", DIGITS, "--set", "denoiser.steps"], "expected PATH=VALUE"),
     (
-      ["--config", DIGITS, "--set", "denoiser.objective.parametrization.kind=epps"],
+      ["--config", DIGITS, "--set", "denoiser.objective.parametrization.prediction_type=epps"],
       "'epps'; expected one of",
     ),
     (["--config", DIGITS, "--set", "data.data_dir=nowhere"], "jldm prepare digits"),

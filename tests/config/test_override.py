@@ -6,7 +6,7 @@ from jldm.config.override import override
 from jldm.config.serialize import differences, dumps, from_data, loads, to_data
 from jldm.diffusion.process import EDM, Betas, Discrete
 from jldm.diffusion.target import Predict
-from jldm.diffusion.weighting import MinSNR, Plain
+from jldm.diffusion.weighting import MinSNR, TargetWeighting
 from jldm.models.conditioners.degradation import Downsampled, Grey, Mixture, Noisy
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
@@ -25,7 +25,7 @@ CONDITIONERS = "a tuple of ClassLabel(...) or Vector(...) or Masked(...) or Pair
     ("denoiser.optimizer.schedule.peak", "3e-4", 3e-4),
     ("denoiser.ema.decay", "1", 1.0),  # an int is a legal float
     ("denoiser.objective.network.width", "512", 512),
-    ("denoiser.objective.parametrization.kind", "eps", "eps"),
+    ("denoiser.objective.parametrization.prediction_type", "eps", "eps"),
     ("autoencoder.objective.network.widths", "(8, 16, 32)", (8, 16, 32)),
     ("autoencoder.objective.network.widths", "8,16", (8, 16)),
     ("data.name", "3", "3"),  # a string stays one
@@ -79,17 +79,17 @@ def test_an_override_replaces_one_leaf(path, text, value):
     (
       "denoiser.objective.process",
       "Discrete(Uniform())",
-      "schedule=Uniform() of Discrete; expected one like ScaledLinearBetas(",
+      "beta_schedule=Uniform() of Discrete; expected one like ScaledLinearBetas(",
     ),
     ("denoiser.objective.process", "Shifted(3.0)", "process=3.0 of Shifted; expected one like Flow()"),
     ("denoiser.objective.process", "EDM(**{'rho': 3.0})", "does not fit"),
-    ("denoiser.objective.weighting", "MinSNR", "expected Own(...) or Plain(...)"),
-    ("denoiser.objective.weighting", "Uniform()", "expected Own(...) or Plain(...)"),
-    ("denoiser.objective.parametrization", "Predict('epps')", "predict='epps'; expected one of"),
+    ("denoiser.objective.weighting", "MinSNR", "expected Unweighted(...) or TargetWeighting(...)"),
+    ("denoiser.objective.weighting", "Uniform()", "expected Unweighted(...) or TargetWeighting(...)"),
+    ("denoiser.objective.parametrization", "Predict('epps')", "prediction_type='epps'; expected one of"),
     (
-      "denoiser.objective.parametrization.kind",
+      "denoiser.objective.parametrization.prediction_type",
       "epps",
-      "predict='epps'; expected one of ['eps', 'flow', 'v', 'x0']",
+      "prediction_type='epps'; expected one of ['eps', 'flow', 'v', 'x0']",
     ),
     (
       "denoiser.objective.conditioners",
@@ -120,15 +120,15 @@ def test_an_override_that_does_not_fit_is_told(path, text, told):
 @pytest.mark.parametrize(
   "path, text, value",
   [
-    ("denoiser.objective.process", "EDM(highest=20.0)", EDM(highest=20.0)),
+    ("denoiser.objective.process", "EDM(sigma_max=20.0)", EDM(sigma_max=20.0)),
     (
       "denoiser.objective.process",
-      "Discrete(Betas((0.1, 0.2)), zero_terminal_snr=True)",
+      "Discrete(Betas((0.1, 0.2)), rescale_betas_zero_snr=True)",
       Discrete(Betas((0.1, 0.2)), True),
     ),
     ("denoiser.objective.parametrization", "Predict('eps')", Predict("eps")),
     ("denoiser.objective.weighting", "MinSNR()", MinSNR()),
-    ("denoiser.objective.weighting", "Plain('flow', 400)", Plain("flow", 400)),
+    ("denoiser.objective.weighting", "TargetWeighting('flow', 400)", TargetWeighting("flow", 400)),
     ("denoiser.objective.network", "UNet(widths=(16, 32), classes=10)", UNet(widths=(16, 32), classes=10)),
     ("denoiser.ema", "Power((0.05, 0.2))", Power((0.05, 0.2))),
     ("denoiser.objective.conditioners", "(Masked(shapes=('box',)),)", (Masked(shapes=("box",)),)),
@@ -159,7 +159,7 @@ def test_ints_are_floats_in_a_tuple_of_floats():
 
 def test_ints_are_floats_within_an_object():
   process = override(SMALL, "denoiser.objective.process", "EDM(20)").stage("denoiser").objective.process
-  assert process == EDM(20.0) and type(process.highest) is float
+  assert process == EDM(20.0) and type(process.sigma_max) is float
 
 
 def test_bare_words_where_nothing_stood_are_refused():

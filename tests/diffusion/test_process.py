@@ -18,8 +18,8 @@ from jldm.diffusion.process import (
   Shifted,
   dimension_shift,
   half_log_snr,
-  level,
   rates,
+  timestep,
 )
 
 TO_NOTHING = [
@@ -27,9 +27,15 @@ TO_NOTHING = [
   Flow(),
   Shifted(Flow(), 3.0),
   Shifted(Cosine(), 0.5),
-  Discrete(zero_terminal_snr=True),
+  Discrete(rescale_betas_zero_snr=True),
 ]  # alpha(1) = 0
-PRESERVING = [Cosine(), LinearVP(), Discrete(), Discrete(LinearBetas()), Discrete(CosineBetas(steps=50))]
+PRESERVING = [
+  Cosine(),
+  LinearVP(),
+  Discrete(),
+  Discrete(LinearBetas()),
+  Discrete(CosineBetas(num_train_timesteps=50)),
+]
 TO_NOISE = [
   LinearVP(),
   Discrete(LinearBetas()),
@@ -159,7 +165,13 @@ def test_even_times_of_edm_are_its_grid(steps):
   )
 
 
-SCHEDULES = [LinearBetas(), ScaledLinearBetas(), CosineBetas(), LinearBetas(steps=10), Betas((0.1, 0.3, 0.9))]
+SCHEDULES = [
+  LinearBetas(),
+  ScaledLinearBetas(),
+  CosineBetas(),
+  LinearBetas(num_train_timesteps=10),
+  Betas((0.1, 0.3, 0.9)),
+]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -173,7 +185,7 @@ def test_knots_hold_the_product_of_the_chain(schedule):
   process = Discrete(schedule)
   np.testing.assert_allclose(process.alpha(t), np.sqrt(squared), atol=3e-7)
   np.testing.assert_allclose(process.sigma(t), np.sqrt(1 - np.array(squared)), atol=3e-7)
-  assert process.steps == len(betas)
+  assert process.num_train_timesteps == len(betas)
 
 
 def test_betas_are_the_papers():
@@ -191,7 +203,7 @@ def test_betas_are_the_papers():
 
 def test_zero_terminal_snr_keeps_the_first_step_and_loses_the_last():
   """Lin et al. 2024 (2305.08891), algorithm 1: alphas are shifted to end at 0 and scaled to begin as before."""
-  old, new = Discrete(), Discrete(zero_terminal_snr=True)
+  old, new = Discrete(), Discrete(rescale_betas_zero_snr=True)
   t = jnp.asarray((np.arange(1000) + 1) / 1000, jnp.float32)
   a, b = np.float64(old.alpha(t)), np.float64(new.alpha(t))
   np.testing.assert_allclose(b[0], a[0], rtol=1e-6)
@@ -207,18 +219,18 @@ def test_illegal_betas_are_refused(values):
 
 
 def test_one_beta_cannot_be_scaled_to_nothing():
-  with pytest.raises(UserError, match="zero_terminal_snr of 1 betas; expected at least 2"):
-    Discrete(Betas((0.1,)), zero_terminal_snr=True)
+  with pytest.raises(UserError, match="rescale_betas_zero_snr of 1 betas; expected at least 2"):
+    Discrete(Betas((0.1,)), rescale_betas_zero_snr=True)
 
 
 def test_a_network_is_told_the_time_that_it_knows():
   t = jnp.linspace(0, 1, 5)
-  np.testing.assert_array_equal(level(Flow(), t), t)
-  np.testing.assert_allclose(level(Shifted(Flow(), 3.0), t), 3 * t / (1 + 2 * t))
+  np.testing.assert_array_equal(timestep(Flow(), t), t)
+  np.testing.assert_allclose(timestep(Shifted(Flow(), 3.0), t), 3 * t / (1 + 2 * t))
   knots = (np.array([0, 500, 999]) + 1) / 1000
   inner = knots / (3 - 2 * knots)  # which Shifted takes to the knots
   np.testing.assert_allclose(
-    1000 * level(Shifted(Discrete(), 3.0), jnp.asarray(inner, jnp.float32)), [0, 500, 999], atol=1e-3
+    1000 * timestep(Shifted(Discrete(), 3.0), jnp.asarray(inner, jnp.float32)), [0, 500, 999], atol=1e-3
   )
 
 

@@ -167,7 +167,7 @@ def test_only_the_network_computes_in_its_own_dtype():
 def test_an_unknown_target_is_refused(kind):
   with pytest.raises(UserError) as error:
     Predict(kind)
-  assert str(error.value) == f"predict={kind!r}; expected one of ['eps', 'flow', 'v', 'x0']"
+  assert str(error.value) == f"prediction_type={kind!r}; expected one of ['eps', 'flow', 'v', 'x0']"
 
 
 @both

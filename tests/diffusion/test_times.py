@@ -14,7 +14,7 @@ STRATUM = np.arange(BATCH, dtype=np.float32) / BATCH
 DISTRIBUTIONS = [
   Uniform(),
   LogitNormal(),
-  LogitNormal(mean=-0.6, std=1.4),
+  LogitNormal(logit_mean=-0.6, logit_std=1.4),
   LogNormalSigma(),
   LogNormalSigma(0.3, 0.8),
 ]
@@ -30,8 +30,9 @@ def told(times, t):
   t = np.asarray(t, np.float64)
   if isinstance(times, Uniform):
     return t, stats.uniform()
-  value = np.log(np.tan(np.pi * t / 2)) if isinstance(times, LogNormalSigma) else special.logit(t)
-  return value, stats.norm(times.mean, times.std)
+  if isinstance(times, LogNormalSigma):
+    return np.log(np.tan(np.pi * t / 2)), stats.norm(times.p_mean, times.p_std)
+  return special.logit(t), stats.norm(times.logit_mean, times.logit_std)
 
 
 def cumulative(times, t):

@@ -6,7 +6,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow, LinearVP, Rates, half_log_snr, rates
 from jldm.diffusion.target import TARGETS, Precondition, Predict, reweight
-from jldm.diffusion.weighting import EDMWeighting, MinSNR, Own, Plain, Sigmoid
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Sigmoid, TargetWeighting, Unweighted
 
 # The weight of |error in `target`|^2 in `measure`, by the log SNR, as each paper has it.
 STATED = {
@@ -16,7 +16,7 @@ STATED = {
   EDMWeighting(0.5): ("x0", "t", lambda x: (np.exp(-x) + 0.25) / (np.exp(-x) * 0.25)),
   Sigmoid(): ("eps", "log_snr", lambda x: 0.5 / (1 + np.exp(x + 1))),
   Sigmoid(2.0): ("eps", "log_snr", lambda x: 0.5 / (1 + np.exp(x - 2))),
-  **{Plain(kind): (kind, "t", np.ones_like) for kind in TARGETS},
+  **{TargetWeighting(kind): (kind, "t", np.ones_like) for kind in TARGETS},
 }
 ROWS = [*map(Predict, TARGETS), Precondition(), Precondition(0.5)]
 PROCESSES = [Cosine(), Flow(), LinearVP(), EDM(), Discrete()]
@@ -91,15 +91,17 @@ def test_jit_s_loss_in_v_is_bounded():
   t = jnp.array([0.0, 0.01, 0.05, 0.1, 0.5, 1.0])
   r = rates(Flow(), t, t)
   expected = 1 / np.maximum(np.asarray(t), 0.05) ** 2
-  np.testing.assert_allclose(Plain("flow", 400.0).factor(Predict("x0").row(r), r), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    TargetWeighting("flow", 400.0).factor(Predict("x0").row(r), r), expected, rtol=1e-5
+  )
 
 
 def test_an_unknown_target_is_refused():
   with pytest.raises(UserError, match=r"target='w'; expected one of \['eps', 'flow', 'v', 'x0'\]"):
-    Plain("w")
+    TargetWeighting("w")
 
 
 @row
 def test_one_s_own_error_is_as_it_is(row):
   r = rates_at(np.float32([0, 0.6, 1]), np.float32([1, 0.8, 0]))
-  np.testing.assert_array_equal(Own().factor(row.row(r), r), [1, 1, 1])
+  np.testing.assert_array_equal(Unweighted().factor(row.row(r), r), [1, 1, 1])

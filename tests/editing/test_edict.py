@@ -9,12 +9,12 @@ from jldm.core.keys import row_keys
 from jldm.editing.edict import EDICT, pair, single
 from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from tests.samplers.gaussian import PROCESSES, flow, gaussian, network, walk
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 Z = jax.random.normal(jax.random.key(0), (8, 3))
-PAIRS = chain(uniform(8))
+PAIRS = adjacent_pairs(uniform(8))
 both = pytest.mark.parametrize("process", PROCESSES, ids=repr)
 
 
@@ -33,7 +33,7 @@ def test_up_undoes_down_and_down_undoes_up(process, mix):
 def test_it_converges_to_the_flow(process):
   errors = []
   for steps in (16, 64):
-    out = single(walk(process, gaussian, EDICT(), pair(Z), chain(uniform(steps)), KEYS))
+    out = single(walk(process, gaussian, EDICT(), pair(Z), adjacent_pairs(uniform(steps)), KEYS))
     errors.append(np.abs(out - flow(process, Z, jnp.float32(1), jnp.float32(0))).max())
   assert errors[1] < 0.05 and errors[1] < 0.4 * errors[0]
 

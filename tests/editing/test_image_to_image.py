@@ -10,7 +10,7 @@ from jldm.core.trees import traced
 from jldm.diffusion.process import Flow
 from jldm.editing.image_to_image import shorten_pairs, vary_latents
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.sample import draw
 from tests.editing.samplers import A_FEW
 from tests.networks import quick
@@ -18,7 +18,7 @@ from tests.samplers.gaussian import MEAN, STD, gaussian, network
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))
 X0 = MEAN + STD * jax.random.normal(jax.random.key(0), (8, 3))
-PAIRS = chain(uniform(4))
+PAIRS = adjacent_pairs(uniform(4))
 
 
 @pytest.mark.parametrize("sampler", A_FEW, ids=repr)
@@ -43,7 +43,7 @@ def test_less_is_left_of_the_data_at_more_strength_and_strength_compiles_nothing
   def edit(sampler, strength):
     traces.append(1)
     return vary_latents(
-      process, gaussian(process), sampler, x0, shorten_pairs(chain(uniform(32)), strength), keys
+      process, gaussian(process), sampler, x0, shorten_pairs(adjacent_pairs(uniform(32)), strength), keys
     )
 
   for strength in (0.1, 0.4, 0.7, 1.0):

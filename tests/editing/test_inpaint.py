@@ -15,7 +15,7 @@ from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.inpaint import InpaintingSampler, inpaint_latents, repaint_pairs
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import renoise, sample
 from tests.editing.samplers import A_FEW
@@ -24,7 +24,7 @@ from tests.networks import quick
 KEYS = row_keys(jax.random.key(1), jnp.arange(4))
 X0 = jax.random.normal(jax.random.key(0), (4, 2, 3, 2))
 HALF = jnp.zeros((4, 2, 3, 1)).at[:, :, :2].set(1)
-PAIRS = chain(uniform(4))
+PAIRS = adjacent_pairs(uniform(4))
 
 
 def network(process):
@@ -90,8 +90,8 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
   keys = row_keys(jax.random.key(3), jnp.arange(count))
   errors = {}
   for name, sampler, pairs in (
-    ("plain", DDIM(1.0), chain(uniform(20))),
-    ("repaint", Resample(DDIM(1.0)), repaint_pairs(chain(uniform(20)), 1, 10)),
+    ("plain", DDIM(1.0), adjacent_pairs(uniform(20))),
+    ("repaint", Resample(DDIM(1.0)), repaint_pairs(adjacent_pairs(uniform(20)), 1, 10)),
   ):
     run = functools.partial(inpaint_latents, process, pair_of_normals(process, rho), sampler)
     drawn = np.asarray(quick(run)(x0, known, pairs, keys))[:, 0, 1, 0]

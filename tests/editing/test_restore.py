@@ -14,7 +14,7 @@ from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised
 from jldm.editing.restore import conjugate_gradient, informed, restore_latents
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
 from tests.networks import quick
 
@@ -68,7 +68,7 @@ def test_samples_are_of_the_posterior(sampler):
       lambda x: x @ matrix.T,
       measured,
       jnp.float32(NOISE),
-      chain(uniform(64)),
+      adjacent_pairs(uniform(64)),
       keys,
     )
   )

@@ -13,7 +13,7 @@ from jldm.diffusion.target import Denoised
 from jldm.editing.edict import EDICT
 from jldm.editing.image_to_image import shorten_pairs
 from jldm.editing.translate import translate_latents
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
 from tests.networks import quick
 
@@ -36,7 +36,7 @@ def test_quantile_to_quantile(process, sampler):
   a, b = normal(process, 0.7, 0.5), normal(process, -1.0, 0.8)
   run = quick(
     lambda strength: translate_latents(
-      process, a, b, sampler, X0, shorten_pairs(chain(uniform(64)), strength), KEYS
+      process, a, b, sampler, X0, shorten_pairs(adjacent_pairs(uniform(64)), strength), KEYS
     )
   )
   np.testing.assert_allclose(run(1.0), -1.0 + 0.8 / 0.5 * (X0 - 0.7), atol=0.1)
@@ -46,5 +46,5 @@ def test_quantile_to_quantile(process, sampler):
 
 def test_onto_itself_nothing_changes():
   a = normal(Flow(), 0.7, 0.5)
-  out = quick(lambda: translate_latents(Flow(), a, a, EDICT(), X0, chain(uniform(16)), KEYS))()
+  out = quick(lambda: translate_latents(Flow(), a, a, EDICT(), X0, adjacent_pairs(uniform(16)), KEYS))()
   np.testing.assert_allclose(out, X0, atol=1e-5)

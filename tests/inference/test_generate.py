@@ -143,7 +143,7 @@ def test_mistakes(tiny, call, told):
 
 
 @pytest.mark.parametrize(
-  "process", [None, Discrete(zero_terminal_snr=True)], ids=["its own", "zero terminal SNR"]
+  "process", [None, Discrete(rescale_betas_zero_snr=True)], ids=["its own", "zero terminal SNR"]
 )
 def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
   model, params = tiny
@@ -152,7 +152,8 @@ def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
   )
   model = dataclasses.replace(model, objective=objective)
   with pytest.raises(
-    UserError, match=r"Predict\(kind='eps'\) says nothing about the data at t = 1 of .*; use Predict\('v'\)"
+    UserError,
+    match=r"Predict\(prediction_type='eps'\) says nothing about the data at t = 1 of .*; use Predict\('v'\)",
   ):
     draw(model, params, [1])
 

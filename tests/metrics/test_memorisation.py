@@ -18,7 +18,7 @@ from jldm.metrics import features, memorisation
 from jldm.metrics.memorisation import audit, nearest_in_pool, share_nearer_to_train
 from jldm.nn.embedding import sinusoids
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.sample import draw
 
 MIXING = np.random.default_rng(99).normal(size=(10, 30))
@@ -188,7 +188,12 @@ def samples_of_a_denoiser(pictures, steps, key):
   (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))
   denoise = denoiser(PROCESS, V, lambda z, level, *_: Output(NETWORK.apply(params, z, level)))
   return draw(
-    PROCESS, denoise, DDIM(), jnp.zeros((300, 64)), chain(uniform(50)), jax.random.split(key_draw, 300)
+    PROCESS,
+    denoise,
+    DDIM(),
+    jnp.zeros((300, 64)),
+    adjacent_pairs(uniform(50)),
+    jax.random.split(key_draw, 300),
   )
 
 

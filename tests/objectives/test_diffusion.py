@@ -13,7 +13,7 @@ from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, sample_times
-from jldm.diffusion.weighting import EDMWeighting, MinSNR, Plain, Sigmoid
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Sigmoid, TargetWeighting
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs.images import ImageCodec
@@ -180,7 +180,7 @@ def test_the_loss_is_its_formula():
   )
 
 
-WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), Plain("eps")]
+WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), TargetWeighting("eps")]
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)

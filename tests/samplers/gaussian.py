@@ -17,13 +17,13 @@ from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Ratio
+from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import chain, log_snr_uniform
+from jldm.samplers.grid import adjacent_pairs, log_snr_uniform
 from jldm.samplers.heun import Heun
-from jldm.samplers.jump import Jump
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import sample
@@ -47,12 +47,12 @@ FLOWS = [  # samplers of the probability flow
 ]
 NOISY = [  # and those that draw noise on the way
   DDIM(1.0),
-  Ancestral("large"),
+  Ancestral("fixed_large"),
   DPMSolverPP(3, eta=1.0),
   DPMSolverPPSingle(eta=1.0),
   Churn(gamma=0.3),
-  Corrected(),
-  Jump(),
+  PredictorCorrector(),
+  Consistency(),
   Resample(DPMSolverPP()),
 ]
 SAMPLERS = FLOWS + NOISY
@@ -126,7 +126,7 @@ def walk_beside(process, make, sampler, exact, times, keys, warm):
     return sampler.step(process, make(process), state, t, s, keys), None
 
   intervals = jnp.arange(len(times) - 1), times[:-1], times[1:], exact[:-1]
-  return jax.lax.scan(body, sampler.init(process, exact[0], chain(times)), intervals)[0].z
+  return jax.lax.scan(body, sampler.init(process, exact[0], adjacent_pairs(times)), intervals)[0].z
 
 
 def measured_order(

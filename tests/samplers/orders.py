@@ -14,13 +14,13 @@ import numpy as np
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Ratio
+from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import chain, log_snr_uniform
+from jldm.samplers.grid import adjacent_pairs, log_snr_uniform
 from jldm.samplers.heun import Heun
-from jldm.samplers.jump import Jump
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import walk
 from jldm.samplers.unipc import UniPC
@@ -43,12 +43,12 @@ DETERMINISTIC = {
   "DPM-Solver++ 2S": Row(DPMSolverPPSingle(2), 2),
   "DPM-Solver++ 3S": Row(DPMSolverPPSingle(3), 3),
   "DPM-Solver++ 2M": Row(DPMSolverPP(2), 2),
-  "DPM-Solver++ 2M, heun": Row(DPMSolverPP(2, heun=True), 2),
+  "DPM-Solver++ 2M, heun": Row(DPMSolverPP(2, solver_type="heun"), 2),
   "DPM-Solver++ 3M, as published": Row(DPMSolverPP(3), 2, 4),
   "DPM-Solver++ 3M, exact D2": Row(DPMSolverPP(3, exact_d2=True), 3, 4),
   "UniPC-1": Row(UniPC(1), 2),
   "UniPC-2": Row(UniPC(2), 3, 4),
-  "UniPC-2, bh1": Row(UniPC(2, bh="bh1"), 3, 4),
+  "UniPC-2, bh1": Row(UniPC(2, solver_type="bh1"), 3, 4),
   "UniPC-3": Row(UniPC(3), 4, 4),
   "DEIS-2": Row(DEIS(2), 2),
   "DEIS-3": Row(DEIS(3), 3, 4),
@@ -60,13 +60,13 @@ DETERMINISTIC = {
 }
 STOCHASTIC = {  # expected: the error of moments halves with the step
   "DDIM, eta 1; Euler ancestral; DDPM": Row(DDIM(1.0), 1),
-  "DDPM, large variance": Row(Ancestral("large"), 1),
+  "DDPM, large variance": Row(Ancestral("fixed_large"), 1),
   "SDE-DPM-Solver++ 2M": Row(DPMSolverPP(2, eta=1.0), 1),
   "SDE-DPM-Solver++ 3M": Row(DPMSolverPP(3, eta=1.0), 1),
   "SDE-DPM-Solver++ 2S": Row(DPMSolverPPSingle(2, eta=1.0), 1),
   "Heun with churn": Row(Churn(Heun(), gamma=0.1), 1, evaluations=2),
-  "DDIM with Langevin correction": Row(Corrected(DDIM()), 1, evaluations=2),
-  "Jump": Row(Jump(), 1),
+  "DDIM with Langevin correction": Row(PredictorCorrector(DDIM()), 1, evaluations=2),
+  "Consistency": Row(Consistency(), 1),
 }
 
 
@@ -98,7 +98,7 @@ def fine(process: Any, z: jax.Array, times: jax.Array, parts: int = 16) -> jax.A
   run = jax.jit(
     lambda z, pairs: walk(process, mixture(process), RK4(), z, pairs, keys, keep=lambda state: state.z)[1]
   )
-  return jnp.concatenate([z[None], run(z, chain(dense))[parts - 1 :: parts]])
+  return jnp.concatenate([z[None], run(z, adjacent_pairs(dense))[parts - 1 :: parts]])
 
 
 def weak_errors(
@@ -114,7 +114,7 @@ def weak_errors(
     z = process.alpha(times[0]) * data(key_data, count) + process.sigma(times[0]) * jax.random.normal(
       key_start, (count, 2)
     )
-    reached = ended(process, row.sampler, z, chain(times), jax.random.split(key_path, count))
+    reached = ended(process, row.sampler, z, adjacent_pairs(times), jax.random.split(key_path, count))
     moment = lambda t: sum(
       w * (process.alpha(t) ** 2 * (sum(np.square(m)) + 2 * s**2) + 2 * process.sigma(t) ** 2)
       for w, m, s in zip(WEIGHTS, MEANS, STDS)

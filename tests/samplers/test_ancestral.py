@@ -33,7 +33,7 @@ def posterior(process, t, s):
 def test_both_variances_of_the_paper(process):
   for interval in INTERVALS:
     mean, small, large = posterior(process, *interval)
-    for variance, expected in (("small", small), ("large", large)):
+    for variance, expected in (("fixed_small", small), ("fixed_large", large)):
       np.testing.assert_allclose(
         stepped(process, variance, *interval),
         mean + jnp.sqrt(expected) * normal(KEYS, Z),
@@ -48,14 +48,18 @@ def test_learned_is_between_them_in_logarithms():
   v = jnp.linspace(-1, 1, Z.size).reshape(Z.shape)
   std = jnp.exp(0.5 * ((1 + v) / 2 * jnp.log(large) + (1 - v) / 2 * jnp.log(small)))
   np.testing.assert_allclose(
-    stepped(process, "learned", *interval, v), mean + std * normal(KEYS, Z), rtol=1e-5, atol=1e-5
+    stepped(process, "learned_range", *interval, v), mean + std * normal(KEYS, Z), rtol=1e-5, atol=1e-5
   )
 
 
 def test_mistakes():
-  with pytest.raises(UserError, match=r"^variance='huge'; expected one of \['large', 'learned', 'small'\]$"):
+  with pytest.raises(
+    UserError,
+    match=r"^variance_type='huge'; expected one of \['fixed_large', 'fixed_small', 'learned_range'\]$",
+  ):
     Ancestral("huge")
   with pytest.raises(
-    UserError, match="the network predicts no variance of every value; expected 'small' or 'large'"
+    UserError,
+    match="the network predicts no variance of every value; expected 'fixed_small' or 'fixed_large'",
   ):
-    stepped(Cosine(), "learned", 0.7, 0.4)
+    stepped(Cosine(), "learned_range", 0.7, 0.4)

@@ -38,7 +38,7 @@ def test_y_is_made_of_x0_and_eps_and_its_slope_is_their_derivative(process, cloc
 
 def test_line_is_regular_at_both_ends():
   line = Line()
-  for process in (Cosine(), Flow(), Discrete(zero_terminal_snr=True)):
+  for process in (Cosine(), Flow(), Discrete(rescale_betas_zero_snr=True)):
     for t in (0.0, 1.0):
       assert float(line.tau(process, jnp.float32(t))) == t and float(line.scale(process, jnp.float32(t))) == 1
     assert float(line.time(process, jnp.float32(1.0))) == 1

@@ -10,7 +10,7 @@ from jldm.core.keys import normal, row_keys
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Flow
 from jldm.samplers.ddim import DDIM, kept
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.sample import State, draw
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import MEAN, PROCESSES, STD, gaussian, measured_order, network, start, step
@@ -132,7 +132,7 @@ def drawn_many(process, sampler, pairs, keys):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_moments_of_many_samples_are_the_closed_form(process, eta):
   times, keys = uniform(48), row_keys(jax.random.key(3), jnp.arange(1024))
-  drawn = np.asarray(drawn_many(process, DDIM(eta), chain(times), keys), np.float64)
+  drawn = np.asarray(drawn_many(process, DDIM(eta), adjacent_pairs(times), keys), np.float64)
   mean, variance = moments(process, eta, times)
   assert abs(drawn.mean() - mean) < 4 * np.sqrt(variance / drawn.size)
   assert abs(drawn.var() - variance) < 4 * variance * np.sqrt(2 / drawn.size)

@@ -8,7 +8,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.diffusion.process import EDM, Cosine
 from jldm.samplers.deis import DEIS, PNDM
-from jldm.samplers.grid import chain
+from jldm.samplers.grid import adjacent_pairs
 from jldm.samplers.sample import sample
 from tests.samplers.gaussian import flow, gaussian, measured_order, network, start, step, walk
 
@@ -73,7 +73,7 @@ def test_order_on_steps_even_in_sigma(sampler, least):
     z, keys = jnp.linspace(-2, 2, 9)[:, None], jax.random.split(jax.random.key(0), 9)
     for steps in (128, 512):
       times = process.time(-2 * jnp.log(jnp.linspace(2.0, 0.2, steps + 1)))
-      reached = walk(process, gaussian, sampler, z, chain(times), keys)
+      reached = walk(process, gaussian, sampler, z, adjacent_pairs(times), keys)
       errors.append(float(jnp.abs(reached - flow(process, z, times[0], times[-1])).max()))
   assert np.log(errors[0] / errors[1]) / np.log(4) > least
 

@@ -10,7 +10,7 @@ from jldm.core.keys import fold_each
 from jldm.diffusion.process import Flow, half_log_snr
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.sample import State, moved
 from tests.samplers.gaussian import PROCESSES, gaussian, network, start, step, walk
 
@@ -101,7 +101,7 @@ def test_the_first_two_and_the_last_step_from_pure_noise_are_first_order(process
 
 @both
 def test_the_first_order_with_noise_is_ancestral_sampling(process):
-  pairs = chain(uniform(5))
+  pairs = adjacent_pairs(uniform(5))
   for solver in (DPMSolverPP(1, eta=1.0), DPMSolverPPSingle(1, eta=1.0)):
     np.testing.assert_allclose(
       walk(process, network, solver, Z, pairs, KEYS),
@@ -114,7 +114,7 @@ def test_fewer_steps_left_is_lower_order():
   """Of the last two steps of three inside the ends the first is of order 2, the second of order 1."""
   process, times = PROCESSES[0], jnp.float32([0.8, 0.7, 0.55, 0.45, 0.3])
   third, careful = DPMSolverPP(3), DPMSolverPP(3, lower_order_final=True)
-  state = careful.init(process, Z, chain(times))
+  state = careful.init(process, Z, adjacent_pairs(times))
   for i, (t, s) in enumerate(itertools.pairwise(times)):
     order = (1, 2, 2, 1)[i]
     shorter = state._replace(count=jnp.minimum(state.count, order - 1))  # a history that allows this order

@@ -19,10 +19,10 @@ from jldm.core.trees import pytree
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.restore import informed
+from jldm.samplers.consistency import boundary
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, padded, uniform
+from jldm.samplers.grid import adjacent_pairs, pad_pairs, uniform
 from jldm.samplers.guidance import ClassifierFree, autoguided, energy_guided, guided, thresholded
-from jldm.samplers.jump import boundary
 from jldm.samplers.sample import State, sample
 
 STD = 0.5
@@ -62,9 +62,9 @@ def average_velocity(z, t, mean, estimate=None, to=None):
 
 PATHS = {
   "one step": jnp.array([[1.0, 0.0]]),
-  "three": chain(uniform(3)),
+  "three": adjacent_pairs(uniform(3)),
   "inside": jnp.array([[0.9, 0.2]]),
-  "per sample": padded([chain(uniform(n)) for n in (1, 3, 2, 4)]),
+  "per sample": pad_pairs([adjacent_pairs(uniform(n)) for n in (1, 3, 2, 4)]),
 }
 
 
@@ -140,7 +140,9 @@ def test_the_driver_passes_the_last_estimate_through_all_wrappers_and_zeros_firs
   denoise = guided(Flow(), labelled, (Z, Z), ClassifierFree(2.0))
   denoise = thresholded(Flow(), autoguided(Flow(), denoise, counting, ClassifierFree(1.0)), 1.0, 100.0)
   counts = [3, 1, 4, 2] if per_sample else [3] * 4
-  pairs = padded([chain(uniform(n)) for n in counts]) if per_sample else chain(uniform(3))
+  pairs = (
+    pad_pairs([adjacent_pairs(uniform(n)) for n in counts]) if per_sample else adjacent_pairs(uniform(3))
+  )
   for sampler in (DDIM(), FlowMap()):
     reached = sample(Flow(), denoise, sampler, Z, pairs, KEYS)
     np.testing.assert_allclose(reached, np.repeat(np.float32(counts)[:, None], 3, 1), rtol=1e-5)

@@ -8,22 +8,32 @@ import pytest
 from scipy import special
 
 from jldm.core.errors import UserError
-from jldm.diffusion.process import EDM, Betas, Cosine, Discrete, Flow, LinearVP, Shifted, half_log_snr, level
+from jldm.diffusion.process import (
+  EDM,
+  Betas,
+  Cosine,
+  Discrete,
+  Flow,
+  LinearVP,
+  Shifted,
+  half_log_snr,
+  timestep,
+)
 from jldm.samplers import grid
-from jldm.samplers.grid import GRIDS, chain, log_snr_uniform, ratio, uniform
+from jldm.samplers.grid import GRIDS, adjacent_pairs, log_snr_uniform, ratio, uniform
 from tests.parity.schedulers import REPAINT, STEPS, TABLE_STEPS, TABLES
 from tests.samplers.gaussian import PROCESSES
 
 FIXTURE = dict(np.load(Path(__file__).parents[1] / "parity" / "schedulers.npz"))
 CHAIN = Discrete()
-ALL = [Cosine(), Flow(), LinearVP(), EDM(), CHAIN, Discrete(zero_terminal_snr=True), Shifted()]
+ALL = [Cosine(), Flow(), LinearVP(), EDM(), CHAIN, Discrete(rescale_betas_zero_snr=True), Shifted()]
 KNOTS = {  # the tables of diffusers
   "leading": grid.leading,
-  "leading_one_on": functools.partial(grid.leading, offset=1),
+  "leading_one_on": functools.partial(grid.leading, steps_offset=1),
   "trailing": grid.trailing,
   "linspace": grid.linspace,
-  "leading_spare": functools.partial(grid.leading, spare=1),
-  "linspace_spare": functools.partial(grid.linspace, spare=1),
+  "leading_spare": functools.partial(grid.leading, dropped=1),
+  "linspace_spare": functools.partial(grid.linspace, dropped=1),
   "lcm": grid.lcm,
 }
 ON_CHAINS = ("leading", "trailing", "linspace", "ddim", "lcm")
@@ -31,7 +41,7 @@ everywhere = pytest.mark.parametrize("process", ALL, ids=repr)
 
 
 def test_a_chain_adjoins():
-  np.testing.assert_array_equal(chain(jnp.array([3.0, 2.0, 1.0, 0.0])), [[3, 2], [2, 1], [1, 0]])
+  np.testing.assert_array_equal(adjacent_pairs(jnp.array([3.0, 2.0, 1.0, 0.0])), [[3, 2], [2, 1], [1, 0]])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 49, 50, 1000])
@@ -106,9 +116,9 @@ def test_levels_are_the_timesteps_of_diffusers(name):
     expected = FIXTURE[f"{name}.{steps}"]
     with jax.enable_x64(True):
       times = KNOTS[name](CHAIN, steps)
-      np.testing.assert_allclose(level(CHAIN, times[:-1]) * 1000, expected, atol=1e-9)
+      np.testing.assert_allclose(timestep(CHAIN, times[:-1]) * 1000, expected, atol=1e-9)
       assert times[-1] == 0
-    np.testing.assert_allclose(level(CHAIN, KNOTS[name](CHAIN, steps)[:-1]) * 1000, expected, atol=2e-4)
+    np.testing.assert_allclose(timestep(CHAIN, KNOTS[name](CHAIN, steps)[:-1]) * 1000, expected, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +128,7 @@ def test_levels_between_knots_are_nearly_those_of_diffusers(name, make):
   """At the same ratio: there the log of the ratio is linear between knots, here the angle."""
   for steps in STEPS:
     with jax.enable_x64(True):
-      told = np.asarray(level(CHAIN, make(CHAIN, steps)[:-1])) * 1000
+      told = np.asarray(timestep(CHAIN, make(CHAIN, steps)[:-1])) * 1000
     assert np.abs(told - FIXTURE[f"{name}.{steps}"]).max() < 0.06
 
 
@@ -130,27 +140,27 @@ def test_strides_need_not_adjoin():
     last = grid.strided(CHAIN, grid.leading(CHAIN, 7), end=0.001)[-1]
     np.testing.assert_allclose(last, [0.001, 0.001], atol=1e-12)
     np.testing.assert_allclose(
-      grid.strided(CHAIN, grid.leading(CHAIN, 7, offset=1))[-1], [0.002, 0], atol=1e-12
+      grid.strided(CHAIN, grid.leading(CHAIN, 7, steps_offset=1))[-1], [0.002, 0], atol=1e-12
     )
 
 
 @pytest.mark.parametrize("steps, offset", [(7, -1), (7, 148), (1000, 1)])
 def test_an_offset_beyond_the_chain_is_refused(steps, offset):
-  assert grid.leading(CHAIN, 7, offset=147)[0] == 1
+  assert grid.leading(CHAIN, 7, steps_offset=147)[0] == 1
   with pytest.raises(UserError, match="the chain has 1000 knots"):
-    grid.leading(CHAIN, steps, offset=offset)
+    grid.leading(CHAIN, steps, steps_offset=offset)
 
 
 def test_ratios_between_knots_are_linear():
   """As in diffusers' Euler, while the angle is linear in the process."""
   with jax.enable_x64(True):
-    ratios = ratio(CHAIN, np.asarray(grid.linspace(CHAIN, 7, whole=False)))
+    ratios = ratio(CHAIN, np.asarray(grid.linspace(CHAIN, 7, rounded=False)))
     knots = ratio(CHAIN, np.arange(1, 1001) / 1000)
   np.testing.assert_allclose(
     ratios[:-1], np.interp(np.linspace(999, 0, 7), np.arange(1000), knots), rtol=1e-9
   )
   with pytest.raises(UserError, match="the last is infinite"):
-    grid.linspace(Discrete(zero_terminal_snr=True), 7, whole=False)
+    grid.linspace(Discrete(rescale_betas_zero_snr=True), 7, rounded=False)
 
 
 def test_lcm_takes_of_what_the_network_was_distilled_at():
@@ -192,7 +202,7 @@ def test_grids_of_ratios_are_even_in_their_measure(process):
     (EDM(30.0), 0.002, 30),
     (LinearVP(), 0.002, 151.9),
     (CHAIN, 0.0292, 14.615),
-    (Discrete(zero_terminal_snr=True), 0.0292, 80),
+    (Discrete(rescale_betas_zero_snr=True), 0.0292, 80),
   ],
   ids=repr,
 )
@@ -216,7 +226,9 @@ def test_karras_is_even_in_the_times_of_edm():
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0), (1.0, 1.0), (0.1, np.inf)])
 def test_impossible_ratios_are_refused(low, high):
   for make in (grid.karras, grid.exponential, grid.beta_ratio):
-    with pytest.raises(UserError, match=r"expected ratios of sigma to alpha, 0 < low < high, both finite$"):
+    with pytest.raises(
+      UserError, match=r"expected ratios of sigma to alpha, 0 < sigma_min < sigma_max, both finite$"
+    ):
       make(Flow(), 5, low, high)
 
 
@@ -280,17 +292,17 @@ def test_restart_goes_up_and_down_again():
 @pytest.mark.parametrize(
   "options",
   [
-    {"low": 0.5, "high": 0.5},
-    {"low": -0.1},
-    {"high": 1.1},
+    {"t_min": 0.5, "t_max": 0.5},
+    {"t_min": -0.1},
+    {"t_max": 1.1},
     {"repeats": 0},
     {"steps": 0},
-    {"low": 0.95, "high": 0.99},
+    {"t_min": 0.95, "t_max": 0.99},
   ],
 )
 def test_impossible_restarts_are_refused(options):
-  with pytest.raises(UserError, match=r"^low="):
-    grid.restart(uniform(9, 0.9), **{"low": 0.2, "high": 0.4} | options)
+  with pytest.raises(UserError, match=r"^t_min="):
+    grid.restart(uniform(9, 0.9), **{"t_min": 0.2, "t_max": 0.4} | options)
 
 
 @pytest.mark.parametrize("steps, jump, repeats", REPAINT)
@@ -310,6 +322,6 @@ def test_repaint_walks_every_stretch_as_often_as_asked():
   down = [tuple(pair) for pair in pairs if pair[1] < pair[0]]
   assert {down.count((k + 1, k)) for k in range(1, 9)} == {3}
   assert down.count((1, 0)) == 1 and sum(s > t for t, s in pairs) == 4
-  np.testing.assert_array_equal(grid.repaint(uniform(12), 4, 1), chain(uniform(12)))
-  with pytest.raises(UserError, match=r"^jump=0, repeats=10; expected at least 1$"):
+  np.testing.assert_array_equal(grid.repaint(uniform(12), 4, 1), adjacent_pairs(uniform(12)))
+  with pytest.raises(UserError, match=r"^jump_length=0, jump_n_sample=10; expected at least 1$"):
     grid.repaint(uniform(12), 0)

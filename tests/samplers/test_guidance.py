@@ -14,7 +14,7 @@ from jldm.diffusion.process import Cosine
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.samplers import guidance
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.guidance import ClassifierFree, guided
 from jldm.samplers.sample import draw
 from tests.compiling import UNOPTIMIZED
@@ -151,7 +151,9 @@ def test_the_learned_variance_is_that_of_the_first_condition():
 
 def run(guide, key_data, labels, scale, eta):
   keys = jax.random.wrap_key_data(key_data)
-  return draw(PROCESS, guide(labels, jnp.full_like(labels, -1), scale), DDIM(eta), Z, chain(uniform(4)), keys)
+  return draw(
+    PROCESS, guide(labels, jnp.full_like(labels, -1), scale), DDIM(eta), Z, adjacent_pairs(uniform(4)), keys
+  )
 
 
 def beside(labels, null, scale):

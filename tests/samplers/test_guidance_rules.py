@@ -13,7 +13,7 @@ from jldm.core.trees import traced
 from jldm.diffusion.process import EDM, Cosine, Flow, LinearVP
 from jldm.diffusion.target import Denoised, Precondition, Predict, denoiser
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain
+from jldm.samplers.grid import adjacent_pairs
 from jldm.samplers.guidance import (
   APG,
   CFGPlusPlus,
@@ -136,7 +136,7 @@ def test_outside_of_its_interval_the_condition_stands_alone(process):
     close(answers(process, rule)[2], inside)
   for rule in (
     Interval(plain, log_snr + 0.1),
-    Interval(plain, high=log_snr - 0.1),
+    Interval(plain, log_snr_max=log_snr - 0.1),
     Interval(plain, 1.0, -1.0),
   ):
     close(answers(process, rule)[2], condition)
@@ -344,7 +344,7 @@ def flow_down(process, energy, z, scale):
     steered,
     DDIM(),
     process.sigma(times[0]) * z,
-    chain(times),
+    adjacent_pairs(times),
     jax.random.split(jax.random.key(0), len(z)),
   )
 

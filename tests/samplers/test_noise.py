@@ -12,12 +12,12 @@ import pytest
 
 from jldm.core.keys import row_keys
 from jldm.diffusion.process import Cosine, Flow
-from jldm.samplers import ancestral, ddim, exponential, jump, langevin, sample
+from jldm.samplers import ancestral, consistency, ddim, exponential, predictor_corrector, sample
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import chain, log_snr_uniform, uniform
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.grid import adjacent_pairs, log_snr_uniform, uniform
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import NOISY, STD, gaussian, network, walk
 from tests.samplers.orders import STOCHASTIC, weak_errors
@@ -40,7 +40,7 @@ def responses(monkeypatch, process, sampler, pairs):
     unit = lambda keys, like: (
       jnp.zeros_like(like).at[next(drawn)].set(1.0) if size else (next(drawn), jnp.zeros_like(like))[1]
     )
-    for module in (ancestral, ddim, exponential, jump, langevin, sample):
+    for module in (ancestral, ddim, exponential, consistency, predictor_corrector, sample):
       monkeypatch.setattr(module, "normal", unit)
     z = jnp.zeros((max(size, 2), 1)).at[1].set(1.0)
     state, keys = sampler.init(process, z, pairs), jax.random.split(jax.random.key(0), max(size, 2))
@@ -69,7 +69,7 @@ def drawn_many(process, sampler, pairs, keys):
 
 @pytest.mark.parametrize("sampler", AFFINE, ids=repr)
 def test_moments_of_many_samples_are_the_solver_s_own(monkeypatch, sampler):
-  process, pairs = Cosine(), chain(uniform(12))
+  process, pairs = Cosine(), adjacent_pairs(uniform(12))
   mean, variance = moments(monkeypatch, process, sampler, pairs)
   drawn = np.asarray(
     drawn_many(process, sampler, pairs, row_keys(jax.random.key(3), jnp.arange(1024))), np.float64
@@ -85,14 +85,14 @@ slow = lambda *samplers: [pytest.param(sampler, marks=pytest.mark.slow) for samp
   "sampler",
   [
     DDIM(1.0),
-    Ancestral("large"),
+    Ancestral("fixed_large"),
     *slow(
       DPMSolverPP(2, eta=1.0),
       DPMSolverPP(3, eta=1.0),
       DPMSolverPP(2, eta=0.4),
       DPMSolverPPSingle(2, eta=1.0),
       DDIM(0.5),
-      Corrected(),
+      PredictorCorrector(),
     ),
   ],
   ids=repr,
@@ -101,14 +101,14 @@ def test_the_spread_approaches_the_data_s(monkeypatch, sampler):
   process, errors = Flow(), []
   for steps in (12, 24):
     times = log_snr_uniform(process, steps, -6.0, 6.0)
-    _, variance = moments(monkeypatch, process, sampler, chain(times))
+    _, variance = moments(monkeypatch, process, sampler, adjacent_pairs(times))
     alpha, sigma = float(process.alpha(times[-1])), float(process.sigma(times[-1]))
     errors.append(abs(np.sqrt(variance) - np.hypot(alpha * STD, sigma)))
   assert errors[1] < 0.7 * errors[0] and errors[1] < 0.1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "Jump"])
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "Consistency"])
 def test_the_error_halves_with_the_step_on_the_mixture(name):
   count = 2**18
   first, second = weak_errors(Cosine(), STOCHASTIC[name], (8, 16), count)
@@ -118,13 +118,13 @@ def test_the_error_halves_with_the_step_on_the_mixture(name):
 
 
 def test_ddim_of_eta_one_is_ancestral_sampling_with_the_small_variance():
-  pairs = chain(uniform(5))
+  pairs = adjacent_pairs(uniform(5))
   same = lambda a, b: np.testing.assert_allclose(
     walk(Cosine(), network, a, Z, pairs, KEYS),
     walk(Cosine(), network, b, Z, pairs, KEYS),
     rtol=1e-5,
     atol=1e-5,
   )
-  same(DDIM(1.0), Ancestral("small"))
+  same(DDIM(1.0), Ancestral("fixed_small"))
   with pytest.raises(AssertionError):
-    same(DDIM(1.0), Ancestral("large"))
+    same(DDIM(1.0), Ancestral("fixed_large"))

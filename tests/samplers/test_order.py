@@ -9,7 +9,7 @@ from jldm.diffusion.process import Cosine, Flow
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.unipc import UniPC
@@ -51,7 +51,7 @@ def test_upward_from_clean_data_is_at_least_first_order(sampler):
   with jax.enable_x64(True):
     z, keys = jnp.linspace(-2, 2, 9)[:, None], jax.random.split(jax.random.key(0), 9)
     for steps in (64, 256):
-      reached = walk(process, gaussian, sampler, z, chain(uniform(steps, 0.0, 0.8)), keys)
+      reached = walk(process, gaussian, sampler, z, adjacent_pairs(uniform(steps, 0.0, 0.8)), keys)
       errors.append(float(jnp.abs(reached - flow(process, z, 0.0, 0.8)).max()))
   assert np.log(errors[0] / errors[1]) / np.log(4) > 0.85 and errors[1] < 0.05
 

@@ -23,12 +23,12 @@ from jldm.samplers import grid
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn, karras_gamma
 from jldm.samplers.clock import Ratio
+from jldm.samplers.consistency import Consistency, boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.exponential import interpolation, moments
 from jldm.samplers.heun import Heun
-from jldm.samplers.jump import Jump, boundary
 from jldm.samplers.unipc import UniPC
 from tests.compiling import UNOPTIMIZED
 from tests.parity.schedulers import CASES, STEPS, network
@@ -36,8 +36,7 @@ from tests.parity.schedulers import CASES, STEPS, network
 FIXTURE = dict(np.load(Path(__file__).parents[1] / "parity" / "schedulers.npz"))
 TOLERANCE = {"float64": 1e-6, "float32": 2e-5}
 KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-VARIANCES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}
-DRAWS = ("ancestral", "ddim", "exponential", "jump", "sample")  # the modules that draw
+DRAWS = ("ancestral", "ddim", "exponential", "consistency", "sample")  # the modules that draw
 NO_SIGMAS = ("DDPM", "DDIM", "PNDM", "LCM")
 OTHERWISE = (
   "ddpm_large_trailing",
@@ -66,7 +65,7 @@ def rate(process, name, t):
 
 def almost_zero_snr():
   """Where diffusers needs a finite ratio it has alpha^2 = 2^-24 in place of the last 0."""
-  alphas = np.cos(Discrete(zero_terminal_snr=True).angles()[0][1:] * np.pi / 2) ** 2
+  alphas = np.cos(Discrete(rescale_betas_zero_snr=True).angles()[0][1:] * np.pi / 2) ** 2
   alphas[-1] = 2.0**-24
   return Once(Betas(tuple(1 - alphas / np.concatenate([[1.0], alphas[:-1]]))))
 
@@ -78,7 +77,7 @@ def process_of(case):
     return Flow()
   if case.config.get("rescale_betas_zero_snr"):
     exact = case.scheduler in ("DDPM", "DDIM", "LCM")
-    return Once(zero_terminal_snr=True) if exact else almost_zero_snr()
+    return Once(rescale_betas_zero_snr=True) if exact else almost_zero_snr()
   return {"linear": Once(LinearBetas()), "squaredcos_cap_v2": Once(CosineBetas())}.get(
     case.config.get("beta_schedule"), Once()
   )
@@ -88,23 +87,25 @@ def times_of(case, process, steps):
   """Pairs [N, 2]."""
   config = case.config
   if case.scheduler.startswith("Flow"):
-    return grid.chain(flow_times(config.get("shift", 1.0), steps))
+    return grid.adjacent_pairs(flow_times(config.get("shift", 1.0), steps))
   if case.scheduler.startswith("EDM"):
     made = getattr(grid, config.get("sigma_schedule", "karras"))
-    return grid.chain(made(process, steps, 0.002, 80.0))
+    return grid.adjacent_pairs(made(process, steps, 0.002, 80.0))
   if case.scheduler == "LCM":
-    return grid.chain(grid.lcm(process, steps))
+    return grid.adjacent_pairs(grid.lcm(process, steps))
   for name, made in {"karras": grid.karras, "exponential": grid.exponential, "beta": grid.beta_ratio}.items():
     if config.get(f"use_{name}_sigmas"):
-      return grid.chain(made(process, steps))
+      return grid.adjacent_pairs(made(process, steps))
   times = spaced(case, process, steps)
   if case.scheduler in ("DDIM", "PNDM"):
     return grid.strided(
-      process, times, 0.0 if config.get("set_alpha_to_one", case.scheduler == "DDIM") else 1 / process.steps
+      process,
+      times,
+      0.0 if config.get("set_alpha_to_one", case.scheduler == "DDIM") else 1 / process.num_train_timesteps,
     )
   if config.get("final_sigmas_type") == "sigma_min":
-    times = times.at[-1].set(1 / process.steps)
-  return grid.chain(times)
+    times = times.at[-1].set(1 / process.num_train_timesteps)
+  return grid.adjacent_pairs(times)
 
 
 def spaced(case, process, steps):
@@ -118,7 +119,7 @@ def spaced(case, process, steps):
   if spacing == "trailing":
     return grid.trailing(process, steps)
   return grid.linspace(
-    process, steps, spare, whole=case.scheduler not in ("Euler", "EulerAncestral", "Heun", "LMS")
+    process, steps, spare, rounded=case.scheduler not in ("Euler", "EulerAncestral", "Heun", "LMS")
   )
 
 
@@ -128,25 +129,25 @@ def flow_times(shift, steps, count=1000):
 
 def sampler_of(case, steps):
   config = case.config
-  order, heun = config.get("solver_order"), config.get("solver_type") == "heun"
+  order, solver_type = config.get("solver_order"), config.get("solver_type", "midpoint")
   eta = float(config.get("algorithm_type") == "sde-dpmsolver++")
   return {
-    "DDPM": lambda: Ancestral(VARIANCES[config.get("variance_type", "fixed_small")]),
+    "DDPM": lambda: Ancestral(config.get("variance_type", "fixed_small")),
     "DDIM": lambda: DDIM(case.step.get("eta", 0.0)),
     "PNDM": lambda: PNDM("plms" if config.get("skip_prk_steps") else "prk"),
     "Euler": lambda: churned(case.step, steps) if case.step else DDIM(),
     "EDMEuler": DDIM,
-    "FlowMatchEuler": lambda: Jump() if config.get("stochastic_sampling") else DDIM(),
+    "FlowMatchEuler": lambda: Consistency() if config.get("stochastic_sampling") else DDIM(),
     "EulerAncestral": lambda: DDIM(1.0),
     "Heun": lambda: Heun(Ratio()),
     "LMS": lambda: DEIS(case.step.get("order", 4)),
-    "DPMSolverMultistep": lambda: DPMSolverPP(order, eta, heun, lower_order_final=steps < 15),
-    "EDMDPMSolverMultistep": lambda: DPMSolverPP(order, eta, heun, lower_order_final=steps < 15),
-    "DPMSolverSinglestep": lambda: DPMSolverPPSingle(order, eta, heun),
+    "DPMSolverMultistep": lambda: DPMSolverPP(order, eta, solver_type, lower_order_final=steps < 15),
+    "EDMDPMSolverMultistep": lambda: DPMSolverPP(order, eta, solver_type, lower_order_final=steps < 15),
+    "DPMSolverSinglestep": lambda: DPMSolverPPSingle(order, eta, solver_type),
     "UniPCMultistep": lambda: UniPC(
       order, config.get("solver_type", "bh2"), config.get("lower_order_final", True)
     ),
-    "LCM": Jump,
+    "LCM": Consistency,
   }[case.scheduler]()
 
 
@@ -242,14 +243,14 @@ def test_every_state_is_theirs(name, dtype):
 @pytest.mark.parametrize(
   "name, other",
   [
-    ("ddpm_small", Ancestral("large")),
+    ("ddpm_small", Ancestral("fixed_large")),
     ("ddim_half", DDIM(0.51)),
     ("pndm_plms", PNDM("prk")),
     ("heun", Heun()),
     ("lms", DEIS(3)),
-    ("dpm_2", DPMSolverPP(2, heun=True)),
+    ("dpm_2", DPMSolverPP(2, solver_type="heun")),
     ("dpm_3", DPMSolverPP(3, exact_d2=True)),
-    ("single_3", DPMSolverPPSingle(3, heun=True)),
+    ("single_3", DPMSolverPPSingle(3, solver_type="heun")),
     ("unipc_2", UniPC(2, "bh1")),
     ("unipc_3_whole", UniPC(3, lower_order_final=True)),
   ],
@@ -296,7 +297,7 @@ class WrongSignSingle(DPMSolverPPSingle):
   "name, wrong",
   [
     ("dpm_sde_3", lambda case, steps: WrongSign(3, 1.0, lower_order_final=steps < 15)),
-    ("single_sde_3_heun", lambda case, steps: WrongSignSingle(3, 1.0, heun=True)),
+    ("single_sde_3_heun", lambda case, steps: WrongSignSingle(3, 1.0, solver_type="heun")),
   ],
 )
 def test_the_third_order_with_noise_has_a_sign_wrong(name, wrong):

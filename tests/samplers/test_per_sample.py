@@ -26,10 +26,11 @@ from jldm.editing.invert import invert_latents, revert_latents
 from jldm.editing.restore import restore_latents
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
+from jldm.samplers.consistency import boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import chain, karras, padded, uniform
+from jldm.samplers.grid import adjacent_pairs, karras, pad_pairs, uniform
 from jldm.samplers.guidance import (
   APG,
   CFGZero,
@@ -42,8 +43,7 @@ from jldm.samplers.guidance import (
   thresholded,
 )
 from jldm.samplers.heun import Heun
-from jldm.samplers.jump import boundary
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.sample import draw, sample, trajectory, walk
 from jldm.samplers.unipc import UniPC
 from tests.compiling import UNOPTIMIZED
@@ -51,7 +51,12 @@ from tests.samplers.gaussian import SAMPLERS
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(4))
 LIKE = jnp.zeros((4, 3))
-REQUESTS = [chain(uniform(3)), chain(uniform(1)), chain(karras(Flow(), 5)), chain(uniform(2, 0.8, 0.1))]
+REQUESTS = [
+  adjacent_pairs(uniform(3)),
+  adjacent_pairs(uniform(1)),
+  adjacent_pairs(karras(Flow(), 5)),
+  adjacent_pairs(uniform(2, 0.8, 0.1)),
+]
 MAIN = [DDIM(), Ancestral(), DPMSolverPP(), Heun(), UniPC()]
 OTHERS = [sampler for sampler in SAMPLERS if sampler not in MAIN]
 LABELS = jnp.arange(4)
@@ -82,7 +87,7 @@ def alone(run, *batched):
 def test_each_request_of_a_batch_is_the_request_alone_to_the_bit(sampler):
   run = lambda pairs, keys: draw(Flow(), elementwise(Flow()), sampler, LIKE[: len(keys)], pairs, keys)
   with jax.disable_jit():
-    np.testing.assert_array_equal(run(padded(REQUESTS), KEYS), alone(run))
+    np.testing.assert_array_equal(run(pad_pairs(REQUESTS), KEYS), alone(run))
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
@@ -90,11 +95,11 @@ def drawn(process, sampler, pairs, keys):
   return draw(process, elementwise(process), sampler, LIKE[: len(keys)], pairs, keys)
 
 
-@pytest.mark.parametrize("sampler", MAIN[1:4] + [Corrected(), PNDM("prk")], ids=repr)
+@pytest.mark.parametrize("sampler", MAIN[1:4] + [PredictorCorrector(), PNDM("prk")], ids=repr)
 @pytest.mark.parametrize("process", [Cosine(), pytest.param(Flow(), marks=pytest.mark.slow)], ids=repr)
 def test_and_up_to_rounding_when_it_is_compiled(process, sampler):
   run = functools.partial(drawn, process, traced(sampler))
-  np.testing.assert_allclose(run(padded(REQUESTS), KEYS), alone(run), rtol=5e-6, atol=5e-6)
+  np.testing.assert_allclose(run(pad_pairs(REQUESTS), KEYS), alone(run), rtol=5e-6, atol=5e-6)
 
 
 def test_each_sample_has_its_own_numbers_of_a_sampler():
@@ -104,7 +109,7 @@ def test_each_sample_has_its_own_numbers_of_a_sampler():
     lambda eta, gamma: DPMSolverPP(eta=eta),
     lambda eta, gamma: Churn(DDIM(eta), gamma),
   ):
-    together = drawn(Flow(), make(**numbers), padded(REQUESTS), KEYS)
+    together = drawn(Flow(), make(**numbers), pad_pairs(REQUESTS), KEYS)
     for b, pairs in enumerate(REQUESTS):
       own = make(**{name: number[b] for name, number in numbers.items()})
       expected = drawn(Flow(), own, pairs, KEYS[b : b + 1])
@@ -120,14 +125,16 @@ def test_other_steps_grids_and_numbers_compile_nothing():
     return draw(Flow(), elementwise(Flow()), sampler, LIKE, pairs, KEYS)
 
   outs = [
-    run(DDIM(jnp.float32([0, 0.5, 1, 0])), padded(REQUESTS)),
-    run(DDIM(jnp.zeros(4)), padded(REQUESTS[::-1])),
+    run(DDIM(jnp.float32([0, 0.5, 1, 0])), pad_pairs(REQUESTS)),
+    run(DDIM(jnp.zeros(4)), pad_pairs(REQUESTS[::-1])),
   ]
   assert len(traces) == 1 and np.abs(outs[0] - outs[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
-  ("sampler", "calls"), [(DDIM(1.0), 5), (DPMSolverPP(), 5), (Heun(), 10), (Corrected(), 10)], ids=repr
+  ("sampler", "calls"),
+  [(DDIM(1.0), 5), (DPMSolverPP(), 5), (Heun(), 10), (PredictorCorrector(), 10)],
+  ids=repr,
 )
 def test_the_denoiser_is_called_once_on_the_whole_batch(sampler, calls):
   """Of Heun and of corrections the evaluation that some samples need is made of all."""
@@ -138,7 +145,7 @@ def test_the_denoiser_is_called_once_on_the_whole_batch(sampler, calls):
     jax.debug.callback(lambda: counted.append(1))
     return elementwise(Flow())(z, t, estimate, to)
 
-  pairs = padded(REQUESTS)
+  pairs = pad_pairs(REQUESTS)
   jax.block_until_ready(jax.jit(lambda: draw(Flow(), denoise, sampler, LIKE, pairs, KEYS))())
   jax.effects_barrier()
   assert set(shapes) == {((4, 3), (4,), (4, 3), None)} and len(counted) == calls
@@ -190,7 +197,7 @@ def test_wrappers_take_a_time_for_each_sample(name):
   def run(pairs, keys, conditions):
     return draw(Cosine(), wrapped(Cosine(), name, conditions), DPMSolverPP(), LIKE[: len(keys)], pairs, keys)
 
-  np.testing.assert_allclose(run(padded(REQUESTS), KEYS, LABELS), alone(run, LABELS), rtol=2e-5, atol=2e-5)
+  np.testing.assert_allclose(run(pad_pairs(REQUESTS), KEYS, LABELS), alone(run, LABELS), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -213,7 +220,7 @@ def test_edits_take_a_path_for_each_sample():
   for name, edit in edits.items():
     run = jax.jit(edit, compiler_options=UNOPTIMIZED)
     np.testing.assert_allclose(
-      run(padded(REQUESTS), KEYS, x0, known), alone(run, x0, known), rtol=2e-5, atol=2e-5, err_msg=name
+      run(pad_pairs(REQUESTS), KEYS, x0, known), alone(run, x0, known), rtol=2e-5, atol=2e-5, err_msg=name
     )
 
 
@@ -226,11 +233,11 @@ def test_inversion_takes_a_path_for_each_sample(sampler):
     z = invert_latents(Flow(), elementwise(Flow()), sampler, x0, pairs, keys)
     return jnp.concatenate([z, revert_latents(Flow(), elementwise(Flow()), sampler, z, pairs, keys)], -1)
 
-  np.testing.assert_allclose(run(padded(REQUESTS), KEYS, x0), alone(run, x0), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(run(pad_pairs(REQUESTS), KEYS, x0), alone(run, x0), rtol=1e-5, atol=1e-5)
 
 
 def test_estimates_and_states_come_with_the_batch_first():
-  pairs = padded(REQUESTS)
+  pairs = pad_pairs(REQUESTS)
   z, x0 = trajectory(Flow(), elementwise(Flow()), DPMSolverPP(), LIKE, pairs, KEYS)
   assert z.shape == (4, 3) and x0.shape == (5, 4, 3)
   np.testing.assert_array_equal(x0[1:, 1], x0[:1, 1].repeat(4, 0), "after its last step an estimate stays")
@@ -244,7 +251,7 @@ def test_a_batch_over_eight_devices_never_moves():
   spread, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
   key_data = jax.random.key_data(row_keys(jax.random.key(5), jnp.arange(8)))
   args = (
-    *jax.device_put((key_data, padded(REQUESTS * 2), jnp.arange(8)), spread),
+    *jax.device_put((key_data, pad_pairs(REQUESTS * 2), jnp.arange(8)), spread),
     jax.device_put(jnp.ones((3, 3)), whole),
   )
 
@@ -255,7 +262,7 @@ def test_a_batch_over_eight_devices_never_moves():
 
     denoise = thresholded(Flow(), guided(Flow(), labelled, (labels, -labels), ClassifierFree(2.0)))
     keys = jax.random.wrap_key_data(key_data)
-    return draw(Flow(), denoise, Corrected(Heun()), jnp.zeros((8, 3)), pairs, keys)
+    return draw(Flow(), denoise, PredictorCorrector(Heun()), jnp.zeros((8, 3)), pairs, keys)
 
   text = jax.jit(run, out_shardings=spread).lower(*args).compile().as_text()
   assert not [move for move in MOVES if move in text]
@@ -264,15 +271,15 @@ def test_a_batch_over_eight_devices_never_moves():
 def test_parameters_are_not_copied_for_each_sample():
   def run(weights, sampler, z):
     denoise = denoiser(Flow(), Predict("v"), lambda z, *_: Output(jnp.sin(z @ weights)[:, :3]))
-    return draw(Flow(), denoise, sampler, z, padded(REQUESTS), KEYS)
+    return draw(Flow(), denoise, sampler, z, pad_pairs(REQUESTS), KEYS)
 
-  for sampler in (Heun(), Corrected(corrections=3)):
+  for sampler in (Heun(), PredictorCorrector(correct_steps=3)):
     text = jax.jit(run).lower(jnp.ones((3, 211)), sampler, LIKE).compile().as_text()
     assert "[3,211]" in text and "[4,3,211]" not in text
 
 
 def test_shorter_paths_are_padded_at_the_end():
-  pairs = padded(REQUESTS)
+  pairs = pad_pairs(REQUESTS)
   assert pairs.shape == (4, 5, 2)
   for row, own in zip(pairs, REQUESTS):
     np.testing.assert_array_equal(row[: len(own)], own)
@@ -284,7 +291,7 @@ def test_shorter_paths_are_padded_at_the_end():
 )
 def test_what_is_no_path_is_not_padded(pairs):
   with pytest.raises(UserError, match=r"pairs of shapes \[.*\]; expected at least one array, each \[N, 2\]"):
-    padded(pairs)
+    pad_pairs(pairs)
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 3), (3, 5, 2), (4, 5, 1), (1, 4, 5, 2)])

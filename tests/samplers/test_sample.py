@@ -13,11 +13,11 @@ from jldm.core.specs import Output
 from jldm.core.trees import traced
 from jldm.diffusion.target import Predict, denoiser
 from jldm.samplers.churn import Churn
+from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import chain, uniform
-from jldm.samplers.jump import Jump
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.sample import draw, sample, trajectory
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import (
@@ -39,7 +39,7 @@ Z = jax.random.normal(jax.random.key(0), (8, 3))
 PAIRS = {  # name -> pairs (t, s)
   "one": [(1.0, 0.0)],
   "two": [(1.0, 0.5), (0.5, 0.0)],
-  "many": np.asarray(chain(uniform(5))),
+  "many": np.asarray(adjacent_pairs(uniform(5))),
   "inside": [(0.999, 0.4), (0.4, 0.01)],
   "apart": [(1.0, 0.6), (0.4, 0.0)],
   "up from data": [(0.0, 0.3), (0.3, 1.0)],
@@ -168,10 +168,10 @@ def test_jit_changes_nothing(sampler):
     (DDIM, [(0,), (0.5,), (1.0,), (np.float64(0.25),), (jnp.asarray(0.75),)]),
     (lambda eta: DPMSolverPP(3, eta), [(0,), (0.3,), (1.0,)]),
     (lambda *numbers: Churn(DDIM(), *numbers), [(0.1,), (0.3, 0.5), (0.3, 0.5, 1.5), (0.3, 0.5, 1.5, 1.1)]),
-    (lambda *numbers: Corrected(DDIM(), *numbers), [(0.1,), (0.2,)]),
-    (Jump, [(1,), (0.5,)]),
+    (lambda *numbers: PredictorCorrector(DDIM(), *numbers), [(0.1,), (0.2,)]),
+    (Consistency, [(1,), (0.5,)]),
   ],
-  ids=["ddim", "dpmpp", "churn", "corrected", "jump"],
+  ids=["ddim", "dpmpp", "churn", "predictor_corrector", "consistency"],
 )
 def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
   traces = []
@@ -181,9 +181,9 @@ def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
     traces.append(1)
     return sample(PROCESSES[0], gaussian(PROCESSES[0]), sampler, Z, pairs, keys)
 
-  outs = [run(traced(make(*each)), KEYS, chain(uniform(4))) for each in numbers]
-  outs.append(run(traced(make(*numbers[-1])), KEYS[::-1], chain(uniform(4))))
-  outs.append(run(traced(make(*numbers[-1])), KEYS, chain(uniform(4, 0.9, 0.1))))
+  outs = [run(traced(make(*each)), KEYS, adjacent_pairs(uniform(4))) for each in numbers]
+  outs.append(run(traced(make(*numbers[-1])), KEYS[::-1], adjacent_pairs(uniform(4))))
+  outs.append(run(traced(make(*numbers[-1])), KEYS, adjacent_pairs(uniform(4, 0.9, 0.1))))
   assert len(traces) == 1
   assert len({np.asarray(out).tobytes() for out in outs}) == len(outs), "and each of them matters"
 
@@ -193,7 +193,7 @@ def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
   """From pure noise to clean data; pairs that go nowhere fill every path up to a thousand, for one compilation."""
   process, network16 = PROCESSES[0], in_bfloat16
   for steps in (1, 2, 50, 1000):
-    pairs = np.concatenate([chain(uniform(steps)), np.zeros((1000 - steps, 2), np.float32)])
+    pairs = np.concatenate([adjacent_pairs(uniform(steps)), np.zeros((1000 - steps, 2), np.float32)])
     out = np.asarray(walk(process, network16, sampler, Z, pairs, KEYS))
     assert out.dtype == np.float32 and np.isfinite(out).all(), steps
     assert np.abs(out).max() < (1e8 if sampler in IN_RATIO else 20), steps
@@ -207,10 +207,10 @@ def in_bfloat16(process):
 
 
 def test_the_estimates_of_a_path_come_with_it():
-  process, pairs = PROCESSES[0], chain(uniform(4))
+  process, pairs = PROCESSES[0], adjacent_pairs(uniform(4))
   z, x0 = trajectory(process, network(process), DDIM(), Z, pairs, KEYS)
   np.testing.assert_array_equal(z, draw(process, network(process), DDIM(), Z, pairs, KEYS))
   assert x0.shape == (4, 8, 3)
   np.testing.assert_allclose(x0[-1], z, rtol=1e-6, atol=1e-6)  # the last step goes to its estimate
-  one = draw(process, network(process), DDIM(), Z, chain(uniform(1)), KEYS)
+  one = draw(process, network(process), DDIM(), Z, adjacent_pairs(uniform(1)), KEYS)
   np.testing.assert_allclose(x0[0], one, rtol=1e-5, atol=1e-6)  # what one step would have found

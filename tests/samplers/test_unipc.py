@@ -69,5 +69,5 @@ def test_one_evaluation_a_step():
 def test_mistakes():
   with pytest.raises(UserError, match=r"^order=4; expected 1 to 3$"):
     UniPC(4)
-  with pytest.raises(UserError, match=r"^bh='bh3'; expected one of \['bh1', 'bh2'\]$"):
-    UniPC(bh="bh3")
+  with pytest.raises(UserError, match=r"^solver_type='bh3'; expected one of \['bh1', 'bh2'\]$"):
+    UniPC(solver_type="bh3")

@@ -1,4 +1,4 @@
-"""Churn, Resample and Corrected: samplers around a sampler."""
+"""Churn, Resample and PredictorCorrector: samplers around a sampler."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from jldm.samplers.churn import Churn, karras_gamma
 from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import chain, uniform
+from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
-from jldm.samplers.langevin import Corrected
+from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import moved, renoise, walk as run_states
 from jldm.samplers.unipc import UniPC
@@ -41,12 +41,12 @@ def test_fresh_noise_is_the_forward_process(process):
 @both
 @pytest.mark.parametrize("inner", [Heun(), DPMSolverPP(), UniPC()], ids=repr)
 def test_churn_of_nothing_is_the_sampler_itself(process, inner):
-  pairs = chain(uniform(5))
+  pairs = adjacent_pairs(uniform(5))
   expected = walk(process, network, inner, Z, pairs, KEYS)
   np.testing.assert_allclose(
     walk(process, network, Churn(inner, gamma=0.0), Z, pairs, KEYS), expected, atol=1e-5
   )
-  outside = Churn(inner, gamma=0.3, low=1e8, high=1e9)
+  outside = Churn(inner, gamma=0.3, s_tmin=1e8, s_tmax=1e9)
   np.testing.assert_allclose(walk(process, network, outside, Z, pairs, KEYS), expected, atol=1e-5)
   assert np.abs(walk(process, network, Churn(inner, gamma=0.3), Z, pairs, KEYS) - expected).max() > 1e-2
 
@@ -66,7 +66,7 @@ def test_churn_is_algorithm_2_of_karras():
   d = slope(raised, hat)
   euler = raised + (process.sigma(s) - hat) * d
   expected = raised + (process.sigma(s) - hat) * 0.5 * (d + slope(euler, process.sigma(s)))
-  sampler = Churn(Heun(Ratio()), gamma=gamma, noise=noise)
+  sampler = Churn(Heun(Ratio()), gamma=gamma, s_noise=noise)
   after = step(process, network, sampler, start(process, sampler, x, t), t, s, KEYS).z
   np.testing.assert_allclose(after, expected, rtol=2e-4, atol=2e-4)
 
@@ -98,7 +98,7 @@ def test_resampling_goes_up_by_noise_and_down_by_the_sampler(process):
   up = step(process, network, sampler, start(process, sampler, Z, t)._replace(count=jnp.int32(1)), t, s, KEYS)
   np.testing.assert_allclose(up.z, renoise(process, Z, t, s, KEYS), rtol=1e-6)
   assert int(up.count) == 0, "the history is that of another path"
-  pairs = chain(uniform(4))
+  pairs = adjacent_pairs(uniform(4))
   np.testing.assert_allclose(
     walk(process, network, sampler, Z, pairs, KEYS),
     walk(process, network, DPMSolverPP(), Z, pairs, KEYS),
@@ -122,10 +122,10 @@ def test_langevin_leaves_the_right_distribution_and_finds_it(process):
   s, keys = jnp.float32(0.5), jax.random.split(jax.random.key(4), 20_000)
   spread = float(jnp.hypot(process.alpha(s) * STD, process.sigma(s)))
   right = float(process.alpha(s)) * MEAN + spread * jax.random.normal(jax.random.key(5), (20_000, 1))
-  sampler = Corrected(DDIM(), size=0.02, corrections=1)
+  sampler = PredictorCorrector(DDIM(), step_size=0.02, correct_steps=1)
   after = step(process, gaussian, sampler, start(process, sampler, right, s), s, s, keys).z
   assert abs(float(after.std()) - spread) < 0.02 * spread
-  longer = Corrected(DDIM(), size=0.1, corrections=30)
+  longer = PredictorCorrector(DDIM(), step_size=0.1, correct_steps=30)
   wide = step(process, gaussian, longer, start(process, longer, 2 * right, s), s, s, keys).z
   assert abs(float(wide.std()) - spread) < 0.1 * spread, "twice as wide before"
 
@@ -134,7 +134,7 @@ def test_no_correction_of_clean_data():
   process = Flow()
   after = [
     step(process, network, sampler, start(process, sampler, Z, 0.3), jnp.float32(0.3), jnp.float32(0), KEYS).z
-    for sampler in (Corrected(DDIM()), DDIM())
+    for sampler in (PredictorCorrector(DDIM()), DDIM())
   ]
   np.testing.assert_array_equal(*after)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jldm.core.keys import normal
 from jldm.core.shapes import expand
 from jldm.core.trees import pytree
-from jldm.diffusion.process import Process, level
+from jldm.diffusion.process import Process, timestep
 from jldm.diffusion.target import Denoised
 from jldm.samplers.sample import Denoise, State
 
@@ -23,7 +23,7 @@ Array = jax.Array
 
 @pytree
 @dataclasses.dataclass(frozen=True)
-class Jump:
+class Consistency:
   """One evaluation a step; gamma in [0, 1] is traced, and 0 is DDIM."""
 
   gamma: float = 1.0
@@ -41,14 +41,14 @@ def boundary(process: Process, denoise: Denoise, sigma_data: float = 0.5, scale:
   """The denoiser with x0 replaced by c_skip z + c_out x0, which is z at the clean end: Luo et al. 2023
   (2310.04378).
 
-  With u = scale level(t):  c_skip = sigma_data^2 / (u^2 + sigma_data^2),  c_out = u / (u^2 +
+  With u = scale timestep(t):  c_skip = sigma_data^2 / (u^2 + sigma_data^2),  c_out = u / (u^2 +
   sigma_data^2)^(1/2).  The published scale is 10 a step of a chain of 1,000.  eps stays as it is,
-  and `Jump()` takes none of it.
+  and `Consistency()` takes none of it.
   """
 
   def bounded(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     x0, eps, variance = denoise(z, t, estimate, to)
-    u = expand(scale * level(process, t), z)
+    u = expand(scale * timestep(process, t), z)
     norm = u**2 + sigma_data**2
     return Denoised(sigma_data**2 / norm * z + u / jnp.sqrt(norm) * x0, eps, variance)
 

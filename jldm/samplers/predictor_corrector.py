@@ -1,11 +1,11 @@
 """Annealed Langevin dynamics as the corrector of any sampler: Song et al. 2021 (2011.13456),
 algorithms 2 and 3, with steps of a fixed size where theirs follow from norms.
 
-With the score grad log p(z) = -eps / sigma and steps of size delta = size sigma^2,
+With the score grad log p(z) = -eps / sigma and steps of size delta = step_size sigma^2,
 
-  (1)  z <- z + delta grad log p(z) + sqrt(2 delta) eps' = z - size sigma eps + sqrt(2 size) sigma eps'
+  (1)  z <- z + delta grad log p(z) + sqrt(2 delta) eps' = z - step_size sigma eps + sqrt(2 step_size) sigma eps'
 
-which leaves p(z_s) as it is up to an error of first order in `size`.
+which leaves p(z_s) as it is up to an error of first order in `step_size`.
 """
 
 import dataclasses
@@ -25,29 +25,29 @@ Array = jax.Array
 
 @pytree
 @dataclasses.dataclass(frozen=True)
-class Corrected:
-  """The sampler's step, then `corrections` of (1) at its end, one evaluation each; none at sigma = 0.
+class PredictorCorrector:
+  """The sampler's step, then `correct_steps` of (1) at its end, one evaluation each; none at sigma = 0.
 
   A multistep history starts anew after each, so one-step samplers gain the most.
   """
 
   sampler: Sampler = DDIM()
-  size: float = 0.1
-  corrections: int = choice(1)
+  step_size: float = 0.1
+  correct_steps: int = choice(1)
 
   def init(self, process: Process, z: Array, pairs: Array) -> Any:
     return self.sampler.init(process, z, pairs)
 
   def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any:
-    key_step, *key_corrections = split_each(keys, 1 + self.corrections)
+    key_step, *key_corrections = split_each(keys, 1 + self.correct_steps)
     state = self.sampler.step(process, denoise, state, t, s, key_step)
-    if not self.corrections:
+    if not self.correct_steps:
       return state
     sigma = process.sigma(s)
 
     def corrected(z: Array, key: Array) -> Array:
-      noise = jnp.sqrt(2 * self.size) * normal(key, z)
-      return z + sigma * (noise - self.size * denoise(z, s).eps)
+      noise = jnp.sqrt(2 * self.step_size) * normal(key, z)
+      return z + sigma * (noise - self.step_size * denoise(z, s).eps)
 
     def correct(z: Array, key: Array) -> tuple[Array, None]:
       return jax.lax.cond(sigma > 0, lambda: corrected(z, key), lambda: z), None

@@ -4,9 +4,9 @@ import numpy as np
 
 from jldm.core.keys import normal
 from jldm.diffusion.process import Discrete, Flow
+from jldm.samplers.consistency import Consistency, boundary
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import chain, uniform
-from jldm.samplers.jump import Jump, boundary
+from jldm.samplers.grid import adjacent_pairs, uniform
 from tests.samplers.gaussian import network, point, start, step, walk
 
 Z = jax.random.normal(jax.random.key(0), (8, 3))
@@ -17,20 +17,22 @@ def test_it_jumps_to_the_data_and_noises_anew():
   process, t, s = Flow(), jnp.float32(0.8), jnp.float32(0.3)
   x0, eps, _ = network(process)(Z, t)
   for gamma in (1.0, 0.6):
-    after = step(process, network, Jump(gamma), start(process, Jump(), Z, t), t, s, KEYS).z
+    after = step(process, network, Consistency(gamma), start(process, Consistency(), Z, t), t, s, KEYS).z
     noise = (1 - gamma**2) ** 0.5 * eps + gamma * normal(KEYS, Z)
     np.testing.assert_allclose(after, process.alpha(s) * x0 + process.sigma(s) * noise, rtol=1e-5, atol=1e-5)
 
 
 def test_without_noise_it_is_ddim():
-  pairs = chain(uniform(4))
+  pairs = adjacent_pairs(uniform(4))
   np.testing.assert_allclose(
-    walk(Flow(), network, Jump(0.0), Z, pairs, KEYS), walk(Flow(), network, DDIM(), Z, pairs, KEYS), atol=1e-6
+    walk(Flow(), network, Consistency(0.0), Z, pairs, KEYS),
+    walk(Flow(), network, DDIM(), Z, pairs, KEYS),
+    atol=1e-6,
   )
 
 
 def test_a_network_that_knows_the_data_needs_one_step():
-  reached = walk(Flow(), point, Jump(), Z, chain(uniform(1)), KEYS)
+  reached = walk(Flow(), point, Consistency(), Z, adjacent_pairs(uniform(1)), KEYS)
   np.testing.assert_allclose(reached, 0.7, rtol=1e-6)
 
 
@@ -38,7 +40,7 @@ def test_the_boundary_is_z_at_the_clean_end_and_x0_away_from_it():
   process = Discrete()
   denoise = network(process)
   bounded = boundary(process, denoise)
-  clean = jnp.float32(1 / process.steps)  # level 0
+  clean = jnp.float32(1 / process.num_train_timesteps)  # level 0
   np.testing.assert_allclose(bounded(Z, clean).x0, Z, rtol=1e-5)
   far = jnp.float32(0.9)
   np.testing.assert_allclose(bounded(Z, far).x0, denoise(Z, far).x0, rtol=1e-5, atol=1e-6)
