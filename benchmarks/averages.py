@@ -27,8 +27,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("workdir", type=Path)
   workdir = parser.parse_args().workdir
-  like = denoiser_shapes(build_model(workdirs.read(workdir)))
-  with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
+  like = denoiser_shapes(build_model(workdirs.read_experiment(workdir)))
+  with Checkpoints(workdirs.averages_folder(workdir, "denoiser"), read_only=True) as kept:
     steps = kept.steps()
     (*first,) = sorted(map(float, kept.items(steps[-1])))[:2]
     others = sorted(map(float, kept.items(steps[-1])))[2:]

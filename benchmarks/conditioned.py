@@ -82,7 +82,7 @@ def train(folder: Path, name: str, data_dir: str) -> None:
   )
   costs = json.loads(cost.read_text()) if cost.exists() else {}
   if lender and not workdir.exists():
-    workdirs.claim(workdir, found)
+    workdirs.claim_workdir(workdir, found)
     shutil.copytree(folder / lender / "autoencoder", workdir / "autoencoder")
   for stage in found.names:
     if stage not in costs:
@@ -195,7 +195,7 @@ def fillings(
 
 def inpainting(folder: Path, docs: Path) -> str:
   """A table of hidden pixels, method by method and shape by shape, and a sheet."""
-  images = held_out(workdirs.read(folder / "inpaint"), 256)
+  images = held_out(workdirs.read_experiment(folder / "inpaint"), 256)
   models = {name: load(folder / name) for name in ("plain", "inpaint")}
   truth, lines, shown = samples(images, 1)[:, 0], [], {}
   for shape, (kind, step) in HIDDEN.items():
@@ -240,7 +240,7 @@ def bicubic(images: np.ndarray, factor: int) -> np.ndarray:
 
 def restoration(folder: Path, docs: Path) -> str:
   """A table of restorations of Fashion-MNIST, and a sheet."""
-  images = held_out(workdirs.read(folder / "restore"), 32)
+  images = held_out(workdirs.read_experiment(folder / "restore"), 32)
   plain, trained = (load(folder / name) for name in ("plain", "restore"))
   truth, lines, rows = samples(images, 1)[:, 0], [], [images[:6]]
   for degrade in (Noisy(), Blurred(), Downsampled(), Missing()):
@@ -292,7 +292,7 @@ def tinted(grey: jax.Array, colours: Any) -> jax.Array:
 
 def photographs(folder: Path, docs: Path) -> str:
   """A table of grey -> colour on held-out crops, and a sheet."""
-  found = workdirs.read(folder / "colour")
+  found = workdirs.read_experiment(folder / "colour")
   images, model, lines = held_out(found, 24), load(folder / "colour"), []
   truth, told = samples(images, 1)[:, 0], Grey()(codecs.pixels(images))
   source = pictures.to_uint8(told)
@@ -334,7 +334,7 @@ def own_source(degrade: Any, drawn: np.ndarray, told: jax.Array) -> float:
 
 def sketches(folder: Path, docs: Path) -> str:
   """A table of edges -> picture of Fashion-MNIST, and a sheet."""
-  found = workdirs.read(folder / "sketch")
+  found = workdirs.read_experiment(folder / "sketch")
   model, (images, labels) = load(folder / "sketch"), held_out(found, 128, labelled=True)
   truth, told, lines = samples(images, 1)[:, 0], Edges()(codecs.pixels(images)), []
   source = pictures.to_uint8(told)

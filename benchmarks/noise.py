@@ -53,10 +53,13 @@ def main() -> None:
   parser.add_argument("--extractor", required=True)
   options = parser.parse_args()
   sharding.configure(None)
-  experiment = workdirs.read(options.workdir)
+  experiment = workdirs.read_experiment(options.workdir)
   asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
   among = evaluate.prepare_real_images(
-    experiment, evaluate.open_extractor(asked), EvaluationSettings(), workdirs.evaluation(options.workdir)
+    experiment,
+    evaluate.open_extractor(asked),
+    EvaluationSettings(),
+    workdirs.evaluation_folder(options.workdir),
   )
   print(
     "| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|"

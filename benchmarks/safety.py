@@ -30,9 +30,9 @@ from jldm.inference.load import StagePlace, codec_shapes
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.runs import run as runs
-from jldm.runs.stage import begin, fit_stage
+from jldm.runs.stage import fit_stage, start_or_resume
 from jldm.storage import workdir as workdirs
-from jldm.storage.array_cache import write_like
+from jldm.storage.array_cache import write_cache
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.loop import IN_FLIGHT, Hook
 
@@ -61,7 +61,7 @@ def since(before: tuple[float, float]) -> tuple[float, float]:
 
 def bare(run: runs.Run, source, frozen, mesh, steps: int) -> tuple[float, float]:
   run = dataclasses.replace(run, at=run.at._replace(stage=dataclasses.replace(run.stage, ema=NoAverage())))
-  step, state, batches, key, _ = begin(run, source, frozen, None, mesh, 0)
+  step, state, batches, key, _ = start_or_resume(run, source, frozen, None, mesh, 0)
   in_flight = collections.deque()
   for n, batch in enumerate(batches, 1):
     state, metrics = step(state, batch, key, frozen)
@@ -88,7 +88,7 @@ def safe(run: runs.Run, source, frozen, mesh, steps: int) -> tuple[float, float]
         saved.commit(wait=True)
       times.append(since(times[0]) if times else clocks())
 
-  with Checkpoints(workdirs.checkpoints(run.workdir, run.stage.name)) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(run.workdir, run.stage.name)) as saved:
     fit_stage(run, source, frozen, saved, mesh, lambda log: (Hook(1, note),))
     assert saved.steps()[-1] == (WARM + steps) // SAVE_EVERY * SAVE_EVERY
   return times[1]
@@ -111,7 +111,7 @@ def inputs(run: runs.Run, folder: Path):
     name: jnp.ones(shape.shape) for name, shape in codec_shapes(run.model).items() if name in ("mean", "std")
   }
   frozen = {"codec": Loaded(ImageCodec(network), {"params": params["params"], "extra": {}} | codec)}
-  return write_like(folder / "latents", train_set, moments), frozen
+  return write_cache(folder / "latents", train_set, moments), frozen
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     ratios, per_step = [], []
     with tempfile.TemporaryDirectory() as temporary:
       run = runs.Run(StagePlace(experiment, experiment.stage(name), Path(temporary)), args.devices)
-      mesh = runs.mesh_of(run.stage, args.devices)
+      mesh = runs.mesh_for_stage(run.stage, args.devices)
       source, frozen = inputs(run, Path(temporary))
       frozen = sharding.replicate(mesh, frozen)
       for pair in range(args.pairs):

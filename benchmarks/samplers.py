@@ -170,7 +170,7 @@ def floor(data: Any, reference: Reference) -> list[float]:
 
 
 def measured_quality(runs: Path, workdir: Path) -> dict[str, Any]:
-  data = workdirs.read(workdir).data
+  data = workdirs.read_experiment(workdir).data
   reference = Reference(data, "test")
   ways: dict[str, dict] = {name: {} for name in WAYS}
   for evaluations, names in COUNTED.items():

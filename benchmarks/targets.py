@@ -67,7 +67,7 @@ def experiment(network: str, target: str, steps: int) -> Experiment:
 def measure(folder: Path, network: str, target: str, steps: int) -> dict:
   """One row of the table, trained now or before."""
   workdir, found = folder / f"{network}-{target}", experiment(network, target, steps)
-  workdirs.claim(workdir, found)
+  workdirs.claim_workdir(workdir, found)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(folder / "codec" / part, workdir / part, dirs_exist_ok=True)
   train(found, workdir, ("denoiser",))

@@ -138,7 +138,7 @@ def test_a_manifest_names_nothing_outside_its_step(steps, name, capsys):
 def cache(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs") / "cache"
   batch = {"mean": np.arange(24, dtype=np.float32).reshape(4, 2, 3), "label": np.arange(4, dtype=np.int32)}
-  array_cache.write(folder, [batch], 4)
+  array_cache.write_part(folder, [batch], 4)
   return folder
 
 
@@ -164,7 +164,7 @@ def test_an_index_of_latents(cache, data):
 def test_the_head_of_an_array_of_latents(cache, data):
   """Whatever its first 128 bytes say."""
   batch = {"mean": np.arange(24, dtype=np.float32).reshape(4, 2, 3), "label": np.arange(4, dtype=np.int32)}
-  source = array_cache.write(cache, [batch], 4)
+  source = array_cache.write_part(cache, [batch], 4)
   whole, path = (cache / "label.npy").read_bytes(), cache / "label.npy"
   at = data.draw(st.integers(0, 127))
   path.write_bytes(whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1 :])

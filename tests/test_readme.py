@@ -131,6 +131,8 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   exec(compile(first, "docs/pretrained.md", "exec"), names | given)
   exec(compile("".join(others), "docs/pretrained.md", "exec"), names := names | given)
   assert (
-    workdirs.resolved(names["experiment"]).stage("autoencoder").start == names["tuned"].start == "runs/sd"
+    workdirs.resolve_pretrained(names["experiment"]).stage("autoencoder").start
+    == names["tuned"].start
+    == "runs/sd"
   )
   assert names["mean"].shape == (2, 2, 2, 4) and Path("latents.npz").exists()

@@ -60,7 +60,7 @@ def with_conditioner(experiment: Experiment, conditioner: str) -> Experiment:
 def claimed_with(experiment: Experiment, conditioner: str, unbroken: Path, workdir: Path) -> Experiment:
   """The experiment with one more conditioner, written as in Python, in a workdir whose autoencoder is trained."""
   changed = with_conditioner(experiment, conditioner)
-  workdirs.claim(workdir, changed)
+  workdirs.claim_workdir(workdir, changed)
   shutil.copytree(unbroken / "autoencoder", workdir / "autoencoder")
   return changed
 
@@ -69,7 +69,7 @@ def last_state(workdir: Path, stage: str, step: int = STEPS) -> dict[str, np.nda
   """Every array of a stage's checkpoint, by default the last, read without knowing its types."""
   import orbax.checkpoint as ocp
 
-  folder = workdirs.checkpoints(workdir, stage) / str(step)
+  folder = workdirs.checkpoints_folder(workdir, stage) / str(step)
   items = sorted(path.name for path in folder.iterdir() if path.is_dir())
   leaves = {item: ocp.PyTreeCheckpointer().restore(folder / item) for item in items}
   return {

@@ -27,7 +27,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from jldm.core.errors import RESUME_HINT, DifferentError, NonFiniteError, Preempted, UserError
+from jldm.core.errors import RESUME_HINT, NonFiniteError, Preempted, ReplayMismatchError, UserError
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
@@ -40,7 +40,7 @@ COMMANDS = {
   "convert": "put weights into another form: a workdir into one file and back, autoencoders of diffusers, LPIPS",
   "info": "tell what a file, a folder of diffusers or a workdir holds",
 }
-EXIT_CODES = {UserError: 2, NonFiniteError: 3, DifferentError: 4}
+EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   source, out = Path(args.source), Path(args.out)
-  kind = args.kind or kind_of(source, args.to)
+  kind = args.kind or detect_kind(source, args.to)
   if (kind, args.to) not in RULES:
     there = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
     raise UserError(f"--kind {kind} --to {args.to}: there is no such rule; there are {there}")
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
   print(RULES[kind, args.to](source, out, **options))
 
 
-def kind_of(source: Path, to: str) -> str:
+def detect_kind(source: Path, to: str) -> str:
   """What a source says of itself; UserError where it does not."""
   if to == "diffusers" or not source.exists():
     return "autoencoder"
@@ -71,11 +71,11 @@ def kind_of(source: Path, to: str) -> str:
   return kind
 
 
-def params(source: Path, out: Path) -> str:
-  return exported(source, out) if source.is_dir() else imported(source, out)
+def convert_params(source: Path, out: Path) -> str:
+  return export_params(source, out) if source.is_dir() else import_params(source, out)
 
 
-def exported(workdir: Path, out: Path) -> str:
+def export_params(workdir: Path, out: Path) -> str:
   """The codec and the denoiser of a trained workdir as one file, with an experiment that has them alone."""
   at = find_stage(workdir)
   model, params = load(workdir)
@@ -88,10 +88,10 @@ def exported(workdir: Path, out: Path) -> str:
   experiment = dataclasses.replace(at.experiment, stages=(*trained, stage))
   arrays = flat.flatten(params)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "params", "experiment": dumps(experiment)})
-  return f"{out}: {summary(arrays)}"
+  return f"{out}: {describe_arrays(arrays)}"
 
 
-def imported(path: Path, out: Path) -> str:
+def import_params(path: Path, out: Path) -> str:
   """The inverse: a workdir with finished stages and no optimizer's state."""
   metadata = safetensors.read_header(path).metadata
   if "experiment" not in metadata:
@@ -103,35 +103,35 @@ def imported(path: Path, out: Path) -> str:
   like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
   params = flat.unflatten(safetensors.read(path), like)
   check_free(out)
-  workdirs.claim(out, experiment)
+  workdirs.claim_workdir(out, experiment)
   items = {"codec": {"codec": params.pop("codec")}, "denoiser": {"ema": params}}
   for stage in experiment.stages:
-    with Checkpoints(workdirs.checkpoints(out, stage.name)) as saved:
+    with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:
       saved.save(stage.steps, items[stage.makes])
   return f"{out}: a workdir to sample from"
 
 
-def autoencoder(source: Path, out: Path, **options: Any) -> str:
+def import_autoencoder(source: Path, out: Path, **options: Any) -> str:
   """A published autoencoder as a workdir, for `Pretrained` and `start`."""
   network, codec = pretrained.read_pretrained(str(source), **options)
   check_free(out)
   stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0)
-  workdirs.claim(out, Experiment(stages=(stage,)))
-  with Checkpoints(workdirs.checkpoints(out, stage.name)) as saved:
+  workdirs.claim_workdir(out, Experiment(stages=(stage,)))
+  with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:
     saved.save(stage.steps, {"codec": codec})
-  return f"{out}: a workdir to start from, {told(network, codec)}"
+  return f"{out}: a workdir to start from, {describe_network(network, codec)}"
 
 
-def published(source: Path, out: Path, **options: Any) -> str:
+def export_autoencoder(source: Path, out: Path, **options: Any) -> str:
   """The autoencoder of a workdir, or a published one, as a folder of diffusers."""
   is_workdir = (source / "experiment.json").is_file()
   network, codec = load_codec(source) if is_workdir else pretrained.read_pretrained(str(source), **options)
   check_free(out)
   pretrained.save(out, network, codec)
-  return f"{out}: a folder for diffusers, {told(network, codec)}"
+  return f"{out}: a folder for diffusers, {describe_network(network, codec)}"
 
 
-def told(network: Any, codec: dict) -> str:
+def describe_network(network: Any, codec: dict) -> str:
   return f"{type(network).__name__}, {trees.count(codec['params']) / 1e6:.2f} M parameters"
 
 
@@ -140,15 +140,15 @@ def check_free(out: Path) -> None:
     raise UserError(f"{str(out)!r} exists; choose another OUT")
 
 
-def lpips(source: Path, out: Path) -> str:
+def import_lpips(source: Path, out: Path) -> str:
   """LPIPS of the package to ours."""
   found = perceptual.unpack_lpips(packaged.rename(safetensors.read(source)))
   arrays = flat.flatten(found)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "lpips"})
-  return f"{out}: {summary(arrays)}"
+  return f"{out}: {describe_arrays(arrays)}"
 
 
-def extractor(kind: str, source: Path, out: Path) -> str:
+def import_extractor(kind: str, source: Path, out: Path) -> str:
   """A feature extractor's published weights to ours; OUT says of which published file they are."""
   theirs, metadata = safetensors.read(source), safetensors.read_header(source).metadata
   if "source" in metadata and metadata.get("digest") != weights.arrays_digest(theirs):
@@ -160,10 +160,10 @@ def extractor(kind: str, source: Path, out: Path) -> str:
     out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.arrays_digest(arrays)}
   )
   name = weights.OFFICIAL.get(origin)
-  return f"{out}: {summary(arrays)}, of a file of sha256 {origin}: {f'official, for {name}' if name else 'not known as official'}"
+  return f"{out}: {describe_arrays(arrays)}, of a file of sha256 {origin}: {f'official, for {name}' if name else 'not known as official'}"
 
 
-def summary(arrays: dict[str, Any]) -> str:
+def describe_arrays(arrays: dict[str, Any]) -> str:
   return f"{len(arrays)} arrays, {sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB"
 
 
@@ -173,9 +173,9 @@ EXTRACTORS = {  # what its file's names become
   "clip": functools.partial(vit.rename, "clip"),
 }
 RULES = {  # (what, into whose form)
-  ("params", "jldm"): params,
-  ("lpips", "jldm"): lpips,
-  ("autoencoder", "jldm"): autoencoder,
-  ("autoencoder", "diffusers"): published,
-} | {(kind, "jldm"): functools.partial(extractor, kind) for kind in EXTRACTORS}
+  ("params", "jldm"): convert_params,
+  ("lpips", "jldm"): import_lpips,
+  ("autoencoder", "jldm"): import_autoencoder,
+  ("autoencoder", "diffusers"): export_autoencoder,
+} | {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
 OPTIONS = {"autoencoder": ("scaling_factor", "shift_factor", "allow_nan")}  # of the command, by what

@@ -53,25 +53,25 @@ class Edited(NamedTuple):
   each: list[dict] | None = None  # what is told of each of images alone
 
 
-def read(paths: list[str], model: Model) -> np.ndarray:
+def read_pictures(paths: list[str], model: Model) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
   images = [
-    transforms.read(path, lambda image: transforms.layers(image, canvas.image_channels(model)))
+    transforms.read_picture(path, lambda image: transforms.to_channels(image, canvas.image_channels(model)))
     for path in paths
   ]
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
       raise UserError(
-        f"{path} is {describe(image)} and {paths[0]} {describe(images[0])}; expected pictures that are alike"
+        f"{path} is {describe_picture(image)} and {paths[0]} {describe_picture(images[0])}; expected pictures that are alike"
       )
   return np.stack(images)
 
 
-def describe(image: np.ndarray) -> str:
+def describe_picture(image: np.ndarray) -> str:
   return f"{image.shape[1]}x{image.shape[0]} pixels of {image.shape[2]} channels"
 
 
-def laid(name: str, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
+def sheet_rows(name: str, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
   """Rows of n edits of each of `count` pictures, images [count n, ...]: below their pictures, or all
   of a single one.
   """
@@ -81,7 +81,7 @@ def laid(name: str, images: np.ndarray, count: int) -> dict[str, np.ndarray]:
 
 def read_mask(path: str, image: np.ndarray) -> np.ndarray:
   """A mask file as known float32 [1, H, W, 1] of images [N, H, W, C], 0 where it is white."""
-  mask = np.asarray(transforms.read(path).convert("L"))
+  mask = np.asarray(transforms.read_picture(path).convert("L"))
   if mask.shape != image.shape[1:3]:
     raise UserError(
       f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]} pixels; "
@@ -92,13 +92,13 @@ def read_mask(path: str, image: np.ndarray) -> np.ndarray:
   return (mask < 128).astype(np.float32)[None, ..., None]
 
 
-def image_to_image(task: Task) -> Edited:
+def run_image_to_image(task: Task) -> Edited:
   args, strengths = task.args, parse_numbers("--strength", task.args.strength, float)
   varied = lambda strength: edit.image_to_image(task.model, task.params, task.image, strength, *task.chosen)
   edits = [varied(strength) for strength in strengths]
   rows = {"source": task.image}
   for strength, images in zip(strengths, edits):
-    rows |= laid(f"strength {strength:g}", images, len(task.image))
+    rows |= sheet_rows(f"strength {strength:g}", images, len(task.image))
   by_picture = [edited.reshape(len(task.image), args.n, *edited.shape[1:]) for edited in edits]
   images = np.concatenate(by_picture, 1).reshape(-1, *task.image.shape[1:])
   return Edited(
@@ -106,7 +106,7 @@ def image_to_image(task: Task) -> Edited:
   )
 
 
-def inpaint(task: Task) -> Edited:
+def run_inpaint(task: Task) -> Edited:
   args, image = task.args, task.image
   if not (args.mask or args.margins):
     raise UserError("inpaint without --mask or --margins; say what to repaint")
@@ -118,27 +118,29 @@ def inpaint(task: Task) -> Edited:
         f"--margins {args.margins}; expected one number of pixels, or four: top,right,bottom,left"
       )
     image, whole = canvas.extend_pictures(image, *(sides * 4)[:4])
-    known = whole if not args.mask else np.pad(known, margins_of(whole))
+    known = whole if not args.mask else np.pad(known, added_margins(whole))
   images = edit.inpaint(
     task.model, task.params, image, known, args.strength, (args.repeats, args.jump), *task.chosen
   )
   source = {} if args.margins else {"source": image}
-  return Edited(images, source | {"known": hidden(image, known)} | laid("inpainted", images, len(image)))
+  return Edited(
+    images, source | {"known": blacken_unknown(image, known)} | sheet_rows("inpainted", images, len(image))
+  )
 
 
-def hidden(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+def blacken_unknown(image: np.ndarray, known: np.ndarray) -> np.ndarray:
   """For a sheet: black where it is not known."""
   return pictures.as_rgb(image) * known.astype(np.uint8)
 
 
-def margins_of(whole: np.ndarray) -> tuple:
+def added_margins(whole: np.ndarray) -> tuple:
   """How much was added on each side, from what is known of a grown picture [1, H, W, 1]."""
   rows, columns = np.flatnonzero(whole[0].any((1, 2))), np.flatnonzero(whole[0].any((0, 2)))
   height, width = whole.shape[1:3]
   return (0, 0), (rows[0], height - 1 - rows[-1]), (columns[0], width - 1 - columns[-1]), (0, 0)
 
 
-def invert(task: Task) -> Edited:
+def run_invert(task: Task) -> Edited:
   found = edit.invert(task.model, task.params, task.image, *task.chosen)
   out = Path(task.args.out) / "noise.npz"
   with replace_file(out) as file:
@@ -152,32 +154,32 @@ def invert(task: Task) -> Edited:
   )
 
 
-def interpolate(task: Task) -> Edited:
+def run_interpolate(task: Task) -> Edited:
   args = task.args
-  both = read([*args.image, args.to], task.model)
+  both = read_pictures([*args.image, args.to], task.model)
   images = edit.interpolate(
     task.model, task.params, both, args.count, args.space, args.strength, *task.chosen
   )
-  pictures.write_gif(Path(args.out) / "interpolation.gif", images, provenance(task))
+  pictures.write_gif(Path(args.out) / "interpolation.gif", images, edit_provenance(task))
   if args.film:
-    pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, provenance(task))
+    pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, edit_provenance(task))
   return Edited(
     images, {"source": both, args.space: images}, [{"share": i / (args.count - 1)} for i in range(args.count)]
   )
 
 
-def translate(task: Task) -> Edited:
+def run_translate(task: Task) -> Edited:
   args = task.args
   if args.onto is None:
     images = edit.paired(task.model, task.params, task.image, *task.chosen)
-    return Edited(images, {"source": task.image} | laid("translated", images, len(task.image)))
+    return Edited(images, {"source": task.image} | sheet_rows("translated", images, len(task.image)))
   images = edit.translate(
     task.model, task.params, task.image, label_given(task.model, args.onto), args.strength, *task.chosen
   )
   return Edited(images, {f"class {args.label}": task.image, f"class {args.onto}": images})
 
 
-def restore(task: Task) -> Edited:
+def run_restore(task: Task) -> Edited:
   args, image = task.args, task.image
   degradation = {"blur": lambda: Blurred(args.sigma), "downsample": lambda: Downsampled(args.factor)}.get(
     args.degradation
@@ -199,20 +201,20 @@ def restore(task: Task) -> Edited:
   factor = args.factor if args.degradation == "downsample" else 1
   rows = {"source": image.repeat(factor, 1).repeat(factor, 2)}
   if known is not None:
-    rows["known"] = hidden(image, known)
-  return Edited(images, rows | laid("restored", images, len(image)))
+    rows["known"] = blacken_unknown(image, known)
+  return Edited(images, rows | sheet_rows("restored", images, len(image)))
 
 
-def directions(task: Task) -> Edited:
+def run_directions(task: Task) -> Edited:
   args, model = task.args, task.model
   if (args.channel is None) == (args.examples is None):
     raise UserError("directions need one of --channel and --examples")
   if args.examples:
-    images, flags = examples(args, task.image)
+    images, flags = read_examples(args, task.image)
     found = edit.attribute(model, task.params, images, flags, args.space, args.controls, *task.chosen)
     name = f"{args.without} to {args.having}"
   else:
-    found, name = channel(task), f"channel {args.channel}"
+    found, name = channel_directions(task), f"channel {args.channel}"
   amounts = np.linspace(-args.reach, args.reach, args.count)
   moved = edit.traverse(
     model, task.params, task.image, found, amounts, args.space, args.strength, *task.chosen
@@ -221,7 +223,7 @@ def directions(task: Task) -> Edited:
   return Edited(moved[0], rows, [{"amount": float(amount)} for amount in amounts])
 
 
-def examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Pictures of the two classes of an .npz with images and labels, and which have the attribute."""
   if args.having is None or args.without is None:
     raise UserError("--examples without --having CLASS and --without CLASS; expected both")
@@ -241,7 +243,7 @@ def examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, n
   return images[chosen], labels[chosen] == args.having
 
 
-def channel(task: Task) -> np.ndarray:
+def channel_directions(task: Task) -> np.ndarray:
   """One channel of the latents, or one place of it, and random directions as long: [1 + controls, h, w, c]."""
   import jax
 
@@ -332,28 +334,30 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of a kind, by destination
   "directions": {"strength": 0.0, "space": "latents"},
 }
 KINDS = {
-  "image-to-image": Kind(image_to_image, "variations of a picture, near or far", ("--strength LIST", "--n")),
+  "image-to-image": Kind(
+    run_image_to_image, "variations of a picture, near or far", ("--strength LIST", "--n")
+  ),
   "inpaint": Kind(
-    inpaint,
+    run_inpaint,
     "repaint what is masked, or paint around",
     ("--mask", "--margins", "--strength", "--n", "--repeats", "--jump"),
   ),
-  "invert": Kind(invert, "the noise that leads to a picture", ()),
+  "invert": Kind(run_invert, "the noise that leads to a picture", ()),
   "interpolate": Kind(
-    interpolate, "from one picture to another", ("--to", "--count", "--space", "--strength", "--film")
+    run_interpolate, "from one picture to another", ("--to", "--count", "--space", "--strength", "--film")
   ),
   "translate": Kind(
-    translate,
+    run_translate,
     "a picture of one class as another, or what a model of pairs makes of it",
     ("--onto", "--strength", "--n"),
   ),
   "restore": Kind(
-    restore,
+    run_restore,
     "noise, blur, low resolution or missing pixels undone",
     ("--degradation", "--noise", "--sigma", "--factor", "--mask", "--mean", "--n"),
   ),
   "directions": Kind(
-    directions,
+    run_directions,
     "along a channel of the latents, or an attribute of examples",
     (
       "--channel",
@@ -417,18 +421,18 @@ def main(args: argparse.Namespace) -> None:
   check_writable(out)
   sharding.configure(1)
   model, params = load(args.workdir, best=bool(args.best))
-  sampling = sampling_of(args, model.sampling)
+  sampling = edit_sampling(args, model.sampling)
   request = Request(n=getattr(args, "n", 1), seed=args.seed, given=label_given(model, args.label))
-  task = Task(args, model, params, read(args.image, model), request, sampling)
+  task = Task(args, model, params, read_pictures(args.image, model), request, sampling)
   edited = KINDS[args.kind].run(task)
   each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
-  sources = [{"source_sha256": digest(path)} for path in args.image for _ in range(count)]
+  sources = [{"source_sha256": file_digest(path)} for path in args.image for _ in range(count)]
   each = [source | own for source, own in zip(sources, each, strict=True)]
-  pictures.write_edits(out, edited.images, edited.rows, provenance(task), each)
+  pictures.write_edits(out, edited.images, edited.rows, edit_provenance(task), each)
   print(f"{len(edited.images)} pictures in {out}")
 
 
-def sampling_of(args: argparse.Namespace, own: Sampling) -> Sampling:
+def edit_sampling(args: argparse.Namespace, own: Sampling) -> Sampling:
   """The experiment's sampling with what the options name; without a sampler, the one that the edit
   uses by itself.
   """
@@ -437,7 +441,7 @@ def sampling_of(args: argparse.Namespace, own: Sampling) -> Sampling:
   if edict and args.eta is not None:
     raise UserError(f"--eta {args.eta}: edict draws no noise; leave it out or choose another sampler")
   base = dataclasses.replace(own, sampler=EDICT() if edict else None)
-  return presets.changed_sampling(
+  return presets.override_sampling(
     base, None if edict else args.sampler, args.steps, args.grid, args.eta, guidance
   )
 
@@ -450,17 +454,17 @@ def label_given(model: Model, label: int) -> dict:
   return {} if name is None else {name: label}
 
 
-def provenance(task: Task) -> dict:
+def edit_provenance(task: Task) -> dict:
   """The kind of edit, the hashes of the files that it read, and its options."""
   hashes, options = {}, {name: value for name, value in vars(task.args).items() if value is not None}
   for option in ("mask", "to", "examples"):
     if path := options.pop(option, None):
-      hashes[f"{option}_sha256"] = digest(path)
-  hashes["source_sha256"] = [digest(path) for path in options.pop("image")]
+      hashes[f"{option}_sha256"] = file_digest(path)
+  hashes["source_sha256"] = [file_digest(path) for path in options.pop("image")]
   for option in ("workdir", "out", "command", "kind"):
     options.pop(option, None)
   return {"edit": task.args.kind, **hashes, **options}
 
 
-def digest(path: str) -> str:
+def file_digest(path: str) -> str:
   return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jldm.config.experiment import Experiment
-from jldm.config.presets import changed_sampling, guidance_text, make_guidance
+from jldm.config.presets import guidance_text, make_guidance, override_sampling
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
@@ -83,13 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   workdir = Path(args.workdir)
-  experiment = changed(workdirs.read(workdir), args)
-  how = how_of(args, experiment)
+  experiment = override_evaluation(workdirs.read_experiment(workdir), args)
+  how = evaluation_how(args, experiment)
   sharding.configure(args.devices, args)
   how = dataclasses.replace(how, devices=sharding.layout_from_args(args))
   loaded = evaluate.open_extractor(experiment.evaluation)
   lpips = perceptual.unpack_lpips(safetensors.read(Path(args.lpips))) if args.lpips else None
-  folder = workdirs.evaluation(workdir)
+  folder = workdirs.evaluation_folder(workdir)
   at, codec_at = judged_stages(experiment, args.stage, workdir)
   codec_step, codec = restore_result(codec_at) if codec_at else (0, load_needed(at)["codec"])
   model = dataclasses.replace(build_model(experiment, at and at.stage.name), codec=codec.model)
@@ -103,19 +103,21 @@ def main(args: argparse.Namespace) -> None:
     back = evaluate.reconstruct_held_out(model, codec.params, real, how, lpips)
     name = codec_at.stage.name
     told = {"stage": name, "step": codec_step} | evaluate.judge_reconstructions(back, real, how)
-    show(
+    write_sheet(
       folder / f"{name}-{codec_step}-worst.png", evaluate.worst_reconstructions(back), "worst reconstructions"
     )
-    finish(folder / f"{name}-{codec_step}.json", told)
+    write_results(folder / f"{name}-{codec_step}.json", told)
   if at:
-    samples = evaluate.generate_samples(model, trained.params | {"codec": codec.params}, real, how, progress)
+    samples = evaluate.generate_samples(
+      model, trained.params | {"codec": codec.params}, real, how, sample_progress
+    )
     stem = str(step) if at.stage == sampling_stage(experiment) else f"{at.stage.name}-{step}"
     told = {"stage": at.stage.name, "step": step, "checkpoint": "best" if args.best else "latest"}
     told |= evaluate.judge_samples(model, samples, real, how) | {"classes": real.judge.classes(samples.found)}
     if suspects := evaluate.audit_memorisation(samples, real, how, folder):
       told["memorisation"] = suspects.told
-      show(folder / f"{stem}-nearest.png", suspects.sheet, "samples and their nearest pictures")
-    finish(folder / f"{stem}.json", told)
+      write_sheet(folder / f"{stem}-nearest.png", suspects.sheet, "samples and their nearest pictures")
+    write_results(folder / f"{stem}.json", told)
 
 
 def judged_stages(
@@ -134,7 +136,7 @@ def judged_stages(
   return at, at.needed().get("codec") if name == "all" else None
 
 
-def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
+def override_evaluation(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   """With the data's place and what judges it as the command line has them."""
   asked = {
     name: getattr(args, name) for name in ("extractor", "weights", "n") if getattr(args, name) is not None
@@ -152,7 +154,7 @@ def changed(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   return dataclasses.replace(experiment, evaluation=evaluator, data=data)
 
 
-def how_of(args: argparse.Namespace, experiment: Experiment) -> EvaluationSettings:
+def evaluation_how(args: argparse.Namespace, experiment: Experiment) -> EvaluationSettings:
   """What is asked for; UserError for numbers and names that are not legal."""
   metrics = tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
@@ -170,7 +172,7 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> EvaluationSettin
   if not 0 <= args.seed < 2**32:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
   scale = args.guidance_scale
-  sampling = changed_sampling(
+  sampling = override_sampling(
     experiment.sampling,
     args.sampler,
     args.steps,
@@ -183,24 +185,26 @@ def how_of(args: argparse.Namespace, experiment: Experiment) -> EvaluationSettin
   )
 
 
-def progress(batches: Any) -> Any:
+def sample_progress(batches: Any) -> Any:
   return tqdm(batches, desc="sample", unit="batch", disable=not multihost.is_primary())
 
 
-def show(path: Path, sheet: np.ndarray, what: str) -> None:
+def write_sheet(path: Path, sheet: np.ndarray, what: str) -> None:
   if multihost.is_primary():
     pictures.write_png(path, sheet, {"what": what})
 
 
-def finish(path: Path, told: Record) -> None:
+def write_results(path: Path, told: Record) -> None:
   """Writes what was found, and prints it as a table."""
   if not multihost.is_primary():
     return
   evaluate.write_evaluation(path, told | {"versions": evaluate.package_versions()})
-  print(f"{told['stage']}, step {told['step']}; {described(told)}")
+  print(f"{told['stage']}, step {told['step']}; {describe_results(told)}")
   print(
     "\n".join(
-      table(told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"]))
+      results_table(
+        told, NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), told["extractor"]["distance"])
+      )
     )
   )
   if audit := told.get("memorisation"):
@@ -214,7 +218,7 @@ def finish(path: Path, told: Record) -> None:
   print(f"in {path}\n")
 
 
-def described(told: Record) -> str:
+def describe_results(told: Record) -> str:
   """One line: of what, compared with what, in whose features."""
   each, among, drawn = told["extractor"], told["reference"], told.get("samples")
   how = "{n} samples, {sampler} in {steps} steps, {guidance}, seed {seed}; "
@@ -225,7 +229,7 @@ def described(told: Record) -> str:
   )
 
 
-def table(told: Record, names: dict[str, str]) -> list[str]:
+def results_table(told: Record, names: dict[str, str]) -> list[str]:
   """Lines: each figure with its interval, and that of as many real pictures."""
   rows = [("", "value", "95 % interval", "n", "real against real")]
   for name, each in told["metrics"].items():

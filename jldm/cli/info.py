@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   path = Path(args.source)
-  tell = workdir if (path / "experiment.json").is_file() else published
+  tell = describe_workdir if (path / "experiment.json").is_file() else describe_published
   for line in tell(path, args.statistics):
     print(line)
 
 
-def published(path: Path, statistics: bool) -> Iterator[str]:
+def describe_published(path: Path, statistics: bool) -> Iterator[str]:
   """A folder of diffusers, or a file."""
   path = pretrained.find_source(str(path))
   file = pretrained.weights_file(path) if path.is_dir() else path
@@ -44,52 +44,52 @@ def published(path: Path, statistics: bool) -> Iterator[str]:
     network = pretrained.CLASSES[config["_class_name"]].network(config)
     mean, std = pretrained.read_statistics(config, network.latent_channels)
     yield f"{path}: {config['_class_name']} of diffusers"
-    yield from described(network, mean, std)
+    yield from describe_latent_network(network, mean, std)
   else:
     yield f"{path}: a file of arrays"
     if file.suffix == ".safetensors":
       for name, value in safetensors.read_header(file).metadata.items():
         yield f"  {safetensors.shown(name)}: {safetensors.shown(value[:100])}"
   if file.suffix == ".msgpack":
-    yield from rows(msgpack.tensors(file), statistics)
+    yield from array_lines(msgpack.tensors(file), statistics)
     return
   arrays = safetensors.tensors(file)
   legible = {name: name for name in arrays if arrays.entry(name).dtype in safetensors.DTYPES}
   for name in sorted(arrays.keys() - legible.keys()):
     entry = arrays.entry(name)
     yield f"  {name}  {entry.dtype} {list(entry.shape)}, a dtype that is not read here"
-  yield from rows(pretrained.Renamed(arrays, legible), statistics)
+  yield from array_lines(pretrained.Renamed(arrays, legible), statistics)
 
 
-def workdir(path: Path, statistics: bool) -> Iterator[str]:
+def describe_workdir(path: Path, statistics: bool) -> Iterator[str]:
   """A workdir: its stages, and those of their results that are there: codecs once they are finished,
   averaged denoisers.
   """
-  experiment = workdirs.read(path)
+  experiment = workdirs.read_experiment(path)
   yield f"{path}: a workdir"
   steps = {}
   for stage in experiment.stages:
-    with Checkpoints(workdirs.checkpoints(path, stage.name), read_only=True) as saved:
+    with Checkpoints(workdirs.checkpoints_folder(path, stage.name), read_only=True) as saved:
       steps[stage.name] = saved.latest()
     at = "not begun" if steps[stage.name] is None else f"at step {steps[stage.name]} of {stage.steps}"
     yield f"{stage.name}: {type(stage.objective).__name__}, {at}"
   for stage in experiment.stages:
     if steps[stage.name] is not None and (stage.makes != "codec" or steps[stage.name] == stage.steps):
-      yield from result(path, stage, statistics)
+      yield from describe_result(path, stage, statistics)
 
 
-def result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]:
+def describe_result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]:
   """What a stage has made, after the codec that it names."""
   at = find_stage(path, stage.name)
   for codec in at.given().values():
-    yield from described(codec)
+    yield from describe_latent_network(codec)
   params = restore_result(at)[1].params
   scale = (params["mean"], params["std"]) if stage.makes == "codec" else ()
-  yield from described(stage.objective.network, *scale)
-  yield from rows(flat.flatten(params), statistics)
+  yield from describe_latent_network(stage.objective.network, *scale)
+  yield from array_lines(flat.flatten(params), statistics)
 
 
-def described(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:
+def describe_latent_network(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:
   """A network, and the scale of its latents."""
   shown = ", ".join(f"{name}={getattr(network, name)!r}" for name in field_names(network))
   yield f"{type(network).__name__}({shown})"
@@ -99,7 +99,7 @@ def described(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:
       yield f"  {name} of latents: {' '.join(f'{value:.6g}' for value in values)}"
 
 
-def rows(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
+def array_lines(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
   """A line an array, and the sum of all."""
   width = max((len(name) for name in arrays), default=0)
   count, size, dtypes, bad = 0, 0, {}, 0
@@ -107,7 +107,7 @@ def rows(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
     value = arrays[name]
     line = f"  {name:{width}}  {value.dtype.name:8} {list(value.shape)}"
     if statistics and jnp.issubdtype(value.dtype, jnp.floating) and value.size:
-      told, odd = values_of(value)
+      told, odd = array_statistics(value)
       line, bad = f"{line:{width + 32}} {told}", bad + odd
     count, size = count + value.size, size + value.nbytes
     dtypes[value.dtype.name] = dtypes.get(value.dtype.name, 0) + 1
@@ -118,7 +118,7 @@ def rows(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
   )
 
 
-def values_of(value: Any) -> tuple[str, int]:
+def array_statistics(value: Any) -> tuple[str, int]:
   """What there is to say of an array's values, and how many are not finite."""
   value = np.asarray(value, np.float32)
   good = value[np.isfinite(value)]

@@ -4,7 +4,7 @@ import argparse
 
 from jldm.core.errors import UserError
 from jldm.data.prepare import KINDS, prepare
-from jldm.data.tfds import describe
+from jldm.data.tfds import describe_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     else ()
   )
   print(
-    describe(
+    describe_dataset(
       prepare(
         args.kind, args.source, name, args.data_dir, size, args.pad, args.channels, args.if_missing, buckets
       )

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from jldm.cli.prepare import parse_size
 from jldm.config import presets
 from jldm.config.experiment import Experiment
-from jldm.config.presets import changed_sampling, described, make_guidance
+from jldm.config.presets import make_guidance, override_sampling, sampling_to_dict
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
@@ -103,14 +103,14 @@ def main(args: argparse.Namespace) -> None:
   if not 0 <= args.seed < 2**32:
     raise UserError(f"--seed {args.seed}; expected 0 to {2**32 - 1}")
   workdir = Path(args.workdir)
-  experiment = workdirs.read(workdir)
-  sampling = changed_sampling(
-    experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_of(args, experiment)
+  experiment = workdirs.read_experiment(workdir)
+  sampling = override_sampling(
+    experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_from_args(args, experiment)
   )
   described_model = build_model(experiment, args.stage)
   labels = parse_labels(args.label, args.n, classes_of(described_model))
   out = Path(args.out) if args.out else workdir / "samples"
-  request = request_of(described_model, args, labels)
+  request = request_from_args(described_model, args, labels)
   if described_model.parts and (args.previews or args.tile):
     raise UserError(
       f"--previews and --tile with samples in parts ({', '.join(described_model.parts)}); leave them out"
@@ -121,13 +121,13 @@ def main(args: argparse.Namespace) -> None:
   model, params = load(workdir, args.sigma_rel, bool(args.best), args.stage)
   model = model if tiles is None else dataclasses.replace(model, codec=Tiled(model.codec, tiles))
   options = dict(batch_size=args.batch_size, devices=sharding.layout_from_args(args))
-  samples = generate(model, params, request, sampling, progress=progress, **options).data
+  samples = generate(model, params, request, sampling, progress=progress_bar, **options).data
   rows = np.unique(np.linspace(0, args.n - 1, MOST_PREVIEWED).round().astype(int))
-  looks = generate(model, params, some_of(request, rows), sampling, **options) if args.previews else None
+  looks = generate(model, params, select_rows(request, rows), sampling, **options) if args.previews else None
   if not multihost.is_primary():
     return
-  told = described(sampling) | {"seed": args.seed}
-  told |= {"guidance_scale": scale_of(args, experiment)} if args.guidance else {}
+  told = sampling_to_dict(sampling) | {"seed": args.seed}
+  told |= {"guidance_scale": guidance_scale(args, experiment)} if args.guidance else {}
   told |= {name: getattr(args, name) for name in RECORDED if getattr(args, name) is not None}
   write_samples(out, samples, labels, told)
   if looks:
@@ -149,7 +149,7 @@ def write_samples(out: Path, samples: Any, labels: np.ndarray, provenance: dict)
     pictures.write_samples(out, samples, labels, provenance)
 
 
-def guidance_of(args: argparse.Namespace, experiment: Experiment) -> Any:
+def guidance_from_args(args: argparse.Namespace, experiment: Experiment) -> Any:
   """The rule of guidance that the options name; None for the experiment's own."""
   if (
     args.guidance is None
@@ -158,17 +158,17 @@ def guidance_of(args: argparse.Namespace, experiment: Experiment) -> Any:
   ):
     return None
   return make_guidance(
-    args.guidance or "cfg", scale_of(args, experiment), args.guidance_interval, args.guidance_rescale
+    args.guidance or "cfg", guidance_scale(args, experiment), args.guidance_interval, args.guidance_rescale
   )
 
 
-def scale_of(args: argparse.Namespace, experiment: Experiment) -> float:
+def guidance_scale(args: argparse.Namespace, experiment: Experiment) -> float:
   """The scale of a rule of guidance that the options name."""
-  own = described(experiment.sampling).get("guidance_scale", 1.0)
+  own = sampling_to_dict(experiment.sampling).get("guidance_scale", 1.0)
   return own if args.guidance_scale is None else args.guidance_scale
 
 
-def request_of(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:
+def request_from_args(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:
   """What the options ask to draw; UserError for conditions that the model does not know, or cannot do without."""
   name, negative = conditioner_of_kind(model, ClassLabel), args.negative_label
   if name is None and ((labels != -1).any() or negative is not None):
@@ -182,13 +182,13 @@ def request_of(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Re
   return Request(n=args.n, seed=args.seed, given=given, against=against, size=size)
 
 
-def some_of(request: Request, rows: np.ndarray) -> Request:
+def select_rows(request: Request, rows: np.ndarray) -> Request:
   """Some of its samples, with the estimates that previews show."""
   given = {name: value[rows] for name, value in request.given.items()}
   return dataclasses.replace(request, n=len(rows), given=given, rows=rows, estimates=PREVIEWS)
 
 
-def progress(batches):
+def progress_bar(batches):
   return tqdm(batches, desc="sample", unit="batch", disable=not multihost.is_primary())
 
 

@@ -14,7 +14,7 @@ from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW
 
-RESERVED = (  # names that a stage cannot have: of an experiment's other fields, of folders of a workdir, of --stage all
+RESERVED_NAMES = (  # names that a stage cannot have: of an experiment's other fields, of folders of a workdir, of --stage all
   "data",
   "stages",
   "sampling",
@@ -199,9 +199,9 @@ def check_stages(stages: tuple) -> None:
     )
   names = [stage.name for stage in stages]
   for i, stage in enumerate(stages):
-    if not isinstance(stage.name, str) or not stage.name.isidentifier() or stage.name in RESERVED:
+    if not isinstance(stage.name, str) or not stage.name.isidentifier() or stage.name in RESERVED_NAMES:
       raise UserError(
-        f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED)}"
+        f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED_NAMES)}"
       )
     if stage.name in names[:i]:
       raise UserError(f"two stages are named {stage.name!r}; give each a name of its own")

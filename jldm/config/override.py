@@ -33,7 +33,7 @@ def replace_field(config: Any, names: list[str], text: str, path: str) -> Any:
     return replace_stage(config, names, text, path)
   if head not in field_names(config):
     legal = field_names(config) + (list(config.names) if isinstance(config, Experiment) else [])
-    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {suggest(head, legal)}")
+    raise UserError(f"{path}: {type(config).__name__} has no field {head!r}; {suggest_name(head, legal)}")
   old = getattr(config, head)
   new = replace_field(old, rest, text, path) if rest else parse_like(old, text, path)
   return dataclasses.replace(config, **{head: new})
@@ -50,22 +50,22 @@ def replace_stage(experiment: Experiment, names: list[str], text: str, path: str
   )
 
 
-def suggest(name: str, legal: list[str]) -> str:
+def suggest_name(name: str, legal: list[str]) -> str:
   """The nearest legal name, or all of them if none is near."""
-  return nearest(name, legal) or f"it has {', '.join(legal) or 'none'}"
+  return closest_name(name, legal) or f"it has {', '.join(legal) or 'none'}"
 
 
-def nearest(name: str, legal: list[str]) -> str:
+def closest_name(name: str, legal: list[str]) -> str:
   near = difflib.get_close_matches(name, legal, 1)
   return f"did you mean {near[0]!r}?" if near else ""
 
 
 def suggest_class(name: str, classes: dict[str, type]) -> str:
-  """As `suggest`; a class that is not of jldm has to be imported first."""
+  """As `suggest_name`; a class that is not of jldm has to be imported first."""
   if classes is not CLASSES:
-    return suggest(name, sorted(classes))
+    return suggest_name(name, sorted(classes))
   own = "a class of your own needs --import FILE.py, where it is decorated with @jldm.register"
-  return "; ".join(filter(None, [nearest(name, sorted(classes)), own]))
+  return "; ".join(filter(None, [closest_name(name, sorted(classes)), own]))
 
 
 def parse_like(old: Any, text: str, path: str) -> Any:
@@ -74,7 +74,7 @@ def parse_like(old: Any, text: str, path: str) -> Any:
     return text
   name = path.rpartition(".")[2]
   try:
-    new = float(text) if isinstance(old, float) else build(parse_expression(text), path, CLASSES)
+    new = float(text) if isinstance(old, float) else build_value(parse_expression(text), path, CLASSES)
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
@@ -83,7 +83,7 @@ def parse_like(old: Any, text: str, path: str) -> Any:
         f"{path}: expected a value written as in Python, such as 0.5 or 'text', got {text!r}"
       ) from error
     new = text
-  if fits(old, new, name):
+  if can_replace(old, new, name):
     return ints_to_floats(old, new)
   raise UserError(f"{path}: expected {describe_legal(old, name)}, got {text!r}")
 
@@ -97,13 +97,13 @@ def describe_legal(old: Any, name: str) -> str:
       + ", such as (), (A(),)"
     )
   if dataclasses.is_dataclass(old):
-    classes = [cls.__name__ for cls in role_of(old)] or [type(old).__name__]
+    classes = [cls.__name__ for cls in role_of_value(old)] or [type(old).__name__]
     objects = " or ".join(f"{cls}(...)" for cls in classes)
     return f"{objects}, or one of its fields ({', '.join(field_names(old)) or 'none'})"
   return f"{type(old).__name__} such as {old!r}"
 
 
-def role_of(value: Any) -> tuple[type, ...]:
+def role_of_value(value: Any) -> tuple[type, ...]:
   """The row of ROLES that has the class of `value`; () for a class that was registered, and for a literal."""
   return role_of_class(type(value))
 
@@ -112,7 +112,7 @@ def role_of_class(cls: type) -> tuple[type, ...]:
   return next((role for role in ROLES if cls in role), ())
 
 
-def fits(old: Any, new: Any, name: str) -> bool:
+def can_replace(old: Any, new: Any, name: str) -> bool:
   """Whether `new` may replace `old` in the field `name`.
 
   A field of ELEMENTS takes a tuple of its role, or of registered classes.  A field that is None takes a
@@ -121,15 +121,15 @@ def fits(old: Any, new: Any, name: str) -> bool:
   if name in ELEMENTS:
     role = role_of_class(ELEMENTS[name])
     return isinstance(new, tuple) and all(
-      dataclasses.is_dataclass(each) and role_of(each) in (role, ()) for each in new
+      dataclasses.is_dataclass(each) and role_of_value(each) in (role, ()) for each in new
     )
-  return not role_of(new) if old is None else is_like(old, new)
+  return not role_of_value(new) if old is None else is_like(old, new)
 
 
 def is_like(old: Any, new: Any) -> bool:
   """Whether two values are of one type, or of one role; a registered class may stand anywhere."""
   if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
-    return type(new) in role_of(old) or not role_of(new)
+    return type(new) in role_of_value(old) or not role_of_value(new)
   if not isinstance(old, tuple) or not isinstance(new, tuple):
     return type(old) is type(new)
   if not old:  # such as buckets=(): literals alone
@@ -151,7 +151,7 @@ def parse_object(text: str, path: str, classes: dict[str, type]) -> Any:
     UserError: another expression, a class that is not in the table, or fields that do not fit.
   """
   try:
-    return build(parse_expression(text), path, classes)
+    return build_value(parse_expression(text), path, classes)
   except (ValueError, SyntaxError) as error:
     if isinstance(error, UserError):
       raise
@@ -164,19 +164,19 @@ def parse_expression(text: str) -> ast.expr:
   return ast.parse(text.strip(), mode="eval").body
 
 
-def build(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
+def build_value(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
   """A literal, or an object written as Class(1, field=2), of classes in the table; ValueError for any
   other expression.
   """
   if isinstance(node, (ast.Tuple, ast.List)):
-    return tuple(build(item, path, classes) for item in node.elts)
+    return tuple(build_value(item, path, classes) for item in node.elts)
   if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
     return ast.literal_eval(node)
   name = node.func.id
   if name not in classes:
     raise UserError(f"{path}: no class {name!r}; {suggest_class(name, classes)}")
-  positional = [build(item, path, classes) for item in node.args]
-  named = {word.arg or "**": build(word.value, path, classes) for word in node.keywords}
+  positional = [build_value(item, path, classes) for item in node.args]
+  named = {word.arg or "**": build_value(word.value, path, classes) for word in node.keywords}
   try:
     value = classes[name](*positional, **named)
   except TypeError as error:
@@ -192,6 +192,6 @@ def like_default(config: Any, name: str, path: str) -> Any:
   value = getattr(config, name)
   if default is dataclasses.MISSING or value is default:
     return value
-  if fits(default, ints_to_floats(default, value), name):
+  if can_replace(default, ints_to_floats(default, value), name):
     return ints_to_floats(default, value)
   raise UserError(f"{path}: {name}={value!r} of {type(config).__name__}; expected one like {default!r}")

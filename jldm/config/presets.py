@@ -11,7 +11,7 @@ from typing import Any
 
 from jldm.config.experiment import Sampling
 from jldm.config.override import parse_object
-from jldm.config.registry import own_classes
+from jldm.config.registry import registered_classes
 from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
@@ -30,7 +30,7 @@ from jldm.samplers.sample import Sampler
 from jldm.samplers.unipc import UniPC
 
 CLOCKS = (Line, Ratio)
-KINDS = (
+SAMPLER_CLASSES = (
   DDIM,
   Ancestral,
   Heun,
@@ -93,7 +93,9 @@ def make_sampler(name: str, **choices: float) -> Any:
   """
   if "(" in name:
     sampler = parse_object(
-      name, "sampler", {cls.__name__: cls for cls in (*KINDS, *CLOCKS)} | own_classes(Sampler)
+      name,
+      "sampler",
+      {cls.__name__: cls for cls in (*SAMPLER_CLASSES, *CLOCKS)} | registered_classes(Sampler),
     )
     check_sampler(name, sampler)
     unknown = set(choices) - set(inspect.signature(type(sampler)).parameters)
@@ -115,7 +117,7 @@ def make_sampler(name: str, **choices: float) -> Any:
 
 def check_sampler(name: str, sampler: Any) -> None:
   """Whether a sampler that was built from text, and what it is around, is one, with numbers that it can have."""
-  if type(sampler) not in (*KINDS, *own_classes(Sampler).values()):
+  if type(sampler) not in (*SAMPLER_CLASSES, *registered_classes(Sampler).values()):
     raise UserError(
       f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)"
     )
@@ -129,7 +131,7 @@ def check_sampler(name: str, sampler: Any) -> None:
       raise UserError(f"{field.name}={value} of sampler {name!r}; expected {bounds[0]} to {bounds[1]}")
 
 
-def changed_sampling(
+def override_sampling(
   sampling: Sampling,
   sampler: str | None = None,
   steps: int | None = None,
@@ -143,7 +145,7 @@ def changed_sampling(
   choices = {} if eta is None else {"eta": eta}
   if choices and sampler is None and sampling.sampler is None:
     raise UserError(f"eta={eta} without a sampler; name one that has it, such as --sampler ddim")
-  made = make_sampler(sampler, **choices) if sampler else with_choices(sampling.sampler, **choices)
+  made = make_sampler(sampler, **choices) if sampler else replace_fields(sampling.sampler, **choices)
   changes = {"sampler": made, "steps": steps, "grid": grid and Grid(grid), "guidance": guidance}
   changed = dataclasses.replace(
     sampling, **{name: value for name, value in changes.items() if value is not None}
@@ -153,11 +155,11 @@ def changed_sampling(
   return changed
 
 
-def with_choices(sampler: Any, **choices: float) -> Any:
+def replace_fields(sampler: Any, **choices: float) -> Any:
   """The same sampler with other numbers; UserError where it does not have them, or out of their range."""
   if not choices:
     return sampler
-  name = name_of(sampler)
+  name = sampler_name(sampler)
   if unknown := set(choices) - {field.name for field in dataclasses.fields(sampler)}:
     raise UserError(
       f"sampler {name!r} has no {', '.join(sorted(unknown))}; leave it out or choose another sampler"
@@ -167,12 +169,12 @@ def with_choices(sampler: Any, **choices: float) -> Any:
   return made
 
 
-def name_of(sampler: Any) -> str:
+def sampler_name(sampler: Any) -> str:
   """The short name of a sampler, or itself written out."""
   return next((name for name, make in SAMPLERS.items() if make() == sampler), repr(sampler))
 
 
-def described(sampling: Sampling) -> dict[str, Any]:
+def sampling_to_dict(sampling: Sampling) -> dict[str, Any]:
   """A sampling as data, by the names that the command line has."""
   rule, grid = sampling.guidance, sampling.grid
   guidance = (
@@ -181,7 +183,7 @@ def described(sampling: Sampling) -> dict[str, Any]:
   further = {"transforms": repr(sampling.transforms)} if sampling.transforms else {}
   return (
     {
-      "sampler": name_of(sampling.sampler),
+      "sampler": sampler_name(sampling.sampler),
       "steps": sampling.steps,
       "grid": grid.timestep_spacing if isinstance(grid, Grid) else repr(grid),
     }

@@ -127,7 +127,7 @@ EXECUTION_FIELDS = (
 )  # fields that change how values are computed, not which values: a run may change them
 
 
-def own_classes(role: type) -> dict[str, type]:
+def registered_classes(role: type) -> dict[str, type]:
   """Of the classes that were registered, by name, those that have what a role, a runtime-checkable
   Protocol, has.
   """
@@ -165,7 +165,7 @@ def is_frozen(cls: Any) -> bool:
   return issubclass(cls, nn.Module) or cls.__dataclass_params__.frozen
 
 
-def unknown_class(name: Any) -> str:
+def unknown_class_message(name: Any) -> str:
   """What to do about a class that is not in the table, in one line."""
   return (
     f"class {name!r} is not known; give the file that has it: --import FILE.py, where it is decorated with "

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from jldm.config.experiment import Experiment
-from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names, unknown_class
+from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names, unknown_class_message
 from jldm.core.errors import UserError
 
 
@@ -55,7 +55,7 @@ def from_data(data: Any) -> Any:
     return data
   name = data.get("class")
   if not isinstance(name, str) or name not in CLASSES:
-    raise UserError(unknown_class(name))
+    raise UserError(unknown_class_message(name))
   fields = {field: from_data(value) for field, value in data.items() if field != "class"}
   try:
     return CLASSES[name](**fields)
@@ -108,7 +108,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
   EXECUTION_FIELDS are not compared.
   """
-  old, new = (by_stage(without_execution_fields(data)) for data in (old, new))
+  old, new = (with_stage_names(without_execution_fields(data)) for data in (old, new))
   if isinstance(old, dict) and isinstance(new, dict):
     names = list(old) + [name for name in new if name not in old]
     if old.get("stages") != new.get("stages"):  # their names: stages that one of both has are not compared
@@ -118,7 +118,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
   return [] if old == new and type(old) is type(new) else [f"{path}: {old!r} -> {new!r}"]
 
 
-def by_stage(data: Any) -> Any:
+def with_stage_names(data: Any) -> Any:
   """An experiment as data with the names of its stages, and every stage under its name; other data as they are."""
   if not isinstance(data, dict) or data.get("class") != "Experiment":
     return data

@@ -11,7 +11,7 @@ class NonFiniteError(RuntimeError):
   """Training met too many non-finite updates in a row.  Exit code 3."""
 
 
-class DifferentError(RuntimeError):
+class ReplayMismatchError(RuntimeError):
   """What was computed again came to other numbers.  Exit code 4."""
 
 

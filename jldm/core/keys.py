@@ -26,7 +26,7 @@ def split_each(keys: jax.Array, parts: int = 2) -> tuple[jax.Array, ...]:
   return tuple(jax.vmap(lambda key: jax.random.split(key, parts), out_axes=1)(keys))
 
 
-def normal(keys: jax.Array, like: jax.Array) -> jax.Array:
+def normal_like(keys: jax.Array, like: jax.Array) -> jax.Array:
   """Standard normal in the shape of `like` [B, ...], in its dtype but at least float32; row b from
   keys[b] alone.
   """

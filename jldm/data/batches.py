@@ -7,11 +7,11 @@ import grain
 import numpy as np
 
 from jldm.data.buckets import Buckets
-from jldm.data.index import index
+from jldm.data.index import example_rows
 from jldm.data.source import Batch, Source
 
 
-def batch(
+def read_batch(
   source: Source | Buckets, seed: int, batch_size: int, step: int, rows: np.ndarray | None = None
 ) -> Batch:
   """Some rows int [b] of the batch of one step, by default all: the source's arrays [b, ...], and row
@@ -21,7 +21,7 @@ def batch(
     source, seed, step = source.at(seed, batch_size, step)
   row = np.arange(batch_size) if rows is None else rows
   place = {"row": row.astype(np.int32), "stratum": (row / batch_size).astype(np.float32)}
-  return source[index(seed, step * batch_size + row, len(source))] | place
+  return source[example_rows(seed, step * batch_size + row, len(source))] | place
 
 
 def batches(
@@ -42,7 +42,7 @@ def batches(
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   steps = grain.MapDataset.range(start, stop)
   return iter(
-    steps.map(functools.partial(batch, source, seed, batch_size, rows=rows)).to_iter_dataset(options)
+    steps.map(functools.partial(read_batch, source, seed, batch_size, rows=rows)).to_iter_dataset(options)
   )
 
 

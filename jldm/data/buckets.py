@@ -19,7 +19,7 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Spec, spec
-from jldm.data.index import permutation
+from jldm.data.index import epoch_permutation
 from jldm.data.source import Source
 
 Shape = tuple[int, int]  # height, width
@@ -39,27 +39,27 @@ class Buckets:
     """The bucket that a step reads, and by which seed and step of its own."""
     batches = tuple(math.ceil(len(source) / batch_size) for source in self.sources)
     cycle, place = divmod(step, sum(batches))
-    buckets, turns = schedule(fold(seed, -1), cycle, batches)
+    buckets, turns = cycle_order(bucket_seed(seed, -1), cycle, batches)
     bucket = int(buckets[place])
-    return self.sources[bucket], fold(seed, bucket), cycle * batches[bucket] + int(turns[place])
+    return self.sources[bucket], bucket_seed(seed, bucket), cycle * batches[bucket] + int(turns[place])
 
 
 @functools.lru_cache(maxsize=4)
-def schedule(seed: int, cycle: int, batches: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def cycle_order(seed: int, cycle: int, batches: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
   """One cycle: the bucket of every place, and how often it came before in the cycle; int [M] each."""
-  buckets = np.repeat(np.arange(len(batches)), batches)[permutation(seed, cycle, sum(batches))]
+  buckets = np.repeat(np.arange(len(batches)), batches)[epoch_permutation(seed, cycle, sum(batches))]
   turns = np.empty_like(buckets)
   for bucket, count in enumerate(batches):
     turns[buckets == bucket] = np.arange(count)
   return buckets, turns
 
 
-def fold(seed: int, number: int) -> int:
+def bucket_seed(seed: int, number: int) -> int:
   """The seed of a bucket, that of the first being `seed` itself."""
   return (seed + number * GOLDEN) % 2**64
 
 
-def shapes(data: Any) -> tuple[Shape, ...]:
+def bucket_shapes(data: Any) -> tuple[Shape, ...]:
   """(data.height, data.width) and data.buckets; UserError unless they are different pairs of whole
   numbers above 0.
   """
@@ -79,16 +79,17 @@ def shapes(data: Any) -> tuple[Shape, ...]:
 def picture_specs(data: Any, **more: tuple[Any, tuple[int, ...]]) -> tuple[Spec, ...]:
   """The specs of labelled pictures, one per shape of `data`, and of what else each example has."""
   return tuple(
-    spec(image=(np.uint8, (*shape, data.channels)), label=(np.int32, ()), **more) for shape in shapes(data)
+    spec(image=(np.uint8, (*shape, data.channels)), label=(np.int32, ()), **more)
+    for shape in bucket_shapes(data)
   )
 
 
-def told(every: Iterable[Shape]) -> str:
+def format_shapes(every: Iterable[Shape]) -> str:
   """Shapes as text: "64x64, 48x80"."""
   return ", ".join(f"{height}x{width}" for height, width in every)
 
 
-def nearest(size: Shape, every: Iterable[Shape]) -> Shape:
+def nearest_shape(size: Shape, every: Iterable[Shape]) -> Shape:
   """The shape whose ratio of sides is nearest to that of `size`, by its logarithm; of equals the one
   nearest in area.
   """

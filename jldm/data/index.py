@@ -11,7 +11,7 @@ import numpy as np
 
 
 @functools.lru_cache(maxsize=16)  # two epochs of a handful of buckets
-def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   """The order of one epoch: int64 [size], read-only.
 
   Sorting raw Philox words gives the same order in every numpy; `Generator.permutation` does not promise to.
@@ -22,11 +22,11 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   return order
 
 
-def index(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
+def example_rows(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
   """Rows of the data set, int64 like `positions`, in 0 ... size - 1."""
   epochs, places = np.divmod(np.asarray(positions, np.int64), size)
   rows = np.empty_like(places)
   for epoch in np.unique(epochs):
     here = epochs == epoch
-    rows[here] = permutation(seed, int(epoch), size)[places[here]]
+    rows[here] = epoch_permutation(seed, int(epoch), size)[places[here]]
   return rows

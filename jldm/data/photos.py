@@ -37,16 +37,16 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 class Crop(NamedTuple):
   load: Callable[[], Image.Image]
-  photograph: int  # its number in `names`
+  photograph: int  # its number in `photograph_names`
   origin: str
 
 
-def names() -> list[str]:
+def photograph_names() -> list[str]:
   return [name.partition(".")[0] for name in SKLEARN + SKIMAGE]
 
 
-def photographs() -> list[Image.Image]:
-  """All of them, RGB, in the order of `names`; UserError where scikit-image is not installed."""
+def load_photographs() -> list[Image.Image]:
+  """All of them, RGB, in the order of `photograph_names`; UserError where scikit-image is not installed."""
   from sklearn.datasets import load_sample_image  # a second to import, for this alone
 
   package = importlib.util.find_spec("skimage")  # its files are all that is used
@@ -54,11 +54,11 @@ def photographs() -> list[Image.Image]:
     raise UserError("photos need the photographs of scikit-image; install it: pip install 'jldm[photos]'")
   folder = Path(package.submodule_search_locations[0]) / "data"
   return [Image.fromarray(load_sample_image(name)) for name in SKLEARN] + [
-    transforms.read(folder / name) for name in SKIMAGE
+    transforms.read_picture(folder / name) for name in SKIMAGE
   ]
 
 
-def parts(photograph: Image.Image) -> dict[str, list[Image.Image]]:
+def split_photograph(photograph: Image.Image) -> dict[str, list[Image.Image]]:
   """What is trained on, left and right, and what is held out, between; together the whole."""
   width, height = photograph.size
   edges = [0, *(round(share * width) for share in HELD_OUT), width]
@@ -66,7 +66,7 @@ def parts(photograph: Image.Image) -> dict[str, list[Image.Image]]:
   return {"train": [left, right], "test": [middle]}
 
 
-def copies(part: Image.Image, size: Shape) -> list[Image.Image]:
+def scaled_copies(part: Image.Image, size: Shape) -> list[Image.Image]:
   """`part` at each of SCALES at which `size` (height, width) still fits."""
   scaled = [(round(scale * part.width), round(scale * part.height)) for scale in SCALES]
   return [
@@ -76,16 +76,16 @@ def copies(part: Image.Image, size: Shape) -> list[Image.Image]:
   ]
 
 
-def crops(split: str, size: Shape) -> Iterator[Crop]:
+def random_crops(split: str, size: Shape) -> Iterator[Crop]:
   """The crops of a split, the same at every call.
 
   Raises:
     UserError: scikit-image is missing, or `size` (height, width) does not fit into every part.
   """
-  for number, (name, photograph) in enumerate(zip(names(), photographs(), strict=True)):
+  for number, (name, photograph) in enumerate(zip(photograph_names(), load_photographs(), strict=True)):
     images = []
-    for part in parts(photograph)[split]:
-      images += copies(part, size)
+    for part in split_photograph(photograph)[split]:
+      images += scaled_copies(part, size)
       if not images:
         raise UserError(
           f"size {size[0]}x{size[1]} of photos, but {name} has {part.height}x{part.width} for {split}; "
@@ -95,23 +95,24 @@ def crops(split: str, size: Shape) -> Iterator[Crop]:
     for _ in range(COUNTS[split]):
       image = images[random.integers(len(images))]
       box = max(
-        (draw(random, image, size) for _ in range(2)), key=lambda box, image=image: contrast(image.crop(box))
+        (random_box(random, image, size) for _ in range(2)),
+        key=lambda box, image=image: grey_contrast(image.crop(box)),
       )
       mirror = split == "train" and bool(random.integers(2))
-      yield Crop(functools.partial(cut, image, box, mirror), number, f"{name} at {box}")
+      yield Crop(functools.partial(crop_box, image, box, mirror), number, f"{name} at {box}")
 
 
-def draw(random: np.random.Generator, image: Image.Image, size: Shape) -> Box:
+def random_box(random: np.random.Generator, image: Image.Image, size: Shape) -> Box:
   """A random place of `size` (height, width) in an image."""
   left, top = (int(random.integers(room + 1)) for room in (image.width - size[1], image.height - size[0]))
   return left, top, left + size[1], top + size[0]
 
 
-def contrast(image: Image.Image) -> float:
+def grey_contrast(image: Image.Image) -> float:
   return float(np.asarray(image.convert("L"), np.float32).std())
 
 
-def cut(image: Image.Image, box: Box, mirror: bool) -> Image.Image:
+def crop_box(image: Image.Image, box: Box, mirror: bool) -> Image.Image:
   """The box of an image, perhaps mirrored."""
   piece = image.crop(box)
   return ImageOps.mirror(piece) if mirror else piece

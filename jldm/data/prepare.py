@@ -26,7 +26,7 @@ from tqdm import tqdm
 from jldm.core.errors import UserError
 from jldm.core.files import replace_folder
 from jldm.data import photos as photographs, tfds as prepared, transforms
-from jldm.data.buckets import Shape, nearest, told
+from jldm.data.buckets import Shape, format_shapes, nearest_shape
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 IDX_SPLITS = {"train": "train", "test": "t10k"}  # our name of a split, and how the names of its files begin
@@ -44,7 +44,7 @@ class Contents(NamedTuple):
   classes: list[str]  # names; empty if unlabelled
 
 
-def digits(source: Path | None, size: Shape | None = None) -> Contents:
+def digits_contents(source: Path | None, size: Shape | None = None) -> Contents:
   """scikit-learn's 1,797 handwritten digits, 8x8 levels 0 ... 16, bicubic to 32x32 in floats."""
   if source:
     raise UserError(f"source='{source}' with digits, which come with scikit-learn; leave it out")
@@ -52,18 +52,18 @@ def digits(source: Path | None, size: Shape | None = None) -> Contents:
 
   data = load_digits()
   return Contents(
-    {"train": arrays([enlarge(image) for image in data.images], data.target, "digit")},
+    {"train": array_examples([enlarge_digit(image) for image in data.images], data.target, "digit")},
     [str(name) for name in data.target_names],
   )
 
 
-def enlarge(image: np.ndarray) -> np.ndarray:
+def enlarge_digit(image: np.ndarray) -> np.ndarray:
   """A digit [8, 8] of levels 0 ... 16 as uint8 [32, 32]."""
   large = Image.fromarray((image * (255 / 16)).astype(np.float32)).resize((32, 32), Image.Resampling.BICUBIC)
   return np.clip(np.rint(np.asarray(large)), 0, 255).astype(np.uint8)
 
 
-def arrays(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> list[Example]:
+def array_examples(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> list[Example]:
   """Examples from uint8 images [N, H, W] or [N, H, W, 3]."""
   return [
     Example(functools.partial(Image.fromarray, image), int(label), f"{origin} {number}")
@@ -71,17 +71,17 @@ def arrays(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> 
   ]
 
 
-def folder(source: Path | None, size: Shape | None = None) -> Contents:
+def folder_contents(source: Path | None, size: Shape | None = None) -> Contents:
   """Picture files: a sub-folder a class, in the order of their names; or all in one folder, unlabelled."""
-  source = existing(source, "folder", "a folder of pictures, or of one sub-folder a class", Path.is_dir)
+  source = require_source(source, "folder", "a folder of pictures, or of one sub-folder a class", Path.is_dir)
   classes = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-  flat = pictures(source, "*")
+  flat = picture_files(source, "*")
   if flat and classes:
     raise UserError(
       f"'{source}' has pictures ('{flat[0].name}') beside sub-folders ('{classes[0]}'); "
       "expected pictures alone (unlabelled) or sub-folders alone (one a class); move one of them away"
     )
-  groups = [pictures(source / name, "**/*") for name in classes]
+  groups = [picture_files(source / name, "**/*") for name in classes]
   for name, group in zip(classes, groups, strict=True):
     if not group:
       raise UserError(f"'{source / name}' holds no pictures ({', '.join(EXTENSIONS)}); fill or remove it")
@@ -92,11 +92,13 @@ def folder(source: Path | None, size: Shape | None = None) -> Contents:
   labelled = [(path, -1) for path in flat] + [
     (path, label) for label, group in enumerate(groups) for path in group
   ]
-  examples = [Example(functools.partial(transforms.read, path), label, str(path)) for path, label in labelled]
+  examples = [
+    Example(functools.partial(transforms.read_picture, path), label, str(path)) for path, label in labelled
+  ]
   return Contents({"train": examples}, classes)
 
 
-def pictures(root: Path, pattern: str) -> list[Path]:
+def picture_files(root: Path, pattern: str) -> list[Path]:
   """Picture files by extension, sorted; hidden ones (such as the ._* of macOS) are none."""
   return sorted(
     path
@@ -107,27 +109,27 @@ def pictures(root: Path, pattern: str) -> list[Path]:
   )
 
 
-def idx(source: Path | None, size: Shape | None = None) -> Contents:
+def idx_contents(source: Path | None, size: Shape | None = None) -> Contents:
   """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..."""
-  source = existing(
+  source = require_source(
     source, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir
   )
   splits, count = {}, 0
   for split, stem in IDX_SPLITS.items():
     images, labels = (
-      read_idx(idx_file(source, f"{stem}-{suffix}-ubyte"), rank)
+      read_idx(find_idx_file(source, f"{stem}-{suffix}-ubyte"), rank)
       for suffix, rank in (("images-idx3", 3), ("labels-idx1", 1))
     )
     if len(images) != len(labels) or not images.size:
       raise UserError(
         f"'{source}' has {len(images)} images and {len(labels)} labels in {stem}; expected equally many"
       )
-    splits[split] = arrays(images, labels, f"{stem} image")
+    splits[split] = array_examples(images, labels, f"{stem} image")
     count = max(count, int(labels.max()) + 1)
   return Contents(splits, [str(number) for number in range(count)])
 
 
-def idx_file(source: Path, name: str) -> Path:
+def find_idx_file(source: Path, name: str) -> Path:
   """The file of that name, perhaps with .gz; UserError if there is none."""
   found = [path for path in (source / name, source / f"{name}.gz") if path.is_file()]
   if not found:
@@ -156,9 +158,9 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def npz(source: Path | None, size: Shape | None = None) -> Contents:
+def npz_contents(source: Path | None, size: Shape | None = None) -> Contents:
   """An .npz with `images` uint8 [N, H, W] or [N, H, W, C], C 1 or 3, and perhaps `labels` int [N], -1 unknown."""
-  source = existing(source, "npz", "an .npz file with 'images' and perhaps 'labels'", Path.is_file)
+  source = require_source(source, "npz", "an .npz file with 'images' and perhaps 'labels'", Path.is_file)
   try:
     with np.load(source, allow_pickle=False) as file:
       images, labels = file["images"], file.get("labels")
@@ -188,11 +190,12 @@ def npz(source: Path | None, size: Shape | None = None) -> Contents:
     )
   images = images[..., 0] if shape[3:] == (1,) else images
   return Contents(
-    {"train": arrays(images, labels, "image")}, [str(number) for number in range(int(labels.max()) + 1)]
+    {"train": array_examples(images, labels, "image")},
+    [str(number) for number in range(int(labels.max()) + 1)],
   )
 
 
-def existing(source: Path | None, kind: str, expected: str, legal: Callable[[Path], bool]) -> Path:
+def require_source(source: Path | None, kind: str, expected: str, legal: Callable[[Path], bool]) -> Path:
   """`source`; UserError if it is missing or of another sort."""
   if source is None or not legal(source):
     wrong = "" if source is None else "is something else" if source.exists() else "does not exist"
@@ -201,7 +204,7 @@ def existing(source: Path | None, kind: str, expected: str, legal: Callable[[Pat
   return source
 
 
-def photos(source: Path | None, size: Shape | None = None) -> Contents:
+def photos_contents(source: Path | None, size: Shape | None = None) -> Contents:
   """Crops of `size`, by default 64x64, of the photographs of scikit-learn and scikit-image, which are
   the classes.
   """
@@ -209,11 +212,17 @@ def photos(source: Path | None, size: Shape | None = None) -> Contents:
     raise UserError(
       f"source='{source}' with photos, which come with scikit-learn and scikit-image; leave it out"
     )
-  cut = lambda split: [Example(*crop) for crop in photographs.crops(split, size or (64, 64))]
-  return Contents({split: cut(split) for split in photographs.COUNTS}, photographs.names())
+  cut = lambda split: [Example(*crop) for crop in photographs.random_crops(split, size or (64, 64))]
+  return Contents({split: cut(split) for split in photographs.COUNTS}, photographs.photograph_names())
 
 
-KINDS = {"digits": digits, "folder": folder, "idx": idx, "npz": npz, "photos": photos}
+KINDS = {
+  "digits": digits_contents,
+  "folder": folder_contents,
+  "idx": idx_contents,
+  "npz": npz_contents,
+  "photos": photos_contents,
+}
 
 
 def prepare(
@@ -236,26 +245,28 @@ def prepare(
   has the names of the "classes" and, with `buckets`, all "shapes".
   Raises: UserError, after which nothing half-written is left.
   """
-  check(kind, name, size, pad, channels, buckets)
+  check_request(kind, name, size, pad, channels, buckets)
   target = Path(data_dir).expanduser() / name
   if os.path.exists(target):
     if not any(target.glob("*/dataset_info.json")):
       raise UserError(f"'{target}' is in the way and no data set; choose another --name or --data-dir")
     if exist_ok:
-      return prepared.find(name, data_dir)
+      return prepared.find_dataset(name, data_dir)
     raise UserError(
       f"data set {name!r} is already in '{data_dir}'; choose another --name, delete '{target}', "
       "or keep it with --if-missing"
     )
-  check_writable(target.parent)
+  check_data_dir(target.parent)
   contents = KINDS[kind](Path(source).expanduser() if source else None, size)
-  size, found = survey([example for split in contents.splits.values() for example in split], size)
+  size, found = measure_examples([example for split in contents.splits.values() for example in split], size)
   channels = channels or found
-  record = functools.partial(encode, shapes=(size, *buckets), pad=pad, mode="L" if channels == 1 else "RGB")
+  record = functools.partial(
+    encode_example, shapes=(size, *buckets), pad=pad, mode="L" if channels == 1 else "RGB"
+  )
   padded = [(height + 2 * pad, width + 2 * pad) for height, width in (size, *buckets)]
   try:
     with replace_folder(target) as temporary:
-      write(temporary, name, contents, padded, channels, record)
+      write_dataset(temporary, name, contents, padded, channels, record)
   except OSError as error:
     raise UserError(
       f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})"
@@ -263,7 +274,7 @@ def prepare(
   return target / VERSION
 
 
-def check(
+def check_request(
   kind: str, name: str, size: Shape | None, pad: int, channels: int | None, buckets: tuple[Shape, ...]
 ) -> None:
   """UserError for a request that makes no sense."""
@@ -276,9 +287,9 @@ def check(
   if size is not None and min(size) < 1:
     raise UserError(f"size={size[0]}x{size[1]}; expected HEIGHTxWIDTH of at least 1x1")
   if buckets and (size is None or min(map(min, buckets)) < 1 or len({size, *buckets}) <= len(buckets)):
-    came = f"size={told([size])}" if size else "no size"
+    came = f"size={format_shapes([size])}" if size else "no size"
     raise UserError(
-      f"buckets={told(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets different from "
+      f"buckets={format_shapes(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets different from "
       "it and each other, as in --size 64x64 --buckets 48x80,80x48"
     )
   if pad < 0:
@@ -287,7 +298,7 @@ def check(
     raise UserError(f"channels={channels}; expected 1 (grey) or 3 (RGB)")
 
 
-def check_writable(directory: Path) -> None:
+def check_data_dir(directory: Path) -> None:
   """UserError if nothing can be made in `directory`, which need not exist: told before all pictures are read."""
   nearest = next(
     path for path in (directory.absolute(), *directory.absolute().parents) if os.path.exists(path)
@@ -296,12 +307,12 @@ def check_writable(directory: Path) -> None:
     raise UserError(f"data_dir='{directory}' cannot be written to; choose another --data-dir")
 
 
-def survey(examples: list[Example], size: Shape | None) -> tuple[Shape, int]:
+def measure_examples(examples: list[Example], size: Shape | None) -> tuple[Shape, int]:
   """Decodes everything once -> the common (height, width), or `size`; and channels, 1 if all are grey.
 
   Raises: UserError for a picture that cannot be read, or for two of different size if no `size` is given.
   """
-  kinds = stream(measure, examples, "checking")
+  kinds = map_in_threads(measure_example, examples, "checking")
   first, grey = None, True
   for example, (height, width, mode) in zip(examples, kinds, strict=True):
     first = first or (height, width)
@@ -314,23 +325,23 @@ def survey(examples: list[Example], size: Shape | None) -> tuple[Shape, int]:
   return size or first, 1 if grey else 3
 
 
-def measure(example: Example) -> tuple[int, int, str]:
+def measure_example(example: Example) -> tuple[int, int, str]:
   """Height, width and mode of an example."""
   image = example.load()
   return image.height, image.width, image.mode
 
 
-def encode(example: Example, shapes: tuple[Shape, ...], pad: int, mode: str) -> dict[str, Any]:
+def encode_example(example: Example, shapes: tuple[Shape, ...], pad: int, mode: str) -> dict[str, Any]:
   """An example as it is stored: a PNG of the nearest of `shapes` and padding in `mode`, and the label."""
   image = example.load()
-  size = nearest((image.height, image.width), shapes)
-  image = image if (image.height, image.width) == size else transforms.fit(image, size)
+  size = nearest_shape((image.height, image.width), shapes)
+  image = image if (image.height, image.width) == size else transforms.resize_to_cover(image, size)
   file = io.BytesIO()
-  transforms.pad(image.convert(mode), pad).save(file, "png")
+  transforms.pad_black(image.convert(mode), pad).save(file, "png")
   return {"image": file.getvalue(), "label": example.label}
 
 
-def stream(function: Callable[[Example], Any], examples: list[Example], label: str) -> Iterator[Any]:
+def map_in_threads(function: Callable[[Example], Any], examples: list[Example], label: str) -> Iterator[Any]:
   """`function` of every example in order, computed by threads a few ahead, with a progress bar."""
   import grain  # brings jax along, which printing help can do without
 
@@ -340,7 +351,7 @@ def stream(function: Callable[[Example], Any], examples: list[Example], label: s
   return iter(tqdm(results, desc=label, total=len(examples), unit=" images", disable=None))
 
 
-def write(
+def write_dataset(
   folder: Path,
   name: str,
   contents: Contents,
@@ -372,7 +383,7 @@ def write(
       return {split: self._generate_examples(split) for split in contents.splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-      return enumerate(stream(record, contents.splits[split], f"writing {split}"))
+      return enumerate(map_in_threads(record, contents.splits[split], f"writing {split}"))
 
   Prepared.name = name
   tfds.disable_progress_bar()

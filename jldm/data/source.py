@@ -34,7 +34,7 @@ class Arrays:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SourceSlice:
   """`count` examples of a source, from `start` on."""
 
   source: Source

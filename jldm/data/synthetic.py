@@ -8,7 +8,7 @@ import numpy as np
 from jldm.core.errors import UserError
 from jldm.core.specs import Spec
 from jldm.data import views
-from jldm.data.buckets import Buckets, picture_specs, shapes
+from jldm.data.buckets import Buckets, bucket_shapes, picture_specs
 from jldm.data.source import Arrays, Source
 
 
@@ -39,18 +39,19 @@ class Synthetic:
     Raises: UserError for a split that is neither `train` nor `held_out`."""
     if split not in (self.train, self.held_out):
       raise UserError(f"split {split!r} of synthetic data; expected {self.train!r} or {self.held_out!r}")
-    views.check(self)
-    training, every = split == self.train, shapes(self)
+    views.check_views(self)
+    training, every = split == self.train, bucket_shapes(self)
     random = np.random.default_rng(zlib.crc32(split.encode()))
     phase = random.uniform(0, 1, (self.count, 1, 1, self.channels))
     contrast = random.uniform(0.5, 1, (self.count, 1, 1, 1))
     number = np.arange(self.count)
     kind, bucket = number % max(self.classes, 1), number // max(self.classes, 1) % len(every)
     label = np.asarray(kind if self.classes else kind - 1, np.int32)
-    label = views.keep(label, self.labelled) if training else label
+    label = views.keep_labels(label, self.labelled) if training else label
     times = self.labelled_times if training and self.labelled < 1 else 1
     groups = [
-      (shape, views.repeated(np.flatnonzero(bucket == k), label, times)) for k, shape in enumerate(every)
+      (shape, views.repeat_labelled(np.flatnonzero(bucket == k), label, times))
+      for k, shape in enumerate(every)
     ]
     sources = [
       Arrays(

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from jldm.core.errors import UserError
 from jldm.core.specs import Spec
 from jldm.data import transforms, views
-from jldm.data.buckets import Buckets, Shape, picture_specs, shapes, told
+from jldm.data.buckets import Buckets, Shape, bucket_shapes, format_shapes, picture_specs
 from jldm.data.source import Arrays, Batch, Source
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
@@ -59,19 +59,19 @@ class ImageData:
     is.  Of a set too large for memory only the first image is looked at here, the others as they
     are read; with `buckets`, or where labels are dropped, the header of each.
     """
-    views.check(self)
-    every = shapes(self)
-    builder = open_builder(find(self.name, self.data_dir))
+    views.check_views(self)
+    every = bucket_shapes(self)
+    builder = open_builder(find_dataset(self.name, self.data_dir))
     check_image(self, builder)
-    check_classes(self, builder)
+    check_class_count(self, builder)
     records, training = open_records(builder, split), split == self.train
     sources = [Records(records, self)]
     if self.buckets or (training and self.labelled < 1):
-      sizes, labels = survey(records, self, split)
-      labels = views.keep(labels, self.labelled) if training else labels
+      sizes, labels = scan_records(records, self, split)
+      labels = views.keep_labels(labels, self.labelled) if training else labels
       times = self.labelled_times if training and self.labelled < 1 else 1
-      groups = group(self, sizes) if self.buckets else {every[0]: np.arange(len(records))}
-      groups = {shape: views.repeated(rows, labels, times) for shape, rows in groups.items()}
+      groups = rows_by_shape(self, sizes) if self.buckets else {every[0]: np.arange(len(records))}
+      groups = {shape: views.repeat_labelled(rows, labels, times) for shape, rows in groups.items()}
       sources = [
         views.Selected(
           Records(records, dataclasses.replace(self, height=height, width=width)), rows, labels[rows]
@@ -81,7 +81,7 @@ class ImageData:
     # where the features leave the size open, the first image tells it
     size = sum(len(source) * source[np.array([0])]["image"].nbytes for source in sources)
     if size <= IN_MEMORY_BYTES:
-      sources = [in_memory(source, f"{self.name} {split}") for source in sources]
+      sources = [load_into_memory(source, f"{self.name} {split}") for source in sources]
     if training and self.mirror:
       sources = [views.Mirrored(source) for source in sources]
     return Buckets(tuple(sources)) if self.buckets else sources[0]
@@ -100,12 +100,12 @@ class Records:
   def __getitem__(self, rows: np.ndarray) -> Batch:
     examples = self.records.__getitems__([int(row) for row in rows])
     return {
-      "image": np.stack([decode(example["image"], self.data) for example in examples]),
-      "label": labels_of(examples, self.data),
+      "image": np.stack([decode_image(example["image"], self.data) for example in examples]),
+      "label": read_labels(examples, self.data),
     }
 
 
-def labels_of(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
+def read_labels(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
   """Labels int32 [n], -1 all of them if unconditional; UserError for one that is out of range."""
   labels = [example["label"] for example in examples] if data.classes else [-1] * len(examples)
   for label in labels:
@@ -117,7 +117,7 @@ def labels_of(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
   return np.array(labels, np.int32)
 
 
-def survey(records: Any, data: ImageData, split: str) -> tuple[list[Shape], np.ndarray]:
+def scan_records(records: Any, data: ImageData, split: str) -> tuple[list[Shape], np.ndarray]:
   """(height, width) and label of every record, read without decoding a pixel: a list [N] and int32 [N]."""
   sizes, labels = [], []
   with tqdm(
@@ -130,45 +130,45 @@ def survey(records: Any, data: ImageData, split: str) -> tuple[list[Shape], np.n
   ) as bar:
     for start in range(0, len(records), CHUNK):
       examples = records.__getitems__(list(range(start, min(start + CHUNK, len(records)))))
-      sizes += [size_of(example["image"]) for example in examples]
-      labels.append(labels_of(examples, data))
+      sizes += [encoded_size(example["image"]) for example in examples]
+      labels.append(read_labels(examples, data))
       bar.update(len(examples))
   return sizes, np.concatenate(labels)
 
 
-def size_of(encoded: bytes) -> Shape:
+def encoded_size(encoded: bytes) -> Shape:
   """(height, width) by the header of an encoded image."""
   with Image.open(io.BytesIO(encoded)) as image:
     return image.height, image.width
 
 
-def group(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray]:
+def rows_by_shape(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray]:
   """The rows int [n] of every shape of `data` that there are images of; UserError if there is an image
   of another.
   """
-  every = shapes(data)
+  every = bucket_shapes(data)
   others = collections.Counter(size for size in sizes if size not in every)
   if others:
     more = f" and {len(others) - 5} other sizes" if len(others) > 5 else ""
     raise UserError(
-      f"data set {data.name!r} has images of {told(size for size, _ in others.most_common(5))}{more} "
-      f"(height x width) where the experiment says {told(every)}; set data.buckets to hold them, or prepare "
+      f"data set {data.name!r} has images of {format_shapes(size for size, _ in others.most_common(5))}{more} "
+      f"(height x width) where the experiment says {format_shapes(every)}; set data.buckets to hold them, or prepare "
       "it with these --buckets"
     )
   place = np.array([every.index(size) for size in sizes])
   return {shape: rows for k, shape in enumerate(every) if len(rows := np.flatnonzero(place == k))}
 
 
-def decode(encoded: bytes, data: ImageData) -> np.ndarray:
+def decode_image(encoded: bytes, data: ImageData) -> np.ndarray:
   """An encoded image as uint8 [H, W, C]; UserError unless it has the height and width of `data`."""
   mode = "L" if data.channels == 1 else "RGB"
   with Image.open(io.BytesIO(encoded)) as image:
-    pixels = np.asarray(image if image.mode == mode else transforms.recode(image).convert(mode))
-  check_shape(data, (*pixels.shape[:2], data.channels))
+    pixels = np.asarray(image if image.mode == mode else transforms.to_8_bit_mode(image).convert(mode))
+  check_image_shape(data, (*pixels.shape[:2], data.channels))
   return pixels.reshape(data.height, data.width, data.channels)
 
 
-def in_memory(source: Source, label: str) -> Arrays:
+def load_into_memory(source: Source, label: str) -> Arrays:
   """Everything in `source`, as arrays."""
   first = source[np.array([0])]
   arrays = {name: np.empty((len(source), *array.shape[1:]), array.dtype) for name, array in first.items()}
@@ -183,7 +183,7 @@ def in_memory(source: Source, label: str) -> Arrays:
   return Arrays(arrays)
 
 
-def find(name: str, data_dir: str | Path) -> Path:
+def find_dataset(name: str, data_dir: str | Path) -> Path:
   """The folder of the newest version of a prepared data set; UserError says how to make a missing one."""
   root = Path(data_dir).expanduser() / name
   found = [
@@ -193,14 +193,14 @@ def find(name: str, data_dir: str | Path) -> Path:
     if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
   ]
   if not found:
-    raise UserError(missing(name, data_dir))
+    raise UserError(missing_dataset_message(name, data_dir))
   configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in found})
   if len(configs) > 1:
     raise UserError(f"data set {name!r} in '{data_dir}' has several configurations; name one of {configs}")
   return max(found, key=lambda folder: [int(number) for number in folder.name.split(".")])
 
 
-def missing(name: str, data_dir: str | Path) -> str:
+def missing_dataset_message(name: str, data_dir: str | Path) -> str:
   """One line: how to make a data set that is not there."""
   where, it = shlex.quote(str(data_dir)), shlex.quote(name)
   ways = (
@@ -250,7 +250,7 @@ def open_records(builder: Any, split: str) -> Any:
     ) from error
 
 
-def features_of(builder: Any) -> dict[str, Any]:
+def dataset_features(builder: Any) -> dict[str, Any]:
   """The features by name (TFDS has a mapping of its own, without `get`)."""
   return {name: builder.info.features[name] for name in builder.info.features}
 
@@ -259,25 +259,25 @@ def check_image(data: ImageData, builder: Any) -> None:
   """UserError unless there is an 8-bit image, of the size that `data` says as far as the data set tells."""
   import tensorflow_datasets as tfds
 
-  features, stored = features_of(builder), stored_shapes(builder)
+  features, stored = dataset_features(builder), stored_shapes(builder)
   image = features.get("image")
   if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
     raise UserError(
       f"data set {data.name!r} has features {sorted(features)} and no 8-bit image called 'image'"
     )
   if data.buckets:
-    check_shape(data, (None, None, image.shape[-1]))
+    check_image_shape(data, (None, None, image.shape[-1]))
   elif len(stored) > 1:
     (height, width), *further = stored
     raise UserError(
-      f"data set {data.name!r} has images of {told(stored)} (height x width) where the experiment says "
-      f"{told(shapes(data))}; set data.height={height} data.width={width} 'data.buckets={tuple(further)}'"
+      f"data set {data.name!r} has images of {format_shapes(stored)} (height x width) where the experiment says "
+      f"{format_shapes(bucket_shapes(data))}; set data.height={height} data.width={width} 'data.buckets={tuple(further)}'"
     )
   else:
-    check_shape(data, image.shape)
+    check_image_shape(data, image.shape)
 
 
-def check_shape(data: ImageData, shape: Iterable[int | None]) -> None:
+def check_image_shape(data: ImageData, shape: Iterable[int | None]) -> None:
   """UserError unless shape (height, width, channels), None where open, is the one that `data` says."""
   expected = {"height": data.height, "width": data.width, "channels": data.channels}
   wrong = {
@@ -292,11 +292,11 @@ def check_shape(data: ImageData, shape: Iterable[int | None]) -> None:
     )
 
 
-def check_classes(data: ImageData, builder: Any) -> None:
+def check_class_count(data: ImageData, builder: Any) -> None:
   """UserError if conditional training is asked for and the data set has no labels, or other classes."""
   if not data.classes:
     return
-  label = features_of(builder).get("label")
+  label = dataset_features(builder).get("label")
   if label is None or label.shape or not np.issubdtype(label.np_dtype, np.integer):
     raise UserError(f"data set {data.name!r} has no integer 'label'; set data.classes=0")
   names = class_names(builder)
@@ -309,7 +309,7 @@ def check_classes(data: ImageData, builder: Any) -> None:
 
 def class_names(builder: Any) -> list[str] | None:
   """The names of the classes, [] if unlabelled; None where the data set does not tell."""
-  label = features_of(builder).get("label")
+  label = dataset_features(builder).get("label")
   names = getattr(label, "names", None) or (builder.info.metadata or {}).get("classes")
   return names if isinstance(names, list) else None
 
@@ -319,12 +319,12 @@ def stored_shapes(builder: Any) -> list[Shape]:
   return [tuple(shape) for shape in (builder.info.metadata or {}).get("shapes", ())]
 
 
-def describe(folder: Path) -> str:
+def describe_dataset(folder: Path) -> str:
   """One line about a prepared data set: images in each split, size or sizes, classes."""
   builder = open_builder(folder)
   splits = ", ".join(f"{name} {info.num_examples} images" for name, info in builder.info.splits.items())
-  height, width, channels = features_of(builder)["image"].shape
+  height, width, channels = dataset_features(builder)["image"].shape
   stored, names = stored_shapes(builder), class_names(builder) or []
-  size = f"{told(stored)} (height x width)" if stored else f"height {height}, width {width}"
+  size = f"{format_shapes(stored)} (height x width)" if stored else f"height {height}, width {width}"
   classes = f"{len(names)} classes" if names else "unlabelled"
   return f"{folder}: {splits}; {size}, channels {channels}; {classes}"

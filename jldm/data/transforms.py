@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jldm.core.errors import UserError
 
 
-def convert(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> Image.Image:
   """The first frame, upright, in mode "L" or "RGB".
 
   | what comes                                   | what is made of it                                           |
@@ -29,21 +29,21 @@ def convert(image: Image.Image) -> Image.Image:
     PIL cannot convert.
   """
   image.seek(0)
-  return recode(ImageOps.exif_transpose(image))
+  return to_8_bit_mode(ImageOps.exif_transpose(image))
 
 
-def recode(image: Image.Image) -> Image.Image:
-  """The mode part of `convert`: one frame as it lies, in mode "L" or "RGB"."""
+def to_8_bit_mode(image: Image.Image) -> Image.Image:
+  """The mode part of `to_8_bit`: one frame as it lies, in mode "L" or "RGB"."""
   if image.mode == "F" or image.mode.startswith("I"):
-    return eight_bits(image)
+    return levels_to_grey(image)
   if image.has_transparency_data:
-    return over_white(image)
+    return composite_over_white(image)
   if image.mode in ("L", "RGB"):
     return image
   return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
+def levels_to_grey(image: Image.Image) -> Image.Image:
   """Grey of 16 bits, 32 bits or floats as "L"; the range of floats is judged by the largest."""
   levels = np.asarray(image).astype(np.float64)
   if not np.isfinite(levels).all():
@@ -55,7 +55,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
   return Image.fromarray(np.clip(np.rint(levels * (255 / white)), 0, 255).astype(np.uint8))
 
 
-def over_white(image: Image.Image) -> Image.Image:
+def composite_over_white(image: Image.Image) -> Image.Image:
   """Composited over white by its alpha; "L" if it has no colour."""
   grey = image.mode in ("1", "L", "LA")
   image = image.convert("RGBA")
@@ -63,18 +63,18 @@ def over_white(image: Image.Image) -> Image.Image:
   return Image.alpha_composite(white, image).convert("L" if grey else "RGB")
 
 
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
   """Resized (bicubic) so that it just covers `size` (height, width), then cut to it around the centre."""
   height, width = size
   return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
-def pad(image: Image.Image, n: int) -> Image.Image:
+def pad_black(image: Image.Image, n: int) -> Image.Image:
   """`n` black pixels more on each side."""
   return ImageOps.expand(image, border=n, fill=0)
 
 
-def layers(image: Image.Image, channels: int) -> np.ndarray:
+def to_channels(image: Image.Image, channels: int) -> np.ndarray:
   """The first frame, upright: uint8 [H, W, channels] of 1 (grey) or 3 (RGB), and alpha besides where it has any."""
   image.seek(0)
   image = ImageOps.exif_transpose(image)
@@ -82,11 +82,11 @@ def layers(image: Image.Image, channels: int) -> np.ndarray:
   if image.has_transparency_data and not deep:
     image = image.convert("RGBA").convert("LA" if channels == 1 else "RGBA")
   else:
-    image = recode(image).convert("L" if channels == 1 else "RGB")
+    image = to_8_bit_mode(image).convert("L" if channels == 1 else "RGB")
   return np.asarray(image).reshape(image.height, image.width, -1)
 
 
-def read(path: str | os.PathLike, form: Callable[[Image.Image], Any] = convert) -> Any:
+def read_picture(path: str | os.PathLike, form: Callable[[Image.Image], Any] = to_8_bit) -> Any:
   """The picture in a file, wholly decoded, as `form` has it; UserError names a file that is damaged or
   no picture.
   """

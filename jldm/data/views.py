@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.data.index import permutation
+from jldm.data.index import epoch_permutation
 from jldm.data.source import Batch, Source
 
 LABEL_SEED = 0  # which labels are kept belongs to the data, not to a run
@@ -47,7 +47,7 @@ class Selected:
     return self.source[self.rows[rows]] | {"label": self.labels[rows]}
 
 
-def keep(labels: np.ndarray, share: float) -> np.ndarray:
+def keep_labels(labels: np.ndarray, share: float) -> np.ndarray:
   """Labels [N] of which round(share * known) stay and the others become -1, a pure function of the
   labels in order.
 
@@ -55,7 +55,7 @@ def keep(labels: np.ndarray, share: float) -> np.ndarray:
   kept: the numbers kept of any two classes differ by at most one, unless a class has no more.  A
   smaller share keeps some of a larger one's.
   """
-  order = permutation(LABEL_SEED, 0, len(labels))
+  order = epoch_permutation(LABEL_SEED, 0, len(labels))
   order = order[labels[order] >= 0]
   by_class = np.argsort(labels[order], kind="stable")
   starts, counts = np.unique(labels[order][by_class], return_index=True, return_counts=True)[1:]
@@ -67,12 +67,12 @@ def keep(labels: np.ndarray, share: float) -> np.ndarray:
   return fewer
 
 
-def repeated(rows: np.ndarray, labels: np.ndarray, times: int) -> np.ndarray:
+def repeat_labelled(rows: np.ndarray, labels: np.ndarray, times: int) -> np.ndarray:
   """Rows int [n], and after them `times` - 1 times those of a known label; labels [N] are of all rows there are."""
   return np.concatenate([rows, np.tile(rows[labels[rows] >= 0], times - 1)])
 
 
-def check(data: Any) -> None:
+def check_views(data: Any) -> None:
   """UserError for a share of labels out of range, or for changes to a split that is held out as well."""
   if not 0 <= data.labelled <= 1:
     raise UserError(f"data.labelled={data.labelled}; expected a share of the labels from 0 to 1")

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jldm.core.keys import fold_each, normal, split_each
+from jldm.core.keys import fold_each, normal_like, split_each
 from jldm.core.shapes import expand
 from jldm.diffusion.process import Process, rates
 from jldm.diffusion.target import Denoised
@@ -137,7 +137,9 @@ def variational_bound(
     place = (j + shift) * (steps / count)
     i = jnp.full(len(x0), j) if samples is None else jnp.minimum(place.astype(jnp.int32), steps - 1)
     t, gain = times[i + 1], snr[i] - snr[i + 1]
-    z = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * normal(fold_each(key_noise, j), x0)
+    z = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * normal_like(
+      fold_each(key_noise, j), x0
+    )
     return sum_so_far + gain / 2 * total((x0 - denoise(z, t).x0) ** 2), None
 
   diffusion, _ = jax.lax.scan(step, jnp.zeros(len(x0), x0.dtype), jnp.arange(count))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jldm.config.experiment import Evaluation, Experiment, Sampling
-from jldm.config.presets import described
+from jldm.config.presets import sampling_to_dict
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 from jldm.core.specs import Loaded as LoadedCodec
@@ -178,7 +178,7 @@ def judge_samples(
   scores: dict | None = None,
 ) -> Record:
   """What samples are worth; `scores` are those of the real pictures where they are known."""
-  drawn = {"n": how.n, "seed": how.seed} | described(how.sampling or model.sampling)
+  drawn = {"n": how.n, "seed": how.seed} | sampling_to_dict(how.sampling or model.sampling)
   left_out = {"left_out": among.judge.left_out} if among.judge.left_out else {}
   return {"samples": drawn} | among.told | {"metrics": among.judge.beside(samples.found, scores)} | left_out
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.data.index import permutation
+from jldm.data.index import epoch_permutation
 from jldm.data.source import Source
 from jldm.distributed import sharding
 from jldm.evaluation.features import Features
@@ -57,7 +57,7 @@ def choose_real_sets(train: Source, held_out: Source, n: int, most: int) -> Sets
   Raises:
     UserError: then none are left.
   """
-  order, held = (permutation(ORDER_SEED, 0, len(source)) for source in (train, held_out))
+  order, held = (epoch_permutation(ORDER_SEED, 0, len(source)) for source in (train, held_out))
   if len(held) >= n:
     return Sets(Split(train, order[:most]), Split(held_out, held[:n]), Split(held_out, held[:n]))
   if len(order) <= n:

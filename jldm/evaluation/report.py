@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jldm.config.experiment import Experiment, Stage
-from jldm.config.presets import described, guidance_text
+from jldm.config.presets import guidance_text, sampling_to_dict
 from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.evaluation import page
@@ -79,7 +79,7 @@ def build_report(workdir: Path, devices: int | None = None) -> str:
   Raises:
     UserError: not a workdir.
   """
-  experiment = workdirs.read(workdir)
+  experiment = workdirs.read_experiment(workdir)
   logged, judged = list(read_metrics(workdir / "metrics.jsonl")), read_evaluations(workdir)
   denoiser, codec = shown_stages(experiment)
   newest = [last for name in (denoiser, codec) if (last := last_evaluation(judged, name))]
@@ -126,7 +126,7 @@ def read_evaluations(workdir: Path) -> list[Record]:
     UserError: a file that is none of it.
   """
   found = []
-  for path in workdirs.evaluation(workdir).glob("*.json"):
+  for path in workdirs.evaluation_folder(workdir).glob("*.json"):
     try:
       told = json.loads(path.read_text())
       found.append(
@@ -242,7 +242,7 @@ def denoising_section(workdir: Path, devices: int | None) -> str:
   sheet = pictures.tile_rows(
     [np.concatenate([each, image[None]]) for each, image in zip(estimates, last)], scale
   )
-  chosen = described(model.sampling)
+  chosen = sampling_to_dict(model.sampling)
   note = (
     f"A row a picture, from noise to the left: what {PREVIEWS} of the steps took it for, and last the picture. "
     f"{chosen['sampler']}, {chosen['steps']} steps, {guidance_text(chosen)}, seed 0."
@@ -375,7 +375,7 @@ def sheet_section(
 ) -> str:
   """A sheet that the newest evaluation of a stage left."""
   files = [told["file"] for told in judged if told["stage"] == stage]
-  path = workdirs.evaluation(workdir) / f"{files[-1]}-{what}.png" if files else None
+  path = workdirs.evaluation_folder(workdir) / f"{files[-1]}-{what}.png" if files else None
   return (
     page.section(title, page.figure(path.read_bytes(), path.name), note=note)
     if path and path.is_file()

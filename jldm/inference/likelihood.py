@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys, split_each
+from jldm.core.keys import normal_like, row_keys, split_each
 from jldm.core.specs import Loaded
 from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
@@ -35,7 +35,9 @@ def batch_log_density(
   key_latent, key_noise, key_probes = split_each(keys, 3)
   codec = Loaded(model.codec, params["codec"])
   latents = sample_latents(codec, codec.model.encode(codec.params, {"image": images}), key_latent)
-  z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal(key_noise, latents)
+  z = model.process.alpha(times[0]) * latents + model.process.sigma(times[0]) * normal_like(
+    key_noise, latents
+  )
   denoise = bind(model.objective, params, embed_branches(model, params, given))
   divergence = likelihood.hutchinson(key_probes, z, probes)
   density = likelihood.log_density(model.process, denoise, z, times, divergence)

@@ -95,7 +95,7 @@ class StagePlace(NamedTuple):
       raise UserError(
         f"{self.stage.name} relies on {name!r}; expected an earlier stage ({known}) or the path of a workdir"
       )
-    other = workdirs.read(Path(name))
+    other = workdirs.read_experiment(Path(name))
     stage = other.last(makes) if makes else other.stages[-1]
     if stage is None:
       raise UserError(
@@ -124,7 +124,7 @@ def find_stage(workdir: str | Path, name: str | None = None) -> StagePlace:
   Raises:
     UserError: not a workdir, or no such stage.
   """
-  experiment = workdirs.read(Path(workdir))
+  experiment = workdirs.read_experiment(Path(workdir))
   return StagePlace(experiment, experiment.stage(name) if name else sampling_stage(experiment), Path(workdir))
 
 
@@ -310,7 +310,7 @@ def load(
     raise UserError(
       f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step"
     )
-  experiment = workdirs.read(Path(workdir))
+  experiment = workdirs.read_experiment(Path(workdir))
   model = build_model(experiment, stage)
   at = StagePlace(experiment, sampling_stage(experiment, stage), Path(workdir))
   frozen = load_needed(at)
@@ -337,7 +337,7 @@ def load_finished(at: StagePlace) -> Loaded:
 def check_finished(at: StagePlace) -> None:
   """Raises a UserError unless the last step of a stage is committed."""
   name = at.stage.name
-  with Checkpoints(workdirs.checkpoints(at.workdir, name), read_only=True) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(at.workdir, name), read_only=True) as saved:
     if saved.latest() != at.stage.steps:
       raise UserError(
         f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it first: "
@@ -357,7 +357,9 @@ def restore_result(
   name, workdir = at.stage.name, at.workdir
   codec = at.stage.makes == "codec"
   items = {"codec": result_shapes(at).params} if codec else averaged(*trained_shapes(at, frozen_shapes(at)))
-  with Checkpoints((workdirs.best if best else workdirs.checkpoints)(workdir, name), read_only=True) as saved:
+  with Checkpoints(
+    (workdirs.best_folder if best else workdirs.checkpoints_folder)(workdir, name), read_only=True
+  ) as saved:
     step = saved.latest()
     if step is None or not set(items) <= set(saved.items(step)):
       if best:
@@ -380,14 +382,14 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
   Raises:
     UserError: not a workdir, it has no autoencoder, or that is not finished.
   """
-  experiment = workdirs.read(Path(workdir))
+  experiment = workdirs.read_experiment(Path(workdir))
   stage = experiment.last("codec")
   if stage is None:
     raise UserError(
       f"workdir {str(workdir)!r} has no autoencoder; its stages are {', '.join(experiment.names)}"
     )
   network = stage.objective.network
-  with Checkpoints(workdirs.checkpoints(Path(workdir), stage.name), read_only=True) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(Path(workdir), stage.name), read_only=True) as saved:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
@@ -396,7 +398,7 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
 
 def load_average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:
   """A stage's parameters averaged with the profile of `sigma_rel` up to the newest snapshot."""
-  with Checkpoints(workdirs.averages(workdir, stage), read_only=True) as kept:
+  with Checkpoints(workdirs.averages_folder(workdir, stage), read_only=True) as kept:
     if not kept.steps():
       raise UserError(
         f"workdir {str(workdir)!r} kept no averages; train with --set '{stage}.ema=Power((0.05, 0.1))'"

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys, split_each
+from jldm.core.keys import normal_like, row_keys, split_each
 from jldm.core.specs import Loaded
 from jldm.metrics import perceptual
 from jldm.metrics.image import psnr
@@ -152,7 +152,7 @@ def noisy(z: Array, scale: float, keys: Array) -> Array:
   axes = tuple(range(1, z.ndim))
   spread = jax.lax.stop_gradient(z.std(axes, keepdims=True))
   first = z[(slice(None), *[slice(1)] * (z.ndim - 1))]  # [B, 1, ...]
-  return z + scale * jnp.abs(normal(key_strength, first)) * spread * normal(key_noise, z)
+  return z + scale * jnp.abs(normal_like(key_strength, first)) * spread * normal_like(key_noise, z)
 
 
 def halved(x: Array) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.keys import fold_each, normal
+from jldm.core.keys import fold_each, normal_like
 from jldm.core.shapes import expand
 from jldm.core.specs import Output
 from jldm.diffusion.process import Process
@@ -87,7 +87,7 @@ def with_noise(process: Process, held: Held, keys: Array | None) -> Held:
     )
   made = {}
   for i, (name, (value, time, use)) in enumerate(sorted(held.items())):
-    noise = process.sigma(jnp.float32(1)) * normal(fold_each(keys, i), value)
+    noise = process.sigma(jnp.float32(1)) * normal_like(fold_each(keys, i), value)
     made[name] = (jnp.where(expand(use, value), value, noise), jnp.where(use, time, jnp.ones_like(time)), use)
   return made
 

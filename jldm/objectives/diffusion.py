@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys
+from jldm.core.keys import normal_like, row_keys
 from jldm.core.shapes import expand
 from jldm.core.specs import Loaded, Output
 from jldm.core.trees import like_parts, parts_of
@@ -165,10 +165,10 @@ class Diffusion:
   ) -> "Noised":
     """One part x0 [B, ...] at times of its own; `permuted` strata do not align with those of other parts."""
     rows = batch["row"]
-    eps = normal(row_keys(key_eps, rows), x0)
+    eps = normal_like(row_keys(key_eps, rows), x0)
     if self.offset_noise:
       one_place = x0[(slice(None), *[slice(1)] * (x0.ndim - 2))]  # [B, 1, ..., C]
-      eps = eps + self.offset_noise * normal(row_keys(key_offset, rows), one_place)
+      eps = eps + self.offset_noise * normal_like(row_keys(key_offset, rows), one_place)
     t, dt_du = sample_times(self.times, self.process, key_t, batch["stratum"], rows if permuted else None)
     r = rates(self.process, t, x0)
     z, row = r.alpha * x0 + r.sigma * eps, self.parametrization.row(r)

@@ -14,7 +14,7 @@ from jldm.metrics import perceptual
 from jldm.runs.run import Run
 
 
-def frozen_of(run: Run, mesh: Mesh) -> dict[str, Any]:
+def load_frozen(run: Run, mesh: Mesh) -> dict[str, Any]:
   """`frozen` of a stage: {role: Loaded} of its needs, split over the mesh as what is trained, and what
   LPIPS compares by.
 
@@ -28,7 +28,7 @@ def frozen_of(run: Run, mesh: Mesh) -> dict[str, Any]:
   return needed | sharding.replicate(mesh, lpips_weights(run.stage.objective))
 
 
-def frozen_shapes(at: load.StagePlace) -> dict[str, Any]:
+def frozen_with_weights(at: load.StagePlace) -> dict[str, Any]:
   """The same as shapes; the weights of files are read."""
   return load.frozen_shapes(at) | lpips_weights(at.stage.objective)
 

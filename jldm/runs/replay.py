@@ -10,17 +10,17 @@ from pathlib import Path
 
 import jax
 
-from jldm.core.errors import DifferentError, UserError
+from jldm.core.errors import ReplayMismatchError, UserError
 from jldm.inference.load import find_stage
 from jldm.runs import latents, run as runs
-from jldm.runs.frozen import frozen_of
-from jldm.runs.stage import begin
+from jldm.runs.frozen import load_frozen
+from jldm.runs.stage import start_or_resume
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import means, rows
 from jldm.train.loop import Hook, fit
 
-PACE = "images_per_second"  # in every line of steps, and not computed again
+THROUGHPUT = "images_per_second"  # in every line of steps, and not computed again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +46,19 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   logged = [
     row
     for _, row in rows(workdir / "metrics.jsonl")
-    if row["stage"] == stage and PACE in row and row["step"] in steps
+    if row["stage"] == stage and THROUGHPUT in row and row["step"] in steps
   ]
-  after, wanted = chosen(logged, stage, first, last)
-  with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+  after, wanted = select_lines(logged, stage, first, last)
+  with Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True) as saved:
     kept = saved.steps()
     if not (before := [step for step in kept if step <= after]):
       there = f"steps after {kept[0]} can be replayed" if kept else "it has none"
       raise UserError(
         f"{stage} steps {first}:{last} need a checkpoint of step {after} or before, and none is kept; {there}"
       )
-    mesh = runs.mesh_of(at.stage, devices)
-    source, frozen = inputs(run, mesh)
-    step, state, batches, key, changes = begin(run, source, frozen, saved, mesh, before[-1])
+    mesh = runs.mesh_for_stage(at.stage, devices)
+    source, frozen = open_inputs(run, mesh)
+    step, state, batches, key, changes = start_or_resume(run, source, frozen, saved, mesh, before[-1])
   pending, equal = [], []
 
   def compare(n, state, metrics):
@@ -68,7 +68,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     elif n in wanted:
       found = means(jax.device_get(pending))
       pending.clear()
-      differing(
+      compare_line(
         wanted[n], found, f"{stage} step {n}", f"the checkpoint of step {before[-1]} on {mesh.size} devices"
       )
       equal.append(n)
@@ -87,7 +87,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   return Replayed(before[-1], stop, len(equal))
 
 
-def chosen(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, dict[int, dict]]:
+def select_lines(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, dict[int, dict]]:
   """The step that the first line in the range begins after, and the lines by step."""
   wanted = {row["step"]: row for row in logged if first <= row["step"] <= last}
   if not wanted:
@@ -98,21 +98,21 @@ def chosen(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, 
   return max((row["step"] for row in logged if row["step"] < min(wanted)), default=0), wanted
 
 
-def differing(logged: dict, found: dict, where: str, start: str) -> None:
+def compare_line(logged: dict, found: dict, where: str, start: str) -> None:
   """Raises DifferentError where a line does not say what was found."""
-  said = {name: value for name, value in logged.items() if name not in ("stage", "step", PACE)}
+  said = {name: value for name, value in logged.items() if name not in ("stage", "step", THROUGHPUT)}
   if unlike := [name for name in said | found if said.get(name) != found.get(name)]:
     told = "; ".join(
       f"{name} is logged as {said.get(name)!r} and computed as {found.get(name)!r}" for name in unlike[:3]
     )
-    raise DifferentError(
+    raise ReplayMismatchError(
       f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on"
     )
 
 
-def inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
+def open_inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
   """What a stage reads, and what its objective is given beside its state."""
-  frozen = frozen_of(run, mesh)
+  frozen = load_frozen(run, mesh)
   if "codec" not in frozen:
     return run.experiment.data.open(run.experiment.data.train), frozen
   cache = latents.open_encoded(run, frozen["codec"].params)

@@ -59,7 +59,7 @@ class Run:
     return (codec if codec.workdir == self.workdir else self.at).stage.batch_size
 
 
-def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
+def mesh_for_stage(stage: Stage, devices: sharding.Devices) -> Mesh:
   """The devices of a stage: as many as the caller asks for, else as the stage does, and at least one
   of each process.
   """
@@ -68,6 +68,6 @@ def mesh_of(stage: Stage, devices: sharding.Devices) -> Mesh:
   return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or asked or None))
 
 
-def layout_of(mesh: Mesh) -> sharding.Layout:
+def layout_of_mesh(mesh: Mesh) -> sharding.Layout:
   """What to draw samples on beside a training."""
   return sharding.Layout(mesh.size, mesh.shape["fsdp"], mesh.shape["tensor"])

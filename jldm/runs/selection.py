@@ -29,7 +29,7 @@ from jldm.train.state import TrainState, averaged
 SCORE = jax.ShapeDtypeStruct((), jnp.float32)  # less is better
 
 
-def how_of(experiment: Experiment, devices: sharding.Devices) -> EvaluationSettings:
+def evaluation_options(experiment: Experiment, devices: sharding.Devices) -> EvaluationSettings:
   """What is drawn and judged while training."""
   asked = experiment.evaluation
   metrics = [name for name, figures in judging.FIGURES.items() if asked.metric in figures]
@@ -38,7 +38,7 @@ def how_of(experiment: Experiment, devices: sharding.Devices) -> EvaluationSetti
   )
 
 
-def check(experiment: Experiment, model: Model) -> LoadedExtractor | None:
+def check_selection(experiment: Experiment, model: Model) -> LoadedExtractor | None:
   """The extractor, before anything is trained; None where nothing is judged while training.
 
   Raises:
@@ -60,12 +60,12 @@ def check(experiment: Experiment, model: Model) -> LoadedExtractor | None:
     )
   evaluate.check_pictures(model)
   loaded = evaluate.open_extractor(experiment.evaluation)
-  evaluate.check_evaluation(experiment, loaded, how_of(experiment, None))
+  evaluate.check_evaluation(experiment, loaded, evaluation_options(experiment, None))
   return loaded
 
 
 @contextlib.contextmanager
-def judged(
+def select_best(
   run: Run,
   model: Model,
   params_of: Callable[[TrainState], dict],
@@ -77,14 +77,18 @@ def judged(
     yield lambda log: ()
     return
   experiment, name = run.experiment, run.stage.name
-  asked, how, folder = experiment.evaluation, how_of(experiment, devices), workdirs.evaluation(run.workdir)
+  asked, how, folder = (
+    experiment.evaluation,
+    evaluation_options(experiment, devices),
+    workdirs.evaluation_folder(run.workdir),
+  )
   among = evaluate.prepare_real_images(experiment, loaded, how, folder)
   scores = among.judge.score(among.judge.real)
   if asked.metric not in scores:
     raise UserError(
       f"evaluation.metric={asked.metric!r} is left out: {among.judge.left_out[asked.metric]}; choose another"
     )
-  with Checkpoints(workdirs.best(run.workdir, name), keep=1) as kept:
+  with Checkpoints(workdirs.best_folder(run.workdir, name), keep=1) as kept:
     kept.latest()  # one that is damaged is told of and set aside
 
     def hooks(log: Log) -> tuple[Hook, ...]:
@@ -101,7 +105,7 @@ def judged(
         value, of_real = values[asked.metric], scores[asked.metric].value
         log.say(f"{name} step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
         score = np.float32(multihost.broadcast(value if asked.metric in judging.LESS_IS_BETTER else -value))
-        if not metrics["skipped"] and better(kept, n, score):
+        if not metrics["skipped"] and is_better(kept, n, score):
           kept.save(n, averaged(state.ema[0], state.extra) | {"score": score})
 
       return (Hook(asked.every_steps, call, at_end=True),)
@@ -109,7 +113,7 @@ def judged(
     yield hooks
 
 
-def better(kept: Checkpoints, step: int, score: np.float32) -> bool:
+def is_better(kept: Checkpoints, step: int, score: np.float32) -> bool:
   """Whether a score is the best so far.  A run that was resumed comes to steps that were judged
   before: they stay as they are.
   """

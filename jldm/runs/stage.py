@@ -12,10 +12,10 @@ from jldm.core.keys import stage_keys
 from jldm.data.batches import batches
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import load_finished
-from jldm.runs.frozen import frozen_of
-from jldm.runs.latents import encoded, measured
-from jldm.runs.looks import LOOKS
-from jldm.runs.run import Run, mesh_of
+from jldm.runs.frozen import load_frozen
+from jldm.runs.latents import encode_training_set, measure_latents
+from jldm.runs.previews import PREVIEWS
+from jldm.runs.run import Run, mesh_for_stage
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import Power
@@ -32,41 +32,43 @@ def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
   A stage that needs a codec trains on the cached latents of the training set, and never runs the encoder.
   """
   stage = run.stage
-  mesh = mesh_of(stage, run.devices)
-  with Checkpoints(workdirs.checkpoints(run.workdir, stage.name)) as saved:
+  mesh = mesh_for_stage(stage, run.devices)
+  with Checkpoints(workdirs.checkpoints_folder(run.workdir, stage.name)) as saved:
     with run.clock.on("restore"):
       if saved.latest() == stage.steps:
         return
-      frozen = frozen_of(run, mesh)
+      frozen = load_frozen(run, mesh)
     if not stage.steps:
-      saved.save(0, {"codec": started_from(run)})
+      saved.save(0, {"codec": start_params(run)})
       return
-    source = encoded(run, frozen["codec"].params, train_set, mesh) if "codec" in frozen else train_set
-    with LOOKS[stage.makes](run, frozen, held_out, mesh) as looks:
+    source = (
+      encode_training_set(run, frozen["codec"].params, train_set, mesh) if "codec" in frozen else train_set
+    )
+    with PREVIEWS[stage.makes](run, frozen, held_out, mesh) as looks:
       state = fit_stage(run, source, frozen, saved, mesh, looks)
-    last = LAST[stage.makes](run, state, frozen, train_set, mesh)
+    last = FINAL_ITEMS[stage.makes](run, state, frozen, train_set, mesh)
     saved.save(stage.steps, divide(state) | last)
 
 
 def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: Mesh) -> dict:
   """The codec: its latents keep the mean and std of the one that it was started from, or are measured."""
   params = run.stage.objective.result(state.ema[0], state.extra, frozen).params
-  start = started_from(run)
+  start = start_params(run)
   known = (
     {name: start[name] for name in ("mean", "std")}
     if start
-    else measured(run, params["params"], train_set, mesh)
+    else measure_latents(run, params["params"], train_set, mesh)
   )
   return {"codec": params | known}
 
 
-def started_from(run: Run) -> Any:
+def start_params(run: Run) -> Any:
   """The parameters of the result that a stage starts from; None if it starts from none."""
   place = run.at.started_from()
   return None if place is None else load_finished(place).params
 
 
-LAST = {
+FINAL_ITEMS = {
   "codec": codec_item,
   "denoiser": lambda *_: {},
 }  # what a stage makes -> items of its last checkpoint besides the state
@@ -82,15 +84,15 @@ def fit_stage(
   with clock.on("restore"):
     start = saved.latest() or 0
   with clock.on("restore" if start else "compile"):
-    step, state, rows, key_steps, changes = begin(run, source, frozen, saved, mesh, start)
+    step, state, rows, key_steps, changes = start_or_resume(run, source, frozen, saved, mesh, start)
   with Log(run.workdir, stage.name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
-    keep, every = log_and_save(run, saved, log)
+    keep, every = logging_hooks(run, saved, log)
     stop = (run.notice.hook(stage.name, stage.steps, keep),)
     guard = lambda hook: clock.hook("evaluation", run.notice.guard(hook, stage.name, stage.steps, keep))
     looking = tuple(guard(hook) for hook in looks(log))
     step = clock.steps(step, start, log.made_before)
     try:
-      with snapshots(run, state) as taken:
+      with snapshot_averages(run, state) as taken:
         saves = tuple(clock.hook("save", hook) for hook in taken)
         hooks = every + saves + stop + looking
         return fit(step, state, clock.waiting(rows), key_steps, frozen, stage.steps, hooks, changes)
@@ -102,7 +104,7 @@ def fit_stage(
       ) from error
 
 
-def log_and_save(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tuple[Hook, ...]]:
+def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tuple[Hook, ...]]:
   """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save
   every so often.
   """
@@ -131,7 +133,7 @@ def log_and_save(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tupl
   )
 
 
-def begin(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
+def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
   """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the
   steps' key, changes).
   """
@@ -151,17 +153,17 @@ def begin(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, s
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
     state = join(saved.restore(start, divide(like)), shapes.extra)
   else:
-    started, quick = sharding.replicate(mesh, started_from(run)), sharding.quick_compile_options(mesh)
+    started, quick = sharding.replicate(mesh, start_params(run)), sharding.quick_compile_options(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)
   step = sharding.with_mesh(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
   rows = (
     sharding.place_local_rows(mesh, size, share)
     for share in batches(source, seed, size, start, stage.steps, here)
   )
-  return step, state, rows, key_steps, restarts(run, key_codes, mesh)
+  return step, state, rows, key_steps, refresh_changes(run, key_codes, mesh)
 
 
-def restarts(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
+def refresh_changes(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
   """Where the objective has state to refresh outside the step, such as the dead codes of a codebook."""
   objective = run.stage.objective
   every = getattr(objective, "refresh_every_steps", 0)
@@ -177,7 +179,7 @@ def restarts(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
 
 
 @contextlib.contextmanager
-def snapshots(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
+def snapshot_averages(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
   """Where the stage has power-function averages, all of them are kept every so often, to be made into
   others later.
   """
@@ -185,7 +187,7 @@ def snapshots(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
   if not isinstance(stage.ema, Power):
     yield ()
     return
-  with Checkpoints(workdirs.averages(run.workdir, stage.name), keep=stage.steps) as kept:
+  with Checkpoints(workdirs.averages_folder(run.workdir, stage.name), keep=stage.steps) as kept:
 
     def take(n, state, metrics):
       new = multihost.broadcast(n not in kept.steps())  # a run that was resumed comes to the same ones

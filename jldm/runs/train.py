@@ -37,7 +37,7 @@ def train(
     Preempted: SIGTERM came; the step it came in is committed.
   """
   # 1. The experiment as its workdir will have it, and which of its stages to train.
-  workdir, experiment = Path(workdir), workdirs.resolved(experiment)
+  workdir, experiment = Path(workdir), workdirs.resolve_pretrained(experiment)
   wanted = {experiment.stage(name).name for name in stages or experiment.names}
   places = [StagePlace(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
   if experiment.data is None:
@@ -45,19 +45,19 @@ def train(
       "the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage"
     )
   if multihost.is_primary():
-    workdirs.check(workdir, experiment)
+    workdirs.check_workdir(workdir, experiment)
 
   # 2. Whatever can be refused is refused before anything is written.
   train_set, held_out = (
     experiment.data.open(experiment.data.train),
     experiment.data.open(experiment.data.held_out),
   )
-  extractor = validate.check(places, devices)
+  extractor = validate.validate_run(places, devices)
   if wandb:
     import_wandb()
 
   # 3. The workdir is this run's: another training in it is refused, SIGTERM ends the run after a commit.
-  with watched() as notice, workdirs.writing(workdir), claimed(workdir, experiment):
+  with watched() as notice, workdirs.user_error_if_disk_fails(workdir), claim_for_run(workdir, experiment):
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
 
@@ -77,12 +77,12 @@ def train(
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, experiment: Experiment) -> Iterator[None]:
+def claim_for_run(workdir: Path, experiment: Experiment) -> Iterator[None]:
   """The workdir is this run's: the first process holds its lock, and the others see the same folder."""
   with lock.held(workdir) if multihost.is_primary() else contextlib.nullcontext():
     if multihost.is_primary():
-      workdirs.claim(workdir, experiment)
+      workdirs.claim_workdir(workdir, experiment)
     multihost.barrier("claimed")
     if not multihost.is_primary():
-      workdirs.check_shared(workdir, experiment)
+      workdirs.check_shared_workdir(workdir, experiment)
     yield

@@ -29,12 +29,12 @@ from jldm.models.denoisers.contract import check_network
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.runs import selection
-from jldm.runs.frozen import frozen_shapes
-from jldm.runs.run import mesh_of
+from jldm.runs.frozen import frozen_with_weights
+from jldm.runs.run import mesh_for_stage
 from jldm.train.state import TrainState, init_state
 
 
-def check(places: list[StagePlace], devices: sharding.Devices) -> Any:
+def validate_run(places: list[StagePlace], devices: sharding.Devices) -> Any:
   """Everything that can be refused of the stages of one experiment that are to be trained.
 
   Returns the extractor that samples are judged by while training, or None.
@@ -46,15 +46,15 @@ def check(places: list[StagePlace], devices: sharding.Devices) -> Any:
   experiment = places[0].experiment
   for at in places:
     check_stage(at.stage, devices)
-    check_sources(at, places)
+    check_needs_finished(at, places)
     check_start(at)
   for stage in experiment.stages:
     check_data(stage_model(StagePlace(experiment, stage, places[0].workdir)), experiment.data)
   drawn = [stage for stage in experiment.stages if stage.makes == "denoiser"]
   models = [check_model(experiment, stage.name) for stage in drawn]
   for at in places:
-    rehearse(at)
-  return selection.check(experiment, models[-1]) if models else None
+    trace_one_loss(at)
+  return selection.check_selection(experiment, models[-1]) if models else None
 
 
 def check_data(model: Model, data: Any) -> None:
@@ -81,7 +81,7 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
     raise UserError(
       f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))"
     )
-  mesh = mesh_of(stage, devices)
+  mesh = mesh_for_stage(stage, devices)
   parts = sharding.batch_shard_count(mesh)
   if stage.batch_size % (stage.accumulate * parts):
     raise UserError(
@@ -89,7 +89,7 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
     )
 
 
-def check_sources(at: StagePlace, trained: list[StagePlace]) -> None:
+def check_needs_finished(at: StagePlace, trained: list[StagePlace]) -> None:
   """Raises a UserError unless what a stage needs or starts from is finished, or trained before it."""
   start = at.started_from()
   for source in [*at.needed().values(), *([start] if start else [])]:
@@ -111,7 +111,7 @@ def check_start(at: StagePlace) -> None:
 
 def check_model(experiment: Experiment, name: str) -> Model:
   """The model of a stage that draws, whose networks are built as shapes: a mistake in their sizes costs nothing."""
-  check_classes(stage_model(StagePlace(experiment, experiment.stage(name))), experiment.data, name)
+  check_class_counts(stage_model(StagePlace(experiment, experiment.stage(name))), experiment.data, name)
   model = build_model(experiment, name)
   check_shapes(model, experiment.data)
   sampling_pairs(model, model.sampling)  # what could not be sampled is not trained
@@ -142,7 +142,7 @@ def check_denoiser(model: Model) -> None:
   check_network(objective.network, model.latents(1), inputs)
 
 
-def check_classes(model: Model, data: Any, name: str) -> None:
+def check_class_counts(model: Model, data: Any, name: str) -> None:
   """Raises a UserError unless data, conditioners and network agree on the number of classes."""
   known = {
     f"{name}.classes": each.classes
@@ -163,7 +163,7 @@ def check_classes(model: Model, data: Any, name: str) -> None:
     )
 
 
-def rehearse(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
+def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   """A stage's state, batch and what its objective is given beside them, as shapes, after one loss:
   whatever does not fit together is refused before anything is done.  None if the stage has no
   steps.
@@ -173,7 +173,7 @@ def rehearse(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
     return None
   if hasattr(objective, "check"):
     objective.check()
-  frozen = frozen_shapes(at)
+  frozen = frozen_with_weights(at)
   batch, key, tx = (
     stage_example(at, frozen, stage.batch_size),
     jax.random.key(0),
@@ -181,12 +181,12 @@ def rehearse(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   )
   init = lambda key, batch, frozen: init_state(*objective.init(key, batch, frozen), tx, stage.ema)
   state = jax.eval_shape(init, key, batch, frozen)
-  check_started(at, state)
+  check_started_shapes(at, state)
   jax.eval_shape(objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
   return state, batch, frozen
 
 
-def check_started(at: StagePlace, state: TrainState) -> None:
+def check_started_shapes(at: StagePlace, state: TrainState) -> None:
   """Raises a UserError unless what a stage starts from has arrays of the shapes that it trains."""
   start = at.started_from()
   if start is None:

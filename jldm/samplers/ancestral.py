@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal
+from jldm.core.keys import normal_like
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import kept
@@ -60,4 +60,4 @@ class Ancestral:
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     std = VARIANCES[self.variance_type](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)
     std = jnp.where(sigma_s > 0, std, 0)
-    return State(process.alpha(s) * x0 + sigma_s * share * eps + std * normal(keys, eps), x0)
+    return State(process.alpha(s) * x0 + sigma_s * share * eps + std * normal_like(keys, eps), x0)

@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jldm.core.keys import normal
+from jldm.core.keys import normal_like
 from jldm.core.shapes import expand
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process, timestep
@@ -34,7 +34,9 @@ class Consistency:
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, _ = denoise(state.z, t)
     old = jnp.sqrt((1 - self.gamma) * (1 + self.gamma))
-    return State(process.alpha(s) * x0 + process.sigma(s) * (old * eps + self.gamma * normal(keys, eps)), x0)
+    return State(
+      process.alpha(s) * x0 + process.sigma(s) * (old * eps + self.gamma * normal_like(keys, eps)), x0
+    )
 
 
 def boundary(process: Process, denoise: Denoise, sigma_data: float = 0.5, scale: float = 10_000.0) -> Denoise:

@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jldm.core.keys import normal
+from jldm.core.keys import normal_like
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.sample import Denoise, State
@@ -44,4 +44,4 @@ class DDIM:
     share = kept(process, t, s)
     old = jnp.sqrt((1 - self.eta) * (1 + self.eta) + (self.eta * share) ** 2)
     new = self.eta * jnp.sqrt((1 - share) * (1 + share))
-    return State(process.alpha(s) * x0 + process.sigma(s) * (old * eps + new * normal(keys, eps)), x0)
+    return State(process.alpha(s) * x0 + process.sigma(s) * (old * eps + new * normal_like(keys, eps)), x0)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal
+from jldm.core.keys import normal_like
 from jldm.diffusion.process import Process, half_log_snr
 from jldm.samplers.ddim import kept
 
@@ -137,7 +137,7 @@ def first_order(
   """(2) without its sum: DDIM, with noise of strength eta."""
   old = kept(process, t, s) ** eta
   fresh = jnp.sqrt((1 - old) * (1 + old))
-  return process.alpha(s) * x0 + process.sigma(s) * (old * eps + fresh * normal(keys, eps))
+  return process.alpha(s) * x0 + process.sigma(s) * (old * eps + fresh * normal_like(keys, eps))
 
 
 def corrected(

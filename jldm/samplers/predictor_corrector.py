@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jldm.core.keys import normal, split_each
+from jldm.core.keys import normal_like, split_each
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import DDIM
@@ -46,7 +46,7 @@ class PredictorCorrector:
     sigma = process.sigma(s)
 
     def corrected(z: Array, key: Array) -> Array:
-      noise = jnp.sqrt(2 * self.step_size) * normal(key, z)
+      noise = jnp.sqrt(2 * self.step_size) * normal_like(key, z)
       return z + sigma * (noise - self.step_size * denoise(z, s).eps)
 
     def correct(z: Array, key: Array) -> tuple[Array, None]:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.core.keys import fold_each, normal, split_each
+from jldm.core.keys import fold_each, normal_like, split_each
 from jldm.core.shapes import expand
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
@@ -198,7 +198,7 @@ def start(process: Process, like: Array, pairs: Array, keys: Array) -> tuple[Arr
   are split in two.
   """
   key_start, key_path = split_each(keys)
-  return expand(process.sigma(first_time(pairs)), like) * normal(key_start, like), key_path
+  return expand(process.sigma(first_time(pairs)), like) * normal_like(key_start, like), key_path
 
 
 def draw(
@@ -240,4 +240,4 @@ def renoise(process: Process, z: Array, t: Array, s: Array, keys: Array, noise: 
   ratio = jnp.where(s == t, 1, process.alpha(s) / jnp.where(alpha_t > 0, alpha_t, 1))
   old, new = ratio * process.sigma(t), process.sigma(s)
   fresh = jnp.sqrt(jnp.where(s == t, 0, jnp.maximum((new - old) * (new + old), 0)))
-  return expand(ratio, z) * z + noise * expand(fresh, z) * normal(keys, z)
+  return expand(ratio, z) * z + noise * expand(fresh, z) * normal_like(keys, z)

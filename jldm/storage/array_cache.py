@@ -27,7 +27,7 @@ import numpy as np
 
 from jldm.core.files import replace_file, replace_folder
 from jldm.data.buckets import Buckets
-from jldm.data.source import Arrays, Batch, Joined, Part, Source
+from jldm.data.source import Arrays, Batch, Joined, Source, SourceSlice
 
 PART = 8192  # rows
 NAME = re.compile(r"\w+")  # of an array: what an index says never leaves its folder
@@ -45,20 +45,20 @@ DAMAGED = (
 )  # the last two are what numpy says of some headers
 
 
-def parts(source: Source | Buckets) -> list[tuple[str, Part]]:
+def part_names(source: Source | Buckets) -> list[tuple[str, SourceSlice]]:
   """The parts of a source, or of every bucket of it, and their names."""
   every = source.sources if isinstance(source, Buckets) else (source,)
   return [
-    (f"{number}-{start // PART}", Part(each, start, min(PART, len(each) - start)))
+    (f"{number}-{start // PART}", SourceSlice(each, start, min(PART, len(each) - start)))
     for number, each in enumerate(every)
     for start in range(0, len(each), PART)
   ]
 
 
-def write_like(
+def write_cache(
   folder: str | Path,
   source: Source | Buckets,
-  encode: Callable[[Part], Iterable[Batch]],
+  encode: Callable[[SourceSlice], Iterable[Batch]],
   process: int = 0,
   processes: int = 1,
   meet: Callable[[], None] = lambda: None,
@@ -69,21 +69,21 @@ def write_like(
   P-th part; meet() returns when all processes have come to it.
 
   Raises:
-    ValueError, OSError: as `write`.
+    ValueError, OSError: as `write_part`.
   """
-  folder, every = Path(folder), parts(source)
+  folder, every = Path(folder), part_names(source)
   for name, part in every[process::processes]:
     found = open_part(folder / name)
     if found is None or len(found) != len(part):
-      write(folder / name, encode(part), len(part))
+      write_part(folder / name, encode(part), len(part))
   meet()
   if process == 0:
-    commit(folder, [name for name, _ in every], isinstance(source, Buckets))
+    commit_cache(folder, [name for name, _ in every], isinstance(source, Buckets))
   meet()
-  return reopened(folder, open_cache(folder))
+  return require_readable(folder, open_cache(folder))
 
 
-def commit(folder: Path, names: list[str], buckets: bool) -> None:
+def commit_cache(folder: Path, names: list[str], buckets: bool) -> None:
   """Marks a folder as holding all of these parts; what else is in it goes."""
   for path in set(folder.iterdir()) - {folder / name for name in names}:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -92,7 +92,7 @@ def commit(folder: Path, names: list[str], buckets: bool) -> None:
     file.write(json.dumps({"parts": list(counts.values()), "buckets": buckets}).encode())
 
 
-def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
+def write_part(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
   """Writes batches of arrays [b, ...], `count` rows in all, as one part in place of what `folder`
   held; returns it opened.
 
@@ -105,9 +105,11 @@ def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
     files, digests, done = {}, {}, 0
     for batch in batches:
       if not files:
-        files = {name: create(temporary / f"{name}.npy", array, count) for name, array in batch.items()}
+        files = {
+          name: create_array_file(temporary / f"{name}.npy", array, count) for name, array in batch.items()
+        }
         digests = {name: hashlib.blake2b() for name in batch}
-      rows = check(batch, files, count - done)
+      rows = check_batch(batch, files, count - done)
       for name, array in batch.items():
         files[name][done : done + rows] = array
         digests[name].update(np.ascontiguousarray(array))
@@ -122,17 +124,17 @@ def write(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
     }
     (temporary / "index.json").write_text(json.dumps({"count": count, "arrays": arrays}, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
-  return reopened(folder, open_part(folder))
+  return require_readable(folder, open_part(folder))
 
 
-def reopened(folder: Path, found: Any) -> Any:
+def require_readable(folder: Path, found: Any) -> Any:
   """What was just written; OSError if it is not there."""
   if found is None:
     raise OSError(f"{folder} does not read back as it was written")
   return found
 
 
-def create(path: Path, like: np.ndarray, count: int) -> np.memmap:
+def create_array_file(path: Path, like: np.ndarray, count: int) -> np.memmap:
   """An empty file for `count` rows like those of `like` [b, ...]."""
   if like.dtype.kind not in "buif":
     raise ValueError(
@@ -141,7 +143,7 @@ def create(path: Path, like: np.ndarray, count: int) -> np.memmap:
   return np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=(count, *like.shape[1:]))
 
 
-def check(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
+def check_batch(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
   """The number of rows of a batch that agrees with the files and fits into what room is left."""
   kinds = {name: (array.shape[1:], array.dtype) for name, array in batch.items()}
   if kinds != (expected := {name: (file.shape[1:], file.dtype) for name, file in files.items()}):
@@ -181,13 +183,13 @@ def open_part(folder: str | Path) -> Source | None:
     arrays = {
       name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]
     }
-    whole = all(matches(arrays[name], entry, index["count"]) for name, entry in index["arrays"].items())
+    whole = all(matches_entry(arrays[name], entry, index["count"]) for name, entry in index["arrays"].items())
   except DAMAGED:
     return None
   return Arrays(arrays) if arrays and whole else None
 
 
-def matches(array: np.ndarray, entry: dict, count: int) -> bool:
+def matches_entry(array: np.ndarray, entry: dict, count: int) -> bool:
   """Whether an array is the one that its index entry describes."""
   described = [count, *entry["shape"][1:]] == list(array.shape) == entry[
     "shape"

@@ -26,15 +26,15 @@ from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import lock
 
 PARTIAL = "experiment.json.partial"
-LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim`
-DISK = {
+LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim_workdir`
+DISK_ERRORS = {
   getattr(errno, name)
   for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
   if hasattr(errno, name)
 }
 
 
-def read(workdir: Path) -> Experiment:
+def read_experiment(workdir: Path) -> Experiment:
   """The experiment of a workdir.
 
   Raises:
@@ -52,17 +52,17 @@ def read(workdir: Path) -> Experiment:
     ) from error
 
 
-def resolved(experiment: Experiment) -> Experiment:
+def resolve_pretrained(experiment: Experiment) -> Experiment:
   """The same with the network of every Pretrained written out; UserError where its path is no workdir."""
   for given in experiment.stages:
     if isinstance(given, Pretrained):
-      experiment = experiment.with_stage(stage_of(given))
+      experiment = experiment.with_stage(pretrained_stage(given))
   return experiment
 
 
-def stage_of(given: Pretrained) -> Stage:
+def pretrained_stage(given: Pretrained) -> Stage:
   """A stage of no steps that starts from the last codec of another workdir."""
-  codec = read(Path(given.path)).last("codec")
+  codec = read_experiment(Path(given.path)).last("codec")
   if codec is None:
     raise UserError(f"workdir {given.path!r} has no autoencoder; expected one that has, for Pretrained")
   return Stage(
@@ -74,7 +74,7 @@ def stage_of(given: Pretrained) -> Stage:
   )
 
 
-def check(workdir: Path, experiment: Experiment) -> None:
+def check_workdir(workdir: Path, experiment: Experiment) -> None:
   """Whether `workdir` may hold this experiment; writes nothing.
 
   Raises:
@@ -87,7 +87,7 @@ def check(workdir: Path, experiment: Experiment) -> None:
     )
   try:
     if (workdir / "experiment.json").is_file():
-      changed = differences(to_data(read(workdir)), to_data(experiment))
+      changed = differences(to_data(read_experiment(workdir)), to_data(experiment))
       if changed:
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
         raise UserError(
@@ -106,15 +106,15 @@ def check(workdir: Path, experiment: Experiment) -> None:
     ) from error
 
 
-def claim(workdir: Path, experiment: Experiment) -> None:
+def claim_workdir(workdir: Path, experiment: Experiment) -> None:
   """Makes the folder and writes the experiment into it, whole or not at all."""
-  check(workdir, experiment)
+  check_workdir(workdir, experiment)
   text = dumps(experiment)
   with replace_file(workdir / "experiment.json", partial=PARTIAL) as file:
     file.write(text.encode())
 
 
-def check_shared(workdir: Path, experiment: Experiment) -> None:
+def check_shared_workdir(workdir: Path, experiment: Experiment) -> None:
   """What a process other than the first finds where that one has claimed a workdir.
 
   Raises:
@@ -124,11 +124,11 @@ def check_shared(workdir: Path, experiment: Experiment) -> None:
     raise UserError(
       f"workdir {str(workdir)!r} of process 0 is not seen here; choose a --workdir that all processes share"
     )
-  check(workdir, experiment)
+  check_workdir(workdir, experiment)
 
 
 @contextlib.contextmanager
-def writing(workdir: Path) -> Iterator[None]:
+def user_error_if_disk_fails(workdir: Path) -> Iterator[None]:
   """Tells in one line of a disk that is full, or may not be written to, while the block writes to a workdir.
 
   Raises:
@@ -137,7 +137,7 @@ def writing(workdir: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno not in DISK:
+    if error.errno not in DISK_ERRORS:
       raise
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     raise UserError(
@@ -145,17 +145,17 @@ def writing(workdir: Path) -> Iterator[None]:
     ) from error
 
 
-def checkpoints(workdir: Path, stage: str) -> Path:
+def checkpoints_folder(workdir: Path, stage: str) -> Path:
   return workdir / stage / "latest"
 
 
-def best(workdir: Path, stage: str) -> Path:
+def best_folder(workdir: Path, stage: str) -> Path:
   return workdir / stage / "best"
 
 
-def averages(workdir: Path, stage: str) -> Path:
+def averages_folder(workdir: Path, stage: str) -> Path:
   return workdir / stage / "averages"
 
 
-def evaluation(workdir: Path) -> Path:
+def evaluation_folder(workdir: Path) -> Path:
   return workdir / "evaluation"

@@ -27,7 +27,7 @@ def test_enlarging_keeps_the_digits(real):
 def test_real_digits_are_enlarged_as_the_training_data_are(real):
   pixels, _ = real_digits()
   np.testing.assert_array_equal(
-    real[0][..., 0], [prepare.enlarge(digit) for digit in pixels.reshape(-1, 8, 8)]
+    real[0][..., 0], [prepare.enlarge_digit(digit) for digit in pixels.reshape(-1, 8, 8)]
   )
 
 

@@ -54,6 +54,6 @@ def test_what_was_learned_and_what_was_averaged(tmp_path, monkeypatch, capsys):
   times, log_loss, u = log_variance.measure(tmp_path / "w", 16)
   assert times.shape == log_loss.shape == u.shape == (3,) and np.isfinite([log_loss, u]).all()
   plain = experiment.with_stage(shrunk(config("digits"), 12).stage("denoiser"))
-  workdirs.claim(tmp_path / "plain", plain)
+  workdirs.claim_workdir(tmp_path / "plain", plain)
   with pytest.raises(SystemExit, match=r"learned no log-variance; train with network.log_variance=True"):
     log_variance.measure(tmp_path / "plain", 16)

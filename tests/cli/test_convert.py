@@ -43,10 +43,10 @@ def test_a_workdir_into_one_file_and_back(workdir, tmp_path, capsys):
   assert main(["convert", str(file), str(again), "--to", "jldm"]) == 0
   assert "arrays" in capsys.readouterr().out
   (model, params), (other, back) = load(workdir), load(again)
-  assert model == other and workdirs.read(again) == workdirs.read(workdir)
+  assert model == other and workdirs.read_experiment(again) == workdirs.read_experiment(workdir)
   assert jax.tree.structure(back) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, back, params)
-  train(workdirs.read(again), again, devices=1)  # nothing is left to train
+  train(workdirs.read_experiment(again), again, devices=1)  # nothing is left to train
   assert "exists; choose another" in refused(capsys, file, workdir, "--to", "jldm")
 
 

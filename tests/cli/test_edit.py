@@ -157,7 +157,7 @@ def test_alpha_comes_back_as_it_was(workdir, files, tmp_path):
 def test_a_picture_that_lies_on_its_side_comes_back_upright(workdir, files, tmp_path):
   options = ["image-to-image", "--strength", "0"]
   assert edited(workdir, files, tmp_path / "1", *options, image="turned.png") == 0
-  upright = np.asarray(transforms.read(files / "turned.png"))
+  upright = np.asarray(transforms.read_picture(files / "turned.png"))
   assert opened(tmp_path / "1" / "00000.png").shape == upright.shape == SIZE
   Image.fromarray(upright).save(tmp_path / "upright.png")
   assert edited(workdir, tmp_path, tmp_path / "2", *options, image="upright.png") == 0

@@ -196,7 +196,7 @@ def test_an_unwritable_out(workdir, tmp_path, capsys):
 
 @pytest.mark.parametrize("conditioner", ["Masked(dropout=0.0)", "Paired()"])
 def test_a_model_that_always_needs_a_condition_is_refused(tmp_path, capsys, conditioner):
-  workdirs.claim(tmp_path / "w", with_conditioner(shrunk(config("digits")), conditioner))
+  workdirs.claim_workdir(tmp_path / "w", with_conditioner(shrunk(config("digits")), conditioner))
   assert main(["sample", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "O")]) == 2
   error = capsys.readouterr().err
   name, kind = conditioner.partition("(")[0].lower(), conditioner.partition("(")[0]

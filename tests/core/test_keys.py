@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jldm.core.keys import fold_each, normal, row_keys, split_each, stage_keys
+from jldm.core.keys import fold_each, normal_like, row_keys, split_each, stage_keys
 
 KEY = jax.random.key(3)
 
@@ -39,29 +39,29 @@ def test_each_key_is_folded_or_split_alone():
 
 def test_normal_draws_every_row_from_its_own_key():
   keys = row_keys(KEY, jnp.arange(6))
-  whole = normal(keys, jnp.zeros((6, 3, 2)))
+  whole = normal_like(keys, jnp.zeros((6, 3, 2)))
   np.testing.assert_array_equal(whole, [jax.random.normal(key, (3, 2)) for key in keys])
-  np.testing.assert_array_equal(normal(keys[4:], jnp.zeros((2, 3, 2))), whole[4:])
+  np.testing.assert_array_equal(normal_like(keys[4:], jnp.zeros((2, 3, 2))), whole[4:])
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_normal_is_at_least_float32(dtype):
   keys = row_keys(KEY, jnp.arange(2))
-  drawn = normal(keys, jax.ShapeDtypeStruct((2, 4), dtype))
+  drawn = normal_like(keys, jax.ShapeDtypeStruct((2, 4), dtype))
   assert drawn.dtype == jnp.float32
-  np.testing.assert_array_equal(drawn, normal(keys, jnp.zeros((2, 4))))
+  np.testing.assert_array_equal(drawn, normal_like(keys, jnp.zeros((2, 4))))
 
 
 def test_normal_follows_float64():
   with jax.enable_x64(True):
-    assert normal(row_keys(KEY, jnp.arange(2)), jnp.zeros((2, 4))).dtype == jnp.float64
+    assert normal_like(row_keys(KEY, jnp.arange(2)), jnp.zeros((2, 4))).dtype == jnp.float64
 
 
 def test_devices_change_nothing():
   assert jax.device_count() == 8
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   rows = jnp.arange(16, dtype=jnp.uint32)
-  draw = jax.jit(lambda rows: normal(row_keys(KEY, rows), jnp.zeros((16, 5))))
+  draw = jax.jit(lambda rows: normal_like(row_keys(KEY, rows), jnp.zeros((16, 5))))
   spread = draw(jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data"))))
   assert len(spread.sharding.device_set) == 8
   np.testing.assert_array_equal(spread, draw(rows))

@@ -9,7 +9,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.data.batches import batches, in_order
-from jldm.data.buckets import Buckets, nearest, shapes
+from jldm.data.buckets import Buckets, bucket_shapes, nearest_shape
 from jldm.data.source import Arrays
 from jldm.data.synthetic import Synthetic
 
@@ -162,22 +162,22 @@ def test_in_order_is_bucket_after_bucket(pad):
   ],
 )
 def test_a_picture_goes_to_the_nearest_ratio(size, expected):
-  assert nearest(size, ((64, 64), (48, 80), (80, 48))) == expected
+  assert nearest_shape(size, ((64, 64), (48, 80), (80, 48))) == expected
 
 
 def test_nearness_is_the_same_for_a_picture_and_its_transpose():
   random = np.random.default_rng(0)
   for size in random.integers(1, 500, (200, 2)).tolist():
     there, back = (
-      nearest(size, ((64, 64), (48, 80), (80, 48))),
-      nearest(size[::-1], ((64, 64), (48, 80), (80, 48))),
+      nearest_shape(size, ((64, 64), (48, 80), (80, 48))),
+      nearest_shape(size[::-1], ((64, 64), (48, 80), (80, 48))),
     )
     assert there == back[::-1]
 
 
 def test_of_two_of_one_ratio_the_nearest_in_area_is_taken():
   sizes = ((64, 64), (128, 128))
-  assert [nearest((side, side), sizes) for side in (10, 80, 100, 500)] == [
+  assert [nearest_shape((side, side), sizes) for side in (10, 80, 100, 500)] == [
     (64, 64),
     (64, 64),
     (128, 128),
@@ -200,7 +200,7 @@ DATA = Synthetic(height=8, width=8, classes=3, count=40, buckets=((4, 16), (16, 
 
 def test_synthetic_images_are_dealt_out_over_the_shapes():
   source = DATA.open("train")
-  assert len(source) == 40 and shapes(DATA) == ((8, 8), (4, 16), (16, 4))
+  assert len(source) == 40 and bucket_shapes(DATA) == ((8, 8), (4, 16), (16, 4))
   assert [part[np.array([0])]["image"].shape[1:] for part in source.sources] == [
     (8, 8, 1),
     (4, 16, 1),

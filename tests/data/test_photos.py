@@ -20,15 +20,15 @@ def coordinates(width: int, height: int) -> Image.Image:
 @pytest.fixture
 def few(monkeypatch):
   """Two made photographs, few crops."""
-  monkeypatch.setattr(photos, "names", lambda: ["wide", "tall"])
-  monkeypatch.setattr(photos, "photographs", lambda: [coordinates(400, 200), coordinates(300, 400)])
+  monkeypatch.setattr(photos, "photograph_names", lambda: ["wide", "tall"])
+  monkeypatch.setattr(photos, "load_photographs", lambda: [coordinates(400, 200), coordinates(300, 400)])
   monkeypatch.setattr(photos, "COUNTS", {"train": 40, "test": 15})
 
 
 def columns(split: str, widths=(400, 300)) -> list[tuple[float, float]]:
   """The least and greatest x, as a share of the photograph's width, of every crop."""
   each = []
-  for crop in photos.crops(split, (24, 32)):
+  for crop in photos.random_crops(split, (24, 32)):
     x = 2 * np.asarray(crop.load(), np.float64)[..., 0]
     each.append((x.min() / widths[crop.photograph], (x.max() + 1) / widths[crop.photograph]))
   return each
@@ -44,7 +44,9 @@ def test_held_out_crops_share_no_pixel_with_training_crops(few):
 
 
 def test_crops_are_the_same_at_every_call_and_various(few):
-  first, again = ([np.asarray(crop.load()) for crop in photos.crops("train", (24, 32))] for _ in range(2))
+  first, again = (
+    [np.asarray(crop.load()) for crop in photos.random_crops("train", (24, 32))] for _ in range(2)
+  )
   assert len(first) == 80 and all(image.shape == (24, 32, 3) for image in first)
   np.testing.assert_array_equal(first, again)
   assert len({image.tobytes() for image in first}) > 75
@@ -52,7 +54,7 @@ def test_crops_are_the_same_at_every_call_and_various(few):
   assert 0.25 < np.mean(mirrored) < 0.75
   assert not any(
     image.load().getpixel((0, 0))[0] > image.load().getpixel((31, 0))[0]
-    for image in photos.crops("test", (24, 32))
+    for image in photos.random_crops("test", (24, 32))
   )
   steps = {round(abs(float(image[0, -1, 0]) - float(image[0, 0, 0])) / 15.5, 1) for image in first}
   assert max(steps) / min(steps) > 1.7, "at several scales"
@@ -61,9 +63,9 @@ def test_crops_are_the_same_at_every_call_and_various(few):
 def test_the_place_with_more_contrast_is_taken(monkeypatch):
   half = np.zeros((100, 200, 3), np.uint8)
   half[50:] = np.random.default_rng(0).integers(0, 256, (50, 200, 3))
-  monkeypatch.setattr(photos, "names", lambda: ["half"])
-  monkeypatch.setattr(photos, "photographs", lambda: [Image.fromarray(half)])
-  busy = [photos.contrast(crop.load()) > 10 for crop in photos.crops("train", (10, 10))]
+  monkeypatch.setattr(photos, "photograph_names", lambda: ["half"])
+  monkeypatch.setattr(photos, "load_photographs", lambda: [Image.fromarray(half)])
+  busy = [photos.grey_contrast(crop.load()) > 10 for crop in photos.random_crops("train", (10, 10))]
   assert 0.7 < np.mean(busy) < 0.9  # of one place 0.57, of two 0.82
 
 
@@ -71,7 +73,7 @@ def test_a_size_that_does_not_fit(few):
   with pytest.raises(
     UserError, match="size 300x80 of photos, but wide has 200x160 for train; choose a smaller --size"
   ):
-    list(photos.crops("train", (300, 80)))
+    list(photos.random_crops("train", (300, 80)))
 
 
 def test_without_scikit_image(monkeypatch, tmp_path):
@@ -99,9 +101,9 @@ def test_prepared(few, tmp_path, everything):
 
 @pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed")
 def test_the_photographs_themselves():
-  images = photos.photographs()
-  assert len(images) == len(photos.names()) == 6
+  images = photos.load_photographs()
+  assert len(images) == len(photos.photograph_names()) == 6
   assert all(image.mode == "RGB" and min(image.size) >= 300 for image in images)
   for size in ((64, 64), (96, 64)):
-    crops = [crop for split in photos.COUNTS for crop in photos.crops(split, size)]
+    crops = [crop for split in photos.COUNTS for crop in photos.random_crops(split, size)]
     assert len(crops) == 6 * 770 and crops[0].load().size == size[::-1]

@@ -111,7 +111,7 @@ def test_every_extension_is_read(tmp_path, extension):
 
 def test_a_folder_is_listed_without_decoding(tmp_path, monkeypatch):
   photographs(tmp_path)
-  monkeypatch.setattr(transforms, "read", lambda path: pytest.fail("decoded"))
+  monkeypatch.setattr(transforms, "read_picture", lambda path: pytest.fail("decoded"))
   assert len(KINDS["folder"](tmp_path).splits["train"]) == 4
 
 
@@ -123,7 +123,8 @@ def test_pictures_are_converted_and_cut_to_size(tmp_path, everything):
   prepare("folder", tmp_path / "photos", "cut", tmp_path, size=(6, 10), pad=1)
   images = everything(tmp_path, "cut", height=8, width=12, channels=3)["image"]
   expected = [
-    transforms.fit(transforms.read(path), (6, 10)).convert("RGB") for path in (tmp_path / "photos").iterdir()
+    transforms.resize_to_cover(transforms.read_picture(path), (6, 10)).convert("RGB")
+    for path in (tmp_path / "photos").iterdir()
   ]
   assert by_content(images[:, 1:-1, 1:-1], [0, 0]) == by_content(expected, [0, 0])
   assert images[:, 1:-1, 1:-1].sum() == images.sum()
@@ -163,7 +164,9 @@ def test_pictures_are_cut_to_the_bucket_of_the_nearest_ratio(tmp_path):
     data.open("train").sources, ("square", "wide", "tall"), ((8, 8), (6, 10), (12, 4)), strict=True
   ):
     (image,) = part.arrays["image"][..., 0]
-    expected = np.asarray(transforms.fit(transforms.read(tmp_path / "photos" / f"{name}.png"), size))
+    expected = np.asarray(
+      transforms.resize_to_cover(transforms.read_picture(tmp_path / "photos" / f"{name}.png"), size)
+    )
     np.testing.assert_array_equal(image, np.pad(expected, 1))
 
 
@@ -231,7 +234,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, error):
       raise error("in the second pass")
     return Image.new("L", (8, 8))
 
-  monkeypatch.setattr(transforms, "read", read)
+  monkeypatch.setattr(transforms, "read_picture", read)
   with pytest.raises(
     KeyboardInterrupt if error is KeyboardInterrupt else UserError, match="in the second pass"
   ):

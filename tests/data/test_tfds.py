@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 
 from jldm.core.errors import UserError
 from jldm.data import tfds as module
-from jldm.data.buckets import Buckets, shapes
+from jldm.data.buckets import Buckets, bucket_shapes
 from jldm.data.prepare import prepare
 from jldm.data.source import Arrays
-from jldm.data.tfds import ImageData, Records, describe, find
+from jldm.data.tfds import ImageData, Records, describe_dataset, find_dataset
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def labelled(tmp_path, labels):
 
 def test_a_label_out_of_range_is_refused(tmp_path):
   data = labelled(tmp_path, [0, -1, 2, 9])
-  (find("some", tmp_path) / "metadata.json").write_text(
+  (find_dataset("some", tmp_path) / "metadata.json").write_text(
     "{}"
   )  # as in a stock set that does not name its classes
   assert "label 9 in data set 'some' with data.classes=3; legal are -1 (unknown) to 2" in refused(
@@ -254,7 +254,7 @@ def test_the_newest_version_is_taken(digits_dir, tmp_path):
     shutil.copytree(digits_dir / "digits" / "1.0.0", tmp_path / "digits" / version)
     info = tmp_path / "digits" / version / "dataset_info.json"
     info.write_text(info.read_text().replace('"1.0.0"', f'"{version}"'))
-  assert find("digits", tmp_path) == tmp_path / "digits" / "1.10.0"
+  assert find_dataset("digits", tmp_path) == tmp_path / "digits" / "1.10.0"
   assert len(ImageData(name="digits", data_dir=str(tmp_path)).open("train[:7]")) == 7
 
 
@@ -271,7 +271,9 @@ def test_records_of_another_format_are_refused(digits_dir, tmp_path):
 
 def test_a_data_set_is_described_in_one_line(digits_dir):
   folder = digits_dir / "digits" / "1.0.0"
-  assert describe(folder) == f"{folder}: train 1797 images; height 32, width 32, channels 1; 10 classes"
+  assert (
+    describe_dataset(folder) == f"{folder}: train 1797 images; height 32, width 32, channels 1; 10 classes"
+  )
 
 
 # ---- buckets
@@ -319,7 +321,9 @@ def test_buckets_are_read_as_prepared(pets):
 def test_slices_of_buckets_partition_a_split(pets):
   parts = [colours(pets.open(split)) for split in (pets.train, pets.held_out)]
   assert sum(map(len, parts[0].values())) == 9
-  together = {shape: sorted(parts[0].get(shape, []) + parts[1].get(shape, [])) for shape in shapes(pets)}
+  together = {
+    shape: sorted(parts[0].get(shape, []) + parts[1].get(shape, [])) for shape in bucket_shapes(pets)
+  }
   assert together == colours(pets.open("train"))
 
 
@@ -352,7 +356,8 @@ def test_a_set_of_several_shapes_says_what_to_set(pets):
 
 
 def test_a_set_of_several_shapes_is_described_in_one_line(pets):
-  folder = find("pets", pets.data_dir)
+  folder = find_dataset("pets", pets.data_dir)
   assert (
-    describe(folder) == f"{folder}: train 12 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes"
+    describe_dataset(folder)
+    == f"{folder}: train 12 images; 8x8, 4x16, 16x4 (height x width), channels 3; 2 classes"
   )

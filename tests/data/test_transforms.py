@@ -3,14 +3,14 @@ from PIL import Image
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.data.transforms import convert, fit, layers, pad, read
+from jldm.data.transforms import pad_black, read_picture, resize_to_cover, to_8_bit, to_channels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
 
 
 def saved(path, image, **options):
   image.save(path, **options)
-  return read(path)
+  return read_picture(path)
 
 
 def colours(image):
@@ -19,14 +19,14 @@ def colours(image):
 
 @pytest.mark.parametrize("image", [Image.fromarray(PIXELS), Image.fromarray(PIXELS[..., 0])])
 def test_8_bit_grey_and_colour_are_kept(image):
-  assert colours(convert(image)) == colours(image)
+  assert colours(to_8_bit(image)) == colours(image)
 
 
 def test_16_bit_grey_spans_8_bits(tmp_path):
   levels = np.array([[0, 128, 129, 257 * 77, 65535]], np.uint16)
   for image in (Image.fromarray(levels), Image.fromarray(levels.astype(np.int32))):
     assert image.mode in ("I;16", "I")
-    assert colours(convert(image)) == ("L", [[0, 0, 1, 77, 255]])
+    assert colours(to_8_bit(image)) == ("L", [[0, 0, 1, 77, 255]])
   assert colours(saved(tmp_path / "a.png", Image.fromarray(levels))) == ("L", [[0, 0, 1, 77, 255]])
   assert colours(saved(tmp_path / "a.tif", Image.fromarray(levels))) == ("L", [[0, 0, 1, 77, 255]])
 
@@ -34,7 +34,7 @@ def test_16_bit_grey_spans_8_bits(tmp_path):
 @pytest.mark.parametrize("white", [1, 255, 65535])
 def test_float_grey_spans_8_bits(white):
   image = Image.fromarray(np.array([[-0.1, 0, 0.2, 1]], np.float32) * white)
-  assert colours(convert(image)) == ("L", [[0, 0, 51, 255]])
+  assert colours(to_8_bit(image)) == ("L", [[0, 0, 51, 255]])
 
 
 def test_float_grey_that_is_not_finite_is_refused(tmp_path):
@@ -43,29 +43,29 @@ def test_float_grey_that_is_not_finite_is_refused(tmp_path):
 
 
 def test_one_bit_becomes_grey():
-  assert colours(convert(Image.fromarray(np.array([[True, False]])))) == ("L", [[255, 0]])
+  assert colours(to_8_bit(Image.fromarray(np.array([[True, False]])))) == ("L", [[255, 0]])
 
 
 def test_cmyk_becomes_rgb():
   inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255]]], np.uint8)
   expected = [[[255, 255, 255], [0, 255, 255], [255, 0, 0], [0, 0, 0]]]
-  assert colours(convert(Image.fromarray(inks, "CMYK"))) == ("RGB", expected)
+  assert colours(to_8_bit(Image.fromarray(inks, "CMYK"))) == ("RGB", expected)
 
 
 def test_transparency_is_composited_over_white():
   rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 255, 51]]], np.uint8)
-  assert colours(convert(Image.fromarray(rgba))) == (
+  assert colours(to_8_bit(Image.fromarray(rgba))) == (
     "RGB",
     [[[10, 20, 30], [255, 255, 255], [204, 224, 255]]],
   )
   grey = np.array([[[10, 255], [10, 0], [0, 51]]], np.uint8)
-  assert colours(convert(Image.fromarray(grey, "LA"))) == ("L", [[10, 255, 204]])
+  assert colours(to_8_bit(Image.fromarray(grey, "LA"))) == ("L", [[10, 255, 204]])
 
 
 def test_palettes_become_rgb_and_their_transparent_colour_white(tmp_path):
   image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
   image.putpalette([1, 2, 3, 40, 50, 60, 70, 80, 90])
-  assert colours(convert(image)) == ("RGB", [[[1, 2, 3], [40, 50, 60], [70, 80, 90]]])
+  assert colours(to_8_bit(image)) == ("RGB", [[[1, 2, 3], [40, 50, 60], [70, 80, 90]]])
   expected = [[[1, 2, 3], [255, 255, 255], [70, 80, 90]]]
   assert colours(saved(tmp_path / "p.png", image, transparency=1)) == ("RGB", expected)
   assert colours(saved(tmp_path / "p.gif", image, transparency=1)) == ("RGB", expected)
@@ -88,8 +88,8 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path, name):
   with Image.open(tmp_path / name) as image:
     assert image.n_frames == 2
     image.seek(1)
-    assert np.asarray(convert(image)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
-  assert np.asarray(read(tmp_path / name)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+    assert np.asarray(to_8_bit(image)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+  assert np.asarray(read_picture(tmp_path / name)).reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
 
 
 UPRIGHT = {
@@ -121,18 +121,22 @@ def test_fit_covers_then_cuts_the_centre(size, covering, corner):
     int
   )  # PIL's sizes are (width, height)
   top, left = corner
-  np.testing.assert_allclose(fit(image, size), large[top : top + size[0], left : left + size[1]], atol=1)
+  np.testing.assert_allclose(
+    resize_to_cover(image, size), large[top : top + size[0], left : left + size[1]], atol=1
+  )
 
 
 def test_fit_is_bicubic():
   image = Image.fromarray(PIXELS)
-  np.testing.assert_array_equal(fit(image, (3, 5)), PIXELS)
-  np.testing.assert_array_equal(fit(image, (6, 10)), image.resize((10, 6), Image.Resampling.BICUBIC))
+  np.testing.assert_array_equal(resize_to_cover(image, (3, 5)), PIXELS)
+  np.testing.assert_array_equal(
+    resize_to_cover(image, (6, 10)), image.resize((10, 6), Image.Resampling.BICUBIC)
+  )
 
 
 @pytest.mark.parametrize("pixels", [PIXELS, PIXELS[..., 0]])
 def test_pad_adds_black_on_each_side(pixels):
-  padded = np.asarray(pad(Image.fromarray(pixels), 2))
+  padded = np.asarray(pad_black(Image.fromarray(pixels), 2))
   assert padded.shape[:2] == (7, 9)
   np.testing.assert_array_equal(padded[2:-2, 2:-2], pixels)
   assert padded.sum() == pixels.sum()
@@ -145,14 +149,14 @@ def test_a_truncated_png_is_named(tmp_path):
   with pytest.raises(
     UserError, match=r"cut\.png cannot be read as a picture \(.*truncated.*\); replace or remove it"
   ):
-    read(path)
+    read_picture(path)
 
 
 def test_a_text_file_is_named(tmp_path):
   path = tmp_path / "text.png"
   path.write_text("hello\n" * 100)
   with pytest.raises(UserError, match=r"text\.png cannot be read as a picture \(unknown format\)"):
-    read(path)
+    read_picture(path)
 
 
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
@@ -160,26 +164,29 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
   Image.new("L", (100, 100)).save(path)
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
   with pytest.raises(UserError, match=r"bomb\.png cannot be read as a picture \(.*10000 pixels") as caught:
-    read(path)
+    read_picture(path)
   assert "\n" not in str(caught.value)
 
 
 def test_layers_have_alpha_where_the_picture_has():
   colours = np.random.default_rng(0).integers(0, 256, (3, 4, 4), np.uint8)
   clear = Image.fromarray(colours)
-  np.testing.assert_array_equal(layers(clear, 3), colours)
-  grey = layers(clear, 1)
+  np.testing.assert_array_equal(to_channels(clear, 3), colours)
+  grey = to_channels(clear, 1)
   np.testing.assert_array_equal(grey[..., 1], colours[..., 3])
   np.testing.assert_array_equal(grey[..., 0], np.asarray(Image.fromarray(colours[..., :3]).convert("L")))
   opaque = Image.fromarray(colours[..., :3])
-  assert layers(opaque, 1).shape == (3, 4, 1) and layers(opaque.convert("L"), 3).shape == (3, 4, 3)
+  assert to_channels(opaque, 1).shape == (3, 4, 1) and to_channels(opaque.convert("L"), 3).shape == (3, 4, 3)
   palette = opaque.quantize(4)
   palette.info["transparency"] = 0
-  assert layers(palette, 3).shape == (3, 4, 4) and set(layers(palette, 3)[..., 3].ravel()) <= {0, 255}
-  assert layers(Image.fromarray(np.full((3, 4), 65535, np.uint16)), 1).max() == 255
+  assert to_channels(palette, 3).shape == (3, 4, 4) and set(to_channels(palette, 3)[..., 3].ravel()) <= {
+    0,
+    255,
+  }
+  assert to_channels(Image.fromarray(np.full((3, 4), 65535, np.uint16)), 1).max() == 255
 
 
 def test_layers_are_upright():
   image = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
   image.getexif()[0x0112] = 6
-  np.testing.assert_array_equal(layers(image, 1)[..., 0], np.rot90(np.arange(12).reshape(3, 4), -1))
+  np.testing.assert_array_equal(to_channels(image, 1)[..., 0], np.rot90(np.arange(12).reshape(3, 4), -1))

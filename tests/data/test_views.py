@@ -8,7 +8,7 @@ from jldm.data import tfds
 from jldm.data.source import Arrays
 from jldm.data.synthetic import Synthetic
 from jldm.data.tfds import ImageData
-from jldm.data.views import Mirrored, Selected, keep
+from jldm.data.views import Mirrored, Selected, keep_labels
 
 RANDOM = np.random.default_rng(0)
 SOURCE = Arrays(
@@ -92,7 +92,7 @@ def test_a_tenth_of_the_digits_has_seventeen_or_eighteen_of_each(digits_dir):
   ids=["even", "some unknown", "unknown", "rare"],
 )
 def test_the_share_is_exact_and_balanced(labels, share):
-  fewer = keep(labels, share)
+  fewer = keep_labels(labels, share)
   known = fewer >= 0
   assert known.sum() == round(share * (labels >= 0).sum())
   np.testing.assert_array_equal(fewer[known], labels[known])
@@ -104,12 +104,12 @@ def test_the_share_is_exact_and_balanced(labels, share):
 
 def test_a_smaller_share_is_part_of_a_larger_one():
   labels = RANDOM.integers(0, 7, 523)
-  known = [keep(labels, share) >= 0 for share in (0.1, 0.2, 0.7)]
+  known = [keep_labels(labels, share) >= 0 for share in (0.1, 0.2, 0.7)]
   assert (known[0] <= known[1]).all() and (known[1] <= known[2]).all()
 
 
 def test_which_labels_are_kept_is_not_their_order():
-  assert np.corrcoef(np.arange(1000), keep(np.zeros(1000, int), 0.5))[0, 1] ** 2 < 0.02
+  assert np.corrcoef(np.arange(1000), keep_labels(np.zeros(1000, int), 0.5))[0, 1] ** 2 < 0.02
 
 
 def test_a_mirrored_picture_has_the_label_of_its_original(digits_dir):

@@ -76,7 +76,7 @@ def test_nothing_of_a_workdir_is_markup(workdir, text, tmp_path):
   assert "script" not in {tag for tag, _ in Tags(text).found} and "&lt;script&gt;alert(1)" in text
   copy = tmp_path / "w"
   shutil.copytree(workdir, copy)
-  path = workdirs.evaluation(copy) / "2.json"
+  path = workdirs.evaluation_folder(copy) / "2.json"
   told = json.loads(path.read_text())
   told["metrics"] = {f"{HOSTILE}{name}": each for name, each in told["metrics"].items()}
   told["extractor"]["name"] = told["versions"]["jax"] = told["left_out"][HOSTILE] = HOSTILE
@@ -108,7 +108,7 @@ def test_a_run_that_has_only_begun(workdir, tmp_path):
 def test_an_evaluation_that_is_none_is_told(workdir, tmp_path):
   copy = tmp_path / "w"
   shutil.copytree(workdir, copy)
-  (workdirs.evaluation(copy) / "2.json").write_text("[]")
+  (workdirs.evaluation_folder(copy) / "2.json").write_text("[]")
   with pytest.raises(UserError, match="is no evaluation; remove it, or make it anew with jldm evaluate"):
     report.build_report(copy, 1)
 

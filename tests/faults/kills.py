@@ -64,7 +64,7 @@ def saving(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]
 
   def now():
     for stage in STAGES:
-      folder = workdirs.checkpoints(workdir, stage)
+      folder = workdirs.checkpoints_folder(workdir, stage)
       names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
       seen.update(
         (stage, name.partition(".")[0])
@@ -102,7 +102,7 @@ def resumed(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool
 
 def between_stages(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]:
   """The autoencoder is finished and the denoiser has logged nothing."""
-  done = workdirs.checkpoints(workdir, "autoencoder") / f"{STEPS}.manifest.json"
+  done = workdirs.checkpoints_folder(workdir, "autoencoder") / f"{STEPS}.manifest.json"
   return lambda: done.exists() and not logged(workdir, "denoiser")
 
 
@@ -118,7 +118,8 @@ MOMENTS = {starting: 1, resumed: 2, steps_on: 3, saving: 3, evaluating: 2, encod
 
 def committed(workdir: Path) -> dict[str, list[int]]:
   return {
-    stage: [0, *Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True).steps()] for stage in STAGES
+    stage: [0, *Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True).steps()]
+    for stage in STAGES
   }
 
 
@@ -128,7 +129,7 @@ def check(workdir: Path, before: dict[str, int]) -> dict[str, int]:
   """
   newest = {}
   for stage in STAGES:
-    folder = workdirs.checkpoints(workdir, stage)
+    folder = workdirs.checkpoints_folder(workdir, stage)
     with Checkpoints(folder, read_only=True) as saved:
       steps, newest[stage] = saved.steps(), saved.latest() or 0
     assert newest[stage] == max(steps, default=0), f"{folder}: step {steps[-1]} was committed and is damaged"

@@ -136,7 +136,7 @@ def restored(folder: Path) -> dict[str, np.ndarray]:
 def assert_same_bits(a: Path, b: Path, steps: int) -> None:
   """The last checkpoints of both stages."""
   for stage in STAGES:
-    left, right = (restored(workdirs.checkpoints(workdir, stage) / str(steps)) for workdir in (a, b))
+    left, right = (restored(workdirs.checkpoints_folder(workdir, stage) / str(steps)) for workdir in (a, b))
     assert left.keys() == right.keys() and len(left) > 50
     for name, value in left.items():
       np.testing.assert_array_equal(value, right[name], err_msg=f"{stage} {name}")

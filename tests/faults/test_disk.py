@@ -37,7 +37,7 @@ def committed(workdir) -> dict[str, list[int]]:
   """The committed steps of each stage, the newest of which is sound."""
   found = {}
   for stage in STAGES:
-    with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+    with Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True) as saved:
       found[stage] = saved.steps()
       assert saved.latest() == (found[stage][-1] if found[stage] else None)
   return found
@@ -108,13 +108,13 @@ def test_what_a_disk_says_is_one_line(tmp_path, name):
 
   code = getattr(errno, name)
   told = f"cannot go on in workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
-  with pytest.raises(UserError, match=told) as error, workdirs.writing(tmp_path):
+  with pytest.raises(UserError, match=told) as error, workdirs.user_error_if_disk_fails(tmp_path):
     raise OSError(code, os.strerror(code), str(tmp_path / "metrics.jsonl"))
   assert "\n" not in str(error.value)
 
 
 def test_a_bug_is_not_the_disks(tmp_path):
-  with pytest.raises(FileNotFoundError), workdirs.writing(tmp_path):
+  with pytest.raises(FileNotFoundError), workdirs.user_error_if_disk_fails(tmp_path):
     (tmp_path / "absent").read_bytes()
 
 

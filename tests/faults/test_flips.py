@@ -36,7 +36,7 @@ def values(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_flip_anywhere_in_a_checkpoint_is_noticed_or_changes_nothing(trained, tmp_path, capsys, stage):
   folder = tmp_path / "latest"
-  shutil.copytree(workdirs.checkpoints(trained, stage), folder)
+  shutil.copytree(workdirs.checkpoints_folder(trained, stage), folder)
   files = sorted(path for path in (folder / str(STEPS)).rglob("*") if path.is_file() and path.stat().st_size)
   files.append(folder / f"{STEPS}.manifest.json")
   whole, rng, unnoticed = values(folder / str(STEPS)), random.Random(stage), []
@@ -70,7 +70,7 @@ def test_training_goes_on_from_the_step_before_the_damaged_one(experiment, train
   for stage in STAGES:
     workdir = tmp_path / stage
     shutil.copytree(trained, workdir)
-    latest = workdirs.checkpoints(workdir, stage)
+    latest = workdirs.checkpoints_folder(workdir, stage)
     path = max(
       (path for path in (latest / str(STEPS)).rglob("*") if path.is_file()),
       key=lambda path: path.stat().st_size,
@@ -82,7 +82,7 @@ def test_training_goes_on_from_the_step_before_the_damaged_one(experiment, train
       f"checkpoint {latest / str(STEPS)} is damaged" in told
       and f"using step {STEPS - 2} instead (moved to" in told
     )
-    assert values(latest / str(STEPS)) == values(workdirs.checkpoints(trained, stage) / str(STEPS))
+    assert values(latest / str(STEPS)) == values(workdirs.checkpoints_folder(trained, stage) / str(STEPS))
 
 
 def test_a_flip_in_the_experiment_is_noticed_or_changes_nothing(experiment, trained, tmp_path):
@@ -92,8 +92,8 @@ def test_a_flip_in_the_experiment_is_noticed_or_changes_nothing(experiment, trai
   for _ in range(FLIPS):
     (workdir / "experiment.json").write_bytes(flipped(data, rng))
     try:
-      workdirs.check(workdir, experiment)
-      assert workdirs.read(workdir) == experiment
+      workdirs.check_workdir(workdir, experiment)
+      assert workdirs.read_experiment(workdir) == experiment
     except UserError as error:
       assert "\n" not in str(error)
       noticed += 1

@@ -70,7 +70,7 @@ def ends(started) -> list[int]:
 
 
 def committed(workdir, stage) -> list[int]:
-  with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True) as saved:
     return saved.steps()
 
 
@@ -146,6 +146,6 @@ def test_what_is_judged_and_kept_beside_the_newest_is_what_one_process_keeps(tmp
     for workdir in (one, two)
   ]
   np.testing.assert_allclose(*values, rtol=1e-2)
-  for kept in (workdirs.averages, workdirs.best, workdirs.checkpoints):
+  for kept in (workdirs.averages_folder, workdirs.best_folder, workdirs.checkpoints_folder):
     steps = [Checkpoints(kept(workdir, "denoiser"), read_only=True).steps() for workdir in (one, two)]
     assert steps[0] == steps[1] and steps[0], kept

@@ -38,7 +38,7 @@ def unbroken(config):
 
 
 def committed(workdir, stage) -> list[int]:
-  with Checkpoints(workdirs.checkpoints(workdir, stage), read_only=True) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True) as saved:
     return saved.steps()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jldm.config import presets
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys, split_each
+from jldm.core.keys import normal_like, row_keys, split_each
 from jldm.diffusion.process import Discrete
 from jldm.diffusion.target import Predict
 from jldm.inference import generate as generating
@@ -161,7 +161,7 @@ def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
 def test_an_untrained_workdir_is_told(tmp_path):
   from jldm.storage import workdir
 
-  workdir.claim(tmp_path / "w", config("digits"))
+  workdir.claim_workdir(tmp_path / "w", config("digits"))
   with pytest.raises(UserError, match="no trained"):
     load(tmp_path / "w")
 
@@ -219,7 +219,7 @@ def test_pictures_of_another_size(tiny):
 def test_a_sample_starts_from_the_noise_of_the_request(tiny):
   model, _ = tiny
   key_start, _ = split_each(row_keys(jax.random.key(5), jnp.arange(2, dtype=jnp.uint32)))
-  noise = normal(key_start, jnp.zeros((2, *model.latent_shape)))
+  noise = normal_like(key_start, jnp.zeros((2, *model.latent_shape)))
   run = lambda **options: draw(
     *tiny, [1, 2], steps=2, sampler=DDIM(), devices=1, seed=5, **options
   ).data.astype(int)

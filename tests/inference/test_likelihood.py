@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys, split_each
+from jldm.core.keys import normal_like, row_keys, split_each
 from jldm.core.specs import Loaded
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.target import Predict
@@ -28,7 +28,7 @@ def test_bits_per_dim_of_a_network_that_knows_a_standard_normal(tiny):
   posterior = model.codec.encode(params["codec"], {"image": images})
   latents = codecs.sample_latents(Loaded(model.codec, params["codec"]), posterior, key_latent)
   t = model.process.time(jnp.float32(10))
-  z = model.process.alpha(t) * latents + model.process.sigma(t) * normal(key_noise, latents)
+  z = model.process.alpha(t) * latents + model.process.sigma(t) * normal_like(key_noise, latents)
   expected = 0.5 * np.log2(2 * np.pi) + 0.5 * np.mean(z**2, (1, 2, 3)) / np.log(2)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
   other = bits_per_dim(model, params, images, {"label": [1, 2, 3, -1, 9]}, steps=4, batch_size=3)

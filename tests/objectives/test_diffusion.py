@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys
+from jldm.core.keys import normal_like, row_keys
 from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
@@ -169,7 +169,7 @@ def test_noise_comes_with_the_row_and_time_with_the_stratum():
 
 def test_the_loss_is_its_formula():
   key_x0, key_t, key_eps = jax.random.split(KEY, 6)[:3]
-  noise = lambda key: np.asarray(normal(row_keys(key, BATCH["row"]), BATCH["mean"]))
+  noise = lambda key: np.asarray(normal_like(row_keys(key, BATCH["row"]), BATCH["mean"]))
   z0 = BATCH["mean"] + np.exp(0.5 * BATCH["log_variance"]) * noise(key_x0)
   x0, eps = (z0 - MEAN) / STD, noise(key_eps)
   t = np.float64(sample_times(Uniform(), Flow(), key_t, BATCH["stratum"])[0])[:, None, None, None]

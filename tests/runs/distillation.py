@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 import jldm
 from jldm.config.experiment import Experiment, Need
-from jldm.core.keys import normal, row_keys
+from jldm.core.keys import normal_like, row_keys
 from jldm.core.specs import Loaded
 from jldm.diffusion.process import rates
 from jldm.models.autoencoders.posterior import Gaussian
@@ -53,7 +53,7 @@ class Imitation:
       frozen["codec"], Gaussian(batch["mean"], batch["log_variance"]), row_keys(key_x0, rows)
     )
     r = rates(self.student.process, batch["stratum"], x0)
-    z = r.alpha * x0 + r.sigma * normal(row_keys(key_eps, rows), x0)
+    z = r.alpha * x0 + r.sigma * normal_like(row_keys(key_eps, rows), x0)
     inputs = self.student.inputs(params, frozen, batch, key_conditions)
     noise_level = self.student.parametrization.c_noise(self.student.process, batch["stratum"])
     output = lambda objective, params: (

@@ -15,7 +15,7 @@ from jldm.inference.generate import Request, generate
 from jldm.inference.load import build_model, find_stage, load
 from jldm.models.codecs import codec as codecs
 from jldm.runs import latents, run as runs
-from jldm.runs.frozen import frozen_of
+from jldm.runs.frozen import load_frozen
 from jldm.runs.train import train
 from jldm.storage import array_cache
 from tests.trained import assert_same_end, claimed_with, with_conditioner
@@ -50,10 +50,10 @@ def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, 
   """
   changed = claimed_with(experiment, "Paired(degradation=Mixture())", unbroken, tmp_path / "w")
   source = changed.data.open("train")
-  model, mesh = build_model(changed), runs.mesh_of(changed.stage("denoiser"), 1)
+  model, mesh = build_model(changed), runs.mesh_for_stage(changed.stage("denoiser"), 1)
   run = runs.Run(find_stage(tmp_path / "w"), 1)
-  codec = frozen_of(run, mesh)["codec"].params
-  cache = latents.encoded(run, codec, source, mesh)
+  codec = load_frozen(run, mesh)["codec"].params
+  cache = latents.encode_training_set(run, codec, source, mesh)
   rows = cache[np.arange(len(source))]
   images = codecs.pixels(source[np.arange(len(source))]["image"])
   assert len(source) == 20 > changed.stage("autoencoder").batch_size, "several batches, the last one short"
@@ -87,10 +87,10 @@ def test_a_condition_that_is_drawn_from_pictures_finds_them_beside_their_moments
 ):
   changed = claimed_with(experiment, "Masked()", unbroken, tmp_path / "w")
   source, model = changed.data.open("train"), build_model(changed)
-  run, mesh = runs.Run(find_stage(tmp_path / "w"), 1), runs.mesh_of(changed.stage("denoiser"), 1)
-  loaded = frozen_of(run, mesh)["codec"]
+  run, mesh = runs.Run(find_stage(tmp_path / "w"), 1), runs.mesh_for_stage(changed.stage("denoiser"), 1)
+  loaded = load_frozen(run, mesh)["codec"]
   codec = loaded.params
-  rows = latents.encoded(run, codec, source, mesh)[np.arange(20)]
+  rows = latents.encode_training_set(run, codec, source, mesh)[np.arange(20)]
   images = source[np.arange(20)]["image"]
   np.testing.assert_array_equal(rows["image"], images)
   np.testing.assert_allclose(

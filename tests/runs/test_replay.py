@@ -10,7 +10,7 @@ import pytest
 
 from jldm.cli import main
 from jldm.config.override import override
-from jldm.core.errors import DifferentError, UserError
+from jldm.core.errors import ReplayMismatchError, UserError
 from jldm.runs import replay as replays
 from jldm.runs.replay import replay
 from jldm.runs.train import train
@@ -77,7 +77,7 @@ def test_the_first_line_that_differs_is_named(workdir, tmp_path):
   last_bit = math.nextafter(loss, 9)
   folder = tampered(workdir, tmp_path / "w", "denoiser", 4, loss=last_bit)
   with pytest.raises(
-    DifferentError, match=rf"step 4 differs: loss is logged as {last_bit!r} and computed as {loss!r}; "
+    ReplayMismatchError, match=rf"step 4 differs: loss is logged as {last_bit!r} and computed as {loss!r}; "
   ):
     replay(folder, "denoiser", 4, 6, devices=1)
   assert replay(folder, "denoiser", 6, 6, devices=1).lines == 1
@@ -86,7 +86,7 @@ def test_the_first_line_that_differs_is_named(workdir, tmp_path):
 def test_what_was_left_out_of_the_log_differs_too(workdir, tmp_path):
   folder = tampered(workdir, tmp_path / "w", "autoencoder", 6, skipped=1)
   with pytest.raises(
-    DifferentError, match="autoencoder step 6 differs: skipped is logged as 1 and computed as 0"
+    ReplayMismatchError, match="autoencoder step 6 differs: skipped is logged as 1 and computed as 0"
   ):
     replay(folder, "autoencoder", 5, 6, devices=1)
 
@@ -157,7 +157,7 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
     assert saved.steps() == [3]
   train(experiment, folder, devices=1)
   said = lambda path: [
-    {name: value for name, value in row.items() if name != replays.PACE}
+    {name: value for name, value in row.items() if name != replays.THROUGHPUT}
     for _, row in rows(path / "metrics.jsonl")
     if "loss" in row
   ]

@@ -48,7 +48,7 @@ def unjudged_run(plain, tmp_path_factory):
 
 def begun(experiment, after, path):
   """A workdir whose autoencoder is finished."""
-  workdirs.claim(path, experiment)
+  workdirs.claim_workdir(path, experiment)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(after / part, path / part)
   return path
@@ -70,7 +70,7 @@ def test_training_ends_with_the_same_bits(unjudged_run, run):
   for a, b in zip(ema(unjudged_run), ema(run), strict=True):
     np.testing.assert_array_equal(a, b)
   manifests = [
-    json.loads((workdirs.checkpoints(path, "denoiser") / f"{STEPS}.manifest.json").read_text())
+    json.loads((workdirs.checkpoints_folder(path, "denoiser") / f"{STEPS}.manifest.json").read_text())
     for path in (unjudged_run, run)
   ]
   assert manifests[0]["step"] == manifests[1]["step"] == STEPS
@@ -79,7 +79,8 @@ def test_training_ends_with_the_same_bits(unjudged_run, run):
 
 def scores(path):
   files = {
-    int(file.stem): json.loads(file.read_text()) for file in workdirs.evaluation(path).glob("[0-9]*.json")
+    int(file.stem): json.loads(file.read_text())
+    for file in workdirs.evaluation_folder(path).glob("[0-9]*.json")
   }
   return {step: told["metrics"]["frechet"]["value"] for step, told in sorted(files.items())}
 
@@ -87,7 +88,7 @@ def scores(path):
 def test_what_is_best_is_kept(run):
   found = scores(run)
   assert list(found) == [2, 4, 6]
-  with Checkpoints(workdirs.best(run, "denoiser"), read_only=True) as kept:
+  with Checkpoints(workdirs.best_folder(run, "denoiser"), read_only=True) as kept:
     assert kept.steps() == [min(found, key=found.get)] and kept.items(kept.steps()[0]) == ["ema", "score"]
     score = kept.restore(kept.steps()[0], {"score": selection.SCORE})["score"]
   assert score == np.float32(min(found.values()))
@@ -106,7 +107,7 @@ def test_the_best_is_sampled_and_evaluated(run, tmp_path):
   shutil.copytree(run, copy)
   assert main(["evaluate", *common, "--workdir", str(copy), "--stage", "denoiser", "--metrics", "kid"]) == 0
   step = min(scores(run), key=scores(run).get)
-  assert json.loads((workdirs.evaluation(copy) / f"{step}.json").read_text())["checkpoint"] == "best"
+  assert json.loads((workdirs.evaluation_folder(copy) / f"{step}.json").read_text())["checkpoint"] == "best"
 
 
 def test_figures_go_to_the_log(run):
@@ -156,7 +157,7 @@ def test_a_judgement_is_left_at_its_next_batch_and_its_step_kept(judged, unjudge
   monkeypatch.setattr(selection.evaluate, "generate_samples", asked)
   with pytest.raises(Preempted, match="at denoiser step 2"):
     train(judged, path, devices=1)
-  with Checkpoints(workdirs.checkpoints(path, "denoiser"), read_only=True) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(path, "denoiser"), read_only=True) as saved:
     assert saved.steps() == [2]
   assert not scores(path)
 
@@ -165,7 +166,7 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
   with Checkpoints(tmp_path, keep=1) as kept:
     taken = []
     for step, score in ((1, 3.0), (2, 5.0), (3, 2.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, -1.0), (6, 0.0)):
-      if selection.better(kept, step, np.float32(score)):
+      if selection.is_better(kept, step, np.float32(score)):
         kept.save(step, {"ema": {"w": np.ones(2, np.float32)}, "score": np.float32(score)})
         taken.append(step)
   assert taken == [1, 3, 5]

@@ -19,8 +19,8 @@ from jldm.distributed.sharding import Layout
 from jldm.inference.load import StagePlace, find_stage, load
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs, validate
-from jldm.runs.frozen import frozen_of
-from jldm.runs.stage import begin
+from jldm.runs.frozen import load_frozen
+from jldm.runs.stage import start_or_resume
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.train.logging import Log
@@ -45,7 +45,7 @@ def begun(three: Experiment, unbroken: Path, workdir: Path) -> Path:
   """A workdir of the three whose first two stages are finished: those of an experiment of two, by the
   same names.
   """
-  workdirs.claim(workdir, three)
+  workdirs.claim_workdir(workdir, three)
   for part in ("autoencoder", "denoiser", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
   return workdir
@@ -89,10 +89,10 @@ def test_stopped_in_the_third_stage_it_ends_with_the_same_bits(
 
 def test_it_starts_from_its_teacher(three, unbroken, tmp_path):
   run = runs.Run(find_stage(begun(three, unbroken, tmp_path / "w"), "student"), 1)
-  mesh = runs.mesh_of(run.stage, 1)
-  frozen = frozen_of(run, mesh)
+  mesh = runs.mesh_for_stage(run.stage, 1)
+  frozen = load_frozen(run, mesh)
   assert frozen.keys() == {"codec", "teacher"} and isinstance(frozen["teacher"].model, Diffusion)
-  state = begin(run, latents.open_encoded(run, frozen["codec"].params), frozen, None, mesh, 0)[1]
+  state = start_or_resume(run, latents.open_encoded(run, frozen["codec"].params), frozen, None, mesh, 0)[1]
   trained = load(unbroken)[1]
   jax.tree.map(np.testing.assert_array_equal, state.params | {"codec": trained["codec"]}, trained)
 
@@ -132,7 +132,7 @@ def test_as_one_file_it_is_the_codec_and_the_result(three, finished, tmp_path, c
   assert main(["convert", str(finished), file, "--to", "jldm", "--import", CONFIG]) == 0
   registry.CLASSES.pop("Imitation")
   assert main(["convert", file, str(again), "--to", "jldm"]) == 0
-  assert workdirs.read(again).names == ("autoencoder", "student")
+  assert workdirs.read_experiment(again).names == ("autoencoder", "student")
   model, params = load(again)
   assert main(["info", str(finished), "--import", CONFIG]) == 0
   assert "student: Imitation, at step 6 of 6" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_what_it_needs_may_be_in_another_workdir(three, unbroken):
     "teacher": "denoiser",
   }
   assert at.started_from().stage.name == "denoiser"
-  validate.check([at], 1)
+  validate.validate_run([at], 1)
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_what_is_frozen_is_split_over_fsdp_as_what_is_trained(finished, monkeypa
   )  # the student's arrays are smaller than what is worth splitting
   layout = Layout(8, fsdp=8)
   run = runs.Run(find_stage(finished, "student"), layout)
-  frozen = frozen_of(run, runs.mesh_of(run.stage, layout))
+  frozen = load_frozen(run, runs.mesh_for_stage(run.stage, layout))
   assert frozen.keys() == {"codec", "teacher"}
   kernels = jax.tree.leaves(frozen["teacher"].params)
   largest = max(kernels, key=lambda kernel: kernel.size)

@@ -79,7 +79,7 @@ def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
   stage = dataclasses.replace(stage, objective=objective, optimizer=PerPart(rest=stage.optimizer))
   experiment = experiment.with_stage(stage)
   train(experiment, tmp_path / "w", devices=1)
-  assert workdirs.read(tmp_path / "w") == experiment
+  assert workdirs.read_experiment(tmp_path / "w") == experiment
   rows = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
   assert [row["adversarial_weight"] > 0 for row in rows if "d_loss" in row] == [False] * 3 + [True] * (
     STEPS - 3
@@ -95,7 +95,7 @@ def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path):
   )
   with pytest.raises(NonFiniteError, match=r"10 non-finite updates in a row, up to step 10; .*checkpoint"):
     train(endless, tmp_path / "w", devices=1)
-  with Checkpoints(workdirs.checkpoints(tmp_path / "w", "autoencoder"), read_only=True) as saved:
+  with Checkpoints(workdirs.checkpoints_folder(tmp_path / "w", "autoencoder"), read_only=True) as saved:
     assert saved.steps() == [], "it saves every 2 steps, and no step was good"
 
 
@@ -120,7 +120,7 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
   """Three widths are tracked; the third, left out, is made of the other two, and comes out as it was tracked."""
   workdir = tmp_path / "w"
   powers = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
-  workdirs.claim(workdir, powers)
+  workdirs.claim_workdir(workdir, powers)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
   train(powers, workdir, devices=1)
@@ -130,11 +130,11 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
     np.testing.assert_allclose(
       a, b, rtol=1e-6, atol=1e-9, err_msg="the first average is what is sampled with"
     )
-  with Checkpoints(workdirs.averages(workdir, "denoiser"), read_only=True) as kept:
+  with Checkpoints(workdirs.averages_folder(workdir, "denoiser"), read_only=True) as kept:
     assert kept.steps() == list(range(1, STEPS + 1)) and kept.items(STEPS) == ["0.05", "0.1", "0.2"]
-  for item in workdirs.averages(workdir, "denoiser").glob("*/0.2"):
+  for item in workdirs.averages_folder(workdir, "denoiser").glob("*/0.2"):
     shutil.rmtree(item)
-  for manifest in workdirs.averages(workdir, "denoiser").glob("*.manifest.json"):
+  for manifest in workdirs.averages_folder(workdir, "denoiser").glob("*.manifest.json"):
     said = json.loads(manifest.read_text())
     said["files"] = {name: value for name, value in said["files"].items() if not name.startswith("0.2/")}
     manifest.write_text(json.dumps(said))
@@ -168,7 +168,7 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
   for name, text in changes.items():
     changed = override(changed, f"denoiser.objective.{name}", text)
   workdir = tmp_path / "w"
-  workdirs.claim(workdir, changed)
+  workdirs.claim_workdir(workdir, changed)
   for part in ("autoencoder", "latents", "conditions"):
     shutil.copytree(unbroken / part, workdir / part)
   train(changed, workdir, devices=1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal
+from jldm.core.keys import normal_like
 from jldm.diffusion.process import Cosine, Discrete, LinearBetas
 from jldm.samplers.ancestral import Ancestral
 from tests.samplers.gaussian import network, start
@@ -36,7 +36,7 @@ def test_both_variances_of_the_paper(process):
     for variance, expected in (("fixed_small", small), ("fixed_large", large)):
       np.testing.assert_allclose(
         stepped(process, variance, *interval),
-        mean + jnp.sqrt(expected) * normal(KEYS, Z),
+        mean + jnp.sqrt(expected) * normal_like(KEYS, Z),
         rtol=1e-5,
         atol=1e-5,
       )
@@ -48,7 +48,7 @@ def test_learned_is_between_them_in_logarithms():
   v = jnp.linspace(-1, 1, Z.size).reshape(Z.shape)
   std = jnp.exp(0.5 * ((1 + v) / 2 * jnp.log(large) + (1 - v) / 2 * jnp.log(small)))
   np.testing.assert_allclose(
-    stepped(process, "learned_range", *interval, v), mean + std * normal(KEYS, Z), rtol=1e-5, atol=1e-5
+    stepped(process, "learned_range", *interval, v), mean + std * normal_like(KEYS, Z), rtol=1e-5, atol=1e-5
   )
 
 

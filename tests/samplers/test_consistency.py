@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jldm.core.keys import normal
+from jldm.core.keys import normal_like
 from jldm.diffusion.process import Discrete, Flow
 from jldm.samplers.consistency import Consistency, boundary
 from jldm.samplers.ddim import DDIM
@@ -18,7 +18,7 @@ def test_it_jumps_to_the_data_and_noises_anew():
   x0, eps, _ = network(process)(Z, t)
   for gamma in (1.0, 0.6):
     after = step(process, network, Consistency(gamma), start(process, Consistency(), Z, t), t, s, KEYS).z
-    noise = (1 - gamma**2) ** 0.5 * eps + gamma * normal(KEYS, Z)
+    noise = (1 - gamma**2) ** 0.5 * eps + gamma * normal_like(KEYS, Z)
     np.testing.assert_allclose(after, process.alpha(s) * x0 + process.sigma(s) * noise, rtol=1e-5, atol=1e-5)
 
 

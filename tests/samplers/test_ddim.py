@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.keys import normal, row_keys
+from jldm.core.keys import normal_like, row_keys
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Flow
 from jldm.samplers.ddim import DDIM, kept
@@ -106,7 +106,7 @@ def test_eta_one_draws_from_the_posterior(process):
     fresh = sigma2_t - ratio**2 * sigma2_s
     mean = (ratio * sigma2_s * Z + process.alpha(s) * fresh * x0) / sigma2_t
     after = step(process, network, DDIM(1.0), start(process, DDIM(), Z, t), t, s, KEYS).z
-    expected = mean + jnp.sqrt(fresh * sigma2_s / sigma2_t) * normal(KEYS, Z)
+    expected = mean + jnp.sqrt(fresh * sigma2_s / sigma2_t) * normal_like(KEYS, Z)
     np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -41,7 +41,7 @@ def responses(monkeypatch, process, sampler, pairs):
       jnp.zeros_like(like).at[next(drawn)].set(1.0) if size else (next(drawn), jnp.zeros_like(like))[1]
     )
     for module in (ancestral, ddim, exponential, consistency, predictor_corrector, sample):
-      monkeypatch.setattr(module, "normal", unit)
+      monkeypatch.setattr(module, "normal_like", unit)
     z = jnp.zeros((max(size, 2), 1)).at[1].set(1.0)
     state, keys = sampler.init(process, z, pairs), jax.random.split(jax.random.key(0), max(size, 2))
     for t, s in pairs:

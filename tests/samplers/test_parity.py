@@ -218,7 +218,9 @@ def measured(name, dtype="float64", make=lambda case, steps: None):
 def noise_for_keys(monkeypatch):
   """Samplers draw what they are handed in place of keys."""
   for name in DRAWS:
-    monkeypatch.setattr(importlib.import_module(f"jldm.samplers.{name}"), "normal", lambda keys, like: keys)
+    monkeypatch.setattr(
+      importlib.import_module(f"jldm.samplers.{name}"), "normal_like", lambda keys, like: keys
+    )
   monkeypatch.setattr(importlib.import_module("jldm.samplers.churn"), "split_each", lambda keys: (keys, keys))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.keys import normal, row_keys
+from jldm.core.keys import normal_like, row_keys
 from jldm.core.specs import Output
 from jldm.core.trees import traced
 from jldm.diffusion.target import Predict, denoiser
@@ -75,7 +75,7 @@ class Spy:
     return Spied(z, z)
 
   def step(self, process, denoise, state, t, s, keys):
-    return Spied(state.z + (1 + t + 10 * s) * normal(keys, state.z), state.z)
+    return Spied(state.z + (1 + t + 10 * s) * normal_like(keys, state.z), state.z)
 
 
 def test_step_i_draws_from_each_key_folded_with_i():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.keys import normal, split_each
+from jldm.core.keys import normal_like, split_each
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow
 from jldm.samplers.churn import Churn, karras_gamma
 from jldm.samplers.clock import Ratio
@@ -61,7 +61,7 @@ def test_churn_is_algorithm_2_of_karras():
   hat = sigma * (1 + gamma)
   x = 3 * Z
   key_churn, _ = split_each(KEYS)
-  raised = x + jnp.sqrt(hat**2 - sigma**2) * noise * normal(key_churn, x)
+  raised = x + jnp.sqrt(hat**2 - sigma**2) * noise * normal_like(key_churn, x)
   slope = lambda x, sigma: network(process)(x, process.time(-2 * jnp.log(sigma))).eps
   d = slope(raised, hat)
   euler = raised + (process.sigma(s) - hat) * d

@@ -7,7 +7,7 @@ import pytest
 from jldm.data.buckets import Buckets
 from jldm.data.source import Arrays
 from jldm.storage import array_cache
-from jldm.storage.array_cache import open_cache, open_part, write, write_like
+from jldm.storage.array_cache import open_cache, open_part, write_cache, write_part
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -27,7 +27,7 @@ def contents(source):
 
 
 def test_what_is_written_is_read(tmp_path):
-  for source in (write(tmp_path / "a" / "cache", chunks(), 23), open_part(tmp_path / "a" / "cache")):
+  for source in (write_part(tmp_path / "a" / "cache", chunks(), 23), open_part(tmp_path / "a" / "cache")):
     assert len(source) == 23
     for name, array in contents(source).items():
       assert array.dtype == ARRAYS[name].dtype and type(array) is np.ndarray
@@ -37,13 +37,15 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_the_chunks_do_not_matter(tmp_path):
-  write(tmp_path / "a", chunks(size=8), 23)
-  write(tmp_path / "b", chunks(size=5), 23)
+  write_part(tmp_path / "a", chunks(size=8), 23)
+  write_part(tmp_path / "b", chunks(size=5), 23)
   assert (tmp_path / "a" / "index.json").read_text() == (tmp_path / "b" / "index.json").read_text()
 
 
 def test_it_is_mapped_rather_than_loaded(tmp_path):
-  assert all(isinstance(array, np.memmap) for array in write(tmp_path / "a", chunks(), 23).arrays.values())
+  assert all(
+    isinstance(array, np.memmap) for array in write_part(tmp_path / "a", chunks(), 23).arrays.values()
+  )
 
 
 def test_an_absent_part_is_none(tmp_path):
@@ -86,21 +88,21 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_part_is_none_and_can_be_written_anew(tmp_path, damage):
-  write(tmp_path / "a", chunks(), 23)
+  write_part(tmp_path / "a", chunks(), 23)
   damage(tmp_path / "a")
   assert open_part(tmp_path / "a") is None
-  np.testing.assert_array_equal(contents(write(tmp_path / "a", chunks(), 23))["mean"], ARRAYS["mean"])
+  np.testing.assert_array_equal(contents(write_part(tmp_path / "a", chunks(), 23))["mean"], ARRAYS["mean"])
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):
-  write(tmp_path / "a", chunks(), 23)
+  write_part(tmp_path / "a", chunks(), 23)
 
   def failing():
     yield next(chunks())
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    write(tmp_path / "a", failing(), 23)
+    write_part(tmp_path / "a", failing(), 23)
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
   assert open_part(tmp_path / "a") is not None
 
@@ -108,7 +110,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
 def test_the_remains_of_a_killed_run_are_removed(tmp_path):
   (tmp_path / ".a.partial").mkdir()
   (tmp_path / ".a.partial" / "mean.npy").write_text("half")
-  write(tmp_path / "a", chunks(), 23)
+  write_part(tmp_path / "a", chunks(), 23)
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -125,7 +127,7 @@ WRONG = {
 @pytest.mark.parametrize(("batches", "message"), WRONG.values(), ids=WRONG)
 def test_batches_that_do_not_agree_are_refused(tmp_path, batches, message):
   with pytest.raises(ValueError, match=message):
-    write(tmp_path / "a", batches(), 23)
+    write_part(tmp_path / "a", batches(), 23)
   assert not list(tmp_path.iterdir())
 
 
@@ -157,7 +159,7 @@ def assert_halved(cache, source=IMAGES):
 
 
 def test_buckets_are_written_and_read(tmp_path):
-  assert_halved(write_like(tmp_path / "a", IMAGES, halves))
+  assert_halved(write_cache(tmp_path / "a", IMAGES, halves))
   assert_halved(open_cache(tmp_path / "a"))
   assert [path.name for path in tmp_path.iterdir()] == ["a"]
   assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
@@ -172,7 +174,7 @@ def test_buckets_are_written_and_read(tmp_path):
 
 def test_a_plain_source_is_read_in_any_order(tmp_path):
   images = IMAGES.sources[0]
-  cache, rows = write_like(tmp_path / "a", images, halves), np.array([4, 0, 3, 4, 1])
+  cache, rows = write_cache(tmp_path / "a", images, halves), np.array([4, 0, 3, 4, 1])
   assert len(cache) == 5
   np.testing.assert_array_equal(cache[rows]["mean"], images.arrays["image"][rows] / 2)
   assert cache[rows]["mean"].dtype == np.float32
@@ -181,11 +183,11 @@ def test_a_plain_source_is_read_in_any_order(tmp_path):
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("name", ["0-0", "1-1"])
 def test_a_damaged_part_is_a_damaged_cache_and_is_made_again_alone(tmp_path, damage, name):
-  write_like(tmp_path / "a", IMAGES, halves)
+  write_cache(tmp_path / "a", IMAGES, halves)
   damage(tmp_path / "a" / name)
   assert open_cache(tmp_path / "a") is None
   made = []
-  assert_halved(write_like(tmp_path / "a", IMAGES, lambda part: made.append(part) or halves(part)))
+  assert_halved(write_cache(tmp_path / "a", IMAGES, lambda part: made.append(part) or halves(part)))
   assert len(made) == 1
 
 
@@ -204,7 +206,7 @@ def test_a_damaged_part_is_a_damaged_cache_and_is_made_again_alone(tmp_path, dam
   ],
 )
 def test_another_number_of_parts_is_a_damaged_cache(tmp_path, text):
-  write_like(tmp_path / "a", IMAGES, halves)
+  write_cache(tmp_path / "a", IMAGES, halves)
   (tmp_path / "a" / "index.json").write_text(text)
   assert open_cache(tmp_path / "a") is None
 
@@ -219,10 +221,10 @@ def test_whoever_is_interrupted_goes_on(tmp_path):
     return halves(part)
 
   with pytest.raises(KeyboardInterrupt):
-    write_like(tmp_path / "a", IMAGES, failing)
+    write_cache(tmp_path / "a", IMAGES, failing)
   assert open_cache(tmp_path / "a") is None
   (tmp_path / "a" / "left.npy").write_text("by another version")
-  assert_halved(write_like(tmp_path / "a", IMAGES, lambda part: made.append(part) or halves(part)))
+  assert_halved(write_cache(tmp_path / "a", IMAGES, lambda part: made.append(part) or halves(part)))
   assert len(made) == 5 and not (tmp_path / "a" / "left.npy").exists()
 
 
@@ -234,7 +236,7 @@ def test_processes_share_the_parts(tmp_path, count):
     encode = lambda part, process=process: made[process].append((part.start, len(part))) or halves(part)
     if process:
       with pytest.raises(OSError, match="does not read back"):  # the first has not come yet
-        write_like(tmp_path / "a", IMAGES, encode, process, count, absent)
+        write_cache(tmp_path / "a", IMAGES, encode, process, count, absent)
     else:
-      assert_halved(write_like(tmp_path / "a", IMAGES, encode, process, count, absent))
+      assert_halved(write_cache(tmp_path / "a", IMAGES, encode, process, count, absent))
   assert sum(map(len, made)) == 5 and max(map(len, made)) - min(map(len, made)) <= 1

@@ -25,44 +25,44 @@ def refused(call, *arguments) -> str:
 @pytest.mark.parametrize("inner", ["w", "a/b/w", "."])
 def test_a_workdir_is_claimed_read_and_claimed_again(tmp_path, inner):
   workdir = tmp_path / inner
-  workdirs.check(workdir, DIGITS)
+  workdirs.check_workdir(workdir, DIGITS)
   assert not any(tmp_path.iterdir()), "to check writes nothing"
   for _ in range(2):
-    workdirs.claim(workdir, DIGITS)
-    assert workdirs.read(workdir) == DIGITS
+    workdirs.claim_workdir(workdir, DIGITS)
+    assert workdirs.read_experiment(workdir) == DIGITS
     assert [path.name for path in workdir.iterdir()] == ["experiment.json"]
 
 
 def test_what_a_kill_leaves_before_there_is_an_experiment_is_not_in_the_way(tmp_path):
   for name in ("lock", "experiment.json.partial"):
     (tmp_path / name).write_text("{")
-  workdirs.claim(tmp_path, DIGITS)
-  assert workdirs.read(tmp_path) == DIGITS
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  assert workdirs.read_experiment(tmp_path) == DIGITS
 
 
 def test_what_a_run_adds_does_not_matter(tmp_path):
-  workdirs.claim(tmp_path, DIGITS)
+  workdirs.claim_workdir(tmp_path, DIGITS)
   (tmp_path / "metrics.jsonl").write_text("{}\n")
-  workdirs.check(tmp_path, DIGITS)
+  workdirs.check_workdir(tmp_path, DIGITS)
 
 
 def test_another_experiment_is_refused_with_the_difference(tmp_path):
-  workdirs.claim(tmp_path, DIGITS)
+  workdirs.claim_workdir(tmp_path, DIGITS)
   other = override(DIGITS, "denoiser.steps", "5")
-  told, steps = refused(workdirs.claim, tmp_path, other), DIGITS.stage("denoiser").steps
+  told, steps = refused(workdirs.claim_workdir, tmp_path, other), DIGITS.stage("denoiser").steps
   assert f"holds another experiment: denoiser.steps: {steps} -> 5; choose another --workdir" in told
   for path in ("seed", "autoencoder.steps", "denoiser.batch_size", "sampling.steps"):
     other = override(other, path, "5")
-  told = refused(workdirs.claim, tmp_path, other)
+  told = refused(workdirs.claim_workdir, tmp_path, other)
   assert told.count(" -> ") == 3 and "(and 2 more)" in told
-  assert workdirs.read(tmp_path) == DIGITS
+  assert workdirs.read_experiment(tmp_path) == DIGITS
 
 
 def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path):
-  workdirs.claim(tmp_path, DIGITS)
+  workdirs.claim_workdir(tmp_path, DIGITS)
   changed = override(DIGITS, "denoiser.objective.network.remat", "full")
-  workdirs.claim(tmp_path, changed)
-  assert workdirs.read(tmp_path) == changed
+  workdirs.claim_workdir(tmp_path, changed)
+  assert workdirs.read_experiment(tmp_path) == changed
   for network in ("autoencoder", "denoiser"):
     path = f"{network}.objective.network.remat"
     codec = {"params": {"a": np.ones(3)}, "mean": np.zeros(3), "std": np.ones(3)}
@@ -73,31 +73,31 @@ def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path)
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
   (tmp_path / "thesis.tex").write_text("mine")
-  assert "is not empty and not a workdir" in refused(workdirs.claim, tmp_path, DIGITS)
+  assert "is not empty and not a workdir" in refused(workdirs.claim_workdir, tmp_path, DIGITS)
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_an_address_is_no_path(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for text in ("gs://bucket/run", "s3://bucket/run"):
-    assert "is an address; expected a path" in refused(workdirs.check, Path(text), DIGITS)
+    assert "is an address; expected a path" in refused(workdirs.check_workdir, Path(text), DIGITS)
   assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
   assert "is not seen here; choose a --workdir that all processes share" in refused(
-    workdirs.check_shared, tmp_path / "w", DIGITS
+    workdirs.check_shared_workdir, tmp_path / "w", DIGITS
   )
-  workdirs.claim(tmp_path / "w", DIGITS)
-  workdirs.check_shared(tmp_path / "w", DIGITS)
+  workdirs.claim_workdir(tmp_path / "w", DIGITS)
+  workdirs.check_shared_workdir(tmp_path / "w", DIGITS)
   other = override(DIGITS, "seed", "5")
-  assert "holds another experiment: seed" in refused(workdirs.check_shared, tmp_path / "w", other)
+  assert "holds another experiment: seed" in refused(workdirs.check_shared_workdir, tmp_path / "w", other)
 
 
 @pytest.mark.parametrize("inner", ["file", "file/w", "file/a/w", "x" * 300])
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, inner):
   (tmp_path / "file").write_text("")
-  told = refused(workdirs.claim, tmp_path / inner, DIGITS)
+  told = refused(workdirs.claim_workdir, tmp_path / inner, DIGITS)
   assert "choose another --workdir" in told
   assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
@@ -109,7 +109,7 @@ def test_a_folder_without_permission_is_refused(tmp_path, mode):
   locked.mkdir(mode)
   try:
     for workdir in (locked, locked / "w"):
-      assert "cannot write to workdir" in refused(workdirs.claim, workdir, DIGITS)
+      assert "cannot write to workdir" in refused(workdirs.claim_workdir, workdir, DIGITS)
   finally:
     locked.chmod(0o700)
 
@@ -124,9 +124,9 @@ def test_a_claim_cut_short_leaves_nothing_believed_and_can_be_made_again(tmp_pat
   with monkeypatch.context() as patch:
     patch.setattr(os, "replace", die)
     with pytest.raises(Killed):
-      workdirs.claim(tmp_path, DIGITS)
-  assert "has no experiment.json" in refused(workdirs.read, tmp_path)
-  workdirs.claim(tmp_path, DIGITS)
+      workdirs.claim_workdir(tmp_path, DIGITS)
+  assert "has no experiment.json" in refused(workdirs.read_experiment, tmp_path)
+  workdirs.claim_workdir(tmp_path, DIGITS)
   assert [path.name for path in tmp_path.iterdir()] == ["experiment.json"]
 
 
@@ -139,16 +139,16 @@ def test_a_claim_cut_short_leaves_nothing_believed_and_can_be_made_again(tmp_pat
   ],
 )
 def test_what_is_not_a_workdir_is_not_read(tmp_path, inner, told):
-  assert told in refused(workdirs.read, tmp_path / inner)
+  assert told in refused(workdirs.read_experiment, tmp_path / inner)
 
 
 @pytest.mark.parametrize("text", ["", dumps(DIGITS)[:100], "[]"])
 def test_a_damaged_experiment_is_told(tmp_path, text):
   (tmp_path / "experiment.json").write_text(text)
-  assert "not an experiment" in refused(workdirs.read, tmp_path)
-  assert "not an experiment" in refused(workdirs.check, tmp_path, DIGITS)
+  assert "not an experiment" in refused(workdirs.read_experiment, tmp_path)
+  assert "not an experiment" in refused(workdirs.check_workdir, tmp_path, DIGITS)
 
 
 def test_checkpoints_of_the_stages_are_apart(tmp_path):
-  places = {workdirs.checkpoints(tmp_path, stage) for stage in STAGES}
+  places = {workdirs.checkpoints_folder(tmp_path, stage) for stage in STAGES}
   assert places == {tmp_path / "autoencoder" / "latest", tmp_path / "denoiser" / "latest"}

@@ -169,7 +169,7 @@ def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, 
         yield part[np.array([row])]
 
     try:
-      array_cache.write_like(tmp_path / "latents", source, encode, process, 2, notice.check)
+      array_cache.write_cache(tmp_path / "latents", source, encode, process, 2, notice.check)
     except Exception as error:
       ends[process] = error
 

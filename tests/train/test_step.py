@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, row_keys
+from jldm.core.keys import normal_like, row_keys
 from jldm.core.specs import Loaded
 from jldm.diffusion.process import Cosine
 from jldm.diffusion.times import LogitNormal
@@ -159,7 +159,7 @@ def test_resumed_is_bit_for_bit_the_same_and_nothing_is_compiled_twice():
 
 def toy_loss(params, extra, ema, frozen, batch, key):
   """(w x~ - y)^2 with noisy x~; `inverse` lets a test make values or gradients that are not finite."""
-  x = batch["x"] + 0.1 * normal(row_keys(key, batch["row"]), batch["x"])
+  x = batch["x"] + 0.1 * normal_like(row_keys(key, batch["row"]), batch["x"])
   values = jnp.square(x @ params["w"] - batch["y"]) + jnp.sqrt(params["w"][0] * batch["slope"]) + frozen
   return values, Aux({"y": batch["y"].mean()}, {"seen": 0.5 * extra["seen"] + 0.5 * batch["y"].mean()})
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jldm.core.keys import fold_each, normal
+from jldm.core.keys import fold_each, normal_like
 
 Array = jax.Array
 
@@ -22,7 +22,7 @@ class Gaussian(NamedTuple):
 
   def sample(self, keys: Array) -> Array:
     """z [B, h, w, C]; row b from keys[b] alone."""
-    return self.mean + jnp.exp(0.5 * self.log_variance) * normal(keys, self.mean)
+    return self.mean + jnp.exp(0.5 * self.log_variance) * normal_like(keys, self.mean)
 
   def kl(self) -> Array:
     """KL to N(0, I) in nats a sample [B] (appendix B there)."""

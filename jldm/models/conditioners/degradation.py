@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal, split_each
+from jldm.core.keys import normal_like, split_each
 
 Array = jax.Array
 
@@ -65,7 +65,7 @@ class Noisy:
     check(self, "std", self.std >= 0, "a number from 0, where pictures span 2")
 
   def __call__(self, images: Array, keys: Array) -> Array:
-    return jnp.clip(images + self.std * normal(keys, images), -1, 1)
+    return jnp.clip(images + self.std * normal_like(keys, images), -1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

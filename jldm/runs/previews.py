@@ -23,18 +23,18 @@ from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.runs import selection
-from jldm.runs.run import Run, layout_of
+from jldm.runs.run import Run, layout_of_mesh
 from jldm.train.logging import Log
 from jldm.train.loop import Hook
 
 PREVIEW_COLUMNS = 8
 PREVIEW_CLASSES = 10
 
-Looks = Callable[[Log], tuple[Hook, ...]]
+MakeHooks = Callable[[Log], tuple[Hook, ...]]
 
 
 @contextlib.contextmanager
-def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks]:
+def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[MakeHooks]:
   """Every so often, held-out pictures through a codec in training: PSNR and SSIM, and some of them on a sheet."""
   stage, codec = run.stage, run.model.codec
 
@@ -66,12 +66,12 @@ def reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
 
 
 @contextlib.contextmanager
-def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks]:
+def preview_samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[MakeHooks]:
   """Every so often, samples on a sheet; those of the experiment's last stage that draws are judged,
   and the best is kept.
   """
   stage, model = run.stage, build_model(run.experiment, run.stage.name)
-  sheet_of = conditioned if shown_conditioner(model) else sampled
+  sheet_of = conditioned_sheet if picture_conditioner(model) else sample_sheet
 
   def params_of(state):
     loaded = stage.objective.result(state.ema[0], state.extra, frozen)
@@ -84,48 +84,48 @@ def samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[Looks
       write_image(run.workdir, stage.name, n, sheet, "samples")
 
   extractor = run.extractor if stage == sampling_stage(run.experiment) else None
-  with selection.judged(run, model, params_of, extractor, layout_of(mesh)) as judge:
+  with selection.select_best(run, model, params_of, extractor, layout_of_mesh(mesh)) as judge:
     yield lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
 
 
-LOOKS = {"codec": reconstructions, "denoiser": samples}  # by what a stage makes
+PREVIEWS = {"codec": preview_reconstructions, "denoiser": preview_samples}  # by what a stage makes
 
 
-def sampled(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray | None:
+def sample_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray | None:
   """A sheet of samples, a row per class; of samples in parts the first that is pictures, None if none is."""
   classes = classes_of(model)
   labels = np.repeat(
     np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS
   )
-  request = Request(n=len(labels), seed=run.seed, given=label_of(model, labels))
-  drawn = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
+  request = Request(n=len(labels), seed=run.seed, given=given_labels(model, labels))
+  drawn = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.between)
   shown, _ = split_pictures(drawn.data if model.parts else {"": drawn.data})
   return next((pictures.class_rows(each, labels, PREVIEW_COLUMNS) for each in shown.values()), None)
 
 
-def conditioned(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
+def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
   """A sheet of held-out pictures, below each what the model is given of it, and below that what it makes of it."""
   batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
-  name, images = shown_conditioner(model), batch["image"][:count]
+  name, images = picture_conditioner(model), batch["image"][:count]
   keys = row_keys(stage_keys(run.seed, run.stage.name)[2], np.arange(count))
   drawn = model.conditioners[name].draw({"image": images}, keys)
   shown = drawn["image"] * drawn.get("known", 1)
   given = (images, drawn["known"]) if "known" in drawn else drawn["image"]
-  given = {name: given} | label_of(model, batch["label"][:count])
+  given = {name: given} | given_labels(model, batch["label"][:count])
   request = Request(n=count, seed=run.seed, given=given, size=images.shape[1:3])
-  made = generate(model, params, request, devices=layout_of(mesh), progress=run.notice.between)
+  made = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.between)
   every = (images, pictures.to_uint8(shown), made.data)
   return pictures.tile_rows(
     [some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every]
   )
 
 
-def shown_conditioner(model: Model) -> str | None:
+def picture_conditioner(model: Model) -> str | None:
   """The name of the conditioner whose pictures are shown with samples; None if it has none."""
   return conditioner_of_kind(model, Masked) or conditioner_of_kind(model, Paired)
 
 
-def label_of(model: Model, labels: np.ndarray) -> dict:
+def given_labels(model: Model, labels: np.ndarray) -> dict:
   """What a request gives for labels [n]; {} if the model has no classes."""
   name = conditioner_of_kind(model, ClassLabel)
   return {} if name is None else {name: labels}
