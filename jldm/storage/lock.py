@@ -1,9 +1,10 @@
 """One trainer a workdir: `W/lock`, {"pid", "host", "started", "since"}.
 
-Two things keep a second trainer out: the kernel's lock on the file (flock), which ends with its
-holder however that ends, and what the file says, which is asked too because not every file system
+Two things keep a second trainer out: the kernel's lock on the file (flock, by `filelock`), which ends
+with its holder however that ends, and what the file says, which is read too because not every file system
 tells one machine of another's lock: NFS does unless it is mounted with nolock or local_lock, and
-where flock is not known at all the file alone must do.  So
+where flock is not known at all the file alone must do.  filelock.FileLock opens the file by itself, and
+some of its versions empty it; lock_descriptor locks the file that is open here.  So
 
   a holder that lives, on this host or by flock                   is refused, with its pid and host;
   one of this host that has ended, its pid perhaps in use again   is taken over from, with a line;
@@ -14,13 +15,15 @@ from collections.abc import Iterator
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 from pathlib import Path
 import socket
+import stat
 import sys
 from typing import IO
+
+from filelock import lock_descriptor
 
 from jldm.core.errors import UserError
 from jldm.core.pids import start_of
@@ -34,7 +37,7 @@ def held(workdir: Path) -> Iterator[None]:
   """Makes the folder and holds its lock.
 
   Raises:
-    UserError: another process trains there, or may.
+    UserError: another process trains there, or may; or the lock cannot be opened as a file.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / NAME
@@ -58,21 +61,34 @@ def held(workdir: Path) -> Iterator[None]:
 
 
 def _opened(path: Path) -> IO[str]:
-  """The lock's file with flock on it; raises UserError where another process has it."""
+  """The lock's file with flock on it; raises UserError if another process has it, or it is no file."""
   while True:
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+", errors="replace")
+    file = _open(path)
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      with file:
-        raise UserError(_told(path, _holder(file))) from None
+      granted = lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
-      if error.errno not in UNKNOWN_FLOCK:
+      granted = error.errno in UNKNOWN_FLOCK
+      if not granted:
         file.close()
         raise
+    if not granted:
+      with file:
+        raise UserError(_told(path, _holder(file)))
     if _is_at(file, path):
       return file
     file.close()  # its holder left, and removed it, between our opening and locking it
+
+
+def _open(path: Path) -> IO[str]:
+  """O_NONBLOCK: a pipe that nobody reads is refused, not waited for."""
+  try:
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644), "r+", errors="replace")
+  except (OSError, ValueError) as error:  # ValueError: fdopen's, of what cannot be both read and written
+    raise UserError(f"cannot open the lock {str(path)!r}, a file: {error}; remove what is there") from error
+  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    file.close()
+    raise UserError(f"the lock {str(path)!r} is a pipe or a device, and must be a file; remove what is there")
+  return file
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
@@ -109,7 +125,7 @@ def _refuse_others(path: Path, holder: dict) -> None:
     return
   if holder["host"] != socket.gethostname():
     raise UserError(
-      f"{_told(path, holder)}; if it has ended (that cannot be seen from {socket.gethostname()!r}), remove {path}"
+      f"{_told(path, holder)}; if it has ended (which {socket.gethostname()!r} cannot see), remove {path}"
     )
   if holder["pid"] != os.getpid() and start_of(holder["pid"]) == holder["started"]:
     raise UserError(_told(path, holder))

@@ -1,5 +1,6 @@
 """One trainer a workdir: who is refused, who takes over, and what is left behind."""
 
+import fcntl
 import json
 import os
 import socket
@@ -19,6 +20,23 @@ from jldm.storage import lock
 with lock.held(pathlib.Path(sys.argv[1])):
   print("held", flush=True)
   sys.stdin.read()
+"""
+
+TURNS = """
+import os, pathlib, sys, time
+from jldm.core.errors import UserError
+from jldm.storage import lock
+inside, turns, end = sys.argv[2], 0, time.monotonic() + 60
+while turns < 25 and time.monotonic() < end:
+  try:
+    with lock.held(pathlib.Path(sys.argv[1])):
+      os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+      time.sleep(0.002)
+      os.unlink(inside)
+      turns += 1
+  except UserError:
+    pass
+print(turns)
 """
 
 
@@ -71,12 +89,16 @@ def test_a_second_one_is_refused_until_the_first_ends(tmp_path, another):
     pass
 
 
-def test_where_flock_is_not_known_the_file_tells(tmp_path, another, monkeypatch):
+@pytest.mark.parametrize("error", lock.UNKNOWN_FLOCK)
+def test_where_flock_is_not_known_the_file_tells(tmp_path, another, monkeypatch, error):
   def unknown(file, how):
-    raise OSError(lock.errno.ENOLCK, "No locks available")
+    raise OSError(error, "No locks available")
 
-  monkeypatch.setattr(lock.fcntl, "flock", unknown)
+  monkeypatch.setattr(fcntl, "flock", unknown)
   assert f"pid {another.pid} on" in refused(tmp_path / "w")
+  with lock.held(tmp_path / "v"):
+    assert json.loads((tmp_path / "v" / "lock").read_text())["pid"] == os.getpid()
+  assert not list((tmp_path / "v").iterdir())
 
 
 def test_a_killed_holder_is_taken_over_from(tmp_path, another, capsys):
@@ -87,7 +109,7 @@ def test_a_killed_holder_is_taken_over_from(tmp_path, another, capsys):
 
 
 def test_a_pid_in_use_again_is_not_its_holder(tmp_path, capsys):
-  """The parent of this process lives: as the holder it is refused for, as a later process of that pid it is not."""
+  """The parent of this process lives: refused for as the holder, not as a later process of that pid."""
   workdir = written(tmp_path / "w", pid=os.getppid(), started=start_of(os.getppid()))
   assert f"pid {os.getppid()} on" in refused(workdir)
   (workdir / "lock").unlink()
@@ -119,3 +141,25 @@ def test_a_lock_removed_by_hand_and_taken_by_another_is_left_to_it(tmp_path):
     (tmp_path / "lock").unlink()
     (tmp_path / "lock").write_text("another's")
   assert (tmp_path / "lock").read_text() == "another's"
+
+
+def test_a_lock_that_can_be_no_file_is_one_line(tmp_path):
+  (tmp_path / "folder" / "lock").mkdir(parents=True)
+  (tmp_path / "pipe").mkdir()
+  os.mkfifo(tmp_path / "pipe" / "lock")
+  (tmp_path / "device").mkdir()
+  (tmp_path / "device" / "lock").symlink_to("/dev/full")
+  for kind in ("folder", "pipe", "device"):
+    told = refused(tmp_path / kind)
+    assert repr(str(tmp_path / kind / "lock")) in told and "remove what is there" in told
+  assert (tmp_path / "folder" / "lock").is_dir()
+
+
+def test_of_many_at_once_one_holds(tmp_path):
+  """Four processes that take and leave the lock 25 times each: never two within."""
+  command = [sys.executable, "-c", TURNS, str(tmp_path / "w"), str(tmp_path / "inside")]
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  racing = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+  told = [process.communicate(timeout=100)[0] for process in racing]
+  assert all(process.returncode == 0 for process in racing), told
+  assert sum(map(int, told)) >= 25 and not list((tmp_path / "w").iterdir())
