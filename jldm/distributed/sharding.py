@@ -262,10 +262,10 @@ def place_local_rows(mesh: Mesh, batch_size: int, local: Any) -> Any:
   sharding, rows = batch_sharding(mesh), local_rows(mesh, batch_size)
 
   def to_global(x: np.ndarray) -> jax.Array:
-    def shard(index: tuple) -> np.ndarray:
+    def local_shard(index: tuple) -> np.ndarray:
       return x[slice(*np.searchsorted(rows, index[0].indices(batch_size)[:2]))]
 
-    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, shard)
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, local_shard)
 
   return jax.tree.map(to_global, local)
 

@@ -257,7 +257,7 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
     (["restore", "--degradation", "missing"], "--mask says which pixels are missing"),
     (["restore", "--degradation", "noise", "--noise", "-1"], "noise=-1.0; expected at least 0"),
     (["restore", "--degradation", "blur", "--sigma", "0"], "sigma=0.0 of Blurred"),
-    (["directions"], "one of --channel and --examples"),
+    (["directions"], "none of --channel and --examples"),
     (["directions", "--channel", "4"], "expected a channel below 4"),
     (["directions", "--channel", "1", "--place", "9,0"], "a place such as 0,0 of 6x8"),
     (["directions", "--examples", "{files}/S.npz"], "expected both"),
