@@ -55,7 +55,7 @@ def main() -> None:
   sharding.configure(None)
   experiment = workdirs.read_experiment(options.workdir)
   asked = dataclasses.replace(experiment.evaluation, extractor=options.extractor)
-  among = evaluate.prepare_real_images(
+  real = evaluate.prepare_real_images(
     experiment,
     evaluate.open_extractor(asked),
     EvaluationSettings(),
@@ -64,7 +64,7 @@ def main() -> None:
   print(
     "| figure | N | mean | std | by the interval | intervals that hold the mean |\n|---|---|---|---|---|---|"
   )
-  for name, each in measured(among.judge.reference, SIZE, DRAWS).items():
+  for name, each in measured(real.judge.reference, SIZE, DRAWS).items():
     print(row(name, SIZE, each), flush=True)
 
 

@@ -10,11 +10,12 @@ from jldm.cli import options
 from jldm.config.experiment import Experiment
 from jldm.config.presets import guidance_text, make_guidance, override_sampling
 from jldm.core.errors import UserError
+from jldm.data.dataset import check_dataset
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
 from jldm.evaluation.evaluate import EvaluationSettings, Record
 from jldm.evaluation.judge import METRICS, USUAL
-from jldm.evaluation.report import NAMES
+from jldm.evaluation.report import figure_names
 from jldm.inference.conditions import make_branches
 from jldm.inference.load import (
   StagePlace,
@@ -104,10 +105,10 @@ def main(args: argparse.Namespace) -> None:
     stem = str(step) if at.stage == sampling_stage(experiment) else f"{at.stage.name}-{step}"
     record = {"stage": at.stage.name, "step": step, "checkpoint": "best" if args.best else "latest"}
     record |= evaluate.judge_samples(model, samples, real, settings)
-    record["classes"] = real.judge.classes(samples.found)
-    if suspects := evaluate.audit_memorisation(samples, real, settings, folder):
-      record["memorisation"] = suspects.told
-      write_sheet(folder / f"{stem}-nearest.png", suspects.sheet, "samples and their nearest pictures")
+    record["classes"] = real.judge.compare_classes(samples.features)
+    if audit := evaluate.audit_memorisation(samples, real, settings, folder):
+      record["memorisation"] = audit.record
+      write_sheet(folder / f"{stem}-nearest.png", audit.sheet, "samples and their nearest pictures")
     write_results(folder / f"{stem}.json", record)
 
 
@@ -130,15 +131,14 @@ def stages_to_judge(
 
 def override_evaluation(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   """The experiment with the data folder and the evaluation that the options choose."""
-  chosen = {
-    name: getattr(args, name) for name in ("extractor", "weights", "n") if getattr(args, name) is not None
-  }
+  chosen = {"extractor": args.extractor, "weights": args.weights, "n": args.n}
+  chosen = {name: value for name, value in chosen.items() if value is not None}
   if "extractor" in chosen:
     chosen = {"weights": ""} | chosen  # the weights of the experiment belong to its own extractor
   evaluator = dataclasses.replace(experiment.evaluation, **chosen)
   data = experiment.data
   if args.data_dir is not None:
-    if not hasattr(data, "data_dir"):
+    if check_dataset(data).data_dir is None:
       raise UserError(
         f"--data-dir {args.data_dir}: the data, {type(data).__name__}, has no data_dir; leave it out"
       )
@@ -186,9 +186,7 @@ def write_results(path: Path, record: Record) -> None:
     return
   evaluate.write_evaluation(path, record | {"versions": evaluate.package_versions()})
   print(f"{record['stage']}, step {record['step']}; {describe_results(record)}")
-  distance = record["extractor"]["distance"]
-  names = NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), distance)
-  print("\n".join(results_table(record, names)))
+  print("\n".join(results_table(record, figure_names(record))))
   if audit := record.get("memorisation"):
     verdict = "copies of training pictures are seen" if audit["flagged"] else "no copying is seen"
     print(

@@ -9,11 +9,12 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Spec
 from jldm.data import views
 from jldm.data.buckets import Buckets, bucket_shapes, picture_specs
+from jldm.data.dataset import Dataset
 from jldm.data.source import Arrays, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Synthetic:
+class Synthetic(Dataset):
   """Waves whose direction and length tell their class, with a phase and a contrast of their own; as `ImageData`."""
 
   height: int = 32
@@ -27,6 +28,7 @@ class Synthetic:
   labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
   labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
+  augmentation = views.NO_AUGMENTATION
 
   @property
   def specs(self) -> tuple[Spec, ...]:

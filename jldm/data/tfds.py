@@ -23,6 +23,7 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Spec
 from jldm.data import transforms, views
 from jldm.data.buckets import Buckets, Shape, bucket_shapes, format_shapes, picture_specs
+from jldm.data.dataset import Dataset
 from jldm.data.source import Arrays, Batch, Source
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
@@ -30,7 +31,7 @@ CHUNK = 1024  # records read at once on the way there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageData:
+class ImageData(Dataset):
   """A prepared data set of images of one size or a few, and what of it is trained on."""
 
   name: str  # "digits", or "name/config"
@@ -45,11 +46,16 @@ class ImageData:
   labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
   labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
+  augmentation = views.NO_AUGMENTATION
 
   @property
   def specs(self) -> tuple[Spec, ...]:
     """The arrays of one example, one spec per shape of pictures."""
     return picture_specs(self)
+
+  def title(self) -> str:
+    """The name of the prepared data set."""
+    return self.name
 
   def open(self, split: str) -> Source | Buckets:
     """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; with `buckets`, in every

@@ -13,6 +13,7 @@ from jldm.core.errors import UserError
 from jldm.data.index import epoch_permutation
 from jldm.data.source import Batch, Source
 
+NO_AUGMENTATION = {"mirror": False, "labelled": 1.0, "labelled_times": 1}  # fields that change nothing
 LABEL_SEED = 0  # which labels are kept belongs to the data, not to a run
 
 

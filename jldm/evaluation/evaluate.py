@@ -1,7 +1,7 @@
-"""A workdir's samples and reconstructions, judged: everything that a figure depends on stands beside it.
+"""Judges the samples and the reconstructions of a workdir; the record holds all that a figure depends on.
 
-  W/evaluation/<step>.json               the denoiser's, of its step
-  W/evaluation/autoencoder-<step>.json   the autoencoder's
+  W/evaluation/<step>.json               of the denoiser at that step
+  W/evaluation/autoencoder-<step>.json   of the autoencoder
   W/evaluation/features-<hash>.npz       of real pictures, under a hash of the pictures and the extractor
 
 The same checkpoint, options and machine give the same bytes.
@@ -25,6 +25,7 @@ from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 from jldm.core.specs import Loaded as LoadedCodec
 from jldm.data.buckets import Buckets
+from jldm.data.dataset import Dataset, check_dataset
 from jldm.data.source import Source
 from jldm.distributed import sharding
 from jldm.evaluation import features, judge as judging
@@ -38,7 +39,7 @@ from jldm.metrics.extractors.extractor import EXTRACTORS, LoadedExtractor, find_
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
 
-MOST_REAL = 50_000  # training pictures that samples are compared with
+MOST_REAL = 50_000  # training pictures in the reference, at most
 PACKAGES = ("jldm", "jax", "jaxlib", "flax", "numpy", "scipy")
 FEWEST = 20  # samples
 SHOWN = 16  # pictures on a sheet
@@ -46,7 +47,10 @@ SHOWN = 16  # pictures on a sheet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-  """How many pictures are drawn and judged, and how; None is what the experiment says."""
+  """How many pictures are drawn, how, and by which metrics they are judged.
+
+  sampling: None for that of the experiment.   reference: how many training pictures to compare with, at most.
+  """
 
   n: int = 1000
   seed: int = 0
@@ -58,257 +62,283 @@ class EvaluationSettings:
 
 
 class RealImages(NamedTuple):
-  """The real pictures of a data set, and how samples are judged beside them."""
+  """The real pictures that samples are compared with.
+
+  judge: their features.   record: where they and their features come from, as JSON.
+  """
 
   sets: Sets
   judge: Judge
-  loaded: LoadedExtractor
-  told: Record
+  extractor: LoadedExtractor
+  record: Record
 
 
 def open_extractor(evaluation: Evaluation) -> LoadedExtractor:
-  """The extractor that an experiment names, with its file of weights, where there is one.
+  """The extractor that an experiment names, with its file of weights if it has one.
 
   Raises:
-    UserError: it names none, one that is not known, or one whose weights do not fit.
+    UserError: no extractor is named, its name is unknown, or its weights do not fit.
   """
   if not evaluation.extractor:
     known = ", ".join(f"{name} ({each.preprocessing})" for name, each in sorted(EXTRACTORS.items()))
     raise UserError(f"no extractor is named, and none fits all data; give --extractor, one of: {known}")
-  path = evaluation.weights and Path(evaluation.weights)
-  return load_extractor(
-    find_extractor(evaluation.extractor),
-    *((safetensors.read(path), safetensors.read_header(path).metadata) if path else ()),
-  )
+  extractor = find_extractor(evaluation.extractor)
+  if not evaluation.weights:
+    return load_extractor(extractor)
+  path = Path(evaluation.weights)
+  return load_extractor(extractor, safetensors.read(path), safetensors.read_header(path).metadata)
 
 
-def without_augmentation(data: Any) -> Any:
-  """The same data with every label and nothing mirrored: what pictures are compared with."""
-  usual = {"mirror": False, "labelled": 1.0, "labelled_times": 1}
-  return dataclasses.replace(data, **{name: value for name, value in usual.items() if hasattr(data, name)})
-
-
-def sample_shape(data: Any) -> tuple[int, int, int]:
-  """(H, W, C) of what samples are like."""
+def sample_shape(data: Dataset) -> tuple[int, int, int]:
+  """The shape (H, W, C) of samples: that of the data set's first spec."""
   return dict(data.specs[0])["image"].shape
 
 
-def source_of_sample_shape(source: Source | Buckets, data: Any) -> Source:
-  """Of pictures of several shapes those of the data's first spec, which samples have."""
+def source_of_sample_shape(source: Source | Buckets, data: Dataset) -> Source:
+  """The pictures of a source that have the shape of samples.
+
+  Raises:
+    UserError: there are none.
+  """
   if not isinstance(source, Buckets):
     return source
   height, width, _ = sample_shape(data)
-  for bucket in source.sources:
-    if bucket[np.array([0])]["image"].shape[1:3] == (height, width):
-      return bucket
-  raise UserError(f"no picture of {height}x{width}, the shape that samples have; there are others only")
+  shapes = [bucket[np.array([0])]["image"].shape[1:3] for bucket in source.sources]
+  if (height, width) not in shapes:
+    known = ", ".join(f"{h}x{w}" for h, w in shapes)
+    raise UserError(f"no picture has the {height}x{width} of samples; the data set has {known}")
+  return source.sources[shapes.index((height, width))]
 
 
-def check_evaluation(experiment: Experiment, loaded: LoadedExtractor, how: EvaluationSettings) -> None:
-  """Raises a UserError for too few pictures for the extractor, or data of which nothing is held out."""
-  data = experiment.data
-  if how.n < FEWEST:
-    raise UserError(f"n={how.n}; expected at least {FEWEST} pictures")
+def check_evaluation(
+  experiment: Experiment, extractor: LoadedExtractor, settings: EvaluationSettings
+) -> None:
+  """Raises a UserError if the pictures are too few for the extractor, or nothing is held out."""
+  data = check_dataset(experiment.data)
+  if settings.n < FEWEST:
+    raise UserError(f"n={settings.n}; expected at least {FEWEST} pictures")
   if data.train == data.held_out:
     raise UserError(
-      f"data.train and data.held_out are both {data.train!r}: nothing is held out, and figures of what was trained "
-      "on say little; name two splits, such as 'train[:95%]' and 'train[95%:]'"
+      f"data.train and data.held_out are both {data.train!r}, so nothing is held out; "
+      "name two splits, such as 'train[:95%]' and 'train[95%:]'"
     )
-  width = loaded.width(sample_shape(data))
-  if "frechet" in how.metrics:
-    judging.check_sample_count(how.n, width)
+  width = extractor.width(sample_shape(data))
+  if "frechet" in settings.metrics:
+    judging.check_sample_count(settings.n, width)
 
 
 def check_pictures(model: Model) -> None:
   """Raises a UserError unless the model draws pictures alone."""
   if model.parts:
     raise UserError(
-      f"samples in parts ({', '.join(model.parts)}); expected a model that draws pictures alone: no figure is "
-      "computed of several parts"
+      f"samples have several parts ({', '.join(model.parts)}), which no metric covers; "
+      "expected a model that draws pictures alone"
     )
 
 
 def prepare_real_images(
-  experiment: Experiment, loaded: LoadedExtractor, how: EvaluationSettings, folder: Path
+  experiment: Experiment, extractor: LoadedExtractor, settings: EvaluationSettings, folder: Path
 ) -> RealImages:
-  """Opens the data and extracts what samples are compared with, or reads it from `folder`.
+  """Opens the data and extracts the features that samples are compared with, or reads them from `folder`.
 
   Raises:
-    UserError: data that are missing, too few, or do not fit the extractor.
+    UserError: the data are missing, too few, or do not fit the extractor.
   """
-  check_evaluation(experiment, loaded, how)
-  data = without_augmentation(experiment.data)
-  train, held_out = (source_of_sample_shape(data.open(split), data) for split in (data.train, data.held_out))
-  sets = judging.choose_real_sets(train, held_out, how.n, how.reference)
-  reference, beside = (features.cached_features(folder, loaded, *split, how.devices) for split in sets[:2])
-  set_aside = sets.real.source is train
-  told = {
-    "extractor": loaded.told() | {"width": reference.features.shape[1], "distance": loaded.distance},
+  check_evaluation(experiment, extractor, settings)
+  data = experiment.data.without_augmentation()
+  splits = (data.open(split) for split in (data.train, data.held_out))
+  train, held_out = (source_of_sample_shape(split, data) for split in splits)
+  sets = judging.choose_real_sets(train, held_out, settings.n, settings.reference)
+  reference, real = (
+    features.cached_features(folder, extractor, *pictures, settings.devices)
+    for pictures in (sets.reference, sets.real)
+  )
+  from_training = sets.real.source is train
+  record = {
+    "extractor": extractor.record() | {"width": reference.features.shape[1], "distance": extractor.distance},
     "reference": {"split": data.train, "n": len(reference)},
-    "real": {"split": data.train if set_aside else data.held_out, "n": len(beside)},
+    "real": {"split": data.train if from_training else data.held_out, "n": len(real)},
   }
-  return RealImages(sets, judging.make_judge(reference, beside, how.metrics), loaded, told)
+  return RealImages(sets, judging.make_judge(reference, real, settings.metrics), extractor, record)
 
 
 class EvaluatedSamples(NamedTuple):
   images: np.ndarray  # uint8 [N, H, W, C]
-  labels: np.ndarray
-  found: features.Features
+  labels: np.ndarray  # int32 [N]
+  features: features.Features
 
 
 def generate_samples(
-  model: Model, params: dict, among: RealImages, how: EvaluationSettings, progress: Any = iter
+  model: Model, params: dict, real: RealImages, settings: EvaluationSettings, progress: Any = iter
 ) -> EvaluatedSamples:
-  """how.n samples, their labels in the proportion of the reference, and their features."""
-  labels = judging.proportional_labels(among.judge.reference.labels, how.n)
+  """Draws settings.n samples, with labels in the proportion of the reference, and extracts their features."""
+  labels = judging.proportional_labels(real.judge.reference.labels, settings.n)
   name = conditioner_of_kind(model, ClassLabel)
-  request = Request(n=how.n, seed=how.seed, given={} if name is None else {name: labels})
-  options = {"batch_size": how.batch_size, "devices": how.devices, "progress": progress}
-  images = generate(model, params, request, how.sampling, **options).data
+  request = Request(n=settings.n, seed=settings.seed, given={} if name is None else {name: labels})
+  options = {"batch_size": settings.batch_size, "devices": settings.devices, "progress": progress}
+  images = generate(model, params, request, settings.sampling, **options).data
   return EvaluatedSamples(
-    images, labels, features.features_of_images(among.loaded, images, labels, how.devices)
+    images, labels, features.features_of_images(real.extractor, images, labels, settings.devices)
   )
 
 
 def judge_samples(
   model: Model,
   samples: EvaluatedSamples,
-  among: RealImages,
-  how: EvaluationSettings,
-  scores: dict | None = None,
+  real: RealImages,
+  settings: EvaluationSettings,
+  real_scores: dict | None = None,
 ) -> Record:
-  """What samples are worth; `scores` are those of the real pictures where they are known."""
-  drawn = {"n": how.n, "seed": how.seed} | sampling_to_dict(how.sampling or model.sampling)
-  left_out = {"left_out": among.judge.left_out} if among.judge.left_out else {}
-  return {"samples": drawn} | among.told | {"metrics": among.judge.beside(samples.found, scores)} | left_out
+  """The record of samples; `real_scores` are those of real pictures, computed here by default."""
+  sampling = {"n": settings.n, "seed": settings.seed} | sampling_to_dict(settings.sampling or model.sampling)
+  left_out = {"left_out": real.judge.left_out} if real.judge.left_out else {}
+  metrics = real.judge.compare_with_real(samples.features, real_scores)
+  return {"samples": sampling} | real.record | {"metrics": metrics} | left_out
 
 
 class AuditResult(NamedTuple):
-  """What an audit found, and its pairs as a sheet: samples, below them the nearest training and the
-  nearest held-out pictures.
+  """The record of an audit, and its most suspicious pairs as a sheet.
+
+  The sheet has rows of samples; below each row are the nearest training and the nearest held-out pictures.
   """
 
-  told: Record
+  record: Record
   sheet: np.ndarray
 
 
 def audit_memorisation(
-  samples: EvaluatedSamples, among: RealImages, how: EvaluationSettings, folder: Path
+  samples: EvaluatedSamples, real: RealImages, settings: EvaluationSettings, folder: Path
 ) -> AuditResult | None:
-  """Whether samples are copies of training pictures, told by held-out ones; None where too few are held out."""
-  sets, judge = among.sets, among.judge
+  """Tests whether samples copy training pictures; None if too few pictures are held out for that."""
+  sets, judge = real.sets, real.judge
   if len(sets.held_out.rows) < memorisation.FEWEST:
     return None
-  aside = sets.real.source is sets.reference.source
-  trained = features.concatenate_features(judge.reference, judge.real) if aside else judge.reference
-  rows = np.concatenate([sets.reference.rows, sets.real.rows]) if aside else sets.reference.rows
-  held_out = (
-    features.cached_features(folder, among.loaded, *sets.held_out, how.devices) if aside else judge.real
-  )
-  found = memorisation.audit(samples.found.features, trained.features, held_out.features, SHOWN)
+  train, train_rows, held_out = judge.reference, sets.reference.rows, judge.real
+  if sets.real.source is sets.reference.source:  # the real pictures were trained on too
+    train = features.concatenate_features(judge.reference, judge.real)
+    train_rows = np.concatenate([sets.reference.rows, sets.real.rows])
+    held_out = features.cached_features(folder, real.extractor, *sets.held_out, settings.devices)
+  audit = memorisation.audit(samples.features.features, train.features, held_out.features, SHOWN)
   pairs = dataclasses.replace(
-    found.pairs, train=rows[found.pairs.train], held_out=sets.held_out.rows[found.pairs.held_out]
+    audit.pairs, train=train_rows[audit.pairs.train], held_out=sets.held_out.rows[audit.pairs.held_out]
   )
-  told = {name: value for name, value in dataclasses.asdict(found).items() if name != "pairs"}
-  told |= {"n": len(samples.found), "trained_on": len(trained), "held_out": len(held_out)}
-  columns = {name: each.tolist() for name, each in dataclasses.asdict(pairs).items()}
-  told["pairs"] = [dict(zip(columns, row)) for row in zip(*columns.values())]
-  real = sets.reference.source[pairs.train], sets.held_out.source[pairs.held_out]
-  each = (samples.images[pairs.sample], *(batch["image"] for batch in real))
-  lines = [some[i : i + SHOWN // 2] for i in range(0, len(pairs.sample), SHOWN // 2) for some in each]
-  return AuditResult(
-    told, pictures.tile_rows(lines, max(1, round(pictures.CELL / min(samples.images.shape[1:3]))))
-  )
+  columns = {name: column.tolist() for name, column in dataclasses.asdict(pairs).items()}
+  record = {name: value for name, value in dataclasses.asdict(audit).items() if name != "pairs"}
+  record |= {"n": len(samples.features), "trained_on": len(train), "held_out": len(held_out)}
+  record["pairs"] = [dict(zip(columns, pair)) for pair in zip(*columns.values())]
+  return AuditResult(record, pairs_sheet(samples.images, sets, pairs))
+
+
+def pairs_sheet(images: np.ndarray, sets: Sets, pairs: memorisation.SuspectPairs) -> np.ndarray:
+  """Rows of samples, of their nearest training pictures and of their nearest held-out pictures."""
+  train = sets.reference.source[pairs.train]["image"]
+  held_out = sets.held_out.source[pairs.held_out]["image"]
+  columns = SHOWN // 2
+  rows = [
+    group[start : start + columns]
+    for start in range(0, len(pairs.sample), columns)
+    for group in (images[pairs.sample], train, held_out)
+  ]
+  return pictures.tile_rows(rows, pictures.sheet_scale(images))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def reconstruct_batch(model: Model, codec: dict, images: jax.Array) -> jax.Array:
-  """Images [B, H, W, C] in [-1, 1] through the mean of their latents and back."""
+  """Encodes images [B, H, W, C] in [-1, 1] to the mean of their latents and decodes it."""
   loaded = LoadedCodec(model.codec, codec)
   return codecs.decode_latents(loaded, codecs.encode_mean(loaded, {"image": images}))
 
 
 class Reconstructions(NamedTuple):
   originals: np.ndarray  # uint8 [N, H, W, C]
-  images: np.ndarray
-  labels: np.ndarray
-  values: dict[str, np.ndarray]  # float64 [N] by name
+  images: np.ndarray  # uint8 [N, H, W, C]
+  labels: np.ndarray  # int32 [N]
+  values: dict[str, np.ndarray]  # float64 [N] by metric
 
 
 def reconstruct_held_out(
-  model: Model, codec: dict, among: RealImages, how: EvaluationSettings, lpips: Any = None
+  model: Model, codec: dict, real: RealImages, settings: EvaluationSettings, lpips: Any = None
 ) -> Reconstructions:
-  """At most how.n held-out pictures and what comes back of them; `lpips` are weights of jldm.metrics.perceptual."""
-  source, rows = among.sets.held_out
-  rows = rows[: how.n]
-  mesh, batch_size = sharding.mesh_for_samples(len(rows), how.batch_size, how.devices)
+  """Reconstructs at most settings.n held-out pictures; `lpips` are weights of jldm.metrics.perceptual."""
+  source, rows = real.sets.held_out
+  rows = rows[: settings.n]
+  mesh, batch_size = sharding.mesh_for_samples(len(rows), settings.batch_size, settings.devices)
   codec = sharding.replicate(mesh, codec)
-  whole = source[rows]
+  originals = source[rows]
 
   def batches() -> Iterator[tuple[jax.Array, int]]:
     for start in range(0, len(rows), batch_size):
-      here = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
-      yield codecs.pixels(sharding.shard_batch(mesh, whole["image"][here])), len(rows) - start
+      batch = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
+      yield codecs.pixels(sharding.shard_batch(mesh, originals["image"][batch])), len(rows) - start
 
-  distance = (
-    None
-    if lpips is None
-    else jax.jit(functools.partial(perceptual.lpips_distance, sharding.replicate(mesh, lpips)))
-  )
-  values, backs = judging.measure_reconstructions(
+  distance = None
+  if lpips is not None:
+    distance = jax.jit(functools.partial(perceptual.lpips_distance, sharding.replicate(mesh, lpips)))
+  values, images = judging.measure_reconstructions(
     lambda images: reconstruct_batch(model, codec, images), batches(), distance
   )
-  return Reconstructions(whole["image"], backs, whole["label"], values)
+  return Reconstructions(originals["image"], images, originals["label"], values)
 
 
-def judge_reconstructions(back: Reconstructions, among: RealImages, how: EvaluationSettings) -> Record:
-  """How near reconstructions are, in all and by class, and how far off their Fréchet distance is
-  beside the originals'.
+def judge_reconstructions(
+  reconstructions: Reconstructions, real: RealImages, settings: EvaluationSettings
+) -> Record:
+  """The record of reconstructions: mean metrics of all and of each class, and distances of their features.
+
+  The distances stand with those of the originals, against the same reference.
   """
-  means = lambda rows: {
-    name: judging.interval_record(intervals.mean_interval(value[rows]), int(rows.sum()))
-    for name, value in back.values.items()
-    if np.isfinite(value[rows]).all() and rows.sum() > 1
+  labels = reconstructions.labels
+  metrics = mean_metrics(reconstructions, np.ones(len(labels), bool))
+  left_out = {
+    name: "some reconstructions are exact" for name in reconstructions.values.keys() - metrics.keys()
   }
-  metrics, left_out = means(np.ones(len(back.labels), bool)), {}
-  left_out |= {name: "some pictures come back exactly" for name in back.values.keys() - metrics.keys()}
-  judge = among.judge._replace(
-    metrics=tuple(name for name in among.judge.metrics if name in ("frechet", "kid"))
-  )
-  width = judge.reference.features.shape[1]
-  if "frechet" in judge.metrics and len(back.labels) <= width:
+  names = [name for name in real.judge.metrics if name in ("frechet", "kid")]
+  width = real.judge.reference.features.shape[1]
+  if "frechet" in names and len(labels) <= width:
+    names.remove("frechet")
     left_out["reconstruction_frechet"] = (
-      f"{len(back.labels)} pictures are held out, where features are {width} wide"
+      f"only {len(labels)} pictures are held out, and features have {width} dimensions"
     )
-    judge = judge._replace(metrics=tuple(name for name in judge.metrics if name != "frechet"))
-  of = lambda images: features.features_of_images(among.loaded, images, back.labels, how.devices)
-  found, originals = of(back.images), of(back.originals)
-  scores = judge._replace(real=originals).beside(found)
-  classes = {str(label): means(back.labels == label) for label in np.unique(back.labels[back.labels >= 0])}
-  told = {
-    "metrics": metrics | {f"reconstruction_{name}": each for name, each in scores.items()},
-    "classes": classes,
+  found, originals = (
+    features.features_of_images(real.extractor, images, labels, settings.devices)
+    for images in (reconstructions.images, reconstructions.originals)
+  )
+  scores = real.judge._replace(real=originals, metrics=tuple(names)).compare_with_real(found)
+  metrics |= {f"reconstruction_{name}": score for name, score in scores.items()}
+  classes = {
+    str(label): mean_metrics(reconstructions, labels == label) for label in np.unique(labels[labels >= 0])
   }
-  return among.told | told | ({"left_out": left_out} if left_out else {})
+  record = real.record | {"metrics": metrics, "classes": classes}
+  return record | {"left_out": left_out} if left_out else record
 
 
-def worst_reconstructions(back: Reconstructions) -> np.ndarray:
-  """A sheet of the pictures that come back worst by PSNR, each above its reconstruction."""
-  rows = np.argsort(back.values["psnr"], kind="stable")[:SHOWN]
-  scale = max(1, round(pictures.CELL / min(back.images.shape[1:3])))
-  return pictures.stack_pairs(back.originals[rows], back.images[rows], SHOWN // 2, scale)
+def mean_metrics(reconstructions: Reconstructions, chosen: np.ndarray) -> Record:
+  """The mean of each metric with its interval, over chosen pictures, bool [N]; infinite ones are left out."""
+  count = int(chosen.sum())
+  return {
+    name: judging.interval_record(intervals.mean_interval(values[chosen]), count)
+    for name, values in reconstructions.values.items()
+    if count > 1 and np.isfinite(values[chosen]).all()
+  }
+
+
+def worst_reconstructions(reconstructions: Reconstructions) -> np.ndarray:
+  """A sheet of the pictures with the lowest PSNR, each above its reconstruction."""
+  worst = np.argsort(reconstructions.values["psnr"], kind="stable")[:SHOWN]
+  originals, images = reconstructions.originals[worst], reconstructions.images[worst]
+  return pictures.stack_pairs(originals, images, SHOWN // 2, pictures.sheet_scale(images))
 
 
 def package_versions() -> Record:
-  found = {name: importlib.metadata.version(name) for name in PACKAGES}
+  """The versions of packages and of Python, and the device."""
   device = jax.devices()[0]
-  return found | {
+  return {name: importlib.metadata.version(name) for name in PACKAGES} | {
     "python": platform.python_version(),
     "device": f"{len(jax.devices())} {device.platform} {device.device_kind}",
   }
 
 
-def write_evaluation(path: Path, told: Record) -> None:
-  """Whole or not at all; a figure that is not finite is a bug, not data."""
+def write_evaluation(path: Path, record: Record) -> None:
+  """Writes a record whole or not at all; ValueError for a number that is not finite."""
   with replace_file(path) as file:
-    file.write((json.dumps(told, indent=2, allow_nan=False) + "\n").encode())
+    file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())

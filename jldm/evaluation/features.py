@@ -1,4 +1,4 @@
-"""Features of pictures, extracted over all devices and kept on disk under a hash of what they depend on."""
+"""Features of pictures: extracted over all devices, and cached on disk under a hash of what they depend on."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -15,13 +15,15 @@ from jldm.data.source import Arrays, Source
 from jldm.distributed import multihost, sharding
 from jldm.metrics.extractors.extractor import LoadedExtractor
 
-CHUNK = 1024  # pictures read at once where nothing is computed of them
+CHUNK = 1024  # pictures read at once for hashes and labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """What is known of N pictures: features float32 [N, D], logits float32 [N, K], K = 0 without a
-  classifier, labels int32 [N]; and of which extractor.
+  """Features of N pictures.
+
+  features float32 [N, D]; logits float32 [N, K], K = 0 if the extractor is no classifier; labels int32 [N];
+  source: the extractor, `LoadedExtractor.source`.
   """
 
   features: np.ndarray
@@ -37,26 +39,26 @@ class Features:
 
 
 def concatenate_features(*parts: Features) -> Features:
-  """All rows of one extractor's features."""
+  """Joins features of one extractor."""
   columns = zip(*((part.features, part.logits, part.labels) for part in parts))
   return Features(*(np.concatenate(column) for column in columns), parts[0].source)
 
 
 def extract_features(
-  loaded: LoadedExtractor, source: Source, rows: np.ndarray, devices: sharding.Devices = None
+  extractor: LoadedExtractor, source: Source, rows: np.ndarray, devices: sharding.Devices = None
 ) -> Features:
-  """Features of rows int [N] of a source: a batch is shared by the devices, and what fills up the last
-  one is dropped.
+  """Extracts the features of rows int [N] of a source; the devices share each batch.
 
   Raises:
-    UserError: pictures that do not fit the extractor, or features that are not finite.
+    UserError: the pictures do not fit the extractor, or a feature is not finite.
   """
-  mesh, batch_size = sharding.mesh_for_samples(len(rows), loaded.extractor.batch_size, devices)
-  params, apply = sharding.replicate(mesh, loaded.params), jax.jit(loaded.extractor.apply)
-  found = []
+  mesh, batch_size = sharding.mesh_for_samples(len(rows), extractor.definition.batch_size, devices)
+  params = sharding.replicate(mesh, extractor.params)
+  apply = jax.jit(extractor.definition.apply)
+  parts = []
   for start in range(0, len(rows), batch_size):
     batch = source[rows[np.minimum(np.arange(start, start + batch_size), len(rows) - 1)]]
-    features, logits = apply(params, sharding.shard_batch(mesh, loaded.extractor.prepare(batch["image"])))
+    features, logits = apply(params, sharding.shard_batch(mesh, extractor.definition.prepare(batch["image"])))
     logits = np.zeros((batch_size, 0)) if logits is None else logits
     features, logits = sharding.fetch((features, logits))
     each = (
@@ -64,8 +66,8 @@ def extract_features(
       np.asarray(logits, np.float32),
       np.asarray(batch["label"], np.int32),
     )
-    found.append(Features(*each, loaded.source).take(slice(len(rows) - start)))
-  whole = concatenate_features(*found)
+    parts.append(Features(*each, extractor.source).take(slice(len(rows) - start)))
+  whole = concatenate_features(*parts)
   if bad := np.count_nonzero(~np.isfinite(whole.features).all(1)):
     raise UserError(
       f"features of {bad} of {len(rows)} pictures are not finite; the extractor's weights are broken"
@@ -74,33 +76,34 @@ def extract_features(
 
 
 def features_of_images(
-  loaded: LoadedExtractor, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None
+  extractor: LoadedExtractor, images: np.ndarray, labels: np.ndarray, devices: sharding.Devices = None
 ) -> Features:
   """Features of images uint8 [N, H, W, C] with labels int [N]."""
   return extract_features(
-    loaded, Arrays({"image": images, "label": np.asarray(labels, np.int32)}), np.arange(len(images)), devices
+    extractor,
+    Arrays({"image": images, "label": np.asarray(labels, np.int32)}),
+    np.arange(len(images)),
+    devices,
   )
 
 
 def cached_features(
-  folder: Path, loaded: LoadedExtractor, source: Source, rows: np.ndarray, devices: sharding.Devices = None
+  folder: Path, extractor: LoadedExtractor, source: Source, rows: np.ndarray, devices: sharding.Devices = None
 ) -> Features:
-  """`extract_features`, or what an earlier call left in `folder` under the hash of these very pictures and this
-  extractor.
-  """
-  path = folder / f"features-{cache_key(loaded, source, rows)}.npz"
-  stored = read_cached_features(path, loaded.source)
+  """Extracts features, or reads them from `folder` if an earlier call had the same pictures and extractor."""
+  path = folder / f"features-{cache_key(extractor, source, rows)}.npz"
+  stored = read_cached_features(path, extractor.source)
   if multihost.all_processes(stored is not None):
     return stored
-  found = extract_features(loaded, source, rows, devices)
+  extracted = extract_features(extractor, source, rows, devices)
   if multihost.is_primary():
     with replace_file(path) as file:
-      np.savez(file, features=found.features, logits=found.logits, labels=found.labels)
-  return found
+      np.savez(file, features=extracted.features, logits=extracted.logits, labels=extracted.labels)
+  return extracted
 
 
 def read_cached_features(path: Path, source: str) -> Features | None:
-  """What `cached_features` wrote; None if it is not there or damaged."""
+  """Reads a file of `cached_features`; None if it is missing or damaged."""
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       return Features(stored["features"], stored["logits"], stored["labels"], source)
@@ -108,8 +111,9 @@ def read_cached_features(path: Path, source: str) -> Features | None:
     return None
 
 
-def cache_key(loaded: LoadedExtractor, source: Source, rows: np.ndarray) -> str:
-  digest = hashlib.blake2b(loaded.source.encode(), digest_size=12)
+def cache_key(extractor: LoadedExtractor, source: Source, rows: np.ndarray) -> str:
+  """The hash of an extractor and of images with their labels."""
+  digest = hashlib.blake2b(extractor.source.encode(), digest_size=12)
   for batch in read_chunks(source, rows):
     for name in ("image", "label"):
       digest.update(f"{batch[name].dtype} {batch[name].shape}".encode())
@@ -118,9 +122,10 @@ def cache_key(loaded: LoadedExtractor, source: Source, rows: np.ndarray) -> str:
 
 
 def read_labels(source: Source, rows: np.ndarray) -> np.ndarray:
-  """int32 [N]."""
+  """The labels of rows int [N], int32 [N]."""
   return np.concatenate([np.asarray(batch["label"], np.int32) for batch in read_chunks(source, rows)])
 
 
 def read_chunks(source: Source, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+  """Batches of CHUNK examples."""
   return (source[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK))

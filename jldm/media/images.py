@@ -50,7 +50,7 @@ def show(
     raise UserError(f"columns={columns}; expected at least 1")
   if labels is not None and len(labels) != len(each):
     raise UserError(f"{len(labels)} labels of {len(each)} images; expected one per image")
-  scale = max(1, round(CELL / min(min(image.shape[:2]) for image in each)))
+  scale = max(map(sheet_scale, each))
   cells = [image.repeat(scale, 0).repeat(scale, 1) for image in each]
   height, width = np.max([cell.shape[:2] for cell in cells], axis=0)
   cells = np.stack([pad_image(cell, height, width) for cell in cells])
@@ -144,7 +144,7 @@ def write_samples(
   Each file's provenance has its own `index` and `label` besides `provenance`.
   """
   write_numbered(folder, images, [provenance | {"label": int(label)} for label in labels])
-  scale = max(1, round(CELL / min(images.shape[1:3])))
+  scale = sheet_scale(images)
   write_png(Path(folder) / "grid.png", class_rows(images, labels, 10, scale), provenance)
 
 
@@ -220,7 +220,7 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
 
 def there_and_back(images: np.ndarray) -> np.ndarray:
   """uint8 [N, H, W, C] -> [2 N - 2, H k, W k, 3], enlarged as in grid.png."""
-  images, scale = as_rgb(images), max(1, round(CELL / min(images.shape[1:3])))
+  images, scale = as_rgb(images), sheet_scale(images)
   return np.concatenate([images, images[-2:0:-1]]).repeat(scale, 1).repeat(scale, 2)
 
 
@@ -236,13 +236,18 @@ def sheet(rows: dict[str, np.ndarray]) -> np.ndarray:
   """Rows of images uint8 [n, H, W, C], all of one size, as in grid.png, each beside its name -> RGB."""
   each = [as_rgb(images) for images in rows.values()]
   height = each[0].shape[1]
-  scale = max(1, round(CELL / min(each[0].shape[1:3])))
+  scale = sheet_scale(each[0])
   picture = tile_rows(each, scale)
   margin = Image.new("RGB", (8 + 7 * max(map(len, rows)), len(picture)), (PAPER,) * 3)
   draw = ImageDraw.Draw(margin)
   for number, name in enumerate(rows):
     draw.text((4, 2 + number * (height * scale + 2) + height * scale / 2), name, "black", anchor="lm")
   return np.concatenate([np.asarray(margin), picture], 1)
+
+
+def sheet_scale(images: np.ndarray) -> int:
+  """How many times to enlarge images [..., H, W, C] so that the shorter side has about CELL pixels."""
+  return max(1, round(CELL / min(images.shape[-3:-1])))
 
 
 def tile(images: np.ndarray, columns: int, pad: int = 2, scale: int = 1) -> np.ndarray:

@@ -82,28 +82,28 @@ def select_best(
     evaluation_options(experiment, devices),
     workdirs.evaluation_folder(run.workdir),
   )
-  among = evaluate.prepare_real_images(experiment, loaded, how, folder)
-  scores = among.judge.score(among.judge.real)
+  real = evaluate.prepare_real_images(experiment, loaded, how, folder)
+  scores = real.judge.score(real.judge.real)
   if asked.metric not in scores:
     raise UserError(
-      f"evaluation.metric={asked.metric!r} is left out: {among.judge.left_out[asked.metric]}; choose another"
+      f"evaluation.metric={asked.metric!r} is left out: {real.judge.left_out[asked.metric]}; choose another"
     )
   with Checkpoints(workdirs.best_folder(run.workdir, name), keep=1) as kept:
-    kept.latest()  # one that is damaged is told of and set aside
+    kept.latest()  # reports a damaged checkpoint and sets it aside
 
     def hooks(log: Log) -> tuple[Hook, ...]:
       def call(n, state, metrics):
-        samples = evaluate.generate_samples(model, params_of(state), among, how, run.notice.between)
-        told = {"stage": name, "step": n, "checkpoint": "latest"}
-        told |= evaluate.judge_samples(model, samples, among, how, scores) | {
+        samples = evaluate.generate_samples(model, params_of(state), real, how, run.notice.between)
+        record = {"stage": name, "step": n, "checkpoint": "latest"}
+        record |= evaluate.judge_samples(model, samples, real, how, scores) | {
           "versions": evaluate.package_versions()
         }
         if multihost.is_primary():
-          evaluate.write_evaluation(folder / f"{n}.json", told)
-        values = {metric: each["value"] for metric, each in told["metrics"].items()}
+          evaluate.write_evaluation(folder / f"{n}.json", record)
+        values = {metric: each["value"] for metric, each in record["metrics"].items()}
         log.record(n, {f"evaluation_{metric}": value for metric, value in values.items()})
-        value, of_real = values[asked.metric], scores[asked.metric].value
-        log.say(f"{name} step {n}: {asked.metric} {value:.4g}, of real pictures {of_real:.4g}")
+        value, real_value = values[asked.metric], scores[asked.metric].value
+        log.say(f"{name} step {n}: {asked.metric} {value:.4g}, of real pictures {real_value:.4g}")
         score = np.float32(multihost.broadcast(value if asked.metric in judging.LESS_IS_BETTER else -value))
         if not metrics["skipped"] and is_better(kept, n, score):
           kept.save(n, averaged(state.ema[0], state.extra) | {"score": score})

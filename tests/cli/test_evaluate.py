@@ -127,9 +127,9 @@ def test_another_seed_gives_others(workdir, told, capsys):
 @pytest.mark.parametrize(
   ("options", "told"),
   [
-    (["--n", "64"], "64 pictures, where features are 64 wide"),
+    (["--n", "64"], "64 pictures for features of width 64"),
     (["--n", "5"], "--n 5; expected at least 20"),
-    (["--n", "170"], "n=170, where 160 pictures are held out and 160 trained on; expected at most 160"),
+    (["--n", "170"], "n=170, but 160 pictures are held out and 160 trained on; expected at most 160"),
     (["--extractor", "pixel"], "did you mean 'pixels'?"),
     (["--metrics", "fid"], "there is no 'fid'; expected a comma list of frechet"),
     (["--weights", "nowhere.safetensors"], "cannot read 'nowhere.safetensors'"),
@@ -150,7 +150,7 @@ def test_what_was_trained_on_does_not_judge(workdir, tmp_path, capsys):
   path = tmp_path / "w" / "experiment.json"
   path.write_text(path.read_text().replace('"held_out": "test"', '"held_out": "train"'))
   assert main(["evaluate", "--workdir", str(tmp_path / "w"), *OPTIONS]) == 2
-  assert "both 'train': nothing is held out" in capsys.readouterr().err
+  assert "both 'train', so nothing is held out" in capsys.readouterr().err
 
 
 def test_without_an_extractor_those_that_there_are_are_told(workdir, capsys):

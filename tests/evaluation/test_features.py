@@ -40,7 +40,7 @@ PLAIN = load_extractor(
 @pytest.mark.parametrize("batch_size", [3, 4, 64])
 @pytest.mark.parametrize("devices", [1, 3, 8])
 def test_batches_and_devices_change_nothing(batch_size, devices):
-  loaded = PLAIN._replace(extractor=dataclasses.replace(PLAIN.extractor, batch_size=batch_size))
+  loaded = PLAIN._replace(definition=dataclasses.replace(PLAIN.definition, batch_size=batch_size))
   found = features.extract_features(loaded, SOURCE, ROWS, devices)
   flat = SOURCE.arrays["image"][ROWS].reshape(11, -1).astype(np.float32)
   np.testing.assert_allclose(found.features, flat @ PLAIN.params["w"], rtol=1e-6)

@@ -50,7 +50,7 @@ def test_else_training_pictures_are_set_aside():
   assert sets.real.source is sets.reference.source and len(sets.held_out.rows) == 10
   assert sorted([*sets.reference.rows, *sets.real.rows]) == list(range(50)), "none is in both"
   with pytest.raises(
-    UserError, match="n=50, where 10 pictures are held out and 50 trained on; expected at most 49"
+    UserError, match="n=50, but 10 pictures are held out and 50 trained on; expected at most 49"
   ):
     judging.choose_real_sets(numbered(50), numbered(10), 50, 100)
 
@@ -82,7 +82,7 @@ def judge():
 
 
 def test_figures_tell_good_samples_from_narrow_ones(judge):
-  good, narrow = (judge.beside(clothes(150, 2, spread)) for spread in (1.0, 0.3))
+  good, narrow = (judge.compare_with_real(clothes(150, 2, spread)) for spread in (1.0, 0.3))
   assert (
     good.keys()
     == narrow.keys()
@@ -111,13 +111,13 @@ def test_figures_tell_good_samples_from_narrow_ones(judge):
 
 
 def test_the_same_again(judge):
-  assert judge.beside(clothes(150, 2)) == judge.beside(clothes(150, 2))
+  assert judge.compare_with_real(clothes(150, 2)) == judge.compare_with_real(clothes(150, 2))
 
 
 def test_a_class_that_is_missing_shows_in_its_recall(judge):
   samples = clothes(150, 2)
   features = np.where(samples.labels[:, None] == 1, samples.features[:1], samples.features)
-  classes = judge.classes(dataclasses.replace(samples, features=np.float32(features)))
+  classes = judge.compare_classes(dataclasses.replace(samples, features=np.float32(features)))
   assert (
     classes.keys() == {"0", "1", "2"}
     and classes["1"]["recall"]["value"] < 0.1 < 0.5 < classes["0"]["recall"]["value"]
@@ -127,12 +127,12 @@ def test_a_class_that_is_missing_shows_in_its_recall(judge):
 
 def test_a_class_of_few_pictures_is_not_judged(judge):
   few = clothes(27, 2)
-  assert judge.classes(few) == {}
+  assert judge.compare_classes(few) == {}
 
 
 def test_too_few_pictures_for_a_covariance_are_refused():
   with pytest.raises(
-    UserError, match=r"6 pictures, where features are 6 wide: .* expected --n above 6, or --metrics without"
+    UserError, match=r"6 pictures for features of width 6: .* expected --n above 6, or --metrics without"
   ):
     judging.make_judge(REFERENCE, REAL.take(slice(6)), ("frechet",))
   assert judging.make_judge(REFERENCE, REAL.take(slice(6)), ("kid",)).metrics == ("kid",)
@@ -141,7 +141,7 @@ def test_too_few_pictures_for_a_covariance_are_refused():
 def test_a_classifier_of_other_classes_does_not_judge():
   others = clothes(150, 1, right=0.2)
   found = judging.make_judge(REFERENCE, others, ("agreement", "inception_score"))
-  assert found.metrics == ("inception_score",) and "it knows others" in found.left_out["agreement"]
+  assert found.metrics == ("inception_score",) and "its classes are others" in found.left_out["agreement"]
   none = judging.make_judge(
     REFERENCE, dataclasses.replace(REAL, logits=np.zeros((150, 0))), ("agreement", "inception_score", "kid")
   )
@@ -149,5 +149,5 @@ def test_a_classifier_of_other_classes_does_not_judge():
 
 
 def test_features_of_another_extractor_are_refused(judge):
-  with pytest.raises(UserError, match="features of 'other' and of 'toy' do not compare"):
+  with pytest.raises(UserError, match="features of .other. do not compare with those of .toy."):
     judge.score(dataclasses.replace(REAL, source="other"))

@@ -47,7 +47,7 @@ def everything(text):
     page.folded(text, text),
     page.figure(PNG, text),
   )
-  return page.html_page(text, text, [page.section(text, *parts, page.row(chart), note=text)])
+  return page.html_page(text, text, [page.section(text, *parts, page.side_by_side(chart), note=text)])
 
 
 def test_nothing_that_comes_in_is_markup():

@@ -6,6 +6,7 @@ import numpy as np
 
 import jldm
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
+from jldm.data.dataset import Dataset
 from jldm.data.source import Arrays
 from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Predict
@@ -20,7 +21,7 @@ for each in (Both, Letters):
 
 @jldm.register
 @dataclasses.dataclass(frozen=True)
-class Captioned:
+class Captioned(Dataset):
   """tests.joint.examples as a data set: only what a data set has to have."""
 
   count: int = 48

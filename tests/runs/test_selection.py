@@ -179,7 +179,7 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
     ("evaluation.extractor", "", "no extractor is named, and none fits all data"),
     ("evaluation.extractor", "pixel", "did you mean 'pixels'?"),
     ("evaluation.metric", "fid", "evaluation.metric='fid'; expected one of frechet, kid, cmmd, precision"),
-    ("evaluation.n", "64", "64 pictures, where features are 64 wide"),
+    ("evaluation.n", "64", "64 pictures for features of width 64"),
     ("evaluation.n", "3", "n=3; expected at least 20 pictures"),
     ("evaluation.extractor", "dinov2", "comes without weights"),
   ],

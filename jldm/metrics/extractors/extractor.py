@@ -1,5 +1,4 @@
-"""What makes features of pictures: a pure function that says its name, its version, its weights and
-what it does to a picture.
+"""An extractor computes features of pictures: a pure function with a name, a version, weights and preprocessing.
 
   from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
@@ -8,8 +7,8 @@ what it does to a picture.
 
   register_extractor(Extractor(name="colour", version="1", preprocessing="none", apply=apply))
 
-Figures of two extractors do not compare, nor those of one extractor with other weights or another
-preprocessing: every set of features goes by its `source`.
+Metrics of two extractors do not compare, nor those of one extractor with other weights or other
+preprocessing: each set of features carries its `source`.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +33,7 @@ class Extracted(NamedTuple):
 
 
 def refuse_weights(arrays: Mapping[str, np.ndarray] | None) -> Any:
-  """The parameters of an extractor without weights."""
+  """The empty parameters of an extractor without weights; UserError if arrays are given."""
   if arrays is not None:
     raise UserError("this extractor has no weights of its own to load; leave --weights out")
   return ()
@@ -42,11 +41,12 @@ def refuse_weights(arrays: Mapping[str, np.ndarray] | None) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extractor:
-  """`apply(params, images) -> Extracted` is traced; images are what `prepare` made, on the host, of uint8
-  [B, H, W, C].
+  """The functions of an extractor.
 
-  `prepare` raises a UserError for pictures that do not fit.  `load(arrays)` makes the parameters of
-  arrays by name, those of a person's file, or of None: those that ship, whose hash is `blake2b`.
+  apply: (params, images) -> Extracted, traced; images are the result of `prepare`.
+  prepare: uint8 [B, H, W, C] -> images, on the host; UserError for pictures that do not fit.
+  load: the arrays of a file of weights by name -> params; None -> the params that ship with jldm.
+  blake2b: the hash of the weights that ship.
   """
 
   name: str
@@ -60,29 +60,30 @@ class Extractor:
 
 
 class LoadedExtractor(NamedTuple):
-  """An extractor with parameters, the hash of the arrays that they are of, and what the Fréchet
-  distance may be called.
+  """An extractor with its parameters.
+
+  weights: the hash of the arrays that they come from.   distance: what its Fréchet distance may be called.
   """
 
-  extractor: Extractor
+  definition: Extractor
   params: Any
   weights: str
-  distance: str = "Fréchet distance"  # "FID" of the official weights alone
+  distance: str = "Fréchet distance"  # "FID" for the official weights only
 
   @property
   def source(self) -> str:
     """What features depend on: features of two sources do not compare."""
-    each = self.extractor
+    each = self.definition
     return f"{each.name} {each.version}, weights {self.weights or 'none'}, {each.preprocessing}"
 
   def width(self, shape: tuple[int, int, int]) -> int:
     """The number of features D of images [H, W, C]; UserError for images that do not fit."""
-    image = self.extractor.prepare(np.zeros((1, *shape), np.uint8))
-    return jax.eval_shape(self.extractor.apply, self.params, image).features.shape[-1]
+    image = self.definition.prepare(np.zeros((1, *shape), np.uint8))
+    return jax.eval_shape(self.definition.apply, self.params, image).features.shape[-1]
 
-  def told(self) -> dict[str, str]:
-    """As data."""
-    each = self.extractor
+  def record(self) -> dict[str, str]:
+    """As JSON."""
+    each = self.definition
     return {
       "name": each.name,
       "version": each.version,
@@ -95,19 +96,19 @@ EXTRACTORS: dict[str, Extractor] = {}
 
 
 def register_extractor(extractor: Extractor) -> Extractor:
-  """Lets `find_extractor` find it; UserError where another one has its name."""
+  """Adds an extractor to EXTRACTORS; UserError if another one has its name."""
   if EXTRACTORS.setdefault(extractor.name, extractor) is not extractor:
     raise UserError(f"another extractor named {extractor.name!r} is registered; give it another name")
   return extractor
 
 
 def find_extractor(name: str) -> Extractor:
-  """The extractor of that name; UserError where there is none."""
+  """The extractor of that name; UserError if there is none."""
   if name not in EXTRACTORS:
     near = difflib.get_close_matches(name, EXTRACTORS, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(
-      f"extractor={name!r}; {hint}there are {', '.join(sorted(EXTRACTORS))}, and what Python code registers"
+      f"extractor={name!r}; {hint}expected one of {', '.join(sorted(EXTRACTORS))}, or one that Python code registers"
     )
   return EXTRACTORS[name]
 
@@ -117,7 +118,7 @@ def load_extractor(
   arrays: Mapping[str, np.ndarray] | None = None,
   metadata: Mapping[str, str] | None = None,
 ) -> LoadedExtractor:
-  """An extractor with the arrays of a person's file and its metadata, or with what ships."""
+  """Loads the arrays of a file of weights with its metadata, or the weights that ship with jldm."""
   if arrays is None:
     return LoadedExtractor(extractor, extractor.load(None), extractor.blake2b)
   params, name = extractor.load(arrays), weights.official_name(metadata or {}, arrays)

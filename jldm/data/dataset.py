@@ -1,0 +1,50 @@
+"""What a data set is: the contract of `Experiment.data`."""
+
+import abc
+from collections.abc import Mapping
+import dataclasses
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+from jldm.core.errors import UserError
+from jldm.core.specs import Spec
+
+
+class Dataset(abc.ABC):
+  """Two splits of examples; subclass it as a frozen dataclass, and register it.
+
+  train, held_out: the names of the splits, of which the second is never trained on.
+  data_dir: the folder that it is read from; None if it is not read from a folder.
+  augmentation: the fields that change the training split, with the values that change nothing.
+  """
+
+  train: str
+  held_out: str
+  data_dir: str | None = None
+  augmentation: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+
+  @property
+  @abc.abstractmethod
+  def specs(self) -> tuple[Spec, ...]:
+    """The arrays of one example, one spec per shape of pictures; the first is the default."""
+
+  @abc.abstractmethod
+  def open(self, split: str) -> Any:
+    """A split as a `Source`, or as `Buckets`; UserError for a split that does not exist."""
+
+  def title(self) -> str:
+    """What a report calls the data set."""
+    return type(self).__name__
+
+  def without_augmentation(self) -> Self:
+    """The same data set with every label kept and no picture changed: what samples are compared with."""
+    return dataclasses.replace(self, **self.augmentation)
+
+
+def check_dataset(data: Any) -> Dataset:
+  """`data` itself; UserError unless it is a `Dataset`."""
+  if not isinstance(data, Dataset):
+    raise UserError(
+      f"data is of type {type(data).__name__}; expected a subclass of jldm.data.dataset.Dataset"
+    )
+  return data
