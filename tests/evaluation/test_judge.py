@@ -149,5 +149,5 @@ def test_a_classifier_of_other_classes_does_not_judge():
 
 
 def test_features_of_another_extractor_are_refused(judge):
-  with pytest.raises(UserError, match="features of .other. do not compare with those of .toy."):
+  with pytest.raises(UserError, match=r"features of .other. do not compare with those of .toy."):
     judge.score(dataclasses.replace(REAL, source="other"))

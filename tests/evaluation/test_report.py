@@ -109,7 +109,7 @@ def test_an_evaluation_that_is_none_is_told(workdir, tmp_path):
   copy = tmp_path / "w"
   shutil.copytree(workdir, copy)
   (workdirs.evaluation_folder(copy) / "2.json").write_text("[]")
-  with pytest.raises(UserError, match="is no evaluation; remove it, or make it anew with jldm evaluate"):
+  with pytest.raises(UserError, match="is no evaluation; remove it, or write it again with jldm evaluate"):
     report.build_report(copy, 1)
 
 
