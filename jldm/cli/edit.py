@@ -18,6 +18,7 @@ from jldm.config import presets
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
+from jldm.core.keys import check_seed, seed_key
 from jldm.data import transforms
 from jldm.distributed import sharding
 from jldm.editing.directions import coordinate_direction, unrelated_directions
@@ -262,10 +263,7 @@ def channel_directions(task: Task) -> np.ndarray:
     )
   direction = coordinate_direction(shape, args.channel, place)
   return np.concatenate(
-    [
-      direction[None],
-      unrelated_directions(direction, jax.random.split(jax.random.key(args.seed), args.controls)),
-    ]
+    [direction[None], unrelated_directions(direction, jax.random.split(seed_key(args.seed), args.controls))]
   )
 
 
@@ -404,7 +402,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
   counts = ("n", "count", "repeats", "jump", "factor")
   options.check_at_least(1, **{name: getattr(args, name, 1) for name in counts})
-  options.check_seed(args.seed)
+  check_seed(args.seed, "--seed")
   out = Path(args.out)
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")

@@ -10,6 +10,7 @@ from jldm.cli import options
 from jldm.config.experiment import Experiment
 from jldm.config.presets import guidance_text, make_guidance, override_sampling
 from jldm.core.errors import UserError
+from jldm.core.keys import check_seed
 from jldm.data.dataset import check_dataset
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
@@ -156,7 +157,7 @@ def settings_from_args(args: argparse.Namespace, experiment: Experiment) -> Eval
   n = experiment.evaluation.n
   options.check_at_least(evaluate.FEWEST, n=n, reference=args.reference)
   options.check_at_least(1, batch_size=args.batch_size)
-  options.check_seed(args.seed)
+  check_seed(args.seed, "--seed")
   scale = args.guidance_scale
   sampling = override_sampling(
     experiment.sampling,

@@ -47,11 +47,6 @@ def check_at_least(minimum: int, **values: int) -> None:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {minimum}")
 
 
-def check_seed(seed: int) -> None:
-  if not 0 <= seed < 2**32:
-    raise UserError(f"--seed {seed}; expected 0 to {2**32 - 1}")
-
-
 def check_writable(out: Path) -> None:
   """Raises a UserError if `out` cannot be made; commands call it before any work."""
   existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

@@ -13,6 +13,7 @@ from jldm.config import presets
 from jldm.config.experiment import Experiment
 from jldm.config.presets import make_guidance, override_sampling, sampling_to_dict
 from jldm.core.errors import UserError
+from jldm.core.keys import check_seed
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
 from jldm.inference.generate import Request, Samples, generate
@@ -86,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   options.check_at_least(1, n=args.n, batch_size=args.batch_size)
-  options.check_seed(args.seed)
+  check_seed(args.seed, "--seed")
   # 1. Everything that can be refused is refused before any work.
   workdir = Path(args.workdir)
   experiment = workdirs.read_experiment(workdir)

@@ -6,6 +6,7 @@ What may stand in one is in `registry`, its form as JSON in `serialize`, and `--
 import dataclasses
 from typing import Any, ClassVar
 
+from jldm.config.ranges import check_ranges
 from jldm.core.errors import UserError
 from jldm.models.codecs.codec import Codec
 from jldm.samplers.dpm_solver import DPMSolverPP
@@ -124,6 +125,9 @@ class Sampling:
   guidance: Any = ClassifierFree(2.0)
   transforms: tuple = ()
 
+  def __post_init__(self):
+    check_ranges(self, "sampling")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -161,6 +165,7 @@ class Experiment:
 
   def __post_init__(self):
     check_stages(self.stages)
+    check_ranges(self)
 
   @property
   def names(self) -> tuple[str, ...]:

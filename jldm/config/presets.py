@@ -11,6 +11,7 @@ from typing import Any
 
 from jldm.config.experiment import Sampling
 from jldm.config.override import parse_object
+from jldm.config.ranges import check_ranges
 from jldm.config.registry import registered_classes
 from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
@@ -64,18 +65,6 @@ SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverP
   "rk4": RK4,
   "unipc": UniPC,
 }
-RANGES = {  # of numbers, ends included
-  (DDIM, "eta"): (0, 1),
-  (DPMSolverPP, "eta"): (0, 100),
-  (DPMSolverPPSingle, "eta"): (0, 100),
-  (Consistency, "gamma"): (0, 1),
-  (Churn, "gamma"): (0, 100),
-  (Churn, "s_tmin"): (0, math.inf),
-  (Churn, "s_tmax"): (0, math.inf),
-  (Churn, "s_noise"): (0, 100),
-  (PredictorCorrector, "step_size"): (0, 100),
-  (PredictorCorrector, "correct_steps"): (0, 1000),
-}
 GUIDANCE = {  # name -> the rule of a scale
   "cfg": ClassifierFree,
   "cfg_pp": lambda scale: CFGPlusPlus(ClassifierFree(scale)),
@@ -122,13 +111,12 @@ def check_sampler(name: str, sampler: Any) -> None:
       f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)"
     )
   for field in dataclasses.fields(sampler):
-    value, bounds = getattr(sampler, field.name), RANGES.get((type(sampler), field.name))
+    value = getattr(sampler, field.name)
     if field.name == "sampler":
       check_sampler(name, value)
     if field.name == "clock" and type(value) not in CLOCKS:
       raise UserError(f"clock={value!r} of sampler {name!r}; expected Line() or Ratio()")
-    if bounds and not bounds[0] <= value <= bounds[1]:
-      raise UserError(f"{field.name}={value} of sampler {name!r}; expected {bounds[0]} to {bounds[1]}")
+  check_ranges(sampler, f"sampler {name}")
 
 
 def override_sampling(

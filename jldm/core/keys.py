@@ -6,9 +6,37 @@ batch size change it.
 """
 
 import hashlib
+import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jldm.core.errors import UserError
+
+SEEDS = 2**64
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
+  """A seed as an int; UserError unless it is a whole number of 64 bits."""
+  whole = (
+    isinstance(seed, numbers.Real) and not isinstance(seed, bool) and seed == seed and abs(seed) <= SEEDS
+  )
+  if not (whole and seed == int(seed) and 0 <= int(seed) < SEEDS):
+    raise UserError(f"{name}={seed!r}; expected a whole number from 0 to {SEEDS - 1}")
+  return int(seed)
+
+
+def seed_key(seed: Any) -> jax.Array:
+  """The key [] of a seed, all of its 64 bits: `jax.random.key` drops those above 32 without x64.
+
+  Raises:
+    UserError: not a whole number from 0 to 2^64 - 1.
+  """
+  high, low = divmod(check_seed(seed), 2**32)
+  words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape[0]
+  return jax.random.wrap_key_data(np.tile(np.array([high, low], np.uint32), words // 2))
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:
@@ -39,4 +67,4 @@ def stage_keys(seed: int, stage: str) -> tuple[jax.Array, jax.Array, jax.Array]:
   fold_in(key_steps, n).
   """
   number = int.from_bytes(hashlib.blake2b(stage.encode(), digest_size=4).digest())
-  return tuple(jax.random.split(jax.random.fold_in(jax.random.key(seed), number), 3))
+  return tuple(jax.random.split(jax.random.fold_in(seed_key(seed), number), 3))

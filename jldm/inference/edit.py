@@ -22,6 +22,7 @@ import numpy as np
 
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
+from jldm.core.keys import seed_key
 from jldm.core.specs import Loaded
 from jldm.editing import (
   directions,
@@ -451,7 +452,7 @@ def attribute(
       z,
       jnp.float32(1),
     )
-  others = directions.control_directions(z, flags, jax.random.split(jax.random.key(request.seed), controls))
+  others = directions.control_directions(z, flags, jax.random.split(seed_key(request.seed), controls))
   return np.concatenate([directions.attribute_direction(z, flags)[None], others])
 
 

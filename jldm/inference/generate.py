@@ -16,7 +16,7 @@ import numpy as np
 
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
-from jldm.core.keys import fold_each, row_keys
+from jldm.core.keys import fold_each, row_keys, seed_key
 from jldm.core.specs import Loaded
 from jldm.core.trees import traced
 from jldm.diffusion.target import refuse_singular
@@ -144,15 +144,13 @@ def set_up(
     UserError: what `make_branches`, `sampling_pairs` and the rules of guidance refuse, or a seed or rows that are
       not legal.
   """
-  if not 0 <= request.seed < 2**32 or request.seed != int(request.seed):
-    raise UserError(f"seed={request.seed}; expected a whole number from 0 to {2**32 - 1}")
   rule, against = sampling.guidance, request.against
   if isinstance(rule, PerConditioner):
     against = branches_per_conditioner(model, rule, request.given, against[0] if against else {})
   given = make_branches(model, request.given, against, n)
   check_held(model, given)
   if keys is None:
-    keys = row_keys(jax.random.key(int(request.seed)), check_rows(request.rows, n))
+    keys = row_keys(seed_key(request.seed), check_rows(request.rows, n))
   return Setup(
     params,
     traced(sampling.sampler),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.core.keys import normal_like, row_keys, split_each
+from jldm.core.keys import normal_like, row_keys, seed_key, split_each
 from jldm.core.specs import Loaded
 from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
@@ -74,7 +74,7 @@ def bits_per_dim(
   lowest = 2 * float(half_log_snr(model.process, jnp.float32(1)))
   path = log_snr_uniform(model.process, steps, max(lowest, -10.0), 10.0)[::-1]
   refuse_singular(model.process, model.objective.parametrization, np.asarray(path))
-  densities, key, batch_size = [], jax.random.key(seed), min(batch_size, len(images))
+  densities, key, batch_size = [], seed_key(seed), min(batch_size, len(images))
   for start in range(0, len(images), batch_size):
     rows = np.arange(start, start + batch_size)
     here, keys = np.minimum(rows, len(images) - 1), row_keys(key, rows.astype(np.uint32))

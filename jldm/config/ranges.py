@@ -1,0 +1,228 @@
+"""The numbers that each field of an experiment may have, in one table, checked before anything is done.
+
+An interval is written as in mathematics: "[0, 1)" holds 0 and not 1.  Of a field of `int` the numbers are
+whole; of a tuple every element is checked; of an array, such as a scale per sample, every value.
+"""
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+from jldm.core.errors import UserError
+
+SHARE = "[0, 1]"
+BELOW_ONE = "[0, 1)"
+POSITIVE = "(0, 1e6]"
+FROM_ZERO = "[0, 1e6]"
+ANY = "[-1e6, 1e6]"
+COUNT = "[1, 2147483647]"  # int32
+COUNT_OR_NONE = "[0, 2147483647]"
+SIZE = "[1, 1048576]"  # of an axis of an array
+SIZE_OR_NONE = "[0, 1048576]"
+ORDER = "[1, 4]"
+SCALE = "[-1000, 1000]"  # of guidance
+LOG_SNR = "[-inf, inf]"
+
+OPTIMIZER = {"weight_decay": FROM_ZERO, "clip_norm": FROM_ZERO}
+MOMENTS = {"b1": BELOW_ONE, "b2": BELOW_ONE}
+AUTOENCODER = {
+  "channels": SIZE,
+  "latent_channels": SIZE,
+  "widths": SIZE,
+  "resnets": SIZE_OR_NONE,
+  "groups": SIZE,
+  "patch": SIZE,
+  "attention": COUNT_OR_NONE,
+  "features": SIZE_OR_NONE,
+}
+PICTURES = {
+  "height": SIZE,
+  "width": SIZE,
+  "channels": SIZE,
+  "classes": SIZE_OR_NONE,
+  "labelled": SHARE,
+  "labelled_times": COUNT,
+  "buckets": SIZE,
+}
+RANGES = {  # class -> field -> interval
+  "AdamW": OPTIMIZER | MOMENTS,
+  "Adafactor": OPTIMIZER | {"decay_rate": "(0, 1]", "momentum": BELOW_ONE, "factor_from": COUNT},
+  "Muon": OPTIMIZER | MOMENTS | {"momentum": BELOW_ONE},
+  "Constant": {"peak": FROM_ZERO, "warmup_steps": COUNT_OR_NONE},
+  "WarmupCosine": {"peak": FROM_ZERO, "end": FROM_ZERO, "warmup_steps": COUNT_OR_NONE},
+  "Decay": {"decay": SHARE},
+  "Power": {"sigma_rel": "(0, 0.2887]"},
+  "Experiment": {"seed": "[0, 18446744073709551615]"},
+  "Stage": {
+    "steps": COUNT_OR_NONE,
+    "batch_size": SIZE,
+    "accumulate": SIZE,
+    "devices": SIZE_OR_NONE,
+    "log_every_steps": COUNT,
+    "save_every_steps": COUNT,
+    "picture_every_steps": COUNT,
+    "snapshot_every_steps": COUNT,
+  },
+  "Pretrained": {"batch_size": SIZE},
+  "Sampling": {"steps": SIZE},
+  "Evaluation": {"n": COUNT, "every_steps": COUNT_OR_NONE},
+  "ImageData": PICTURES,
+  "Synthetic": PICTURES | {"count": COUNT},
+  "Reconstruction": {
+    "l1": FROM_ZERO,
+    "l2": FROM_ZERO,
+    "kl_weight": FROM_ZERO,
+    "commitment_weight": FROM_ZERO,
+    "equivariance": FROM_ZERO,
+    "latent_noise": FROM_ZERO,
+    "perceptual_weight": FROM_ZERO,
+  },
+  "Adversarial": {"start_step": COUNT_OR_NONE, "weight": FROM_ZERO, "decay": BELOW_ONE},
+  "PatchDiscriminator": {"widths": SIZE, "groups": SIZE},
+  "KLAutoencoder": AUTOENCODER,
+  "VQAutoencoder": AUTOENCODER,
+  "TinyAutoencoder": {
+    "channels": SIZE,
+    "latent_channels": SIZE,
+    "width": SIZE,
+    "encoder_blocks": SIZE_OR_NONE,
+    "decoder_blocks": SIZE_OR_NONE,
+  },
+  "DCAutoencoder": {"channels": SIZE, "latent_channels": SIZE},
+  "Level": {"width": SIZE, "blocks": SIZE_OR_NONE},
+  "LinearAttention": {"width": SIZE, "scales": SIZE},
+  "Codebook": {
+    "size": "[2, 1048576]",
+    "decay": BELOW_ONE,
+    "epsilon": "(0, 1]",
+    "restart_below": FROM_ZERO,
+    "restart_every_steps": COUNT_OR_NONE,
+  },
+  "FSQ": {"levels": "[2, 1048576]", "restart_every_steps": "[0, 0]"},
+  "Identity": {"mean": ANY, "std": POSITIVE},
+  "Exact": {"tile": SIZE},
+  "Blended": {"tile": SIZE, "overlap": SIZE_OR_NONE},
+  "Diffusion": {
+    "offset_noise": FROM_ZERO,
+    "self_conditioning": SHARE,
+    "direction": FROM_ZERO,
+    "part_weights": FROM_ZERO,
+  },
+  "DiT": {
+    "patch": SIZE,
+    "width": SIZE,
+    "depth": SIZE,
+    "classes": SIZE_OR_NONE,
+    "token_width": SIZE_OR_NONE,
+    "out_channels": SIZE_OR_NONE,
+    "unroll": SIZE,
+  },
+  "UNet": {
+    "widths": SIZE,
+    "resnets": SIZE_OR_NONE,
+    "heads": SIZE,
+    "head_width": SIZE_OR_NONE,
+    "classes": SIZE_OR_NONE,
+    "token_width": SIZE_OR_NONE,
+    "groups": SIZE,
+  },
+  "ModulatedBlock": {"heads": SIZE, "mlp_ratio": POSITIVE},
+  "PlainBlock": {"heads": SIZE, "mlp_ratio": POSITIVE},
+  "ClassLabel": {"dropout": SHARE, "classes": SIZE},
+  "Vector": {"dropout": SHARE, "scale": POSITIVE},
+  "Masked": {"dropout": SHARE},
+  "Paired": {"dropout": SHARE},
+  "Edges": {"sigma": POSITIVE, "strength": POSITIVE},
+  "Noisy": {"std": FROM_ZERO},
+  "Blurred": {"sigma": POSITIVE},
+  "Downsampled": {"factor": SIZE},
+  "Missing": {"share": SHARE},
+  "LinearVP": {"low": FROM_ZERO, "high": POSITIVE},
+  "EDM": {"highest": POSITIVE, "rho": "[1, 100]"},
+  "LinearBetas": {"start": "(0, 1)", "end": "(0, 1]", "steps": SIZE},
+  "ScaledLinearBetas": {"start": "(0, 1)", "end": "(0, 1]", "steps": SIZE},
+  "CosineBetas": {"offset": SHARE, "highest": "(0, 1]", "steps": SIZE},
+  "Betas": {"values": "(0, 1]"},
+  "Shifted": {"shift": POSITIVE},
+  "Precondition": {"sigma_data": POSITIVE},
+  "LogitNormal": {"mean": "[-20, 20]", "std": "(0, 20]"},
+  "LogNormalSigma": {"mean": "[-20, 20]", "std": "(0, 20]"},
+  "Plain": {"at_most": POSITIVE},
+  "MinSNR": {"gamma": POSITIVE},
+  "EDMWeighting": {"sigma_data": POSITIVE},
+  "Sigmoid": {"bias": "[-20, 20]"},
+  "DDIM": {"eta": SHARE},
+  "DPMSolverPP": {"order": "[1, 3]", "eta": "[0, 100]"},
+  "DPMSolverPPSingle": {"order": "[1, 3]", "eta": "[0, 100]"},
+  "DEIS": {"order": ORDER},
+  "UniPC": {"order": ORDER},
+  "Jump": {"gamma": SHARE},
+  "Churn": {"gamma": "[0, 100]", "low": "[0, inf]", "high": "[0, inf]", "noise": "[0, 100]"},
+  "Corrected": {"size": "[0, 100]", "corrections": "[0, 1000]"},
+  "Pairs": {"pairs": SHARE},
+  "ClassifierFree": {"scale": SCALE},
+  "APG": {"scale": SCALE, "eta": SCALE, "radius": "(0, inf]"},
+  "CFGZero": {"scale": SCALE, "zero_above": LOG_SNR},
+  "Interval": {"low": LOG_SNR, "high": LOG_SNR},
+  "Rescale": {"phi": SHARE},
+  "PerConditioner": {"scales": SCALE},
+  "Threshold": {"quantile": "(0, 1]", "limit": POSITIVE},
+}
+
+
+def check_ranges(value: Any, path: str = "") -> None:
+  """Checks every number of a dataclass of dataclasses; `path` is its name in messages, such as "denoiser".
+
+  Raises:
+    UserError: a number outside its field's interval, a fraction where numbers are whole, or NaN in
+      any field.
+  """
+  if isinstance(value, (tuple, list)):
+    for each in value:
+      check_ranges(each, path)
+  elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    path = getattr(value, "name", None) if type(value).__name__ in ("Stage", "Pretrained") else path
+    intervals = RANGES.get(type(value).__name__, {})
+    for field in dataclasses.fields(value):
+      if field.name not in ("parent", "name"):
+        each, name = getattr(value, field.name), ".".join(filter(None, (path, field.name)))
+        check_number(each, intervals.get(field.name), f"{name}", is_whole(field))
+        check_ranges(each, name)
+
+
+def is_whole(field: dataclasses.Field) -> bool:
+  return field.type in (int, "int", tuple[int, ...], "tuple[int, ...]")
+
+
+def check_number(value: Any, interval: str | None, name: str, whole: bool) -> None:
+  """A number, a tuple of tuples of numbers or an array; UserError unless all of it is in the interval."""
+  for number in numbers_of(value):
+    if math.isnan(number):
+      raise UserError(f"{name}={value}; expected a number")
+    if interval is not None and not (contains(interval, number) and (not whole or number == int(number))):
+      raise UserError(f"{name}={value}; expected {'whole numbers' if whole else 'numbers'} in {interval}")
+
+
+def numbers_of(value: Any) -> list:
+  """All numbers in a number, an array, or tuples of them."""
+  if isinstance(value, bool) or value is None:
+    return []
+  if isinstance(value, numbers.Real):
+    return [value]
+  if isinstance(value, (tuple, list)):
+    return [number for each in value for number in numbers_of(each)]
+  if isinstance(value, (np.ndarray, jax.Array)) and np.issubdtype(value.dtype, np.number):
+    return np.ravel(value).tolist()
+  return []
+
+
+def contains(interval: str, number: float) -> bool:
+  """Whether an interval such as "[0, 1)" has a number."""
+  low, high = (float(end) for end in interval[1:-1].split(","))
+  above = low <= number if interval[0] == "[" else low < number
+  below = number <= high if interval[-1] == "]" else number < high
+  return above and below
