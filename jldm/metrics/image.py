@@ -9,6 +9,8 @@ presumes intensities in [0, peak], as files have them; images here are in [-peak
 are lifted by peak / 2, so that the figure is the one that others measure on the uint8 files.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,24 +32,31 @@ def ssim(a: Array, b: Array, peak: float = 2.0) -> Array:
   Along a side of fewer than 11 pixels the window is cut to that side.
   """
   a, b = (jnp.asarray(x, jnp.float32) + peak / 2 for x in (a, b))
-  down, across = (jnp.asarray(windows(size)) for size in a.shape[1:3])
+  down, across = (window(size) for size in a.shape[1:3])
+  places = (len(a), a.shape[1] - len(down) + 1, a.shape[2] - len(across) + 1, a.shape[3])
+  offsets = jnp.stack(jnp.meshgrid(jnp.arange(len(down)), jnp.arange(len(across)), indexing="ij"), -1)
+  weights = jnp.asarray(np.outer(down, across).ravel(), jnp.float32)
 
-  def local(x: Array) -> Array:
-    return jnp.einsum("yh,bhwc,xw->byxc", down, x, across, precision="highest")
+  def local(of_pixels: Callable[[Array, Array], Array]) -> Array:
+    """The weighted sum of of_pixels(a, b) over the window of each place."""
 
-  mean_a, mean_b = local(a), local(b)
-  variances = local(a * a) + local(b * b) - mean_a**2 - mean_b**2
-  covariance = local(a * b) - mean_a * mean_b
+    def add(total: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
+      (y, x), weight = at
+      pixels = (jax.lax.dynamic_slice(image, (0, y, x, 0), places) for image in (a, b))
+      return total + weight * of_pixels(*pixels), None
+
+    return jax.lax.scan(add, jnp.zeros(places), (offsets.reshape(-1, 2), weights))[0]
+
+  mean_a, mean_b = local(lambda a, b: a), local(lambda a, b: b)
+  variances = local(lambda a, b: (a - mean_a) ** 2 + (b - mean_b) ** 2)  # of differences: squares would cancel
+  covariance = local(lambda a, b: (a - mean_a) * (b - mean_b))
   c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
   luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
   return (luminance * (2 * covariance + c2) / (variances + c2)).mean((1, 2, 3))
 
 
-def windows(size: int) -> np.ndarray:
-  """The Gaussian window at each of its places along a side: float32 [places, size], rows sum to one."""
+def window(size: int) -> np.ndarray:
+  """The Gaussian window along a side, float64 [at most WINDOW], whose sum is one."""
   length = min(WINDOW, size)
   weights = np.exp(-0.5 * ((np.arange(length) - (length - 1) / 2) / WIDTH) ** 2)
-  places = range(size - length + 1)
-  return np.stack([np.pad(weights / weights.sum(), (i, size - length - i)) for i in places]).astype(
-    np.float32
-  )
+  return weights / weights.sum()

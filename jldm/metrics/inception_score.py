@@ -5,7 +5,7 @@ over the parts.  Fewer samples a part score less.
 """
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import rel_entr, softmax
 
 from jldm.core.errors import UserError
 from jldm.metrics.features import check_features
@@ -32,6 +32,5 @@ def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 202
 
 def split_score(logits: np.ndarray) -> float:
   """Of one part, float64 [N, classes]."""
-  log_p = log_softmax(logits, axis=1)
-  p = np.exp(log_p)
-  return float(np.exp((p * (log_p - np.log(p.mean(0)))).sum(1).mean()))
+  p = softmax(logits, axis=1)
+  return float(np.exp(rel_entr(p, p.mean(0)).sum(1).mean()))  # of p = 0 it is 0

@@ -7,12 +7,19 @@ The ball of a point reaches to the k-th nearest other point of its own set.
              Kynkäänniemi et al. 2019 (1904.06991), eq. 1 and 2
   density    in how many balls of real points a sample is, over k;  coverage: the share of real points whose ball has a sample
              Naeem et al. 2020 (2002.09797), eq. 2 and 3
+
+Where features repeat, points lie on the rim of a ball: the rim belongs to it for precision and recall, as in
+eq. 1 of the one paper, and does not for density and coverage, as in `prdc`, the code of the other.  Distances
+that differ by rounding alone are equal.
 """
 
 import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.metrics.features import check_features, squared_distances
+
+
+ROUNDING = 1e-12  # of squared distances, as a share of the largest squared norms: ten times what float64 loses
 
 
 def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:
@@ -27,7 +34,7 @@ def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:
 def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int = 5) -> dict[str, float]:
   """precision, recall (neighbour k), density and coverage (neighbour k_density) of features [N, D] and [M, D].
 
-  `prdc` has one k for all four, and leaves the rim out of a ball; the rim matters only where features repeat.
+  `prdc` has one k for all four, and leaves the rim out of the balls of precision and recall too.
 
   Raises:
     UserError: k < 1, sets of no more than k points, or features of different widths or not finite.
@@ -39,14 +46,15 @@ def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int =
     )
   offset = real.mean(0)  # distances are differences of squares: small ones want a small mean
   real, samples = real - offset, samples - offset
+  rim = ROUNDING * sum(np.square(points).sum(1).max() for points in (real, samples))
   near, wide = radii(real, k, k_density)
   (reach,) = radii(samples, k)
   precise, dense = np.empty(len(samples), bool), np.empty(len(samples))
   recalled, covered = (np.zeros(len(real), bool) for _ in range(2))
   for rows, squared in squared_distances(samples, real):
-    precise[rows] = (squared <= near).any(1)
-    recalled |= (squared <= reach[rows, None]).any(0)
-    inside = squared <= wide
+    precise[rows] = (squared <= near + rim).any(1)
+    recalled |= (squared <= reach[rows, None] + rim).any(0)
+    inside = squared < wide - rim
     dense[rows] = inside.sum(1)
     covered |= inside.any(0)
   return {

@@ -135,7 +135,7 @@ def test_another_seed_gives_others(workdir, told, capsys):
     (["--weights", "nowhere.safetensors"], "cannot read 'nowhere.safetensors'"),
     (["--best"], "keeps no best denoiser; train with --set evaluation.every_steps=1000"),
     (["--sampler", "dimm"], "sampler='dimm'; expected one of"),
-    (["--seed", "-1"], "--seed -1; expected 0 to"),
+    (["--seed", "-1"], "--seed=-1; expected a whole number from 0 to"),
     (["--data-dir", "x"], "has no data_dir"),
   ],
 )

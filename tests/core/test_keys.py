@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from jldm.core.keys import fold_each, normal_like, row_keys, split_each, stage_keys
+from jldm.core.errors import UserError
+from jldm.core.keys import fold_each, normal_like, row_keys, seed_key, split_each, stage_keys
 
 KEY = jax.random.key(3)
 
@@ -77,3 +79,18 @@ def test_stages_and_seeds_share_no_key():
   same(
     jnp.stack(stage_keys(5, "denoiser")), jax.random.split(jax.random.fold_in(jax.random.key(5), number), 3)
   )
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_seeds_of_64_bits_are_all_different_and_the_small_ones_are_those_of_jax(impl):
+  with jax.default_prng_impl(impl):
+    for seed in (0, 5, 2**32 - 1):
+      same(seed_key(seed)[None], [jax.random.key(seed)])
+    seeds = (0, 5, 2**32, 2**32 + 5, 2**63, np.uint64(2**63 + 1), 2**64 - 1)
+    assert len({tuple(np.ravel(jax.random.key_data(seed_key(seed)))) for seed in seeds}) == len(seeds)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, 2**64, float("nan"), float("inf"), True, "3", None])
+def test_other_seeds_are_refused(seed):
+  with pytest.raises(UserError, match=re.escape(f"seed={seed!r}; expected a whole number from 0 to")):
+    seed_key(seed)

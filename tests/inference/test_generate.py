@@ -101,7 +101,7 @@ def test_one_step_is_finite(tiny, sampler):
       lambda tiny: generate(*tiny, Request(n=3, given={"label": [1, 2]})),
       "2 values of 'label' for 3 samples",
     ),
-    (lambda tiny: draw(*tiny, [1], steps=0), "steps=0; expected at least 1"),
+    (lambda tiny: draw(*tiny, [1], steps=0), "steps=0; expected whole numbers in [1, "),
     (lambda tiny: draw(*tiny, [1], devices=9), "devices=9; expected 1 to 8"),
     (lambda tiny: draw(*tiny, [1], batch_size=0), "batch_size=0; expected at least 1"),
     (lambda tiny: draw(*tiny, [1], negative=10), "label=10"),

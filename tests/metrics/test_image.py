@@ -37,14 +37,21 @@ def plain_ssim(a, b):
 def test_ssim_is_scikit_images(case):
   stored = np.load(FIXTURE)
   measured = ssim(signed(stored[f"{case}_a"]), signed(stored[f"{case}_b"]))
-  np.testing.assert_allclose(measured, stored[f"{case}_ssim"], atol=5e-6)
+  np.testing.assert_allclose(measured, stored[f"{case}_ssim"], atol=1e-6)
+
+
+@pytest.mark.parametrize("low, high", [(0, 256), (200, 256), (120, 136), (254, 256)])
+def test_ssim_is_that_of_float64_on_flat_and_bright_pictures_too(low, high):
+  a, b = np.random.default_rng(0).integers(low, high, (2, 1, 24, 20, 1)).astype(np.uint8)
+  expected = plain_ssim(*(x[0, ..., 0] / 255 for x in (a, b)))
+  np.testing.assert_allclose(ssim(signed(a), signed(b)), [expected], atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 20), (1, 1), (13, 6)])
 def test_ssim_of_small_images_cuts_the_window(shape):
   a, b = np.random.default_rng(0).uniform(0, 1, (2, *shape))
   measured = ssim(*(jnp.asarray(2 * x - 1)[None, ..., None] for x in (a, b)))
-  np.testing.assert_allclose(measured, [plain_ssim(a, b)], atol=5e-6)
+  np.testing.assert_allclose(measured, [plain_ssim(a, b)], atol=1e-6)
 
 
 def test_ssim_does_not_depend_on_the_unit():

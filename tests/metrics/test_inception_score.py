@@ -28,6 +28,11 @@ def test_it_counts_the_classes_that_are_told_apart():
   )
 
 
+def test_predictions_that_are_sure_and_classes_that_nobody_predicts_are_counted():
+  sure = 3000.0 * (2 * np.eye(9)[np.arange(60) % 6] - 1)  # three classes have a probability of exactly 0
+  np.testing.assert_allclose(inception_score(sure, splits=1, seed=None), (6, 0), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
   "logits, splits, told",
   [

@@ -16,7 +16,7 @@ FIXTURE = np.load(Path(__file__).parents[1] / "parity" / "metrics.npz")
 
 def plain(real, samples, k, k_density):
   """The definitions, point by point."""
-  apart = lambda a, b: np.sqrt(((a - b) ** 2).sum())
+  apart = lambda a, b: ((a - b) ** 2).sum()
 
   def radius(points, i, k):
     return sorted(apart(points[i], points[j]) for j in range(len(points)) if j != i)[k - 1]
@@ -26,7 +26,7 @@ def plain(real, samples, k, k_density):
     return np.mean([any(apart(c, p) <= r for c, r in zip(centres, reach)) for p in points])
 
   reach = [radius(real, i, k_density) for i in range(len(real))]
-  within = np.array([[apart(c, p) <= r for c, r in zip(real, reach)] for p in samples])
+  within = np.array([[apart(c, p) < r for c, r in zip(real, reach)] for p in samples])
   return {
     "precision": share(real, samples, k),
     "recall": share(samples, real, k),
@@ -44,6 +44,18 @@ def test_they_are_their_definitions(block, monkeypatch):
   expected = plain(real, samples, 3, 5)
   assert 0 < found["precision"] < 1 and 0 < found["recall"] < 1 and 0 < found["coverage"] < 1
   assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_features_that_repeat_are_counted_as_exact_arithmetic_does(width):
+  for seed in range(10):
+    rng = np.random.default_rng(seed)
+    points = rng.integers(-8, 9, (20, width))
+    real, samples = (
+      np.repeat(each, rng.integers(6, 9, len(each)), 0) for each in (points[:16], points[4:])
+    )
+    found = manifold(0.1 * real, 0.1 * samples)  # products of tenths are rounded
+    assert found == pytest.approx(plain(real, samples, 3, 5), abs=1e-12), seed
 
 
 @pytest.mark.parametrize("k", NEIGHBOURS)
