@@ -48,7 +48,9 @@ def ssim(a: Array, b: Array, peak: float = 2.0) -> Array:
     return jax.lax.scan(add, jnp.zeros(places), (offsets.reshape(-1, 2), weights))[0]
 
   mean_a, mean_b = local(lambda a, b: a), local(lambda a, b: b)
-  variances = local(lambda a, b: (a - mean_a) ** 2 + (b - mean_b) ** 2)  # of differences: squares would cancel
+  variances = local(
+    lambda a, b: (a - mean_a) ** 2 + (b - mean_b) ** 2
+  )  # of differences: squares would cancel
   covariance = local(lambda a, b: (a - mean_a) * (b - mean_b))
   c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
   luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)

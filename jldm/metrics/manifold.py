@@ -18,8 +18,9 @@ import numpy as np
 from jldm.core.errors import UserError
 from jldm.metrics.features import check_features, squared_distances
 
-
-ROUNDING = 1e-12  # of squared distances, as a share of the largest squared norms: ten times what float64 loses
+ROUNDING = (
+  1e-12  # of squared distances, as a share of the largest squared norms: ten times what float64 loses
+)
 
 
 def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:

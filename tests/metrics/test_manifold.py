@@ -51,9 +51,7 @@ def test_features_that_repeat_are_counted_as_exact_arithmetic_does(width):
   for seed in range(10):
     rng = np.random.default_rng(seed)
     points = rng.integers(-8, 9, (20, width))
-    real, samples = (
-      np.repeat(each, rng.integers(6, 9, len(each)), 0) for each in (points[:16], points[4:])
-    )
+    real, samples = (np.repeat(each, rng.integers(6, 9, len(each)), 0) for each in (points[:16], points[4:]))
     found = manifold(0.1 * real, 0.1 * samples)  # products of tenths are rounded
     assert found == pytest.approx(plain(real, samples, 3, 5), abs=1e-12), seed
 

@@ -42,7 +42,10 @@ def test_names_are_not_taken_twice(registry):
 
 @pytest.mark.parametrize(
   ("name", "told"),
-  [("fasion", "did you mean 'fashion'? expected one of clip"), ("zzz", "extractor='zzz'; expected one of clip")],
+  [
+    ("fasion", "did you mean 'fashion'? expected one of clip"),
+    ("zzz", "extractor='zzz'; expected one of clip"),
+  ],
 )
 def test_unknown_names_are_told(name, told):
   with pytest.raises(UserError) as error:
