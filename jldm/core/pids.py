@@ -1,20 +1,17 @@
-"""Processes of this machine, by /proc where there is one."""
+"""The processes of this machine, read from /proc if there is one."""
 
 import os
 from pathlib import Path
 import time
 
 _IMPORTED = time.monotonic()
-_STATE, _START = (
-  0,
-  19,
-)  # fields 3 and 22 of /proc/<pid>/stat, counted behind the name, which may hold anything
+_STATE, _START = 0, 19  # fields 3 and 22 of /proc/<pid>/stat, counted after the name
 
 
 def start_of(pid: int) -> str | None:
-  """What tells a process from a later one of the same number: the boot, and the clock tick of it in
-  which the process started.  None: there is no such process (or it has ended and was not waited
-  for); "": there is no /proc to tell.
+  """The boot id and the clock tick at which a process started, which differ for a later one of the same pid.
+
+  None if there is no such process, or it has ended; "" if there is one but no /proc.
   """
   try:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,5 +1,4 @@
-"""What parts hand each other: the arrays of one example, what a network returns, and a network with
-its parameters.
+"""Types that all parts share: the arrays of an example, a network's output, a network with its parameters.
 
 Shapes are written with B batch, H W space, L or M tokens, C or D channels; channels come last.
 """
@@ -13,9 +12,8 @@ import numpy as np
 from jldm.core.trees import pytree
 
 Array = jax.Array
-Spec = tuple[
-  tuple[str, jax.ShapeDtypeStruct], ...
-]  # one example's arrays by name, hashable: image u8 [H, W, C], label i32 []
+# The arrays of one example by name, hashable: (("image", u8[H, W, C]), ("label", i32[])).
+Spec = tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
 
 class Output(NamedTuple):
@@ -48,10 +46,10 @@ def spec(**arrays: tuple[Any, tuple[int, ...]]) -> Spec:
 
 
 def batch_shapes(example: Spec, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """A batch of `size` examples as shapes."""
+  """The shapes of a batch of `size` examples."""
   return {name: jax.ShapeDtypeStruct((size, *one.shape), one.dtype) for name, one in example}
 
 
 def key_shapes(size: int) -> jax.ShapeDtypeStruct:
-  """`size` keys as a shape."""
+  """The shape of `size` keys."""
   return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), size))

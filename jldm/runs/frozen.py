@@ -1,4 +1,4 @@
-"""What a stage's objective is given beside its state, by role: results of other stages, and weights of files."""
+"""The frozen networks of a stage by role: results of other stages, and weights read from files."""
 
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from jldm.runs.run import Run
 
 
 def load_frozen(run: Run, mesh: Mesh) -> dict[str, Any]:
-  """`frozen` of a stage: {role: Loaded} of its needs, split over the mesh as what is trained, and what
-  LPIPS compares by.
+  """The `frozen` of a stage: {role: Loaded} of its needs, and the weights of LPIPS if it uses them.
+
+  The networks are sharded like the parameters that the stage trains.
 
   Raises:
     UserError: a stage that is needed is not finished, or a file cannot be read.
@@ -29,16 +30,17 @@ def load_frozen(run: Run, mesh: Mesh) -> dict[str, Any]:
 
 
 def frozen_with_weights(at: load.StagePlace) -> dict[str, Any]:
-  """The same as shapes; the weights of files are read."""
+  """`load_frozen` as shapes; weights of files are read."""
   return load.frozen_shapes(at) | lpips_weights(at.stage.objective)
 
 
 def lpips_weights(objective: Any) -> dict:
-  """{"lpips": …}, what the perceptual term of an autoencoder's objective compares by; {} where it has none."""
+  """{"lpips": weights} for the perceptual loss of an autoencoder; {} if its objective has none."""
   if not getattr(objective, "perceptual_weight", 0):
     return {}
   if not objective.lpips:
     raise UserError(
-      f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that jldm convert --kind lpips made"
+      f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that "
+      "jldm convert --kind lpips made"
     )
   return {"lpips": perceptual.unpack_lpips(safetensors.read(Path(objective.lpips)))}

@@ -1,6 +1,4 @@
-"""What is seen of a stage while it trains: held-out reconstructions of a codec, or samples of a
-denoiser and their worth.
-"""
+"""Previews of a stage while it trains: held-out reconstructions of a codec, samples of a denoiser."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -35,14 +33,14 @@ MakeHooks = Callable[[Log], tuple[Hook, ...]]
 
 @contextlib.contextmanager
 def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[MakeHooks]:
-  """Every so often, held-out pictures through a codec in training: PSNR and SSIM, and some of them on a sheet."""
+  """Reconstructs held-out pictures with a codec in training: logs PSNR and SSIM, writes a sheet."""
   stage, codec = run.stage, run.model.codec
 
   @jax.jit
   def reconstruct(params: dict, images: jax.Array) -> jax.Array:
     return codec.decode(params, codec.encode(params, {"image": images}).mean)
 
-  def look(log):
+  def make_hooks(log):
     def call(n, state, metrics):
       del metrics
       params = stage.objective.result(state.ema[0], state.extra, frozen).params
@@ -62,14 +60,12 @@ def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
-  yield look
+  yield make_hooks
 
 
 @contextlib.contextmanager
 def preview_samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[MakeHooks]:
-  """Every so often, samples on a sheet; those of the experiment's last stage that draws are judged,
-  and the best is kept.
-  """
+  """Writes samples to a sheet; the last stage that draws samples also evaluates them and keeps the best."""
   stage, model = run.stage, build_model(run.experiment, run.stage.name)
   sheet_of = conditioned_sheet if picture_conditioner(model) else sample_sheet
 
@@ -104,7 +100,7 @@ def sample_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh
 
 
 def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
-  """A sheet of held-out pictures, below each what the model is given of it, and below that what it makes of it."""
+  """A sheet of held-out pictures, below each its condition, and below that the sample."""
   batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
   name, images = picture_conditioner(model), batch["image"][:count]
   keys = row_keys(stage_keys(run.seed, run.stage.name)[2], np.arange(count))
@@ -121,12 +117,12 @@ def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh:
 
 
 def picture_conditioner(model: Model) -> str | None:
-  """The name of the conditioner whose pictures are shown with samples; None if it has none."""
+  """The name of the conditioner that takes pictures; None if the model has none."""
   return conditioner_of_kind(model, Masked) or conditioner_of_kind(model, Paired)
 
 
 def given_labels(model: Model, labels: np.ndarray) -> dict:
-  """What a request gives for labels [n]; {} if the model has no classes."""
+  """The conditions of a request for labels [n]; {} if the model has no classes."""
   name = conditioner_of_kind(model, ClassLabel)
   return {} if name is None else {name: labels}
 

@@ -1,11 +1,11 @@
-"""Logged steps computed again from a kept checkpoint, and compared to the bit.
+"""Computes logged steps again from a checkpoint and compares them to the bit.
 
-A line of metrics.jsonl holds means over the steps since the line before it, and every checkpoint
-ends a line: so the steps of a line are known, and a run that was resumed has the lines of one that
-was not.
+A line of metrics.jsonl holds means over the steps since the line before.  Every checkpoint ends a
+line.  So the steps of a line are known, and a resumed run logs the same lines as an unbroken one.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -20,12 +20,12 @@ from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import means, rows
 from jldm.train.loop import Hook, fit
 
-THROUGHPUT = "images_per_second"  # in every line of steps, and not computed again
+THROUGHPUT = "images_per_second"  # in every line of training steps; it is not compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-  """lines: how many were equal, the last of them at step `last`; start: the checkpoint they were computed from."""
+  """`lines` lines were equal, the last at step `last`, computed from the checkpoint of step `start`."""
 
   start: int
   last: int
@@ -37,7 +37,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
 
   Raises:
     DifferentError: a line differs; it names the first one.
-    UserError: no line in that range, no checkpoint kept before it, or data that are not there any more.
+    UserError: no line in that range, no checkpoint before it, or data that are missing.
   """
   workdir = Path(workdir)
   at = find_stage(workdir, stage)
@@ -66,59 +66,55 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     if n == after:
       pending.clear()
     elif n in wanted:
-      found = means(jax.device_get(pending))
+      computed = means(jax.device_get(pending))
       pending.clear()
       compare_line(
-        wanted[n], found, f"{stage} step {n}", f"the checkpoint of step {before[-1]} on {mesh.size} devices"
+        wanted[n],
+        computed,
+        f"{stage} step {n}",
+        f"the checkpoint of step {before[-1]} on {mesh.size} devices",
       )
       equal.append(n)
 
   stop = max(wanted)
-  fit(
-    step,
-    state,
-    (batch for batch, _ in zip(batches, range(before[-1], stop))),
-    key,
-    frozen,
-    stop,
-    (Hook(1, compare),),
-    changes,
-  )
+  batches = itertools.islice(batches, stop - before[-1])
+  fit(step, state, batches, key, frozen, stop, (Hook(1, compare),), changes)
   return Replayed(before[-1], stop, len(equal))
 
 
 def select_lines(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, dict[int, dict]]:
-  """The step that the first line in the range begins after, and the lines by step."""
+  """The step after which the first line of the range starts, and the lines by step."""
   wanted = {row["step"]: row for row in logged if first <= row["step"] <= last}
   if not wanted:
-    told = (
+    legal = (
       f"its lines are of steps {logged[0]['step']} to {logged[-1]['step']}" if logged else "it has no lines"
     )
-    raise UserError(f"metrics.jsonl has no line of {stage} at steps {first}:{last}; {told}")
+    raise UserError(f"metrics.jsonl has no line of {stage} at steps {first}:{last}; {legal}")
   return max((row["step"] for row in logged if row["step"] < min(wanted)), default=0), wanted
 
 
-def compare_line(logged: dict, found: dict, where: str, start: str) -> None:
-  """Raises DifferentError where a line does not say what was found."""
-  said = {name: value for name, value in logged.items() if name not in ("stage", "step", THROUGHPUT)}
-  if unlike := [name for name in said | found if said.get(name) != found.get(name)]:
-    told = "; ".join(
-      f"{name} is logged as {said.get(name)!r} and computed as {found.get(name)!r}" for name in unlike[:3]
+def compare_line(logged: dict, computed: dict, where: str, start: str) -> None:
+  """Raises a ReplayMismatchError if a logged line and the computed one differ."""
+  logged = {name: value for name, value in logged.items() if name not in ("stage", "step", THROUGHPUT)}
+  if different := [name for name in logged | computed if logged.get(name) != computed.get(name)]:
+    listed = "; ".join(
+      f"{name} is logged as {logged.get(name)!r} and computed as {computed.get(name)!r}"
+      for name in different[:3]
     )
     raise ReplayMismatchError(
-      f"{where} differs: {told}; computed from {start}, which must be as many as it was trained on"
+      f"{where} differs: {listed}; computed from {start}; use as many devices as the training did"
     )
 
 
 def open_inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
-  """What a stage reads, and what its objective is given beside its state."""
+  """The training source of a stage, and the frozen networks of its objective."""
   frozen = load_frozen(run, mesh)
   if "codec" not in frozen:
     return run.experiment.data.open(run.experiment.data.train), frozen
   cache = latents.open_encoded(run, frozen["codec"].params)
   if cache is None:
     raise UserError(
-      f"the latents of {str(run.workdir)!r} are not there any more, or damaged; jldm train makes them again as "
-      f"long as its {run.stage.name} is not finished"
+      f"the latents of {str(run.workdir)!r} are missing or damaged; jldm train makes them again as long as "
+      f"its {run.stage.name} is not finished"
     )
   return cache, frozen

@@ -1,4 +1,4 @@
-"""What the training of a stage knows, and its devices."""
+"""The context of a stage's training, and its devices."""
 
 import dataclasses
 import functools
@@ -18,13 +18,11 @@ from jldm.train.preemption import Notice
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What the training of a stage knows: the stage `at` a place, and what it shares with the other
-  stages of a run.
-  """
+  """The context of a stage's training: the stage and its workdir, and what the stages of a run share."""
 
   at: StagePlace
   devices: sharding.Devices = None
-  extractor: Any = None  # that the last stage that draws is judged by while it trains
+  extractor: Any = None  # computes features for the evaluations while training
   wandb: Any = None  # a run of Weights & Biases
   notice: Notice = dataclasses.field(default_factory=Notice)
   clock: Goodput = dataclasses.field(default_factory=Goodput)
@@ -47,27 +45,27 @@ class Run:
 
   @functools.cached_property
   def model(self) -> Model:
-    """What the stage trains, with the codec that it needs or is."""
+    """The model that the stage trains, with its codec."""
     return stage_model(self.at)
 
   @property
   def encoding_batch_size(self) -> int:
-    """How many examples are encoded at once: as many as the codec was trained on, where its stage is
-    of this experiment.
-    """
+    """How many examples are encoded at once: the codec's batch size if this experiment trains it."""
     codec = self.at.needed().get("codec", self.at)
     return (codec if codec.workdir == self.workdir else self.at).stage.batch_size
 
 
 def mesh_for_stage(stage: Stage, devices: sharding.Devices) -> Mesh:
-  """The devices of a stage: as many as the caller asks for, else as the stage does, and at least one
-  of each process.
+  """The mesh of a stage: the devices that the caller gives, else those that the stage gives.
+
+  Every process has at least one device.
   """
-  wanted, least = sharding.as_layout(devices), jax.process_count()
-  asked = math.ceil(stage.devices / least) * least
-  return sharding.mesh_for(stage.batch_size, wanted._replace(devices=wanted.devices or asked or None))
+  requested, least = sharding.as_layout(devices), jax.process_count()
+  default = math.ceil(stage.devices / least) * least
+  layout = requested._replace(devices=requested.devices or default or None)
+  return sharding.mesh_for(stage.batch_size, layout)
 
 
 def layout_of_mesh(mesh: Mesh) -> sharding.Layout:
-  """What to draw samples on beside a training."""
+  """The layout of a mesh, to draw samples on the devices that a stage trains on."""
   return sharding.Layout(mesh.size, mesh.shape["fsdp"], mesh.shape["tensor"])

@@ -1,4 +1,4 @@
-"""One stage of a run: from its newest good checkpoint, or from the start, to its last step."""
+"""Trains one stage, from its newest good checkpoint or from the start, to its last step."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -26,10 +26,9 @@ from jldm.train.step import make_step
 
 
 def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
-  """Trains a stage to its last step, and commits what later stages are given with it; nothing if that
-  is committed.
+  """Trains a stage to its last step and commits its result; a stage that is finished is left alone.
 
-  A stage that needs a codec trains on the cached latents of the training set, and never runs the encoder.
+  A stage that needs a codec trains on cached latents; its steps never run the encoder.
   """
   stage = run.stage
   mesh = mesh_for_stage(stage, run.devices)
@@ -44,58 +43,57 @@ def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
     source = (
       encode_training_set(run, frozen["codec"].params, train_set, mesh) if "codec" in frozen else train_set
     )
-    with PREVIEWS[stage.makes](run, frozen, held_out, mesh) as looks:
-      state = fit_stage(run, source, frozen, saved, mesh, looks)
+    with PREVIEWS[stage.makes](run, frozen, held_out, mesh) as make_previews:
+      state = fit_stage(run, source, frozen, saved, mesh, make_previews)
     last = FINAL_ITEMS[stage.makes](run, state, frozen, train_set, mesh)
     saved.save(stage.steps, divide(state) | last)
 
 
 def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: Mesh) -> dict:
-  """The codec: its latents keep the mean and std of the one that it was started from, or are measured."""
+  """The codec with the mean and std of its latents, either measured or those of the codec it started from."""
   params = run.stage.objective.result(state.ema[0], state.extra, frozen).params
   start = start_params(run)
-  known = (
+  scale = (
     {name: start[name] for name in ("mean", "std")}
     if start
     else measure_latents(run, params["params"], train_set, mesh)
   )
-  return {"codec": params | known}
+  return {"codec": params | scale}
 
 
 def start_params(run: Run) -> Any:
-  """The parameters of the result that a stage starts from; None if it starts from none."""
+  """The parameters that a stage starts from; None if it starts from none."""
   place = run.at.started_from()
   return None if place is None else load_finished(place).params
 
 
-FINAL_ITEMS = {
-  "codec": codec_item,
-  "denoiser": lambda *_: {},
-}  # what a stage makes -> items of its last checkpoint besides the state
+# What a stage makes -> the further items of its last checkpoint.
+FINAL_ITEMS = {"codec": codec_item, "denoiser": lambda *_: {}}
 
 
 def fit_stage(
-  run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, looks: Callable
+  run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, make_previews: Callable
 ) -> TrainState:
-  """A stage up to its last step, which is left for the caller to save; looks(log) -> hooks that look
-  at it on the way.
+  """Trains a stage up to its last step, and leaves that state for the caller to save.
+
+  make_previews(log) gives the hooks that show the stage while it trains.
   """
   stage, clock = run.stage, run.clock
   with clock.on("restore"):
     start = saved.latest() or 0
   with clock.on("restore" if start else "compile"):
-    step, state, rows, key_steps, changes = start_or_resume(run, source, frozen, saved, mesh, start)
+    step, state, train_batches, key_steps, changes = start_or_resume(run, source, frozen, saved, mesh, start)
   with Log(run.workdir, stage.name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
-    keep, every = logging_hooks(run, saved, log)
+    keep, log_hooks = logging_hooks(run, saved, log)
     stop = (run.notice.hook(stage.name, stage.steps, keep),)
-    guard = lambda hook: clock.hook("evaluation", run.notice.guard(hook, stage.name, stage.steps, keep))
-    looking = tuple(guard(hook) for hook in looks(log))
+    guarded = lambda hook: clock.hook("evaluation", run.notice.guard(hook, stage.name, stage.steps, keep))
+    preview_hooks = tuple(guarded(hook) for hook in make_previews(log))
     step = clock.steps(step, start, log.made_before)
     try:
-      with snapshot_averages(run, state) as taken:
-        saves = tuple(clock.hook("save", hook) for hook in taken)
-        hooks = every + saves + stop + looking
-        return fit(step, state, clock.waiting(rows), key_steps, frozen, stage.steps, hooks, changes)
+      with snapshot_averages(run, state) as snapshot_hooks:
+        saves = tuple(clock.hook("save", hook) for hook in snapshot_hooks)
+        hooks = log_hooks + saves + stop + preview_hooks
+        return fit(step, state, clock.waiting(train_batches), key_steps, frozen, stage.steps, hooks, changes)
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
@@ -105,15 +103,12 @@ def fit_stage(
 
 
 def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tuple[Hook, ...]]:
-  """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save
-  every so often.
-  """
+  """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save."""
   stage, clock = run.stage, run.clock
 
   def save(n, state, metrics):
-    if (
-      n < stage.steps and not metrics["skipped"]
-    ):  # amid updates that were not made, the checkpoint before is the good one
+    # After a skipped update the checkpoint before is the good one.
+    if n < stage.steps and not metrics["skipped"]:
       saved.save(n, divide(state))
 
   def keep(n, state, metrics):
@@ -124,9 +119,8 @@ def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tup
   return keep, (
     Hook(1, log.collect),
     Hook(stage.log_every_steps, log.write, at_end=True),
-    Hook(
-      stage.save_every_steps, log.write
-    ),  # so that a line's steps never straddle where a run may go on from
+    # A line ends at every checkpoint, so that a resumed run logs the same lines.
+    Hook(stage.save_every_steps, log.write),
     clock.hook("save", Hook(stage.save_every_steps, save)),
     clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
     Hook(stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.line()), at_end=True),
@@ -134,19 +128,18 @@ def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tup
 
 
 def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
-  """What a stage goes on with from a committed step, or from nothing: (step, state, batches, the
-  steps' key, changes).
-  """
+  """(train step, state, batches, key of the steps, changes): restored at step `start`, initialised if 0."""
   stage, seed = run.stage, run.seed
   key_init, key_steps, key_codes = sharding.replicate(mesh, stage_keys(seed, stage.name))
   tx = stage.optimizer.build(stage.steps)
-  here, size = sharding.local_rows(mesh, stage.batch_size), stage.batch_size
+  size = stage.batch_size
+  local_rows = sharding.local_rows(mesh, size)
 
   def init(key: jax.Array, batch: dict, frozen: dict, started: Any) -> TrainState:
     made = stage.objective.init(key, batch, frozen)
     return init_state(*(made if started is None else stage.objective.start(*made, started)), tx, stage.ema)
 
-  example = sharding.place_local_rows(mesh, size, next(batches(source, seed, size, 0, 1, here)))
+  example = sharding.place_local_rows(mesh, size, next(batches(source, seed, size, 0, 1, local_rows)))
   shapes = jax.eval_shape(init, key_init, example, frozen, None)
   places = sharding.shardings_like(mesh, shapes)
   if start:
@@ -156,15 +149,15 @@ def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mes
     started, quick = sharding.replicate(mesh, start_params(run)), sharding.quick_compile_options(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)
   step = sharding.with_mesh(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))
-  rows = (
+  train_batches = (
     sharding.place_local_rows(mesh, size, share)
-    for share in batches(source, seed, size, start, stage.steps, here)
+    for share in batches(source, seed, size, start, stage.steps, local_rows)
   )
-  return step, state, rows, key_steps, refresh_changes(run, key_codes, mesh)
+  return step, state, train_batches, key_steps, refresh_changes(run, key_codes, mesh)
 
 
 def refresh_changes(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
-  """Where the objective has state to refresh outside the step, such as the dead codes of a codebook."""
+  """The changes that an objective makes between steps, such as replacing dead codes of a codebook."""
   objective = run.stage.objective
   every = getattr(objective, "refresh_every_steps", 0)
   if not every:
@@ -180,8 +173,9 @@ def refresh_changes(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
 
 @contextlib.contextmanager
 def snapshot_averages(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]:
-  """Where the stage has power-function averages, all of them are kept every so often, to be made into
-  others later.
+  """The hooks that keep snapshots of power-function averages, from which other averages are made later.
+
+  There are none if the stage has another kind of average.
   """
   stage = run.stage
   if not isinstance(stage.ema, Power):
@@ -190,14 +184,13 @@ def snapshot_averages(run: Run, state: TrainState) -> Iterator[tuple[Hook, ...]]
   with Checkpoints(workdirs.averages_folder(run.workdir, stage.name), keep=stage.steps) as kept:
 
     def take(n, state, metrics):
-      new = multihost.broadcast(n not in kept.steps())  # a run that was resumed comes to the same ones
+      new = multihost.broadcast(n not in kept.steps())  # a resumed run reaches the same steps
       if new and not metrics["skipped"]:
         kept.save(n, {str(width): average for width, average in zip(stage.ema.sigma_rel, state.ema)})
 
     start = int(state.step)
-    if (
-      start and start % stage.snapshot_every_steps == 0
-    ):  # a kill may come between the commits of a checkpoint and of these
+    # The run may have been killed between the commits of a checkpoint and of its snapshot.
+    if start and start % stage.snapshot_every_steps == 0:
       take(start, state, {"skipped": 0})
     yield (
       Hook(stage.snapshot_every_steps, take, at_end=True),

@@ -1,4 +1,4 @@
-"""The whole run: the stages of an experiment, one after the other, in a workdir."""
+"""A whole run: trains the stages of an experiment, one after the other, in a workdir."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -31,41 +31,41 @@ def train(
 
   Raises:
     UserError: a data set that is missing or does not fit, a batch that the devices do not divide,
-      another experiment in the workdir, another training in it, a stage that needs one that is not
-      finished, wandb that is not installed, a disk that is full or may not be written to.
+      another experiment in the workdir, another training in it, a stage that needs an unfinished one,
+      wandb that is not installed, a disk that is full or read-only.
     NonFiniteError: ten non-finite updates in a row.
-    Preempted: SIGTERM came; the step it came in is committed.
+    Preempted: SIGTERM came; the current step is committed.
   """
-  # 1. The experiment as its workdir will have it, and which of its stages to train.
+  # 1. The experiment as its workdir will hold it, and the stages to train.
   workdir, experiment = Path(workdir), workdirs.resolve_pretrained(experiment)
   wanted = {experiment.stage(name).name for name in stages or experiment.names}
   places = [StagePlace(experiment, stage, workdir) for stage in experiment.stages if stage.name in wanted]
   if experiment.data is None:
     raise UserError(
-      "the experiment has no data and cannot be trained; use its workdir in another: Pretrained('…') as a stage"
+      "the experiment has no data and cannot be trained; use its workdir as a stage of another experiment: "
+      "Pretrained('…')"
     )
   if multihost.is_primary():
     workdirs.check_workdir(workdir, experiment)
 
-  # 2. Whatever can be refused is refused before anything is written.
-  train_set, held_out = (
-    experiment.data.open(experiment.data.train),
-    experiment.data.open(experiment.data.held_out),
-  )
+  # 2. Everything that can be refused is refused before anything is written.
+  data = experiment.data
+  train_set, held_out = data.open(data.train), data.open(data.held_out)
   extractor = validate.validate_run(places, devices)
   if wandb:
     import_wandb()
 
-  # 3. The workdir is this run's: another training in it is refused, SIGTERM ends the run after a commit.
-  with watched() as notice, workdirs.user_error_if_disk_fails(workdir), claim_for_run(workdir, experiment):
+  # 3. The run claims the workdir and refuses other trainings in it; SIGTERM ends it after a commit.
+  disk_errors = workdirs.user_error_if_disk_fails(workdir)
+  with watched() as notice, disk_errors, claim_for_run(workdir, experiment):
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
 
-    # 4. The stages.  Resuming is running the same command again:
-    #   a. A stage whose last step is committed is finished and is not run again.
-    #   b. Any other goes on from its newest checkpoint that is whole; a damaged one is set aside, with a line.
-    #   c. Data and keys are functions of (seed, stage's name, step): the end has the bits of a run that never stopped.
-    #   d. What later stages are given is committed with the last step: a codec with the mean and std of its latents.
+    # 4. The stages.  Running the same command again resumes the run:
+    #   a. A stage whose last step is committed is finished and is skipped.
+    #   b. Any other resumes from its newest good checkpoint; a damaged one is reported and set aside.
+    #   c. Data and keys are functions of (seed, stage name, step), so a resumed run ends with the same bits.
+    #   d. The result of a stage, such as a codec with its mean and std, is committed with the last step.
     for i, at in enumerate(places):
       if i:
         notice.check()
@@ -78,7 +78,7 @@ def train(
 
 @contextlib.contextmanager
 def claim_for_run(workdir: Path, experiment: Experiment) -> Iterator[None]:
-  """The workdir is this run's: the first process holds its lock, and the others see the same folder."""
+  """Claims the workdir: the primary process holds its lock; the others check that they see it."""
   with lock.held(workdir) if multihost.is_primary() else contextlib.nullcontext():
     if multihost.is_primary():
       workdirs.claim_workdir(workdir, experiment)

@@ -1,6 +1,4 @@
-"""What can be refused is refused before anything is written: numbers, shapes, and one loss of each
-stage, as shapes.
-"""
+"""Checks a run before anything is written: numbers, shapes, and one loss of each stage, traced as shapes."""
 
 import dataclasses
 from typing import Any
@@ -35,13 +33,12 @@ from jldm.train.state import TrainState, init_state
 
 
 def validate_run(places: list[StagePlace], devices: sharding.Devices) -> Any:
-  """Everything that can be refused of the stages of one experiment that are to be trained.
+  """Checks the stages of an experiment that are to be trained.
 
-  Returns the extractor that samples are judged by while training, or None.
+  Returns the extractor for evaluations while training, or None.
 
   Raises:
-    UserError: what does not fit, or a stage that one of them relies on and that is neither finished
-      nor trained before it.
+    UserError: anything that does not fit; a stage that is needed but neither finished nor trained before.
   """
   experiment = places[0].experiment
   for at in places:
@@ -58,13 +55,13 @@ def validate_run(places: list[StagePlace], devices: sharding.Devices) -> Any:
 
 
 def check_data(model: Model, data: Any) -> None:
-  """Raises a UserError where the data do not fit a codec."""
+  """Raises a UserError if the data do not fit the codec."""
   for one in data.specs:
     model.codec.latent_spec(one)
 
 
 def check_stage(stage: Stage, devices: sharding.Devices) -> None:
-  """Raises a UserError where the numbers of a stage do not fit each other or the devices."""
+  """Raises a UserError if the numbers of a stage do not fit each other or the devices."""
   name = stage.name
   counts = (
     "batch_size",
@@ -85,12 +82,13 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
   parts = sharding.batch_shard_count(mesh)
   if stage.batch_size % (stage.accumulate * parts):
     raise UserError(
-      f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times {parts} devices"
+      f"{name}.batch_size={stage.batch_size} is not divisible by accumulate={stage.accumulate} times "
+      f"{parts} devices"
     )
 
 
 def check_needs_finished(at: StagePlace, trained: list[StagePlace]) -> None:
-  """Raises a UserError unless what a stage needs or starts from is finished, or trained before it."""
+  """Raises a UserError unless the sources of a stage are finished, or trained before it in this run."""
   start = at.started_from()
   for source in [*at.needed().values(), *([start] if start else [])]:
     if source not in trained:
@@ -98,7 +96,7 @@ def check_needs_finished(at: StagePlace, trained: list[StagePlace]) -> None:
 
 
 def check_start(at: StagePlace) -> None:
-  """Raises a UserError unless what a stage starts from has the same network."""
+  """Raises a UserError if a stage starts from another network than its own."""
   start, stage = at.started_from(), at.stage
   if start is None:
     return
@@ -110,16 +108,16 @@ def check_start(at: StagePlace) -> None:
 
 
 def check_model(experiment: Experiment, name: str) -> Model:
-  """The model of a stage that draws, whose networks are built as shapes: a mistake in their sizes costs nothing."""
+  """The model of a stage that draws samples; its networks are built as shapes, which costs no memory."""
   check_class_counts(stage_model(StagePlace(experiment, experiment.stage(name))), experiment.data, name)
   model = build_model(experiment, name)
   check_shapes(model, experiment.data)
-  sampling_pairs(model, model.sampling)  # what could not be sampled is not trained
+  sampling_pairs(model, model.sampling)  # raises if the model could not be sampled
   return model
 
 
 def check_shapes(model: Model, data: Any) -> None:
-  """Builds both networks as shapes for every size of the data; UserError where one does not fit."""
+  """Builds the networks as shapes for every size of the data; UserError if one does not fit."""
   try:
     check_denoiser(model)
     for one in data.specs:
@@ -129,14 +127,9 @@ def check_shapes(model: Model, data: Any) -> None:
 
 
 def check_denoiser(model: Model) -> None:
-  """Raises a UserError where the denoiser breaks the contract of networks, or does not fit its latents
-  or inputs.
-  """
-  objective, batch, key = (
-    model.objective,
-    denoising_batch_shapes(model),
-    jax.eval_shape(lambda: jax.random.key(0)),
-  )
+  """Raises a UserError if the denoiser breaks the contract of networks, or does not fit its inputs."""
+  objective, batch = model.objective, denoising_batch_shapes(model)
+  key = jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(objective.init_conditioners, key, batch)
   inputs = jax.eval_shape(objective.inputs, params, frozen_codec(model), batch, key)
   check_network(objective.network, model.latents(1), inputs)
@@ -149,24 +142,21 @@ def check_class_counts(model: Model, data: Any, name: str) -> None:
     for name, each in model.conditioners.items()
     if isinstance(each, ClassLabel)
   }
-  known |= (
-    {"network.classes": model.objective.network.classes}
-    if isinstance(model.objective.network, (DiT, UNet))
-    else {}
-  )
+  if isinstance(model.objective.network, (DiT, UNet)):
+    known["network.classes"] = model.objective.network.classes
   if known and set(known.values()) != {data.classes}:
     label = f"(ClassLabel(classes={data.classes}),)" if data.classes else "()"
     listed = ", ".join(f"{name}={count}" for name, count in known.items())
     raise UserError(
-      f"data has {data.classes} classes, the {name} {listed}; --set {name}.objective.network.classes={data.classes} "
-      f"--set '{name}.objective.conditioners={label}'"
+      f"data has {data.classes} classes, the {name} {listed}; "
+      f"--set {name}.objective.network.classes={data.classes} --set '{name}.objective.conditioners={label}'"
     )
 
 
 def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
-  """A stage's state, batch and what its objective is given beside them, as shapes, after one loss:
-  whatever does not fit together is refused before anything is done.  None if the stage has no
-  steps.
+  """Traces one loss of a stage as shapes, which raises if anything does not fit together.
+
+  Returns the shapes of (state, batch, frozen); None if the stage has no steps.
   """
   stage, objective = at.stage, at.stage.objective
   if not stage.steps:
@@ -174,11 +164,8 @@ def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   if hasattr(objective, "check"):
     objective.check()
   frozen = frozen_with_weights(at)
-  batch, key, tx = (
-    stage_example(at, frozen, stage.batch_size),
-    jax.random.key(0),
-    stage.optimizer.build(stage.steps),
-  )
+  batch, key = stage_example(at, frozen, stage.batch_size), jax.random.key(0)
+  tx = stage.optimizer.build(stage.steps)
   init = lambda key, batch, frozen: init_state(*objective.init(key, batch, frozen), tx, stage.ema)
   state = jax.eval_shape(init, key, batch, frozen)
   check_started_shapes(at, state)
@@ -187,7 +174,7 @@ def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
 
 
 def check_started_shapes(at: StagePlace, state: TrainState) -> None:
-  """Raises a UserError unless what a stage starts from has arrays of the shapes that it trains."""
+  """Raises a UserError if the stage that it starts from has other arrays."""
   start = at.started_from()
   if start is None:
     return
@@ -197,9 +184,9 @@ def check_started_shapes(at: StagePlace, state: TrainState) -> None:
     jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)
   }
   ours, theirs = named(ours), named(theirs)
-  if unlike := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
-    name = unlike[0]
+  if different := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+    name = different[0]
     raise UserError(
-      f"{at.stage.name}.start={at.stage.start!r} has other arrays, the first {name}: {theirs.get(name)} there and "
-      f"{ours.get(name)} here; make the objectives equal"
+      f"{at.stage.name}.start={at.stage.start!r} has other arrays, the first {name}: {theirs.get(name)}, "
+      f"expected {ours.get(name)}; make the objectives equal"
     )

@@ -1,15 +1,14 @@
-"""Arrays that are made once and read many times, in parts that are committed whole and checked when opened.
+"""Arrays that are written once and read many times, in parts that are written whole and verified when opened.
 
-  folder/0-0/  folder/0-1/  ...   a part of PART rows each, the last of what is left: bucket 0; 1-0 is the first of bucket 1
-  folder/index.json               {"parts": [how many of each bucket], "buckets": whether there are any}
+  folder/0-0/  folder/0-1/  ...   the parts of bucket 0, PART rows each, then the rest; 1-0 starts bucket 1
+  folder/index.json               {"parts": [number of parts per bucket], "buckets": are there buckets}
 
-and a part is
+A part is a folder:
 
   <name>.npy     [count, ...]
   index.json     {"count": ..., "arrays": {name: {"shape": ..., "dtype": ..., "blake2b": ...}}}
 
-A part that is there and sound is not made again: whoever was interrupted goes on, and several
-processes share the work.
+A good part is not written again, so an interrupted run resumes, and several processes share the work.
 """
 
 import collections
@@ -29,9 +28,9 @@ from jldm.core.files import replace_file, replace_folder
 from jldm.data.buckets import Buckets
 from jldm.data.source import Arrays, Batch, Joined, Source, SourceSlice
 
-PART = 8192  # rows
-NAME = re.compile(r"\w+")  # of an array: what an index says never leaves its folder
-DAMAGED = (
+PART = 8192  # rows of a part
+NAME = re.compile(r"\w+")  # of an array: no name in an index leads out of its folder
+DAMAGED = (  # what reading a damaged part raises; numpy raises the last two for some headers
   OSError,
   EOFError,
   ValueError,
@@ -42,11 +41,11 @@ DAMAGED = (
   RecursionError,
   SyntaxError,
   tokenize.TokenError,
-)  # the last two are what numpy says of some headers
+)
 
 
 def part_names(source: Source | Buckets) -> list[tuple[str, SourceSlice]]:
-  """The parts of a source, or of every bucket of it, and their names."""
+  """(name, slice) of every part of a source, bucket by bucket."""
   every = source.sources if isinstance(source, Buckets) else (source,)
   return [
     (f"{number}-{start // PART}", SourceSlice(each, start, min(PART, len(each) - start)))
@@ -59,32 +58,32 @@ def write_cache(
   folder: str | Path,
   source: Source | Buckets,
   encode: Callable[[SourceSlice], Iterable[Batch]],
-  process: int = 0,
-  processes: int = 1,
-  meet: Callable[[], None] = lambda: None,
+  process_index: int = 0,
+  process_count: int = 1,
+  barrier: Callable[[], None] = lambda: None,
 ) -> Source | Buckets:
-  """Writes what `folder` lacks of `encode` of a source, or of every bucket of it; returns it opened.
+  """Writes the parts of an encoded source that `folder` lacks, and opens the cache.
 
-  encode(part) gives batches of arrays [b, ...], len(part) rows in all.  Process p of P makes every
-  P-th part; meet() returns when all processes have come to it.
+  encode(part) gives batches of arrays [b, ...], len(part) rows in all.  Each of P processes writes
+  every P-th part; barrier() returns when all processes have called it.
 
   Raises:
     ValueError, OSError: as `write_part`.
   """
   folder, every = Path(folder), part_names(source)
-  for name, part in every[process::processes]:
-    found = open_part(folder / name)
-    if found is None or len(found) != len(part):
+  for name, part in every[process_index::process_count]:
+    written = open_part(folder / name)
+    if written is None or len(written) != len(part):
       write_part(folder / name, encode(part), len(part))
-  meet()
-  if process == 0:
+  barrier()
+  if process_index == 0:
     commit_cache(folder, [name for name, _ in every], isinstance(source, Buckets))
-  meet()
+  barrier()
   return require_readable(folder, open_cache(folder))
 
 
 def commit_cache(folder: Path, names: list[str], buckets: bool) -> None:
-  """Marks a folder as holding all of these parts; what else is in it goes."""
+  """Marks a folder as complete with these parts, and removes everything else from it."""
   for path in set(folder.iterdir()) - {folder / name for name in names}:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   counts = collections.Counter(name.split("-")[0] for name in names)
@@ -93,12 +92,11 @@ def commit_cache(folder: Path, names: list[str], buckets: bool) -> None:
 
 
 def write_part(folder: str | Path, batches: Iterable[Batch], count: int) -> Source:
-  """Writes batches of arrays [b, ...], `count` rows in all, as one part in place of what `folder`
-  held; returns it opened.
+  """Writes batches of arrays [b, ...], `count` rows in all, as a part that replaces `folder`; opens it.
 
   Raises:
     ValueError: the batches differ in names, shapes or dtypes, or do not add up to `count`.
-    OSError: it does not read back as it was written.
+    OSError: what was written cannot be read.
   """
   folder = Path(folder)
   with replace_folder(folder) as temporary:
@@ -115,7 +113,7 @@ def write_part(folder: str | Path, batches: Iterable[Batch], count: int) -> Sour
         digests[name].update(np.ascontiguousarray(array))
       done += rows
     if done != count or not files:
-      raise ValueError(f"{done} rows came, {count} were announced")
+      raise ValueError(f"{done} rows came, {count} were expected")
     for file in files.values():
       file.flush()
     arrays = {
@@ -127,11 +125,11 @@ def write_part(folder: str | Path, batches: Iterable[Batch], count: int) -> Sour
   return require_readable(folder, open_part(folder))
 
 
-def require_readable(folder: Path, found: Any) -> Any:
-  """What was just written; OSError if it is not there."""
-  if found is None:
-    raise OSError(f"{folder} does not read back as it was written")
-  return found
+def require_readable(folder: Path, opened: Any) -> Any:
+  """What was opened after writing; OSError if it is None."""
+  if opened is None:
+    raise OSError(f"{folder} cannot be read after it was written; check the disk")
+  return opened
 
 
 def create_array_file(path: Path, like: np.ndarray, count: int) -> np.memmap:
@@ -144,7 +142,7 @@ def create_array_file(path: Path, like: np.ndarray, count: int) -> np.memmap:
 
 
 def check_batch(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
-  """The number of rows of a batch that agrees with the files and fits into what room is left."""
+  """The number of rows of a batch; ValueError unless it matches the files and fits into the rows left."""
   kinds = {name: (array.shape[1:], array.dtype) for name, array in batch.items()}
   if kinds != (expected := {name: (file.shape[1:], file.dtype) for name, file in files.items()}):
     raise ValueError(f"a batch of {kinds} after one of {expected}")
@@ -155,9 +153,7 @@ def check_batch(batch: Batch, files: dict[str, np.memmap], room: int) -> int:
 
 
 def open_cache(folder: str | Path) -> Source | Buckets | None:
-  """The arrays, mapped from the files; None if the folder is absent, not finished or damaged, so that
-  it must be gone on with.
-  """
+  """The arrays, memory-mapped; None if the folder is absent, incomplete or damaged."""
   folder = Path(folder)
   try:
     index = json.loads((folder / "index.json").read_text())
@@ -165,7 +161,7 @@ def open_cache(folder: str | Path) -> Source | Buckets | None:
       tuple(itertools.takewhile(bool, (open_part(folder / f"{bucket}-{part}") for part in range(count))))
       for bucket, count in enumerate(index["parts"])
     )
-    sources = tuple(Joined(found) for found, count in zip(each, index["parts"]) if len(found) == count > 0)
+    sources = tuple(Joined(parts) for parts, count in zip(each, index["parts"]) if len(parts) == count > 0)
     if not sources or len(sources) < len(index["parts"]):
       return None
     return Buckets(sources) if index["buckets"] else sources[0]
@@ -174,7 +170,7 @@ def open_cache(folder: str | Path) -> Source | Buckets | None:
 
 
 def open_part(folder: str | Path) -> Source | None:
-  """One part, mapped from its files; None if it is absent or damaged."""
+  """One part, memory-mapped; None if it is absent or damaged."""
   folder = Path(folder)
   try:
     index = json.loads((folder / "index.json").read_text())
@@ -190,8 +186,8 @@ def open_part(folder: str | Path) -> Source | None:
 
 
 def matches_entry(array: np.ndarray, entry: dict, count: int) -> bool:
-  """Whether an array is the one that its index entry describes."""
-  described = [count, *entry["shape"][1:]] == list(array.shape) == entry[
-    "shape"
-  ] and array.dtype.str == entry["dtype"]
-  return described and hashlib.blake2b(array).hexdigest() == entry["blake2b"]
+  """Whether an array has the shape, dtype and hash of its index entry."""
+  shape, dtype = entry["shape"], entry["dtype"]
+  if not [count, *shape[1:]] == list(array.shape) == shape or array.dtype.str != dtype:
+    return False
+  return hashlib.blake2b(array).hexdigest() == entry["blake2b"]

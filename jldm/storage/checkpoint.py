@@ -1,18 +1,17 @@
-"""Asynchronous checkpoints with every byte accounted for: `<folder>/<step>/` (Orbax),
-`<folder>/<step>.manifest.json`.
+"""Asynchronous checkpoints with checksums: `<folder>/<step>/` (Orbax) and `<folder>/<step>.manifest.json`.
 
-The manifest, {"step": n, "files": {path: [size, blake2b]}}, is written when the step is whole on
-disk, removed first: a step without one is uncommitted, whenever a kill came.  Orbax alone restores
+The manifest, {"step": n, "files": {path: [size, blake2b]}}, is written last and removed first.  So a
+step without a manifest is uncommitted, whenever the process was killed.  Orbax alone would restore
 a flipped byte silently.
 
-An item is stored as one flat mapping of names such as `params/Dense_0/kernel`: types (NamedTuple,
-dataclass) and empty containers come back from the tree that `restore` is given.  Arrays that this
-process holds whole travel as numpy, which Orbax writes and reads in half the time of jax arrays;
-those spread over several processes travel as jax arrays.
+An item is stored as a flat mapping from names such as `params/Dense_0/kernel`.  `restore` takes a
+tree, which gives the types (NamedTuple, dataclass) and the empty containers.  Arrays that this
+process holds whole are saved as numpy, which Orbax writes and reads in half the time of jax arrays;
+arrays that are split over processes are saved as jax arrays.
 
-Orbax's CheckpointManager deletes old steps once the new one is renamed into place, before it can
-have a manifest: with one step kept, a kill could leave none.  So a bare checkpointer saves, and old
-steps go after the commit of a new one.
+Orbax's CheckpointManager deletes old steps when the new one is renamed into place, before its
+manifest exists: with one step kept, a kill could leave none.  So this module uses a checkpointer
+alone, and deletes old steps after it has committed a new one.
 """
 
 from collections.abc import Iterator
@@ -42,49 +41,47 @@ MANIFEST = ".manifest.json"
 OURS = re.compile(
   r"(0|[1-9]\d*)(|\.manifest\.json|\.manifest\.json\.tmp|\.orbax-checkpoint-tmp.*)"
 )  # (step)(kind)
-OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # how TensorStore, which writes Orbax's arrays, tells of one
+OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in the messages of TensorStore, which writes Orbax's arrays
 
 
-def _loud(record: logging.LogRecord) -> bool:
-  """False for what Orbax says below a warning, dozens of lines a save, and of errors, each of which it
-  raises as well.
-  """
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+  """False for Orbax's information, dozens of lines per save, and for errors, which it raises as well."""
   return f"{os.sep}orbax{os.sep}" not in record.pathname or (
     record.levelno >= logging.WARNING and not record.exc_info
   )
 
 
-def _untold(record: logging.LogRecord) -> bool:
-  """False for what a task of Orbax met on a full disk after the first, which is raised."""
+def _not_disk_error(record: logging.LogRecord) -> bool:
+  """False for the further errors of Orbax's tasks on a full disk: the first one is raised."""
   return not (record.exc_info and OS_ERROR.search(str(record.exc_info[1])))
 
 
-logging.getLogger("absl").addFilter(_loud)
-logging.getLogger("asyncio").addFilter(_untold)
+logging.getLogger("absl").addFilter(_is_worth_logging)
+logging.getLogger("asyncio").addFilter(_not_disk_error)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-  """The steps in one folder; a context manager, left with the last save committed.
+  """The checkpoints in one folder; leaving the context commits the last save.
 
-  Opened for writing (by one training at a time) it removes what a kill left uncommitted.  With
-  `read_only` it changes nothing, so that a training may go on meanwhile.
+  Opened for writing (by one training at a time), it removes uncommitted files of a killed run.  With
+  `read_only` it changes nothing, so a training may continue at the same time.
   """
 
   def __init__(self, folder: Path, keep: int = 2, read_only: bool = False):
-    """keep: committed steps left on disk, at least 1."""
+    """keep: how many committed steps stay on disk, at least 1."""
     if keep < 1:
       raise ValueError(f"keep={keep}; expected at least 1")
     self.folder, self.keep, self.read_only = Path(folder).absolute(), keep, read_only
     self._verified: set[int] = set()
     self._pending: tuple[int, futures.Future] | None = None
     if not read_only:
-      # Where directories are made in the background, a save that is refused leaves a thread that waits for minutes.
+      # With directories made in the background, a save that fails leaves a thread that waits for minutes.
       options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-      # Processes meet by name: two folders that are saved to at once must not have one.
+      # Barriers go by name: two folders that are saved at the same time need different names.
       meeting = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix="-".join(self.folder.parts[-2:]))
       composite = ocp.CompositeOptions(async_options=options, multiprocessing_options=meeting)
       handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-      # Weights hardly get smaller by compression, which is a quarter of the work of a save.
+      # Compression takes a quarter of the time of a save and makes weights hardly smaller.
       handlers.add(
         None,
         ocp.args.PyTreeSave,
@@ -101,7 +98,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
   def __exit__(self, kind: type | None, *exception: object) -> None:
     if multihost.is_multiprocess() and kind not in (None, NonFiniteError, Preempted):
-      return  # what the others do not know of: they will not come to finish a save
+      return  # the other processes do not know of this error and would not join in a commit
     try:
       self.commit(wait=True)
     finally:
@@ -110,10 +107,11 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._worker.shutdown()
 
   def save(self, step: int, items: dict[str, PyTree]) -> None:
-    """Commits the save before and starts to save trees of arrays, which may be donated as soon as this returns.
+    """Commits the previous save, then starts to save trees of arrays; they may be donated once this returns.
 
-    Raises ValueError where `step` does not follow the newest one, and UserError where this or the
-    save before failed.
+    Raises:
+      ValueError: `step` does not follow the newest one.
+      UserError: this save or the previous one failed.
     """
     if self.read_only:
       raise ValueError(f"{self.folder} is open for reading only")
@@ -123,7 +121,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     args = {
       item: ocp.args.PyTreeSave(_on_host(tree)) for item, tree in items.items() if jax.tree.leaves(tree)
     }
-    with self._told(step):
+    with self._disk_errors_in_one_line(step):
       self._checkpointer.save(self.folder / str(step), args=ocp.args.Composite(**args))
 
     def finish() -> dict[str, list]:
@@ -133,15 +131,17 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._pending = step, self._worker.submit(finish)
 
   def commit(self, wait: bool = False) -> None:
-    """Commits the save in flight if it has ended (`wait`: when it has), removes old steps; UserError
-    where it failed.
+    """Commits the pending save if it is finished, or after waiting for it, and removes old steps.
+
+    Raises:
+      UserError: the save failed.
     """
     if self._pending is None or not (wait or self._pending[1].done()):
       return
     step, finished = self._pending
-    futures.wait([finished])  # an interrupt here leaves the save pending, to be committed on the way out
+    futures.wait([finished])  # after an interrupt here the save is still pending, and __exit__ commits it
     self._pending = None
-    with self._told(step):
+    with self._disk_errors_in_one_line(step):
       files = finished.result()
       if multihost.is_primary():
         _write(
@@ -150,12 +150,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     if multihost.is_primary():
       for old in self.steps()[: -self.keep]:
         (self.folder / f"{old}{MANIFEST}").unlink()
-        self._worker.submit(shutil.rmtree, self.folder / str(old))  # takes tenths of a second
+        self._worker.submit(
+          shutil.rmtree, self.folder / str(old)
+        )  # in the background: it takes tenths of a second
     self._verified.add(step)
 
   @contextlib.contextmanager
-  def _told(self, step: int) -> Iterator[None]:
-    """Tells of a save that the disk refused in one line; a bug of ours stays one."""
+  def _disk_errors_in_one_line(self, step: int) -> Iterator[None]:
+    """Raises a UserError in place of an error of the disk; any other error stays as it is."""
     try:
       yield
     except Exception as error:
@@ -173,18 +175,17 @@ class Checkpoints(contextlib.AbstractContextManager):
   def steps(self) -> list[int]:
     """The committed steps, ascending."""
     names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-    found = [OURS.fullmatch(name) for name in names]
-    return sorted(int(match[1]) for match in found if match and not match[2] and match[1] + MANIFEST in names)
+    matches = [OURS.fullmatch(name) for name in names]
+    return sorted(
+      int(match[1]) for match in matches if match and not match[2] and match[1] + MANIFEST in names
+    )
 
   def latest(self) -> int | None:
-    """The newest committed step that agrees with its manifest; damaged ones are told of and moved into
-    `damaged/`.
-    """
+    """The newest committed step that matches its manifest; damaged ones are reported and set aside."""
     step = self._newest_sound() if multihost.is_primary() else None
-    agreed = multihost.broadcast(
-      -1 if step is None else step
-    )  # one process looks, so that all go on from the same step
-    step = None if agreed < 0 else agreed
+    # Only the primary looks, so that all processes continue from the same step.
+    newest = multihost.broadcast(-1 if step is None else step)
+    step = None if newest < 0 else newest
     self._verified |= {step} - {None}
     return step
 
@@ -194,7 +195,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       if (fault := _fault(self.folder, step)) is None:
         sound = step
         break
-      if (self.folder / f"{step}{MANIFEST}").exists():  # else a training has just removed this old step
+      if (self.folder / f"{step}{MANIFEST}").exists():  # else the training has just removed this old step
         damaged[step] = fault
     instead = "no older step is left" if sound is None else f"using step {sound} instead"
     for step, fault in damaged.items():
@@ -207,11 +208,14 @@ class Checkpoints(contextlib.AbstractContextManager):
     return sound
 
   def items(self, step: int) -> list[str]:
-    """The names of what a committed step stores (an item without arrays is not stored); raises
-    UserError if damaged.
+    """The names of the items of a committed step; an item without arrays is not stored.
+
+    Raises:
+      UserError: there is no such step, or it is damaged.
     """
-    agreed = multihost.is_multiprocess() and step in self._verified  # whatever a share that lags lists here
-    if not agreed and step not in (steps := self.steps()):
+    # A network share may lag in its listing of a step that all processes have verified.
+    verified = multihost.is_multiprocess() and step in self._verified
+    if not verified and step not in (steps := self.steps()):
       raise UserError(
         f"{self.folder} has no committed step {step}; it has {', '.join(map(str, steps)) or 'none'}"
       )
@@ -237,13 +241,13 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 
 def _write(path: Path, text: str) -> None:
-  """All of the file or nothing, whenever a kill comes."""
+  """Writes a file atomically."""
   with replace_file(path, partial=f"{path.name}.tmp", fsync=True) as file:
     file.write(text.encode())
 
 
 def _remove_uncommitted(folder: Path, committed: list[int]) -> None:
-  """Removes what a kill left: partial and unmarked steps, manifests without a step, drafts; nothing else."""
+  """Removes what a killed run left: steps without manifests, manifests without steps, temporary files."""
   for path in list(folder.iterdir()):
     match = OURS.fullmatch(path.name)
     if match and not (match[2] in ("", MANIFEST) and int(match[1]) in committed):
@@ -251,7 +255,7 @@ def _remove_uncommitted(folder: Path, committed: list[int]) -> None:
 
 
 def _set_aside(folder: Path, step: int) -> Path:
-  """Moves a step and its manifest into `damaged/`, in place of an earlier one of the same number."""
+  """Moves a step and its manifest to `damaged/`, where it replaces an earlier one of the same number."""
   aside = folder / "damaged" / str(step)
   aside.parent.mkdir(exist_ok=True)
   shutil.rmtree(aside, ignore_errors=True)
@@ -273,13 +277,13 @@ def _fingerprints(folder: Path) -> dict[str, list]:
 
 
 def _fault(folder: Path, step: int) -> str | None:
-  """Which file of a committed step disagrees with its manifest, and how."""
+  """The first file of a committed step that does not match its manifest, and how; None if all match."""
   try:
     manifest = json.loads((folder / f"{step}{MANIFEST}").read_bytes())
-    found = _fingerprints(folder / str(step))
+    actual = _fingerprints(folder / str(step))
     for name, stated in manifest["files"].items():
-      if found.get(name) != stated:
-        return f"{name} has changed" if name in found else f"{name} is missing"
+      if actual.get(name) != stated:
+        return f"{name} has changed" if name in actual else f"{name} is missing"
     return None if manifest["step"] == step else "its manifest is of another step"
   except OSError as error:
     return f"{error.filename} cannot be read ({error.strerror})"
@@ -288,7 +292,7 @@ def _fault(folder: Path, step: int) -> str | None:
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:
-  """Leaves by their path, as in `opt_state/0/mu/kernel`; a tree that is a leaf is named `value`."""
+  """Leaves by their path, as in `opt_state/0/mu/kernel`; the name of a single leaf is `value`."""
   paths = jax.tree_util.tree_leaves_with_path(tree)
   named = {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in paths}
   if len(named) < len(paths):
@@ -297,32 +301,31 @@ def _by_name(tree: PyTree) -> dict[str, Any]:
 
 
 def _on_host(tree: PyTree) -> dict[str, Any]:
-  """Arrays by name; those that this process holds whole as numpy, which Orbax copies before its `save` returns."""
+  """Arrays by name; those that this process holds whole as numpy, which Orbax copies before `save` returns."""
   arrays = {
     name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in _by_name(tree).items()
   }
   whole = jax.device_get({name: array for name, array in arrays.items() if array.is_fully_addressable})
-  return arrays | {
-    name: np.asarray(array) for name, array in whole.items()
-  }  # raises TypeError for typed keys
+  # Raises a TypeError for typed keys.
+  return arrays | {name: np.asarray(array) for name, array in whole.items()}
 
 
 def _restore(path: Path, like: PyTree) -> PyTree:
-  """One item in the types and shardings of `like`; raises UserError naming leaves that do not match."""
+  """One item in the types and shardings of `like`; UserError for arrays that do not match."""
   leaves, handler = _by_name(like), ocp.PyTreeCheckpointHandler()
   if not leaves:
     return like
   kinds = lambda tree: {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in tree.items()}
   stored, wanted = kinds(handler.metadata(path).tree), kinds(leaves)
-  if unlike := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
-    told = [
+  if different := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
+    listed = [
       f"{name} is {stored.get(name, 'not stored')}, expected {wanted.get(name, 'none')}"
-      for name in unlike[:3]
+      for name in different[:3]
     ]
     raise UserError(
-      f"{len(unlike)} arrays of {path} do not match: {'; '.join(told)}; was it saved by this experiment?"
+      f"{len(different)} arrays of {path} do not match: {'; '.join(listed)}; was it saved by this experiment?"
     )
-  # Like an uncommitted array, what is restored at None may be moved to any device.
+  # An array that is restored without a sharding is uncommitted: it may move to any device.
   place = lambda leaf: getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
   places = {name: place(leaf) for name, leaf in leaves.items()}
   args = {

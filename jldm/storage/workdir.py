@@ -1,12 +1,12 @@
-"""A workdir: where a run keeps everything, and who it belongs to.
+"""A workdir: the folder of a run, and the experiment that owns it.
 
-experiment.json                 resolved, as data
-<stage>/latest/<step>/          checkpoints of each stage; an autoencoder's last one holds the codec
-<stage>/best/<step>/            what the evaluations while training liked best
-<stage>/averages/<step>/        every so often, of a stage with ema=Power(...)
+experiment.json                 the experiment with every Pretrained stage resolved
+<stage>/latest/<step>/          checkpoints of each stage; the last one of an autoencoder holds the codec
+<stage>/best/<step>/            the denoiser with the best score while training
+<stage>/averages/<step>/        snapshots of the averages of a stage with ema=Power(...)
 latents/<codec hash>/           raw moments of the training set
-conditions/<hash>/              what the conditioners need of each example
-evaluation/                     what samples of a step, and reconstructions, are worth
+conditions/<hash>/              what the conditioners cache of each example
+evaluation/                     metrics of samples and reconstructions, by step
 metrics.jsonl  tb/  wandb/  images/  samples/  report.html
 lock                            of the training that runs there
 """
@@ -53,7 +53,7 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def resolve_pretrained(experiment: Experiment) -> Experiment:
-  """The same with the network of every Pretrained written out; UserError where its path is no workdir."""
+  """Replaces every Pretrained by the stage that it stands for; UserError if its path is not a workdir."""
   for given in experiment.stages:
     if isinstance(given, Pretrained):
       experiment = experiment.with_stage(pretrained_stage(given))
@@ -64,7 +64,7 @@ def pretrained_stage(given: Pretrained) -> Stage:
   """A stage of no steps that starts from the last codec of another workdir."""
   codec = read_experiment(Path(given.path)).last("codec")
   if codec is None:
-    raise UserError(f"workdir {given.path!r} has no autoencoder; expected one that has, for Pretrained")
+    raise UserError(f"Pretrained({given.path!r}): this workdir has no autoencoder; choose one that has")
   return Stage(
     name=given.name,
     objective=Reconstruction(network=codec.objective.network),
@@ -75,15 +75,15 @@ def pretrained_stage(given: Pretrained) -> Stage:
 
 
 def check_workdir(workdir: Path, experiment: Experiment) -> None:
-  """Whether `workdir` may hold this experiment; writes nothing.
+  """Checks that `workdir` may hold this experiment; writes nothing.
 
   Raises:
-    UserError: it holds another experiment (with the difference), something else, cannot be written
-      to, or is no path.
+    UserError: it holds another experiment (with the difference) or other files, is not writable, or
+      is not a path.
   """
   if re.match(r"\w+:/", str(workdir)):
     raise UserError(
-      f"workdir {str(workdir)!r} is an address; expected a path, of a disk or a share that all processes see"
+      f"workdir {str(workdir)!r} is an address; expected a path on a disk or share that all processes see"
     )
   try:
     if (workdir / "experiment.json").is_file():
@@ -91,7 +91,8 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
       if changed:
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
         raise UserError(
-          f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; choose another --workdir"
+          f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; "
+          "choose another --workdir"
         )
     elif workdir.exists() and not (
       workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL
@@ -107,7 +108,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
 
 
 def claim_workdir(workdir: Path, experiment: Experiment) -> None:
-  """Makes the folder and writes the experiment into it, whole or not at all."""
+  """Makes the folder and writes the experiment into it atomically."""
   check_workdir(workdir, experiment)
   text = dumps(experiment)
   with replace_file(workdir / "experiment.json", partial=PARTIAL) as file:
@@ -115,25 +116,22 @@ def claim_workdir(workdir: Path, experiment: Experiment) -> None:
 
 
 def check_shared_workdir(workdir: Path, experiment: Experiment) -> None:
-  """What a process other than the first finds where that one has claimed a workdir.
+  """Checks that this process sees the workdir that the primary process has claimed.
 
   Raises:
-    UserError: nothing, or another experiment.
+    UserError: it sees nothing, or another experiment.
   """
   if not (workdir / "experiment.json").is_file():
     raise UserError(
-      f"workdir {str(workdir)!r} of process 0 is not seen here; choose a --workdir that all processes share"
+      f"workdir {str(workdir)!r} of process 0 is not visible to this process; "
+      "choose a --workdir that all processes share"
     )
   check_workdir(workdir, experiment)
 
 
 @contextlib.contextmanager
 def user_error_if_disk_fails(workdir: Path) -> Iterator[None]:
-  """Tells in one line of a disk that is full, or may not be written to, while the block writes to a workdir.
-
-  Raises:
-    UserError: in place of the OSError.
-  """
+  """Raises a UserError in place of an OSError if the disk is full or read-only while the block writes."""
   try:
     yield
   except OSError as error:
@@ -141,7 +139,7 @@ def user_error_if_disk_fails(workdir: Path) -> Iterator[None]:
       raise
     what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     raise UserError(
-      f"cannot go on in workdir {str(workdir)!r}: {what}; see to that, and {RESUME_HINT}"
+      f"cannot write to workdir {str(workdir)!r}: {what}; fix that, and {RESUME_HINT}"
     ) from error
 
 

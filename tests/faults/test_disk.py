@@ -107,7 +107,7 @@ def test_what_a_disk_says_is_one_line(tmp_path, name):
   import errno
 
   code = getattr(errno, name)
-  told = f"cannot go on in workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
+  told = f"cannot write to workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
   with pytest.raises(UserError, match=told) as error, workdirs.user_error_if_disk_fails(tmp_path):
     raise OSError(code, os.strerror(code), str(tmp_path / "metrics.jsonl"))
   assert "\n" not in str(error.value)

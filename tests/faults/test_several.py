@@ -112,7 +112,7 @@ def test_a_mistake_of_one_is_told_once_and_ends_both(config, tmp_path):
   with both(config, tmp_path / "here", tmp_path / "there") as (started, logs):
     codes = ends(started)
     assert codes[1] == 2 and codes[0] in (Preempted.EXIT_CODE, ABORTED)
-    assert "is not seen here; choose a --workdir that all processes share" in said(logs[1])[-1]
+    assert "is not visible to this process; choose a --workdir that all processes share" in said(logs[1])[-1]
   (tmp_path / "taken").mkdir()
   (tmp_path / "taken" / "other.txt").write_text("of someone else")
   with both(config, tmp_path / "taken") as (started, logs):

@@ -112,9 +112,7 @@ def test_lost_latents_are_told(workdir, tmp_path, lost):
   folder = tmp_path / "w"
   shutil.copytree(workdir, folder)
   shutil.rmtree(folder / lost)
-  with pytest.raises(
-    UserError, match=r"latents of .* are not there any more, or damaged; jldm train makes them again"
-  ):
+  with pytest.raises(UserError, match=r"latents of .* are missing or damaged; jldm train makes them again"):
     replay(folder, "denoiser", 4, 6, devices=1)
   assert not (folder / lost).exists()
 

@@ -235,7 +235,7 @@ def test_processes_share_the_parts(tmp_path, count):
   for process in reversed(range(count)):
     encode = lambda part, process=process: made[process].append((part.start, len(part))) or halves(part)
     if process:
-      with pytest.raises(OSError, match="does not read back"):  # the first has not come yet
+      with pytest.raises(OSError, match="cannot be read after it was written"):  # the first has not come yet
         write_cache(tmp_path / "a", IMAGES, encode, process, count, absent)
     else:
       assert_halved(write_cache(tmp_path / "a", IMAGES, encode, process, count, absent))

@@ -85,7 +85,7 @@ def test_an_address_is_no_path(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
-  assert "is not seen here; choose a --workdir that all processes share" in refused(
+  assert "is not visible to this process; choose a --workdir that all processes share" in refused(
     workdirs.check_shared_workdir, tmp_path / "w", DIGITS
   )
   workdirs.claim_workdir(tmp_path / "w", DIGITS)
