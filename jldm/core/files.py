@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 from pathlib import Path
 import shutil
@@ -19,8 +20,10 @@ def replace_file(
     overwritten by the next one.
   fsync: whether the contents are on the disk before the file takes its place.
 
-  Raises: OSError if the folder, or the file in it, cannot be made.
+  Raises: OSError if the folder, or the file in it, cannot be made, or a device or a pipe is there.
   """
+  if path.exists() and not path.is_file() and not path.is_dir():  # a folder is refused when it is replaced
+    raise OSError(errno.EINVAL, "a device or a pipe, which no file replaces", str(path))
   if make_folder:
     path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(partial or f".{path.name}.{os.getpid()}")

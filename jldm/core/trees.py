@@ -1,11 +1,14 @@
-"""Trees: numbers that are traced, and counting them."""
+"""Trees: numbers that are traced, names of leaves, and counting them."""
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jldm.core.errors import UserError
 
 
 def pytree(cls: type) -> type:
@@ -32,6 +35,28 @@ def pytree(cls: type) -> type:
 def choice(default: Any) -> Any:
   """A field of a `pytree` that is static: another value is another program."""
   return dataclasses.field(default=default, metadata={"static": True})
+
+
+def leaf_names(tree: Any, separator: str = "/") -> list[str]:
+  """The paths of the leaves in their order, such as "blocks/mlp/in/kernel"; the path of a single leaf is ""."""
+  return [_name(path, separator) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """The leaves by path; UserError if two paths read the same."""
+  names = leaf_names(tree)
+  if len(set(names)) < len(names):
+    raise UserError("two arrays of a tree have one name: is there a slash in a key?")
+  return dict(zip(names, jax.tree.leaves(tree)))
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
+  """The tree of function(path, leaf)."""
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path, "/"), leaf), tree)
+
+
+def _name(path: tuple, separator: str) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator=separator)
 
 
 def count(params: Any) -> int:

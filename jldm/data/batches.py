@@ -6,6 +6,7 @@ import functools
 import grain
 import numpy as np
 
+from jldm.core.shapes import batch_rows
 from jldm.data.buckets import Buckets
 from jldm.data.index import example_rows
 from jldm.data.source import Batch, Source
@@ -57,5 +58,4 @@ def in_order(source: Source | Buckets, batch_size: int, pad: bool = True) -> Ite
     return
   for start in range(0, len(source), batch_size):
     count = min(batch_size, len(source) - start)
-    rows = np.arange(start, start + (batch_size if pad else count))
-    yield source[np.minimum(rows, start + count - 1)], count
+    yield source[batch_rows(start, batch_size if pad else count, len(source))], count

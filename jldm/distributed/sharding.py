@@ -32,6 +32,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.trees import map_named
 from jldm.distributed import multihost
 
 AXES = ("data", "fsdp", "tensor")
@@ -224,10 +225,7 @@ def partition_spec(
 
 def shardings_like(mesh: Mesh, tree: Any, rules: Rules = TENSOR_PARALLEL) -> Any:
   """The sharding of every leaf of a state; leaves are arrays or shapes."""
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: NamedSharding(mesh, partition_spec(name(path), x.shape, mesh, rules)), tree
-  )
+  return map_named(lambda path, x: NamedSharding(mesh, partition_spec(path, x.shape, mesh, rules)), tree)
 
 
 def with_mesh(mesh: Mesh, call: Callable) -> Callable:

@@ -23,6 +23,7 @@ from jldm.config.experiment import Evaluation, Experiment, Sampling
 from jldm.config.presets import sampling_to_dict
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
+from jldm.core.shapes import batch_rows
 from jldm.core.specs import Loaded as LoadedCodec
 from jldm.data.buckets import Buckets
 from jldm.data.dataset import Dataset, check_dataset
@@ -268,8 +269,8 @@ def reconstruct_held_out(
 
   def batches() -> Iterator[tuple[jax.Array, int]]:
     for start in range(0, len(rows), batch_size):
-      batch = np.minimum(np.arange(start, start + batch_size), len(rows) - 1)
-      yield codecs.pixels(sharding.shard_batch(mesh, originals["image"][batch])), len(rows) - start
+      batch = originals["image"][batch_rows(start, batch_size, len(rows))]
+      yield codecs.pixels(sharding.shard_batch(mesh, batch)), len(rows) - start
 
   distance = None
   if lpips is not None:

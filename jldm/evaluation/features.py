@@ -11,6 +11,7 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
+from jldm.core.shapes import batch_rows
 from jldm.data.source import Arrays, Source
 from jldm.distributed import multihost, sharding
 from jldm.metrics.extractors.extractor import LoadedExtractor
@@ -57,7 +58,7 @@ def extract_features(
   apply = jax.jit(extractor.definition.apply)
   parts = []
   for start in range(0, len(rows), batch_size):
-    batch = source[rows[np.minimum(np.arange(start, start + batch_size), len(rows) - 1)]]
+    batch = source[rows[batch_rows(start, batch_size, len(rows))]]
     features, logits = apply(params, sharding.shard_batch(mesh, extractor.definition.prepare(batch["image"])))
     logits = np.zeros((batch_size, 0)) if logits is None else logits
     features, logits = sharding.fetch((features, logits))

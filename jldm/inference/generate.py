@@ -17,6 +17,7 @@ import numpy as np
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.keys import fold_each, row_keys, seed_key
+from jldm.core.shapes import batch_rows
 from jldm.core.specs import Loaded
 from jldm.core.trees import traced
 from jldm.diffusion.target import refuse_singular
@@ -246,7 +247,7 @@ def generate(
   per_sample = (setup.branches, jax.random.key_data(setup.keys), noise)
   batches = []
   for start_row in progress(range(0, request.n, batch_size)):
-    rows = np.minimum(np.arange(start_row, start_row + batch_size), request.n - 1)
+    rows = batch_rows(start_row, batch_size, request.n)
     given, keys, begun = sharding.shard_batch(
       mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample)
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.keys import normal_like, row_keys, seed_key, split_each
+from jldm.core.shapes import batch_rows
 from jldm.core.specs import Loaded
 from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
@@ -76,10 +77,9 @@ def bits_per_dim(
   refuse_singular(model.process, model.objective.parametrization, np.asarray(path))
   densities, key, batch_size = [], seed_key(seed), min(batch_size, len(images))
   for start in range(0, len(images), batch_size):
-    rows = np.arange(start, start + batch_size)
-    here, keys = np.minimum(rows, len(images) - 1), row_keys(key, rows.astype(np.uint32))
-    some = jax.tree.map(lambda x, here=here: x[here], whole)
-    densities.append(np.asarray(batch_log_density(model, params, images[here], some, path, keys, probes)))
+    rows = batch_rows(start, batch_size, len(images))
+    keys, some = row_keys(key, rows.astype(np.uint32)), jax.tree.map(lambda x, rows=rows: x[rows], whole)
+    densities.append(np.asarray(batch_log_density(model, params, images[rows], some, path, keys, probes)))
   return np.asarray(
     likelihood.bits_per_dim(np.concatenate(densities)[: len(images)], math.prod(model.latent_shape))
   )

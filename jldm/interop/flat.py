@@ -7,22 +7,12 @@ import jax
 import numpy as np
 
 from jldm.core.errors import UserError
-
-
-def leaf_names(tree: Any) -> list[str]:
-  """Of the leaves, in their order; UserError where two are equal."""
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-  ]
-  if len(set(paths)) < len(paths):
-    raise UserError("two arrays of a tree have one name: is there a slash in a key?")
-  return paths
+from jldm.core.trees import named_leaves
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-  """Arrays on the host by name."""
-  return dict(zip(leaf_names(tree), map(np.asarray, jax.tree.leaves(tree))))
+  """Arrays on the host by name; UserError if two have one name."""
+  return {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
 
 
 def unflatten(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
@@ -31,7 +21,7 @@ def unflatten(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
   Raises:
     UserError: naming what is missing, in surplus, or of another shape or dtype.
   """
-  wanted = dict(zip(leaf_names(like), jax.tree.leaves(like)))
+  wanted = named_leaves(like)
   kind = lambda leaf: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
   told = [f"{name[:80]!r} is in surplus" for name in arrays if name not in wanted]
   for name, leaf in wanted.items():

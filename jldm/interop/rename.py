@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.interop import flat
+from jldm.core.trees import named_leaves
 
 MOST_TOLD = 3  # names in a message
 
@@ -93,7 +93,7 @@ def expand_table(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) 
 def leaves(table: tuple, like: Any) -> dict[str, tuple[Any, Leaf]]:
   """Our arrays (or shapes) of a tree, each with what it is of theirs; KeyError for one that the table lacks."""
   known = dict(expand_table(table))
-  return {name: (leaf, known[name]) for name, leaf in zip(flat.leaf_names(like), jax.tree.leaves(like))}
+  return {name: (leaf, known[name]) for name, leaf in named_leaves(like).items()}
 
 
 def published_shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:

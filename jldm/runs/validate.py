@@ -8,6 +8,7 @@ import jax
 from jldm.config.experiment import Experiment, Stage
 from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
+from jldm.core.trees import named_leaves
 from jldm.distributed import sharding
 from jldm.inference.generate import sampling_pairs
 from jldm.inference.load import (
@@ -180,9 +181,7 @@ def check_started_shapes(at: StagePlace, state: TrainState) -> None:
     return
   ours = state.params, state.extra
   theirs = jax.eval_shape(at.stage.objective.start, *ours, result_shapes(start).params)
-  named = lambda tree: {
-    jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)
-  }
+  named = lambda tree: {name: f"{x.dtype}{list(x.shape)}" for name, x in named_leaves(tree).items()}
   ours, theirs = named(ours), named(theirs)
   if different := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
     name = different[0]

@@ -34,6 +34,7 @@ import orbax.checkpoint as ocp
 
 from jldm.core.errors import RESUME_HINT, NonFiniteError, Preempted, UserError
 from jldm.core.files import replace_file
+from jldm.core.trees import named_leaves
 from jldm.distributed import multihost
 
 PyTree = Any
@@ -293,11 +294,7 @@ def _fault(folder: Path, step: int) -> str | None:
 
 def _by_name(tree: PyTree) -> dict[str, Any]:
   """Leaves by their path, as in `opt_state/0/mu/kernel`; the name of a single leaf is `value`."""
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  named = {jax.tree_util.keystr(path, simple=True, separator="/") or "value": leaf for path, leaf in paths}
-  if len(named) < len(paths):
-    raise ValueError("two leaves of a tree have one name: is there a slash in a key?")
-  return named
+  return {name or "value": leaf for name, leaf in named_leaves(tree).items()}
 
 
 def _on_host(tree: PyTree) -> dict[str, Any]:

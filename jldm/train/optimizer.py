@@ -10,6 +10,7 @@ import jax
 import optax
 
 from jldm.core.errors import UserError
+from jldm.core.trees import leaf_names, map_named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,19 +47,15 @@ def found(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
   rank is legal.
   """
 
-  def one(path, leaf) -> bool:
-    named = re.search(regex, jax.tree_util.keystr(path, simple=True, separator="/"))
-    return named is not None and (ranks is None or leaf.ndim in ranks)
+  def one(path: str, leaf: Any) -> bool:
+    return re.search(regex, path) is not None and (ranks is None or leaf.ndim in ranks)
 
-  return jax.tree_util.tree_map_with_path(one, params)
+  return map_named(one, params)
 
 
 def no_match(name: str, regex: str, what: str, params: Any) -> UserError:
   """What to raise where a regex chooses nothing: it names some paths."""
-  paths = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, _ in jax.tree_util.tree_leaves_with_path(params)
-  ]
+  paths = leaf_names(params)
   some = ", ".join(paths[:: max(len(paths) // 4, 1)][:4])
   return UserError(f"{name}={regex!r} is found in no {what}; expected a regex for paths such as {some}")
 

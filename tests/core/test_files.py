@@ -42,6 +42,16 @@ def test_a_missing_folder_is_an_error_if_it_is_not_to_be_made(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "null").symlink_to("/dev/null")
+  for name in ("pipe", "null"):
+    with pytest.raises(OSError, match="a device or a pipe"), replace_file(tmp_path / name) as file:
+      file.write(b"new")
+  assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_char_device()
+  assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_contents_are_on_the_disk_before_the_file_takes_its_place(tmp_path, monkeypatch):
   events = []
   fsync, replace = os.fsync, os.replace

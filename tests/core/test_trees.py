@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.trees import count, float32, pytree, traced
+from jldm.core.errors import UserError
+from jldm.core.trees import count, float32, leaf_names, map_named, named_leaves, pytree, traced
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.heun import Heun
@@ -103,3 +104,13 @@ def test_float32_copies_have_buffers_of_their_own(dtype):
   jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(original)
   assert original["w"].is_deleted()
   np.testing.assert_array_equal(copy["w"], [0, 1, 2, 3])
+
+
+def test_leaves_have_the_names_of_their_paths():
+  tree = {"b": {"kernel": 1, "empty": {}}, "a": [2, (3,)], "c": Example(4)}
+  names = ["a/0", "a/1/0", "b/kernel", "c/number"]
+  assert leaf_names(tree) == names and leaf_names(tree, ".")[1] == "a.1.0" and leaf_names(5) == [""]
+  assert named_leaves(tree) == dict(zip(names, [2, 3, 1, 4]))
+  assert named_leaves(map_named(lambda name, leaf: (name, leaf)[0], tree)) == dict(zip(names, names))
+  with pytest.raises(UserError, match="one name"):
+    named_leaves({"a": {"b": 1}, "a/b": 2})

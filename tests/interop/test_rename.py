@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jldm.core.errors import UserError
-from jldm.interop import rename
+from jldm.interop import flat, rename
 from jldm.interop.rename import CONV, DENSE, NORM, POINTWISE
 
 TABLE = (
@@ -54,10 +54,7 @@ def test_loading_is_the_inverse(dtype):
   ours = tree()
   theirs = {name: value.astype(dtype) for name, value in rename.publish(TABLE, ours).items()}
   again = rename.import_tensors(TABLE, ours, theirs | {"loss.x": np.zeros(1)}, leave_out=r"loss\..*")
-  assert all(
-    np.array_equal(a, b)
-    for a, b in zip(rename.flat.flatten(again).values(), rename.flat.flatten(ours).values())
-  )
+  assert all(np.array_equal(a, b) for a, b in zip(flat.flatten(again).values(), flat.flatten(ours).values()))
 
 
 def test_half_precision_is_cast_and_a_dense_layer_may_be_a_1x1_convolution():

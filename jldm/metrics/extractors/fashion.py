@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.core.shapes import batch_rows
 from jldm.metrics.extractors.extractor import Extracted, Extractor, refuse_weights, register_extractor
 from jldm.nn.norm import GroupNorm
 
@@ -115,9 +116,7 @@ def features_and_logits(images: np.ndarray, params: Any = None) -> tuple[np.ndar
   size = min(BATCH, max(len(images), 1))
   parts = [(np.zeros((0, FEATURES), np.float32), np.zeros((0, CLASSES), np.float32))]
   for start in range(0, len(images), size):
-    batch = images[
-      np.minimum(np.arange(start, start + size), len(images) - 1)
-    ]  # the last batch is as large: one program
+    batch = images[batch_rows(start, size, len(images))]
     parts.append(tuple(np.asarray(part)[: len(images) - start] for part in apply_classifier(params, batch)))
   return tuple(np.concatenate(each) for each in zip(*parts))
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Output
+from jldm.core.trees import leaf_names
 
 CONTRACT = (
   "expected network(z, noise_level, inputs, estimate=None) -> Output(value, log_variance=None, variance=None)"
@@ -134,7 +135,6 @@ def evaluate(function: Callable, call: str, given: str, *arguments: Any, **named
 
 def describe(tree: Any) -> str:
   """ "float32 [2, 8, 8, 4]", or of a tree "label: int32 [2], tokens: float32 [2, 77, 768]"."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-  texts = [f"{leaf.dtype} {list(leaf.shape)}" for _, leaf in leaves]
-  return ", ".join(f"{name}: {text}" if name else text for name, text in zip(names, texts)) or "nothing"
+  texts = [f"{leaf.dtype} {list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
+  named = zip(leaf_names(tree, "."), texts)
+  return ", ".join(f"{name}: {text}" if name else text for name, text in named) or "nothing"
