@@ -1,17 +1,16 @@
-"""The command line: `jldm COMMAND …`, one module a command.
+"""The command line: `jldm COMMAND …`, one module per command.
 
-Every command takes `--import FILE.py|MODULE`, as often as needed: Python of the person's own, which
-runs before the command does, so that classes that are decorated with @jldm.register there are
-known.  Nothing else is ever imported by a name from
-outside: no name in a workdir, a file of weights or --set.
+Every command takes `--import FILE.py|MODULE`, as often as needed.  This Python of the user runs
+first, so that its classes that are decorated with @jldm.register are known.  Nothing else is ever
+imported by a name from outside: not from a workdir, a file of weights or --set.
 
-Exit codes, each but 0 with one line on stderr:
+Exit codes; all but 0 come with one line on stderr:
   0    done
-  2    a person's mistake, or a disk that is full or may not be written to: what was committed before is whole
-  3    training was not finite
-  4    a replay came to other numbers than the log has
-  75   stopped by SIGTERM, after a commit where there was something to commit, or another process of the run has ended: the
-       same command goes on
+  2    a mistake of the user, or a disk that is full or read-only; what was committed before is intact
+  3    training became non-finite
+  4    a replay computed other numbers than the log has
+  75   stopped by SIGTERM after a commit, or another process of the run has ended; the same command
+       resumes the run
   130  interrupted (SIGINT)
 """
 
@@ -33,28 +32,26 @@ COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
   "train": "train the stages of an experiment: the autoencoder, then the denoiser in its latent space",
   "replay": "compute logged steps again from a kept checkpoint, and compare to the bit",
-  "sample": "draw pictures from a workdir",
-  "evaluate": "say what samples and reconstructions are worth, beside real pictures",
-  "report": "a run as one page: what it learned, what it draws, what that is worth",
-  "edit": "change a picture through its latents: vary, fill, translate, restore, walk between and along",
-  "convert": "put weights into another form: a workdir into one file and back, autoencoders of diffusers, LPIPS",
-  "info": "tell what a file, a folder of diffusers or a workdir holds",
+  "sample": "draw samples from a workdir",
+  "evaluate": "compute metrics of samples and reconstructions, next to those of real pictures",
+  "report": "write one page about a run: its training, its samples and their metrics",
+  "edit": "change pictures through their latents: vary, inpaint, translate, restore, interpolate",
+  "convert": "convert weights: a workdir to one file and back, autoencoders of diffusers, LPIPS",
+  "info": "list the arrays of a file, a folder of diffusers or a workdir",
 }
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose mistakes are one line."""
+  """A parser that raises a UserError, which is printed in one line."""
 
   def error(self, message: str):
     raise UserError(message)
 
 
 def unraisable(error: Any) -> None:
-  """Python's own hook, but for what TensorStore says of writes that end after one that failed: that
-  one is told of.
-  """
+  """Python's hook, without the errors of TensorStore's writes after one that failed and was raised."""
   if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
     sys.__unraisablehook__(error)
 
@@ -76,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def loaded_multihost() -> Any:
-  """The module jldm.distributed.multihost if this is one of several processes; JAX is not imported to find out."""
+  """The module jldm.distributed.multihost if this is one of several processes; does not import JAX."""
   module = sys.modules.get("jldm.distributed.multihost")
   return module if module and module.is_multiprocess() else None
 
@@ -85,20 +82,20 @@ def run(argv: Sequence[str] | None = None) -> int:
   """As `main`, of one process."""
   argv, sys.unraisablehook = sys.argv[1:] if argv is None else list(argv), unraisable
   try:
-    own, argv = import_option().parse_known_args(argv)  # anywhere among the arguments
+    import_args, argv = import_option().parse_known_args(argv)  # --import may stand anywhere
     parser, module = command_parser(argv)
     args = parser.parse_args(argv)
-    for target in own.imports:
+    for target in import_args.imports:
       import_target(target)
     module.main(args)
     sys.stdout.flush()
   except tuple(EXIT_CODES) as error:
     print(f"error: {error}", file=sys.stderr)
     return EXIT_CODES[type(error)]
-  except Preempted as told:
-    print(told, file=sys.stderr)
+  except Preempted as message:
+    print(message, file=sys.stderr)
     return Preempted.EXIT_CODE
-  except BrokenPipeError:  # whoever read what was printed, such as head, has seen enough
+  except BrokenPipeError:  # the reader of stdout, such as head, has closed it
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except KeyboardInterrupt:
@@ -108,7 +105,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def command_parser(argv: Sequence[str]) -> tuple[Parser, ModuleType | None]:
-  """The parser of all commands, and the module of the one that `argv` begins with: JAX takes a second to import."""
+  """The parser of all commands, and the module of the command in `argv`; other modules are not imported."""
   parser = Parser(
     prog="jldm", description="Latent diffusion in pure, functional JAX.", parents=[import_option()]
   )
@@ -131,13 +128,13 @@ def import_option() -> Parser:
     action="append",
     default=[],
     metavar="FILE.py|MODULE",
-    help="run this Python first: it has your own classes, decorated with @jldm.register; repeatable",
+    help="first run this Python, which defines your classes decorated with @jldm.register; repeatable",
   )
   return parser
 
 
 def import_target(target: str) -> ModuleType:
-  """What `--import` names: a file if it looks like one, else an installed module.
+  """Imports what `--import` names: a file if it looks like one, else an installed module.
 
   Raises:
     UserError: there is none, or it fails (with the file and the line of the error).
@@ -158,7 +155,7 @@ def import_target(target: str) -> ModuleType:
 
 
 def run_file(path: str, option: str) -> ModuleType:
-  """Runs a Python file that the person names by `option`, and returns its module.
+  """Runs the Python file that the user gives by `option`, and returns its module.
 
   Raises:
     UserError: there is none, it is not Python, or it fails (with the file and the line of the error).
@@ -183,10 +180,10 @@ def run_file(path: str, option: str) -> ModuleType:
 
 
 def describe_error(error: BaseException, file: str = "") -> str:
-  """ "FILE.py:3: NameError: name 'x' is not defined", in one line: the error of a person's own Python.
+  """An error of the user's Python in one line: "FILE.py:3: NameError: name 'x' is not defined".
 
-  The line is the innermost one of `file`, or if none is given of the first file outside the
-  machinery of imports.
+  The line number is that of the innermost frame in `file`; without `file`, in the first file that is
+  not part of the import system.
   """
   name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
   if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():

@@ -1,12 +1,14 @@
 """`jldm convert SOURCE OUT --to {jldm,diffusers} [--kind …]`: weights in other forms.
 
-autoencoder   a folder of diffusers, a file of CompVis, a name of the hub, or a workdir -> a workdir, or a folder of diffusers
-params   a workdir -> one .safetensors with its experiment and averaged parameters; such a file -> a workdir to sample from
-lpips    a .safetensors of the lpips package's parameters -> the one that jldm's LPIPS reads
+autoencoder   from a folder of diffusers, a file of CompVis, a name of the hub or a workdir
+              to a workdir or a folder of diffusers
+params        from a workdir to one .safetensors with its experiment and averaged parameters, and back
+              to a workdir to sample from
+lpips         from a .safetensors of the lpips package's parameters to the file that jldm's LPIPS reads
 inception, dinov2, clip
-         the same for what `jldm evaluate --extractor` takes features of: tests/parity/inception.py
-         makes SOURCE of the file that pytorch-fid downloads, and transformers'
-         facebook/dinov2-small and openai/clip-vit-large-patch14-336 have theirs
+              likewise for the networks of `jldm evaluate --extractor`: tests/parity/inception.py makes
+              SOURCE from the file that pytorch-fid downloads; facebook/dinov2-small and
+              openai/clip-vit-large-patch14-336 of transformers have theirs
 """
 
 import argparse
@@ -34,30 +36,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "source", metavar="SOURCE", help="a workdir, a folder, a .safetensors file, or a name of the hub"
   )
-  parser.add_argument("out", metavar="OUT", help="the .safetensors file, the workdir or the folder to make")
-  parser.add_argument("--to", choices=("jldm", "diffusers"), required=True, help="whose form OUT has")
+  parser.add_argument("out", metavar="OUT", help="the .safetensors file, the workdir or the folder to write")
+  parser.add_argument("--to", choices=("jldm", "diffusers"), required=True, help="the format of OUT")
   parser.add_argument(
     "--kind",
     choices=sorted({kind for kind, _ in RULES}),
-    help="what SOURCE is (default: params, where SOURCE is a workdir or was made from one)",
+    help="what SOURCE holds (default: params, if SOURCE is a workdir or was made from one)",
   )
-  parser.add_argument("--scaling-factor", type=float, help="of latents, where SOURCE does not say it")
-  parser.add_argument("--shift-factor", type=float, help="of latents, where SOURCE does not say (default: 0)")
-  parser.add_argument("--allow-nan", action="store_true", help="take weights that are not finite")
+  parser.add_argument(
+    "--scaling-factor", type=float, help="scaling factor of the latents, if SOURCE does not state it"
+  )
+  parser.add_argument(
+    "--shift-factor", type=float, help="shift factor of the latents, if SOURCE does not state it (default: 0)"
+  )
+  parser.add_argument("--allow-nan", action="store_true", help="accept weights that are not finite")
 
 
 def main(args: argparse.Namespace) -> None:
   source, out = Path(args.source), Path(args.out)
   kind = args.kind or detect_kind(source, args.to)
   if (kind, args.to) not in RULES:
-    there = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
-    raise UserError(f"--kind {kind} --to {args.to}: there is no such rule; there are {there}")
+    legal = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
+    raise UserError(f"--kind {kind} --to {args.to}: there is no such conversion; expected one of {legal}")
   options = {name: getattr(args, name) for name in OPTIONS.get(kind, ())}
   print(RULES[kind, args.to](source, out, **options))
 
 
 def detect_kind(source: Path, to: str) -> str:
-  """What a source says of itself; UserError where it does not."""
+  """The kind of a source, read from it; UserError if it does not state one."""
   if to == "diffusers" or not source.exists():
     return "autoencoder"
   if source.is_dir():
@@ -66,7 +72,7 @@ def detect_kind(source: Path, to: str) -> str:
   kind = "autoencoder" if vae.is_compvis(header.entries) else header.metadata.get("kind")
   if kind not in {known for known, _ in RULES}:
     raise UserError(
-      f"{str(source)!r} does not say what it is; say it with --kind, one of {', '.join(k for k, _ in RULES)}"
+      f"{str(source)!r} does not state its kind; give --kind, one of {', '.join(k for k, _ in RULES)}"
     )
   return kind
 
@@ -76,7 +82,7 @@ def convert_params(source: Path, out: Path) -> str:
 
 
 def export_params(workdir: Path, out: Path) -> str:
-  """The codec and the denoiser of a trained workdir as one file, with an experiment that has them alone."""
+  """Writes the codec and the denoiser of a workdir to one file, with an experiment of these stages alone."""
   at = find_stage(workdir)
   model, params = load(workdir)
   trained = [source.stage for role, source in at.needed().items() if role == "codec"]
@@ -92,11 +98,12 @@ def export_params(workdir: Path, out: Path) -> str:
 
 
 def import_params(path: Path, out: Path) -> str:
-  """The inverse: a workdir with finished stages and no optimizer's state."""
+  """The inverse: makes a workdir with finished stages and no optimizer state."""
   metadata = safetensors.read_header(path).metadata
   if "experiment" not in metadata:
     raise UserError(
-      f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a workdir"
+      f"{str(path)!r} has no experiment in its metadata; expected a file that jldm convert made from a "
+      "workdir"
     )
   experiment = loads(metadata["experiment"])
   model = build_model(experiment)
@@ -112,7 +119,7 @@ def import_params(path: Path, out: Path) -> str:
 
 
 def import_autoencoder(source: Path, out: Path, **options: Any) -> str:
-  """A published autoencoder as a workdir, for `Pretrained` and `start`."""
+  """Writes a published autoencoder as a workdir, for `Pretrained` and `start`."""
   network, codec = pretrained.read_pretrained(str(source), **options)
   check_free(out)
   stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0)
@@ -123,7 +130,7 @@ def import_autoencoder(source: Path, out: Path, **options: Any) -> str:
 
 
 def export_autoencoder(source: Path, out: Path, **options: Any) -> str:
-  """The autoencoder of a workdir, or a published one, as a folder of diffusers."""
+  """Writes the autoencoder of a workdir, or a published one, as a folder of diffusers."""
   is_workdir = (source / "experiment.json").is_file()
   network, codec = load_codec(source) if is_workdir else pretrained.read_pretrained(str(source), **options)
   check_free(out)
@@ -141,18 +148,18 @@ def check_free(out: Path) -> None:
 
 
 def import_lpips(source: Path, out: Path) -> str:
-  """LPIPS of the package to ours."""
-  found = perceptual.unpack_lpips(packaged.rename(safetensors.read(source)))
-  arrays = flat.flatten(found)
+  """Converts the parameters of the lpips package."""
+  params = perceptual.unpack_lpips(packaged.rename(safetensors.read(source)))
+  arrays = flat.flatten(params)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "lpips"})
   return f"{out}: {describe_arrays(arrays)}"
 
 
 def import_extractor(kind: str, source: Path, out: Path) -> str:
-  """A feature extractor's published weights to ours; OUT says of which published file they are."""
+  """Converts the published weights of a feature extractor; OUT records the hash of the published file."""
   theirs, metadata = safetensors.read(source), safetensors.read_header(source).metadata
   if "source" in metadata and metadata.get("digest") != weights.arrays_digest(theirs):
-    raise UserError(f"{str(source)!r} was changed after it was made of a published file; make it anew")
+    raise UserError(f"{str(source)!r} was changed after it was made from a published file; make it again")
   with source.open("rb") as file:
     origin = metadata.get("source") or hashlib.file_digest(file, "sha256").hexdigest()
   arrays = flat.flatten(find_extractor(kind).load(EXTRACTORS[kind](theirs)))
@@ -160,22 +167,23 @@ def import_extractor(kind: str, source: Path, out: Path) -> str:
     out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.arrays_digest(arrays)}
   )
   name = weights.OFFICIAL.get(origin)
-  return f"{out}: {describe_arrays(arrays)}, of a file of sha256 {origin}: {f'official, for {name}' if name else 'not known as official'}"
+  status = f"official, for {name}" if name else "not known as official"
+  return f"{out}: {describe_arrays(arrays)}, from a file of sha256 {origin}: {status}"
 
 
 def describe_arrays(arrays: dict[str, Any]) -> str:
   return f"{len(arrays)} arrays, {sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB"
 
 
-EXTRACTORS = {  # what its file's names become
+EXTRACTORS = {  # how the names of the published arrays are changed
   "inception": inception.rename,
   "dinov2": functools.partial(vit.rename, "dinov2"),
   "clip": functools.partial(vit.rename, "clip"),
 }
-RULES = {  # (what, into whose form)
+RULES = {  # (kind, format of OUT) -> conversion
   ("params", "jldm"): convert_params,
   ("lpips", "jldm"): import_lpips,
   ("autoencoder", "jldm"): import_autoencoder,
   ("autoencoder", "diffusers"): export_autoencoder,
 } | {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
-OPTIONS = {"autoencoder": ("scaling_factor", "shift_factor", "allow_nan")}  # of the command, by what
+OPTIONS = {"autoencoder": ("scaling_factor", "shift_factor", "allow_nan")}  # options by kind

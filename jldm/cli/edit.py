@@ -86,7 +86,7 @@ def read_mask(path: str, image: np.ndarray) -> np.ndarray:
   mask = np.asarray(transforms.read_picture(path).convert("L"))
   if mask.shape != image.shape[1:3]:
     raise UserError(
-      f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]} pixels; "
+      f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]}; "
       "expected the same size"
     )
   if mask.max() < 128:
@@ -245,7 +245,7 @@ def read_examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarr
 
 
 def channel_directions(task: Task) -> np.ndarray:
-  """Directions [1 + controls, h, w, c]: one channel of the latents, at one place or all; the others random."""
+  """Directions [1 + controls, h, w, c]: one channel of the latents, at one place or all, then random ones."""
   import jax
 
   args, shape = task.args, canvas.open_canvas(task.model, task.image).model.latent_shape
@@ -258,8 +258,8 @@ def channel_directions(task: Task) -> np.ndarray:
     place and not (len(place) == 2 and all(0 <= p < n for p, n in zip(place, shape)))
   ):
     raise UserError(
-      f"--channel {args.channel} --place {args.place}; expected a channel below {shape[-1]} and a place such as "
-      f"0,0 of {shape[0]}x{shape[1]}"
+      f"--channel {args.channel} --place {args.place}; expected a channel below {shape[-1]} "
+      f"and a place such as 0,0 of {shape[0]}x{shape[1]}"
     )
   direction = coordinate_direction(shape, args.channel, place)
   return np.concatenate(
@@ -281,7 +281,7 @@ class Kind(NamedTuple):
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-  "--mask": dict(help="a picture as large as --image: white where pixels are to be painted, or are missing"),
+  "--mask": dict(help="a picture as large as --image: white where to paint, or where pixels are missing"),
   "--strength": dict(type=float, help="0 keeps the picture, 1 keeps only the known pixels"),
   "--strength LIST": dict(
     default="0.5", metavar="S", help="0 keeps the picture, 1 ignores it; or a list such as 0.3,0.6"

@@ -192,7 +192,8 @@ def write_results(path: Path, record: Record) -> None:
     verdict = "copies of training pictures are seen" if audit["flagged"] else "no copying is seen"
     print(
       f"{verdict}: {100 * audit['nearer']:.1f} % of samples are nearer to a training picture "
-      f"than to one of as many held-out ones; {100 * audit['copies']:.1f} % are nearer to one than 99 in 100 held-out pictures are"
+      f"than to one of as many held-out ones; {100 * audit['copies']:.1f} % are nearer to one "
+      "than 99 in 100 held-out pictures are"
     )
   for name, reason in record.get("left_out", {}).items():
     print(f"{name} is left out: {reason}")

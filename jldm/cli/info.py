@@ -1,7 +1,7 @@
-"""`jldm info SOURCE`: what a file, a folder of diffusers or a workdir holds.
+"""`jldm info SOURCE`: lists the arrays of a file, a folder of diffusers or a workdir.
 
-One line an array: name, dtype, shape; with --statistics also least, greatest, mean, standard
-deviation of its finite values, and how many are not finite.  Arrays are read one after the other,
+One line per array: name, dtype, shape.  With --statistics also the minimum, maximum, mean and
+standard deviation of its finite values, and the number of others.  Arrays are read one at a time,
 and only for --statistics.
 """
 
@@ -25,18 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "source", metavar="SOURCE", help="a workdir, a folder of diffusers, a file, or a name of the hub"
   )
-  parser.add_argument("--statistics", action="store_true", help="read all arrays, and tell of their values")
+  parser.add_argument(
+    "--statistics", action="store_true", help="also read the arrays and print statistics of their values"
+  )
 
 
 def main(args: argparse.Namespace) -> None:
   path = Path(args.source)
-  tell = describe_workdir if (path / "experiment.json").is_file() else describe_published
-  for line in tell(path, args.statistics):
+  describe = describe_workdir if (path / "experiment.json").is_file() else describe_published
+  for line in describe(path, args.statistics):
     print(line)
 
 
 def describe_published(path: Path, statistics: bool) -> Iterator[str]:
-  """A folder of diffusers, or a file."""
+  """The lines of a folder of diffusers, or a file."""
   path = pretrained.find_source(str(path))
   file = pretrained.weights_file(path) if path.is_dir() else path
   if path.is_dir():
@@ -62,9 +64,7 @@ def describe_published(path: Path, statistics: bool) -> Iterator[str]:
 
 
 def describe_workdir(path: Path, statistics: bool) -> Iterator[str]:
-  """A workdir: its stages, and those of their results that are there: codecs once they are finished,
-  averaged denoisers.
-  """
+  """The lines of a workdir: its stages, finished codecs and averaged denoisers."""
   experiment = workdirs.read_experiment(path)
   yield f"{path}: a workdir"
   steps = {}
@@ -79,7 +79,7 @@ def describe_workdir(path: Path, statistics: bool) -> Iterator[str]:
 
 
 def describe_result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]:
-  """What a stage has made, after the codec that it names."""
+  """The lines of a stage's result, after those of a codec in its needs."""
   at = find_stage(path, stage.name)
   for codec in at.given().values():
     yield from describe_latent_network(codec)
@@ -90,7 +90,7 @@ def describe_result(path: Path, stage: Stage, statistics: bool) -> Iterator[str]
 
 
 def describe_latent_network(network: Any, mean: Any = None, std: Any = None) -> Iterator[str]:
-  """A network, and the scale of its latents."""
+  """The lines of a network, and of the mean and std of its latents."""
   shown = ", ".join(f"{name}={getattr(network, name)!r}" for name in field_names(network))
   yield f"{type(network).__name__}({shown})"
   for name, values in (("mean", mean), ("std", std)):
@@ -100,15 +100,15 @@ def describe_latent_network(network: Any, mean: Any = None, std: Any = None) -> 
 
 
 def array_lines(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
-  """A line an array, and the sum of all."""
+  """A line per array, and one for the total."""
   width = max((len(name) for name in arrays), default=0)
   count, size, dtypes, bad = 0, 0, {}, 0
   for name in arrays:
     value = arrays[name]
     line = f"  {name:{width}}  {value.dtype.name:8} {list(value.shape)}"
     if statistics and jnp.issubdtype(value.dtype, jnp.floating) and value.size:
-      told, odd = array_statistics(value)
-      line, bad = f"{line:{width + 32}} {told}", bad + odd
+      text, odd = array_statistics(value)
+      line, bad = f"{line:{width + 32}} {text}", bad + odd
     count, size = count + value.size, size + value.nbytes
     dtypes[value.dtype.name] = dtypes.get(value.dtype.name, 0) + 1
     yield line
@@ -119,7 +119,7 @@ def array_lines(arrays: Mapping[str, Any], statistics: bool) -> Iterator[str]:
 
 
 def array_statistics(value: Any) -> tuple[str, int]:
-  """What there is to say of an array's values, and how many are not finite."""
+  """Statistics of an array's finite values as text, and how many values are not finite."""
   value = np.asarray(value, np.float32)
   good = value[np.isfinite(value)]
   odd = value.size - good.size

@@ -1,4 +1,4 @@
-"""Write pictures as a data set to train on: jldm prepare {digits,folder,idx,npz,photos}."""
+"""`jldm prepare {digits,folder,idx,npz,photos}`: writes pictures as a data set to train on."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from jldm.data.tfds import describe_dataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The options of `jldm prepare`."""
+  """Adds the options of `jldm prepare`."""
   parser.add_argument(
     "kind",
     choices=list(KINDS),
@@ -21,21 +21,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--name", help="name of the data set (default for digits and photos: the kind)")
   parser.add_argument("--data-dir", default="data", help="where data sets are (default: data)")
-  parser.add_argument("--size", help="cut every picture to it: 64, or HEIGHTxWIDTH as in 64x96")
+  parser.add_argument(
+    "--size", help="resize and crop every picture to this size: 64, or HEIGHTxWIDTH as in 64x96"
+  )
   parser.add_argument(
     "--buckets",
-    help="further sizes, as in 48x80,80x48: each picture is cut to the one of --size and "
-    "these that has the nearest ratio of sides",
+    help="further sizes, as in 48x80,80x48: each picture takes the one of --size and these "
+    "with the nearest aspect ratio",
   )
-  parser.add_argument("--pad", type=int, default=0, metavar="N", help="then add N black pixels on each side")
   parser.add_argument(
-    "--channels", type=int, help="1 (grey) or 3 (RGB); by default 1 if every picture is grey"
+    "--pad", type=int, default=0, metavar="N", help="then pad with N black pixels on each side"
   )
-  parser.add_argument("--if-missing", action="store_true", help="leave a data set of that name as it is")
+  parser.add_argument(
+    "--channels", type=int, help="1 (grey) or 3 (RGB); default: 1 if every picture is grey, else 3"
+  )
+  parser.add_argument(
+    "--if-missing", action="store_true", help="do nothing if a data set of that name exists"
+  )
 
 
 def main(args: argparse.Namespace) -> None:
-  """Prepares and prints one line: where, images in each split, size, classes."""
+  """Prepares the data set and prints one line: folder, images per split, size, classes."""
   name = args.name or (args.kind if args.kind in ("digits", "photos") else None)
   if name is None:
     raise UserError(f"prepare {args.kind} without a name; give one with --name")
@@ -45,13 +51,10 @@ def main(args: argparse.Namespace) -> None:
     if args.buckets is not None
     else ()
   )
-  print(
-    describe_dataset(
-      prepare(
-        args.kind, args.source, name, args.data_dir, size, args.pad, args.channels, args.if_missing, buckets
-      )
-    )
+  folder = prepare(
+    args.kind, args.source, name, args.data_dir, size, args.pad, args.channels, args.if_missing, buckets
   )
+  print(describe_dataset(folder))
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

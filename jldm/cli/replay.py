@@ -1,8 +1,9 @@
-"""`jldm replay`: were the logged steps computed as this program computes them? Nothing is written."""
+"""`jldm replay`: computes logged steps again and compares them to the bit; writes nothing."""
 
 import argparse
 import re
 
+from jldm.cli import options
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.inference.load import find_stage
@@ -10,13 +11,12 @@ from jldm.runs.replay import replay
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("--workdir", required=True, help="a folder that train.py made")
+  options.add_shared(parser, "--workdir", "--stage")
   parser.add_argument(
     "--steps", required=True, metavar="A:B", help="lines of metrics.jsonl at steps A to B, both included"
   )
-  parser.add_argument("--stage", metavar="NAME", help="default: the last that draws")
-  parser.add_argument(
-    "--devices", type=int, help="as many as it was trained on (default: as train.py would take)"
+  options.add_shared(
+    parser, "--devices", help="as many as the run was trained on (default: those that jldm train takes)"
   )
 
 
@@ -26,8 +26,8 @@ def main(args: argparse.Namespace) -> None:
     raise UserError(f"--steps {args.steps}; expected A:B with A not above B, such as 501:600")
   sharding.configure(args.devices)
   stage = args.stage or find_stage(args.workdir).stage.name
-  found = replay(args.workdir, stage, int(match[1]), int(match[2]), args.devices)
+  replayed = replay(args.workdir, stage, int(match[1]), int(match[2]), args.devices)
   print(
-    f"{stage}: {found.lines} lines, the last at step {found.last}, are equal to the bit; computed from the checkpoint "
-    f"of step {found.start}"
+    f"{stage}: {replayed.lines} lines, the last at step {replayed.last}, are equal to the bit; "
+    f"computed from the checkpoint of step {replayed.start}"
   )

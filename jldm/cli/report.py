@@ -1,17 +1,18 @@
-"""`jldm report WORKDIR`: a run as one page that opens anywhere."""
+"""`jldm report WORKDIR`: writes one self-contained HTML page about a run."""
 
 import argparse
 from pathlib import Path
 
+from jldm.cli import options
 from jldm.core.files import replace_file
 from jldm.distributed import sharding
 from jldm.evaluation import report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("workdir", metavar="WORKDIR", help="a folder that train.py made")
+  parser.add_argument("workdir", metavar="WORKDIR", help="a folder that jldm train made")
   parser.add_argument("--out", help="the page (default: WORKDIR/report.html)")
-  parser.add_argument("--devices", type=int, help="how many devices draw the trajectory (default: all)")
+  options.add_shared(parser, "--devices", help="number of devices that draw the trajectory (default: all)")
 
 
 def main(args: argparse.Namespace) -> None:

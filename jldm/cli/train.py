@@ -1,4 +1,4 @@
-"""`jldm train`: the stages of an experiment, in a workdir; the same command again goes on where it stopped."""
+"""`jldm train`: trains the stages of an experiment in a workdir; the same command again resumes it."""
 
 import argparse
 
@@ -12,9 +12,9 @@ from jldm.runs.train import train
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--config", required=True, help="a Python file with experiment() -> Experiment")
-  parser.add_argument("--workdir", required=True, help="where the run keeps everything")
+  parser.add_argument("--workdir", required=True, help="the folder of the run")
   parser.add_argument(
-    "--stage", metavar="NAME", help="this stage alone (default: what is not finished, in order)"
+    "--stage", metavar="NAME", help="train only this stage (default: all that are not finished, in order)"
   )
   parser.add_argument(
     "--set",
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='e.g. denoiser.steps=500 or "denoiser.objective.process=Cosine()"; repeatable',
   )
   sharding.add_arguments(parser)
-  parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
+  parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def load_config(path: str) -> Experiment:
-  """Runs a config file, the caller's own Python, and returns its experiment.
+  """Runs a config file, which is Python, and returns its experiment.
 
   Raises:
     UserError: no such file, no experiment() in it, or an error while it runs (with its file and line).

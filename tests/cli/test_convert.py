@@ -74,7 +74,7 @@ def test_lpips(tmp_path, capsys):
     theirs[f"net.slice{i}.{place}.bias"] = ours[f"conv{i}/bias"]
     theirs[f"lin{i - 1}.model.1.weight"] = ours[f"head{i}/weight"][None, :, None, None]
   safetensors.write(tmp_path / "theirs", theirs)
-  assert "does not say what it is; say it with --kind" in refused(
+  assert "does not state its kind; give --kind" in refused(
     capsys, tmp_path / "theirs", tmp_path / "o", "--to", "jldm"
   )
   assert (
@@ -122,7 +122,7 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
   safetensors.write(theirs, reduced)
   assert convert() == 0
   origin, arrays = hashlib.sha256(theirs.read_bytes()).hexdigest(), safetensors.read(ours)
-  assert f"of a file of sha256 {origin}: not known as official" in capsys.readouterr().out
+  assert f"from a file of sha256 {origin}: not known as official" in capsys.readouterr().out
   metadata = safetensors.read_header(ours).metadata
   assert metadata == {
     "format": "jldm",
