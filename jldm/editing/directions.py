@@ -1,10 +1,10 @@
-"""Along directions of latents, or of noise: a coordinate, or what sets labelled examples apart.
+"""Directions of latents or noise: a coordinate, or the difference of labelled examples.
 
   (1)  direction = mean of the examples with the attribute - mean of those without
   (2)  control = the same of shuffled labels, less its share of (1), at the norm of (1)
 
-A step of 1 along (1) takes the mean of the one to the mean of the other; (2) is what a step of the
-same length does that has nothing to do with the attribute.
+A step of 1 along (1) leads from the mean of the one group to that of the other; a step along (2) has the
+same length and nothing to do with the attribute.
 """
 
 import jax
@@ -20,7 +20,7 @@ def attribute_direction(examples: Array, labels: Array) -> Array:
 
 
 def control_directions(examples: Array, labels: Array, keys: Array) -> Array:
-  """(2), one a key [K] -> [K, ...], none with a part along the attribute's."""
+  """(2), one per key [K] -> [K, ...], each orthogonal to the attribute's direction."""
   direction = attribute_direction(examples, labels)
   return jax.vmap(
     lambda key: orthogonal_part(attribute_direction(examples, jax.random.permutation(key, labels)), direction)
@@ -28,9 +28,9 @@ def control_directions(examples: Array, labels: Array, keys: Array) -> Array:
 
 
 def unrelated_directions(direction: Array, keys: Array) -> Array:
-  """Normal numbers without their share of direction [...], at its norm, one a key [K] -> [K, ...]."""
-  found = jax.vmap(lambda key: jax.random.normal(key, direction.shape))(keys)
-  return jax.vmap(lambda other: orthogonal_part(other, direction))(found)
+  """Random directions orthogonal to `direction` [...], at its norm, one per key [K] -> [K, ...]."""
+  normals = jax.vmap(lambda key: jax.random.normal(key, direction.shape))(keys)
+  return jax.vmap(lambda other: orthogonal_part(other, direction))(normals)
 
 
 def orthogonal_part(other: Array, direction: Array) -> Array:

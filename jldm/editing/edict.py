@@ -1,13 +1,13 @@
-"""EDICT, Wallace et al. 2023 (2211.12446), eqs. 14-15: two coupled states, each moved by what the
-network says of the other.
+"""EDICT, Wallace et al. 2023 (2211.12446), eqs. 14-15: two coupled states, each moved by the network's output
+at the other.
 
-In a clock of jldm.samplers.clock, with a and b the pair in y, f the slope that the network says at
-the noisier of both times and dtau = tau_s - tau_t, a step down is
+In a clock of jldm.samplers.clock, with a and b the pair in y, f the slope from the network at the
+noisier of both times and dtau = tau_s - tau_t, a step down is
 
   (1)  a' = a + dtau f(b)         (2)  b' = b + dtau f(a')
   (3)  a'' = mix a' + (1 - mix) b'   (4)  b'' = mix b' + (1 - mix) a''
 
-and a step up undoes (4), (3), (2), (1): exactly, whatever the network, up to rounding.
+and a step up undoes (4), (3), (2), (1), exactly up to rounding for any network.
 """
 
 import dataclasses
@@ -29,15 +29,14 @@ Array = jax.Array
 class EDICT:
   """z is the pair, [B, ..., 2 C]; two evaluations a step.
 
-  Below 1, `mix` draws the two together on the way down, and so parts them on the way up, by 1 /
-  mix^2 a step.  The paper's 0.93, 1,400 in 50 steps, takes small latents to noise far from normal,
-  and this to what a flow's solver finds.
+  A `mix` below 1 contracts the difference of the two states while sampling, and so expands it by 1 / mix^2
+  per step of inversion.  The paper's 0.93 expands it 1,400 times in 50 steps, and small latents end in noise
+  that is far from normal; 0.98 ends near the noise that an ODE solver finds.
   """
 
   mix: float = 0.98
-  clock: Clock = dataclasses.field(
-    default=Line(), metadata={"static": True}
-  )  # the paper's, Ratio, ends where alpha = 0
+  # The paper's clock, Ratio, cannot reach alpha = 0.
+  clock: Clock = dataclasses.field(default=Line(), metadata={"static": True})
 
   def init(self, process: Process, z: Array, pairs: Array) -> State:
     return State(z, jnp.zeros_like(single(z)))
@@ -48,17 +47,17 @@ class EDICT:
     up, noisier, change = s > t, jnp.maximum(t, s), tau(s) - tau(t)
     mix = jnp.where(s == t, 1, self.mix)
 
-    def along(y: Array, other: Array) -> tuple[Array, Array]:
+    def move_state(y: Array, other: Array) -> tuple[Array, Array]:
       """(1) or (2), each undone by itself with t and s exchanged."""
-      said = denoise(scale(noisier) * other, noisier)
-      return y + change * self.clock.slope(said), said.x0
+      denoised = denoise(scale(noisier) * other, noisier)
+      return y + change * self.clock.slope(denoised), denoised.x0
 
     a, b = jnp.split(state.z / scale(t), 2, -1)
     b = jnp.where(up, (b - (1 - mix) * a) / mix, b)
     a = jnp.where(up, (a - (1 - mix) * b) / mix, a)
     first, second = jnp.where(up, b, a), jnp.where(up, a, b)
-    first, _ = along(first, second)
-    second, x0 = along(second, first)
+    first, _ = move_state(first, second)
+    second, x0 = move_state(second, first)
     a, b = jnp.where(up, second, first), jnp.where(up, first, second)
     a = jnp.where(up, a, mix * a + (1 - mix) * b)
     b = jnp.where(up, b, mix * b + (1 - mix) * a)

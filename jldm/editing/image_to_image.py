@@ -1,5 +1,5 @@
-"""SDEdit, Meng et al. 2022 (2108.01073), algorithm 1: noise is added up to a time, the strength, and
-taken away again.
+"""SDEdit, Meng et al. 2022 (2108.01073), algorithm 1: adds noise up to a time, the strength, and
+denoises from there.
 """
 
 import jax
@@ -14,10 +14,9 @@ Array = jax.Array
 
 
 def shorten_pairs(pairs: Array, strength: Array) -> Array:
-  """Pairs [N, 2] from the noise at 1 -> as many from the noise at `strength` [], in [0, 1]: N stays,
-  so nothing compiles.
+  """Scales pairs [N, 2] that start at time 1 to start at `strength` [], in [0, 1].
 
-  Of pairs [B, N, 2], strength is [] or [B].
+  N stays, so nothing compiles anew.  For pairs [B, N, 2], strength is [] or [B].
   """
   return expand(jnp.asarray(strength), pairs) * pairs
 
@@ -28,7 +27,7 @@ def vary_latents(
   """Latents x0 [B, ...] noised up to the first time and sampled along pairs [N, 2] or [B, N, 2] -> [B,
   ...]; keys [B].
 
-  Pairs that stay at 0 (strength 0) return x0; from pure noise, nothing of x0 is left where alpha(1) = 0.
+  Pairs that stay at 0 (strength 0) return x0; from pure noise, nothing of x0 is left if alpha(1) = 0.
   """
   key_start, key_path = split_each(keys)
   first = first_time(pairs)

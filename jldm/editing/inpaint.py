@@ -1,4 +1,4 @@
-"""Inpainting without training: what is known is put back after every step.
+"""Inpainting without training: every step replaces what is known by the noised original.
 
   (1)  z_s <- known (alpha_s x0 + sigma_s eps) + (1 - known) z_s,   x0_hat <- known x0 + (1 - known) x0_hat
 
@@ -27,7 +27,7 @@ Array = jax.Array
 @pytree
 @dataclasses.dataclass(frozen=True)
 class InpaintingSampler:
-  """(1) after every step of `sampler`, of which a multistep history begins anew: it belongs to another z."""
+  """Applies (1) after every step of `sampler`; a multistep history starts anew, since z has changed."""
 
   sampler: Any
   x0: Array  # [B, ..., c] what is known
@@ -58,9 +58,8 @@ def inpaint_latents(
 ) -> Array:
   """Latents x0 [B, ..., c], kept where known [B, ..., 1] is 1 and drawn anew where it is 0; keys [B].
 
-  What is drawn begins at `start` [B, ..., c] noised up to the first time of pairs [N, 2] or [B, N,
-  2]; by default at noise alone, so that nothing of x0 is seen there.  Returns [B, ..., c], x0
-  itself where known is 1 (pairs that end at 0).
+  The unknown part starts at `start` [B, ..., c], noised to the first time of pairs [N, 2] or [B, N, 2];
+  by default at pure noise.  Returns [B, ..., c], which is x0 where known is 1 if the pairs end at 0.
   """
   key_start, key_path = split_each(keys)
   blended = InpaintingSampler(sampler, x0, known)
@@ -76,7 +75,5 @@ def repaint_pairs(pairs: Array, jump: int, repeats: int) -> Array:
     UserError: pairs with gaps, or what `grid.repaint` raises.
   """
   if not np.array_equal(pairs[1:, 0], pairs[:-1, 1]):
-    raise UserError(
-      f"repeats={repeats} on a grid with gaps, which cannot be gone over again; choose another grid"
-    )
+    raise UserError(f"repeats={repeats} with a grid that has gaps; expected a grid whose pairs adjoin")
   return repaint(np.append(pairs[:, 0], pairs[-1, 1]), jump, repeats)

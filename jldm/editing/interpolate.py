@@ -1,5 +1,6 @@
-"""Between two latents, or two noises, on the sphere: high-dimensional normal numbers all have about
-the same norm, and the straight line between two of them does not.
+"""Interpolates latents or noise on the sphere.
+
+High-dimensional normal vectors all have about the same norm; points on the line between two of them do not.
 """
 
 import jax
@@ -11,10 +12,10 @@ Array = jax.Array
 
 
 def slerp(a: Array, b: Array, share: Array) -> Array:
-  """From a (share 0) to b (share 1), a sample each: a, b [B, ...], share [] or [B] -> [B, ...].
+  """Interpolates from a (share 0) to b (share 1), per sample: a, b [B, ...], share [] or [B] -> [B, ...].
 
-  Directions along the great circle, norms linearly, which is Shoemake's 1985 where they are equal;
-  straight where the directions are the same, or opposite, or one is none.
+  The direction follows the great circle and the norm is linear; for equal norms this is Shoemake 1985.
+  The path is straight if the directions are equal or opposite, or a vector is zero.
   """
   axes = tuple(range(1, a.ndim))
   norm = lambda x: jnp.sqrt(jnp.sum(x * x, axes, keepdims=True))
@@ -29,5 +30,5 @@ def slerp(a: Array, b: Array, share: Array) -> Array:
 
 
 def slerp_path(a: Array, b: Array, count: int) -> Array:
-  """`count` places from a to b, both [...], ends included: [count, ...]."""
+  """`count` points from a to b, both [...], ends included: [count, ...]."""
   return jax.vmap(lambda share: slerp(a[None], b[None], share)[0])(jnp.linspace(0, 1, count))

@@ -1,8 +1,8 @@
-"""The noise that a deterministic sampler takes to given data: its steps walked from data to noise.
+"""Inversion: runs a deterministic sampler from data to noise, to find the noise that it maps to the data.
 
-DDIM's inversion, Song et al. 2021 (2010.02502), section 4.3, asks the network at the cleaner end of
-each step for what the step down asks at the noisier end, and comes back with an error of the first
-order; a sampler of higher order with a smaller one.  EDICT comes back exactly.
+DDIM's inversion, Song et al. 2021 (2010.02502), section 4.3, evaluates the network at the cleaner end of
+each step, where sampling evaluates it at the noisier end.  The round trip has an error of first order, and
+a smaller one with a sampler of higher order.  EDICT is exact.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ Array = jax.Array
 def invert_latents(
   process: Process, denoise: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Latents x0 [B, ..., C] up the pairs that sampling goes down -> noise [B, ..., C]; of EDICT, [B, ..., 2 C].
+  """Runs latents x0 [B, ..., C] along the reversed pairs -> noise [B, ..., C]; for EDICT, [B, ..., 2 C].
 
   pairs [N, 2] or [B, N, 2], keys [B].
   """
@@ -34,7 +34,7 @@ def invert_latents(
 def revert_latents(
   process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Noise that `invert_latents` found, down pairs [N, 2] or [B, N, 2] -> latents [B, ..., C]."""
+  """Samples from the noise of `invert_latents` along pairs [N, 2] or [B, N, 2] -> latents [B, ..., C]."""
   x0 = sample(process, denoise, sampler, z, pairs, keys)
   return single(x0) if isinstance(sampler, EDICT) else x0
 
@@ -45,7 +45,7 @@ def reversed_pairs(pairs: Array) -> Array:
 
 
 def refuse_noise(process: Process, sampler: Any) -> None:
-  """Raises a UserError where a sampler's steps draw noise, so that nothing leads back: two keys on a toy tell."""
+  """Raises a UserError if a sampler's steps draw noise: two keys give different ends for a toy denoiser."""
   key_z, *keys = jax.random.split(jax.random.key(0), 3)
   denoise = lambda z, t, estimate=None, to=None: Denoised(0.5 * z, 0.5 * z, jnp.zeros_like(z))
   z, pairs = jax.random.normal(key_z, (1, 2, 2, 2)), jnp.array([[0.9, 0.6], [0.6, 0.3], [0.3, 0.6]])
@@ -53,5 +53,5 @@ def refuse_noise(process: Process, sampler: Any) -> None:
   if not jnp.array_equal(*ends):
     name = type(sampler).__name__
     raise UserError(
-      f"{name} draws noise at each step, so that no noise leads back to a picture; use a sampler without"
+      f"{name} draws noise at each step and cannot be inverted; use a deterministic sampler, such as EDICT or DDIM"
     )

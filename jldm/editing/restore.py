@@ -1,6 +1,6 @@
-"""Restoration without training: a denoiser that has seen a measurement y = measure(x0) + noise too.
+"""Restoration without training: a denoiser conditioned on a measurement y = measure(x0) + noise.
 
-Given z_t alone, x0 is about Gaussian around what the denoiser says, with variance r^2 = sigma^2 /
+Given z_t alone, x0 is about Gaussian around the denoiser's estimate, with variance r^2 = sigma^2 /
 (alpha^2 + sigma^2) of latents of variance one: Song et al. 2023, "Pseudoinverse-guided diffusion
 models", section 3.  Given y too, its mean is about the x that minimises
 
@@ -24,10 +24,10 @@ from jldm.diffusion.target import Denoised
 from jldm.samplers.sample import Denoise, Sampler, draw
 
 Array = jax.Array
-Measure = Callable[[Array], Array]  # latents [B, ...] -> measurements [B, ...], a sample each
+Measure = Callable[[Array], Array]  # latents [B, ...] -> measurements [B, ...], per sample
 
 
-def informed(
+def condition_on_measurement(
   process: Process,
   denoise: Denoise,
   measure: Measure,
@@ -36,12 +36,12 @@ def informed(
   rounds: int,
   solves: int,
 ):
-  """The denoiser that knows `measured` [B, ...], with noise [] or [B] its standard deviation; for any sampler.
+  """The denoiser conditioned on `measured` [B, ...] with noise of standard deviation `noise`, [] or [B].
 
-  `rounds` linearisations of `measure`, `solves` conjugate gradients each.
+  It linearises `measure` `rounds` times, each with `solves` steps of conjugate gradients.
   """
 
-  def denoise_informed(
+  def denoise_conditioned(
     z: Array, t: Array, estimate: Array | None = None, to: Array | None = None
   ) -> Denoised:
     x0_hat, eps, variance = denoise(z, t, estimate, to)
@@ -49,18 +49,18 @@ def informed(
     weight = sigma**2 / (alpha**2 + sigma**2) / expand(jnp.asarray(noise), z) ** 2
     x = x0_hat
     for _ in range(rounds):
-      said, forward = jax.linearize(measure, x)
-      back = jax.linear_transpose(forward, x)
-      normal = lambda d, forward=forward, back=back: d + weight * back(forward(d))[0]
-      x = x + conjugate_gradient(normal, weight * back(measured - said)[0] + x0_hat - x, solves)
+      predicted, forward = jax.linearize(measure, x)
+      transpose = jax.linear_transpose(forward, x)
+      normal = lambda d, forward=forward, transpose=transpose: d + weight * transpose(forward(d))[0]
+      x = x + conjugate_gradient(normal, weight * transpose(measured - predicted)[0] + x0_hat - x, solves)
     moved = jnp.where(sigma > 0, alpha * (x0_hat - x) / jnp.where(sigma > 0, sigma, 1), 0)
     return Denoised(x, eps + moved, variance)
 
-  return denoise_informed
+  return denoise_conditioned
 
 
 def conjugate_gradient(operator: Callable[[Array], Array], b: Array, count: int) -> Array:
-  """`count` conjugate gradients for operator(x) = b [B, ...], symmetric and positive, each sample by itself."""
+  """Solves operator(x) = b [B, ...], symmetric and positive, by `count` conjugate gradients per sample."""
   dot = lambda u, v: jnp.sum(u * v, tuple(range(1, b.ndim)), keepdims=True)
   ratio = lambda u, v: jnp.where(v > 0, u / jnp.where(v > 0, v, 1), 0)  # 0 once solved
 
@@ -94,5 +94,5 @@ def restore_latents(
   """Latents in the shape of `like` [B, ...] whose `measure` is `measured` up to noise [] or [B] -> [B,
   ...]; keys [B].
   """
-  denoise = informed(process, denoise, measure, measured, noise, rounds, solves)
+  denoise = condition_on_measurement(process, denoise, measure, measured, noise, rounds, solves)
   return draw(process, denoise, sampler, like, pairs, keys)

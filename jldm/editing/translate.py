@@ -1,7 +1,7 @@
-"""From one condition to another by the same noise: inverted under the first, sampled under the second.
+"""Translates from one condition to another: inverts under the first, samples under the second.
 
 Dual diffusion implicit bridges, Su et al. 2023 (2203.08382), algorithm 1, between two conditions of
-one network.  Pairs that begin below 1 leave coarse structure as it is (`shorten_pairs`).
+one network.  Pairs that start below 1 keep coarse structure (`shorten_pairs`).
 """
 
 import jax
@@ -17,7 +17,7 @@ Array = jax.Array
 def translate_latents(
   process: Process, denoise: Denoise, onto: Denoise, sampler: Sampler, x0: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Latents x0 [B, ...] inverted by `denoise` up the pairs and brought back by `onto` -> [B, ...].
+  """Inverts latents x0 [B, ...] with `denoise` and samples them again with `onto` -> [B, ...].
 
   pairs [N, 2] or [B, N, 2], keys [B].
   """

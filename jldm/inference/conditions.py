@@ -68,10 +68,10 @@ def make_branches(
     return (first,)
   away = {name: None if each.guided else values[name] for name, each in conditioners.items()}
   others = [away | dict(each) for each in against]
-  own = lambda other: [
+  with_inputs = lambda other: [
     name for name, each in conditioners.items() if needs_inputs(each, other[name], values[name])
   ]
-  return (first, *(make_branch(model, other, n, own(other)) for other in others))
+  return (first, *(make_branch(model, other, n, with_inputs(other)) for other in others))
 
 
 def known_conditioners(model: Model, names: Iterable[str]) -> dict[str, Conditioner]:
@@ -106,10 +106,10 @@ def needs_inputs(conditioner: Conditioner, other: Any, value: Any) -> bool:
   return conditioner.guided if other is None else other is not value
 
 
-def make_branch(model: Model, values: Mapping[str, Any], n: int, own: Iterable[str]) -> Branch:
+def make_branch(model: Model, values: Mapping[str, Any], n: int, names: Iterable[str]) -> Branch:
   """One branch: `values` by conditioner, None for null, with inputs for the conditioners `own`."""
   inputs = {}
-  for name in own:
+  for name in names:
     conditioner, value = known_conditioners(model, (name,))[name], values[name]
     arrays = blank(conditioner, model.data) if value is None else conditioner.read(value, model.data)
     inputs[name] = {key: for_each_sample(name, array, n) for key, array in arrays.items()}

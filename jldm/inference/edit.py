@@ -223,11 +223,14 @@ def invert(
   x0 = canvas_latents(canvas, params)
   setup = plan_edit(canvas.model, params, request, sampling, len(x0), invertible=True)
   z = run_invert(canvas.model, setup, x0, jnp.float32(1))
-  back, plain = run_revert(canvas.model, setup, z, jnp.float32(1)), run_decode(canvas.model, params, x0)
+  reconstruction, decoded = (
+    run_revert(canvas.model, setup, z, jnp.float32(1)),
+    run_decode(canvas.model, params, x0),
+  )
   return Inverted(
     np.asarray(z),
-    *(close_canvas(canvas, to_uint8(each)) for each in (back, plain)),
-    np.asarray(psnr(back, plain)),
+    *(close_canvas(canvas, to_uint8(each)) for each in (reconstruction, decoded)),
+    np.asarray(psnr(reconstruction, decoded)),
   )
 
 

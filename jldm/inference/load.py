@@ -367,12 +367,14 @@ def restore_result(
           f"workdir {str(workdir)!r} keeps no best {name}; train with --set evaluation.every_steps=1000"
         )
       raise UserError(f"workdir {str(workdir)!r} has no trained {name} yet; run train.py on it first")
-    found = saved.restore(step, items)
+    items_saved = saved.restore(step, items)
   if codec:
-    return step, Loaded(ImageCodec(at.stage.objective.network), found["codec"])
-  params = found["ema"] if sigma_rel is None else load_average(workdir, sigma_rel, found["ema"], name)
+    return step, Loaded(ImageCodec(at.stage.objective.network), items_saved["codec"])
+  params = (
+    items_saved["ema"] if sigma_rel is None else load_average(workdir, sigma_rel, items_saved["ema"], name)
+  )
   return step, at.stage.objective.result(
-    params, found.get("extra", {}), load_needed(at) if frozen is None else frozen
+    params, items_saved.get("extra", {}), load_needed(at) if frozen is None else frozen
   )
 
 

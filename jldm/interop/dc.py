@@ -1,6 +1,4 @@
-"""diffusers' AutoencoderDC (deep compression) as DCAutoencoder and back: its configuration, and whose
-parameters are whose.
-"""
+"""Converts diffusers' AutoencoderDC (deep compression) to DCAutoencoder and back: configuration and parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,10 +38,10 @@ RESAMPLE = (("conv", "conv", CONV), ("nearest/conv", "conv", CONV))
 
 
 def network(config: Mapping[str, Any]) -> DCAutoencoder:
-  """Of a config.json.
+  """The network of a config.json.
 
   Raises:
-    UserError: a value that is none, or that asks for what DCAutoencoder does not have.
+    UserError: a value of another type, or one that DCAutoencoder does not have.
   """
   encoder, decoder = levels(config, "encoder"), levels(config, "decoder")
   if len(encoder) != len(decoder):
@@ -82,13 +80,13 @@ def levels(config: Mapping[str, Any], side: str) -> tuple[Level, ...]:
     of_each("norm_types", "rms_norm"),
     of_each("act_fns", "silu"),
   )
-  found = []
+  parsed = []
   for width, count, kind, scales, norm, activation in rows:
     convolutions = chosen("block_types", kind, (CONVOLUTIONS, ATTENTION)) == CONVOLUTIONS
     norm = NORMS[chosen("norm_types", norm, NORMS if convolutions else ("rms_norm",))]
     plain = Convolutions(norm, chosen("act_fns", activation, ACTIVATIONS))
-    found.append(Level(width, count, plain if convolutions else LinearAttention(head, odd(scales, side))))
-  return tuple(found)
+    parsed.append(Level(width, count, plain if convolutions else LinearAttention(head, odd(scales, side))))
+  return tuple(parsed)
 
 
 def odd(scales: Any, side: str) -> tuple[int, ...]:
@@ -99,6 +97,13 @@ def odd(scales: Any, side: str) -> tuple[int, ...]:
       f"config.json has {name} with {str(scales)[:40]}; expected up to {MOST_SCALES} odd numbers a level"
     )
   return tuple(config_choice({name: scale}, name, None, legal) for scale in scales)
+
+
+def block_fields(block: Convolutions | LinearAttention) -> tuple[str, str, list[int]]:
+  """The norm, the activation and the scales of a block, as a config.json has them."""
+  if isinstance(block, LinearAttention):
+    return "rms", "silu", list(block.scales)
+  return block.norm, block.activation, []
 
 
 def config(network: DCAutoencoder) -> dict[str, Any]:
@@ -120,19 +125,20 @@ def config(network: DCAutoencoder) -> dict[str, Any]:
     raise UserError(
       f"the autoencoder has {other[0]} in its encoder, where diffusers has {Convolutions()}; keep it in jldm"
     )
-  told = {"decoder_norm_types": [], "decoder_act_fns": []}
-  published = {ours: theirs for theirs, ours in NORMS.items()}
-  for level in network.decoder_levels:
-    told["decoder_norm_types"].append(published[getattr(level.block, "norm", "rms")])
-    told["decoder_act_fns"].append(getattr(level.block, "activation", "silu"))
+  norms = {ours: theirs for theirs, ours in NORMS.items()}
+  decoder = [block_fields(level.block) for level in network.decoder_levels]
+  fields = {
+    "decoder_norm_types": [norms[norm] for norm, _, _ in decoder],
+    "decoder_act_fns": [activation for _, activation, _ in decoder],
+  }
   for side, some in both.items():
-    told |= {
+    fields |= {
       f"{side}_block_out_channels": [level.width for level in some],
       f"{side}_block_types": [
         ATTENTION if isinstance(level.block, LinearAttention) else CONVOLUTIONS for level in some
       ],
       f"{side}_layers_per_block": [level.blocks for level in some],
-      f"{side}_qkv_multiscales": [list(getattr(level.block, "scales", ())) for level in some],
+      f"{side}_qkv_multiscales": [block_fields(level.block)[2] for level in some],
     }
   return {
     "_class_name": "AutoencoderDC",
@@ -145,7 +151,7 @@ def config(network: DCAutoencoder) -> dict[str, Any]:
     "in_channels": network.channels,
     "latent_channels": network.latent_channels,
     "upsample_block_type": "interpolate" if network.nearest else "pixel_shuffle",
-  } | told
+  } | fields
 
 
 def table(network: DCAutoencoder) -> tuple:

@@ -1,4 +1,4 @@
-"""Trees of arrays as arrays by flat name, such as "denoiser/blocks/mlp/in/kernel", and back."""
+"""Flattens trees of arrays to arrays by name, such as "denoiser/blocks/mlp/in/kernel", and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,19 +16,19 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: Mapping[str, np.ndarray], like: Any) -> Any:
-  """The inverse: a tree as `like` (arrays or shapes), with its names, shapes and dtypes.
+  """The inverse of `flatten`: a tree with the names, shapes and dtypes of `like`.
 
   Raises:
-    UserError: naming what is missing, in surplus, or of another shape or dtype.
+    UserError: arrays are missing, unknown, or of another shape or dtype; it names them.
   """
   wanted = named_leaves(like)
   kind = lambda leaf: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-  told = [f"{name[:80]!r} is in surplus" for name in arrays if name not in wanted]
+  mismatches = [f"{name[:80]!r} is in surplus" for name in arrays if name not in wanted]
   for name, leaf in wanted.items():
     if name not in arrays:
-      told.append(f"{name} is missing")
+      mismatches.append(f"{name} is missing")
     elif kind(arrays[name]) != kind(leaf):
-      told.append(f"{name} is {kind(arrays[name])}, expected {kind(leaf)}")
-  if told:
-    raise UserError(f"{len(told)} arrays do not fit: {'; '.join(told[:3])}")
+      mismatches.append(f"{name} is {kind(arrays[name])}, expected {kind(leaf)}")
+  if mismatches:
+    raise UserError(f"{len(mismatches)} arrays do not fit: {'; '.join(mismatches[:3])}")
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])

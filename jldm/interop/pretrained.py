@@ -1,7 +1,7 @@
-"""Published autoencoders from a folder, a file, or a name of the Hugging Face hub, and back.
+"""Loads published autoencoders from a folder, a file or the Hugging Face hub, and saves ours as diffusers' are.
 
-  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file
-  of CompVis latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
+  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file of CompVis
+  latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
   images = autoencoder.decode(params, autoencoder.raw(params, latents))
 
 `params` is a tree as in `models.codecs.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A
@@ -63,9 +63,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Autoencoder:
-  """A network, applied to the tree that `load` gives with it; all of it may be jitted, with the tree
-  as an argument.
-  """
+  """A published network; its methods take the params that `load` returns with it, and may be jitted."""
 
   network: Any  # linen Module
 
@@ -105,39 +103,39 @@ def read_pretrained(
 ) -> tuple[Any, dict]:
   """The network and the codec of a published autoencoder, its parameters in float32.
 
-  `scaling_factor` and `shift_factor` are for a file without a config.json: 0.18215 is that of
-  Stable Diffusion 1 and 2.
+  `scaling_factor` and `shift_factor` are for a file without a config.json; Stable Diffusion 1 and 2
+  have a scaling factor of 0.18215.
 
   Raises:
-    UserError: nothing there, a network that jldm does not have, or tensors that do not fit
+    UserError: the source does not exist, jldm has no such network, or tensors do not fit
       (see `rename.import_tensors`).
   """
   path = find_source(source)
-  told = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
-  told = {name: value for name, value in told.items() if value is not None}
-  network, tensors, table, config = (from_folder if path.is_dir() else from_file)(path, told)
+  given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+  given = {name: value for name, value in given.items() if value is not None}
+  network, tensors, table, config = (from_folder if path.is_dir() else from_file)(path, given)
   mean, std = read_statistics(config, network.latent_channels)
   parts = fill_network(network, tensors, table, repr(str(path)), allow_nan)
   return network, parts | {"mean": jnp.array(mean), "std": jnp.array(std)}
 
 
-def from_folder(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
-  """-> (network, their tensors by name, the table of these names, the config with what the caller told)."""
+def from_folder(path: Path, given: dict) -> tuple[Any, Mapping, tuple, dict]:
+  """Reads a folder -> (network, its tensors by name, the table of these names, the config with what is given)."""
   config, file = read_config(path / CONFIG), weights_file(path)
   tensors = flax_named(msgpack.tensors(file)) if file.suffix == ".msgpack" else safetensors.tensors(file)
   module = CLASSES[config["_class_name"]]
   network = module.network(config)
   table = vae.table(network, vae.family(tensors)) if module is vae else module.table(network)
-  return network, tensors, table, {"scaling_factor": module.SCALING} | config | told
+  return network, tensors, table, {"scaling_factor": module.SCALING} | config | given
 
 
-def from_file(path: Path, told: dict) -> tuple[Any, Mapping, tuple, dict]:
-  """The same of a file of CompVis."""
+def from_file(path: Path, given: dict) -> tuple[Any, Mapping, tuple, dict]:
+  """Reads a file of CompVis; as `from_folder`."""
   tensors = safetensors.tensors(path)
   prefix = vae.FIRST_STAGE if any(name.startswith(vae.FIRST_STAGE) for name in tensors) else ""
   arrays = Renamed(tensors, {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)})
   network = vae.compvis_network({name: tensors.entry(prefix + name).shape for name in arrays})
-  return network, arrays, vae.table(network, "CompVis"), add_scaling(told, tensors, repr(str(path)))
+  return network, arrays, vae.table(network, "CompVis"), add_scaling(given, tensors, repr(str(path)))
 
 
 def fill_network(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, allow_nan: bool) -> dict:
@@ -155,7 +153,7 @@ def fill_network(network: Any, arrays: Mapping[str, Any], table: tuple, where: s
 
 
 def add_scaling(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
-  """The config of a file that has none: what the caller said, or the file's own scale."""
+  """The config of a file that has none: what the caller gives, or the file's own scale."""
   if "scaling_factor" in config:
     return config
   if "scale_factor" in tensors and tensors["scale_factor"].size == 1:
@@ -184,10 +182,10 @@ def flax_named(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class Renamed(Mapping):
-  """Some of the arrays, by other names, fetched when they are asked for."""
+  """Some of the arrays by other names, each read on access."""
 
   def __init__(self, arrays: Mapping[str, Any], names: Mapping[str, str]):
-    """names: of an array here -> there."""
+    """names: the new name of an array -> its name in `arrays`."""
     self._arrays, self._names = arrays, names
 
   def __getitem__(self, name: str) -> Any:
@@ -262,7 +260,8 @@ def download_folder(name: str) -> Path:
     import huggingface_hub
   except ImportError as error:
     raise UserError(
-      f"{name!r} does not exist here, and huggingface_hub, which would get it, is not installed: pip install huggingface_hub"
+      f"{name!r} does not exist here, and huggingface_hub, which would download it, is not installed; "
+      "run pip install huggingface_hub"
     ) from error
   files = [
     folder + file
@@ -271,10 +270,12 @@ def download_folder(name: str) -> Path:
   ]
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, etag_timeout=SECONDS))
-  except Exception as error:  # its own, and those of whatever client it has: a proxy's or a dropped connection's is no OSError
-    told = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+  # Its own errors and those of its HTTP client, which for a proxy or a dropped connection are no OSError.
+  except Exception as error:
+    reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
     raise UserError(
-      f"{name!r} is not here and cannot be got from the hub; check the name and the network, or give a folder ({told})"
+      f"{name!r} is not here and cannot be downloaded from the hub; check the name and the network, "
+      f"or give a folder ({reason})"
     ) from error
 
 
@@ -343,7 +344,7 @@ def write_statistics(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
 
 
 def shortest(value: Any, kept: Callable[[float], Any]) -> float:
-  """The decimal of the fewest digits that `kept` makes the same of: 0.18215, not 0.18215000629425049."""
+  """The shortest decimal that `kept` maps to the same number: 0.18215, not 0.18215000629425049."""
   return next(
     short for digits in range(1, 18) if kept(short := float(f"{value:.{digits}g}")) == kept(float(value))
   )

@@ -1,15 +1,15 @@
-"""Published parameters as ours and back, by one table a model.
+"""Converts published parameters to ours and back, by one table per model.
 
-A table says which of our layers is which of theirs, coarse to fine, and ends in axes:
+A table maps our layers to theirs, coarse to fine, and ends in axes:
 
-  CONV = (("kernel", "weight", Axes("hwio", "oihw")), ("bias", "bias", Axes("o", "o"))) RESNET =
-  (("norm1", "norm1", NORM), ("conv1", "conv1", CONV), …) MODEL = (("encoder/in", "encoder.conv_in",
-  CONV), ("encoder/level0_resnet0", "encoder.down_blocks.0.resnets.0", RESNET), …)
+  CONV = (("kernel", "weight", Axes("hwio", "oihw")), ("bias", "bias", Axes("o", "o")))
+  RESNET = (("norm1", "norm1", NORM), ("conv1", "conv1", CONV), …)
+  MODEL = (("encoder/in", "encoder.conv_in", CONV), ("encoder/level0_resnet0", "encoder.down_blocks.0.resnets.0", RESNET), …)
 
-Names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  Where theirs
-is a tuple, such as ("to_q", "to_k", "to_v"), our array is theirs side by side along our last axis.
-What our tree has must stand in the table; what the table has beyond that (the shortcut of a block
-that has none) is not there on either side.
+The names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  If theirs is a
+tuple, such as ("to_q", "to_k", "to_v"), our array is the concatenation of theirs along our last axis.
+The table must have all arrays of our tree.  It may have more, such as the shortcut of a block without
+one; these exist on neither side.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ import numpy as np
 from jldm.core.errors import UserError
 from jldm.core.trees import named_leaves
 
-MOST_TOLD = 3  # names in a message
+MOST_NAMES = 3  # in a message
 
 
 class Axes(NamedTuple):
@@ -75,14 +75,14 @@ def number_table(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) ->
   """A table from rows with {fields} in both names, such as ("level{level}", "blocks.{level}", CONV),
   once for all numbers.
   """
-  found = {
+  table = {
     ours.format(**each): (theirs.format(**each), below) for each in numbers for ours, theirs, below in rows
   }
-  return tuple((ours, theirs, below) for ours, (theirs, below) in found.items())
+  return tuple((ours, theirs, below) for ours, (theirs, below) in table.items())
 
 
 def expand_table(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Leaf]]:
-  """(our name, what it is of theirs) for all arrays that a table tells of."""
+  """Yields (our name, the arrays of theirs) for all arrays of a table."""
   for our, their, below in table:
     name = "/".join(filter(None, (ours, our)))
     their = (their,) if isinstance(their, str) else their
@@ -91,13 +91,13 @@ def expand_table(table: tuple, ours: str = "", theirs: tuple[str, ...] = ("",)) 
 
 
 def leaves(table: tuple, like: Any) -> dict[str, tuple[Any, Leaf]]:
-  """Our arrays (or shapes) of a tree, each with what it is of theirs; KeyError for one that the table lacks."""
+  """The arrays (or shapes) of our tree by name, each with its Leaf; KeyError for one that the table lacks."""
   known = dict(expand_table(table))
   return {name: (leaf, known[name]) for name, leaf in named_leaves(like).items()}
 
 
 def published_shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:
-  """Theirs by name, of our tree of arrays or shapes."""
+  """The shapes of their tensors by name, from our tree of arrays or shapes."""
   return {name: leaf.shape(ours.shape) for ours, leaf in leaves(table, like).values() for name in leaf.theirs}
 
 
@@ -109,15 +109,13 @@ def import_tensors(
   allow_nan: bool = False,
   where: str = "the file",
 ) -> Any:
-  """Their tensors by name -> our tree, in the structure and shapes of `like`, float32, one tensor
-  after the other.
+  """Converts their tensors to our tree, in the structure and shapes of `like`, float32, one tensor at a time.
 
-  `leave_out` is a regular expression of names that belong to something else; `where` is what errors
-  call the source.
+  leave_out: a regular expression for the names of other things in the file.   where: what errors call the source.
 
   Raises:
-    UserError: naming tensors that are missing, in surplus, misshapen, no floats, or not finite
-      unless `allow_nan`.
+    UserError: tensors are missing, unknown, of a wrong shape, no floats, or (unless `allow_nan`) not finite;
+      it names them.
   """
   wanted = published_shapes(table, like)
   check_tensor_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where)
@@ -136,7 +134,7 @@ def import_tensors(
 def check_tensor_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str) -> None:
   """Raises a UserError unless the two have the same names."""
   shown = lambda names: (
-    ", ".join(name[:80] for name in names[:MOST_TOLD]) + (" …" if len(names) > MOST_TOLD else "")
+    ", ".join(name[:80] for name in names[:MOST_NAMES]) + (" …" if len(names) > MOST_NAMES else "")
   )
   if missing := sorted(set(wanted) - set(there)):
     raise UserError(
@@ -172,8 +170,8 @@ def checked_tensor(name: str, value: Any, shape: tuple[int, ...], allow_nan: boo
 
 def publish(table: tuple, tree: Any) -> dict[str, np.ndarray]:
   """Our tree -> their tensors by name, the inverse of `import_tensors`."""
-  found = {}
+  published = {}
   for ours, leaf in leaves(table, tree).values():
     parts = np.split(np.asarray(ours), len(leaf.theirs), -1)
-    found |= {name: leaf.axes.published(part) for name, part in zip(leaf.theirs, parts)}
-  return found
+    published |= {name: leaf.axes.published(part) for name, part in zip(leaf.theirs, parts)}
+  return published

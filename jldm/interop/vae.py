@@ -1,8 +1,7 @@
-"""Stable Diffusion's autoencoders: `AutoencoderKL` and `VQModel` of diffusers, and the files of
-CompVis, as ours and back.
+"""Converts Stable Diffusion's autoencoders to ours and back: AutoencoderKL and VQModel of diffusers, and CompVis.
 
-Below are the tables of where the arrays are (`rename` has how to read one), and what a config.json
-says of the network. A file of CompVis has no config: its network is read off the shapes.
+The tables below say which array is which; `rename` explains their form.  A config.json describes the
+network.  A CompVis file has no config: the shapes of its tensors give the network.
 """
 
 from collections.abc import Iterable, Mapping
@@ -140,7 +139,7 @@ def family(names: Iterable[str]) -> str:
 
 
 def is_compvis(names: Iterable[str]) -> bool:
-  """Whether there is an autoencoder among names as CompVis has them."""
+  """Whether names include those of a CompVis autoencoder."""
   return any(re.match(rf"({re.escape(FIRST_STAGE)})?encoder\.down\.\d", name) for name in names)
 
 
@@ -154,11 +153,11 @@ def network(config: Mapping[str, Any]) -> Any:
   widths = config_numbers(config, "block_out_channels", (64,))
   for name, only in {"act_fn": "silu", "norm_type": "group", "lookup_from_codebook": False}.items():
     if config.get(name, only) != only:
-      raise UserError(f"config.json has {name}={config[name]!r}; jldm has {only!r} alone")
+      raise UserError(f"config.json has {name}={config[name]!r}; expected {only!r}")
   channels = config_number(config, "in_channels", 3)
   if config_number(config, "out_channels", 3) != channels:
     raise UserError(
-      f"config.json has in_channels={channels} and other out_channels; jldm has equal ones alone"
+      f"config.json has in_channels={channels} and another out_channels; expected equal numbers"
     )
   fields = {
     "channels": channels,
@@ -176,13 +175,13 @@ def network(config: Mapping[str, Any]) -> Any:
     return VQAutoencoder(codes, latent_channels=embedded, features=features, **fields)
   pointwise = config_flag(config, "use_quant_conv")
   if config_flag(config, "use_post_quant_conv") != pointwise:
-    raise UserError("config.json has one of use_quant_conv and use_post_quant_conv; jldm has both or none")
+    raise UserError("config.json has one of use_quant_conv and use_post_quant_conv; expected both or neither")
   return KLAutoencoder(latent_channels=latent_channels, pointwise=pointwise, **fields)
 
 
 def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
   """Which levels have attention, the finest 0; both sides must agree."""
-  found = {}
+  attends = {}
   for side, plain, attending in (
     ("down", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     ("up", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
@@ -196,12 +195,14 @@ def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
       raise UserError(
         f"config.json has {side}_block_types={str(types)[:80]}; expected {levels} of {plain} or {attending}"
       )
-    found[side] = [kind == attending for kind in types]
-  if found["down"] != found["up"][::-1]:
+    from_finest = types if side == "down" else types[::-1]
+    attends[side] = tuple(level for level, kind in enumerate(from_finest) if kind == attending)
+  if attends["down"] != attends["up"]:
     raise UserError(
-      "config.json has attention at other levels on the way up than on the way down; jldm has it on both"
+      f"config.json has attention at levels {attends['down']} of the encoder and {attends['up']} of the decoder; "
+      "expected the same levels in both"
     )
-  return tuple(level for level, there in enumerate(found["down"]) if there)
+  return attends["down"]
 
 
 def config(network: Any) -> dict[str, Any]:
@@ -225,16 +226,10 @@ def config(network: Any) -> dict[str, Any]:
       f"the autoencoder has features={features} and other latents, which diffusers has not; keep it in jldm"
     )
   kind = lambda name: [("Attn" if level in network.attention else "") + name for level in levels]
-  own = {
-    True: {
-      "num_vq_embeddings": getattr(getattr(network, "quantizer", None), "size", 0),
-      "vq_embed_dim": network.latent_channels,
-    },
-    False: {
-      "use_quant_conv": getattr(network, "pointwise", True),
-      "use_post_quant_conv": getattr(network, "pointwise", True),
-    },
-  }
+  if quantised:
+    fields = {"num_vq_embeddings": network.quantizer.size, "vq_embed_dim": network.latent_channels}
+  else:
+    fields = {"use_quant_conv": network.pointwise, "use_post_quant_conv": network.pointwise}
   return {
     "_class_name": "VQModel" if quantised else "AutoencoderKL",
     "_diffusers_version": "0.42.0",
@@ -248,7 +243,7 @@ def config(network: Any) -> dict[str, Any]:
     "norm_num_groups": network.groups,
     "out_channels": network.channels,
     "up_block_types": kind("UpDecoderBlock2D")[::-1],
-  } | own[quantised]
+  } | fields
 
 
 def compvis_network(shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures: arrays to a sheet for the eye, and to files with where they came from written inside.
+"""Writes pictures: sheets to look at, and files that contain their provenance.
 
 Images are uint8 [N, H, W, C] or [H, W, C], C 1 (grey) or 3.  Every PNG says `ai_generated` = `true`
 and `jldm` = a JSON object in its text chunks.  A file appears whole or not at all.
@@ -31,10 +31,10 @@ CELL = 64  # pixels that the shorter side of a small image is enlarged to in gri
 def show(
   images: np.ndarray | Sequence[np.ndarray], columns: int | None = None, labels: Sequence[Any] | None = None
 ) -> Image.Image:
-  """One picture of all images, row by row: a notebook displays it where a cell ends with it.
+  """Tiles images into one picture, row by row; a notebook displays it as the last value of a cell.
 
   images: uint8 [N, H, W, C] or [H, W, C], or a list of these, which may differ in size; C is 1
-    (grey), 3 (RGB), or that and alpha, which is put on white.
+    (grey), 3 (RGB), or one more for alpha, which is blended over white.
   columns: images in a row; by default all of them up to SHOWN_COLUMNS.
   labels: a text or a number per image, written below it.
 
@@ -105,7 +105,7 @@ def to_uint8(images: Any) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray, provenance: dict) -> None:
-  """Writes uint8 [H, W, C] with `provenance`, a JSON object, beside it in the same file."""
+  """Writes uint8 [H, W, C] with `provenance`, a JSON object, in the text of the same file."""
   with replace_file(Path(path)) as file:
     file.write(encode_png(image, provenance))
 
@@ -120,7 +120,7 @@ def encode_png(image: np.ndarray, provenance: dict) -> bytes:
 
 
 def read_provenance(path: str | os.PathLike) -> dict | None:
-  """What write_png wrote beside the image; None where the file is a picture of someone else's.
+  """The provenance that write_png wrote; None for a picture from elsewhere.
 
   Raises:
     OSError: no such file, or not a picture.
@@ -141,7 +141,7 @@ def write_samples(
 ) -> None:
   """Writes images uint8 [N, H, W, C] as 00000.png ..., and grid.png, ten to a row.
 
-  Each file's provenance has its own `index` and `label` besides `provenance`.
+  The provenance of each file is `provenance` with its `index` and `label`.
   """
   write_numbered(folder, images, [provenance | {"label": int(label)} for label in labels])
   scale = sheet_scale(images)
@@ -149,9 +149,9 @@ def write_samples(
 
 
 def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: list[dict]) -> None:
-  """Writes images uint8 [N, H, W, C] as 00000.png ..., each with its own provenance and its `index`.
+  """Writes images uint8 [N, H, W, C] as 00000.png ..., each with its provenance and `index`.
 
-  Numbered pictures that an earlier, longer draw left in the folder are removed, so that it holds one draw.
+  Removes numbered pictures of an earlier call with more images.
   """
   for path in Path(folder).glob("[0-9]" * 5 + ".png"):
     if int(path.stem) >= len(images) and read_provenance(path):
@@ -167,17 +167,18 @@ def write_edits(
   provenance: dict,
   each: list[dict] | None = None,
 ) -> None:
-  """Writes images uint8 [N, H, W, C] as 00000.png ..., of `each` what is told of it alone, and
-  sheet.png, `rows` by name.
+  """Writes images uint8 [N, H, W, C] as 00000.png ..., and sheet.png.
+
+  rows: the images of the sheet by name.   each: further provenance of each image.
   """
-  write_numbered(folder, images, [provenance | own for own in each or [{}] * len(images)])
+  write_numbered(folder, images, [provenance | note for note in each or [{}] * len(images)])
   write_png(Path(folder) / "sheet.png", sheet(rows), provenance)
 
 
 def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, seconds: float = 2.0) -> None:
   """Writes images uint8 [N, H, W, C] as an animation there and back, for ever, with `provenance` as its comment."""
   frames = [Image.fromarray(frame) for frame in there_and_back(images)]
-  told = json.dumps({"ai_generated": True, "jldm": provenance})
+  comment = json.dumps({"ai_generated": True, "jldm": provenance})
   with replace_file(Path(path)) as file:
     frames[0].save(
       file,
@@ -185,7 +186,7 @@ def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
       save_all=True,
       append_images=frames[1:],
       loop=0,
-      comment=told,
+      comment=comment,
       duration=round(1000 * seconds / len(images)),
     )
 
@@ -201,7 +202,7 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
     import imageio_ffmpeg  # noqa: F401
   except ImportError as error:
     raise UserError("a film needs imageio and its ffmpeg; install them: pip install 'jldm[video]'") from error
-  told = json.dumps({"ai_generated": True, "jldm": provenance})
+  comment = json.dumps({"ai_generated": True, "jldm": provenance})
   frames = there_and_back(images)
   frames = np.pad(
     frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
@@ -211,7 +212,7 @@ def write_mp4(path: str | os.PathLike, images: np.ndarray, provenance: dict, sec
   options = {
     "fps": len(images) / seconds,
     "macro_block_size": 1,
-    "output_params": ["-metadata", f"comment={told}"],
+    "output_params": ["-metadata", f"comment={comment}"],
   }
   with warnings.catch_warnings(), replace_file(path, partial=partial) as file:
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's, of a process that is ffmpeg at once
@@ -233,15 +234,15 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def sheet(rows: dict[str, np.ndarray]) -> np.ndarray:
-  """Rows of images uint8 [n, H, W, C], all of one size, as in grid.png, each beside its name -> RGB."""
+  """Rows of images uint8 [n, H, W, C], all of one size, as in grid.png, each with its name on the left -> RGB."""
   each = [as_rgb(images) for images in rows.values()]
   height = each[0].shape[1]
   scale = sheet_scale(each[0])
   picture = tile_rows(each, scale)
   margin = Image.new("RGB", (8 + 7 * max(map(len, rows)), len(picture)), (PAPER,) * 3)
-  draw = ImageDraw.Draw(margin)
+  canvas = ImageDraw.Draw(margin)
   for number, name in enumerate(rows):
-    draw.text((4, 2 + number * (height * scale + 2) + height * scale / 2), name, "black", anchor="lm")
+    canvas.text((4, 2 + number * (height * scale + 2) + height * scale / 2), name, "black", anchor="lm")
   return np.concatenate([np.asarray(margin), picture], 1)
 
 
@@ -304,19 +305,19 @@ def curves(
   along = lambda value, axis: (value - ticks[axis][0]) / (ticks[axis][-1] - ticks[axis][0])
   place = lambda x, y: (left + along(x, 0) * (right - left), bottom - along(y, 1) * (bottom - top))
   picture = Image.new("RGB", (width, height), "white")
-  draw = ImageDraw.Draw(picture)
+  canvas = ImageDraw.Draw(picture)
   for x in ticks[0]:
-    draw.line([place(x, ticks[1][0]), place(x, ticks[1][-1])], "#e0e0e0")
-    draw.text((place(x, 0)[0], bottom + 6), f"{x:.4g}", "#404040", anchor="mt")
+    canvas.line([place(x, ticks[1][0]), place(x, ticks[1][-1])], "#e0e0e0")
+    canvas.text((place(x, 0)[0], bottom + 6), f"{x:.4g}", "#404040", anchor="mt")
   for y in ticks[1]:
-    draw.line([place(ticks[0][0], y), place(ticks[0][-1], y)], "#e0e0e0")
-    draw.text((left - 6, place(0, y)[1]), f"{y:.4g}", "#404040", anchor="rm")
-  draw.text(((left + right) / 2, height - 8), across, "black", anchor="mb")
-  draw.text((8, 4), up, "black")
+    canvas.line([place(ticks[0][0], y), place(ticks[0][-1], y)], "#e0e0e0")
+    canvas.text((left - 6, place(0, y)[1]), f"{y:.4g}", "#404040", anchor="rm")
+  canvas.text(((left + right) / 2, height - 8), across, "black", anchor="mb")
+  canvas.text((8, 4), up, "black")
   for i, (name, (x, y)) in enumerate(lines.items()):
     color = COLORS[i % len(COLORS)]
-    draw.line([place(*point) for point in zip(x, y)], color, 2)
-    draw.text((right - 8, top + 6 + 16 * i), name, color, anchor="rt")
+    canvas.line([place(*point) for point in zip(x, y)], color, 2)
+    canvas.text((right - 8, top + 6 + 16 * i), name, color, anchor="rt")
   return np.asarray(picture)
 
 

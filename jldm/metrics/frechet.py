@@ -150,6 +150,8 @@ def frechet_interval(real: np.ndarray, samples: np.ndarray, level: float = 0.95)
   U, S, Vt = np.linalg.svd(A.T @ B)
   keep = S[0] * len(S) * np.finfo(np.float64).eps < S
   gain = S[keep] ** -0.5
-  adds = lambda x, own, other, P: np.square(x - other.mean).sum(1) - np.square((x - own.mean) @ P).sum(1)
+  adds = lambda x, of_own, of_other, P: (
+    np.square(x - of_other.mean).sum(1) - np.square((x - of_own.mean) @ P).sum(1)
+  )
   terms = adds(samples, b, a, A @ U[:, keep] * gain), adds(real, a, b, B @ Vt[keep].T * gain)
   return normal_interval(squared_distance(a, b, S), *terms, level=level)

@@ -71,7 +71,7 @@ def jackknife(
     parts = np.array_split(rng.permutation(len(members)), groups)
     without = [statistic(*sets[:i], np.delete(members, part, 0), *sets[i + 1 :]) for part in parts]
     for name in without[0]:
-      values = np.array([found[name] for found in without])
+      values = np.array([values_without[name] for values_without in without])
       variance[name] = variance.get(name, 0.0) + (groups - 1) * values.var()
   t = special.stdtrit(groups - 1, (1 + level) / 2)
   return {

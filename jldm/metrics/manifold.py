@@ -25,11 +25,11 @@ ROUNDING = (
 
 def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:
   """Squared distances [N] of each of points [N, D] to its k-th nearest other one, for each k of `neighbours`."""
-  found = np.empty((len(neighbours), len(points)))
+  radius = np.empty((len(neighbours), len(points)))
   for rows, squared in squared_distances(points, points):
     squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
-    found[:, rows] = np.partition(squared, [k - 1 for k in neighbours], 1)[:, [k - 1 for k in neighbours]].T
-  return list(found)
+    radius[:, rows] = np.partition(squared, [k - 1 for k in neighbours], 1)[:, [k - 1 for k in neighbours]].T
+  return list(radius)
 
 
 def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int = 5) -> dict[str, float]:

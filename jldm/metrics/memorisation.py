@@ -57,7 +57,7 @@ class Audit:
 
 
 def nearest_in_pool(
-  points: np.ndarray, pool: np.ndarray, own: np.ndarray | None = None
+  points: np.ndarray, pool: np.ndarray, own_places: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Of each of points [N, D], the nearest of pool [M, D]: its place, int [N], and distance [N].
 
@@ -66,14 +66,14 @@ def nearest_in_pool(
   place, least = np.zeros(len(points), int), np.full(len(points), np.inf)
   for start in range(0, len(pool), COLUMNS):
     for rows, squared in squared_distances(points, pool[start : start + COLUMNS]):
-      if own is not None:
-        inside = np.flatnonzero((start <= own[rows]) & (own[rows] < start + COLUMNS))
-        squared[inside, own[rows][inside] - start] = np.inf
+      if own_places is not None:
+        inside = np.flatnonzero((start <= own_places[rows]) & (own_places[rows] < start + COLUMNS))
+        squared[inside, own_places[rows][inside] - start] = np.inf
       best = squared.argmin(1)
-      found = squared[np.arange(len(best)), best]
-      better = found < least[rows]
+      distance = squared[np.arange(len(best)), best]
+      better = distance < least[rows]
       place[rows] = np.where(better, start + best, place[rows])
-      least[rows] = np.minimum(found, least[rows])
+      least[rows] = np.minimum(distance, least[rows])
   return place, np.linalg.norm(
     points - pool[place], axis=1
   )  # a difference of squares has no digits left of a copy
@@ -112,8 +112,8 @@ def audit(
   """
   samples, train, held_out = check_features(samples, train, held_out)
   if min(map(len, (samples, train, held_out))) < FEWEST:
-    told = f"{len(samples)} samples, {len(train)} training and {len(held_out)} held-out pictures"
-    raise UserError(f"{told}; expected at least {FEWEST} of each")
+    counts = f"{len(samples)} samples, {len(train)} training and {len(held_out)} held-out pictures"
+    raise UserError(f"{counts}; expected at least {FEWEST} of each")
   offset = train.mean(0)
   samples, train, held_out = samples - offset, train - offset, held_out - offset
   rng = np.random.default_rng(seed)
@@ -123,19 +123,21 @@ def audit(
     samples, train[some(train, half)], held_out[some(held_out, half)]
   )
 
-  own = some(held_out, controls)
+  chosen = some(held_out, controls)
   control = distance_ratio(
-    nearest_in_pool(held_out[own], train)[1], nearest_in_pool(held_out[own], held_out, own)[1]
+    nearest_in_pool(held_out[chosen], train)[1], nearest_in_pool(held_out[chosen], held_out, chosen)[1]
   )
   (in_train, to_train), (in_held_out, to_held_out) = (
     nearest_in_pool(samples, train),
     nearest_in_pool(samples, held_out),
   )
   r = distance_ratio(to_train, to_held_out)
-  limits, asked = np.sort(control), r[np.unique(in_train, return_index=True)[1]]
+  limits, nearest_ratios = np.sort(control), r[np.unique(in_train, return_index=True)[1]]
   least = max(len(control) // 100, 1)
   chances = [
-    stats.betabinom.sf((asked < limits[k - 1]).sum() - 1, len(asked), k, len(control) - k + 1)
+    stats.betabinom.sf(
+      (nearest_ratios < limits[k - 1]).sum() - 1, len(nearest_ratios), k, len(control) - k + 1
+    )
     for k in (1, least)
   ]
   copies_chance, limit = min(1.0, 2 * float(min(chances))), float(limits[least - 1])

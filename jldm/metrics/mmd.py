@@ -40,12 +40,12 @@ def gaussian_kernel(a: np.ndarray, b: np.ndarray, sigma: float = 10.0) -> np.nda
   return np.exp(-np.maximum(squared, 0) / (2 * sigma**2))
 
 
-def row_sums(kernel: Kernel, a: np.ndarray, b: np.ndarray, besides: bool = False) -> np.ndarray:
+def row_sums(kernel: Kernel, a: np.ndarray, b: np.ndarray, skip_diagonal: bool = False) -> np.ndarray:
   """Sums of k(a_i, b_j) over j, [N], in blocks; `besides`: over j other than i."""
   sums = np.empty(len(a))
   for rows in row_blocks(len(a), len(b)):
     values = kernel(a[rows], b)
-    if besides:
+    if skip_diagonal:
       values[np.arange(len(values)), np.arange(rows.start, rows.stop)] = 0
     sums[rows] = values.sum(1)
   return sums
@@ -55,10 +55,10 @@ def mmd(
   kernel: Kernel, a: np.ndarray, b: np.ndarray, unbiased: bool = True, level: float = 0.95
 ) -> ConfidenceInterval:
   """(1) of [N, D] and [M, D], its interval by (4): for a discrepancy well above zero."""
-  within = [row_sums(kernel, x, x, besides=unbiased) / (len(x) - unbiased) for x in (a, b)]
+  within = [row_sums(kernel, x, x, skip_diagonal=unbiased) / (len(x) - unbiased) for x in (a, b)]
   between = row_sums(kernel, a, b) / len(b), row_sums(kernel, b, a) / len(a)
   value = within[0].mean() + within[1].mean() - 2 * between[0].mean()
-  return normal_interval(value, *(2 * (own - other) for own, other in zip(within, between)), level=level)
+  return normal_interval(value, *(2 * (same - cross) for same, cross in zip(within, between)), level=level)
 
 
 def kid(
@@ -79,8 +79,8 @@ def kid(
       f"{min(len(real), len(samples))}"
     )
   rng = np.random.RandomState(seed)
-  draw = lambda features: features[rng.choice(len(features), subset_size, replace=False)]
-  values = [mmd(cubic_kernel, draw(real), draw(samples)).value for _ in range(subsets)]
+  subset = lambda features: features[rng.choice(len(features), subset_size, replace=False)]
+  values = [mmd(cubic_kernel, subset(real), subset(samples)).value for _ in range(subsets)]
   return MeanAndStd(float(np.mean(values)), float(np.std(values)))
 
 
@@ -108,5 +108,5 @@ def cmmd(
       "features of length 0 have no direction; the images or the extractor's weights are broken"
     )
   kernel = lambda a, b: gaussian_kernel(a, b, sigma)
-  found = mmd(kernel, real / lengths[0], samples / lengths[1], unbiased=False, level=level)
-  return ConfidenceInterval(*(scale * value for value in found))
+  interval = mmd(kernel, real / lengths[0], samples / lengths[1], unbiased=False, level=level)
+  return ConfidenceInterval(*(scale * value for value in interval))

@@ -65,17 +65,17 @@ NETWORKS = {  # up to the last layer that is compared
 
 def lpips_shapes(network: str) -> dict[str, tuple[int, ...]]:
   """What a network of NETWORKS needs, by flat names such as "conv1/kernel"."""
-  found, channels, taps = {}, 3, 0
+  shapes, channels, taps = {}, 3, 0
   for i, layer in enumerate(NETWORKS[network], 1):
-    found |= {
+    shapes |= {
       f"conv{i}/kernel": (layer.kernel, layer.kernel, channels, layer.features),
       f"conv{i}/bias": (layer.features,),
     }
     channels = layer.features
     if layer.tap:
       taps += 1
-      found[f"head{taps}/weight"] = (channels,)
-  return found
+      shapes[f"head{taps}/weight"] = (channels,)
+  return shapes
 
 
 def unpack_lpips(arrays: Mapping[str, Any]) -> dict:
@@ -115,7 +115,7 @@ def layer_features(params: dict, images: Array) -> list[Array]:
   Raises:
     UserError: images too small for the network.
   """
-  h, found = (jnp.asarray(images, jnp.float32) - SHIFT) / SCALE, []
+  h, taps = (jnp.asarray(images, jnp.float32) - SHIFT) / SCALE, []
   for i, layer in enumerate(layers_of(params), 1):
     if layer.pool:
       window = (1, layer.pool, layer.pool, 1)
@@ -135,8 +135,8 @@ def layer_features(params: dict, images: Array) -> list[Array]:
       )
     h = jax.nn.relu(h + weights["bias"])
     if layer.tap:
-      found.append(h)
-  return found
+      taps.append(h)
+  return taps
 
 
 def unit_norm(f: Array) -> Array:

@@ -251,7 +251,7 @@ def test_a_name_that_the_hub_does_not_give(error, hub, tmp_path, capsys):
   hub(download)
   line = refused(capsys, NAME, "w", "--to", "jldm")
   assert (
-    f"{NAME!r} is not here and cannot be got from the hub; check the name and the network" in line
+    f"{NAME!r} is not here and cannot be downloaded from the hub; check the name and the network" in line
     and len(line) < 400
   )
   assert f"({type(error).__name__}: {str(error)[:12]}" in line

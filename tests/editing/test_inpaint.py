@@ -100,5 +100,5 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
 
 
 def test_a_grid_with_gaps_is_not_gone_over_again():
-  with pytest.raises(UserError, match="repeats=2 on a grid with gaps"):
+  with pytest.raises(UserError, match="repeats=2 with a grid that has gaps"):
     repaint_pairs(jnp.array([[1.0, 0.6], [0.5, 0.0]]), 1, 2)

@@ -12,7 +12,7 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised
-from jldm.editing.restore import conjugate_gradient, informed, restore_latents
+from jldm.editing.restore import conjugate_gradient, condition_on_measurement, restore_latents
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
@@ -43,7 +43,9 @@ def test_the_estimate_is_the_mean_given_both(process):
   with jax.enable_x64(True):
     z = jax.random.normal(jax.random.key(0), (2, 5), jnp.float64)
     measured = jnp.broadcast_to(jnp.asarray(Y), (2, 3))
-    told = informed(process, standard(process), lambda x: x @ A.T, measured, jnp.float64(NOISE), 1, 5)
+    told = condition_on_measurement(
+      process, standard(process), lambda x: x @ A.T, measured, jnp.float64(NOISE), 1, 5
+    )
     for t in (0.9, 0.5, 0.1):
       alpha, sigma = float(process.alpha(jnp.float64(t))), float(process.sigma(jnp.float64(t)))
       said = told(z, jnp.float64(t))
@@ -83,7 +85,8 @@ def test_a_measurement_that_is_not_linear_is_linearised_again():
   z, measured = jnp.full((1, 4), 0.2), jnp.full((1, 4), 0.6)
   measure = lambda x: jnp.tanh(2 * x)
   told = [
-    informed(process, standard(process), measure, measured, jnp.float32(0.01), rounds, 4) for rounds in (1, 4)
+    condition_on_measurement(process, standard(process), measure, measured, jnp.float32(0.01), rounds, 4)
+    for rounds in (1, 4)
   ]
   misfit = [float(jnp.abs(measure(denoise(z, t).x0) - measured).max()) for denoise in told]
   assert misfit[1] < 1e-3 < misfit[0]

@@ -127,7 +127,7 @@ def refused(source, **options) -> str:
   ("name", "value", "told"),
   [
     ("_class_name", "UNet2DModel", "is of 'UNet2DModel'; expected one of AutoencoderKL, VQModel"),
-    ("act_fn", "gelu", "act_fn='gelu'; jldm has 'silu' alone"),
+    ("act_fn", "gelu", "act_fn='gelu'; expected 'silu'"),
     ("block_out_channels", [8, 8, 16, 1 << 40], "expected a whole number from 1 to"),
     ("block_out_channels", [8] * 99, "expected 1 to 8 whole numbers"),
     ("block_out_channels", [8, 16], "expected 2 of DownEncoderBlock2D"),
@@ -146,7 +146,7 @@ def refused(source, **options) -> str:
     ("scaling_factor", "1", "expected a finite number, or 4 of them"),
     ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
     ("out_channels", 4, "other out_channels"),
-    ("down_block_types", ["AttnDownEncoderBlock2D"] * 4, "attention at other levels"),
+    ("down_block_types", ["AttnDownEncoderBlock2D"] * 4, "attention at levels (0, 1, 2, 3) of the encoder"),
   ],
 )
 def test_a_config_that_does_not_fit(name, value, told, tmp_path):

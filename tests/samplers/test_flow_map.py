@@ -18,7 +18,7 @@ from jldm.core.specs import Output
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
-from jldm.editing.restore import informed
+from jldm.editing.restore import condition_on_measurement
 from jldm.samplers.consistency import boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, pad_pairs, uniform
@@ -107,7 +107,7 @@ WRAPPERS = {
   "thresholded": lambda d: thresholded(Cosine(), d),
   "energy_guided": lambda d: energy_guided(Cosine(), d, lambda x0: jnp.sum(x0, 1)),
   "boundary": lambda d: boundary(Cosine(), d),
-  "informed": lambda d: informed(Cosine(), d, lambda x: x, Z, jnp.float32(1), 1, 2),
+  "informed": lambda d: condition_on_measurement(Cosine(), d, lambda x: x, Z, jnp.float32(1), 1, 2),
 }
 
 

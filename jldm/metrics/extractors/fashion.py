@@ -75,10 +75,10 @@ def load_classifier(path: str | Path = WEIGHTS, blake2b: str = BLAKE2B) -> Any:
   """
   if not Path(path).is_file():
     raise UserError(f"the classifier's weights {str(path)!r} are missing; install jldm anew")
-  found = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
-  if found != blake2b:
+  digest = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+  if digest != blake2b:
     raise UserError(
-      f"the classifier's weights {str(path)!r} have hash {found}, expected {blake2b}; install jldm anew"
+      f"the classifier's weights {str(path)!r} have hash {digest}; expected {blake2b}; install jldm anew"
     )
   with np.load(path, allow_pickle=False) as stored:
     return unflatten_dict({name: stored[name].astype(np.float32) for name in stored.files}, sep="/")

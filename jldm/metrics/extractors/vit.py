@@ -95,12 +95,14 @@ def bicubic_weights(size: int, wanted: int) -> np.ndarray:
   """
   places = (np.arange(wanted) + 0.5) * size / wanted - 0.5
   first = np.floor(places).astype(int)
-  found = np.zeros((wanted, size))
+  weights_of_knots = np.zeros((wanted, size))
   for offset in range(-1, 3):
     x = np.abs(places - first - offset)
     near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
-    np.add.at(found, (np.arange(wanted), np.clip(first + offset, 0, size - 1)), np.where(x <= 1, near, far))
-  return found.astype(np.float32)
+    np.add.at(
+      weights_of_knots, (np.arange(wanted), np.clip(first + offset, 0, size - 1)), np.where(x <= 1, near, far)
+    )
+  return weights_of_knots.astype(np.float32)
 
 
 def preprocess_vit(images: Array, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:

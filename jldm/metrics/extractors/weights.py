@@ -26,12 +26,12 @@ OFFICIAL = {  # sha256 of a published file, and what the Fréchet distance of it
 
 def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
   """A sha256 of names, shapes and values in float32, whatever the file or the order that they come in."""
-  found = hashlib.sha256()
+  digest = hashlib.sha256()
   for name in sorted(arrays):
     value = np.ascontiguousarray(arrays[name], "<f4")
-    found.update(f"{name} {list(value.shape)}\n".encode())
-    found.update(value.tobytes())
-  return found.hexdigest()
+    digest.update(f"{name} {list(value.shape)}\n".encode())
+    digest.update(value.tobytes())
+  return digest.hexdigest()
 
 
 def official_name(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str | None:
