@@ -12,7 +12,7 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised
-from jldm.editing.restore import conjugate_gradient, condition_on_measurement, restore_latents
+from jldm.editing.restore import condition_on_measurement, conjugate_gradient, restore_latents
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
