@@ -15,10 +15,12 @@ Exit codes; all but 0 come with one line on stderr:
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import hashlib
 import importlib
 import importlib.util
+import io
 import os
 from pathlib import Path
 import sys
@@ -26,7 +28,8 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from jldm.core.errors import RESUME_HINT, NonFiniteError, Preempted, ReplayMismatchError, UserError
+import jldm
+from jldm.core.errors import RESUME_HINT, NonFiniteError, Preempted, ReplayMismatchError, UserError, printable
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
@@ -37,7 +40,7 @@ COMMANDS = {
   "report": "write one page about a run: its training, its samples and their metrics",
   "edit": "change pictures through their latents: vary, inpaint, translate, restore, interpolate",
   "convert": "convert weights: a workdir to one file and back, autoencoders of diffusers, LPIPS",
-  "info": "list the arrays of a file, a folder of diffusers or a workdir",
+  "info": "list the arrays of a file, a folder of diffusers or a workdir, or how a PNG of jldm was made",
 }
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
@@ -81,8 +84,9 @@ def loaded_multihost() -> Any:
 def run(argv: Sequence[str] | None = None) -> int:
   """As `main`, of one process."""
   argv, sys.unraisablehook = sys.argv[1:] if argv is None else list(argv), unraisable
+  prepare_output()
   try:
-    import_args, argv = import_option().parse_known_args(argv)  # --import may stand anywhere
+    import_args, argv = import_option().parse_known_args(argv or ["--help"])  # --import may stand anywhere
     parser, module = command_parser(argv)
     args = parser.parse_args(argv)
     for target in import_args.imports:
@@ -90,18 +94,63 @@ def run(argv: Sequence[str] | None = None) -> int:
     module.main(args)
     sys.stdout.flush()
   except tuple(EXIT_CODES) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return EXIT_CODES[type(error)]
   except Preempted as message:
     print(message, file=sys.stderr)
     return Preempted.EXIT_CODE
   except BrokenPipeError:  # the reader of stdout, such as head, has closed it
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    discard_output()
     return 0
+  except OutputError as error:
+    discard_output()
+    print(f"error: cannot write to the standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
-    print(f"interrupted; {RESUME_HINT}", file=sys.stderr)
+    hint = RESUME_HINT if argv[:1] == ["train"] else "the same command starts again"
+    print(f"interrupted; {hint}", file=sys.stderr)
     return 130
   return 0
+
+
+def prepare_output() -> None:
+  """Makes printing safe where the standard output is closed, or cannot encode a name of a file."""
+  if sys.stdout is None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open to the end
+  if type(sys.stdout) is io.TextIOWrapper:
+    out = sys.stdout
+    sys.stdout = Output(out.buffer, out.encoding, "backslashreplace", line_buffering=out.line_buffering)
+
+
+class OutputError(OSError):
+  """The standard output takes nothing more, as on a full disk."""
+
+
+class Output(io.TextIOWrapper):
+  """A standard output whose failures are told from those of other files."""
+
+  def write(self, text: str) -> int:
+    with output_errors():
+      return super().write(text)
+
+  def flush(self) -> None:
+    with output_errors():
+      super().flush()
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+  try:
+    yield
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    raise OutputError(error.errno, error.strerror) from error
+
+
+def discard_output() -> None:
+  """What is left to print goes nowhere, so that Python's own flush at the end says nothing."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def command_parser(argv: Sequence[str]) -> tuple[Parser, ModuleType | None]:
@@ -109,6 +158,7 @@ def command_parser(argv: Sequence[str]) -> tuple[Parser, ModuleType | None]:
   parser = Parser(
     prog="jldm", description="Latent diffusion in pure, functional JAX.", parents=[import_option()]
   )
+  parser.add_argument("--version", action="version", version=f"jldm {jldm.__version__}")
   commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
   module = None
   for name, summary in COMMANDS.items():

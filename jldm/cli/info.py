@@ -1,4 +1,4 @@
-"""`jldm info SOURCE`: lists the arrays of a file, a folder of diffusers or a workdir.
+"""`jldm info SOURCE`: lists the arrays of a file, a folder of diffusers or a workdir, or how a PNG was made.
 
 One line per array: name, dtype, shape.  With --statistics also the minimum, maximum, mean and
 standard deviation of its finite values, and the number of others.  Arrays are read one at a time,
@@ -15,15 +15,19 @@ import numpy as np
 
 from jldm.config.experiment import Stage
 from jldm.config.registry import field_names
+from jldm.core.errors import UserError, printable
 from jldm.inference.load import find_stage, restore_result
 from jldm.interop import flat, msgpack, pretrained, safetensors
+from jldm.media.images import read_provenance
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "source", metavar="SOURCE", help="a workdir, a folder of diffusers, a file, or a name of the hub"
+    "source",
+    metavar="SOURCE",
+    help="a workdir, a folder of diffusers, a file, a PNG that jldm wrote, or a name of the hub",
   )
   parser.add_argument(
     "--statistics", action="store_true", help="also read the arrays and print statistics of their values"

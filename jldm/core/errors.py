@@ -3,6 +3,11 @@
 RESUME_HINT = "the same command goes on from the last checkpoint"
 
 
+def printable(text: str) -> str:
+  """Text with what a terminal would obey, such as the escapes of a name from a file, written out."""
+  return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class UserError(ValueError):
   """A mistake of the user, in one line: what came, what is legal, what to do.  Exit code 2."""
 

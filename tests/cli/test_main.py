@@ -1,9 +1,17 @@
 """Exit codes: a person's mistake is one line and 2."""
 
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
 import pytest
 
+import jldm
 from jldm.cli import main
 from jldm.core.errors import NonFiniteError
+from jldm.media.images import write_png
 
 
 def refused(capsys, *argv):
@@ -19,7 +27,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(
   "argv, told",
   [
-    ((), "COMMAND"),
+    (("--n",), "COMMAND"),
     (("smaple",), "smaple"),
     (("train", "--workdir", "w"), "--config"),
     (("sample", "--n", "many", "--workdir", "w"), "--n"),
@@ -28,6 +36,41 @@ def refused(capsys, *argv):
 )
 def test_a_wrong_command_line(capsys, argv, told):
   assert told in refused(capsys, *argv)
+
+
+def test_no_command_is_asking_for_help_and_the_version_is_told(capsys):
+  for argv, words in (([], "usage: jldm"), (["--version"], f"jldm {jldm.__version__}")):
+    with pytest.raises(SystemExit) as ended:
+      main(argv)
+    assert ended.value.code == 0 and words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("shell", "code", "words"),
+  [
+    ("{} info {} >&-", 0, ""),
+    ("{} info {} > /dev/full", 2, "error: cannot write to the standard output: No space left on device"),
+    ("{} info {} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", 0, ""),
+    ("PYTHONIOENCODING=ascii {} info {} > /dev/null", 0, ""),
+  ],
+)
+def test_an_output_that_takes_nothing_is_one_line(tmp_path, shell, code, words):
+  picture = tmp_path / "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n.png"
+  write_png(picture, np.zeros((4, 4, 1), np.uint8), {"seed": 1, "words": "x" * 100_000})
+  command = shell.format(f"{sys.executable} -m jldm", shlex.quote(str(picture)))
+  ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+  assert ended.returncode == code and ended.stderr.startswith(words) and ended.stderr.count("\n") <= 1
+
+
+def test_a_picture_says_how_it_was_made_with_nothing_that_a_terminal_obeys(tmp_path, capsys):
+  write_png(tmp_path / "a.png", np.zeros((4, 4, 1), np.uint8), {"seed": 7, "sampler": "\x1b[31mred"})
+  assert main(["info", str(tmp_path / "a.png")]) == 0
+  shown = capsys.readouterr().out
+  assert "  seed: 7\n" in shown and "\\x1b[31mred" in shown and "\x1b" not in shown
+  (tmp_path / "b.png").write_bytes(b"no picture")
+  Image.new("L", (4, 4)).save(tmp_path / "c.png")
+  assert "b.png' cannot be read as a PNG" in refused(capsys, "info", str(tmp_path / "b.png"))
+  assert "c.png' does not say how it was made" in refused(capsys, "info", str(tmp_path / "c.png"))
 
 
 @pytest.mark.parametrize("error, code", [(NonFiniteError("x"), 3), (KeyboardInterrupt(), 130)])

@@ -85,5 +85,5 @@ def test_every_config_and_each_value_of_an_array_is_checked():
   for name in ("digits", "folder", "imagenet_256_unet"):
     assert isinstance(config(name), Experiment)
   Sampling(guidance=ClassifierFree(np.array([1.0, 2.0], np.float32)))
-  with pytest.raises(UserError, match="sampling.guidance.guidance_scale=.*nan"):
+  with pytest.raises(UserError, match=r"sampling.guidance.guidance_scale=.*nan"):
     Sampling(guidance=ClassifierFree(np.array([1.0, np.nan], np.float32)))
