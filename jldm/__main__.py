@@ -1,5 +1,7 @@
 """`python -m jldm`: the `jldm` command."""
 
+import sys
+
 from jldm.cli import main
 
-main()
+sys.exit(main())

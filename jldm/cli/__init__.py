@@ -117,7 +117,7 @@ def prepare_output() -> None:
   """Makes printing safe where the standard output is closed, or cannot encode a name of a file."""
   if sys.stdout is None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open to the end
-  if type(sys.stdout) is io.TextIOWrapper:
+  elif type(sys.stdout) is io.TextIOWrapper:
     out = sys.stdout
     sys.stdout = Output(out.buffer, out.encoding, "backslashreplace", line_buffering=out.line_buffering)
 
