@@ -1,6 +1,6 @@
 """An experiment: frozen dataclasses of real objects.
 
-What may stand in one is in `registry`, its form as JSON in `serialize`, and `--set` in `override`.
+`registry` has the table of legal classes, `serialize` the JSON form, and `override` implements `--set`.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from jldm.samplers.guidance import ClassifierFree
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW
 
-RESERVED_NAMES = (  # names that a stage cannot have: of an experiment's other fields, of folders of a workdir, of --stage all
+# Names that no stage can have: other fields of an experiment, folders of a workdir, and "all" of --stage.
+RESERVED_NAMES = (
   "data",
   "stages",
   "sampling",
@@ -34,11 +35,13 @@ RESERVED_NAMES = (  # names that a stage cannot have: of an experiment's other f
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-  """What a stage is given and does not train: `frozen[role]` of its objective.
+  """A network that a stage uses and does not train: `frozen[role]` of its objective.
 
-  `source` is the name of an earlier stage, or the path of a workdir: of its last stage, of its last
-  codec if the role is "codec". Or it is a codec that is not trained: with Need("codec", Identity())
-  a denoiser works on pixels.
+  `source` is one of
+
+  - the name of an earlier stage,
+  - the path of a workdir, whose last stage is used (its last codec if the role is "codec"),
+  - a codec without parameters: with Need("codec", Identity()) a denoiser works on pixels.
   """
 
   role: str
@@ -51,21 +54,21 @@ class Need:
       not isinstance(self.source, str) and (not isinstance(self.source, Codec) or self.source.trained)
     ):
       raise UserError(
-        f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that is "
-        "not trained, such as Identity()"
+        f"source={self.source!r} of Need; expected text, as in Need('codec', 'autoencoder'), or a codec that "
+        "is not trained, such as Identity()"
       )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-  """One training: what is learned, by what, and for how long; intervals are in steps.
+  """One training: an objective, an optimizer and a number of steps; intervals are in steps.
 
   needs: results of other stages.  A stage that needs a "codec" trains on the codec's latents, any
     other on the data.
-  start: an earlier stage, or a workdir, whose result this one goes on from; a codec keeps its mean
-    and std, and of no steps is that one.
-  devices: how many share a batch if the caller does not say; 0 is all (on a CPU, the most that
-    divide the batch).
+  start: an earlier stage, or a workdir, whose result this stage starts from.  A codec keeps its mean
+    and std; with steps=0 it is that codec unchanged.
+  devices: the number of devices if the caller gives none; 0 is all (on a CPU, the largest number that
+    divides the batch).
   """
 
   name: str
@@ -75,17 +78,17 @@ class Stage:
   optimizer: Any = AdamW()
   steps: int = 10_000
   batch_size: int = 128
-  accumulate: int = 1  # microbatches a step
+  accumulate: int = 1  # microbatches per step
   ema: Any = Decay(0.999)
   devices: int = 0
   log_every_steps: int = 50
   save_every_steps: int = 1000
   picture_every_steps: int = 1000
-  snapshot_every_steps: int = 1000  # of the averages, where ema is Power(...)
+  snapshot_every_steps: int = 1000  # of the averages, if ema is Power(...)
 
   @property
   def makes(self) -> str:
-    """The kind of its result, such as "codec" or "denoiser"."""
+    """The kind of the result, such as "codec" or "denoiser"."""
     try:
       return self.objective.makes
     except AttributeError as error:
@@ -97,7 +100,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """The autoencoder of another workdir, trained or imported, as it is: a Stage of no steps that starts there.
+  """The autoencoder of another workdir, unchanged: a Stage with steps=0 that starts there.
 
   `batch_size` images are encoded at once.
   """
@@ -112,11 +115,10 @@ class Pretrained:
 class Sampling:
   """How samples are drawn.
 
-  sampler: an object of jldm.samplers (docs/samplers.md has what each is worth); None is the one
-    that an edit uses by itself.
-  steps: how many, on `grid`; the grid Pairs(...) has a number of its own.
+  sampler: an object of jldm.samplers (docs/samplers.md compares them); None is the default of an edit.
+  steps: the number of steps on `grid`; the grid Pairs(...) ignores it.
   guidance: a rule of jldm.samplers.guidance, or PerConditioner(names, scales).
-  transforms: what is put around the denoiser, in this order, such as Threshold().
+  transforms: wrappers of the denoiser, applied in this order, such as Threshold().
   """
 
   sampler: Any = DPMSolverPP()
@@ -131,30 +133,29 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """What samples are judged by where the caller does not say, and how often while the last stage that
-  draws trains.
+  """How samples are evaluated by default, and how often while the last stage that draws samples trains.
 
-  Of every `every_steps` steps, and the last, `n` samples are drawn; the denoiser whose `metric` is
-  best is kept beside the newest.  `weights` is a file of the extractor's parameters, where it needs
-  one.
+  Every `every_steps` steps, and at the last one, `n` samples are drawn.  The denoiser with the best
+  `metric` is kept in addition to the newest.  `weights` is a file of the extractor's parameters, if
+  it needs one.
   """
 
   extractor: str = ""  # a name of jldm.metrics.extractors
   weights: str = ""
   n: int = 1000
-  every_steps: int = 0  # 0: not while training
+  every_steps: int = 0  # 0: no evaluations while training
   metric: str = "frechet"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """Data, the stages in the order of training, and the seed of all that is random.
+  """A data set, the stages in the order of training, and the seed of all random numbers.
 
-  An imported autoencoder is an experiment of one stage without data.  `--set` addresses a stage by its name.
+  An imported autoencoder is an experiment with one stage and no data.  `--set` addresses a stage by name.
 
   Raises:
-    UserError: a name that no stage can have, or that two have; a stage that needs, or starts from,
-      itself or a later one.
+    UserError: a stage name that is reserved or used twice; a stage that needs, or starts from, itself
+      or a later one.
   """
 
   data: Any = None
@@ -169,17 +170,17 @@ class Experiment:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the stages, in order."""
+    """The names of the stages, in order."""
     return tuple(stage.name for stage in self.stages)
 
   def stage(self, name: str) -> Any:
-    """The stage of a name; UserError if there is none."""
+    """The stage with this name; UserError if there is none."""
     if name not in self.names:
       raise UserError(f"there is no stage {name!r}; expected one of {', '.join(self.names)}")
     return self.stages[self.names.index(name)]
 
   def earlier(self, name: str) -> tuple[Stage, ...]:
-    """The stages before the one of that name."""
+    """The stages before the one with this name."""
     return self.stages[: self.names.index(name)]
 
   def last(self, makes: str) -> Stage | Pretrained | None:
@@ -187,7 +188,7 @@ class Experiment:
     return next((stage for stage in reversed(self.stages) if stage.makes == makes), None)
 
   def with_stage(self, stage: Stage | Pretrained) -> "Experiment":
-    """The same with another stage in the place of the one that has its name."""
+    """The experiment with `stage` in place of the stage of the same name."""
     self.stage(stage.name)
     return dataclasses.replace(
       self, stages=tuple(stage if each.name == stage.name else each for each in self.stages)
@@ -195,7 +196,7 @@ class Experiment:
 
 
 def check_stages(stages: tuple) -> None:
-  """Raises a UserError for names that are not legal, and for sources that do not come before."""
+  """Raises a UserError for illegal names, and for sources that do not come before their stage."""
   kinds = [type(stage) for stage in stages] if isinstance(stages, tuple) else [type(stages)]
   if not kinds or not set(kinds) <= {Stage, Pretrained}:
     has = ", ".join(kind.__name__ for kind in kinds) or "nothing"
@@ -209,13 +210,13 @@ def check_stages(stages: tuple) -> None:
         f"stage name {stage.name!r}; expected letters, digits and _, and none of {', '.join(RESERVED_NAMES)}"
       )
     if stage.name in names[:i]:
-      raise UserError(f"two stages are named {stage.name!r}; give each a name of its own")
+      raise UserError(f"two stages are named {stage.name!r}; give one of them another name")
     if isinstance(stage, Stage):
       check_sources(stage, names[:i], names[i:])
 
 
 def check_sources(stage: Stage, earlier: list[str], later: list[str]) -> None:
-  """Raises a UserError if a stage needs or starts from itself or a later one, or needs two of one role."""
+  """Raises a UserError if a stage needs or starts from itself or a later one, or needs a role twice."""
   if not isinstance(stage.needs, tuple) or not all(isinstance(need, Need) for need in stage.needs):
     raise UserError(
       f"{stage.name}.needs={stage.needs!r}; expected a tuple such as (Need('codec', 'autoencoder'),)"

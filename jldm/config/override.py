@@ -1,6 +1,6 @@
-"""`--set PATH=VALUE`, and objects written as in Python: text is parsed, names are looked up in a closed table.
+"""`--set PATH=VALUE`, and objects written as in Python.
 
-Nothing is executed.
+Text is parsed and names are looked up in a closed table; nothing is executed.
 """
 
 import ast
@@ -14,7 +14,7 @@ from jldm.core.errors import UserError
 
 
 def override(config: Any, path: str, text: str) -> Any:
-  """`override(experiment, "denoiser.steps", "500")`: the same with one field replaced.
+  """`override(experiment, "denoiser.steps", "500")` is the experiment with one field replaced.
 
   A leaf keeps its exact type.  An object is replaced by another of its role, written as in Python:
   `override(experiment, "denoiser.objective.parametrization", "Predict('eps')")`.
@@ -40,7 +40,7 @@ def replace_field(config: Any, names: list[str], text: str, path: str) -> Any:
 
 
 def replace_stage(experiment: Experiment, names: list[str], text: str, path: str) -> Experiment:
-  """A field of the stage that has the first of the names, or the whole stage, which keeps its name."""
+  """Replaces a field of the stage called names[0], or the whole stage, which keeps its name."""
   head, *rest = names
   old = experiment.stage(head)
   new = replace_field(old, rest, text, path) if rest else parse_like(old, text, path)
@@ -51,7 +51,7 @@ def replace_stage(experiment: Experiment, names: list[str], text: str, path: str
 
 
 def suggest_name(name: str, legal: list[str]) -> str:
-  """The nearest legal name, or all of them if none is near."""
+  """A hint: the closest legal name, or all of them if none is close."""
   return closest_name(name, legal) or f"it has {', '.join(legal) or 'none'}"
 
 
@@ -61,11 +61,11 @@ def closest_name(name: str, legal: list[str]) -> str:
 
 
 def suggest_class(name: str, classes: dict[str, type]) -> str:
-  """As `suggest_name`; a class that is not of jldm has to be imported first."""
+  """As `suggest_name`, for a class; one that is not part of jldm needs --import."""
   if classes is not CLASSES:
     return suggest_name(name, sorted(classes))
-  own = "a class of your own needs --import FILE.py, where it is decorated with @jldm.register"
-  return "; ".join(filter(None, [closest_name(name, sorted(classes)), own]))
+  hint = "a class of your own needs --import FILE.py, where it is decorated with @jldm.register"
+  return "; ".join(filter(None, [closest_name(name, sorted(classes)), hint]))
 
 
 def parse_like(old: Any, text: str, path: str) -> Any:
@@ -104,7 +104,7 @@ def describe_legal(old: Any, name: str) -> str:
 
 
 def role_of_value(value: Any) -> tuple[type, ...]:
-  """The row of ROLES that has the class of `value`; () for a class that was registered, and for a literal."""
+  """The row of ROLES with the class of `value`; () for a registered class or a literal."""
   return role_of_class(type(value))
 
 
@@ -127,7 +127,7 @@ def can_replace(old: Any, new: Any, name: str) -> bool:
 
 
 def is_like(old: Any, new: Any) -> bool:
-  """Whether two values are of one type, or of one role; a registered class may stand anywhere."""
+  """Whether two values have one type or one role; a registered class may stand anywhere."""
   if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
     return type(new) in role_of_value(old) or not role_of_value(new)
   if not isinstance(old, tuple) or not isinstance(new, tuple):
@@ -138,7 +138,7 @@ def is_like(old: Any, new: Any) -> bool:
 
 
 def ints_to_floats(old: Any, new: Any) -> Any:
-  """`new` with floats in place of ints where `old` has floats."""
+  """`new` with ints converted to floats if `old` has floats in their place."""
   if isinstance(old, tuple) and isinstance(new, tuple) and old:
     return tuple(ints_to_floats(old[0], value) for value in new)
   return float(new) if isinstance(old, float) and type(new) is int else new
@@ -165,9 +165,7 @@ def parse_expression(text: str) -> ast.expr:
 
 
 def build_value(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
-  """A literal, or an object written as Class(1, field=2), of classes in the table; ValueError for any
-  other expression.
-  """
+  """A literal, or an object such as Class(1, field=2) of a class in the table; else a ValueError."""
   if isinstance(node, (ast.Tuple, ast.List)):
     return tuple(build_value(item, path, classes) for item in node.elts)
   if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -187,7 +185,7 @@ def build_value(node: ast.expr, path: str, classes: dict[str, type]) -> Any:
 
 
 def like_default(config: Any, name: str, path: str) -> Any:
-  """A field of an object that was built from text, of the type or role of the field's default."""
+  """A field of an object that was built from text, checked against the type or role of its default."""
   default = next(field.default for field in dataclasses.fields(config) if field.name == name)
   value = getattr(config, name)
   if default is dataclasses.MISSING or value is default:

@@ -1,6 +1,6 @@
-"""Samplers and guidance rules by name, as the command line has them; in Python and in configs they are objects.
+"""Samplers and guidance rules by name, for the command line; in Python and in configs they are objects.
 
-What is written out, such as "Churn(Heun(), gamma=0.1)", is looked up in a closed table and never executed.
+Text such as "Churn(Heun(), gamma=0.1)" is parsed and looked up in a closed table, never executed.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverP
   "rk4": RK4,
   "unipc": UniPC,
 }
-GUIDANCE = {  # name -> the rule of a scale
+GUIDANCE = {  # name -> the rule for a scale
   "cfg": ClassifierFree,
   "cfg_pp": lambda scale: CFGPlusPlus(ClassifierFree(scale)),
   "apg": APG,
@@ -74,11 +74,10 @@ GUIDANCE = {  # name -> the rule of a scale
 
 
 def make_sampler(name: str, **choices: float) -> Any:
-  """A sampler by name, with its own choices, such as eta of ddim, or written as in Python:
-  "Churn(Heun(), gamma=0.1)".
+  """A sampler by name, or written as in Python: "Churn(Heun(), gamma=0.1)"; `choices` replace its fields.
 
   Raises:
-    UserError: an unknown name, a choice that this sampler does not have, or one out of its range.
+    UserError: an unknown name, a field that this sampler does not have, or a value out of its range.
   """
   if "(" in name:
     sampler = parse_object(
@@ -105,10 +104,10 @@ def make_sampler(name: str, **choices: float) -> Any:
 
 
 def check_sampler(name: str, sampler: Any) -> None:
-  """Whether a sampler that was built from text, and what it is around, is one, with numbers that it can have."""
+  """Raises a UserError unless an object, and what it wraps, are samplers with legal numbers."""
   if type(sampler) not in (*SAMPLER_CLASSES, *registered_classes(Sampler).values()):
     raise UserError(
-      f"sampler={name!r} is no sampler, or is around none; expected one such as Churn(Heun(), gamma=0.1)"
+      f"sampler={name!r} is not a sampler, or wraps none; expected one such as Churn(Heun(), gamma=0.1)"
     )
   for field in dataclasses.fields(sampler):
     value = getattr(sampler, field.name)
@@ -127,9 +126,7 @@ def override_sampling(
   eta: float | None = None,
   guidance: Any = None,
 ) -> Sampling:
-  """A sampling with what a command line names in place of its own; UserError for names and numbers
-  that are not legal.
-  """
+  """`sampling` with the given fields replaced; UserError for illegal names and numbers."""
   choices = {} if eta is None else {"eta": eta}
   if choices and sampler is None and sampling.sampler is None:
     raise UserError(f"eta={eta} without a sampler; name one that has it, such as --sampler ddim")
@@ -144,7 +141,7 @@ def override_sampling(
 
 
 def replace_fields(sampler: Any, **choices: float) -> Any:
-  """The same sampler with other numbers; UserError where it does not have them, or out of their range."""
+  """The sampler with other numbers; UserError if it does not have them or they are out of range."""
   if not choices:
     return sampler
   name = sampler_name(sampler)
@@ -158,12 +155,12 @@ def replace_fields(sampler: Any, **choices: float) -> Any:
 
 
 def sampler_name(sampler: Any) -> str:
-  """The short name of a sampler, or itself written out."""
+  """The short name of a sampler, or its repr if it has none."""
   return next((name for name, make in SAMPLERS.items() if make() == sampler), repr(sampler))
 
 
 def sampling_to_dict(sampling: Sampling) -> dict[str, Any]:
-  """A sampling as data, by the names that the command line has."""
+  """A sampling as JSON data, with the names of the command line."""
   rule, grid = sampling.guidance, sampling.grid
   guidance = (
     {"guidance_scale": rule.guidance_scale} if isinstance(rule, ClassifierFree) else {"guidance": repr(rule)}
@@ -181,7 +178,7 @@ def sampling_to_dict(sampling: Sampling) -> dict[str, Any]:
 
 
 def guidance_text(described: dict[str, Any]) -> str:
-  """For a line of text."""
+  """The guidance of `sampling_to_dict` as text for a line of output."""
   return (
     f"guidance {described['guidance_scale']:g}" if "guidance_scale" in described else described["guidance"]
   )
@@ -193,12 +190,14 @@ def make_guidance(
   interval: tuple[float, float] | None = None,
   rescale: float | None = None,
 ) -> Any:
-  """A rule by name: at log SNR inside of `interval` alone, x0 brought back to the condition's std by
-  the share `rescale`.
+  """A guidance rule by name.
+
+  interval: the two log SNR between which guidance is used; None is everywhere.
+  rescale: 0 to 1, how far the std of x0 is brought back to that of the conditional prediction.
 
   Raises:
     UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that
-      ends before it begins.
+      ends before it starts.
   """
   if name not in GUIDANCE:
     raise UserError(f"guidance={name!r}; expected one of {sorted(GUIDANCE)}")

@@ -1,6 +1,4 @@
-"""The closed table of classes that an experiment is made of: jldm's own, and what Python code adds by
-`register`.
-"""
+"""The closed table of classes that an experiment may have: those of jldm, and those added by `register`."""
 
 import dataclasses
 from typing import Any
@@ -115,30 +113,25 @@ ROLES = (  # classes of one row may replace each other
   (Threshold,),
 )
 BUILT_IN = {cls.__name__: cls for role in ROLES for cls in role}
-CLASSES = dict(BUILT_IN)  # and those that were registered
-ELEMENTS = {  # fields that are tuples, empty ones too: of the role of a class
+CLASSES = dict(BUILT_IN)  # `register` adds to it
+ELEMENTS = {  # fields that are tuples, perhaps empty -> a class of the role of their elements
   "stages": Stage,
   "needs": Need,
   "conditioners": ClassLabel,
   "transforms": Threshold,
 }
-EXECUTION_FIELDS = (
-  "remat",
-)  # fields that change how values are computed, not which values: a run may change them
+EXECUTION_FIELDS = ("remat",)  # a run may change these fields: they do not change the values computed
 
 
 def registered_classes(role: type) -> dict[str, type]:
-  """Of the classes that were registered, by name, those that have what a role, a runtime-checkable
-  Protocol, has.
-  """
+  """The registered classes by name that satisfy a role, which is a runtime-checkable Protocol."""
   return {name: cls for name, cls in CLASSES.items() if name not in BUILT_IN and issubclass(cls, role)}
 
 
 def register(cls: type) -> type:
   """Adds a frozen dataclass or linen Module of your own to the table; usable as a decorator.
 
-  A class of the same module and name, as of a file or a notebook's cell that has run again, takes
-  the place of the former.
+  A class of the same module and name replaces the earlier one, as when a notebook's cell runs again.
 
   Raises:
     UserError: it is neither, or another class of that name is registered.
@@ -159,21 +152,21 @@ def register(cls: type) -> type:
 
 
 def is_frozen(cls: Any) -> bool:
-  """Whether it is a linen Module, or a dataclass whose fields cannot be set."""
+  """Whether `cls` is a linen Module or a frozen dataclass."""
   if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
     return False
   return issubclass(cls, nn.Module) or cls.__dataclass_params__.frozen
 
 
 def unknown_class_message(name: Any) -> str:
-  """What to do about a class that is not in the table, in one line."""
+  """The error text for a class that is not in the table."""
   return (
-    f"class {name!r} is not known; give the file that has it: --import FILE.py, where it is decorated with "
-    "@jldm.register; if that is the config of the training: --import CONFIG.py"
+    f"class {name!r} is not known; give the file that defines it, decorated with @jldm.register, as "
+    "--import FILE.py; if that is the config of the training, --import CONFIG.py"
   )
 
 
 def field_names(config: Any) -> list[str]:
-  """The names of a dataclass's own fields; linen adds `parent` and `name`, which are left out."""
+  """The names of a dataclass's fields, without `parent` and `name`, which linen adds."""
   hidden = ("parent", "name") if isinstance(config, nn.Module) else ()
   return [field.name for field in dataclasses.fields(config) if field.name not in hidden]

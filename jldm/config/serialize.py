@@ -1,5 +1,4 @@
-"""An experiment as JSON: an object is {"class": name, **fields}, where the name stands in the
-registry's closed table.
+"""An experiment as JSON: an object is {"class": name, **fields}, with a name of the registry's closed table.
 
 Nothing that is read is ever executed or imported.
 """
@@ -14,7 +13,7 @@ from jldm.core.errors import UserError
 
 
 def to_data(value: Any) -> Any:
-  """An experiment, or a part of one, as JSON data.
+  """Converts an experiment, or a part of one, to JSON data.
 
   Raises:
     UserError: a class that is not registered, or a value that is not data.
@@ -37,14 +36,14 @@ def to_data(value: Any) -> Any:
 
 
 def is_written(config: Any, name: str) -> bool:
-  """Whether a field must be written down: a function that is the class's own default need not be."""
+  """Whether a field is written: all are, except a function that is the default of its class."""
   default = next(field.default for field in dataclasses.fields(config) if field.name == name)
   value = getattr(config, name)
   return dataclasses.is_dataclass(value) or not callable(value) or value is not default
 
 
 def from_data(data: Any) -> Any:
-  """The inverse of `to_data`.
+  """Reads what `to_data` made.
 
   Raises:
     UserError: a class that is not in the table, or fields that it does not have.
@@ -61,13 +60,8 @@ def from_data(data: Any) -> Any:
     return CLASSES[name](**fields)
   except UserError:
     raise
-  except (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-  ) as error:  # values that the class does not take
+  # Values that the class does not take.
+  except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
     reason = " ".join(str(error).split())
     raise UserError(f"{name} of the experiment does not fit this version of jldm: {reason}") from error
 
@@ -95,7 +89,7 @@ def loads(text: str | bytes) -> Experiment:
 
 
 def without_execution_fields(data: Any) -> Any:
-  """An experiment as data, without EXECUTION_FIELDS: equal for two experiments that compute the same values."""
+  """An experiment as data without EXECUTION_FIELDS: equal if two experiments compute the same values."""
   if isinstance(data, dict):
     return {
       name: without_execution_fields(value) for name, value in data.items() if name not in EXECUTION_FIELDS
@@ -104,14 +98,15 @@ def without_execution_fields(data: Any) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """Where two experiments as data differ: "denoiser.steps: 1000 -> 2000", in the order of their fields.
+  """The differences of two experiments as data, such as "denoiser.steps: 1000 -> 2000", in field order.
 
   EXECUTION_FIELDS are not compared.
   """
   old, new = (with_stage_names(without_execution_fields(data)) for data in (old, new))
   if isinstance(old, dict) and isinstance(new, dict):
     names = list(old) + [name for name in new if name not in old]
-    if old.get("stages") != new.get("stages"):  # their names: stages that one of both has are not compared
+    # A stage that only one of them has appears in the names of "stages" and is not compared.
+    if old.get("stages") != new.get("stages"):
       names = [name for name in names if name in old and name in new]
     inner = lambda name: f"{path}.{name}" if path else name
     return [line for name in names for line in differences(old.get(name), new.get(name), inner(name))]
@@ -119,7 +114,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def with_stage_names(data: Any) -> Any:
-  """An experiment as data with the names of its stages, and every stage under its name; other data as they are."""
+  """An experiment as data with `stages` replaced by their names, and each stage under its name."""
   if not isinstance(data, dict) or data.get("class") != "Experiment":
     return data
   stages, names = {stage["name"]: stage for stage in data["stages"]}, list(data)

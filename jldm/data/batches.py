@@ -1,4 +1,4 @@
-"""Batches of a run of steps, read ahead in threads; of buckets, every batch is of one."""
+"""The batches of a range of steps, read ahead in threads; every batch is of one bucket."""
 
 from collections.abc import Iterator
 import functools
@@ -15,8 +15,9 @@ from jldm.data.source import Batch, Source
 def read_batch(
   source: Source | Buckets, seed: int, batch_size: int, step: int, rows: np.ndarray | None = None
 ) -> Batch:
-  """Some rows int [b] of the batch of one step, by default all: the source's arrays [b, ...], and row
-  int32 [b], their place 0 ... batch_size - 1 in the batch; stratum float32 [b] = row / batch_size.
+  """The batch of one step, or some of its rows int [b]: the source's arrays [b, ...], and two more.
+
+  row int32 [b] is the place in the batch, 0 ... batch_size - 1; stratum float32 [b] is row / batch_size.
   """
   if isinstance(source, Buckets):
     source, seed, step = source.at(seed, batch_size, step)
@@ -34,11 +35,10 @@ def batches(
   rows: np.ndarray | None = None,
   threads: int = 2,
 ) -> Iterator[Batch]:
-  """The batches of steps start ... stop - 1, or some rows of them; each depends on its step alone, so
-  starting later changes nothing.
+  """The batches of steps start ... stop - 1, or some rows of them.
 
-  Whole batches are the elements of the pipeline: one gather each is several times faster than
-  example by example.
+  Each depends on its step alone, so a resumed run reads the same ones.  The elements of the pipeline
+  are whole batches: one gather per batch is several times faster than one per example.
   """
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   steps = grain.MapDataset.range(start, stop)
@@ -48,9 +48,9 @@ def batches(
 
 
 def in_order(source: Source | Buckets, batch_size: int, pad: bool = True) -> Iterator[tuple[Batch, int]]:
-  """Every example once, in order, bucket after bucket, as (arrays [batch_size, ...], how many of them count).
+  """Every example once, in order, bucket after bucket, as (arrays [batch_size, ...], number of real rows).
 
-  The last batch is filled up with its last example, so that all have one shape; `pad=False` leaves it short.
+  The last batch is padded with its last example, so that all have one shape; `pad=False` leaves it short.
   """
   if isinstance(source, Buckets):
     for bucket in source.sources:

@@ -1,12 +1,13 @@
-"""Pictures of a few static shapes: every batch is of one, so that a program is compiled once a shape.
+"""Pictures of a few static shapes: every batch has one shape, so a program is compiled once per shape.
 
-With batches of B, a cycle has m_k = ceil(n_k / B) batches of bucket k, M = m_1 + ... + m_K in all,
-in an order drawn anew for every cycle.  Step n is place n % M of cycle c = n // M; if that is the
-j-th batch of bucket k in it, what is read is batch c m_k + j of bucket k as a data set of its own,
-under a seed of its own.  So a step is a pure function of (seed, n), a bucket is seen in epochs like
-any data set, and a single bucket is read as the plain source would be.  Since batches are whole, a
-bucket of fewer than B pictures is seen more often than its share: choose shapes that many pictures
-have.
+With batches of B, a cycle has m_k = ceil(n_k / B) batches of bucket k and M = m_1 + ... + m_K in all,
+in a new random order for every cycle.  Step n is place n % M of cycle c = n // M.  If that place is
+the j-th of bucket k in the cycle, the step reads batch c m_k + j of bucket k, as if the bucket were a
+data set by itself with a separate seed.
+
+So a step is a pure function of (seed, n), every bucket is read in epochs, and a single bucket is read
+like the plain source.  Batches are never mixed, so a bucket with fewer than B pictures is seen more
+often than its share: choose shapes that many pictures have.
 """
 
 from collections.abc import Iterable
@@ -28,7 +29,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its multiples differ fo
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-  """Sources whose images are of one shape each; none is empty."""
+  """One source per shape of images; none is empty."""
 
   sources: tuple[Source, ...]
 
@@ -36,7 +37,7 @@ class Buckets:
     return sum(len(source) for source in self.sources)
 
   def at(self, seed: int, batch_size: int, step: int) -> tuple[Source, int, int]:
-    """The bucket that a step reads, and by which seed and step of its own."""
+    """(source, seed, step) of a step: the bucket that it reads, with the seed and step within the bucket."""
     batches = tuple(math.ceil(len(source) / batch_size) for source in self.sources)
     cycle, place = divmod(step, sum(batches))
     buckets, turns = cycle_order(bucket_seed(seed, -1), cycle, batches)
@@ -46,7 +47,7 @@ class Buckets:
 
 @functools.lru_cache(maxsize=4)
 def cycle_order(seed: int, cycle: int, batches: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-  """One cycle: the bucket of every place, and how often it came before in the cycle; int [M] each."""
+  """One cycle, int [M] each: the bucket of every place, and how often it came before in the cycle."""
   buckets = np.repeat(np.arange(len(batches)), batches)[epoch_permutation(seed, cycle, sum(batches))]
   turns = np.empty_like(buckets)
   for bucket, count in enumerate(batches):
@@ -55,14 +56,12 @@ def cycle_order(seed: int, cycle: int, batches: tuple[int, ...]) -> tuple[np.nda
 
 
 def bucket_seed(seed: int, number: int) -> int:
-  """The seed of a bucket, that of the first being `seed` itself."""
+  """The seed of a bucket; bucket 0 has `seed` itself."""
   return (seed + number * GOLDEN) % 2**64
 
 
 def bucket_shapes(data: Any) -> tuple[Shape, ...]:
-  """(data.height, data.width) and data.buckets; UserError unless they are different pairs of whole
-  numbers above 0.
-  """
+  """(data.height, data.width) and data.buckets; UserError unless they are different positive sizes."""
   every = ((data.height, data.width), *data.buckets)
   pairs = all(
     isinstance(shape, tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)
@@ -70,14 +69,14 @@ def bucket_shapes(data: Any) -> tuple[Shape, ...]:
   )
   if data.buckets and (not pairs or len(set(every)) < len(every)):
     raise UserError(
-      f"data.buckets={data.buckets}; expected different (height, width) of whole numbers above 0, beside the "
-      f"{data.height}x{data.width} of data.height and data.width, such as ((48, 80), (80, 48))"
+      f"data.buckets={data.buckets}; expected different (height, width) of whole numbers above 0, also "
+      f"different from {data.height}x{data.width} of data.height and data.width, such as ((48, 80), (80, 48))"
     )
   return every
 
 
 def picture_specs(data: Any, **more: tuple[Any, tuple[int, ...]]) -> tuple[Spec, ...]:
-  """The specs of labelled pictures, one per shape of `data`, and of what else each example has."""
+  """The specs of labelled pictures, one per shape of `data`; `more` are further arrays of an example."""
   return tuple(
     spec(image=(np.uint8, (*shape, data.channels)), label=(np.int32, ()), **more)
     for shape in bucket_shapes(data)
@@ -90,9 +89,7 @@ def format_shapes(every: Iterable[Shape]) -> str:
 
 
 def nearest_shape(size: Shape, every: Iterable[Shape]) -> Shape:
-  """The shape whose ratio of sides is nearest to that of `size`, by its logarithm; of equals the one
-  nearest in area.
-  """
+  """The shape with the nearest aspect ratio to `size`, on a log scale; among equals the nearest area."""
   difference = lambda a, b: abs(math.log(a / b))
   return min(
     every,

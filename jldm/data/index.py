@@ -1,8 +1,8 @@
 """The one global order of examples, a pure function of the seed.
 
 Position p of the endless stream is entry p % size of the permutation of epoch p // size.  Step n of
-batch size B takes positions n B ... n B + B - 1, of which every process reads its rows: neither the
-number of processes nor where a run resumed changes which examples a step sees.
+batch size B takes positions n B ... n B + B - 1, of which every process reads its rows.  So the
+examples of a step depend neither on the number of processes nor on where a run was resumed.
 """
 
 import functools
@@ -27,6 +27,6 @@ def example_rows(seed: int, positions: np.ndarray, size: int) -> np.ndarray:
   epochs, places = np.divmod(np.asarray(positions, np.int64), size)
   rows = np.empty_like(places)
   for epoch in np.unique(epochs):
-    here = epochs == epoch
-    rows[here] = epoch_permutation(seed, int(epoch), size)[places[here]]
+    in_epoch = epochs == epoch
+    rows[in_epoch] = epoch_permutation(seed, int(epoch), size)[places[in_epoch]]
   return rows

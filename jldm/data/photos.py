@@ -1,11 +1,9 @@
-"""Crops of the colour photographs that ship with scikit-learn and scikit-image: real pictures without
-a download.
+"""Crops of the colour photographs of scikit-learn and scikit-image: real pictures without a download.
 
-Every photograph is divided once, before anything is cut: held-out crops come from a band in its
-middle, training crops from what is left and right of it, and none sees a pixel of the other's.
-Each part is shrunk to some scales and cropped at random places, overlapping; of two places the one
-with more contrast is taken, or half of all would be empty sky. Training crops are mirrored at
-random.
+Every photograph is split first: held-out crops come from a band in its middle, training crops from
+the parts left and right of it, so they share no pixel.  Each part is shrunk to several scales and
+cropped at random places, which may overlap.  Of two random places the one with more contrast is
+taken, else half of the crops would be empty sky.  Training crops are mirrored at random.
 
 All are free: china and flower CC BY 2.0 (D. Buechele, vultilion), chelsea and coffee CC0 (S. van
 der Walt, R. Michetti), astronaut (NASA) and rocket (SpaceX) in the public domain.
@@ -28,8 +26,8 @@ from jldm.data.buckets import Shape
 
 SKLEARN = ("china.jpg", "flower.jpg")
 SKIMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
-SCALES = (1.0, 0.7, 0.5)  # of the copies that are cropped
-HELD_OUT = (0.4, 0.65)  # from where to where of a photograph's width
+SCALES = (1.0, 0.7, 0.5)  # the scales at which a photograph is cropped
+HELD_OUT = (0.4, 0.65)  # the band, as shares of a photograph's width
 COUNTS = {"train": 700, "test": 70}  # crops of a photograph
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -46,7 +44,7 @@ def photograph_names() -> list[str]:
 
 
 def load_photographs() -> list[Image.Image]:
-  """All of them, RGB, in the order of `photograph_names`; UserError where scikit-image is not installed."""
+  """All of them, RGB, in the order of `photograph_names`; UserError if scikit-image is not installed."""
   from sklearn.datasets import load_sample_image  # a second to import, for this alone
 
   package = importlib.util.find_spec("skimage")  # its files are all that is used
@@ -59,7 +57,7 @@ def load_photographs() -> list[Image.Image]:
 
 
 def split_photograph(photograph: Image.Image) -> dict[str, list[Image.Image]]:
-  """What is trained on, left and right, and what is held out, between; together the whole."""
+  """The parts for training, left and right, and the held-out part between them."""
   width, height = photograph.size
   edges = [0, *(round(share * width) for share in HELD_OUT), width]
   left, middle, right = (photograph.crop((a, 0, b, height)) for a, b in itertools.pairwise(edges))
@@ -67,7 +65,7 @@ def split_photograph(photograph: Image.Image) -> dict[str, list[Image.Image]]:
 
 
 def scaled_copies(part: Image.Image, size: Shape) -> list[Image.Image]:
-  """`part` at each of SCALES at which `size` (height, width) still fits."""
+  """`part` at every scale of SCALES at which `size` (height, width) fits into it."""
   scaled = [(round(scale * part.width), round(scale * part.height)) for scale in SCALES]
   return [
     part.resize(side, Image.Resampling.BICUBIC)

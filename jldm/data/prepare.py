@@ -1,8 +1,7 @@
-"""Pictures from anywhere, written as a TFDS data set in array_record, without TensorFlow.
+"""Writes pictures from several kinds of source as a TFDS data set in array_record, without TensorFlow.
 
-A kind of source is a function in KINDS that lists what there is.  `prepare` then goes over it
-twice, decoding a few pictures at a time: once to check every one and to learn the common size, once
-to write.
+Each kind of source is a function in KINDS that lists its examples.  `prepare` then decodes them
+twice, a few at a time: first to check every picture and find the common size, then to write.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,14 +28,14 @@ from jldm.data import photos as photographs, tfds as prepared, transforms
 from jldm.data.buckets import Shape, format_shapes, nearest_shape
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
-IDX_SPLITS = {"train": "train", "test": "t10k"}  # our name of a split, and how the names of its files begin
+IDX_SPLITS = {"train": "train", "test": "t10k"}  # split -> the prefix of its files
 VERSION = "1.0.0"
 
 
 class Example(NamedTuple):
-  load: Callable[[], Image.Image]  # decodes anew at every call: "L" or "RGB"
+  load: Callable[[], Image.Image]  # decodes at every call: "L" or "RGB"
   label: int  # -1: unknown
-  origin: str  # what an error calls it
+  origin: str  # its name in errors
 
 
 class Contents(NamedTuple):
@@ -72,14 +71,16 @@ def array_examples(images: Iterable[np.ndarray], labels: Iterable[int], origin: 
 
 
 def folder_contents(source: Path | None, size: Shape | None = None) -> Contents:
-  """Picture files: a sub-folder a class, in the order of their names; or all in one folder, unlabelled."""
-  source = require_source(source, "folder", "a folder of pictures, or of one sub-folder a class", Path.is_dir)
+  """Picture files: one sub-folder per class, sorted by name; or all in one folder, unlabelled."""
+  source = require_source(
+    source, "folder", "a folder of pictures, or of one sub-folder per class", Path.is_dir
+  )
   classes = sorted(path.name for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
   flat = picture_files(source, "*")
   if flat and classes:
     raise UserError(
-      f"'{source}' has pictures ('{flat[0].name}') beside sub-folders ('{classes[0]}'); "
-      "expected pictures alone (unlabelled) or sub-folders alone (one a class); move one of them away"
+      f"'{source}' has pictures ('{flat[0].name}') next to sub-folders ('{classes[0]}'); "
+      "expected pictures alone (unlabelled) or sub-folders alone (one per class); move one of them away"
     )
   groups = [picture_files(source / name, "**/*") for name in classes]
   for name, group in zip(classes, groups, strict=True):
@@ -99,7 +100,7 @@ def folder_contents(source: Path | None, size: Shape | None = None) -> Contents:
 
 
 def picture_files(root: Path, pattern: str) -> list[Path]:
-  """Picture files by extension, sorted; hidden ones (such as the ._* of macOS) are none."""
+  """Picture files by extension, sorted, without hidden ones such as the ._* of macOS."""
   return sorted(
     path
     for path in root.glob(pattern)
@@ -110,7 +111,7 @@ def picture_files(root: Path, pattern: str) -> list[Path]:
 
 
 def idx_contents(source: Path | None, size: Shape | None = None) -> Contents:
-  """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..."""
+  """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..."""
   source = require_source(
     source, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir
   )
@@ -131,10 +132,10 @@ def idx_contents(source: Path | None, size: Shape | None = None) -> Contents:
 
 def find_idx_file(source: Path, name: str) -> Path:
   """The file of that name, perhaps with .gz; UserError if there is none."""
-  found = [path for path in (source / name, source / f"{name}.gz") if path.is_file()]
-  if not found:
+  files = [path for path in (source / name, source / f"{name}.gz") if path.is_file()]
+  if not files:
     raise UserError(f"'{source}' has no {name} or {name}.gz; expected images and labels of train and t10k")
-  return found[0]
+  return files[0]
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
@@ -143,7 +144,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     data = path.read_bytes()
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
   except (OSError, EOFError, zlib.error) as error:
-    raise UserError(f"'{path}' cannot be read ({error}); fetch it anew") from error
+    raise UserError(f"'{path}' cannot be read ({error}); download it again") from error
   magic, start = bytes([0, 0, 8, rank]), 4 + 4 * rank  # 8: unsigned bytes; then the sizes, big-endian
   if data[:4] != magic or len(data) < start:
     raise UserError(
@@ -153,13 +154,13 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
   came, expected = len(data) - start, math.prod(shape)
   if came != expected:
     raise UserError(
-      f"'{path}' has {came} bytes of data; expected {expected} for shape {shape}; fetch it anew"
+      f"'{path}' has {came} bytes of data; expected {expected} for shape {shape}; download it again"
     )
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def npz_contents(source: Path | None, size: Shape | None = None) -> Contents:
-  """An .npz with `images` uint8 [N, H, W] or [N, H, W, C], C 1 or 3, and perhaps `labels` int [N], -1 unknown."""
+  """An .npz with `images` uint8 [N, H, W] or [N, H, W, C], C 1 or 3, and perhaps `labels` int [N]."""
   source = require_source(source, "npz", "an .npz file with 'images' and perhaps 'labels'", Path.is_file)
   try:
     with np.load(source, allow_pickle=False) as file:
@@ -196,7 +197,7 @@ def npz_contents(source: Path | None, size: Shape | None = None) -> Contents:
 
 
 def require_source(source: Path | None, kind: str, expected: str, legal: Callable[[Path], bool]) -> Path:
-  """`source`; UserError if it is missing or of another sort."""
+  """`source` itself; UserError if it is missing or of another kind."""
   if source is None or not legal(source):
     wrong = "" if source is None else "is something else" if source.exists() else "does not exist"
     came = f"source '{source}' {wrong}" if source else "no source"
@@ -205,9 +206,7 @@ def require_source(source: Path | None, kind: str, expected: str, legal: Callabl
 
 
 def photos_contents(source: Path | None, size: Shape | None = None) -> Contents:
-  """Crops of `size`, by default 64x64, of the photographs of scikit-learn and scikit-image, which are
-  the classes.
-  """
+  """Crops, by default 64x64, of the photographs of scikit-learn and scikit-image; each is a class."""
   if source:
     raise UserError(
       f"source='{source}' with photos, which come with scikit-learn and scikit-image; leave it out"
@@ -238,18 +237,22 @@ def prepare(
 ) -> Path:
   """Writes data set `name` from a source of a kind in KINDS and returns its folder, data_dir/name/1.0.0.
 
-  Every picture is cut to `size` (height, width), without which all must be of one size, or to that
-  of `size` and `buckets` whose ratio of sides is nearest; then `pad` black pixels are added on each
-  side.  `channels` is 1 or 3; by default 1 if every picture is grey.  `exist_ok` leaves a data set
-  that is there as it is.  Features: image, png [H, W, C]; label int64, -1 unknown; metadata.json
-  has the names of the "classes" and, with `buckets`, all "shapes".
-  Raises: UserError, after which nothing half-written is left.
+  size: every picture is resized and cropped to it (height, width); without it all must have one size.
+  buckets: further sizes; a picture takes the one of these and `size` with the nearest aspect ratio.
+  pad: black pixels that are then added on each side.
+  channels: 1 or 3; by default 1 if every picture is grey, else 3.
+  exist_ok: whether an existing data set is left as it is, rather than refused.
+
+  Features: image, png [H, W, C]; label int64, -1 unknown; metadata.json has the names of the
+  "classes" and, with `buckets`, all "shapes".
+
+  Raises: UserError; then nothing half-written is left.
   """
   check_request(kind, name, size, pad, channels, buckets)
   target = Path(data_dir).expanduser() / name
   if os.path.exists(target):
     if not any(target.glob("*/dataset_info.json")):
-      raise UserError(f"'{target}' is in the way and no data set; choose another --name or --data-dir")
+      raise UserError(f"'{target}' exists and is not a data set; choose another --name or --data-dir")
     if exist_ok:
       return prepared.find_dataset(name, data_dir)
     raise UserError(
@@ -258,8 +261,10 @@ def prepare(
     )
   check_data_dir(target.parent)
   contents = KINDS[kind](Path(source).expanduser() if source else None, size)
-  size, found = measure_examples([example for split in contents.splits.values() for example in split], size)
-  channels = channels or found
+  size, common_channels = measure_examples(
+    [example for split in contents.splits.values() for example in split], size
+  )
+  channels = channels or common_channels
   record = functools.partial(
     encode_example, shapes=(size, *buckets), pad=pad, mode="L" if channels == 1 else "RGB"
   )
@@ -277,7 +282,7 @@ def prepare(
 def check_request(
   kind: str, name: str, size: Shape | None, pad: int, channels: int | None, buckets: tuple[Shape, ...]
 ) -> None:
-  """UserError for a request that makes no sense."""
+  """Raises a UserError for options that are not legal."""
   if kind not in KINDS:
     raise UserError(f"kind={kind!r}; expected one of {list(KINDS)}")
   if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
@@ -289,8 +294,8 @@ def check_request(
   if buckets and (size is None or min(map(min, buckets)) < 1 or len({size, *buckets}) <= len(buckets)):
     came = f"size={format_shapes([size])}" if size else "no size"
     raise UserError(
-      f"buckets={format_shapes(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets different from "
-      "it and each other, as in --size 64x64 --buckets 48x80,80x48"
+      f"buckets={format_shapes(buckets)} with {came}; expected one --size HEIGHTxWIDTH and --buckets that "
+      "differ from it and each other, as in --size 64x64 --buckets 48x80,80x48"
     )
   if pad < 0:
     raise UserError(f"pad={pad}; expected 0 or more pixels")
@@ -299,7 +304,7 @@ def check_request(
 
 
 def check_data_dir(directory: Path) -> None:
-  """UserError if nothing can be made in `directory`, which need not exist: told before all pictures are read."""
+  """Raises a UserError if nothing can be written to `directory`, which need not exist yet."""
   nearest = next(
     path for path in (directory.absolute(), *directory.absolute().parents) if os.path.exists(path)
   )
@@ -359,9 +364,7 @@ def write_dataset(
   channels: int,
   record: Callable[[Example], dict[str, Any]],
 ) -> None:
-  """Makes folder/1.0.0, a TFDS data set called `name` of images of `shapes`, each example of its own
-  if of several.
-  """
+  """Writes folder/1.0.0, a TFDS data set called `name` of images of `shapes`."""
   import tensorflow_datasets as tfds  # half a second that printing help can do without
 
   shape = shapes[0] if len(shapes) == 1 else (None, None)

@@ -1,4 +1,4 @@
-"""What training reads from: examples by number, a batch at a time."""
+"""Sources of examples: random access by number, a batch at a time."""
 
 import dataclasses
 from typing import Protocol
@@ -22,7 +22,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-  """Examples that lie in arrays [N, ...], in memory or mapped from a file: a batch is one gather."""
+  """Examples in arrays [N, ...], in memory or memory-mapped: a batch is one gather."""
 
   arrays: Batch
 
@@ -35,7 +35,7 @@ class Arrays:
 
 @dataclasses.dataclass(frozen=True)
 class SourceSlice:
-  """`count` examples of a source, from `start` on."""
+  """`count` examples of a source, starting at `start`."""
 
   source: Source
   start: int
@@ -50,7 +50,7 @@ class SourceSlice:
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-  """Sources of the same kind, one behind the other; all but the last have as many examples as the first."""
+  """Sources of the same kind, concatenated; all but the last have the same length."""
 
   sources: tuple[Source, ...]
 
@@ -59,17 +59,17 @@ class Joined:
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
     numbers, places = np.divmod(rows, len(self.sources[0]))
-    found: Batch = {}
+    batch: Batch = {}
     for number in np.unique(numbers):
-      here = numbers == number
-      for name, array in self.sources[number][places[here]].items():
-        found.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[here] = array
-    return found
+      selected = numbers == number
+      for name, array in self.sources[number][places[selected]].items():
+        batch.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[selected] = array
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Zipped:
-  """Sources of the same examples, whose arrays have different names: all of them side by side."""
+  """Sources of the same examples whose arrays have different names: an example has all of them."""
 
   sources: tuple[Source, ...]
 

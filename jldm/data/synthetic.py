@@ -1,4 +1,4 @@
-"""Pictures made of nothing, for tests and smoke runs."""
+"""Computed pictures, for tests and smoke runs."""
 
 import dataclasses
 import zlib
@@ -15,7 +15,7 @@ from jldm.data.source import Arrays, Source
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic(Dataset):
-  """Waves whose direction and length tell their class, with a phase and a contrast of their own; as `ImageData`."""
+  """Waves whose direction and length encode the class; phase and contrast are random."""
 
   height: int = 32
   width: int = 32
@@ -24,9 +24,9 @@ class Synthetic(Dataset):
   count: int = 256  # images in each split
   train: str = "train"
   held_out: str = "test"
-  mirror: bool = False  # the training split has every picture also flipped left to right
-  labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
-  labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
+  mirror: bool = False  # whether the training split also has every picture flipped left to right
+  labelled: float = 1.0  # share of training labels that are kept; the others become -1
+  labelled_times: int = 1  # how often labelled examples repeat in an epoch, if labelled < 1
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
   augmentation = views.NO_AUGMENTATION
 

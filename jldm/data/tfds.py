@@ -1,8 +1,8 @@
 """Prepared TFDS data sets (array_record) as sources: no TensorFlow, no network.
 
-A data set is found by its folder, data_dir/name/[config/]version/dataset_info.json, whoever
-prepared it; its features must have an `image` and, for conditional training, an integer `label`.
-What fits is decoded once into memory.
+Any data set in data_dir/name/[config/]version/ with a dataset_info.json can be read.  Its features
+must have an `image` and, for conditional training, an integer `label`.  A data set that fits into
+memory is decoded once.
 """
 
 import collections
@@ -32,7 +32,7 @@ CHUNK = 1024  # records read at once on the way there
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageData(Dataset):
-  """A prepared data set of images of one size or a few, and what of it is trained on."""
+  """A prepared data set of images of one or a few sizes, and the splits to train on and to hold out."""
 
   name: str  # "digits", or "name/config"
   data_dir: str = "data"
@@ -42,9 +42,9 @@ class ImageData(Dataset):
   width: int = 32
   channels: int = 1
   classes: int = 0  # 0: unconditional, every label reads as -1
-  mirror: bool = False  # the training split has every picture also flipped left to right
-  labelled: float = 1.0  # share of the training split's labels that are kept; the others read as -1
-  labelled_times: int = 1  # how often an example stands in an epoch that kept its label, where others did not
+  mirror: bool = False  # whether the training split also has every picture flipped left to right
+  labelled: float = 1.0  # share of training labels that are kept; the others become -1
+  labelled_times: int = 1  # how often labelled examples repeat in an epoch, if labelled < 1
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
   augmentation = views.NO_AUGMENTATION
 
@@ -58,12 +58,11 @@ class ImageData(Dataset):
     return self.name
 
   def open(self, split: str) -> Source | Buckets:
-    """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; with `buckets`, in every
-    batch of one shape.
+    """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; one shape per batch.
 
-    Raises: UserError if the data set is missing, not array_record, or not what the fields say it
-    is.  Of a set too large for memory only the first image is looked at here, the others as they
-    are read; with `buckets`, or where labels are dropped, the header of each.
+    Raises: UserError if the data set is missing, not array_record, or does not match the fields.
+    If it is too large for memory, only the first image is checked now and the others when they are
+    read; with `buckets` or `labelled` < 1 the header of every image is checked now.
     """
     views.check_views(self)
     every = bucket_shapes(self)
@@ -84,7 +83,7 @@ class ImageData(Dataset):
         )
         for (height, width), rows in groups.items()
       ]
-    # where the features leave the size open, the first image tells it
+    # The features may leave the size open, so the first image is measured.
     size = sum(len(source) * source[np.array([0])]["image"].nbytes for source in sources)
     if size <= IN_MEMORY_BYTES:
       sources = [load_into_memory(source, f"{self.name} {split}") for source in sources]
@@ -143,23 +142,22 @@ def scan_records(records: Any, data: ImageData, split: str) -> tuple[list[Shape]
 
 
 def encoded_size(encoded: bytes) -> Shape:
-  """(height, width) by the header of an encoded image."""
+  """(height, width) from the header of an encoded image."""
   with Image.open(io.BytesIO(encoded)) as image:
     return image.height, image.width
 
 
 def rows_by_shape(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray]:
-  """The rows int [n] of every shape of `data` that there are images of; UserError if there is an image
-  of another.
-  """
+  """The rows int [n] of every shape of `data` that has images; UserError for images of another shape."""
   every = bucket_shapes(data)
   others = collections.Counter(size for size in sizes if size not in every)
   if others:
+    shown = format_shapes(size for size, _ in others.most_common(5))
     more = f" and {len(others) - 5} other sizes" if len(others) > 5 else ""
     raise UserError(
-      f"data set {data.name!r} has images of {format_shapes(size for size, _ in others.most_common(5))}{more} "
-      f"(height x width) where the experiment says {format_shapes(every)}; set data.buckets to hold them, or prepare "
-      "it with these --buckets"
+      f"data set {data.name!r} has images of {shown}{more} "
+      f"(height x width) but the experiment says {format_shapes(every)}; set data.buckets to hold them, "
+      "or prepare it with these --buckets"
     )
   place = np.array([every.index(size) for size in sizes])
   return {shape: rows for k, shape in enumerate(every) if len(rows := np.flatnonzero(place == k))}
@@ -190,30 +188,31 @@ def load_into_memory(source: Source, label: str) -> Arrays:
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path:
-  """The folder of the newest version of a prepared data set; UserError says how to make a missing one."""
+  """The folder of the newest version of a data set; if there is none, a UserError says how to make one."""
   root = Path(data_dir).expanduser() / name
-  found = [
+  folders = [
     info.parent
     for pattern in ("*", "*/*")
     for info in root.glob(f"{pattern}/dataset_info.json")
     if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
   ]
-  if not found:
+  if not folders:
     raise UserError(missing_dataset_message(name, data_dir))
-  configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in found})
+  configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in folders})
   if len(configs) > 1:
     raise UserError(f"data set {name!r} in '{data_dir}' has several configurations; name one of {configs}")
-  return max(found, key=lambda folder: [int(number) for number in folder.name.split(".")])
+  return max(folders, key=lambda folder: [int(number) for number in folder.name.split(".")])
 
 
 def missing_dataset_message(name: str, data_dir: str | Path) -> str:
-  """One line: how to make a data set that is not there."""
+  """The error text for a missing data set: how to make it."""
   where, it = shlex.quote(str(data_dir)), shlex.quote(name)
   ways = (
     f"jldm prepare {name} --data-dir {where}"
     if name in ("digits", "photos")
     else (
-      f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; or, for a stock TFDS set: "
+      f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; "
+      "or, for a stock TFDS set: "
       f"pip install 'jldm[tf]' and tfds build {it} --data_dir {where} --file_format array_record"
     )
   )
@@ -229,11 +228,11 @@ def open_builder(folder: Path) -> Any:
     ]
   except (ValueError, AttributeError, TypeError, RecursionError) as error:
     raise UserError(
-      f"data set '{folder}' has a dataset_info.json that cannot be read; build it anew"
+      f"data set '{folder}' has a dataset_info.json that cannot be read; build it again"
     ) from error
   if "array_record" not in formats:
     raise UserError(
-      f"data set '{folder}' is stored as {formats[0]}, jldm reads array_record; build it anew with "
+      f"data set '{folder}' is stored as {formats[0]}, jldm reads array_record; build it again with "
       "--file_format array_record and another --data_dir, or convert it: pip install 'jldm[tf]' and tfds "
       f"convert_format --dataset_version_dir={shlex.quote(str(folder))} --out_file_format=array_record"
     )
@@ -257,12 +256,12 @@ def open_records(builder: Any, split: str) -> Any:
 
 
 def dataset_features(builder: Any) -> dict[str, Any]:
-  """The features by name (TFDS has a mapping of its own, without `get`)."""
+  """The features by name, as a dict: TFDS has a mapping without `get`."""
   return {name: builder.info.features[name] for name in builder.info.features}
 
 
 def check_image(data: ImageData, builder: Any) -> None:
-  """UserError unless there is an 8-bit image, of the size that `data` says as far as the data set tells."""
+  """Raises a UserError unless there is an 8-bit image of the size of `data`, if the features state a size."""
   import tensorflow_datasets as tfds
 
   features, stored = dataset_features(builder), stored_shapes(builder)
@@ -276,22 +275,25 @@ def check_image(data: ImageData, builder: Any) -> None:
   elif len(stored) > 1:
     (height, width), *further = stored
     raise UserError(
-      f"data set {data.name!r} has images of {format_shapes(stored)} (height x width) where the experiment says "
-      f"{format_shapes(bucket_shapes(data))}; set data.height={height} data.width={width} 'data.buckets={tuple(further)}'"
+      f"data set {data.name!r} has images of {format_shapes(stored)} (height x width) "
+      f"but the experiment says {format_shapes(bucket_shapes(data))}; "
+      f"set data.height={height} data.width={width} 'data.buckets={tuple(further)}'"
     )
   else:
     check_image_shape(data, image.shape)
 
 
 def check_image_shape(data: ImageData, shape: Iterable[int | None]) -> None:
-  """UserError unless shape (height, width, channels), None where open, is the one that `data` says."""
+  """Raises a UserError unless (height, width, channels), None for unknown, are those of `data`."""
   expected = {"height": data.height, "width": data.width, "channels": data.channels}
   wrong = {
-    name: came for (name, said), came in zip(expected.items(), shape, strict=True) if came not in (None, said)
+    name: actual
+    for (name, number), actual in zip(expected.items(), shape, strict=True)
+    if actual not in (None, number)
   }
   if wrong:
     raise UserError(
-      f"data set {data.name!r} has images of {', '.join(f'{k} {v}' for k, v in wrong.items())} where the "
+      f"data set {data.name!r} has images of {', '.join(f'{k} {v}' for k, v in wrong.items())} but the "
       f"experiment says {', '.join(str(expected[k]) for k in wrong)}; set "
       + " ".join(f"data.{k}={v}" for k, v in wrong.items())
       + f" or prepare it with another --{'channels' if list(wrong) == ['channels'] else 'size'}"
@@ -299,7 +301,7 @@ def check_image_shape(data: ImageData, shape: Iterable[int | None]) -> None:
 
 
 def check_class_count(data: ImageData, builder: Any) -> None:
-  """UserError if conditional training is asked for and the data set has no labels, or other classes."""
+  """Raises a UserError if data.classes > 0 and the data set has no labels, or another number of classes."""
   if not data.classes:
     return
   label = dataset_features(builder).get("label")
@@ -308,20 +310,20 @@ def check_class_count(data: ImageData, builder: Any) -> None:
   names = class_names(builder)
   if names is not None and len(names) != data.classes:
     raise UserError(
-      f"data set {data.name!r} has {len(names)} classes where the experiment says {data.classes}; "
+      f"data set {data.name!r} has {len(names)} classes but the experiment says {data.classes}; "
       f"set data.classes={len(names)}"
     )
 
 
 def class_names(builder: Any) -> list[str] | None:
-  """The names of the classes, [] if unlabelled; None where the data set does not tell."""
+  """The names of the classes, [] if unlabelled; None if the data set does not state them."""
   label = dataset_features(builder).get("label")
   names = getattr(label, "names", None) or (builder.info.metadata or {}).get("classes")
   return names if isinstance(names, list) else None
 
 
 def stored_shapes(builder: Any) -> list[Shape]:
-  """The shapes that a data set was prepared with; [] where it does not tell."""
+  """The shapes that a data set was prepared with; [] if it does not state them."""
   return [tuple(shape) for shape in (builder.info.metadata or {}).get("shapes", ())]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any kind as 8-bit grey or RGB, at one size: PIL in, PIL out."""
+"""Converts pictures of any format to 8-bit grey or RGB and to one size, as PIL images."""
 
 from collections.abc import Callable
 import os
@@ -13,17 +13,17 @@ from jldm.core.errors import UserError
 def to_8_bit(image: Image.Image) -> Image.Image:
   """The first frame, upright, in mode "L" or "RGB".
 
-  | what comes                                   | what is made of it                                           |
-  |----------------------------------------------|--------------------------------------------------------------|
-  | animation, several pages                     | the first frame                                              |
-  | EXIF orientation                             | applied                                                      |
-  | 8-bit grey (L), colour (RGB)                 | kept                                                         |
-  | 1-bit                                        | L, 0 and 255                                                 |
-  | 16-bit grey (I;16, I)                        | L, level / 257 rounded: 0 ... 65535 becomes 0 ... 255        |
-  | float grey (F)                               | L, from 0 ... 1, 0 ... 255 or 0 ... 65535, the first it fits |
-  | CMYK, YCbCr, HSV                             | RGB, colour profiles ignored                                 |
-  | palette                                      | RGB, grey ones too                                           |
-  | LA, RGBA, palette or colour with transparency| over white; L from LA, else RGB                              |
+  | input                                  | output                                                       |
+  |----------------------------------------|--------------------------------------------------------------|
+  | animation, several pages               | the first frame                                              |
+  | EXIF orientation                       | applied                                                      |
+  | 8-bit grey (L), colour (RGB)           | kept                                                         |
+  | 1-bit                                  | L, 0 and 255                                                 |
+  | 16-bit grey (I;16, I)                  | L, level / 257 rounded: 0 ... 65535 becomes 0 ... 255        |
+  | float grey (F)                         | L, from 0 ... 1, 0 ... 255 or 0 ... 65535, the first it fits |
+  | CMYK, YCbCr, HSV                       | RGB, colour profiles ignored                                 |
+  | palette                                | RGB, grey ones too                                           |
+  | LA, RGBA, palette or colour with alpha | over white; L from LA, else RGB                              |
 
   Raises: UserError for float pictures with values that are not finite, ValueError for a mode that
     PIL cannot convert.
@@ -33,7 +33,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def to_8_bit_mode(image: Image.Image) -> Image.Image:
-  """The mode part of `to_8_bit`: one frame as it lies, in mode "L" or "RGB"."""
+  """The mode conversion of `to_8_bit`: one frame in mode "L" or "RGB"."""
   if image.mode == "F" or image.mode.startswith("I"):
     return levels_to_grey(image)
   if image.has_transparency_data:
@@ -44,7 +44,7 @@ def to_8_bit_mode(image: Image.Image) -> Image.Image:
 
 
 def levels_to_grey(image: Image.Image) -> Image.Image:
-  """Grey of 16 bits, 32 bits or floats as "L"; the range of floats is judged by the largest."""
+  """Grey of 16 bits, 32 bits or floats as "L"; the largest value decides the range of floats."""
   levels = np.asarray(image).astype(np.float64)
   if not np.isfinite(levels).all():
     raise UserError(
@@ -56,7 +56,7 @@ def levels_to_grey(image: Image.Image) -> Image.Image:
 
 
 def composite_over_white(image: Image.Image) -> Image.Image:
-  """Composited over white by its alpha; "L" if it has no colour."""
+  """Composites a picture over white by its alpha; "L" if it has no colour."""
   grey = image.mode in ("1", "L", "LA")
   image = image.convert("RGBA")
   white = Image.new("RGBA", image.size, "white")
@@ -64,18 +64,18 @@ def composite_over_white(image: Image.Image) -> Image.Image:
 
 
 def resize_to_cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-  """Resized (bicubic) so that it just covers `size` (height, width), then cut to it around the centre."""
+  """Resizes a picture (bicubic) so that it just covers `size` (height, width), then crops the centre."""
   height, width = size
   return ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 def pad_black(image: Image.Image, n: int) -> Image.Image:
-  """`n` black pixels more on each side."""
+  """Adds `n` black pixels on each side."""
   return ImageOps.expand(image, border=n, fill=0)
 
 
 def to_channels(image: Image.Image, channels: int) -> np.ndarray:
-  """The first frame, upright: uint8 [H, W, channels] of 1 (grey) or 3 (RGB), and alpha besides where it has any."""
+  """The first frame, upright: uint8 [H, W, channels], 1 (grey) or 3 (RGB), plus alpha if it has any."""
   image.seek(0)
   image = ImageOps.exif_transpose(image)
   deep = image.mode == "F" or image.mode.startswith("I")
@@ -87,9 +87,7 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def read_picture(path: str | os.PathLike, form: Callable[[Image.Image], Any] = to_8_bit) -> Any:
-  """The picture in a file, wholly decoded, as `form` has it; UserError names a file that is damaged or
-  no picture.
-  """
+  """Decodes the picture in a file and applies `form`; UserError if it is damaged or not a picture."""
   try:
     with Image.open(path) as image:
       image.load()

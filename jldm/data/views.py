@@ -1,7 +1,7 @@
-"""Other sights of the same examples: some of them, with fewer labels, each picture also mirrored.
+"""Views of a source: a selection of its examples, fewer labels, mirrored copies.
 
-`ImageData` and `Synthetic` say by their fields `mirror`, `labelled` and `labelled_times` what is
-made of the split that is trained on; held-out examples are never changed.
+The fields `mirror`, `labelled` and `labelled_times` of `ImageData` and `Synthetic` change the
+training split; held-out examples are never changed.
 """
 
 import dataclasses
@@ -49,12 +49,11 @@ class Selected:
 
 
 def keep_labels(labels: np.ndarray, share: float) -> np.ndarray:
-  """Labels [N] of which round(share * known) stay and the others become -1, a pure function of the
-  labels in order.
+  """Labels [N] with round(share * known) of them kept and the others set to -1.
 
-  The classes take turns, each with its examples in a fixed shuffled order, until that many are
-  kept: the numbers kept of any two classes differ by at most one, unless a class has no more.  A
-  smaller share keeps some of a larger one's.
+  The classes take turns, each with its examples in a fixed shuffled order, until enough are kept.
+  So the numbers kept of any two classes differ by at most one, unless a class has no more examples.
+  The labels of a smaller share are a subset of those of a larger one.  No random state is used.
   """
   order = epoch_permutation(LABEL_SEED, 0, len(labels))
   order = order[labels[order] >= 0]
@@ -69,12 +68,12 @@ def keep_labels(labels: np.ndarray, share: float) -> np.ndarray:
 
 
 def repeat_labelled(rows: np.ndarray, labels: np.ndarray, times: int) -> np.ndarray:
-  """Rows int [n], and after them `times` - 1 times those of a known label; labels [N] are of all rows there are."""
+  """Rows int [n], followed by `times` - 1 copies of those with a label; labels [N] are of all rows."""
   return np.concatenate([rows, np.tile(rows[labels[rows] >= 0], times - 1)])
 
 
 def check_views(data: Any) -> None:
-  """UserError for a share of labels out of range, or for changes to a split that is held out as well."""
+  """Raises a UserError for a share out of range, or for changes to a split that is also held out."""
   if not 0 <= data.labelled <= 1:
     raise UserError(f"data.labelled={data.labelled}; expected a share of the labels from 0 to 1")
   if data.labelled_times < 1:

@@ -87,8 +87,8 @@ def connect(args: argparse.Namespace) -> None:
   except (ValueError, RuntimeError) as error:
     reason = " ".join(str(error).split())[:200]
     raise UserError(
-      f"the other processes of this run were not found ({reason}); give --coordinator HOST:PORT --processes N "
-      "--process I, the same HOST:PORT to all"
+      f"the other processes of this run were not found ({reason}); give --coordinator HOST:PORT "
+      "--processes N --process I, the same HOST:PORT to all"
     ) from error
   finally:
     timer.cancel()

@@ -115,7 +115,8 @@ def choose_devices(devices: int | None = None) -> list[jax.Device]:
   if not 1 <= devices <= len(available):
     where = "of this machine" if process_count == 1 else "of all processes"
     raise UserError(
-      f"devices={devices}; expected 1 to {len(available)}, the number of {available[0].platform} devices {where}"
+      f"devices={devices}; expected 1 to {len(available)}, "
+      f"the number of {available[0].platform} devices {where}"
     )
   if devices % process_count:
     raise UserError(
@@ -152,7 +153,8 @@ def mesh_for(batch_size: int, devices: Devices = None) -> Mesh:
     counts = " or ".join(str(n // jax.process_count()) for n in legal_counts)
     other = f", or --devices {counts}" if counts else ""
     raise UserError(
-      f"batch size {batch_size} is not divisible by {ways} devices; use batch size {' or '.join(legal)}{other}"
+      f"batch size {batch_size} is not divisible by {ways} devices; "
+      f"use batch size {' or '.join(legal)}{other}"
     )
   return make_mesh(chosen, fsdp, tensor)
 

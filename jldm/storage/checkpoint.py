@@ -228,10 +228,12 @@ class Checkpoints(contextlib.AbstractContextManager):
     return sorted(path.name for path in (self.folder / str(step)).iterdir() if path.is_dir())
 
   def restore(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
-    """The items that `like` names, bit for bit, in its tree types and shardings (default: the default device).
+    """The items that `like` names, bit for bit, in its tree types and shardings.
 
-    like: trees of jax.ShapeDtypeStruct or arrays.  Raises UserError where the step or an item is
-    not there or damaged, and where names, shapes or dtypes are not those of `like`.
+    like: trees of jax.ShapeDtypeStruct or arrays; without a sharding an array is put on the default device.
+
+    Raises:
+      UserError: the step or an item is missing or damaged, or names, shapes or dtypes differ from `like`.
     """
     stored = self.items(step)
     if absent := [item for item, tree in like.items() if item not in stored and jax.tree.leaves(tree)]:
@@ -298,7 +300,7 @@ def _by_name(tree: PyTree) -> dict[str, Any]:
 
 
 def _on_host(tree: PyTree) -> dict[str, Any]:
-  """Arrays by name; those that this process holds whole as numpy, which Orbax copies before `save` returns."""
+  """Arrays by name; those that this process holds whole as numpy, which Orbax copies at once."""
   arrays = {
     name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in _by_name(tree).items()
   }

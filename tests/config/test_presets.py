@@ -32,7 +32,7 @@ def test_samplers_by_name_and_written_out():
     (lambda: presets.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
     (lambda: presets.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
     (lambda: presets.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
-    (lambda: presets.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
+    (lambda: presets.make_sampler("Ratio()"), "sampler='Ratio()' is not a sampler, or wraps none"),
     (lambda: presets.make_sampler("Churn(Ratio())"), "sampler=Ratio() of Churn; expected one like Heun("),
     (lambda: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
     (lambda: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),

@@ -73,7 +73,10 @@ def test_unregistered_classes_are_refused_both_ways():
   with_pair = dataclasses.replace(SMALL, data=Pair())
   assert refused(dumps, with_pair) == "class 'Pair' is not known; decorate it with @jldm.register"
   text = dumps(SMALL).replace('"ImageData"', '"Pair"')
-  assert "class 'Pair' is not known; give the file that has it: --import FILE.py" in refused(loads, text)
+  assert (
+    "class 'Pair' is not known; give the file that defines it, decorated with @jldm.register, as --import FILE.py"
+    in refused(loads, text)
+  )
 
 
 def test_a_class_of_a_known_name_is_not_that_class():

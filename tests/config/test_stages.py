@@ -35,7 +35,7 @@ def test_a_stage_is_found_by_its_name():
     ),
     ((CODEC, DENOISER.objective), "stages has Stage, Diffusion; expected a tuple of Stage(name=…"),
     ([CODEC, DENOISER], "stages has list; expected a tuple of Stage(name=…"),
-    ((CODEC, DENOISER, DENOISER), "two stages are named 'denoiser'; give each a name of its own"),
+    ((CODEC, DENOISER, DENOISER), "two stages are named 'denoiser'; give one of them another name"),
     (
       (CODEC, dataclasses.replace(DENOISER, name="data")),
       "stage name 'data'; expected letters, digits and _, and none of data,",

@@ -201,7 +201,7 @@ MISTAKES = {
   "file": (lambda root: root.write_text("x"), "is something else"),
   "empty": (lambda root: root.mkdir(), "holds no pictures; expected png, jpg"),
   "empty class": (empty_class, "bee' holds no pictures"),
-  "mixed": (mixed, "'stray.png'.*beside sub-folders.*'ant'"),
+  "mixed": (mixed, "'stray.png'.*next to sub-folders.*'ant'"),
   "text": (broken("text.png", b"hello"), r"text\.png cannot be read as a picture \(unknown format\)"),
 }
 
@@ -367,7 +367,7 @@ REQUESTS = {
   "buckets alone": ({"buckets": ((4, 8),)}, "buckets=4x8 with no size; expected one --size"),
   "buckets twice": (
     {"size": (8, 8), "buckets": ((4, 8), (4, 8))},
-    "buckets=4x8, 4x8 with size=8x8; .*different",
+    "buckets=4x8, 4x8 with size=8x8; .*differ",
   ),
   "bucket as size": ({"size": (8, 8), "buckets": ((8, 8),)}, "buckets=8x8 with size=8x8"),
   "empty bucket": ({"size": (8, 8), "buckets": ((8, 0),)}, "buckets=8x0 with size=8x8"),
@@ -394,7 +394,7 @@ def test_what_is_no_data_set_is_left_alone(tmp_path):
   save(tmp_path / "photos" / "a.png", GREY[0])
   for exist_ok in (False, True):
     with pytest.raises(
-      UserError, match="photos' is in the way and no data set; choose another --name or --data-dir"
+      UserError, match="photos' exists and is not a data set; choose another --name or --data-dir"
     ):
       prepare("folder", tmp_path / "photos", "photos", tmp_path, exist_ok=exist_ok)
   assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]

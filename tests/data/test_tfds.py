@@ -113,12 +113,12 @@ def test_a_split_that_is_not_there_is_refused(digits, split):
   [
     (
       {"height": 64},
-      "height 32 where the experiment says 64; set data.height=32 or prepare it with another --size",
+      "height 32 but the experiment says 64; set data.height=32 or prepare it with another --size",
     ),
     ({"width": 16, "channels": 3}, "set data.width=32 data.channels=1 or"),
     ({"channels": 3}, "set data.channels=1 or prepare it with another --channels"),
-    ({"classes": 9}, "has 10 classes where the experiment says 9; set data.classes=10"),
-    ({"classes": 11}, "has 10 classes where the experiment says 11; set data.classes=10"),
+    ({"classes": 9}, "has 10 classes but the experiment says 9; set data.classes=10"),
+    ({"classes": 11}, "has 10 classes but the experiment says 11; set data.classes=10"),
   ],
 )
 def test_fields_that_do_not_fit_the_data_are_refused(digits, fields, message):
@@ -145,7 +145,7 @@ def test_a_label_out_of_range_is_refused(tmp_path):
 def test_an_unlabelled_set_has_no_classes(tmp_path):
   data = labelled(tmp_path, [-1, -1])
   message = refused(dataclasses.replace(data, classes=2))
-  assert "has 0 classes where the experiment says 2; set data.classes=0" in message
+  assert "has 0 classes but the experiment says 2; set data.classes=0" in message
   assert data.open("train").arrays["label"].tolist() == [-1, -1]
 
 
@@ -201,17 +201,17 @@ def test_a_stock_set_is_read(stock):
 
 
 def test_grey_is_not_read_from_colour(stock):
-  assert "channels 3 where the experiment says 1" in refused(dataclasses.replace(stock, channels=1))
+  assert "channels 3 but the experiment says 1" in refused(dataclasses.replace(stock, channels=1))
 
 
 def test_images_of_open_size_are_checked(stock, monkeypatch):
   large = dataclasses.replace(stock, height=16, width=16)
-  assert "height 8, width 8 where the experiment says 16, 16" in refused(large)
-  assert "height 4 where the experiment says 8" in refused(dataclasses.replace(stock, name="stock/cut"))
+  assert "height 8, width 8 but the experiment says 16, 16" in refused(large)
+  assert "height 4 but the experiment says 8" in refused(dataclasses.replace(stock, name="stock/cut"))
   monkeypatch.setattr(
     module, "IN_MEMORY_BYTES", 0
   )  # the first image is checked when opened, others when read
-  assert "height 8, width 8 where" in refused(large)
+  assert "height 8, width 8 but" in refused(large)
 
 
 def test_a_stock_set_of_several_sizes_is_read_in_buckets(stock):
@@ -225,17 +225,16 @@ def test_a_stock_set_of_several_sizes_is_read_in_buckets(stock):
 def test_sizes_that_are_in_no_bucket_are_named(stock):
   message = refused(dataclasses.replace(stock, name="stock/cut", height=16, width=16, buckets=((2, 2),)))
   assert (
-    "has images of 8x8, 4x8 (height x width) where the experiment says 16x16, 2x2; set data.buckets"
-    in message
+    "has images of 8x8, 4x8 (height x width) but the experiment says 16x16, 2x2; set data.buckets" in message
   )
   message = refused(dataclasses.replace(stock, name="stock/cut", buckets=((2, 2),)))
   assert "has images of 4x8 (height" in message
   message = refused(dataclasses.replace(stock, channels=1, buckets=((4, 8),)))
-  assert "channels 3 where the experiment says 1" in message
+  assert "channels 3 but the experiment says 1" in message
 
 
 def test_the_classes_of_a_stock_set_are_known(stock):
-  assert "has 2 classes where the experiment says 3" in refused(dataclasses.replace(stock, classes=3))
+  assert "has 2 classes but the experiment says 3" in refused(dataclasses.replace(stock, classes=3))
 
 
 def test_several_configurations_must_be_told_apart(stock):
@@ -351,7 +350,7 @@ def test_which_labels_are_kept_does_not_depend_on_the_buckets(pets):
 
 def test_a_set_of_several_shapes_says_what_to_set(pets):
   message = refused(dataclasses.replace(pets, buckets=(), height=32, width=32))
-  assert "has images of 8x8, 4x16, 16x4 (height x width) where the experiment says 32x32; set" in message
+  assert "has images of 8x8, 4x16, 16x4 (height x width) but the experiment says 32x32; set" in message
   assert message.endswith("set data.height=8 data.width=8 'data.buckets=((4, 16), (16, 4))'")
 
 

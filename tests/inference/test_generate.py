@@ -123,7 +123,7 @@ def test_one_step_is_finite(tiny, sampler):
     (lambda tiny: presets.make_sampler("heun", eta=1.0), "sampler 'heun' has no eta"),
     (lambda tiny: presets.make_sampler("Heun()", eta=1.0), "sampler 'Heun()' has no eta"),
     (lambda tiny: presets.make_sampler("Heum()"), "sampler: no class 'Heum'; did you mean 'Heun'?"),
-    (lambda tiny: presets.make_sampler("Ratio()"), "sampler='Ratio()' is no sampler, or is around none"),
+    (lambda tiny: presets.make_sampler("Ratio()"), "sampler='Ratio()' is not a sampler, or wraps none"),
     (lambda tiny: presets.make_sampler("Churn(Ratio())"), "sampler=Ratio() of Churn; expected one like"),
     (lambda tiny: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
     (lambda tiny: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
