@@ -29,6 +29,7 @@ from jldm.models.codecs import codec as codecs
 from jldm.runs.run import Run
 from jldm.storage import array_cache
 
+LEAST_SIGNAL = 0.01  # the share of a channel's variance below which it is taken for noise
 SOURCE_SEED = 0  # of the noise and masks of source pictures, which belong to the data and not to a run
 
 
@@ -40,8 +41,24 @@ def measure_latents(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
   )
   text = lambda values: " ".join(f"{value:.3f}" for value in np.asarray(values))
   if multihost.is_primary():
-    print(f"codec: latents have mean {text(statistics.mean)}, std {text(statistics.std)} per channel")
-  return statistics._asdict()
+    print(
+      f"codec: latents have mean {text(statistics.mean)}, std {text(statistics.std)}, "
+      f"signal {text(statistics.signal)} of the variance per channel"
+    )
+    if warning := collapse_warning(run.stage.name, np.asarray(statistics.signal)):
+      print(warning)
+  return {"mean": statistics.mean, "std": statistics.std}
+
+
+def collapse_warning(stage: str, signal: np.ndarray) -> str:
+  """What to say of channels, signal [C], that are noise alone; nothing if none is."""
+  noise = int((signal < LEAST_SIGNAL).sum())
+  if not noise:
+    return ""
+  return (
+    f"warning: {noise} of {len(signal)} channels of the latents are noise: less than {LEAST_SIGNAL:.0%} of their "
+    f"variance is signal; a lower {stage}.objective.kl_weight, or a longer training, keeps more"
+  )
 
 
 def encode_training_set(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:

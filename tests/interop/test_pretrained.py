@@ -146,7 +146,11 @@ def refused(source, **options) -> str:
     ("scaling_factor", "1", "expected a finite number, or 4 of them"),
     ("latents_mean", [0.0], "latents_mean=.*expected a finite number, or 4 of them"),
     ("out_channels", 4, "other out_channels"),
-    ("down_block_types", ["AttnDownEncoderBlock2D"] * 4, r"attention at levels \(0, 1, 2, 3\) of the encoder"),
+    (
+      "down_block_types",
+      ["AttnDownEncoderBlock2D"] * 4,
+      r"attention at levels \(0, 1, 2, 3\) of the encoder",
+    ),
   ],
 )
 def test_a_config_that_does_not_fit(name, value, told, tmp_path):

@@ -6,6 +6,8 @@ A codec is static and hashable; its parameters are a tree
 
   (1)  std^2 = Var[posterior mean] + E[posterior variance]    per channel, measured over the training set
 
+  (2)  signal = Var[posterior mean] / std^2
+
 so that standardised latents, (raw - mean) / std, have zero mean and unit variance, whatever the
 codec.  Latents are one array [B, ...] or a dict of them by part; "mean" and "std" are trees of the
 same structure, [C] each.
@@ -65,10 +67,14 @@ class Codec(Protocol):
 
 
 class Statistics(NamedTuple):
-  """Mean and standard deviation of raw latents, per channel: [C] each."""
+  """Of raw latents, per channel: [C] each.
+
+  signal: (2), the share of the variance that tells examples apart; the rest is the encoder's noise.
+  """
 
   mean: Array
   std: Array
+  signal: Array
 
 
 def pixels(images: Array) -> Array:
@@ -125,7 +131,7 @@ def decode_latents(codec: Loaded, z: Tree) -> Tree:
 
 
 def measure_statistics(posteriors: Iterable[Gaussian]) -> Statistics:
-  """Equation (1) over batches of numpy posteriors [b, ..., c], in float64 on the host, stable by
+  """Equations (1) and (2) over batches of numpy posteriors [b, ..., c], in float64 on the host, stable by
   merging (Chan 1979).
   """
   count, mean, square, variance = 0, 0.0, 0.0, 0.0
@@ -136,4 +142,5 @@ def measure_statistics(posteriors: Iterable[Gaussian]) -> Statistics:
     variance = variance + np.exp(np.asarray(batch.log_variance, np.float64)).reshape(flat.shape).sum(0)
     mean, count = mean + offset * len(flat) / new, new
   std = np.sqrt((square + variance) / count)
-  return Statistics(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+  signal = square / np.maximum(square + variance, np.finfo(np.float64).tiny)
+  return Statistics(*(jnp.asarray(each, jnp.float32) for each in (mean, std, signal)))

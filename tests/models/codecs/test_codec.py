@@ -11,6 +11,7 @@ from jldm.models.autoencoders.quantize import Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
+from jldm.runs.latents import collapse_warning
 from tests.networks import quick, random_params, randomised
 
 RNG = np.random.default_rng(0)
@@ -107,3 +108,16 @@ def test_a_codebook_goes_with_the_codec():
   )
   decoded = quick(codecs.decode_latents)(Loaded(ImageCodec(network), codec), z)
   np.testing.assert_allclose(decoded, np.clip(raw, -1, 1), atol=1e-5)
+
+
+def test_signal_is_the_share_of_the_variance_that_tells_examples_apart():
+  """Three channels: all signal, one part of signal to three of noise, and a collapsed one."""
+  signs = np.where(np.arange(8) % 2, 1.0, -1.0).reshape(-1, 1, 1, 1)
+  mean = np.concatenate([signs, signs, 0 * signs], -1)
+  log_variance = np.broadcast_to(np.array([-30.0, np.log(3.0), 0.0]), mean.shape)
+  signal = codecs.measure_statistics([Gaussian(mean, log_variance)]).signal
+  np.testing.assert_allclose(signal, [1, 0.25, 0], atol=1e-6)
+  assert collapse_warning("autoencoder", signal[:2]) == ""
+  assert collapse_warning("autoencoder", signal).startswith(
+    "warning: 1 of 3 channels of the latents are noise"
+  )
