@@ -44,7 +44,7 @@ SLOWER = AdamW(schedule=WarmupCosine(peak=5e-4, end=5e-4, warmup_steps=0), b1=0.
 def objective(start_step: int) -> Adversarial:
   """With a discriminator of 34x34 pixels a logit."""
   return Adversarial(
-    inner=Reconstruction(network=NETWORK, l1=1.0, l2=2.0, kl_weight=1e-5),
+    inner=Reconstruction(network=NETWORK, l1_weight=1.0, l2_weight=2.0, kl_weight=1e-5),
     discriminator=PatchDiscriminator(widths=(16, 32, 64), groups=8),
     start_step=start_step,
   )

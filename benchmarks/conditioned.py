@@ -45,7 +45,7 @@ from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Gr
 from jldm.objectives.denoiser import bind
 from jldm.runs import train as training
 from jldm.samplers.resample import Resample
-from jldm.samplers.sample import draw
+from jldm.samplers.sample import draw_samples
 from jldm.storage import workdir as workdirs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,14 +160,14 @@ def drawn_in(
   """Pictures [B, H, W, C] in [-1, 1], drawn anew where known [B, H, W, 1] is 0, which nothing sees;
   labels unknown.
   """
-  x0 = edit.encode_images(model, params["codec"], masks.filled(images, known))
+  x0 = edit.encode_images(model, params["codec"], masks.fill_hidden(images, known))
   denoise = bind(model.objective, params, embed_branches(model, params, given))
   if put_back:
     z = blended.inpaint_latents(
       model.process, denoise, sampler, x0, model.codec.latent_mask(known), pairs, keys
     )
   else:
-    z = draw(model.process, denoise, sampler, x0, pairs, keys)
+    z = draw_samples(model.process, denoise, sampler, x0, pairs, keys)
   return codecs.decode_latents(Loaded(model.codec, params["codec"]), z)
 
 
@@ -200,7 +200,7 @@ def inpainting(folder: Path, docs: Path) -> str:
   truth, lines, shown = samples(images, 1)[:, 0], [], {}
   for shape, (kind, step) in HIDDEN.items():
     size = images.shape[1] // step, images.shape[2] // step
-    known = np.asarray(masks.fine(masks.draw((kind,), keys(len(images)), size), step))
+    known = np.asarray(masks.refine(masks.draw_masks((kind,), keys(len(images)), size), step))
     kept, error = lambda drawn, known=known: known * truth + (1 - known) * drawn, {}
     inside = lambda drawn, known=known: (
       ((drawn - truth) ** 2 * (1 - known)).sum((1, 2, 3)) / (1 - known).sum((1, 2, 3))

@@ -18,7 +18,7 @@ from jldm.core.specs import Loaded
 from jldm.distributed import sharding
 from jldm.inference.load import find_stage, load
 from jldm.media import images as pictures
-from jldm.models.conditioners.conditioner import draw_conditions, join
+from jldm.models.conditioners.conditioner import draw_conditions, join_conditions
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs
 
@@ -46,7 +46,7 @@ def both(
   noise_level = jnp.full(1, objective.parametrization.c_noise(objective.process, t))
   one = jax.tree.map(lambda x: x[:1], batch)
   keys = [jax.random.split(jax.random.key(0), 1)] * len(objective.conditioners)
-  inputs = join(draw_conditions(objective.conditioners, params, one, lambda images: images, keys))
+  inputs = join_conditions(draw_conditions(objective.conditioners, params, one, lambda images: images, keys))
   output = objective.network.apply(
     {"params": params["denoiser"]}, jnp.zeros_like(one["mean"]), noise_level, inputs
   )

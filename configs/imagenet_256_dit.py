@@ -69,7 +69,7 @@ def experiment() -> Experiment:
           process=Flow(),
           parametrization=Predict("flow"),
           times=LogitNormal(),
-          direction=1.0,
+          direction_weight=1.0,
         ),
         optimizer=AdamW(schedule=Constant(peak=2e-4), b2=0.95, clip_norm=0.0),
         steps=80_000,

@@ -15,7 +15,7 @@ from jldm.config.serialize import loads, to_data
 from jldm.core.errors import UserError
 from jldm.storage import array_cache, lock
 from jldm.storage.checkpoint import Checkpoints
-from jldm.train.logging import forget_after, rows
+from jldm.train.logging import drop_rows_after, read_rows
 from tests.configs import config, shrunk
 
 anything = settings(max_examples=150, deadline=None, derandomize=True)
@@ -200,8 +200,8 @@ def test_an_index_names_nothing_outside_its_folder(cache, tmp_path):
 def test_a_log(tmp_path_factory, lines, between):
   path = tmp_path_factory.getbasetemp() / "metrics.jsonl"
   path.write_bytes(between.join(lines))
-  forget_after(path, "denoiser", 2)
-  assert all(row["stage"] != "denoiser" or row["step"] <= 2 for _, row in rows(path))
+  drop_rows_after(path, "denoiser", 2)
+  assert all(row["stage"] != "denoiser" or row["step"] <= 2 for _, row in read_rows(path))
 
 
 @anything

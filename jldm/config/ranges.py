@@ -51,7 +51,7 @@ PICTURES = {
 BETAS = {"beta_start": "(0, 1)", "beta_end": "(0, 1]", "num_train_timesteps": SIZE}
 RANGES = {  # class -> field -> interval
   "AdamW": OPTIMIZER | MOMENTS,
-  "Adafactor": OPTIMIZER | {"decay_rate": "(0, 1]", "momentum": BELOW_ONE, "factor_from": COUNT},
+  "Adafactor": OPTIMIZER | {"decay_rate": "(0, 1]", "momentum": BELOW_ONE, "min_dim_size_to_factor": COUNT},
   "Muon": OPTIMIZER | MOMENTS | {"momentum": BELOW_ONE},
   "Constant": {"peak": FROM_ZERO, "warmup_steps": COUNT_OR_NONE},
   "WarmupCosine": {"peak": FROM_ZERO, "end": FROM_ZERO, "warmup_steps": COUNT_OR_NONE},
@@ -74,11 +74,11 @@ RANGES = {  # class -> field -> interval
   "ImageData": PICTURES,
   "Synthetic": PICTURES | {"count": COUNT},
   "Reconstruction": {
-    "l1": FROM_ZERO,
-    "l2": FROM_ZERO,
+    "l1_weight": FROM_ZERO,
+    "l2_weight": FROM_ZERO,
     "kl_weight": FROM_ZERO,
     "commitment_weight": FROM_ZERO,
-    "equivariance": FROM_ZERO,
+    "equivariance_weight": FROM_ZERO,
     "latent_noise": FROM_ZERO,
     "perceptual_weight": FROM_ZERO,
   },
@@ -110,7 +110,7 @@ RANGES = {  # class -> field -> interval
   "Diffusion": {
     "offset_noise": FROM_ZERO,
     "self_conditioning": SHARE,
-    "direction": FROM_ZERO,
+    "direction_weight": FROM_ZERO,
     "part_weights": FROM_ZERO,
   },
   "DiT": {

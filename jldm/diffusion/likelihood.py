@@ -1,4 +1,4 @@
-"""How probable a denoiser finds data, in nats of the space that it works in.
+"""The log density of data under a denoiser, in nats of the space that it works in.
 
 The probability flow and its density, Song et al. 2021 (2011.13456), eq. 39:
 
@@ -16,9 +16,9 @@ has:
   (5)  reconstruction = E[-log N(x0; z_low / alpha, sigma^2 / alpha^2 I)] = D / 2 log(2 pi e sigma^2
        / alpha^2) at the lowest time
 
-Both are of latents where the denoiser works on latents: bits per latent value, not the bits per
-pixel of the image literature. Times ascend and the lowest is above 0, where data has noise on it
-and (2) and (5) are finite.
+For a denoiser of latents both are densities of latents: bits per latent value, not the bits per
+pixel of the image literature.  Times ascend.  The lowest is above 0, so that data has some noise and
+(2) and (5) are finite.
 """
 
 from collections.abc import Callable
@@ -35,22 +35,21 @@ from jldm.diffusion.target import Denoised
 
 Array = jax.Array
 Denoise = Callable[[Array, Array], Denoised]  # (z [B, ...], t [] or [B])
-Divergence = Callable[
-  [Callable[[Array], Array], Array], tuple[Array, Array]
-]  # (v, z [B, ...]) -> v(z) [B, ...], div v [B]
+# (v, z [B, ...]) -> v(z) [B, ...], div v [B]
+Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Array]]
 
 
-def total(e: Array) -> Array:
+def sum_per_sample(e: Array) -> Array:
   """[B, ...] -> [B]."""
   return jnp.sum(e, tuple(range(1, e.ndim)))
 
 
-def exact(v: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
-  """The divergence by one derivative a dimension, all at once: for few dimensions."""
+def exact_divergence(v: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
+  """The divergence by one derivative per dimension, all at once: for few dimensions."""
   units = jnp.eye(z[0].size, dtype=z.dtype).reshape((-1, 1) + z.shape[1:])
   velocity, push = jax.linearize(v, z)
   return velocity, jnp.sum(
-    jax.vmap(lambda unit: total(push(jnp.broadcast_to(unit, z.shape)) * unit))(units), 0
+    jax.vmap(lambda unit: sum_per_sample(push(jnp.broadcast_to(unit, z.shape)) * unit))(units), 0
   )
 
 
@@ -65,7 +64,7 @@ def hutchinson(keys: Array, like: Array, probes: int = 1, gaussian: bool = False
 
   def divergence(v: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
     velocity, push = jax.linearize(v, z)
-    return velocity, jnp.mean(jax.vmap(lambda e: total(push(e) * e))(jnp.moveaxis(drawn, 1, 0)), 0)
+    return velocity, jnp.mean(jax.vmap(lambda e: sum_per_sample(push(e) * e))(jnp.moveaxis(drawn, 1, 0)), 0)
 
   return divergence
 
@@ -74,14 +73,14 @@ def log_density(process: Process, denoise: Denoise, z: Array, times: Array, dive
   """log p(z_low) [B] of z [B, ...] at times[0], by (2) with a classical Runge-Kutta step in each
   interval of `times` [N + 1].
 
-  `divergence` is `exact` or a `hutchinson`.  The error is of fourth order in the steps where the
-  rates are smooth, beside what the prior leaves out at times[-1].
+  `divergence` is `exact_divergence` or a `hutchinson`.  If the rates are smooth, the error is of
+  fourth order in the steps, plus the error of the prior at times[-1].
   """
 
   def slope(z: Array, t: Array) -> tuple[Array, Array]:
     def v(z: Array) -> Array:
-      said, r = denoise(z, t), rates(process, t, z)
-      return r.d_alpha * said.x0 + r.d_sigma * said.eps
+      denoised, r = denoise(z, t), rates(process, t, z)
+      return r.d_alpha * denoised.x0 + r.d_sigma * denoised.eps
 
     return divergence(v, z)
 
@@ -96,10 +95,10 @@ def log_density(process: Process, denoise: Denoise, z: Array, times: Array, dive
 
   (z, gained), _ = jax.lax.scan(step, (z, jnp.zeros(len(z), z.dtype)), (times[:-1], times[1:]))
   variance = process.alpha(times[-1]) ** 2 + process.sigma(times[-1]) ** 2
-  return gained - total(z**2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
+  return gained - sum_per_sample(z**2 / variance + jnp.log(2 * jnp.pi * variance)) / 2
 
 
-def unstandardised(log_density: Array, std: Array, shape: tuple[int, ...]) -> Array:
+def raw_log_density(log_density: Array, std: Array, shape: tuple[int, ...]) -> Array:
   """log density of raw latents from that of (raw - mean) / std [B]; std broadcasts to `shape`, that of
   one latent.
   """
@@ -107,7 +106,7 @@ def unstandardised(log_density: Array, std: Array, shape: tuple[int, ...]) -> Ar
 
 
 def bits_per_dim(log_density: Array, dimension: int) -> Array:
-  """Nats of log density to negative bits a value: of latents, if they are what is told the density of."""
+  """Nats of log density to negative bits per value; of latents, if the density is theirs."""
   return -log_density / (dimension * math.log(2))
 
 
@@ -124,8 +123,8 @@ def variational_bound(
 ) -> Bound:
   """The bound (3) of x0 [B, ...] for the chain `times` [T + 1], an unbiased estimate; keys [B].
 
-  All T steps with one noise each, or `samples` of them, evenly spaced from a shift that each
-  example draws for itself.
+  It uses all T steps with one noise each, or `samples` of them, evenly spaced from a random shift per
+  example.
   """
   key_place, key_noise = split_each(keys)
   steps = len(times) - 1
@@ -140,11 +139,11 @@ def variational_bound(
     z = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * normal_like(
       fold_each(key_noise, j), x0
     )
-    return sum_so_far + gain / 2 * total((x0 - denoise(z, t).x0) ** 2), None
+    return sum_so_far + gain / 2 * sum_per_sample((x0 - denoise(z, t).x0) ** 2), None
 
   diffusion, _ = jax.lax.scan(step, jnp.zeros(len(x0), x0.dtype), jnp.arange(count))
   squared, signal = process.sigma(times[-1]) ** 2, process.alpha(times[-1]) ** 2
   variance = squared + signal
-  prior = total(signal * x0**2 / variance + squared / variance - 1 - jnp.log(squared / variance)) / 2
+  prior = sum_per_sample(signal * x0**2 / variance + squared / variance - 1 - jnp.log(squared / variance)) / 2
   reconstruction = x0[0].size / 2 * (1 + jnp.log(2 * jnp.pi) - jnp.log(snr[0]))
   return Bound(prior, diffusion * (steps / count), jnp.full(len(x0), reconstruction))

@@ -66,7 +66,8 @@ class LinearVP:
   """The variance-preserving process of Song et al. 2021 (2011.13456), eq. 33, with beta(t) linear from
   `beta_min` to `beta_max`.
 
-  log alpha(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2; sigma by expm1, which keeps it exact near the data.
+  log alpha(t) = -(beta_min t + (beta_max - beta_min) t^2 / 2) / 2.  sigma is computed by expm1, which
+  keeps it exact near the data.
   """
 
   beta_min: float = 0.1
@@ -150,10 +151,10 @@ class CosineBetas:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Betas:
-  """The caller's own betas.
+  """Betas that the caller gives.
 
   Raises:
-    UserError: none, or one that is outside (0, 1].
+    UserError: there are none, or one is outside (0, 1].
   """
 
   trained_betas: tuple[float, ...]
@@ -162,7 +163,8 @@ class Betas:
     illegal = [beta for beta in self.trained_betas if not 0 < beta <= 1]
     if not self.trained_betas or illegal:
       raise UserError(
-        f"{len(self.trained_betas)} betas, of which {illegal[:3]}; expected at least one, each above 0 and at most 1"
+        f"{len(self.trained_betas)} betas, of which {illegal[:3]}; "
+        "expected at least one, each above 0 and at most 1"
       )
 
   def __repr__(self) -> str:
@@ -205,8 +207,9 @@ class Discrete:
 
   @functools.cache  # noqa: B019  a frozen dataclass of some numbers
   def angles(self) -> tuple[np.ndarray, np.ndarray]:
-    """2 / pi times the angle at the knots 0, 1 / T, ... 1, and what it lacks to 1 (small near noise,
-    hence by itself).
+    """2 / pi times the angle at the knots 0, 1 / T, ... 1, and 1 minus that.
+
+    The second is small near noise, where a difference from 1 would lose digits.
     """
     alpha = np.sqrt(np.cumprod(1 - self.beta_schedule.betas()))
     if self.rescale_betas_zero_snr:
@@ -215,18 +218,18 @@ class Discrete:
     sigma = np.sqrt((1 - alpha) * (1 + alpha))
     return np.arctan2(sigma, alpha) * 2 / np.pi, np.arctan2(alpha, sigma) * 2 / np.pi
 
-  def between(self, t: Array, knots: np.ndarray) -> Array:
-    """The values [T + 1] at the knots, linear between them, at t of any shape."""
+  def interpolate(self, t: Array, knots: np.ndarray) -> Array:
+    """The values [T + 1] at the knots, interpolated linearly at t of any shape."""
     place = t * self.num_train_timesteps
     below = jnp.clip(jnp.floor(place), 0, self.num_train_timesteps - 1)
     knots, i = jnp.asarray(knots, t.dtype), below.astype(jnp.int32)
     return knots[i] + (place - below) * (knots[i + 1] - knots[i])
 
   def alpha(self, t: Array) -> Array:
-    return jnp.sin(0.5 * jnp.pi * self.between(t, self.angles()[1]))
+    return jnp.sin(0.5 * jnp.pi * self.interpolate(t, self.angles()[1]))
 
   def sigma(self, t: Array) -> Array:
-    return jnp.sin(0.5 * jnp.pi * self.between(t, self.angles()[0]))
+    return jnp.sin(0.5 * jnp.pi * self.interpolate(t, self.angles()[0]))
 
   def time(self, log_snr: Array) -> Array:
     angle = jnp.arctan(jnp.exp(-0.5 * log_snr)) * 2 / jnp.pi
@@ -239,7 +242,7 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Shifted:
-  """A process in another time, shift t / (1 + (shift - 1) t): more of it among noise where shift > 1.
+  """A process in another time, shift t / (1 + (shift - 1) t); a shift above 1 spends more of it on noise.
 
   On Flow this divides the SNR by shift^2 everywhere: Esser et al. 2024 (2403.03206), eq. 23.
   """
@@ -262,8 +265,10 @@ class Shifted:
 
 
 def timestep(process: Process, t: Array) -> Array:
-  """What a network is told of t: t itself, of a shifted process the inner time, and i / T at knot (i +
-  1) / T of a chain of T betas, which published networks count from 0.
+  """The number that a network is given for time t.
+
+  It is t itself, or the inner time of a shifted process.  A chain of T betas has i / T at its knot
+  (i + 1) / T, since published networks count timesteps from 0.
   """
   if isinstance(process, Shifted):
     return timestep(process.process, process.inner(t))
@@ -271,9 +276,10 @@ def timestep(process: Process, t: Array) -> Array:
 
 
 def dimension_shift(dimension: int, base_dimension: int = 4096) -> float:
-  """sqrt(dimension / base_dimension), the shift for latents of so many values: Zheng et al. 2025 (2510.11690).
+  """The shift sqrt(dimension / base_dimension) for latents of `dimension` values.
 
-  More values tell more of the same picture at equal noise, so it takes more noise to hide it.
+  More values reveal more of the same picture at equal noise, so hiding it takes more noise: Zheng et
+  al. 2025 (2510.11690).
   """
   return math.sqrt(dimension / base_dimension)
 

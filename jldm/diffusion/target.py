@@ -6,7 +6,7 @@
   (3)  an error e in the output of row (p, q) at fixed z is an error  e det(p', q') / det(p, q)  in
        that of (p', q'), where  det(p, q) = alpha q - sigma p  is the determinant of (2)
 
-A row whose determinant vanishes says nothing about (x0, eps) there: eps at alpha = 0, x0 at sigma = 0.
+A row whose determinant vanishes does not determine (x0, eps) there: eps at alpha = 0, x0 at sigma = 0.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ TARGETS: dict[str, Callable[[Rates], Row]] = {  # a row here is all that a new t
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-  """The network is fed z and t as they are and predicts the target named `prediction_type`.
+  """The network gets z and t unchanged and predicts the target `prediction_type`.
 
   Raises:
     UserError: `prediction_type` is not in TARGETS.
@@ -110,10 +110,9 @@ def decode(row: Row, r: Rates, z: Array, output: Array) -> Denoised:
 
 
 def reweight(row: Row, other: Row, r: Rates) -> Array:
-  """The factor (3) that turns squared error in one target into squared error in the other; 1 where
-  both are the same.
+  """The factor (3) from squared error in one target to squared error in the other; 1 if both are the same.
 
-  At a time where `row` says nothing it is infinite, unless `other` says nothing there either in the same way.
+  It is infinite at a time where `row` is singular, unless `other` is singular there in the same way.
   """
   det, det_other = determinant(row, r), determinant(other, r)
   same = jnp.abs(det) == jnp.abs(det_other)  # 0 / 0 at an end, and exactly 1 elsewhere
@@ -139,45 +138,46 @@ def denoiser(process: Process, parametrization: Any, apply: Callable[..., Output
     output = apply(scaled, levels, estimate, None if to is None else level(to, jax.tree.leaves(z)[0]))
     solve = lambda part, own, value: decode(parametrization.row(own), own, part, value.astype(part.dtype))
     each = jax.tree.map(solve, z, r, output.value)
-    x0, eps = (jax.tree.map(lambda part, said, field=field: said[field], z, each) for field in (0, 1))
+    x0 = jax.tree.map(lambda part, denoised: denoised.x0, z, each)
+    eps = jax.tree.map(lambda part, denoised: denoised.eps, z, each)
     return Denoised(x0, eps, output.variance)
 
   return denoise
 
 
 def refuse_singular(process: Process, parametrization: Any, times: np.ndarray) -> None:
-  """Raises a UserError where a network says nothing about the data at one of the times [N] that are asked for.
+  """Raises a UserError if the network's output does not determine the data at one of the times [N].
 
-  So it is where the row's determinant vanishes, or where the network would be told an infinite noise level.
+  That is so if the row's determinant vanishes, or if the network would be given an infinite noise level.
   """
   singular = np.flatnonzero(is_singular(process, parametrization, times))
   if singular.size:
     works = [name for name, row in ROWS.items() if not is_singular(process, row, times).any()]
     raise UserError(
-      f"{parametrization} says nothing about the data at t = {float(np.asarray(times)[singular[0]]):g} of {process}; "
+      f"{parametrization} says nothing about the data at t = {float(np.asarray(times)[singular[0]]):g} "
+      f"of {process}; "
       f"use {' or '.join(works) or 'another process'}, or keep away from that time"
     )
 
 
 def refuse_held(process: Process, parametrization: Any, times: np.ndarray) -> None:
-  """Raises a UserError where a part of the latents cannot be held at one of the times [N] while others
-  are drawn.
+  """Raises a UserError if a part cannot be held at one of the times [N] while other parts are drawn.
 
-  Its noise level must be finite; a part that is not known stands as pure noise at time 1, which
-  must not have the data in it.
+  The noise level of a held part must be finite.  A part that is not known stands as noise at time 1,
+  so no data may be left there.
   """
   t = jnp.asarray(times, jnp.float32)
   infinite = np.flatnonzero(~np.isfinite(np.asarray(parametrization.c_noise(process, t))))
   if infinite.size:
     raise UserError(
-      f"{parametrization} has no finite noise level at t = {float(t[infinite[0]]):g} of {process}, where a part is held; use "
-      "Predict('v') or Predict('flow'), or draw that part too"
+      f"{parametrization} has no finite noise level at t = {float(t[infinite[0]]):g} of {process}, "
+      "where a part is held; use Predict('v') or Predict('flow'), or draw that part too"
     )
   alpha = float(process.alpha(jnp.float32(1)))
   if (np.asarray(times) == 1).any() and alpha > MOST_ALPHA:
     raise UserError(
-      f"a part that is not known stands as noise at t = 1, where {process} has alpha = {alpha:g} and data left; use Flow() or "
-      "Cosine(), or give or draw that part"
+      f"a part that is not known stands as noise at t = 1, where {process} has alpha = {alpha:g} "
+      "and data left; use Flow() or Cosine(), or give or draw that part"
     )
 
 
@@ -186,12 +186,13 @@ def is_singular(process: Process, parametrization: Any, times: np.ndarray) -> np
   t = jnp.asarray(times, jnp.float32)
   r = rates(process, t, t)
   det = np.abs(determinant(parametrization.row(r), r))
-  told = np.asarray(parametrization.c_noise(process, t))
-  return ~(np.isfinite(det) & (det > 1e-6 * np.hypot(r.alpha, r.sigma)) & np.isfinite(told))
+  noise_level = np.asarray(parametrization.c_noise(process, t))
+  regular = np.isfinite(det) & (det > 1e-6 * np.hypot(r.alpha, r.sigma))
+  return ~(regular & np.isfinite(noise_level))
 
 
-ROWS = {
+ROWS = {  # recommended if another is singular
   "Predict('v')": Predict("v"),
   "Predict('flow')": Predict("flow"),
   "Precondition()": Precondition(),
-}  # to recommend
+}

@@ -1,14 +1,14 @@
-"""Where in time the training examples stand.
+"""The distribution of training times.
 
 Every distribution is a map of the quantile u = (shift + row / B) mod 1: one uniform shift a step,
 then evenly spaced strata, which lowers the variance of the loss (VDM, Kingma et al. 2021,
 2107.00630, appendix I.1).  Its density at t is 1 / (dt / du).
 
-If each part of an example has a time of its own, the parts' strata must not align: quantiles of two
-parts that both follow the row differ by a constant.  Each part then takes the stratum multiplier
-row mod B in place of row.  The multiplier is a prime above any B, hence coprime to it, so that this
-is a permutation of the rows, which needs nothing of other rows.  Drawn anew from each part's key in
-each step, it makes of the quantiles of two parts a rank-1 lattice that changes by the step.
+If each part of an example has its own time, the strata of the parts must not align: if both followed
+the row, their quantiles would differ by a constant.  So each part uses the stratum (multiplier row)
+mod B in place of row.  The multiplier is a prime above any B, hence coprime to it, so this permutes
+the rows and needs no other row.  Each part's key draws it anew in each step.  The quantiles of two
+parts are then a rank-1 lattice that changes from step to step.
 """
 
 import dataclasses
@@ -39,19 +39,21 @@ MULTIPLIERS = primes_above(LARGEST_BATCH, 512)
 def quantiles(key: Array, stratum: Array, row: Array | None = None) -> Array:
   """Stratified uniform numbers in (0, 1): key [], stratum [B] = row / B of the global batch -> [B].
 
-  With row int [B] the strata are permuted, by a permutation that the key draws: for parts with
-  times of their own, each with its own key, and global batches of at most 65,536 rows. Drawn
-  numbers are multiples of 2^-23; a 0 would be an infinite noise level to some, and becomes half of
-  the least.
+  With row int [B] the key also permutes the strata.  That is for parts with their own times, each
+  with its own key, and for global batches of at most 65,536 rows.  Drawn numbers are multiples of
+  2^-23; a 0, which could be an infinite noise level, becomes 2^-24.
   """
   if row is not None:
     key, key_multiplier = jax.random.split(key)
-    stratum = permuted(key_multiplier, stratum, row)
+    stratum = permute_strata(key_multiplier, stratum, row)
   return jnp.maximum((jax.random.uniform(key) + stratum) % 1.0, 2.0**-24)
 
 
-def permuted(key: Array, stratum: Array, row: Array) -> Array:
-  """multiplier row mod B over B, with B = row / stratum: key [], stratum [B], row int [B] -> [B].  Row 0 stays."""
+def permute_strata(key: Array, stratum: Array, row: Array) -> Array:
+  """(multiplier row mod B) / B, with B = row / stratum: key [], stratum [B], row int [B] -> [B].
+
+  Row 0 stays.
+  """
   size = jnp.where(row > 0, jnp.round(row / jnp.where(row > 0, stratum, 1)), 1).astype(jnp.uint32)
   multiplier = jax.random.choice(key, jnp.asarray(MULTIPLIERS))
   place = (multiplier % size) * row.astype(jnp.uint32) % size
@@ -67,7 +69,10 @@ class Times(Protocol):
 def sample_times(
   times: Times, process: Process, key: Array, stratum: Array, row: Array | None = None
 ) -> tuple[Array, Array]:
-  """key [], stratum [B] -> times t [B] and dt / du [B], one over their density; row int [B] permutes the strata."""
+  """key [], stratum [B] -> times t [B] and dt / du [B], one over their density.
+
+  With row int [B] the strata are permuted.
+  """
   u = quantiles(key, stratum, row)
   return jax.jvp(lambda u: times.inverse_cdf(process, u), (u,), (jnp.ones_like(u),))
 

@@ -1,18 +1,18 @@
-"""How errors at different noise levels are weighed against each other.
+"""The weight of the squared error at each noise level.
 
-A weighting is stated as in its paper, for the error in some target and in some measure, and turned
-into a factor on the squared error of whatever the network predicts.  With det the determinant of
-the network's row (jldm.diffusion.target), the errors in x0 and eps are -sigma e / det and alpha e /
-det, so that
+A weighting is stated as in its paper: for the error in some target, and in some measure.  Here it
+becomes a factor on the squared error e^2 of whatever the network predicts.  With det the determinant
+of the network's row (jldm.diffusion.target), the errors in x0 and eps are -sigma e / det and
+alpha e / det, so that
 
   (1)  |x0 error|^2 = sigma^2 / det^2 e^2,    |eps error|^2 = alpha^2 / det^2 e^2 = SNR |x0 error|^2
   (2)  -d log_snr / dt = 2 det_flow / (alpha sigma),    det_flow = alpha d_sigma - sigma d_alpha
 
-Each formula below is put together from (1) and (2) so that nothing is 0 / 0 where alpha or sigma vanishes.
+The formulas below are built from (1) and (2), so that none is 0 / 0 where alpha or sigma vanishes.
 
-Measure "t": a mean over times as they are drawn.  Measure "log_snr": an integral over log SNR,
-however times are drawn; the factor is then a density in t, and the objective divides by that of the
-draw.
+Measure "t" is a mean over times as they are drawn.  Measure "log_snr" is an integral over log SNR,
+however times are drawn: the factor is then a density in t, and the objective divides it by the
+density of the drawn times.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Array = jax.Array
 
 
 class Weighting(Protocol):
-  """`target` and `measure` are what it is stated in; the factor is on the squared error in `row`."""
+  """Stated for the error in `target` and in a `measure`; `factor` multiplies the squared error in `row`."""
 
   target: str
   measure: str
@@ -38,14 +38,14 @@ class Weighting(Protocol):
   def factor(self, row: Row, r: Rates) -> Array: ...
 
 
-def to(target: str, row: Row, r: Rates) -> Array:
+def target_factor(target: str, row: Row, r: Rates) -> Array:
   """Equation (1), for any target."""
   return reweight(row, TARGETS[target](r), r)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unweighted:
-  """The squared error in what the network predicts, as it is."""
+  """The plain squared error in what the network predicts."""
 
   target: ClassVar[str] = "its own"
   measure: ClassVar[str] = "t"
@@ -57,10 +57,12 @@ class Unweighted:
 
 @dataclasses.dataclass(frozen=True)
 class TargetWeighting:
-  """The squared error in `target`, whatever the network predicts, but at most `max_weight` times that in
-  its own row.
+  """The squared error in `target`, whatever the network predicts.
 
-  Predict("x0") with TargetWeighting("flow", 400) is JiT, Li & He 2025 (2511.13720): its 1 / t^2 is bounded at t = 0.05.
+  It is at most `max_weight` times the squared error in what the network predicts.
+
+  Predict("x0") with TargetWeighting("flow", 400) is JiT, Li & He 2025 (2511.13720), whose 1 / t^2 is
+  bounded at t = 0.05.
 
   Raises:
     UserError: an unknown target.
@@ -75,7 +77,7 @@ class TargetWeighting:
       raise UserError(f"target={self.target!r}; expected one of {sorted(TARGETS)}")
 
   def factor(self, row: Row, r: Rates) -> Array:
-    factor = to(self.target, row, r)
+    factor = target_factor(self.target, row, r)
     return factor if self.max_weight is None else jnp.minimum(factor, self.max_weight)
 
 
@@ -88,7 +90,7 @@ class MinSNR:
   measure: ClassVar[str] = "t"
 
   def factor(self, row: Row, r: Rates) -> Array:
-    return jnp.minimum(to("eps", row, r), self.gamma * to("x0", row, r))
+    return jnp.minimum(target_factor("eps", row, r), self.gamma * target_factor("x0", row, r))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +104,14 @@ class EDMWeighting:
   measure: ClassVar[str] = "t"
 
   def factor(self, row: Row, r: Rates) -> Array:
-    return to("x0", row, r) / self.sigma_data**2 + to("eps", row, r)
+    return target_factor("x0", row, r) / self.sigma_data**2 + target_factor("eps", row, r)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid:
-  """1/2 sigmoid(bias - log_snr) |eps error|^2 over log SNR: Kingma & Gao 2023 (2303.00848); SiD2 (2410.19324).
+  """1/2 sigmoid(bias - log_snr) |eps error|^2 over log SNR.
+
+  Kingma & Gao 2023 (2303.00848) and SiD2 (2410.19324).
 
   sigmoid(bias - log_snr) = sigma^2 / (sigma^2 + exp(-bias) alpha^2), so with (1) and (2) the factor is
   alpha sigma / det^2  times  det_flow / (sigma^2 + exp(-bias) alpha^2).
@@ -118,5 +122,6 @@ class Sigmoid:
   measure: ClassVar[str] = "log_snr"
 
   def factor(self, row: Row, r: Rates) -> Array:
-    both = jnp.sqrt(to("eps", row, r)) * jnp.sqrt(to("x0", row, r))  # alpha sigma / det^2
+    eps_factor, x0_factor = target_factor("eps", row, r), target_factor("x0", row, r)
+    both = jnp.sqrt(eps_factor) * jnp.sqrt(x0_factor)  # alpha sigma / det^2
     return both * determinant(TARGETS["flow"](r), r) / (r.sigma**2 + math.exp(-self.bias) * r.alpha**2)

@@ -19,7 +19,7 @@ from jldm.core.keys import split_each
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.grid import repaint
-from jldm.samplers.sample import Denoise, Sampler, first_time, moved, renoise, sample
+from jldm.samplers.sample import Denoise, Sampler, first_time, renoise, replace_z, sample
 
 Array = jax.Array
 
@@ -40,7 +40,7 @@ class InpaintingSampler:
     key_step, key_known = split_each(keys)
     state = self.sampler.step(process, denoise, state, t, s, key_step)
     truth = renoise(process, self.x0, jnp.zeros_like(s), s, key_known)
-    return moved(state, self.blend(truth, state.z))._replace(x0=self.blend(self.x0, state.x0))
+    return replace_z(state, self.blend(truth, state.z))._replace(x0=self.blend(self.x0, state.x0))
 
   def blend(self, known: Array, unknown: Array) -> Array:
     return self.known * known + (1 - self.known) * unknown

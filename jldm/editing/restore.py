@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jldm.core.shapes import expand
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised
-from jldm.samplers.sample import Denoise, Sampler, draw
+from jldm.samplers.sample import Denoise, Sampler, draw_samples
 
 Array = jax.Array
 Measure = Callable[[Array], Array]  # latents [B, ...] -> measurements [B, ...], per sample
@@ -95,4 +95,4 @@ def restore_latents(
   ...]; keys [B].
   """
   denoise = condition_on_measurement(process, denoise, measure, measured, noise, rounds, solves)
-  return draw(process, denoise, sampler, like, pairs, keys)
+  return draw_samples(process, denoise, sampler, like, pairs, keys)

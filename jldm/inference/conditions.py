@@ -18,7 +18,13 @@ from jldm.core.specs import Loaded
 from jldm.diffusion.target import refuse_held
 from jldm.inference.load import Model
 from jldm.models.codecs.codec import encode_mean
-from jldm.models.conditioners.conditioner import Conditioner, Conditions, Inputs, blank, where
+from jldm.models.conditioners.conditioner import (
+  Conditioner,
+  Conditions,
+  Inputs,
+  blank_inputs,
+  select_per_sample,
+)
 from jldm.models.conditioners.part import Part
 from jldm.samplers.per_conditioner import PerConditioner
 
@@ -40,7 +46,7 @@ def make_branches(
   """Branches of n samples, on the host.  Parts of the latents that are named are held, None of them as
   noise; others are drawn.
 
-  given: by the conditioner's name, as `read` of it takes it; one value for all samples or one per sample.
+  given: by the conditioner's name, as `read_request` of it takes it; one value for all samples or one per sample.
   against: one dict for each further branch.  None is null; what is not named is null if the
     conditioner is guided, and as given if it is not.
 
@@ -111,7 +117,9 @@ def make_branch(model: Model, values: Mapping[str, Any], n: int, names: Iterable
   inputs = {}
   for name in names:
     conditioner, value = known_conditioners(model, (name,))[name], values[name]
-    arrays = blank(conditioner, model.data) if value is None else conditioner.read(value, model.data)
+    arrays = (
+      blank_inputs(conditioner, model.data) if value is None else conditioner.read_request(value, model.data)
+    )
     inputs[name] = {key: for_each_sample(name, array, n) for key, array in arrays.items()}
   return Branch(inputs, {name: np.full(n, value is not None) for name, value in values.items()})
 
@@ -158,6 +166,9 @@ def embed_branches(model: Model, params: dict, given: Sequence[Branch]) -> list[
     fresh = first | {name: call(name, inputs) for name, inputs in one.inputs.items() if one is not given[0]}
     null = {name: conditioners[name].null(params.get(name, {}), value) for name, value in fresh.items()}
     conditions.append(
-      {name: where(jnp.asarray(one.use[name]), value, null[name]) for name, value in fresh.items()}
+      {
+        name: select_per_sample(jnp.asarray(one.use[name]), value, null[name])
+        for name, value in fresh.items()
+      }
     )
   return conditions

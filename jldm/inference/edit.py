@@ -46,7 +46,7 @@ from jldm.models.conditioners.degradation import Downsampled
 from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.resample import Resample
-from jldm.samplers.sample import draw
+from jldm.samplers.sample import draw_samples
 
 Array = jax.Array
 
@@ -144,7 +144,9 @@ def image_to_image(
 @functools.partial(jax.jit, static_argnums=0)
 def run_inpaint(model: Model, setup: Setup, images: Array, known: Array, strength: Array) -> Array:
   """images float [B, H, W, C], known [B, H, W, 1] -> [B, H, W, C]."""
-  hidden = jnp.where(strength < 1, images, masks.filled(images, known))  # below 1, what is hidden is a start
+  hidden = jnp.where(
+    strength < 1, images, masks.fill_hidden(images, known)
+  )  # below 1, what is hidden is a start
   x0 = encode_images(model, setup.params["codec"], hidden)
   cells, pairs = model.codec.latent_mask(known), sdedit.shorten_pairs(setup.pairs, strength)
   start = jnp.where(strength < 1, x0, cells * x0)
@@ -333,7 +335,7 @@ def translate(
 @functools.partial(jax.jit, static_argnums=0)
 def run_paired(model: Model, setup: Setup) -> Array:
   like = setup.like(model)
-  return setup.decode(model, draw(*setup.arguments(model, like)))
+  return setup.decode(model, draw_samples(*setup.arguments(model, like)))
 
 
 def paired(

@@ -33,7 +33,7 @@ from jldm.inference.load import Model, resize_model
 from jldm.models.codecs.codec import decode_latents
 from jldm.objectives.denoiser import bind, ravel, unravel
 from jldm.samplers.per_conditioner import PerConditioner
-from jldm.samplers.sample import Denoise, start, walk
+from jldm.samplers.sample import Denoise, draw_start, scan_steps
 
 Array = jax.Array
 
@@ -103,7 +103,7 @@ class Setup(NamedTuple):
   def denoise(self, model: Model) -> Denoise:
     """The denoiser with everything bound into it; within jit."""
     branches = embed_branches(model, self.params, self.branches)
-    keys_held = fold_each(self.keys, 2)  # 0 and 1 are the two that `start` splits keys into
+    keys_held = fold_each(self.keys, 2)  # 0 and 1 are the two that `draw_start` splits keys into
     denoise = bind(
       model.objective, self.params, branches, self.rule, model.latents(len(self.keys)), keys_held
     )
@@ -186,10 +186,10 @@ def sample_batch(
 
   Compiled once per batch size, step count, and kind of sampler, guidance and request: all else is traced.
   """
-  z, keys = start(model.process, setup.like(model), setup.pairs, setup.keys)
+  z, keys = draw_start(model.process, setup.like(model), setup.pairs, setup.keys)
   z = z if noise is None else model.process.sigma(setup.pairs[0, 0]) * noise
   keep = (lambda state: state.x0) if shown else (lambda state: None)
-  state, x0 = walk(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep)
+  state, x0 = scan_steps(model.process, setup.denoise(model), setup.sampler, z, setup.pairs, keys, keep)
   decoded = setup.decode(model, state.z)
   each = [jnp.isfinite(part).all(tuple(range(1, part.ndim))) for part in jax.tree.leaves(decoded)]
   data, finite = model.codec.finish(decoded), jnp.stack(each).all(0)

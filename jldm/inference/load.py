@@ -22,7 +22,7 @@ from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct
-from jldm.train.state import averaged
+from jldm.train.state import averaged_items
 
 Array = jax.Array
 
@@ -356,7 +356,9 @@ def restore_result(
   """
   name, workdir = at.stage.name, at.workdir
   codec = at.stage.makes == "codec"
-  items = {"codec": result_shapes(at).params} if codec else averaged(*trained_shapes(at, frozen_shapes(at)))
+  items = (
+    {"codec": result_shapes(at).params} if codec else averaged_items(*trained_shapes(at, frozen_shapes(at)))
+  )
   with Checkpoints(
     (workdirs.best_folder if best else workdirs.checkpoints_folder)(workdir, name), read_only=True
   ) as saved:

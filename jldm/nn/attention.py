@@ -19,10 +19,10 @@ Kernel = Callable[..., Array]  # (q [B, L, N, D], k [B, M, N, D], v [B, M, N, D]
 
 
 def late_normalised(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-  """softmax(q k^T / sqrt(D)) v, divided by the sum after the value product: half the time of the fused
-  one on a CPU.
+  """softmax(q k^T / sqrt(D)) v, divided by the sum after the product with v.
 
-  q [B, L, N, D], k and v [B, M, N, D] -> [B, L, N, D]; logits and sums in float32.
+  On a CPU it takes half the time of `fused`.  q [B, L, N, D], k and v [B, M, N, D] -> [B, L, N, D];
+  logits and sums are float32.
   """
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, N, L or M, D]
   logits = jnp.einsum("bnld,bnmd->bnlm", q, k, preferred_element_type=jnp.float32)
@@ -49,9 +49,7 @@ def fused(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
-  """The fastest exact attention of the platform that the program is compiled for; shapes as in
-  `late_normalised`.
-  """
+  """The fastest exact attention on the platform of the compiled program; shapes as in `late_normalised`."""
   arrays = (q, k, v) if mask is None else (q, k, v, mask)
   return jax.lax.platform_dependent(*arrays, cpu=late_normalised, default=fused)
 
@@ -79,7 +77,7 @@ def split_heads(x: Array, heads: int) -> Array:
 
 
 def by_heads(x: Array) -> Array:
-  """[B, L, N, D], which a mesh may split by samples and by heads."""
+  """[B, L, N, D] -> the same, with axes that a mesh may split: samples and heads."""
   return nn.with_logical_constraint(x, ("batch", "length", "heads", "width"))
 
 
@@ -97,7 +95,7 @@ class SelfAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, angles: Array | None = None, mask: Array | None = None) -> Array:
-    """x [B, L, C], rotary angles [L, C / heads / 2] or None, mask bool [B, L] or [B, 1, L, L] -> [B, L, C]."""
+    """x [B, L, C], rotary angles [L, C / heads / 2], mask bool [B, L] or [B, 1, L, L] -> [B, L, C]."""
     init = nn.initializers.xavier_uniform()
     qkv = nn.Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)  # [B, L, 3 C]
     q, k, v = (by_heads(split_heads(part, self.heads)) for part in jnp.split(qkv, 3, -1))  # [B, L, N, D]
@@ -110,10 +108,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Multi-head attention from tokens to others, queries, keys and values without bias: LDM
-  (2112.10752), section 3.3.
+  """Multi-head attention from tokens to other tokens: LDM (2112.10752), section 3.3.
 
-  `zero_init` lets the output start at zero.
+  Queries, keys and values have no bias.  With `zero_init` the output starts at zero.
   """
 
   heads: int

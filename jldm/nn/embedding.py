@@ -18,23 +18,27 @@ def sinusoids(x: Array, width: int, longest: float = 10_000.0) -> Array:
 
 
 def grid_sinusoids(height: int, width: int, features: int) -> np.ndarray:
-  """Places of a height x width grid as [height * width, features]: half from the column, then half from the row.
+  """Positions of a height x width grid as [height * width, features].
 
-  In the order of DiT's published weights (2212.09748, where w goes first); features must be divisible by 4.
+  The first half is from the column, the second from the row, as in DiT's published weights
+  (2212.09748).  features must be divisible by 4.
   """
   frequencies = 1 / 10_000 ** (np.arange(features // 4) / (features // 4))
-  wave = lambda n: (lambda a: np.concatenate([np.sin(a), np.cos(a)], -1))(np.outer(np.arange(n), frequencies))
+
+  def wave(count: int) -> np.ndarray:  # [count, features / 2]
+    angles = np.outer(np.arange(count), frequencies)
+    return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
   rows, columns = wave(height), wave(width)
   both = [np.tile(columns, (height, 1)), np.repeat(rows, width, 0)]
   return np.concatenate(both, -1).astype(np.float32)
 
 
 def grid_angles(rows: int, columns: int, features: int, leading: int = 0) -> np.ndarray:
-  """Rotary angles [leading + rows * columns, features / 2]: the first half from the row, the second
-  from the column.
+  """Rotary angles [leading + rows * columns, features / 2]: half from the row, then half from the column.
 
-  RoPE (Su et al. 2021, 2104.09864, eq. 15) on two axes, as in LightningDiT (2501.01423); `leading`
-  tokens before the grid have no place and are not rotated.
+  RoPE (Su et al. 2021, 2104.09864, eq. 15) on two axes, as in LightningDiT (2501.01423).  The
+  `leading` tokens before the grid have no position and are not rotated.
 
   Raises:
     UserError: features are not divisible by 4.
@@ -48,9 +52,7 @@ def grid_angles(rows: int, columns: int, features: int, leading: int = 0) -> np.
 
 
 def rotate(x: Array, angles: Array) -> Array:
-  """x [B, L, N, D], its pairs of features (2 i, 2 i + 1) as plane vectors, turned by angles [L, D /
-  2]; in float32.
-  """
+  """Rotates each pair of features (2 i, 2 i + 1) of x [B, L, N, D] by angles [L, D / 2], in float32."""
   even, odd = (x[..., i::2].astype(jnp.float32) for i in (0, 1))
   cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))  # [L, 1, D / 2]
   pairs = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], -1)  # [B, L, N, D / 2, 2]
@@ -58,8 +60,9 @@ def rotate(x: Array, angles: Array) -> Array:
 
 
 class LevelEmbedding(nn.Module):
-  """A scalar per sample, about -4 to 1, as a vector: sinusoids of 1000 x, two dense layers (DDPM,
-  2006.11239, appendix B).
+  """A scalar per sample, about -4 to 1, as a vector: sinusoids of 1000 x, then two dense layers.
+
+  DDPM (2006.11239), appendix B.
   """
 
   width: int

@@ -12,7 +12,7 @@ def dense(features: int, dtype: str, name: str) -> nn.Dense:
 
 
 def split_hidden(h: Array) -> Array:
-  """[B, ..., hidden], which a mesh may split by samples and by hidden channels."""
+  """[B, ..., hidden] -> the same, with axes that a mesh may split: samples and hidden channels."""
   return nn.with_logical_constraint(h, ("batch", *(["length"] * (h.ndim - 2)), "hidden"))
 
 
@@ -30,8 +30,9 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-  """out(silu(gate) value), Shazeer 2020 (2002.05202), eq. 6; gate, then value, in one dense layer, as
-  in LightningDiT.
+  """out(silu(gate) value), Shazeer 2020 (2002.05202), eq. 6.
+
+  One dense layer gives the gate, then the value, as in LightningDiT.
   """
 
   hidden: int
@@ -45,7 +46,10 @@ class SwiGLU(nn.Module):
 
 
 class GEGLU(nn.Module):
-  """out(value gelu(gate)) with the exact GELU, 2002.05202, eq. 6; value, then gate, as in Stable Diffusion."""
+  """out(value gelu(gate)) with the exact GELU, 2002.05202, eq. 6.
+
+  One dense layer gives the value, then the gate, as in Stable Diffusion.
+  """
 
   hidden: int
   dtype: str = "float32"

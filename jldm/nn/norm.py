@@ -1,4 +1,7 @@
-"""Normalisation with two-pass variance: one pass loses a mean of 1000, and published codecs reach that."""
+"""Normalisation with a two-pass variance.
+
+A one-pass variance is wrong at means of 1000, which activations of published codecs reach.
+"""
 
 from flax import linen as nn
 import jax
@@ -32,7 +35,7 @@ class GroupNorm(nn.Module):
 
   def pooled(self, each: Array) -> Array:
     """Per-channel means [B, C] -> means over each group, repeated to [B, C]."""
-    means = each.reshape(len(each), self.groups, -1).mean(-1)
+    means = each.reshape(len(each), self.groups, -1).mean(-1)  # [B, groups]
     return jnp.repeat(means, each.shape[-1] // self.groups, -1)
 
 
@@ -52,7 +55,7 @@ def rms_norm(x: Array, epsilon: float = 1e-6) -> Array:
 
 
 class LayerNorm(nn.Module):
-  """Layer norm, with a learned scale and bias where `affine`; computed in float32."""
+  """Layer norm, with a learned scale and bias if `affine`; computed in float32."""
 
   affine: bool = True
   epsilon: float = 1e-6
@@ -69,7 +72,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """RMS norm with a learned scale, and a bias where asked for; computed in float32."""
+  """RMS norm with a learned scale and, with `use_bias`, a bias; computed in float32."""
 
   epsilon: float = 1e-6
   dtype: str = "float32"
@@ -86,7 +89,7 @@ class RMSNorm(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch norm by the mean and variance of a training that is over, which are parameters without a gradient.
+  """Batch norm by a fixed mean and variance, which are parameters without a gradient.
 
   Ioffe & Szegedy 2015 (1502.03167), algorithm 2.  A weight decay must leave "mean" and "variance" out.
   """

@@ -1,4 +1,4 @@
-"""What a block keeps for the backward pass: memory against time, by name (Chen et al. 2016, 1604.06174)."""
+"""Rematerialisation: what a block keeps for the backward pass, by name (Chen et al. 2016, 1604.06174)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,16 @@ from jldm.core.errors import UserError
 
 
 def products(primitive: Any, *shapes: Any, **params: Any) -> bool:
-  """Whether an output is that of a layer: of a convolution, or of a matrix product without batch axes,
-  as attention's are.
+  """Whether an output is that of a convolution, or of a matrix product without batch axes.
+
+  Products with batch axes, as in attention, are computed again.
   """
   dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
   return primitive is jax.lax.conv_general_dilated_p or dots(primitive, *shapes, **params)
 
 
-POLICIES = {  # name -> which values within a block are kept beside its inputs; the others are computed again
+# name -> the values of a block that are kept besides its inputs; the others are computed again
+POLICIES = {
   "none": None,  # all
   "dots": products,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -25,11 +27,10 @@ POLICIES = {  # name -> which values within a block are kept beside its inputs; 
 
 
 def remat(block: Callable, name: str, prevent_cse: bool = True) -> Callable:
-  """A Module class, or a function whose first argument is a module, that keeps what the policy of that
-  name says.
+  """`block` with the policy of that name: a Module class, or a function whose first argument is a module.
 
-  Parameters are as without.  `prevent_cse` stops the compiler from merging the second computation
-  with the first, which it cannot where they are in two loops.
+  Parameters do not change.  `prevent_cse` stops the compiler from merging the second computation with
+  the first.  It is not needed if the two are in different loops.
 
   Raises:
     UserError: no policy of that name.

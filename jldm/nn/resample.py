@@ -1,4 +1,4 @@
-"""Halving and doubling of images."""
+"""Downsampling and upsampling of images by 2, and patches."""
 
 from flax import linen as nn
 import jax
@@ -10,15 +10,17 @@ Array = jax.Array
 def space_to_depth(x: Array, patch: int) -> Array:
   """[B, H p, W p, C] -> [B, H, W, p p C]."""
   b, h, w, c = x.shape
-  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, patch * patch * c)
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c)  # [B, H, p, W, p, C]
+  x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, W, p, p, C]
+  return x.reshape(b, h // patch, w // patch, patch * patch * c)
 
 
 def depth_to_space(x: Array, patch: int) -> Array:
   """[B, H, W, p p C] -> [B, H p, W p, C], the inverse of `space_to_depth`."""
   b, h, w, c = x.shape
-  x = x.reshape(b, h, w, patch, patch, c // patch**2)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
+  x = x.reshape(b, h, w, patch, patch, c // patch**2)  # [B, H, W, p, p, C]
+  x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, p, W, p, C]
+  return x.reshape(b, h * patch, w * patch, c // patch**2)
 
 
 def unshuffle(x: Array, patch: int) -> Array:
@@ -26,15 +28,17 @@ def unshuffle(x: Array, patch: int) -> Array:
   PyTorch's pixel_unshuffle.
   """
   b, h, w, c = x.shape
-  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-  return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // patch, w // patch, c * patch * patch)
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c)  # [B, H, p, W, p, C]
+  x = x.transpose(0, 1, 3, 5, 2, 4)  # [B, H, W, C, p, p]
+  return x.reshape(b, h // patch, w // patch, c * patch * patch)
 
 
 def shuffle(x: Array, patch: int) -> Array:
   """[B, H, W, C p p] -> [B, H p, W p, C], the inverse of `unshuffle`."""
   b, h, w, c = x.shape
-  x = x.reshape(b, h, w, c // patch**2, patch, patch)
-  return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * patch, w * patch, c // patch**2)
+  x = x.reshape(b, h, w, c // patch**2, patch, patch)  # [B, H, W, C, p, p]
+  x = x.transpose(0, 1, 4, 2, 5, 3)  # [B, H, p, W, p, C]
+  return x.reshape(b, h * patch, w * patch, c // patch**2)
 
 
 def halve(x: Array) -> Array:
@@ -49,8 +53,9 @@ def double(x: Array) -> Array:
 
 
 class Downsample(nn.Module):
-  """A 3x3 convolution of stride 2, padded (before, after) each axis: the published codecs pad after
-  alone, U-Nets both.
+  """A 3x3 convolution of stride 2 with padding (before, after) on each axis.
+
+  Published codecs pad only after, U-Nets on both sides.
   """
 
   features: int
@@ -67,23 +72,21 @@ class Downsample(nn.Module):
 
 
 def phase_taps(kernel: Array, axis: int) -> list[Array]:
-  """A 3-tap axis as two of 2 taps: what it does to the even and to the odd places after
-  nearest-neighbour doubling.
+  """A 3-tap axis as two 2-tap axes, for the even and the odd places after nearest-neighbour doubling.
 
-  An even place sees sources (i - 1, i, i) and an odd one (i, i, i + 1): taps that meet the same
-  source are added.
+  An even place sees the sources (i - 1, i, i) and an odd one (i, i, i + 1).  Taps of the same source
+  are added.
   """
   a, b, c = jnp.split(kernel, 3, axis)
   return [jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)]
 
 
 class Upsample(nn.Module):
-  """Nearest-neighbour doubling, then a 3x3 convolution, done as four 2x2 convolutions, one a phase of
-  the output.
+  """Nearest-neighbour doubling, then a 3x3 convolution, computed as four 2x2 convolutions.
 
-  Exact, with 2.25 times fewer multiplications; its parameters are those of the 3x3 convolution.
-  (One convolution to four times the features is as fast forward, and thirty times slower backward
-  on a CPU.)
+  There is one convolution per phase of the output.  This is exact, with 2.25 times fewer
+  multiplications, and has the parameters of the 3x3 convolution.  (One convolution to four times the
+  features is as fast forward, but thirty times slower backward on a CPU.)
   """
 
   features: int
@@ -103,7 +106,8 @@ class Upsample(nn.Module):
       jnp.stack([phase(taps, i, j) for j, taps in enumerate(phase_taps(half, 1))], 3)  # [B, H, W, 2, F]
       for i, half in enumerate(phase_taps(kernel, 0))
     ]
-    doubled = jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, self.features)
+    doubled = jnp.stack(rows, 2)  # [B, H, 2, W, 2, F]
+    doubled = doubled.reshape(b, 2 * h, 2 * w, self.features)
     return doubled + bias.astype(self.dtype) if self.use_bias else doubled
 
 
@@ -117,6 +121,6 @@ class ThreeByThree(nn.Module):
   def __call__(self, channels: int) -> tuple[Array, Array | None]:
     """-> kernel [3, 3, channels, features], bias [features] or None."""
     kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.features))
-    return kernel, self.param(
-      "bias", nn.initializers.zeros_init(), (self.features,)
-    ) if self.use_bias else None
+    if not self.use_bias:
+      return kernel, None
+    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))

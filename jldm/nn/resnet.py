@@ -10,9 +10,10 @@ Array = jax.Array
 
 
 class ResnetBlock(nn.Module):
-  """Norm, SiLU and a 3x3 convolution, twice, beside the identity (a 1x1 convolution where the channels change).
+  """Norm, SiLU and a 3x3 convolution, twice, added to the input.
 
-  An embedding, where there is one, is added between the two, each channel by itself.
+  If the number of channels changes, a 1x1 convolution adapts the input.  An embedding is added between
+  the two convolutions, one number per channel.
   """
 
   features: int
@@ -36,7 +37,7 @@ class ResnetBlock(nn.Module):
 
 
 class ImageAttention(nn.Module):
-  """Self-attention over all places of an image, normalised before and added after."""
+  """Self-attention over all places of an image, with a norm before it, added to the input."""
 
   heads: int = 1
   groups: int = 32

@@ -1,4 +1,4 @@
-"""Transformer blocks.  A condition reaches them by modulation, as further tokens, or by cross-attention."""
+"""Transformer blocks, conditioned by modulation, by further tokens, or by cross-attention."""
 
 from typing import ClassVar
 
@@ -14,12 +14,12 @@ Array = jax.Array
 
 
 def whole_width(x: Array) -> Array:
-  """[B, L, C] at the boundary of a block: a mesh splits it by samples alone."""
+  """[B, L, C] -> the same: at the boundary of a block a mesh splits only samples."""
   return nn.with_logical_constraint(x, ("batch", "length", "width"))
 
 
 class Modulation(nn.Module):
-  """`parts` vectors of a width from a condition; zero at the start (adaLN-zero, DiT 2212.09748, section 3.2)."""
+  """`parts` vectors from a condition, zero at initialisation: adaLN-zero, DiT (2212.09748), section 3.2."""
 
   parts: int
   width: int
@@ -29,9 +29,8 @@ class Modulation(nn.Module):
   def __call__(self, condition: Array) -> list[Array]:
     """condition [B, D] -> `parts` arrays [B, 1, width]."""
     zeros = nn.initializers.zeros_init()
-    out = nn.Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")(
-      nn.silu(condition)
-    )
+    dense = nn.Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")
+    out = dense(nn.silu(condition))  # [B, parts width]
     return jnp.split(out[:, None], self.parts, -1)  # [B, 1, parts width] -> parts x [B, 1, width]
 
 
@@ -41,12 +40,11 @@ def modulated(x: Array, shift: Array, scale: Array) -> Array:
 
 
 class Block(nn.Module):
-  """What the blocks of one stack share; a subclass says how the condition meets attention and MLP.
+  """The shared part of a block; a subclass defines how the condition enters attention and MLP.
 
-  A block that is made with tokens attends to them between the two, whatever the subclass
-  (PixArt-alpha, Chen et al. 2023, 2310.00426, section 2.3).  The defaults are DiT's; `rms_norm` and
-  `swiglu` (with two thirds of the hidden width, for as many parameters) are LightningDiT's
-  (2501.01423, section 4.3).
+  If there are tokens, every block attends to them between the two: PixArt-alpha, Chen et al. 2023
+  (2310.00426), section 2.3.  The defaults are DiT's.  `rms_norm` and `swiglu` are LightningDiT's
+  (2501.01423, section 4.3); `swiglu` has two thirds of the hidden width, for as many parameters.
   """
 
   heads: int = 6
@@ -56,7 +54,7 @@ class Block(nn.Module):
   qk_norm: bool = False
   dtype: str = "float32"
 
-  modulates: ClassVar[bool]  # whether the block meets the condition vector itself
+  modulates: ClassVar[bool]  # whether the block uses the condition vector
 
   def norm(self, x: Array, name: str) -> Array:
     return block_norm(self, name)(x)
@@ -65,7 +63,7 @@ class Block(nn.Module):
     return SelfAttention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")(x, angles)
 
   def attend_to_tokens(self, x: Array, tokens: Array | None, mask: Array | None) -> Array:
-    """x [B, L, C] plus its attention to tokens [B, M, D], which starts at zero; x itself without tokens."""
+    """x [B, L, C] plus its attention to tokens [B, M, D], zero at initialisation; x if there are none."""
     if tokens is None:
       return x
     norm = RMSNorm if self.rms_norm else LayerNorm
@@ -74,18 +72,13 @@ class Block(nn.Module):
 
   def feed(self, x: Array) -> Array:
     hidden = int(self.mlp_ratio * x.shape[-1])
-    mlp = (
-      SwiGLU(int(2 / 3 * hidden), self.dtype, name="mlp")
-      if self.swiglu
-      else Mlp(hidden, self.dtype, name="mlp")
-    )
-    return mlp(x)
+    if self.swiglu:
+      return SwiGLU(int(2 / 3 * hidden), self.dtype, name="mlp")(x)
+    return Mlp(hidden, self.dtype, name="mlp")(x)
 
 
 def block_norm(block: Block, name: str) -> nn.Module:
-  """The norm within a block and after the last: of roots of mean squares, or of layers, affine where
-  nothing modulates.
-  """
+  """The norm within a block and after the last: RMS norm, or layer norm, affine if nothing modulates it."""
   if block.rms_norm:
     return RMSNorm(dtype=block.dtype, name=name)
   return LayerNorm(affine=not block.modulates, dtype=block.dtype, name=name)
@@ -116,8 +109,9 @@ class ModulatedBlock(Block):
 
 
 class PlainBlock(Block):
-  """Attention and MLP after their norms, Dosovitskiy et al. 2021 (2010.11929), eq. 2 and 3: conditions
-  are tokens.
+  """Attention and MLP after their norms, Dosovitskiy et al. 2021 (2010.11929), eq. 2 and 3.
+
+  Conditions must be tokens.
   """
 
   modulates = False
@@ -139,8 +133,9 @@ class PlainBlock(Block):
 
 
 class CrossBlock(nn.Module):
-  """Attention to itself, attention to a context, and an MLP: the block of Stable Diffusion's U-Net
-  (2112.10752, 3.3).
+  """Self-attention, attention to a context, and an MLP: the block of Stable Diffusion's U-Net.
+
+  LDM (2112.10752), section 3.3.
   """
 
   heads: int
@@ -158,10 +153,9 @@ class CrossBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-  """The places of an image as tokens that attend to each other and to a context, added to the image
-  (2112.10752, 3.3).
+  """A CrossBlock on the places of an image, added to the image: LDM (2112.10752), section 3.3.
 
-  Starts as the identity.
+  It is the identity at initialisation.
   """
 
   heads: int
@@ -172,9 +166,8 @@ class SpatialTransformer(nn.Module):
   def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
     """x [B, H, W, C], context [B, M, D], mask bool [B, M] -> [B, H, W, C]."""
     b, h, w, channels = x.shape
-    places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x).reshape(
-      b, h * w, channels
-    )  # [B, H W, C]
+    places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
+    places = places.reshape(b, h * w, channels)  # [B, H W, C]
     places = nn.Dense(channels, dtype=self.dtype, name="in")(places)
     places = CrossBlock(self.heads, self.dtype, name="block")(places, context, mask)
     zeros = nn.initializers.zeros_init()

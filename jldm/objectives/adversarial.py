@@ -1,18 +1,17 @@
-"""Stage 1 with a discriminator D that tells images x from reconstructions x', trained together by one loss.
+"""Stage 1 with a discriminator D of images x and reconstructions x', trained together by one loss.
 
   (1)  loss = inner(x, x') + a w mean -sg(D)(x')  +  a mean (max(0, 1 - D(x)) + max(0, 1 + D(sg(x')))) / 2
   (2)  w = weight min(|g| / (|h| + 1e-6), 1e4)
   (3)  g, h = gradients of inner and of mean -D(x') with respect to the decoder's last kernel
   (4)  |.|^2 is averaged over the steps before:  v_n = decay v_(n-1) + (1 - decay) |.|_(n-1)^2
 
-means over patches.  (1) is the hinge loss of Lim & Ye 2017 (1705.02894), sg stops gradients: the
-second term trains the autoencoder alone and the third the discriminator alone.  (2) and (3) are eq.
-7 of VQGAN, Esser et al. 2021 (2012.09841), which measures within the step (decay = 0, there); here
-g and h are kept in `extra`, as means over the batch, and w comes from the steps before, so that
-devices and microbatches share one w and agree with the whole batch.  a is 0 for the first
-`start_step` updates, when the discriminator is neither used nor trained, and 1 after them.  (It is
-computed all the
-same: convolutions within `lax.cond` are many times slower on a CPU.)
+mean is over patches, and sg stops gradients.  (1) is the hinge loss of Lim & Ye 2017 (1705.02894): its
+second term trains only the autoencoder, its third only the discriminator.  (2) and (3) are eq. 7 of
+VQGAN, Esser et al. 2021 (2012.09841), which measures g and h within the step.  Here g and h are kept in
+`extra`, as means over the batch, and w comes from the steps before.  So all devices and microbatches
+share one w and agree with the whole batch.  a is 0 for the first `start_step` updates, in which the
+discriminator is neither used nor trained, and 1 after them.  (It is computed all the same:
+convolutions within `lax.cond` are many times slower on a CPU.)
 """
 
 import dataclasses
@@ -42,10 +41,10 @@ class Adversarial:
 
   weight: of the adversarial term, relative to the gradient of what it is added to; 0 trains the
     discriminator alone.
-  last: path of the decoder's last kernel in the autoencoder's parameters.
+  last_kernel: path of the decoder's last kernel in the autoencoder's parameters.
 
   Raises:
-    UserError: a number that is not legal; in `init`, where no parameter is called `last`.
+    UserError: a number is not legal; in `init`, there is no parameter `last_kernel`.
   """
 
   makes: ClassVar[str] = "codec"
@@ -54,7 +53,7 @@ class Adversarial:
   start_step: int = 10_000
   weight: float = 0.5
   decay: float = 0.9
-  last: str = "decoder/out/kernel"
+  last_kernel: str = "decoder/out/kernel"
 
   def __post_init__(self):
     if self.start_step < 0 or self.weight < 0:
@@ -90,7 +89,7 @@ class Adversarial:
     return self.inner.result(params["autoencoder"], extra["autoencoder"], frozen)
 
   def start(self, params: Any, extra: Any, codec: dict) -> tuple[Any, Any]:
-    """What `init` gave with a trained autoencoder in its place, and a new discriminator."""
+    """The state of `init` with the parameters of a trained autoencoder, and a new discriminator."""
     started, inner = self.inner.start(params["autoencoder"], extra["autoencoder"], codec)
     return params | {"autoencoder": started}, extra | {"autoencoder": inner}
 
@@ -103,7 +102,7 @@ class Adversarial:
     extra = {
       "autoencoder": inner,
       "steps": zero,
-      "gradients": both(leaf(autoencoder, self.last)),
+      "gradients": both(leaf_at(autoencoder, self.last_kernel)),
       "squares": both(zero),
     }
     return {"autoencoder": autoencoder, "discriminator": discriminator}, extra
@@ -114,28 +113,34 @@ class Adversarial:
     del ema
 
     def terms(last):
-      autoencoder = put(params["autoencoder"], self.last, last)
-      x, back, loss, aux = self.inner.terms(autoencoder, extra["autoencoder"], batch, key, frozen)
-      return (back, loss), (x, aux)
+      autoencoder = replace_leaf(params["autoencoder"], self.last_kernel, last)
+      x, reconstruction, loss, aux = self.inner.terms(autoencoder, extra["autoencoder"], batch, key, frozen)
+      return (reconstruction, loss), (x, aux)
 
-    (back, loss), pull, (x, inner) = jax.vjp(terms, leaf(params["autoencoder"], self.last), has_aux=True)
+    (reconstruction, loss), pull, (x, inner) = jax.vjp(
+      terms, leaf_at(params["autoencoder"], self.last_kernel), has_aux=True
+    )
     squares, weight = self.adaptive(extra)
     started = (extra["steps"] >= self.start_step).astype(jnp.float32)
-    fooled, slope = self.fooled(params["discriminator"], back)
-    told, metrics = self.told(params["discriminator"], x, back)
+    generator_loss, slope = self.generator_loss(params["discriminator"], reconstruction)
+    discriminator_loss, metrics = self.discriminator_loss(params["discriminator"], x, reconstruction)
     mean, none = jnp.full_like(loss, 1 / len(loss)), jnp.zeros_like
-    measured = {"inner": pull((none(back), mean))[0], "adversarial": pull((slope / len(loss), none(loss)))[0]}
+    measured = {
+      "inner": pull((none(reconstruction), mean))[0],
+      "adversarial": pull((slope / len(loss), none(loss)))[0],
+    }
     state = {
       "autoencoder": inner.extra,
       "steps": jnp.minimum(extra["steps"] + 1, self.start_step),
       "gradients": jax.tree.map(lambda g: started * jax.lax.stop_gradient(g), measured),
       "squares": squares,
     }
-    loss = loss + started * (weight * with_gradient(fooled, slope, back) + told)
+    generator_loss = with_gradient(generator_loss, slope, reconstruction)
+    loss = loss + started * (weight * generator_loss + discriminator_loss)
     return loss, Aux(inner.metrics | metrics | {"adversarial_weight": weight}, state)
 
   def adaptive(self, extra: Any) -> tuple[dict, Array]:
-    """-> ((4), (2)); before anything was measured, the weight is 0."""
+    """-> ((4), (2)); the weight is 0 until something was measured."""
     average = lambda v, g: self.decay * v + (1 - self.decay) * jnp.square(g).sum()
     squares = jax.lax.stop_gradient(jax.tree.map(average, extra["squares"], extra["gradients"]))
     ratio = jnp.sqrt(squares["inner"]) / (jnp.sqrt(squares["adversarial"]) + EPSILON)
@@ -144,15 +149,19 @@ class Adversarial:
   def logits(self, params: Any, images: Array) -> Array:
     return self.discriminator.apply({"params": params}, images)
 
-  def fooled(self, params: Any, back: Array) -> tuple[Array, Array]:
+  def generator_loss(self, params: Any, reconstruction: Array) -> tuple[Array, Array]:
     """-D(x') [B] and its slope [B, H, W, C], without gradients of their own."""
-    fixed, back = jax.lax.stop_gradient((params, back))
-    values, pull = jax.vjp(lambda back: -self.logits(fixed, back).mean((1, 2)), back)
+    fixed, reconstruction = jax.lax.stop_gradient((params, reconstruction))
+    values, pull = jax.vjp(
+      lambda reconstruction: -self.logits(fixed, reconstruction).mean((1, 2)), reconstruction
+    )
     return values, pull(jnp.ones_like(values))[0]
 
-  def told(self, params: Any, x: Array, back: Array) -> tuple[Array, dict[str, Array]]:
+  def discriminator_loss(
+    self, params: Any, x: Array, reconstruction: Array
+  ) -> tuple[Array, dict[str, Array]]:
     """The third term of (1) [B], and metrics."""
-    real, fake = self.logits(params, x), self.logits(params, jax.lax.stop_gradient(back))
+    real, fake = self.logits(params, x), self.logits(params, jax.lax.stop_gradient(reconstruction))
     loss = (jax.nn.relu(1 - real) + jax.nn.relu(1 + fake)).mean((1, 2)) / 2
     return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_loss": loss.mean()}
 
@@ -163,19 +172,20 @@ def with_gradient(values: Array, slope: Array, at: Array) -> Array:
   return values + (slope * (at - jax.lax.stop_gradient(at))).sum(tuple(range(1, at.ndim)))
 
 
-def leaf(tree: Any, path: str) -> Any:
-  """The leaf of nested dicts at a path such as "decoder/out/kernel"; UserError where there is none."""
+def leaf_at(tree: Any, path: str) -> Any:
+  """The leaf of nested dicts at a path such as "decoder/out/kernel"; UserError if there is none."""
   for name in path.split("/"):
     if not isinstance(tree, dict) or name not in tree:
       there = ", ".join(sorted(tree)[:8]) if isinstance(tree, dict) else "an array"
       raise UserError(
-        f"last={path!r}: there is no {name!r}, but {there}; expected the path of the decoder's last kernel"
+        f"last_kernel={path!r}: there is no {name!r}, but {there}; "
+        "expected the path of the decoder's last kernel"
       )
     tree = tree[name]
   return tree
 
 
-def put(tree: Any, path: str, value: Any) -> Any:
+def replace_leaf(tree: Any, path: str, value: Any) -> Any:
   """The same nested dicts with another leaf at a path."""
   head, _, rest = path.partition("/")
-  return tree | {head: put(tree[head], rest, value) if rest else value}
+  return tree | {head: replace_leaf(tree[head], rest, value) if rest else value}

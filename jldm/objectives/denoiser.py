@@ -1,8 +1,7 @@
-"""A network, its parameters, its conditions and a guidance rule bound into one denoiser: the only
-place where they meet.
+"""One denoiser from a network, its parameters, its conditions and a guidance rule.
 
-Of latents in parts this is also the only place that ravels: a sampler sees those parts that are
-drawn as one array [B, D].
+This is the only place where they meet, and the only place that ravels latents in parts: a sampler sees
+the parts that are drawn as one array [B, D].
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from jldm.core.shapes import expand
 from jldm.core.specs import Output
 from jldm.diffusion.process import Process
 from jldm.diffusion.target import Denoised, denoiser
-from jldm.models.conditioners.conditioner import Conditions, join
+from jldm.models.conditioners.conditioner import Conditions, join_conditions
 from jldm.samplers.guidance import Rule, guided
 from jldm.samplers.sample import Denoise
 
@@ -36,18 +35,20 @@ def bind(
   """denoise(z, t, estimate=None, to=None) of an objective's network under K branches of conditions.
 
   params: {"denoiser": …, a conditioner's name: …}.
-  branches: the conditions themselves first, then what guidance is set against; a single one is not guided.
+  branches: the conditions first, then those that guidance pushes away from; a single one is not guided.
   like: the latents as shapes [B, ...], needed if they are a dict by part.  Parts in the input
-    `held` are not drawn: one stands at its own time as its value, or as noise at time 1 where it is
-    not used.  z is the ravel [B, D] of the other parts.
-  keys: [B], of that noise. The estimate of x0 reaches a network that was trained with
-  self-conditioning, and `to` one that is sampled with it.
+    `held` are not drawn: each keeps its value at its own time, or is noise at time 1 if it is not
+    used.  z is the ravel [B, D] of the other parts.
+  keys: [B], of that noise.
+
+  A network that was trained with self-conditioning gets the estimate of x0, and one that is sampled
+  with `to` gets `to`.
   """
-  process, inputs = objective.process, [join(branch) for branch in branches]
+  process, inputs = objective.process, [join_conditions(branch) for branch in branches]
   if isinstance(like, dict):
     inputs = [given | {"held": with_noise(process, given.get("held", {}), keys)} for given in inputs]
 
-  def answer(z: Any, t: Any, given: dict, estimate: Any = None, to: Array | None = None) -> Denoised:
+  def predict(z: Any, t: Any, given: dict, estimate: Any = None, to: Array | None = None) -> Denoised:
     def apply(z: Any, noise_level: Any, estimate: Any, to: Array | None) -> Output:
       full = given if to is None else given | {"to": to}
       shown = estimate if objective.self_conditioning else None
@@ -55,19 +56,19 @@ def bind(
 
     return denoiser(process, objective.parametrization, apply)(z, t, estimate, to)
 
-  def beside_held(
+  def predict_with_held(
     z: dict, t: Array, given: dict, estimate: dict | None = None, to: Array | None = None
   ) -> Denoised:
-    """The answer for the drawn parts z, with the held ones in their places."""
+    """The prediction for the drawn parts z, with the held parts in their places."""
     held, given = given["held"], {name: value for name, value in given.items() if name != "held"}
     values, times = ({name: one[i] for name, one in held.items()} for i in (0, 1))
     known = {name: expand(use, value) * value for name, (value, _, use) in held.items()}
     whole = None if estimate is None else estimate | known
-    said = answer(z | values, dict.fromkeys(z, t) | times, given, whole, to)
+    denoised = predict(z | values, dict.fromkeys(z, t) | times, given, whole, to)
     drawn = lambda parts: parts and {name: parts[name] for name in z}
-    return Denoised(drawn(said.x0), drawn(said.eps), drawn(said.variance))
+    return Denoised(drawn(denoised.x0), drawn(denoised.eps), drawn(denoised.variance))
 
-  one = beside_held if isinstance(like, dict) else answer
+  one = predict_with_held if isinstance(like, dict) else predict
   if len(inputs) == 1 or rule is None:
     denoise = lambda z, t, estimate=None, to=None: one(z, t, inputs[0], estimate, to)
   else:
@@ -76,14 +77,15 @@ def bind(
 
 
 def with_noise(process: Process, held: Held, keys: Array | None) -> Held:
-  """Held parts with noise at time 1 in place of those that are not used.
+  """Held parts, with noise at time 1 for samples that do not use them.
 
   Raises:
     UserError: no keys.
   """
   if held and keys is None:
     raise UserError(
-      f"parts {', '.join(held)} are held, and there are no keys of the noise of what is unknown; give keys [B]"
+      f"parts {', '.join(held)} are held, and there are no keys of the noise of what is unknown; "
+      "give keys [B]"
     )
   made = {}
   for i, (name, (value, time, use)) in enumerate(sorted(held.items())):
@@ -93,27 +95,28 @@ def with_noise(process: Process, held: Held, keys: Array | None) -> Held:
 
 
 def drawn_parts(like: Any, branches: Sequence[Conditions]) -> Any:
-  """The latents that are drawn, as shapes: all, or of a dict those parts that no branch holds.
+  """The shapes of the latents that are drawn: all, or the parts of a dict that no branch holds.
 
   Raises:
-    UserError: every part is held, or one that there is not.
+    UserError: every part is held, or an unknown one.
   """
   if not isinstance(like, dict):
     return like
-  held = {name for branch in branches for name in join(branch).get("held", {})}
+  held = {name for branch in branches for name in join_conditions(branch).get("held", {})}
   if held - like.keys() or held == like.keys():
     raise UserError(
-      f"parts {', '.join(sorted(held))} are held, of {', '.join(like)}; expected some of those, and one to draw"
+      f"parts {', '.join(sorted(held))} are held, of {', '.join(like)}; "
+      "expected some of those, and one to draw"
     )
   return {name: part for name, part in like.items() if name not in held}
 
 
 def raveled(denoise: Denoise, like: dict) -> Denoise:
-  """A denoiser of parts as one of their ravel [B, D]; `like` is the parts as shapes."""
+  """A denoiser of parts as a denoiser of their ravel [B, D]; `like` has the shapes of the parts."""
 
   def flat(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
-    said = denoise(unravel(z, like), t, None if estimate is None else unravel(estimate, like), to)
-    return Denoised(*(part and ravel(part) for part in said))
+    denoised = denoise(unravel(z, like), t, None if estimate is None else unravel(estimate, like), to)
+    return Denoised(*(part and ravel(part) for part in denoised))
 
   return flat
 

@@ -4,8 +4,8 @@
   (2)  loss = factor(t) |e|^2 / D
   (3)  loss = factor(t) |e|^2 / D exp(-u) + u    where the network learns its log-variance u
 
-means over the D values of a latent; DDPM (Ho et al. 2020, 2006.11239, eq. 14) for the row (p, q) of
-any target, EDM2 (Karras et al. 2024, 2312.02696, eq. 21) for (3).
+These are means over the D values of a latent.  (1) and (2) are eq. 14 of DDPM, Ho et al. 2020
+(2006.11239), for the row (p, q) of any target.  (3) is eq. 21 of EDM2, Karras et al. 2024 (2312.02696).
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from jldm.models.conditioners.conditioner import (
   cached_conditions,
   check_names,
   draw_conditions,
-  join,
+  join_conditions,
 )
 from jldm.objectives.objective import Aux
 
@@ -44,23 +44,23 @@ Array = jax.Array
 class Diffusion:
   """Equations (1) to (3) on latents drawn from cached posteriors.
 
-  A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and what `cache` keeps of each
-  example for the conditioners.  Latents may be a dict by part, of moments `image__mean`, …: each
-  part then has a time of its own. `frozen["codec"]` is the codec, a Loaded.  The parameters are
+  A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and the arrays that `cache` keeps
+  of each example for the conditioners.  Latents may be a dict by part, with moments `image__mean`, …:
+  each part then has its own time.  `frozen["codec"]` is the codec, a Loaded.  The parameters are
   {"denoiser": …, a conditioner's name: …}.
 
-  conditioners: what the network is given besides z, each with a dropout of its own:
+  conditioners: the network's inputs besides z, each with its own dropout, such as
     (ClassLabel(classes=10), Masked()).
   offset_noise: std of noise that all places of a channel share, added to eps (Guttenberg 2023).
-  self_conditioning: how often the network sees its own estimate of x0, else zeros: Chen et al. 2022
-    (2208.04202), 0.5.
-  direction: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al.
+  self_conditioning: the share of examples for which the network sees its own estimate of x0, not
+    zeros: Chen et al. 2022 (2208.04202) have 0.5.
+  direction_weight: weight of 1 - cos(output, target), the angle at each place: LightningDiT, Yao et al.
     2025 (2501.01423).
-  part_weights: of latents in parts the weight of each part's mean, (("text", 0.5),); 1 by default.
+  part_weights: for latents in parts, the weight of each part's mean, (("text", 0.5),); 1 by default.
 
   Raises:
-    UserError: a share outside [0, 1], or two conditioners of one name; in `loss`, weights of parts
-      that there are not.
+    UserError: a share outside [0, 1], or two conditioners of one name; in `loss`, weights of unknown
+      parts.
   """
 
   makes: ClassVar[str] = "denoiser"
@@ -72,7 +72,7 @@ class Diffusion:
   conditioners: tuple[Conditioner, ...] = ()
   offset_noise: float = 0.0
   self_conditioning: float = 0.0
-  direction: float = 0.0
+  direction_weight: float = 0.0
   part_weights: tuple[tuple[str, float], ...] = ()
 
   def __post_init__(self):
@@ -80,13 +80,13 @@ class Diffusion:
       raise UserError(f"self_conditioning={self.self_conditioning}; expected a share from 0 to 1")
     check_names(self.conditioners)
 
-  def check(self) -> None:
-    """Raises a UserError where the network reads estimates and is shown none, or the other way round."""
+  def check_self_conditioning(self) -> None:
+    """Raises a UserError if the network reads estimates and gets none, or the other way round."""
     reads = getattr(self.network, "self_conditioning", False)
     if reads != bool(self.self_conditioning):
       raise UserError(
-        f"self_conditioning={self.self_conditioning} and network.self_conditioning={reads}; expected a share such as 0.5 and "
-        "True, or 0 and False"
+        f"self_conditioning={self.self_conditioning} and network.self_conditioning={reads}; "
+        "expected a share such as 0.5 and True, or 0 and False"
       )
 
   def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
@@ -105,21 +105,21 @@ class Diffusion:
       own = (
         {}
         if conditioner.cached
-        else conditioner.init(key_own, conditioner.draw(batch, row_keys(key_own, batch["row"])))
+        else conditioner.init(key_own, conditioner.draw_inputs(batch, row_keys(key_own, batch["row"])))
       )
       params |= {conditioner.name: own} if own else {}
     return params
 
   def inputs(self, params: Any, frozen: dict, batch: dict, key: Array) -> dict:
-    """What the network is given besides z in training."""
+    """The network's inputs besides z in training."""
     keys = jax.random.split(key, max(len(self.conditioners), 1))[: len(self.conditioners)]
     each = [row_keys(key_own, batch["row"]) for key_own in keys]
-    return join(
+    return join_conditions(
       draw_conditions(self.conditioners, params, batch, functools.partial(encode_mean, frozen["codec"]), each)
     )
 
   def cache(self, frozen: dict, batch: dict, keys: Array) -> dict:
-    """What is kept of each example besides its moments; keys [B] for what is random and yet always the same."""
+    """The arrays kept of each example besides its moments; keys [B] draw what stays the same in training."""
     return cached_conditions(
       self.conditioners, {}, batch, functools.partial(encode_mean, frozen["codec"]), keys
     )
@@ -150,7 +150,8 @@ class Diffusion:
     output = network(estimate)
     values, log_variances = parts_of(output.value), parts_of(output.log_variance)
     losses, metrics, weights = jnp.zeros(len(rows)), {}, dict(self.part_weights)
-    if unknown := weights.keys() - noised.keys():
+    unknown = weights.keys() - noised.keys()
+    if unknown:
       raise UserError(
         f"part_weights has {', '.join(unknown)}, and the latents {', '.join(noised)}; expected some of those"
       )
@@ -163,7 +164,7 @@ class Diffusion:
   def noised(
     self, x0: Array, batch: dict, key_t: Array, key_eps: Array, key_offset: Array, permuted: bool
   ) -> "Noised":
-    """One part x0 [B, ...] at times of its own; `permuted` strata do not align with those of other parts."""
+    """One part x0 [B, ...] at its own times; `permuted` strata do not align with those of other parts."""
     rows = batch["row"]
     eps = normal_like(row_keys(key_eps, rows), x0)
     if self.offset_noise:
@@ -179,15 +180,15 @@ class Diffusion:
     """Equation (2) or (3) of one part, [B], and the mean of its squared error, []."""
     target = combine(part.row, part.x0, part.eps)
     error = jnp.square(value - target)
-    loss = mean_each(self.factor(part.row, part.rates, part.dt_du) * error)
+    loss = mean_per_sample(self.factor(part.row, part.rates, part.dt_du) * error)
     if log_variance is not None:
       loss = loss * jnp.exp(-log_variance) + log_variance
-    if self.direction:
-      loss = loss + self.direction * mean_each(1 - cosine(value, target))
+    if self.direction_weight:
+      loss = loss + self.direction_weight * mean_per_sample(1 - cosine(value, target))
     return loss, error.mean()
 
   def factor(self, row: Any, r: Rates, dt_du: Array) -> Array:
-    """What squared error in `row` is multiplied by, [] or [B, 1, ...]."""
+    """The factor on the squared error in `row`, [] or [B, 1, ...]."""
     factor = self.weighting.factor(row, r)
     return factor * expand(dt_du, r.alpha) if self.weighting.measure == "log_snr" else factor
 
@@ -197,12 +198,12 @@ class Diffusion:
     return Loaded(self, params)
 
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
-    """What `init` gave with a trained denoiser, and what conditioners it has, in its place."""
+    """The state of `init` with the parameters of a trained denoiser and of its conditioners."""
     return params | started, extra
 
 
 class Noised(NamedTuple):
-  """A part of the latents at a time of its own: what the network is given of it, and what its error needs."""
+  """A part of the latents at its own time, with what its error needs."""
 
   scaled: Array  # c_in z [B, ...]
   noise_level: Array  # [B]
@@ -219,13 +220,13 @@ class Noised(NamedTuple):
 
 
 def part_keys(keys: Sequence[Array], like: Any) -> list[Sequence[Array]]:
-  """The keys of every part of `like`: the same of a single array, folded with the part's number of a dict."""
+  """The keys of every part of `like`, folded with the part's number; unchanged if `like` is one array."""
   if not isinstance(like, dict):
     return [keys]
   return [[jax.random.fold_in(key, i) for key in keys] for i in range(len(like))]
 
 
-def mean_each(values: Array) -> Array:
+def mean_per_sample(values: Array) -> Array:
   """[B, ...] -> [B], means over the values of each sample."""
   return values.mean(tuple(range(1, values.ndim)))
 

@@ -1,4 +1,4 @@
-"""What is learned: the contract that autoencoders and diffusion share."""
+"""The contract of an objective, which autoencoders and diffusion share."""
 
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ Array = jax.Array
 
 
 class Aux(NamedTuple):
-  """What a loss tells besides itself.
+  """What a loss returns besides its value.
 
   metrics: scalars, means over the batch.
   extra: the non-gradient state, made of float batch means, so that averaging over devices or
@@ -25,11 +25,12 @@ class Objective(Protocol):
   """A frozen dataclass of objects.
 
   A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and
-  `stratum` = row / its size. `ema` is the averaged parameters of the step itself; `frozen` is what
-  is passed beside the state, by role (codec, lpips, teacher): it is never trained, donated or
+  `stratum` = row / size of the global batch.  `ema` is the averaged parameters before the step.
+  `frozen` holds other models by role (codec, lpips, teacher): they are never trained, donated or
   averaged.
 
-  makes: the kind of result, "codec" or "denoiser".   network: the network of the result, which `start` compares.
+  makes: the kind of result, "codec" or "denoiser".
+  network: the network of the result, which must be that of the result that `start` starts from.
   """
 
   makes: ClassVar[str]
@@ -46,9 +47,9 @@ class Objective(Protocol):
     ...
 
   def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
-    """What later stages are given, and samples are drawn by."""
+    """The trained model, for later stages and for sampling."""
     ...
 
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
-    """What `init` gave with the parameters of a result of this kind in its place."""
+    """The state of `init` with the parameters of a result of this kind."""
     ...

@@ -103,18 +103,18 @@ def open_or_write_cache(
 
   def encode_part(part: SourceSlice) -> Iterator[dict]:
     start = part.start
-    for batch, count in run.notice.between(in_order(part, batch_size), alone=True):
+    for batch, count in run.notice.checked(in_order(part, batch_size), alone=True):
       rows = {"row": np.arange(start, start + batch_size, dtype=np.uint32)}
       made = jax.device_get(arrays(placed, sharding.shard_batch(local, batch | rows)))
       yield {name: array[:count] for name, array in made.items()}
       start += count
 
-  with run.clock.on("encode"):
+  with run.clock.measure("encode"):
     cache = array_cache.open_cache(folder)
     if multihost.all_processes(cache is not None):
       return cache
     return array_cache.write_cache(
-      folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.check
+      folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.raise_if_requested
     )
 
 

@@ -44,14 +44,16 @@ def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -
     def call(n, state, metrics):
       del metrics
       params = stage.objective.result(state.ema[0], state.extra, frozen).params
-      batches = run.notice.between(in_order(held_out, stage.batch_size))
+      batches = run.notice.checked(in_order(held_out, stage.batch_size))
       held = ((codecs.pixels(sharding.shard_batch(mesh, batch["image"])), count) for batch, count in batches)
       each, first = measure_reconstructions(
         lambda images: reconstruct(params, images), held, first_alone=True
       )
       values = {key: float(value.mean()) for key, value in each.items()}
       log.record(n, {f"held_out_{key}": value for key, value in values.items()})
-      log.say(f"{stage.name} step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}")
+      log.print_line(
+        f"{stage.name} step {n}: held-out PSNR {values['psnr']:.2f} dB, SSIM {values['ssim']:.4f}"
+      )
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
       write_image(
@@ -94,7 +96,7 @@ def sample_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh
     np.arange(min(classes, PREVIEW_CLASSES)) if classes else [-1] * PREVIEW_COLUMNS, PREVIEW_COLUMNS
   )
   request = Request(n=len(labels), seed=run.seed, given=given_labels(model, labels))
-  drawn = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.between)
+  drawn = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.checked)
   shown, _ = split_pictures(drawn.data if model.parts else {"": drawn.data})
   return next((pictures.class_rows(each, labels, PREVIEW_COLUMNS) for each in shown.values()), None)
 
@@ -104,12 +106,12 @@ def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh:
   batch, count = next(in_order(held_out, 2 * PREVIEW_COLUMNS))
   name, images = picture_conditioner(model), batch["image"][:count]
   keys = row_keys(stage_keys(run.seed, run.stage.name)[2], np.arange(count))
-  drawn = model.conditioners[name].draw({"image": images}, keys)
+  drawn = model.conditioners[name].draw_inputs({"image": images}, keys)
   shown = drawn["image"] * drawn.get("known", 1)
   given = (images, drawn["known"]) if "known" in drawn else drawn["image"]
   given = {name: given} | given_labels(model, batch["label"][:count])
   request = Request(n=count, seed=run.seed, given=given, size=images.shape[1:3])
-  made = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.between)
+  made = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.checked)
   every = (images, pictures.to_uint8(shown), made.data)
   return pictures.tile_rows(
     [some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every]

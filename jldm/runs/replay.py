@@ -17,7 +17,7 @@ from jldm.runs.frozen import load_frozen
 from jldm.runs.stage import start_or_resume
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
-from jldm.train.logging import means, rows
+from jldm.train.logging import mean_metrics, read_rows
 from jldm.train.loop import Hook, fit
 
 THROUGHPUT = "images_per_second"  # in every line of training steps; it is not compared
@@ -45,7 +45,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   steps = range(1, at.stage.steps + 1)
   logged = [
     row
-    for _, row in rows(workdir / "metrics.jsonl")
+    for _, row in read_rows(workdir / "metrics.jsonl")
     if row["stage"] == stage and THROUGHPUT in row and row["step"] in steps
   ]
   after, wanted = select_lines(logged, stage, first, last)
@@ -66,7 +66,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     if n == after:
       pending.clear()
     elif n in wanted:
-      computed = means(jax.device_get(pending))
+      computed = mean_metrics(jax.device_get(pending))
       pending.clear()
       compare_line(
         wanted[n],

@@ -24,7 +24,7 @@ from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import Log
 from jldm.train.loop import Hook
-from jldm.train.state import TrainState, averaged
+from jldm.train.state import TrainState, averaged_items
 
 SCORE = jax.ShapeDtypeStruct((), jnp.float32)  # lower is better
 
@@ -93,7 +93,7 @@ def select_best(
 
     def hooks(log: Log) -> tuple[Hook, ...]:
       def call(n, state, metrics):
-        samples = evaluate.generate_samples(model, params_of(state), real, settings, run.notice.between)
+        samples = evaluate.generate_samples(model, params_of(state), real, settings, run.notice.checked)
         record = {"stage": name, "step": n, "checkpoint": "latest"}
         record |= evaluate.judge_samples(model, samples, real, settings, scores) | {
           "versions": evaluate.package_versions()
@@ -103,10 +103,10 @@ def select_best(
         values = {metric: each["value"] for metric, each in record["metrics"].items()}
         log.record(n, {f"evaluation_{metric}": value for metric, value in values.items()})
         value, real_value = values[config.metric], scores[config.metric].value
-        log.say(f"{name} step {n}: {config.metric} {value:.4g}, of real pictures {real_value:.4g}")
+        log.print_line(f"{name} step {n}: {config.metric} {value:.4g}, of real pictures {real_value:.4g}")
         score = np.float32(multihost.broadcast(value if config.metric in judging.LESS_IS_BETTER else -value))
         if not metrics["skipped"] and is_better(kept, n, score):
-          kept.save(n, averaged(state.ema[0], state.extra) | {"score": score})
+          kept.save(n, averaged_items(state.ema[0], state.extra) | {"score": score})
 
       return (Hook(config.every_steps, call, at_end=True),)
 

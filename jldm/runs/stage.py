@@ -21,7 +21,7 @@ from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import Power
 from jldm.train.logging import Log
 from jldm.train.loop import Change, Hook, fit
-from jldm.train.state import TrainState, divide, init_state, join
+from jldm.train.state import TrainState, init_state, join_state, split_state
 from jldm.train.step import make_step
 
 
@@ -33,7 +33,7 @@ def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
   stage = run.stage
   mesh = mesh_for_stage(stage, run.devices)
   with Checkpoints(workdirs.checkpoints_folder(run.workdir, stage.name)) as saved:
-    with run.clock.on("restore"):
+    with run.clock.measure("restore"):
       if saved.latest() == stage.steps:
         return
       frozen = load_frozen(run, mesh)
@@ -46,7 +46,7 @@ def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
     with PREVIEWS[stage.makes](run, frozen, held_out, mesh) as make_previews:
       state = fit_stage(run, source, frozen, saved, mesh, make_previews)
     last = FINAL_ITEMS[stage.makes](run, state, frozen, train_set, mesh)
-    saved.save(stage.steps, divide(state) | last)
+    saved.save(stage.steps, split_state(state) | last)
 
 
 def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: Mesh) -> dict:
@@ -79,11 +79,14 @@ def fit_stage(
   make_previews(log) gives the hooks that show the stage while it trains.
   """
   stage, clock = run.stage, run.clock
-  with clock.on("restore"):
+  with clock.measure("restore"):
     start = saved.latest() or 0
-  with clock.on("restore" if start else "compile"):
+  with clock.measure("restore" if start else "compile"):
     step, state, train_batches, key_steps, changes = start_or_resume(run, source, frozen, saved, mesh, start)
-  with Log(run.workdir, stage.name, start, stage.steps, stage.batch_size, run.wandb) as log, clock.on("step"):
+  with (
+    Log(run.workdir, stage.name, start, stage.steps, stage.batch_size, run.wandb) as log,
+    clock.measure("step"),
+  ):
     keep, log_hooks = logging_hooks(run, saved, log)
     stop = (run.notice.hook(stage.name, stage.steps, keep),)
     guarded = lambda hook: clock.hook("evaluation", run.notice.guard(hook, stage.name, stage.steps, keep))
@@ -109,7 +112,7 @@ def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tup
   def save(n, state, metrics):
     # After a skipped update the checkpoint before is the good one.
     if n < stage.steps and not metrics["skipped"]:
-      saved.save(n, divide(state))
+      saved.save(n, split_state(state))
 
   def keep(n, state, metrics):
     log.write(n, state, metrics)
@@ -123,7 +126,9 @@ def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tup
     Hook(stage.save_every_steps, log.write),
     clock.hook("save", Hook(stage.save_every_steps, save)),
     clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
-    Hook(stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.line()), at_end=True),
+    Hook(
+      stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.seconds_by_part()), at_end=True
+    ),
   )
 
 
@@ -144,7 +149,7 @@ def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mes
   places = sharding.shardings_like(mesh, shapes)
   if start:
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
-    state = join(saved.restore(start, divide(like)), shapes.extra)
+    state = join_state(saved.restore(start, split_state(like)), shapes.extra)
   else:
     started, quick = sharding.replicate(mesh, start_params(run)), sharding.quick_compile_options(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)

@@ -15,7 +15,7 @@ from jldm.runs.stage import train_stage
 from jldm.storage import lock, workdir as workdirs
 from jldm.train.goodput import Goodput
 from jldm.train.logging import import_wandb, start_wandb
-from jldm.train.preemption import watched
+from jldm.train.preemption import watch_sigterm
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
 
   # 3. The run claims the workdir and refuses other trainings in it; SIGTERM ends it after a commit.
   disk_errors = workdirs.user_error_if_disk_fails(workdir)
-  with watched() as notice, disk_errors, claim_for_run(workdir, experiment):
+  with watch_sigterm() as notice, disk_errors, claim_for_run(workdir, experiment):
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
 
@@ -68,7 +68,7 @@ def train(
     #   d. The result of a stage, such as a codec with its mean and std, is committed with the last step.
     for i, at in enumerate(places):
       if i:
-        notice.check()
+        notice.raise_if_requested()
       train_stage(Run(at, devices, extractor, logged, notice, clock), train_set, held_out)
 
     # 5. The end.

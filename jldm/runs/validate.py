@@ -163,7 +163,7 @@ def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   if not stage.steps:
     return None
   if hasattr(objective, "check"):
-    objective.check()
+    objective.check_self_conditioning()
   frozen = frozen_with_weights(at)
   batch, key = stage_example(at, frozen, stage.batch_size), jax.random.key(0)
   tx = stage.optimizer.build(stage.steps)

@@ -1,10 +1,13 @@
 """Ancestral sampling, DDPM, Ho et al. 2020 (2006.11239), algorithm 2.
 
-With `kept` of jldm.samplers.ddim the mean and the two bounds of the variance of z_s given z_t are,
+With `noise_kept` of jldm.samplers.ddim the mean and the two bounds of the variance of z_s given z_t are,
 eq. 6, 7 and section 3.2,
 
-  (1)  mean = alpha_s x0 + sigma_s kept eps,   small = sigma_s^2 (1 - kept^2),   large = sigma_t^2 (1 - kept^2)
-  (2)  learned: log variance = (1 + v) / 2 log large + (1 - v) / 2 log small,   Nichol & Dhariwal 2021 (2102.09672), eq. 15
+  (1)  mean = alpha_s x0 + sigma_s kept eps
+       small = sigma_s^2 (1 - kept^2),   large = sigma_t^2 (1 - kept^2)
+  (2)  log variance = (1 + v) / 2 log large + (1 - v) / 2 log small
+
+where (2), of a learned v in [-1, 1], is eq. 15 of Nichol & Dhariwal 2021 (2102.09672).
 """
 
 import dataclasses
@@ -16,12 +19,13 @@ from jldm.core.errors import UserError
 from jldm.core.keys import normal_like
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
-from jldm.samplers.ddim import kept
+from jldm.samplers.ddim import noise_kept
 from jldm.samplers.sample import Denoise, State
 
 Array = jax.Array
 
-VARIANCES = {  # standard deviations: (sigma_t, sigma_s, share of fresh noise (1 - kept^2)^(1/2), v) -> that of z_s
+# the standard deviation of z_s by (sigma_t, sigma_s, fresh = (1 - kept^2)^(1/2), v)
+VARIANCES = {
   "fixed_small": lambda sigma_t, sigma_s, fresh, v: sigma_s * fresh,
   "fixed_large": lambda sigma_t, sigma_s, fresh, v: sigma_t * fresh,
   "learned_range": lambda sigma_t, sigma_s, fresh, v: (
@@ -33,12 +37,12 @@ VARIANCES = {  # standard deviations: (sigma_t, sigma_s, share of fresh noise (1
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Ancestral:
-  """First order; `fixed_small` is DDIM with eta = 1.  Upward it is DDIM without noise.
+  """First order; "fixed_small" is DDIM with eta = 1.  Upward (s > t) it is DDIM without noise.
 
-  `learned_range` reads v in [-1, 1] from the denoiser's `variance`, as published networks of ADM's kind predict it.
+  "learned_range" reads v in [-1, 1] from the denoiser's `variance`, as ADM's networks predict it.
 
   Raises:
-    UserError: an unknown variance, or `learned_range` of a network that predicts none.
+    UserError: an unknown variance_type, or "learned_range" of a network that predicts no variance.
   """
 
   variance_type: str = choice("fixed_small")
@@ -54,9 +58,10 @@ class Ancestral:
     x0, eps, v = denoise(state.z, t)
     if self.variance_type == "learned_range" and (v is None or v.shape != x0.shape):
       raise UserError(
-        "variance_type='learned_range', but the network predicts no variance of every value; expected 'fixed_small' or 'fixed_large'"
+        "variance_type='learned_range', but the network predicts no variance of every value; "
+        "expected 'fixed_small' or 'fixed_large'"
       )
-    share = kept(process, t, s)
+    share = noise_kept(process, t, s)
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     std = VARIANCES[self.variance_type](sigma_t, sigma_s, jnp.sqrt((1 - share) * (1 + share)), v)
     std = jnp.where(sigma_s > 0, std, 0)

@@ -1,4 +1,4 @@
-"""Stochastic sampling of Karras et al. 2022 (2206.00364): each step first goes back up in noise.
+"""Stochastic sampling of Karras et al. 2022 (2206.00364): each step first adds noise.
 
 Their algorithm 2 is Churn(Heun(Ratio())).
 
@@ -16,7 +16,7 @@ from jldm.core.keys import split_each
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.heun import Heun
-from jldm.samplers.sample import Denoise, Sampler, moved, renoise
+from jldm.samplers.sample import Denoise, Sampler, renoise, replace_z
 
 Array = jax.Array
 
@@ -31,8 +31,12 @@ def karras_gamma(s_churn: float, steps: int) -> float:
 class Churn:
   """Wraps any sampler; all numbers are traced.
 
-  gamma: (1), 0 changes nothing.   s_tmin, s_tmax: the sigma / alpha between which noise is added.   s_noise: its scale.
-  Nothing is added upward or beyond t = 1.  Where it is, a multistep history starts anew: such a step is of first order.
+  gamma: of (1); 0 adds no noise.
+  s_tmin, s_tmax: noise is added at sigma / alpha between these.
+  s_noise: the scale of the noise.
+
+  No noise is added upward (s > t) or beyond t = 1.  After noise a multistep history starts anew, so
+  that step is of first order.
   """
 
   sampler: Sampler = Heun()
@@ -52,5 +56,5 @@ class Churn:
     )
     up = process.time(-2 * jnp.log(jnp.where(inside, ratio * (1 + self.gamma), 1)))
     up = jnp.where(inside, jnp.clip(up, t, 1), t)
-    state = moved(state, renoise(process, state.z, t, up, key_churn, self.s_noise), up > t)
+    state = replace_z(state, renoise(process, state.z, t, up, key_churn, self.s_noise), up > t)
     return self.sampler.step(process, denoise, state, up, s, key_step)

@@ -1,13 +1,15 @@
 """Clocks in which the probability flow is an ordinary differential equation without a linear term.
 
-In y = z / scale, over tau, a line from data to noise is straight, so that one Euler step is DDIM's
-whatever the clock:
+A clock is a variable y = z / scale and its time tau.  In each of them the path from data to noise is a
+straight line, so one Euler step is DDIM's:
 
-  (1)  Line:    scale = alpha + sigma,   tau = sigma / (alpha + sigma),   y = (1 - tau) x0 + tau eps,   dy/dtau = eps - x0
-  (2)  Ratio:   scale = alpha,           tau = sigma / alpha,             y = x0 + tau eps,             dy/dtau = eps
+  (1)  Line:    scale = alpha + sigma,   tau = sigma / scale,   dy / dtau = eps - x0
+                y = (1 - tau) x0 + tau eps
+  (2)  Ratio:   scale = alpha,           tau = sigma / scale,   dy / dtau = eps
+                y = x0 + tau eps
 
 Line is regular at both ends.  Ratio is that of Karras et al. 2022 (2206.00364), eq. 4, and of most
-published code; it knows no alpha = 0, where samplers take an Euler step instead.
+published code.  It is infinite at alpha = 0, where samplers take an Euler step instead.
 """
 
 import dataclasses
@@ -65,6 +67,6 @@ class Ratio:
     return denoised.eps
 
 
-def euler(process: Process, denoised: Denoised, s: Array) -> Array:
+def euler_step(process: Process, denoised: Denoised, s: Array) -> Array:
   """A straight line to time s: the Euler step of every clock, and DDIM's; exact at both ends."""
   return process.alpha(s) * denoised.x0 + process.sigma(s) * denoised.eps

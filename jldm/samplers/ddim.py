@@ -1,6 +1,6 @@
 """DDIM, Song et al. 2021 (2010.02502).
 
-With `kept` the share of the noise of z_t that ancestral sampling keeps, their eq. 12 with the noise
+With kept the share of the noise of z_t that ancestral sampling keeps, their eq. 12 with the noise
 of their eq. 16 is
 
   (1)  z_s = alpha_s x0 + sigma_s (sqrt(1 - eta^2 + eta^2 kept^2) eps + eta sqrt(1 - kept^2) eps')
@@ -22,8 +22,8 @@ from jldm.samplers.sample import Denoise, State
 Array = jax.Array
 
 
-def kept(process: Process, t: Array, s: Array) -> Array:
-  """Equation (2), in [0, 1]; the roots of (1) make 1e-4 of a rounding error at 0 or 1, so both are exact."""
+def noise_kept(process: Process, t: Array, s: Array) -> Array:
+  """Equation (2), in [0, 1]: exactly 0 and 1 at its ends, where the roots of (1) enlarge rounding errors."""
   below = process.alpha(s) * process.sigma(t)
   ratio = process.alpha(t) * process.sigma(s) / jnp.maximum(below, jnp.finfo(below.dtype).tiny)
   return jnp.where(s < t, jnp.minimum(ratio, 1), 1)
@@ -41,7 +41,7 @@ class DDIM:
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     x0, eps, _ = denoise(state.z, t)
-    share = kept(process, t, s)
+    share = noise_kept(process, t, s)
     old = jnp.sqrt((1 - self.eta) * (1 + self.eta) + (self.eta * share) ** 2)
     new = self.eta * jnp.sqrt((1 - share) * (1 + share))
     return State(process.alpha(s) * x0 + process.sigma(s) * (old * eps + new * normal_like(keys, eps)), x0)

@@ -1,8 +1,7 @@
-"""Grids of times, and the pairs (t, s) that a sampler walks.
+"""Grids of times, and the pairs (t, s) that a sampler steps along.
 
-Grids are made before anything is compiled and come in JAX's default float type.  A "ratio" is sigma
-/ alpha.  Where a process has alpha = 0 at t = 1 the ratio is infinite there, and grids of ratios
-begin at 80.
+Grids are made before anything is compiled, in JAX's default float type.  A "ratio" is sigma / alpha.
+If alpha = 0 at t = 1, the ratio is infinite there, and grids of ratios begin at 80.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,10 +31,10 @@ def adjacent_pairs(times: Array) -> Array:
 
 
 def pad_pairs(pairs: Sequence[Array]) -> Array:
-  """Pairs [N_b, 2] of B requests -> [B, N, 2] with N the largest N_b: shorter rows end with (0, 0),
-  where nothing changes.
+  """Pairs [N_b, 2] of B requests -> [B, N, 2] with N the largest N_b.
 
-  The padding is at the end, since step i draws its noise from the key folded with i.
+  Shorter rows end with pairs (0, 0), which change nothing.  The padding is at the end, since step i
+  draws its noise from the key folded with i.
 
   Raises:
     UserError: no pairs, or an array of another shape.
@@ -58,11 +57,10 @@ def uniform(steps: int, start: float = 1.0, end: float = 0.0) -> Array:
 
 
 def shifted(steps: int, shift: float = 3.0, end: float | None = None) -> Array:
-  """shift u / (1 + (shift - 1) u) of `steps` evenly spaced u from 1 to `end`, by default 1 / steps, and then 0.
+  """shift u / (1 + (shift - 1) u) at `steps` evenly spaced u from 1 to `end` (1 / steps by default), then 0.
 
-  Esser et al. 2024 (2403.03206), eq. 23: more of the steps among noise where shift > 1.  diffusers'
-  FlowMatchEuler, left to make its own timesteps of a chain of T, shifts twice: its `end` is the
-  shifted 1 / T.
+  Esser et al. 2024 (2403.03206), eq. 23: a shift above 1 spends more steps on noise.  diffusers'
+  FlowMatchEuler with its own timesteps of a chain of T shifts twice: its `end` is the shifted 1 / T.
 
   Raises:
     UserError: steps < 1, shift <= 0, or an end outside (0, 1].
@@ -76,20 +74,21 @@ def shifted(steps: int, shift: float = 3.0, end: float | None = None) -> Array:
 
 
 def beta(steps: int, alpha: float = 0.6, beta: float = 0.6) -> Array:
-  """steps + 1 times, the even quantiles of Beta(alpha, beta) from 1 to 0: Lee et al. 2024 (2407.12173),
-  denser at both ends.
+  """steps + 1 times, the evenly spaced quantiles of Beta(alpha, beta) from 1 to 0; denser at both ends.
+
+  Lee et al. 2024 (2407.12173).
 
   Raises:
     UserError: steps < 1, or an alpha or beta that is not above 0.
   """
   check_steps(steps)
-  return jnp.asarray(quantiles(steps + 1, alpha, beta))
+  return jnp.asarray(beta_quantiles(steps + 1, alpha, beta))
 
 
 def log_snr_uniform(
   process: Process, steps: int, log_snr_min: float = -4.0, log_snr_max: float = 4.0
 ) -> Array:
-  """steps + 1 times, evenly spaced in log SNR from the noisy end `log_snr_min` to the clean end `log_snr_max`.
+  """steps + 1 times, evenly spaced in log SNR from `log_snr_min`, noise, to `log_snr_max`, data.
 
   Raises:
     UserError: steps < 1.
@@ -105,24 +104,23 @@ def karras(
   sigma_max: float | None = None,
   rho: float = 7.0,
 ) -> Array:
-  """`steps` times whose ratios are even in ratio^(1 / rho) from `sigma_max` to `sigma_min`, then 0: Karras et al.
-  2022 (2206.00364), eq. 5.
+  """`steps` times with ratios from `sigma_max` to `sigma_min`, evenly spaced in ratio^(1 / rho), then 0.
 
-  By default `sigma_max` is the ratio at t = 1, or 80 where that is infinite, and `sigma_min` that of a chain's
-  first knot, or 0.002.
+  Karras et al. 2022 (2206.00364), eq. 5.  By default `sigma_max` is the ratio at t = 1, or 80 if that
+  is infinite.  `sigma_min` is the ratio at the first knot of a chain, or 0.002.
 
   Raises:
     UserError: steps < 1, or not 0 < sigma_min < sigma_max < infinity.
   """
-  sigma_min, sigma_max = bounds(process, steps, sigma_min, sigma_max)
+  sigma_min, sigma_max = ratio_bounds(process, steps, sigma_min, sigma_max)
   return at_ratios(process, np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho)
 
 
 def exponential(
   process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> Array:
-  """As `karras`, but even in log ratio, hence in log SNR: rho to infinity."""
-  sigma_min, sigma_max = bounds(process, steps, sigma_min, sigma_max)
+  """As `karras`, but evenly spaced in log ratio, hence in log SNR: the limit of large rho."""
+  sigma_min, sigma_max = ratio_bounds(process, steps, sigma_min, sigma_max)
   return at_ratios(process, np.exp(np.linspace(math.log(sigma_max), math.log(sigma_min), steps)))
 
 
@@ -134,19 +132,20 @@ def beta_ratio(
   alpha: float = 0.6,
   beta: float = 0.6,
 ) -> Array:
-  """As `karras`, but at the even quantiles of Beta(alpha, beta) between `sigma_min` and `sigma_max`: what diffusers
-  makes of `beta`.
+  """As `karras`, but at quantiles of Beta(alpha, beta) from `sigma_max` to `sigma_min`.
+
+  diffusers' `use_beta_sigmas`.
   """
-  sigma_min, sigma_max = bounds(process, steps, sigma_min, sigma_max)
-  return at_ratios(process, sigma_min + quantiles(steps, alpha, beta) * (sigma_max - sigma_min))
+  sigma_min, sigma_max = ratio_bounds(process, steps, sigma_min, sigma_max)
+  return at_ratios(process, sigma_min + beta_quantiles(steps, alpha, beta) * (sigma_max - sigma_min))
 
 
 def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array:
-  """steps + 1 times at the ratios of ALIGNED, log-linear between them for other counts than ten, the
-  last of them 0.
+  """steps + 1 times at the ratios of ALIGNED, the last of them 0.
 
-  Sabour et al. 2024 (2404.14507), optimized for networks of one kind: sd15, sdxl (both of latents
-  of standard deviation near 1) or svd.  A ratio that the process does not reach is t = 1.
+  For other counts than ten the log ratios are interpolated linearly.  Sabour et al. 2024 (2404.14507)
+  optimised them for one kind of network each: sd15, sdxl (both with latents of standard deviation
+  near 1) or svd.  A ratio that the process does not reach becomes t = 1.
 
   Raises:
     UserError: steps < 1, or another model.
@@ -160,16 +159,16 @@ def align_your_steps(process: Process, steps: int, model: str = "sd15") -> Array
 
 
 def leading(process: Process, steps: int, steps_offset: int = 0, dropped: int = 0) -> Array:
-  """Of a chain of T betas every (T // (steps + dropped))-th knot from the first + `steps_offset`, noisiest
-  first, then 0.
+  """Every (T // (steps + dropped))-th knot of a chain of T betas, from knot `steps_offset` on, then 0.
 
-  Lin et al. 2024 (2305.08891), table 2.  `dropped`: so many knots more at the clean end, left out;
-  diffusers has 1 in DPM-Solver and UniPC, and an steps_offset of 1 in Stable Diffusion.
+  The noisiest comes first: Lin et al. 2024 (2305.08891), table 2.  `dropped` knots at the clean end
+  are left out.  diffusers drops 1 in DPM-Solver and UniPC, and has steps_offset 1 in Stable Diffusion.
 
   Raises:
-    UserError: a process that is no chain, steps < 1, more than it has knots, or an steps_offset beyond its last.
+    UserError: a process that is no chain, steps < 1, more than it has knots, or a steps_offset
+      beyond its last.
   """
-  count = check_chain(process, steps, dropped)
+  count = count_knots(process, steps, dropped)
   if not 0 <= steps_offset <= count - 1 - (steps + dropped - 1) * (count // (steps + dropped)):
     raise UserError(f"steps_offset={steps_offset} of {steps} leading steps; the chain has {count} knots")
   return at_knots(
@@ -178,64 +177,63 @@ def leading(process: Process, steps: int, steps_offset: int = 0, dropped: int = 
 
 
 def trailing(process: Process, steps: int) -> Array:
-  """Of a chain of T betas the knots at T, T - T / steps, ..., rounded, then 0: Lin et al. 2024
-  (2305.08891), table 2.
+  """The knots T, T - T / steps, ..., rounded, of a chain of T betas, then 0.
+
+  Lin et al. 2024 (2305.08891), table 2.
 
   Raises:
     UserError: a process that is no chain, steps < 1, or more than it has knots.
   """
-  count = check_chain(process, steps)
+  count = count_knots(process, steps)
   return at_knots(process, np.round(count - np.arange(steps) * (count / steps)) - 1)
 
 
 def linspace(process: Process, steps: int, dropped: int = 0, rounded: bool = True) -> Array:
-  """Of a chain of T betas steps + `dropped` knots evenly from the last to the first, without `dropped`
-  clean ones, then 0.
+  """Evenly spaced knots of a chain of T betas, from the last to the first, then 0.
 
-  Lin et al. 2024 (2305.08891), table 2.  Rounded to knots if `rounded`; else the ratio is linear
-  between knots, as in diffusers' Euler, Heun and LMS, while rates of a process are not: these times
-  are a little off the even ones.  One step is from the last knot (there from the first).
+  There are steps + `dropped` of them, and the `dropped` cleanest are left out: Lin et al. 2024
+  (2305.08891), table 2.  They are rounded to knots if `rounded`.  Otherwise the ratio is interpolated
+  linearly, as in diffusers' Euler, Heun and LMS.  The process itself is not linear between knots, so
+  these times are slightly uneven.  A single step starts at the last knot (in diffusers at the first).
 
   Raises:
     UserError: a process that is no chain, steps < 1, or more than it has knots.
   """
-  count = check_chain(process, steps, dropped)
+  count = count_knots(process, steps, dropped)
   indices = np.linspace(count - 1, 0, steps + dropped)[:steps]
   if rounded:
     return at_knots(process, np.round(indices))
   knots = (np.arange(count) + 1) / count
-  ratios = ratio(process, knots)
+  ratios = sigma_ratio(process, knots)
   if not np.isfinite(ratios).all():
     raise UserError(f"ratios between knots of {process}; the last is infinite: expected rounded=True")
   return at_ratios(process, np.interp(indices, np.arange(count), ratios))
 
 
 def strided(process: Process, times: Array, end: float = 0.0) -> Array:
-  """Pairs [N, 2] from each of the times [N + 1] but the last down by T // N knots of a chain of T,
-  wherever the next begins.
+  """Pairs [N, 2] from each of the times [N + 1] but the last, down by T // N knots of a chain of T.
 
-  So go diffusers' DDIM and PNDM.  What would be below the first knot is `end`: 0, or 1 / T where
-  "alpha is not set to one".
+  A step need not end where the next begins: so do diffusers' DDIM and PNDM.  A step below the first
+  knot ends at `end`: 0, or 1 / T for diffusers' set_alpha_to_one=False.
 
   Raises:
     UserError: a process that is no chain, no steps, or more than it has knots.
   """
-  count = check_chain(process, len(times) - 1)
+  count = count_knots(process, len(times) - 1)
   indices = np.round(np.asarray(times[:-1], np.float64) * count) - count // (len(times) - 1)
   return jnp.stack([times[:-1], jnp.asarray(np.where(indices > 0, indices / count, end), times.dtype)], 1)
 
 
 def lcm(process: Process, steps: int, original_inference_steps: int = 50) -> Array:
-  """Of the knots that a chain of T was distilled at, every (T // original_inference_steps)-th, `steps` evenly from the
-  last, then 0.
+  """`steps` of the knots that a latent consistency model was distilled at, evenly from the last, then 0.
 
-  Latent consistency models, Luo et al. 2023 (2310.04378).
+  Those are every (T // original_inference_steps)-th of a chain of T: Luo et al. 2023 (2310.04378).
 
   Raises:
-    UserError: a process that is no chain, steps < 1, more than `original_inference_steps`, or `original_inference_steps` more than
-      it has knots.
+    UserError: a process that is no chain, steps < 1 or more than `original_inference_steps`, or more
+      `original_inference_steps` than it has knots.
   """
-  count = check_chain(process, original_inference_steps)
+  count = count_knots(process, original_inference_steps)
   check_steps(steps)
   if steps > original_inference_steps:
     raise UserError(
@@ -246,11 +244,10 @@ def lcm(process: Process, steps: int, original_inference_steps: int = 50) -> Arr
 
 
 def restart(times: Array, t_min: float, t_max: float, repeats: int = 1, steps: int = 4) -> Array:
-  """Pairs along times [N + 1] that at `t_min` go up to `t_max` and down again in `steps` even steps,
-  `repeats` times.
+  """Pairs along times [N + 1] that at `t_min` go up to `t_max` and down again, `repeats` times.
 
-  Restart, Xu et al. 2023 (2306.14878), algorithm 1, for jldm.samplers.resample.  `t_min` is put among
-  the times if it is not one of them.
+  Each way down has `steps` even steps: Restart, Xu et al. 2023 (2306.14878), algorithm 1, for
+  jldm.samplers.resample.  `t_min` is inserted if it is not one of the times.
 
   Raises:
     UserError: not times[N] <= t_min < t_max <= 1, t_min above times[0], or less than one repeat or step.
@@ -259,24 +256,21 @@ def restart(times: Array, t_min: float, t_max: float, repeats: int = 1, steps: i
   if not last <= t_min < t_max <= 1 or t_min > first or repeats < 1 or steps < 1:
     raise UserError(
       f"t_min={t_min}, t_max={t_max}, repeats={repeats}, steps={steps} of times from {first:g} to {last:g}; "
-      "expected t_min < t_max, t_min among the times, and at least one repeat of one step"
+      "expected t_min < t_max, t_min within the times, and at least one repeat of one step"
     )
-  walked = np.asarray(times, np.float64)
+  times = np.asarray(times, np.float64)
   again = np.tile(np.linspace(t_max, t_min, steps + 1), repeats)
   return adjacent_pairs(
-    jnp.asarray(
-      np.concatenate([walked[walked > t_min + 1e-6], [t_min], again, walked[walked < t_min - 1e-6]])
-    )
+    jnp.asarray(np.concatenate([times[times > t_min + 1e-6], [t_min], again, times[times < t_min - 1e-6]]))
   )
 
 
 def repaint(times: Array, jump_length: int = 10, jump_n_sample: int = 10) -> Array:
-  """Pairs along times [N + 1] that at every `jump_length`-th go back up by `jump_length` of them, until each stretch
-  was gone `jump_n_sample` times.
+  """Pairs along times [N + 1] that go back up by `jump_length` times at every `jump_length`-th time.
 
-  RePaint, Lugmayr et al. 2022 (2201.09865), section 4.2 and its schedule: counted from the clean
-  end, at 1, 1 + jump_length, ... below N + 1 - jump_length.  Up is one step of fresh noise, which is theirs in
-  distribution.
+  Each stretch is sampled `jump_n_sample` times: RePaint, Lugmayr et al. 2022 (2201.09865), section 4.2
+  and its schedule.  Counted from the clean end, the jumps start at 1, 1 + jump_length, ... below
+  N + 1 - jump_length.  Up is one step of noise, equal to theirs in distribution.
 
   Raises:
     UserError: jump_length or jump_n_sample < 1.
@@ -294,7 +288,8 @@ def repaint(times: Array, jump_length: int = 10, jump_n_sample: int = 10) -> Arr
   return adjacent_pairs(times[last - np.array(places)])
 
 
-GRIDS: dict[str, Callable[[Process, int], Array]] = {  # of the command line: (process, steps) -> pairs [N, 2]
+# names of the command line; (process, steps) -> pairs [N, 2]
+GRIDS: dict[str, Callable[[Process, int], Array]] = {
   "uniform": lambda process, steps: adjacent_pairs(uniform(steps)),
   "karras": lambda process, steps: adjacent_pairs(karras(process, steps)),
   "exponential": lambda process, steps: adjacent_pairs(exponential(process, steps)),
@@ -311,7 +306,7 @@ GRIDS: dict[str, Callable[[Process, int], Array]] = {  # of the command line: (p
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-  """Where the steps stand, by a name of GRIDS: grid(process, steps) -> pairs [N, 2].
+  """A grid by its name in GRIDS: grid(process, steps) -> pairs [N, 2].
 
   Raises:
     UserError: another name; when called, steps < 1 or a process that cannot have this grid.
@@ -329,7 +324,7 @@ class Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Pairs (t, s) as they are, ((1.0, 0.5), (0.5, 0.0)); the number of steps is theirs.
+  """Given pairs (t, s), such as ((1.0, 0.5), (0.5, 0.0)); the argument `steps` is ignored.
 
   Raises:
     UserError: times that are no pairs.
@@ -350,7 +345,7 @@ def check_steps(steps: int) -> None:
     raise UserError(f"steps={steps}; expected at least 1")
 
 
-def check_chain(process: Process, steps: int, dropped: int = 0) -> int:
+def count_knots(process: Process, steps: int, dropped: int = 0) -> int:
   """The number of knots."""
   check_steps(steps)
   if not isinstance(process, Discrete):
@@ -359,7 +354,8 @@ def check_chain(process: Process, steps: int, dropped: int = 0) -> int:
     )
   if steps + dropped > process.num_train_timesteps:
     raise UserError(
-      f"steps={steps}; expected at most {process.num_train_timesteps - dropped} of a chain of {process.num_train_timesteps} betas"
+      f"steps={steps}; expected at most {process.num_train_timesteps - dropped} "
+      f"of a chain of {process.num_train_timesteps} betas"
     )
   return process.num_train_timesteps
 
@@ -372,15 +368,15 @@ def at_knots(process: Discrete, indices: np.ndarray) -> Array:
 def at_ratios(process: Process, ratios: np.ndarray) -> Array:
   """Times of ratios [N], and 0.
 
-  Between the knots of a chain the angle is linear, where diffusers has the log of the ratio linear:
-  at the same ratio it tells a network timesteps that are up to 0.05 off ours.
+  Between knots of a chain the angle is linear here, and the log ratio in diffusers.  So at the same
+  ratio its networks get timesteps that differ from ours by up to 0.05.
   """
   with jax.enable_x64(True):
     times = np.asarray(process.time(jnp.asarray(-2 * np.log(ratios))))
   return jnp.asarray(np.append(np.minimum(times, 1.0), 0.0))
 
 
-def ratio(process: Process, times: np.ndarray) -> np.ndarray:
+def sigma_ratio(process: Process, times: np.ndarray) -> np.ndarray:
   """sigma / alpha at times [...], float64."""
   with jax.enable_x64(True):
     alpha, sigma = (
@@ -390,28 +386,29 @@ def ratio(process: Process, times: np.ndarray) -> np.ndarray:
     return sigma / alpha
 
 
-def bounds(
+def ratio_bounds(
   process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None
 ) -> tuple[float, float]:
-  """The ratios between which a grid of `steps` goes."""
+  """The first and the last ratio of a grid of `steps`, smaller first."""
   check_steps(steps)
-  top = float(ratio(process, np.ones(())))
+  top = float(sigma_ratio(process, np.ones(())))
   sigma_max = (top if math.isfinite(top) else 80.0) if sigma_max is None else sigma_max
   first = (
-    float(ratio(process, np.array(1 / process.num_train_timesteps)))
+    float(sigma_ratio(process, np.array(1 / process.num_train_timesteps)))
     if isinstance(process, Discrete)
     else 0.002
   )
   sigma_min = first if sigma_min is None else sigma_min
   if not 0 < sigma_min < sigma_max < math.inf:
     raise UserError(
-      f"sigma_min={sigma_min}, sigma_max={sigma_max}; expected ratios of sigma to alpha, 0 < sigma_min < sigma_max, both finite"
+      f"sigma_min={sigma_min}, sigma_max={sigma_max}; "
+      "expected ratios of sigma to alpha, 0 < sigma_min < sigma_max, both finite"
     )
   return sigma_min, sigma_max
 
 
-def quantiles(count: int, alpha: float, beta: float) -> np.ndarray:
-  """The quantiles [count] of Beta(alpha, beta), evenly from 1 to 0; of one, 1."""
+def beta_quantiles(count: int, alpha: float, beta: float) -> np.ndarray:
+  """`count` evenly spaced quantiles of Beta(alpha, beta) from 1 to 0; only 1 if count is 1."""
   if alpha <= 0 or beta <= 0:
     raise UserError(f"alpha={alpha}, beta={beta}; expected both above 0")
   return special.betaincinv(alpha, beta, np.linspace(1, 0, count))

@@ -1,13 +1,13 @@
-"""Guidance: what a denoiser says under several conditions, or of a rule, made one.
+"""Guidance: one prediction from the predictions of a denoiser under several conditions.
 
-  (1)  a rule (process, z, t, each) -> Denoised combines the answers `each` [B, K, ...] to K
-       conditions: first the condition itself, last what it is set against (no condition, a negative
-       one, a weaker network)
+  (1)  a rule (process, z, t, each) -> Denoised combines the predictions `each` [B, K, ...] under K
+       conditions: first the condition itself, last its opposite (no condition, a negative one, a
+       weaker network)
   (2)  alpha x0 + sigma eps = z stays true: a change of x0 and of eps by (dx, de) has alpha dx + sigma de = 0
 
-The difference of two answers at the same z is such a pair, and so is a linear function of it
-applied to both its parts. Rules are put together from these, so that none divides by alpha or
-sigma.  Every number is traced, one [] or one a sample [B].
+The difference of two predictions at the same z is such a pair (dx, de).  So is a linear function
+applied to both its parts.  Rules are built from these, so that none divides by alpha or sigma.  Every
+number is traced, and is [] or, per sample, [B].
 """
 
 from collections.abc import Callable, Sequence
@@ -25,29 +25,29 @@ from jldm.diffusion.target import TARGETS, Denoised, combine, determinant
 from jldm.samplers.sample import Denoise
 
 Array = jax.Array
-Rule = Callable[
-  [Process, Array, Array, Denoised], Denoised
-]  # (process, z [B, ...], t [] or [B], each [B, K, ...])
+# (process, z [B, ...], t [] or [B], each [B, K, ...]) -> [B, ...]
+Rule = Callable[[Process, Array, Array, Denoised], Denoised]
 
 
 def guided(
   process: Process, denoise: Callable[..., Denoised], conditions: Sequence[Any], rule: Rule
 ) -> Denoise:
-  """denoise(z, t, condition, estimate, to) under K conditions, trees of [B, ...], in one pass,
-  combined by a rule.
+  """denoise(z, t, condition, estimate, to) under K conditions, trees of [B, ...], combined by a rule.
 
-  The K conditions of a sample are adjacent rows (b K + k), so that a batch sharded over devices
-  never moves. The learned variance is that of the first condition.  z may be a dict by part: the
-  rule combines each part by itself.
+  All K run in one pass.  The K conditions of a sample are adjacent rows (b K + k), so a batch that is
+  sharded over devices never moves.  The learned variance is that of the first condition.  z may be a
+  dict by part: the rule combines each part by itself.
   """
   count = len(conditions)
-  interleaved = jax.tree.map(
-    lambda *c: jnp.stack(c, 1).reshape((-1,) + c[0].shape[1:]), *conditions
-  )  # [B K, ...]
+
+  def interleave(*each: Array) -> Array:
+    return jnp.stack(each, 1).reshape((-1,) + each[0].shape[1:])  # K of [B, ...] -> [B K, ...]
 
   def repeat(e: Any) -> Any:
     """[B, ...] -> [B K, ...]; numbers [] and None stay."""
     return jnp.repeat(e, count, 0) if jnp.ndim(e) else e
+
+  interleaved = jax.tree.map(interleave, *conditions)
 
   def combined(z: Any, t: Array, estimate: Any = None, to: Array | None = None) -> Denoised:
     rows = denoise(*jax.tree.map(repeat, (z, t)), interleaved, *jax.tree.map(repeat, (estimate, to)))
@@ -56,14 +56,18 @@ def guided(
     ruled = {
       name: rule(process, part, t, Denoised(x0[name], eps[name])) for name, part in parts_of(z).items()
     }
-    x0, eps = (like_parts({name: said[field] for name, said in ruled.items()}) for field in (0, 1))
+    x0 = like_parts({name: denoised.x0 for name, denoised in ruled.items()})
+    eps = like_parts({name: denoised.eps for name, denoised in ruled.items()})
     return Denoised(x0, eps, jax.tree.map(lambda e: e[:, 0], each.variance))
 
   return combined
 
 
 def autoguided(process: Process, denoise: Denoise, weak: Denoise, rule: Rule) -> Denoise:
-  """Karras et al. 2024 (2406.02507): a weaker network, shorter trained or smaller, in place of no condition."""
+  """A weaker network, smaller or trained for less time, in place of no condition.
+
+  Autoguidance, Karras et al. 2024 (2406.02507).
+  """
 
   def combined(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     strong = denoise(z, t, estimate, to)
@@ -75,12 +79,12 @@ def autoguided(process: Process, denoise: Denoise, weak: Denoise, rule: Rule) ->
 
 
 def unstack(each: Denoised) -> list[Denoised]:
-  """The K answers, [B, ...] each."""
+  """The K predictions, [B, ...] each."""
   return [jax.tree.map(lambda e, k=k: e[:, k], each) for k in range(each.x0.shape[1])]
 
 
 def per_sample(number: Any, like: Array) -> Array:
-  """[] or [B], to broadcast against `like` [B, ...]."""
+  """A number [] or [B], shaped to broadcast against `like` [B, ...]."""
   return expand(jnp.asarray(number), like)
 
 
@@ -90,23 +94,23 @@ def inner(a: Array, b: Array) -> Array:
 
 
 def within(process: Process, t: Array, low: Any, high: Any, like: Array) -> Array:
-  """Is log SNR at t in [low, high]?  bool, to broadcast against `like` [B, ...]."""
+  """Whether log SNR at t is in [low, high]: bool, shaped to broadcast against `like` [B, ...]."""
   log_snr = 2 * half_log_snr(process, t)
   return per_sample((low <= log_snr) & (log_snr <= high), like)
 
 
-def move(said: Denoised, dx: Array, de: Array) -> Denoised:
-  return said._replace(x0=said.x0 + dx, eps=said.eps + de)
+def move(denoised: Denoised, dx: Array, de: Array) -> Denoised:
+  return denoised._replace(x0=denoised.x0 + dx, eps=denoised.eps + de)
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree:
-  """Ho & Salimans 2022 (2207.12598), eq. 6: null + scale (condition - null); 1 is the condition alone, 0 none.
+  """null + guidance_scale (condition - null): Ho & Salimans 2022 (2207.12598), eq. 6.
 
-  A negative condition stands in place of null.  Of two conditions scale is [] or [B].  Of K > 2 it
-  is [K - 1, B] or [K - 1, 1], and the answer null + sum of scale_k (condition_k - null): Liu et al.
-  2022 (2206.01714).
+  A scale of 1 is the condition alone, 0 is null alone.  A negative condition takes the place of null.
+  With two conditions guidance_scale is [] or [B].  With K > 2 it is [K - 1, B] or [K - 1, 1], and the
+  result is null + sum of scale_k (condition_k - null): Liu et al. 2022 (2206.01714).
 
   Raises:
     UserError: a scale of another shape.
@@ -134,10 +138,10 @@ class ClassifierFree:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A rule where log SNR is in [low, high], and the condition alone elsewhere: Kynkäänniemi et al.
-  2024 (2404.07724).
+  """A rule at log SNR in [log_snr_min, log_snr_max], and the condition alone outside.
 
-  All conditions are evaluated everywhere: it changes pictures, not cost.
+  Kynkäänniemi et al. 2024 (2404.07724).  All conditions are evaluated at every step, so this changes
+  samples, not cost.
   """
 
   rule: Any
@@ -145,24 +149,20 @@ class Interval:
   log_snr_max: Any = jnp.inf
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
-    inside, inner_said, alone = (
-      within(process, t, self.log_snr_min, self.log_snr_max, z),
-      self.rule(process, z, t, each),
-      unstack(each)[0],
-    )
-    return Denoised(jnp.where(inside, inner_said.x0, alone.x0), jnp.where(inside, inner_said.eps, alone.eps))
+    inside = within(process, t, self.log_snr_min, self.log_snr_max, z)
+    ruled, alone = self.rule(process, z, t, each), unstack(each)[0]
+    return Denoised(jnp.where(inside, ruled.x0, alone.x0), jnp.where(inside, ruled.eps, alone.eps))
 
 
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Rescale:
-  """x0 brought back, by a share phi in [0, 1], to the standard deviation that it has under the
-  condition alone, per sample.
+  """x0 rescaled per sample towards its standard deviation under the condition alone.
 
-  Lin et al. 2024 (2305.08891), eq. 15 and 16, in x0 where theirs is in the network's output.  With
-  g what the rule says, c the condition's answer and d = g - c, their factor std(c) / std(g) on x0
-  is 1 - cov(d, g + c) / (std(g) (std(c) + std(g))), and the change -phi cov(d, ...) / (...) g.x0 by
-  both parts of d is a pair (2).  A g without spread stays.
+  guidance_rescale = phi in [0, 1] is the share of the way: Lin et al. 2024 (2305.08891), eq. 15 and
+  16, in x0 in place of the network's output.  With g the rule's prediction, c the condition's and d =
+  g - c, their factor std(c) / std(g) on x0 is 1 - cov(d, g + c) / (std(g) (std(c) + std(g))).  The
+  change -phi cov(d, ...) / (...) g.x0, linear in both parts of d, is a pair (2).  A constant g stays.
   """
 
   rule: Any
@@ -182,11 +182,10 @@ class Rescale:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class CFGPlusPlus:
-  """CFG++, Chung et al. 2024 (2406.08070): x0 as the rule has it, eps of no condition; ClassifierFree
-  scales in [0, 1].
+  """CFG++, Chung et al. 2024 (2406.08070): x0 of the rule, eps of no condition.
 
-  The one rule that leaves (2).  DDIM with it is theirs, and all samplers here begin as DDIM does,
-  alpha_s x0 + sigma_s eps.
+  Scales of ClassifierFree are in [0, 1].  This is the one rule that breaks (2).  With DDIM it is
+  theirs.  All samplers here start from DDIM's alpha_s x0 + sigma_s eps.
   """
 
   rule: Any
@@ -200,10 +199,10 @@ class CFGPlusPlus:
 class APG:
   """Adaptive projected guidance, Sadat et al. 2024 (2410.02416), of two conditions.
 
-  The difference in x0, shortened to norm `norm_threshold` per sample, is split into the part parallel to
-  the condition's x0, which saturates pictures and counts `eta` times, and the rest.  eta = 1
-  without a threshold is ClassifierFree.  Their momentum, a running sum of differences over the steps,
-  is left out: it needs a memory that a denoiser does not have.
+  The difference in x0, at most of norm `norm_threshold` per sample, is split into a part parallel to
+  the condition's x0, which saturates images and is multiplied by `eta`, and the rest.  eta = 1 without
+  a threshold is ClassifierFree.  Their momentum, a running sum of differences over the steps, is left
+  out: it needs a state, which a denoiser does not have.
   """
 
   guidance_scale: Any = 1.0
@@ -229,10 +228,9 @@ class APG:
 class CFGZero:
   """CFG-Zero*, Fan et al. 2025 (2503.18886), of two conditions: s v_null + scale (v - s v_null) in v = dz/dt.
 
-  s = <v, v_null> / |v_null|^2 per sample, and v = 0 at times above `zero_init_above`, none unless asked
-  for.  A change dv is
-  (2) with (-sigma, alpha) dv / det_flow; where that determinant is 0 or infinite (the clean end of
-  some processes) it is ClassifierFree.
+  s = <v, v_null> / |v_null|^2 per sample.  v = 0 at times above `zero_init_above`; by default there
+  are none.  A change dv is the pair (2) (-sigma, alpha) dv / det_flow.  If that determinant is 0 or
+  infinite (at the clean end of some processes), this is ClassifierFree.
   """
 
   guidance_scale: Any = 1.0
@@ -241,7 +239,7 @@ class CFGZero:
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:
     plain, r = ClassifierFree(self.guidance_scale)(process, z, t, each), rates(process, t, z)
     row = TARGETS["flow"](r)
-    v, v_null, v_plain = (combine(row, said.x0, said.eps) for said in (*unstack(each), plain))
+    v, v_null, v_plain = (combine(row, denoised.x0, denoised.eps) for denoised in (*unstack(each), plain))
     best = inner(v, v_null) / jnp.maximum(inner(v_null, v_null), jnp.finfo(v.dtype).tiny)
     dv = (1 - per_sample(self.guidance_scale, z)) * (best - 1) * v_null
     dv = jnp.where(per_sample(t > self.zero_init_above, z), -v_plain, dv)
@@ -254,24 +252,25 @@ class CFGZero:
 def thresholded(
   process: Process, denoise: Denoise, dynamic_thresholding_ratio: Any = 0.995, sample_max_value: Any = 1.0
 ) -> Denoise:
-  """Dynamic thresholding, Saharia et al. 2022 (2205.11487), section 2.3, for data in [-limit, limit].
+  """Dynamic thresholding, Saharia et al. 2022 (2205.11487), section 2.3, for data within +-sample_max_value.
 
-  With s the quantile of |x0| per sample, at least `limit`, x0 is clipped to [-s, s] and divided by
-  s / limit; eps follows by (2).  At sigma = 0, where x0 is z itself, nothing is changed.
+  With s the quantile dynamic_thresholding_ratio of |x0| per sample, at least sample_max_value, x0 is
+  clipped to [-s, s] and divided by s / sample_max_value.  eps follows by (2).  At sigma = 0, where x0
+  is z itself, nothing changes.
   """
 
   def clipped(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
-    said = denoise(z, t, estimate, to)
+    denoised = denoise(z, t, estimate, to)
     limits = per_sample(sample_max_value, z)
     s = jnp.maximum(
       expand(
-        jax.vmap(jnp.quantile)(jnp.abs(said.x0), jnp.broadcast_to(dynamic_thresholding_ratio, len(z))), z
+        jax.vmap(jnp.quantile)(jnp.abs(denoised.x0), jnp.broadcast_to(dynamic_thresholding_ratio, len(z))), z
       ),
       limits,
     )
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
-    dx = jnp.where(sigma > 0, jnp.clip(said.x0, -s, s) * (limits / s) - said.x0, 0)
-    return move(said, dx, -alpha * dx / jnp.where(sigma > 0, sigma, 1))
+    dx = jnp.where(sigma > 0, jnp.clip(denoised.x0, -s, s) * (limits / s) - denoised.x0, 0)
+    return move(denoised, dx, -alpha * dx / jnp.where(sigma > 0, sigma, 1))
 
   return clipped
 
@@ -284,26 +283,26 @@ def energy_guided(
   log_snr_min: Any = -jnp.inf,
   log_snr_max: Any = jnp.inf,
 ) -> Denoise:
-  """Samples of p(x0) exp(-scale energy(x0)), for energy(x0 [B, ...]) -> [B]: a rule that pictures are
-  to keep, prior knowledge.
+  """Samples of p(x0) exp(-guidance_scale energy(x0)), for energy(x0 [B, ...]) -> [B].
 
-  eps + scale sigma g and x0 - scale sigma^2 / alpha g, with g the gradient by z of energy(x0(z))
-  through the denoiser, where log SNR is in [low, high].  It takes the energy of the mean for the
-  mean over x0 given z, as Chung et al. 2023 (2209.14687) and Bansal et al. 2023 (2302.07121) do:
-  exact where the energy is linear and x0 given z Gaussian with a variance that does not depend on
-  z, and else to first order in the scale.  At sigma = 0 the change is 0 of itself; at alpha = 0,
-  where z knows nothing of x0 and the change of x0 would be 0 / 0, it is left out.
+  With g the gradient of energy(x0(z)) by z, through the denoiser, the prediction is eps +
+  guidance_scale sigma g and x0 - guidance_scale sigma^2 / alpha g, at log SNR in [log_snr_min,
+  log_snr_max].  This takes the energy of the mean of x0 given z in place of the mean energy, as Chung
+  et al. 2023 (2209.14687) and Bansal et al. 2023 (2302.07121) do.  It is exact if the energy is linear
+  and x0 given z is Gaussian with a variance that does not depend on z.  Otherwise it is of first order
+  in the scale.  At sigma = 0 the change is 0.  At alpha = 0, where z holds no data and the change of
+  x0 would be 0 / 0, it is left out.
   """
 
   def steered(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     def total(z: Array) -> tuple[Array, Denoised]:
-      said = denoise(z, t, estimate, to)
-      return jnp.sum(energy(said.x0)), said
+      denoised = denoise(z, t, estimate, to)
+      return jnp.sum(energy(denoised.x0)), denoised
 
-    g, said = jax.grad(total, has_aux=True)(z)
+    g, denoised = jax.grad(total, has_aux=True)(z)
     alpha, sigma = expand(process.alpha(t), z), expand(process.sigma(t), z)
     active = within(process, t, log_snr_min, log_snr_max, z) & (alpha > 0)
     de = jnp.where(active, per_sample(guidance_scale, z) * sigma * g, 0)
-    return move(said, -sigma * de / jnp.where(active, alpha, 1), de)
+    return move(denoised, -sigma * de / jnp.where(active, alpha, 1), de)
 
   return steered

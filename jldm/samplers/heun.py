@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
-from jldm.samplers.clock import Clock, Line, euler
+from jldm.samplers.clock import Clock, Line, euler_step
 from jldm.samplers.sample import Denoise, State
 
 Array = jax.Array
@@ -31,8 +31,8 @@ class Heun:
 
   def step(self, process: Process, denoise: Denoise, state: State, t: Array, s: Array, keys: Array) -> State:
     del keys
-    here = denoise(state.z, t)
-    z = euler(process, here, s)
+    denoised = denoise(state.z, t)
+    z = euler_step(process, denoised, s)
     change = self.clock.scale(process, s) * (self.clock.tau(process, s) - self.clock.tau(process, t))
-    heun = lambda: z + 0.5 * change * (self.clock.slope(denoise(z, s)) - self.clock.slope(here))
-    return State(jax.lax.cond((process.sigma(s) > 0) & jnp.isfinite(change), heun, lambda: z), here.x0)
+    heun = lambda: z + 0.5 * change * (self.clock.slope(denoise(z, s)) - self.clock.slope(denoised))
+    return State(jax.lax.cond((process.sigma(s) > 0) & jnp.isfinite(change), heun, lambda: z), denoised.x0)

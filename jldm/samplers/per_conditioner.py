@@ -1,6 +1,6 @@
-"""Guidance by several conditions, each with a scale of its own.
+"""Guidance by several conditions, each with its own scale.
 
-With e_0 the answer to all conditions and e_i that without the first i of them,
+With e_0 the prediction under all conditions and e_i the one without the first i of them,
 
   (1)  e_K + scale_1 (e_0 - e_1) + scale_2 (e_1 - e_2) + … + scale_K (e_(K-1) - e_K)
 
@@ -36,7 +36,8 @@ class PerConditioner:
   def __post_init__(self):
     if len(self.names) != len(self.guidance_scales) or not self.names:
       raise UserError(
-        f"names={self.names} and guidance_scales={self.guidance_scales}; expected one scale per name of a conditioner"
+        f"names={self.names} and guidance_scales={self.guidance_scales}; "
+        "expected one scale per name of a conditioner"
       )
 
   def __call__(self, process: Process, z: Array, t: Array, each: Denoised) -> Denoised:

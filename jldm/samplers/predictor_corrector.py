@@ -1,9 +1,11 @@
-"""Annealed Langevin dynamics as the corrector of any sampler: Song et al. 2021 (2011.13456),
-algorithms 2 and 3, with steps of a fixed size where theirs follow from norms.
+"""Predictor-corrector sampling: Song et al. 2021 (2011.13456), algorithms 2 and 3.
 
-With the score grad log p(z) = -eps / sigma and steps of size delta = step_size sigma^2,
+The predictor is any sampler.  The corrector is annealed Langevin dynamics, with steps of a fixed size
+in place of theirs, which follow from norms.  With the score grad log p(z) = -eps / sigma and steps
+delta = step_size sigma^2,
 
-  (1)  z <- z + delta grad log p(z) + sqrt(2 delta) eps' = z - step_size sigma eps + sqrt(2 step_size) sigma eps'
+  (1)  z <- z + delta grad log p(z) + sqrt(2 delta) eps'
+          = z - step_size sigma eps + sqrt(2 step_size) sigma eps'
 
 which leaves p(z_s) as it is up to an error of first order in `step_size`.
 """
@@ -18,7 +20,7 @@ from jldm.core.keys import normal_like, split_each
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.sample import Denoise, Sampler, moved
+from jldm.samplers.sample import Denoise, Sampler, replace_z
 
 Array = jax.Array
 
@@ -28,7 +30,7 @@ Array = jax.Array
 class PredictorCorrector:
   """The sampler's step, then `correct_steps` of (1) at its end, one evaluation each; none at sigma = 0.
 
-  A multistep history starts anew after each, so one-step samplers gain the most.
+  A multistep history starts anew after each correction, so one-step samplers gain the most.
   """
 
   sampler: Sampler = DDIM()
@@ -52,4 +54,4 @@ class PredictorCorrector:
     def correct(z: Array, key: Array) -> tuple[Array, None]:
       return jax.lax.cond(sigma > 0, lambda: corrected(z, key), lambda: z), None
 
-    return moved(state, jax.lax.scan(correct, state.z, jnp.stack(key_corrections))[0])
+    return replace_z(state, jax.lax.scan(correct, state.z, jnp.stack(key_corrections))[0])

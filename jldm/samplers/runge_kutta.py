@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jldm.core.trees import choice, pytree
 from jldm.diffusion.process import Process
-from jldm.samplers.clock import Clock, Line, euler
+from jldm.samplers.clock import Clock, Line, euler_step
 from jldm.samplers.sample import Denoise, State
 
 Array = jax.Array
@@ -18,9 +18,7 @@ Array = jax.Array
 @pytree
 @dataclasses.dataclass(frozen=True)
 class RK4:
-  """Four evaluations a step; the step that ends at sigma = 0, or that the clock does not know, is
-  Euler's, with one.
-  """
+  """Four evaluations a step; a step that ends at sigma = 0, or at an infinite tau, is Euler's, with one."""
 
   clock: Clock = choice(Line())
 
@@ -37,11 +35,11 @@ class RK4:
 
     def slope(u: Array, tau: Array, k: Array) -> Array:
       """At time u, reached from z_t along slope k."""
-      z = euler(process, first, u) + self.clock.scale(process, u) * (tau - tau_t) * (k - k1)
+      z = euler_step(process, first, u) + self.clock.scale(process, u) * (tau - tau_t) * (k - k1)
       return self.clock.slope(denoise(z, u))
 
     change = self.clock.scale(process, s) * (tau_s - tau_t)
-    z = euler(process, first, s)
+    z = euler_step(process, first, s)
 
     def classical() -> Array:
       k2 = slope(middle, half, k1)

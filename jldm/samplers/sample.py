@@ -1,13 +1,13 @@
 """The one driver: a `lax.scan` of a sampler's step over pairs of times.
 
-A sampler is a frozen dataclass registered as a pytree: numbers are leaves (traced), choices static.
-It goes over an interval (t, s), never an index, and knows nothing of prompts, scales or rows.
+A sampler is a frozen dataclass registered as a pytree: its numbers are traced leaves, its choices
+static.  A step goes over an interval (t, s), never an index, and knows nothing of prompts, scales or
+rows.
 
-A denoiser is denoise(z [B, ...], t, estimate=None, to=None) -> Denoised, with t [] or [B].
-`estimate` [B, ...] is an earlier
-x0: the driver always passes the last state's, zeros at first, for networks with self-conditioning.
-`to`, [] or [B] as t, is the time that the step of a flow map ends at: the sampler of a flow map
-passes it.  Wrappers of denoisers pass both on.
+A denoiser is denoise(z [B, ...], t, estimate=None, to=None) -> Denoised, with t [] or [B].  `estimate`
+[B, ...] is an earlier x0, for networks with self-conditioning: the driver always passes the last
+state's, and zeros at first.  `to`, [] or [B] as t, is the time that the step of a flow map ends at;
+only the sampler of a flow map passes it.  Wrappers of denoisers pass both on.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ Denoise = Callable[..., Denoised]  # denoise(z [B, ...], t [] or [B], estimate=N
 
 
 class State(NamedTuple):
-  """What a one-step sampler carries; a multistep sampler carries more, but always these."""
+  """The state of a one-step sampler; a multistep sampler's state has more fields, but always these."""
 
   z: Array  # [B, ...]
   x0: Array  # [B, ...] the last estimate of the data: previews, self-conditioning
@@ -35,19 +35,18 @@ class State(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-  """`init` may precompute; `step` takes the state from time t to time s, both [], with keys [B], one per sample.
+  """`init` may precompute; `step` takes the state from time t to time s, both [].
 
-  `denoise` knows the last state's x0; a step calls denoise(z, t), or denoise(z, t, to=s) of a flow map.
-
-  A state with a history has a field `count` [], how much of it belongs to the path, by which
-  `moved` begins it anew.
+  There is one key per sample, keys [B].  `denoise` already has the last state's x0 as its estimate: a
+  step calls denoise(z, t), or denoise(z, t, to=s) for a flow map.  A state with a history has a field
+  `count` [], the number of its estimates that belong to this path; `replace_z` sets it to 0.
   """
 
   def init(self, process: Process, z: Array, pairs: Array) -> Any: ...
   def step(self, process: Process, denoise: Denoise, state: Any, t: Array, s: Array, keys: Array) -> Any: ...
 
 
-def walk(
+def scan_steps(
   process: Process,
   denoise: Denoise,
   sampler: Sampler,
@@ -56,18 +55,18 @@ def walk(
   keys: Array,
   keep: Callable[[Any], Any] = lambda state: None,
 ) -> tuple[Any, Any]:
-  """Takes z [B, ...] along pairs (t, s) [N, 2], or [B, N, 2] if each sample has its own; keys [B] from
-  the global indices.
+  """Steps z [B, ...] along pairs (t, s) [N, 2], or [B, N, 2] if each sample has its own.
 
-  Pairs need not adjoin (discrete DDIM), nor go down (resampling, inversion); where t = s nothing
-  changes, so rows of [B, N, 2] are filled up at the end with (0, 0) (`grid.pad_pairs`).  Returns the
-  state at the last s and what `keep` takes of every state, stacked [N, ...].
+  keys [B] come from the global indices.  Pairs need not adjoin (discrete DDIM), nor go down
+  (resampling, inversion).  A pair with t = s changes nothing, so `grid.pad_pairs` fills rows of
+  [B, N, 2] with (0, 0).  Returns the state at the last s, and keep(state) of every step, stacked
+  [N, ...].
 
-  With [B, N, 2] the sampler steps each sample by itself, as a batch of one, and each number of the
-  sampler may be [B] too (an array of more axes has the samples on its first).  The denoiser is
-  called on the whole batch, with t [B]; both branches of a sampler's `lax.cond` are evaluated.  Of
-  the state, z and x0 come as [B, ...], the other fields as the steps of single samples have them,
-  stacked.
+  With [B, N, 2] the sampler steps each sample by itself, as a batch of one.  Each number of the
+  sampler may then be [B] too; an array with more axes has the samples on its first.  The denoiser is
+  called once for the whole batch, with t [B], and both branches of a sampler's `lax.cond` are
+  evaluated.  z and x0 of the returned state are [B, ...]; its other fields are those of single
+  samples, stacked.
 
   Raises:
     UserError: pairs of another shape.
@@ -76,21 +75,21 @@ def walk(
   if shape[-1:] != (2,) or not (len(shape) == 2 or (len(shape) == 3 and shape[0] == len(z))):
     raise UserError(f"pairs of shape {shape} for {len(z)} samples; expected [N, 2], or [{len(z)}, N, 2]")
   if len(shape) == 3:
-    return walk_separately(process, denoise, sampler, z, pairs, keys, keep)
+    return scan_steps_per_sample(process, denoise, sampler, z, pairs, keys, keep)
 
   def body(state, interval):
     i, t, s = interval
-    after = advance(process, denoise, sampler, state, t, s, fold_each(keys, i))
+    after = advance_state(process, denoise, sampler, state, t, s, fold_each(keys, i))
     return after, keep(after)
 
   intervals = jnp.arange(len(pairs)), pairs[:, 0], pairs[:, 1]
   return jax.lax.scan(body, sampler.init(process, z, pairs), intervals)
 
 
-def advance(
+def advance_state(
   process: Process, denoise: Denoise, sampler: Sampler, state: Any, t: Array, s: Array, keys: Array
 ) -> Any:
-  """The state after the step from t to s, both [], with the last estimate; the same state where t = s."""
+  """The state after the step from t to s, both []; unchanged if t = s.  `denoise` gets the last estimate."""
 
   def informed(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     return denoise(z, t, state.x0 if estimate is None else estimate, to)
@@ -99,7 +98,7 @@ def advance(
   return jax.tree.map(lambda old, new: jnp.where(t == s, old, new), state, after)
 
 
-def walk_separately(
+def scan_steps_per_sample(
   process: Process,
   denoise: Denoise,
   sampler: Sampler,
@@ -108,12 +107,10 @@ def walk_separately(
   keys: Array,
   keep: Callable[[Any], Any],
 ) -> tuple[Any, Any]:
-  """As `walk`, for pairs [B, N, 2]: a vmap over samples of the sampler's `init` and `step`, each on a
-  batch of one.
-  """
+  """As `scan_steps`, for pairs [B, N, 2]: the sampler's `init` and `step` under vmap, on batches of one."""
   numbers, structure = jax.tree.flatten(sampler)
   axes = [0 if is_per_sample(number) else None for number in numbers]
-  denoise = called_once(denoise, len(z))
+  denoise = batch_calls(denoise, len(z))
 
   def single(numbers: list) -> Sampler:
     """The sampler of one sample, whose arrays have a batch axis of one."""
@@ -124,7 +121,7 @@ def walk_separately(
     return single(numbers).init(process, z[None], pairs)
 
   def step(numbers, state, t, s, key):
-    return advance(process, denoise, single(numbers), state, t, s, key[None])
+    return advance_state(process, denoise, single(numbers), state, t, s, key[None])
 
   def joined(state):  # [B, 1, ...] -> [B, ...]
     return state._replace(z=state.z[:, 0], x0=state.x0[:, 0])
@@ -140,36 +137,32 @@ def walk_separately(
 
 
 def is_per_sample(number: Any) -> bool:
-  """Whether a sampler's leaf is one number [B] or one array [B, ...] per sample; [] and [1, ...] are
-  those of all.
-  """
+  """Whether a sampler's leaf is [B] or [B, ...], one per sample; [] and [1, ...] are shared."""
   shape = jnp.shape(number)
   return len(shape) == 1 or (len(shape) > 1 and shape[0] > 1)
 
 
-def called_once(denoise: Denoise, count: int) -> Denoise:
-  """The denoiser of one sample, z [1, ...] and t [], of which a vmap over `count` samples makes one
-  call on all of them.
+def batch_calls(denoise: Denoise, count: int) -> Denoise:
+  """A denoiser of one sample, z [1, ...] and t [], that a vmap over `count` samples calls once for all.
 
-  What `denoise` closes over becomes an operand, so that a step may call it within `lax.cond` and `lax.scan`.
+  What `denoise` closes over becomes an operand, so a step may call it within `lax.cond` and `lax.scan`.
   """
 
   def denoise_one(z: Array, t: Array, estimate: Array | None = None, to: Array | None = None) -> Denoised:
     sample = jax.tree.map(jnp.asarray, (z, t, estimate, to))
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), sample)
-    closed, found = jax.make_jaxpr(denoise, return_shape=True)(*whole)
-    leaves, structure = jax.tree.flatten(found)
+    closed, shapes = jax.make_jaxpr(denoise, return_shape=True)(*whole)
+    leaves, structure = jax.tree.flatten(shapes)
 
     @jax.custom_batching.custom_vmap
     def alone(constants, *sample):
-      """Only the shapes of it are ever needed."""
+      """Only the shapes of its results are used."""
       return [jnp.full((1, *leaf.shape[1:]), jnp.nan, leaf.dtype) for leaf in leaves]
 
     @alone.def_vmap
     def together(size, is_batched, constants, *sample):
-      constants = [
-        x[0] if copied else x for x, copied in zip(constants, is_batched[0])
-      ]  # `lax.cond` copies operands
+      # `lax.cond` copies its operands for each sample
+      constants = [x[0] if copied else x for x, copied in zip(constants, is_batched[0])]
       own = lambda x, batched: x if batched else jnp.broadcast_to(x, (size, *x.shape))
       whole = jax.tree.map(own, sample, tuple(is_batched[1:]))
       whole = jax.tree.map(lambda x: x[:, 0] if x.ndim > 1 else x, whole)  # [B, 1, ...] -> [B, ...]
@@ -184,57 +177,56 @@ def called_once(denoise: Denoise, count: int) -> Denoise:
 def sample(
   process: Process, denoise: Denoise, sampler: Sampler, z: Array, pairs: Array, keys: Array
 ) -> Array:
-  """z [B, ...] at the last s of `walk`."""
-  return walk(process, denoise, sampler, z, pairs, keys)[0].z
+  """z [B, ...] at the last s of `scan_steps`."""
+  return scan_steps(process, denoise, sampler, z, pairs, keys)[0].z
 
 
 def first_time(pairs: Array) -> Array:
-  """The time that a path begins at: pairs [N, 2] -> [], pairs [B, N, 2] -> [B]."""
+  """The first time of a path: pairs [N, 2] -> [], pairs [B, N, 2] -> [B]."""
   return pairs[..., 0, 0]
 
 
-def start(process: Process, like: Array, pairs: Array, keys: Array) -> tuple[Array, Array]:
-  """Pure noise sigma(t0) eps in the shape of `like` [B, ...], and the keys [B] of the path; `keys` [B]
-  are split in two.
+def draw_start(process: Process, like: Array, pairs: Array, keys: Array) -> tuple[Array, Array]:
+  """Noise sigma(t0) eps in the shape of `like` [B, ...], and the keys [B] of the path.
+
+  Both come from `keys` [B], split in two.
   """
   key_start, key_path = split_each(keys)
   return expand(process.sigma(first_time(pairs)), like) * normal_like(key_start, like), key_path
 
 
-def draw(
+def draw_samples(
   process: Process, denoise: Denoise, sampler: Sampler, like: Array, pairs: Array, keys: Array
 ) -> Array:
-  """Samples from noise, in the shape of `like` [B, ...]: starts at sigma(t0) eps; keys [B] are split
-  into start and path.
-  """
-  z, key_path = start(process, like, pairs, keys)
+  """Samples in the shape of `like` [B, ...], from noise sigma(t0) eps; keys [B] for noise and path."""
+  z, key_path = draw_start(process, like, pairs, keys)
   return sample(process, denoise, sampler, z, pairs, key_path)
 
 
 def trajectory(
   process: Process, denoise: Denoise, sampler: Sampler, like: Array, pairs: Array, keys: Array
 ) -> tuple[Array, Array]:
-  """As `draw`, with the estimate of x0 that every step made on its way: z [B, ...], x0 [N, B, ...]; one pass."""
-  z, key_path = start(process, like, pairs, keys)
-  state, x0 = walk(process, denoise, sampler, z, pairs, key_path, lambda state: state.x0)
+  """As `draw_samples`, with the estimate of x0 of every step: z [B, ...], x0 [N, B, ...]; one pass."""
+  z, key_path = draw_start(process, like, pairs, keys)
+  state, x0 = scan_steps(process, denoise, sampler, z, pairs, key_path, lambda state: state.x0)
   return state.z, x0
 
 
-def moved(state: Any, z: Array, changed: Array | bool = True) -> Any:
-  """The state at another z [B, ...]: what a wrapper returns after it changed z.
+def replace_z(state: Any, z: Array, changed: Array | bool = True) -> Any:
+  """The state with another z [B, ...], for wrappers that change z.
 
-  The history of a multistep sampler belongs to the path that was left, and starts anew where `changed` [].
+  The history of a multistep sampler belongs to the old path, so it starts anew if `changed` [].
   """
   history = {"count": jnp.where(changed, 0, state.count)} if "count" in state._fields else {}
   return state._replace(z=z, **history)
 
 
 def renoise(process: Process, z: Array, t: Array, s: Array, keys: Array, noise: Array | float = 1.0) -> Array:
-  """The forward process from z_t to z_s, s >= t:  r z_t + (sigma_s^2 - r^2 sigma_t^2)^(1/2) eps',  r =
-  alpha_s / alpha_t.
+  """The forward process from z_t to z_s, s >= t, with r = alpha_s / alpha_t:
 
-  z [B, ...], t and s [] or [B], keys [B]; the fresh noise is multiplied by `noise` [].  Unchanged
-  where s = t.
+    z_s = r z_t + noise (sigma_s^2 - r^2 sigma_t^2)^(1/2) eps'
+
+  z [B, ...], t and s [] or [B], noise [], keys [B].  z is unchanged if s = t.
   """
   alpha_t = process.alpha(t)
   ratio = jnp.where(s == t, 1, process.alpha(s) / jnp.where(alpha_t > 0, alpha_t, 1))

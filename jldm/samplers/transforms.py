@@ -1,4 +1,4 @@
-"""What is put around a denoiser before it is sampled: transform(process, denoise) -> denoise."""
+"""Wrappers of a denoiser: transform(process, denoise) -> denoise."""
 
 import dataclasses
 from typing import Any

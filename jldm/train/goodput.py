@@ -1,17 +1,18 @@
-"""Where the seconds of a process went: every one of them is in exactly one part, so that the parts add
-up to the wall clock.
+"""The seconds of a process by what they were spent on.
 
-  start       until a stage begins, and whatever else is in no other part: imports, checks
-  compile     making the programs of a stage, which run first with their compilation
+Every second is in exactly one part, so the parts add up to the wall clock:
+
+  start       until a stage starts, and all that is in no other part: imports, checks
+  compile     compiling the programs of a stage, and their first run
   restore     reading and verifying checkpoints
   data        waiting for batches
-  step        the training itself
-  lost        steps that were made before: a killed run had come further than its last checkpoint
+  step        training
+  lost        repeating steps that a killed run made after its last checkpoint
   save        starting and committing checkpoints
-  evaluation  measurements and pictures on the way, with their own compilation
-  encode      the training set's latents
+  evaluation  measurements and previews during training, with their compilation
+  encode      computing the latents of the training set
 
-What is nested counts as the inner part: a save within a step is not the step's.
+A nested part counts as the inner one: a save within a step is not part of the step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,10 @@ PARTS = ("start", "compile", "restore", "data", "step", "lost", "save", "evaluat
 
 
 class Goodput:
-  """A clock that is always on one of PARTS; from the start of the process, or from `began` of time.monotonic()."""
+  """A clock whose seconds go to one of PARTS at a time.
+
+  It starts with the process, or at `began` of time.monotonic().
+  """
 
   def __init__(self, began: float | None = None):
     self.began = self.since = time.monotonic() - age_s() if began is None else began
@@ -33,7 +37,7 @@ class Goodput:
     self.part = "start"
 
   def switch(self, part: str) -> str:
-    """The seconds since the last switch are of the part that was on; returns it."""
+    """Gives the seconds since the last switch to the current part, changes to `part`, returns the old one."""
     if part not in self.seconds:
       raise ValueError(f"part={part!r}; expected one of {PARTS}")
     now = time.monotonic()
@@ -42,8 +46,8 @@ class Goodput:
     return before
 
   @contextlib.contextmanager
-  def on(self, part: str) -> Iterator[None]:
-    """The block is of this part, but for what is nested in it."""
+  def measure(self, part: str) -> Iterator[None]:
+    """The seconds of the block go to this part, unless a nested block takes them."""
     before = self.switch(part)
     try:
       yield
@@ -52,24 +56,25 @@ class Goodput:
 
   def hook(self, part: str, hook: Hook) -> Hook:
     def call(n, state, metrics):
-      with self.on(part):
+      with self.measure(part):
         hook.call(n, state, metrics)
 
     return hook._replace(call=call)
 
   def waiting(self, items: Iterable) -> Iterator:
-    """The items; waiting for one is of `data`."""
+    """The items; the seconds of waiting for one go to `data`."""
     items, done = iter(items), object()
     while True:
-      with self.on("data"):
+      with self.measure("data"):
         item = next(items, done)
       if item is done:
         return
       yield item
 
   def steps(self, step: Callable, start: int, made_before: int) -> Callable:
-    """A training step that tells the part: `compile` the first time, then `lost` up to step
-    `made_before`, then `step`.
+    """A training step that switches the part.
+
+    It is `compile` the first time, then `lost` up to step `made_before`, then `step`.
 
     `start` is the number of the step before the first.
     """
@@ -86,8 +91,8 @@ class Goodput:
 
     return call
 
-  def line(self) -> dict[str, float]:
+  def seconds_by_part(self) -> dict[str, float]:
     """Seconds by part, and their sum."""
     self.switch(self.part)
-    told = {f"seconds_{part}": round(value, 3) for part, value in self.seconds.items()}
-    return told | {"seconds": round(self.since - self.began, 3)}
+    seconds = {f"seconds_{part}": round(value, 3) for part, value in self.seconds.items()}
+    return seconds | {"seconds": round(self.since - self.began, 3)}

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, a progress bar and, where asked for, Weights & Biases."""
+"""A run's metrics: metrics.jsonl, TensorBoard, a progress bar and, optionally, Weights & Biases."""
 
 from collections.abc import Iterator
 import json
@@ -25,22 +25,21 @@ from jldm.train.step import SKIPS_ALLOWED
 FLUSH_S = 10  # of the board, whose flush waits for the disk
 
 
-def forget_after(path: Path, stage: str, step: int) -> int:
-  """Removes from metrics.jsonl what a resumed stage is about to write again, and what is not a line of
-  it; returns the last step of the stage that was there.
+def drop_rows_after(path: Path, stage: str, step: int) -> int:
+  """Removes the rows of metrics.jsonl that a resumed stage will write again, and broken lines.
+
+  Returns the last step of the stage in the file.
   """
   if not path.exists():
     return 0
-  every = list(rows(path))
+  every = list(read_rows(path))
   with replace_file(path, partial=path.with_suffix(".partial").name) as file:
     file.writelines(line + b"\n" for line, row in every if row["stage"] != stage or row["step"] <= step)
   return max((row["step"] for _, row in every if row["stage"] == stage), default=0)
 
 
-def rows(path: Path) -> Iterator[tuple[bytes, dict]]:
-  """The lines of metrics.jsonl and what they say; a kill or a full disk may leave half a line, which
-  is left out.
-  """
+def read_rows(path: Path) -> Iterator[tuple[bytes, dict]]:
+  """The lines of metrics.jsonl, raw and parsed, without half lines that a kill or a full disk left."""
   for line in path.read_bytes().split(b"\n") if path.exists() else ():
     try:
       row = json.loads(line)
@@ -50,11 +49,11 @@ def rows(path: Path) -> Iterator[tuple[bytes, dict]]:
       yield line, row
 
 
-def means(metrics: list[dict]) -> dict[str, float]:
-  """Of every metric over the steps whose update was made, and how many were `skipped`."""
+def mean_metrics(metrics: list[dict]) -> dict[str, float]:
+  """The mean of every metric over the steps that were made, and the number of `skipped` ones."""
   made = [row for row in metrics if not row["skipped"]]
-  found = {name: float(np.mean([row[name] for row in made])) for name in metrics[0]} if made else {}
-  return found | {"skipped": len(metrics) - len(made)}
+  averages = {name: float(np.mean([row[name] for row in made])) for name in metrics[0]} if made else {}
+  return averages | {"skipped": len(metrics) - len(made)}
 
 
 def import_wandb() -> Any:
@@ -73,8 +72,8 @@ def import_wandb() -> Any:
 def start_wandb(project: str, workdir: Path, config: dict) -> Any:
   """A Weights & Biases run that keeps its files in workdir/wandb; the same workdir goes on with the same run.
 
-  Its name is in workdir/wandb/id, random: a hash of the path would join the runs of two machines.
-  `workdir` must exist; where the run goes (server, offline) is told by wandb's own settings.
+  Its random name is in workdir/wandb/id: a hash of the path would join the runs of two machines.
+  `workdir` must exist.  wandb's own settings choose the server, or offline mode.
 
   Raises:
     UserError: wandb is not installed, or does not start.
@@ -83,9 +82,8 @@ def start_wandb(project: str, workdir: Path, config: dict) -> Any:
   path = workdir / "wandb" / "id"
   path.parent.mkdir(exist_ok=True)
   name = path.read_text(errors="replace").strip() if path.exists() else ""
-  if not re.fullmatch(
-    r"[\w-]{1,64}", name
-  ):  # a kill left the file empty, or it is damaged: wandb makes a folder of that name
+  # wandb makes a folder of that name; a kill may leave the file empty or damaged
+  if not re.fullmatch(r"[\w-]{1,64}", name):
     name = secrets.token_hex(4)
     path.write_text(name + "\n")
   where = workdir.resolve()
@@ -94,18 +92,18 @@ def start_wandb(project: str, workdir: Path, config: dict) -> Any:
       project=project, id=name, resume="allow", name=where.name, dir=str(where), config=config
     )
   except wandb.Error as error:
-    told = " ".join(str(error).split())
+    reason = " ".join(str(error).split())
     raise UserError(
-      f"Weights & Biases did not start ({told}); run 'wandb login', set WANDB_MODE=offline, or leave --wandb "
-      "out"
+      f"Weights & Biases did not start ({reason}); "
+      "run 'wandb login', set WANDB_MODE=offline, or leave --wandb out"
     ) from error
 
 
 class Board:
-  """TensorBoard's file of a stage; what an earlier run wrote of steps after `start` is purged.
+  """TensorBoard's file of a stage, without what an earlier run wrote of steps after `start`.
 
-  Written by this thread: SummaryWriter's own ends with a full disk, and then whoever logs to it
-  waits forever.
+  This thread writes it.  SummaryWriter's own thread ends when the disk is full, and then whoever logs
+  to it waits forever.
   """
 
   def __init__(self, folder: Path, start: int):
@@ -128,25 +126,20 @@ class Board:
 
 
 class Log:
-  """Means over the steps since the last line, written every `every_steps`; a context manager.
+  """A context manager that logs means of the metrics over the steps since the last line.
 
-  `collect` is for every step and keeps device arrays; `write` waits for them.  Ten non-finite
-  updates in a row raise NonFiniteError.  Of several processes the first alone writes.
+  Call `collect` after every step: it keeps device arrays.  `write` waits for them.  It raises
+  NonFiniteError after ten non-finite updates in a row.  With several processes only the first writes.
 
-  `wandb` is a run (`start_wandb`), which gets every line under names such as "denoiser/loss" over
-  "denoiser/step": all stages are of one run, whose own count must never go back.
+  `wandb` is a run of `start_wandb`.  It gets every line under names such as "denoiser/loss" over
+  "denoiser/step": all stages share one run, whose own step count must never go back.
   """
 
   def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
-    self.path, self.stage, self.batch_size, self.writes = (
-      workdir / "metrics.jsonl",
-      stage,
-      batch_size,
-      multihost.is_primary(),
-    )
-    self.made_before = (
-      forget_after(self.path, stage, start) if self.writes else 0
-    )  # a step that a killed run had come to
+    self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
+    self.writes = multihost.is_primary()
+    # the last step of a killed run
+    self.made_before = drop_rows_after(self.path, stage, start) if self.writes else 0
     self.board = Board(workdir / "tb" / stage, start) if self.writes else None
     quiet = {} if sys.stderr.isatty() else {"mininterval": 10}
     shown = {
@@ -178,9 +171,7 @@ class Log:
     self.bar.update()
 
   def write(self, step: int, state, metrics: dict) -> None:
-    """One line of means over the steps since the last line, if there are any; `skipped` is the number
-    of updates not made.
-    """
+    """Writes a line of means over the steps since the last line, if any; `skipped` counts skipped updates."""
     del state, metrics
     if not self.pending:
       return
@@ -190,14 +181,13 @@ class Log:
     if max(skips) >= SKIPS_ALLOWED:
       first = step - len(rows) + 1 + next(i for i, n in enumerate(skips) if n >= SKIPS_ALLOWED)
       raise NonFiniteError(f"{self.stage}: {SKIPS_ALLOWED} non-finite updates in a row, up to step {first}")
-    found, speed = means(rows), len(rows) * self.batch_size / elapsed
-    self.record(step, found | {"images_per_second": round(speed, 1)})
-    self.bar.set_postfix_str(
-      f"loss {found.get('loss', float('nan')):.4f}, {speed:.0f} images/s", refresh=False
-    )
+    averages, speed = mean_metrics(rows), len(rows) * self.batch_size / elapsed
+    self.record(step, averages | {"images_per_second": round(speed, 1)})
+    loss = averages.get("loss", float("nan"))
+    self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
 
   def record(self, step: int, values: dict[str, float]) -> None:
-    """One line in metrics.jsonl and one point a value on the board and on Weights & Biases."""
+    """Writes one line to metrics.jsonl, and each value to TensorBoard and to Weights & Biases."""
     if not self.writes:
       return
     with self.path.open("a") as file:
@@ -206,7 +196,7 @@ class Log:
     if self.wandb is not None:
       self.wandb.log({f"{self.stage}/{name}": value for name, value in ({"step": step} | values).items()})
 
-  def say(self, told: str) -> None:
+  def print_line(self, line: str) -> None:
     """A line above the bar."""
     if self.writes:
-      self.bar.write(told)
+      self.bar.write(line)

@@ -8,13 +8,13 @@ import jax
 
 from jldm.train.state import TrainState
 
-IN_FLIGHT = 2  # hides the host; unbounded, several CPU devices of one process starve each other and hang
+IN_FLIGHT = 2  # hides the host's work; without a bound, CPU devices of one process starve each other and hang
 
 
 class Hook(NamedTuple):
-  """call(step, state, metrics) after every `every_steps` steps, and after the last where `at_end`.
+  """call(step, state, metrics) after every `every_steps` steps and, if `at_end`, after the last.
 
-  The state is the hook's until it returns: the next step donates it.
+  A hook may use the state until it returns: the next step donates it.
   """
 
   every_steps: int
@@ -23,7 +23,7 @@ class Hook(NamedTuple):
 
 
 class Change(NamedTuple):
-  """call(step, state, batch) -> the state that goes on, after every `every_steps` steps and before their hooks."""
+  """call(step, state, batch) -> the next state, after every `every_steps` steps, before their hooks."""
 
   every_steps: int
   call: Callable[[int, TrainState, Any], TrainState]
@@ -39,10 +39,10 @@ def fit(
   hooks: Iterable[Hook],
   changes: Iterable[Change] = (),
 ) -> TrainState:
-  """Runs from state.step to `stop` on `batches` (device arrays, one a step).
+  """Trains from state.step to step `stop`, with one of `batches` (device arrays) per step.
 
-  The host runs ahead of the devices by IN_FLIGHT steps and otherwise waits only where a hook does.
-  `changes` are what happens to the state outside the step.
+  The host runs ahead of the devices by IN_FLIGHT steps and waits otherwise only if a hook does.
+  `changes` change the state outside the step.
   """
   hooks, changes, in_flight = tuple(hooks), tuple(changes), collections.deque()
   for n, batch in zip(range(int(state.step) + 1, stop + 1), batches, strict=True):

@@ -42,10 +42,8 @@ class WarmupCosine:
     )
 
 
-def found(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
-  """For every parameter whether `regex` is found in its path, such as "blocks/mlp/in/kernel", and its
-  rank is legal.
-  """
+def match_paths(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
+  """Whether each parameter's path, such as "blocks/mlp/in/kernel", matches `regex` and its rank is legal."""
 
   def one(path: str, leaf: Any) -> bool:
     return re.search(regex, path) is not None and (ranks is None or leaf.ndim in ranks)
@@ -53,15 +51,15 @@ def found(regex: str, params: Any, ranks: tuple[int, ...] | None = None) -> Any:
   return map_named(one, params)
 
 
-def no_match(name: str, regex: str, what: str, params: Any) -> UserError:
-  """What to raise where a regex chooses nothing: it names some paths."""
+def no_match_error(name: str, regex: str, what: str, params: Any) -> UserError:
+  """The error for a regex that matches nothing, with some paths as examples."""
   paths = leaf_names(params)
   some = ", ".join(paths[:: max(len(paths) // 4, 1)][:4])
-  return UserError(f"{name}={regex!r} is found in no {what}; expected a regex for paths such as {some}")
+  return UserError(f"{name}={regex!r} matches no {what}; expected a regex for paths such as {some}")
 
 
-def split(choose: Callable, **parts: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The second of two named parts for the parameters where choose(params) is True, the first for the others."""
+def partition_by(choose: Callable, **parts: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The second of two named `parts` for parameters with choose(params) True, the first for the others."""
   other, chosen = parts
   return optax.partition(
     parts, lambda params: jax.tree.map(lambda yes: chosen if yes else other, choose(params))
@@ -70,16 +68,17 @@ def split(choose: Callable, **parts: optax.GradientTransformation) -> optax.Grad
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-  """What all share: update = -rate (direction + weight_decay params), of gradients clipped to the norm
-  `clip_norm` (0: not).
+  """update = -rate (direction + weight_decay params), of clipped gradients.
 
-  `no_decay` and `frozen` are regexes that are searched for in paths such as "blocks/mlp/in/kernel":
-  parameters that do not decay, and those that are not trained, have no state and do not count in
-  the norm.  An empty one chooses none.
+  Gradients are clipped to the norm `clip_norm`; 0 switches that off.
+
+  `no_decay` and `frozen` are regexes that are searched for in paths such as "blocks/mlp/in/kernel".
+  Parameters that match `no_decay` do not decay.  Those that match `frozen` are not trained, have no
+  state and do not count in the norm.  An empty regex matches none.
 
   Raises:
-    UserError: a regex is invalid; in `init` of what `build` returns, if one chooses no parameter,
-      or `frozen` all.
+    UserError: a regex is invalid; in `init` of the built transformation, one matches no parameter, or
+      `frozen` matches all.
   """
 
   schedule: Any = WarmupCosine()
@@ -100,33 +99,37 @@ class Optimizer:
         ) from error
 
   def direction(self) -> optax.GradientTransformation:
-    """From clipped gradients to what the rate multiplies."""
+    """Maps clipped gradients to what the rate multiplies."""
     raise NotImplementedError
 
-  def check(self, params: Any) -> None:
-    """Raises a UserError where the regexes do not fit `params`, arrays or shapes."""
+  def check_regexes(self, params: Any) -> None:
+    """Raises a UserError if the regexes do not fit `params`, arrays or shapes."""
     for name in self.regexes:
       regex = getattr(self, name)
-      if regex and not any(jax.tree.leaves(found(regex, params))):
-        raise no_match(name, regex, "parameter's path", params)
-    if self.frozen and all(jax.tree.leaves(found(self.frozen, params))):
+      if regex and not any(jax.tree.leaves(match_paths(regex, params))):
+        raise no_match_error(name, regex, "parameter's path", params)
+    if self.frozen and all(jax.tree.leaves(match_paths(self.frozen, params))):
       raise UserError(
-        f"frozen={self.frozen!r} is found in all parameters' paths; expected one that leaves some to train"
+        f"frozen={self.frozen!r} matches all parameters' paths; expected one that leaves some to train"
       )
 
   def build(self, steps: int) -> optax.GradientTransformation:
     """The transformation for a run of `steps` updates."""
     decays = (
-      (lambda params: jax.tree.map(operator.not_, found(self.no_decay, params))) if self.no_decay else None
+      (lambda params: jax.tree.map(operator.not_, match_paths(self.no_decay, params)))
+      if self.no_decay
+      else None
     )
     rate = optax.scale_by_learning_rate(self.schedule.build(steps))
     tx = optax.chain(self.direction(), optax.add_decayed_weights(self.weight_decay, decays), rate)
     tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx) if self.clip_norm else tx
     if self.frozen:
-      tx = split(lambda params: found(self.frozen, params), trained=tx, frozen=optax.set_to_zero())
+      tx = partition_by(
+        lambda params: match_paths(self.frozen, params), trained=tx, frozen=optax.set_to_zero()
+      )
 
     def init(params):
-      self.check(params)
+      self.check_regexes(params)
       return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init, tx.update)
@@ -145,37 +148,38 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adafactor(Optimizer):
-  """Shazeer & Stern 2018 (1804.04235), algorithms 4 and 5: second moments of matrices as the product
-  of rows and columns.
+  """Shazeer & Stern 2018 (1804.04235), algorithms 4 and 5: second moments of matrices are factored.
 
-  Only where two axes have at least `factor_from` entries; the average of step t keeps 1 -
-  t^-decay_rate.  `momentum` (0: none) costs a tree.  `relative` multiplies rates by the rms of a
-  parameter, which holds zero gates at zero for long; decay is multiplied by the rate, as in AdamW,
-  not added beside it as in optax.adafactor.
+  They are factored if two axes have at least `min_dim_size_to_factor` entries.  The average of step t
+  keeps the share 1 - t^-decay_rate.  `momentum` (0: none) costs a tree.
+  `multiply_by_parameter_scale` multiplies rates by the rms of a parameter, which keeps zero gates at
+  zero for long.  Decay is multiplied by the rate, as in AdamW; in optax.adafactor it is not.
   """
 
   decay_rate: float = 0.8
   momentum: float = 0.0
-  factor_from: int = 128
-  relative: bool = False
+  min_dim_size_to_factor: int = 128
+  multiply_by_parameter_scale: bool = False
 
   def direction(self) -> optax.GradientTransformation:
     parts = [
-      optax.scale_by_factored_rms(decay_rate=self.decay_rate, min_dim_size_to_factor=self.factor_from),
+      optax.scale_by_factored_rms(
+        decay_rate=self.decay_rate, min_dim_size_to_factor=self.min_dim_size_to_factor
+      ),
       optax.clip_by_block_rms(1.0),
     ]
-    parts += [optax.scale_by_param_block_rms()] if self.relative else []
+    parts += [optax.scale_by_param_block_rms()] if self.multiply_by_parameter_scale else []
     parts += [optax.ema(self.momentum, debias=False)] if self.momentum else []
     return optax.chain(*parts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-  """Jordan 2024: the momentum of matrices made orthogonal; Adam with (b1, b2) for all else.
+  """Orthogonalised momentum for matrices, Jordan 2024; Adam with (b1, b2) for all else.
 
-  `hidden` is searched for in the paths of kernels [in, out] and, as many matrices, [depth, in,
-  out]; first and last layers, embeddings, biases and convolutions are Adam's.  Updates have an rms
-  of about 0.2 whatever the shape, so that rates and decay are AdamW's: Liu et al. 2025
+  Matrices are kernels [in, out], or stacks of them [depth, in, out], in whose path the regex `hidden`
+  matches.  First and last layers, embeddings, biases and convolutions are left to Adam.  Updates have
+  an rms of about 0.2 for any shape, so rates and decay are those of AdamW: Liu et al. 2025
   (2502.16982), eq. 4.
   """
 
@@ -189,19 +193,18 @@ class Muon(Optimizer):
   def direction(self) -> optax.GradientTransformation:
     matrix = optax.contrib.MuonDimensionNumbers(-2, -1)
     everywhere = lambda params: jax.tree.map(lambda _: matrix, params)
-    # Of the factor 0.2 max(in, out)^1/2, optax.contrib.muon has max(1, out / in)^1/2; its parts differ between versions.
-    muon = optax.contrib.muon(
-      -1.0, beta=self.momentum, muon_weight_dimension_numbers=everywhere
-    )  # a rate of -1: no descent
+    # The factor is 0.2 max(in, out)^1/2: muon applies max(1, out / in)^1/2, `rest` the rest.
+    # A rate of -1 keeps the sign: `build` applies the learning rate.
+    muon = optax.contrib.muon(-1.0, beta=self.momentum, muon_weight_dimension_numbers=everywhere)
     rest = optax.stateless(
       lambda updates, params: jax.tree.map(lambda u: 0.2 * u.shape[-2] ** 0.5 * u, updates)
     )
 
     def matrices(params):
-      chosen = found(self.hidden, params, ranks=(2, 3))
+      chosen = match_paths(self.hidden, params, ranks=(2, 3))
       if not any(jax.tree.leaves(chosen)):
-        raise no_match("hidden", self.hidden, "path of a matrix that is trained", params)
+        raise no_match_error("hidden", self.hidden, "path of a matrix that is trained", params)
       return chosen
 
     adam = optax.scale_by_adam(self.b1, self.b2)
-    return split(matrices, adam=adam, muon=optax.chain(muon, rest))
+    return partition_by(matrices, adam=adam, muon=optax.chain(muon, rest))

@@ -1,13 +1,12 @@
-"""SIGTERM, as a scheduler sends it some seconds before it takes the machine away.
+"""SIGTERM, which a scheduler sends some seconds before it takes the machine away.
 
-A handler in Python runs between two bytecodes of the main thread, which one compilation may hold
-for a minute.  So a thread reads the signals from a pipe, at once: the first is a notice that the
-loop looks at between steps, and that ends the process by itself when GRACE_S have passed; the
-second ends it there and then.  What was committed stays committed.
+A handler in Python runs between two bytecodes of the main thread, which a single compilation may block
+for a minute.  So a thread reads signals from a pipe, at once.  The first signal sets a notice, which
+the loop reads between steps; after GRACE_S without a step it ends the process itself.  The second
+signal ends the process at once.  Committed checkpoints stay.
 
-Of several processes one notice is enough, and all stop after the same step: each sends with every
-step what it knows, and reads what all knew IN_FLIGHT steps later, when that is there and nobody
-waits for it.
+If one of several processes gets the signal, all stop after the same step: each sends its notice with
+every step, and reads what all sent IN_FLIGHT steps later, when it has arrived and nobody waits.
 """
 
 import collections
@@ -29,49 +28,50 @@ GRACE_S = 25.0
 
 
 class Notice:
-  """Whether this process, or another of its run, was asked to end."""
+  """Whether SIGTERM came, to this process or to another of its run."""
 
   def __init__(self) -> None:
-    self.asked = False
+    self.requested = False
     self.sent: collections.deque = collections.deque()
 
-  def check(self) -> None:
-    """Raises Preempted if one was; all processes come here."""
-    if multihost.any_process(self.asked):
+  def raise_if_requested(self) -> None:
+    """Raises Preempted if a signal came to any process; all processes must call this."""
+    if multihost.any_process(self.requested):
       raise Preempted(f"stopped by SIGTERM; {RESUME_HINT}")
 
-  def between(self, items: Iterable, alone: bool = False) -> Iterator:
-    """The items, with a look before each: for what takes long between two steps.
+  def checked(self, items: Iterable, alone: bool = False) -> Iterator:
+    """The items, with `raise_if_requested` before each: for long work between two steps.
 
-    `alone`: other processes have other items, and come to a `check` behind theirs, which one that
-    was asked comes to at once.
+    `alone`: other processes have other items.  Then only a process with a signal calls
+    `raise_if_requested`, at once; the others call it after their items.
     """
     for item in items:
-      if self.asked or not alone:
-        self.check()
+      if self.requested or not alone:
+        self.raise_if_requested()
       yield item
 
-  def came(self) -> bool:
-    """Whether to stop after this step; all processes come here after each."""
+  def stop_agreed(self) -> bool:
+    """Whether all processes stop after this step; all must call this after each step."""
     if not multihost.is_multiprocess():
-      return self.asked
-    self.sent.append(multihost.start_any(self.asked))
+      return self.requested
+    self.sent.append(multihost.start_any(self.requested))
     return len(self.sent) > IN_FLIGHT and bool(self.sent.popleft())
 
   def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
-    """Ends a stage after the step in which the notice came, once keep(step, state, metrics) has begun
-    to save it; the last step is left to the caller, who saves it with more.
+    """Ends a stage after the step with the notice, once keep(step, state, metrics) has started to save it.
+
+    The last step is left to the caller, who saves more.
     """
 
     def call(n, state, metrics):
-      if self.came() and n < stop:
+      if self.stop_agreed() and n < stop:
         keep(n, state, metrics)
         raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {RESUME_HINT}")
 
     return Hook(1, call)
 
   def guard(self, hook: Hook, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
-    """A hook that takes long, and may be left by `check`: what its step made is kept."""
+    """A long hook that `raise_if_requested` may interrupt: the state of its step is saved first."""
 
     def call(n, state, metrics):
       try:
@@ -86,8 +86,8 @@ class Notice:
 
 
 @contextlib.contextmanager
-def watched(grace_s: float = GRACE_S) -> Iterator[Notice]:
-  """A notice of SIGTERM while the block runs; one that never comes where signals are another thread's business."""
+def watch_sigterm(grace_s: float = GRACE_S) -> Iterator[Notice]:
+  """A notice of SIGTERM while the block runs; outside the main thread none ever comes."""
   notice = Notice()
   if threading.current_thread() is not threading.main_thread():
     yield notice
@@ -95,7 +95,9 @@ def watched(grace_s: float = GRACE_S) -> Iterator[Notice]:
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   before = signal.signal(signal.SIGTERM, lambda number, frame: None), signal.set_wakeup_fd(writer)
-  watcher = threading.Thread(target=_watch, args=(notice, reader, grace_s), name="preemption", daemon=True)
+  watcher = threading.Thread(
+    target=_watch_pipe, args=(notice, reader, grace_s), name="preemption", daemon=True
+  )
   watcher.start()
   try:
     yield notice
@@ -107,22 +109,23 @@ def watched(grace_s: float = GRACE_S) -> Iterator[Notice]:
     os.close(reader)
 
 
-def _watch(notice: Notice, reader: int, grace_s: float) -> None:
-  """Until the pipe is closed: a byte is the number of a signal."""
+def _watch_pipe(notice: Notice, reader: int, grace_s: float) -> None:
+  """Reads signal numbers, one per byte, until the pipe is closed."""
   end = None
   while True:
     left = None if end is None else max(0, end - time.monotonic())
     if not select.select([reader], [], [], left)[0]:
-      _leave(f"stopped by SIGTERM; no step ended within {grace_s:g} s; {RESUME_HINT}")
-    if not (came := os.read(reader, 64)):
+      _exit(f"stopped by SIGTERM; no step ended within {grace_s:g} s; {RESUME_HINT}")
+    numbers = os.read(reader, 64)
+    if not numbers:
       return
-    terms = came.count(signal.SIGTERM)
-    if terms > 1 or (terms and notice.asked):
-      _leave(f"stopped by a second SIGTERM; {RESUME_HINT}")
+    terms = numbers.count(signal.SIGTERM)
+    if terms > 1 or (terms and notice.requested):
+      _exit(f"stopped by a second SIGTERM; {RESUME_HINT}")
     if terms:
-      notice.asked, end = True, time.monotonic() + grace_s
+      notice.requested, end = True, time.monotonic() + grace_s
 
 
-def _leave(told: str) -> None:
-  print(told, file=sys.stderr, flush=True)
+def _exit(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
   os._exit(Preempted.EXIT_CODE)

@@ -1,5 +1,6 @@
-"""The state of a training run: everything that a step changes, and no key (the key of step n is a
-function of n).
+"""The state of a training run: everything that a step changes.
+
+It has no key, since the key of step n is a function of n.
 """
 
 from typing import Any
@@ -16,17 +17,14 @@ Array = jax.Array
 
 @struct.dataclass
 class TrainState:
-  """step, int32 []: updates asked for; params; extra: non-gradient state; ema: averages of params in
-  float32, of which losses and samples see the first; opt_state; skipped, int32 []: how many updates
-  in a row, up to this one, were not finite and not made.
-  """
+  """Everything that a step changes."""
 
-  step: Array
+  step: Array  # int32 []: steps so far, skipped ones included
   params: Any
-  extra: Any
-  ema: tuple
+  extra: Any  # state without gradients
+  ema: tuple  # averages of params in float32; losses and samples use the first
   opt_state: Any
-  skipped: Array
+  skipped: Array  # int32 []: the last updates in a row that were skipped, since they were not finite
 
 
 def init_state(params: Any, extra: Any, tx: optax.GradientTransformation, ema: Average) -> TrainState:
@@ -35,19 +33,17 @@ def init_state(params: Any, extra: Any, tx: optax.GradientTransformation, ema: A
   return TrainState(zero, params, extra, ema.init(params), tx.init(params), jnp.zeros_like(zero))
 
 
-def divide(state: TrainState) -> dict:
-  """A state as the items of a checkpoint: what later stages and samples need of it can be read alone."""
-  return {"state": state.replace(ema=state.ema[1:], extra=None)} | averaged(state.ema[0], state.extra)
+def split_state(state: TrainState) -> dict:
+  """A state as the items of a checkpoint, so that later stages and samples read only what they need."""
+  return {"state": state.replace(ema=state.ema[1:], extra=None)} | averaged_items(state.ema[0], state.extra)
 
 
-def averaged(ema: Any, extra: Any) -> dict:
-  """The items of the first average and the non-gradient state, arrays or shapes; that one is left out
-  if it is empty.
-  """
+def averaged_items(ema: Any, extra: Any) -> dict:
+  """The items of the first average and of `extra`, arrays or shapes; an empty `extra` is left out."""
   return {"ema": ema} | ({"extra": extra} if jax.tree.leaves(extra) else {})
 
 
-def join(items: dict, empty: Any = None) -> TrainState:
-  """The inverse of `divide`; `empty` is the non-gradient state if it has no arrays."""
+def join_state(items: dict, empty: Any = None) -> TrainState:
+  """The inverse of `split_state`; `empty` is the value of `extra` if it has no arrays."""
   state = items["state"]
   return state.replace(ema=(items["ema"], *state.ema), extra=items.get("extra", empty))

@@ -1,7 +1,7 @@
 """The training step: one pure function, compiled once.
 
-The key of step n is fold_in(root, n), and every draw of an example is folded with its row in the
-global batch, so that devices, processes and microbatches see the same noise.
+The key of step n is fold_in(root, n).  Each example folds it with its row in the global batch, so
+devices, processes and microbatches see the same noise.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,48 @@ from jldm.train.state import TrainState
 
 Array = jax.Array
 
-SKIPS_ALLOWED = 10  # that many non-finite updates in a row, and the state no longer changes
+SKIPS_ALLOWED = 10  # after so many non-finite updates in a row the state no longer changes
 
 
 def microbatches(batch: Any, count: int) -> Any:
-  """[B, ...] -> [count, B / count, ...]; microbatch a takes rows a, a + count, ..., so sharded rows
-  stay where they are.
+  """[B, ...] -> [count, B / count, ...].
+
+  Microbatch a takes rows a, a + count, ..., so sharded rows stay on their devices.
   """
-  return jax.tree.map(lambda x: jnp.swapaxes(x.reshape((-1, count) + x.shape[1:]), 0, 1), batch)
+
+  def split(x: Array) -> Array:
+    x = x.reshape((-1, count) + x.shape[1:])  # [B / count, count, ...]
+    return jnp.swapaxes(x, 0, 1)  # [count, B / count, ...]
+
+  return jax.tree.map(split, batch)
+
+
+def loss_and_gradients(loss: Callable, state: TrainState, batch: Any, key: Array, frozen: Any) -> tuple:
+  """-> ((mean loss [], Aux), gradients) of one batch."""
+
+  def mean_loss(params: Any) -> tuple[Array, Any]:
+    losses, aux = loss(params, state.extra, state.ema[0], frozen, batch, key)  # [B]
+    return losses.mean(), aux
+
+  return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+
+
+def accumulate_gradients(
+  loss: Callable, state: TrainState, batch: Any, key: Array, frozen: Any, count: int
+) -> tuple:
+  """As `loss_and_gradients`, the mean over `count` microbatches, one after the other in a scan."""
+  parts = microbatches(batch, count)
+
+  def one(part: Any) -> tuple:
+    return loss_and_gradients(loss, state, part, key, frozen)
+
+  def add(total: tuple, part: Any) -> tuple[tuple, None]:
+    return jax.tree.map(jnp.add, total, one(part)), None
+
+  shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  total, _ = jax.lax.scan(add, zeros, parts)
+  return jax.tree.map(lambda x: x / count, total)
 
 
 def step_fn(
@@ -34,11 +68,11 @@ def step_fn(
   accumulate: int = 1,
   axis_name: str | None = None,
 ) -> Callable:
-  """(state, batch, root, frozen) -> (state, metrics).
+  """The step (state, batch, root, frozen) -> (state, metrics).
 
-  loss(params, extra, ema[0], frozen, batch, key) -> ([B], Aux); `accumulate` microbatches are
-  averaged by a scan; `axis_name` is for `pmap` alone.  A non-finite update is not made, and counted
-  in `state.skipped`.
+  loss(params, extra, ema[0], frozen, batch, key) -> ([B], Aux).  A scan averages the gradients of
+  `accumulate` microbatches.  `axis_name` is for `pmap` alone.  A step whose loss or gradient is not
+  finite leaves the state as it was, and adds one to `state.skipped`.
 
   Raises:
     UserError: `ema` is a number.
@@ -46,37 +80,30 @@ def step_fn(
   if isinstance(ema, (int, float)):
     raise UserError(f"ema={ema}; expected an average such as Decay({ema})")
 
-  def gradients(state: TrainState, batch, key, frozen):
-    def mean_loss(params):
-      values, aux = loss(params, state.extra, state.ema[0], frozen, batch, key)
-      return values.mean(), aux
-
-    return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-
-  def accumulated(state: TrainState, batch, key, frozen):
+  def step(state: TrainState, batch: Any, root: Array, frozen: Any) -> tuple[TrainState, dict[str, Array]]:
+    key = jax.random.fold_in(root, state.step)
     if accumulate == 1:
-      return gradients(state, batch, key, frozen)
-    parts = microbatches(batch, accumulate)
-    one = lambda part: gradients(state, part, key, frozen)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
-    )
-    add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)
-    total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda x: x / accumulate, total)
+      result = loss_and_gradients(loss, state, batch, key, frozen)
+    else:
+      result = accumulate_gradients(loss, state, batch, key, frozen, accumulate)
+    if axis_name:
+      result = jax.lax.pmean(result, axis_name)
+    (value, aux), grads = result
 
-  def step(state: TrainState, batch, root: Array, frozen) -> tuple[TrainState, dict[str, Array]]:
-    result = accumulated(state, batch, jax.random.fold_in(root, state.step), frozen)
-    (value, aux), grads = jax.lax.pmean(result, axis_name) if axis_name else result
-    grad_norm = optax.global_norm(grads)
-    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & (state.skipped < SKIPS_ALLOWED)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    averages = ema.update(state.ema, params, state.step)
-    zero = jnp.zeros_like(state.skipped)
-    made = state.replace(params=params, extra=aux.extra, ema=averages, opt_state=opt_state, skipped=zero)
-    kept = state.replace(skipped=state.skipped + 1)
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), made, kept)
+    updated = state.replace(
+      params=params,
+      extra=aux.extra,
+      ema=ema.update(state.ema, params, state.step),
+      opt_state=opt_state,
+      skipped=jnp.zeros_like(state.skipped),
+    )
+
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(value) & jnp.isfinite(grad_norm) & (state.skipped < SKIPS_ALLOWED)
+    skipped = state.replace(skipped=state.skipped + 1)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, skipped)
     metrics = {"loss": value, "grad_norm": grad_norm, "skipped": new.skipped} | aux.metrics
     return new.replace(step=state.step + 1), metrics
 
@@ -90,8 +117,9 @@ def make_step(
   accumulate: int = 1,
   places: TrainState | None = None,
 ) -> Callable:
-  """`step_fn`, jitted with the state donated; arguments keep the shardings that they come with, and
-  the state that comes out has those of `places` where they are given.
+  """`step_fn`, jitted, with the state donated.
+
+  Arguments keep their shardings.  The new state has the shardings `places`, if they are given.
   """
   return jax.jit(
     step_fn(loss, tx, ema, accumulate),

@@ -22,13 +22,14 @@ from jldm.diffusion.process import (
   timestep,
 )
 
+# alpha(1) = 0
 TO_NOTHING = [
   Cosine(),
   Flow(),
   Shifted(Flow(), 3.0),
   Shifted(Cosine(), 0.5),
   Discrete(rescale_betas_zero_snr=True),
-]  # alpha(1) = 0
+]
 PRESERVING = [
   Cosine(),
   LinearVP(),
@@ -36,12 +37,8 @@ PRESERVING = [
   Discrete(LinearBetas()),
   Discrete(CosineBetas(num_train_timesteps=50)),
 ]
-TO_NOISE = [
-  LinearVP(),
-  Discrete(LinearBetas()),
-  Discrete(CosineBetas()),
-  Discrete(Betas((0.1, 0.3, 0.9))),
-]  # something is left
+# something is left
+TO_NOISE = [LinearVP(), Discrete(LinearBetas()), Discrete(CosineBetas()), Discrete(Betas((0.1, 0.3, 0.9)))]
 CLOSED = [Cosine(), Flow()]  # a line of arithmetic each
 ALL = [*TO_NOTHING, *TO_NOISE, EDM(), EDM(20.0, 3.0)]
 INSIDE = np.linspace(0.01, 0.99, 99)
@@ -202,7 +199,7 @@ def test_betas_are_the_papers():
 
 
 def test_zero_terminal_snr_keeps_the_first_step_and_loses_the_last():
-  """Lin et al. 2024 (2305.08891), algorithm 1: alphas are shifted to end at 0 and scaled to begin as before."""
+  """Lin et al. 2024 (2305.08891), algorithm 1: alphas are shifted to end at 0, scaled to start as before."""
   old, new = Discrete(), Discrete(rescale_betas_zero_snr=True)
   t = jnp.asarray((np.arange(1000) + 1) / 1000, jnp.float32)
   a, b = np.float64(old.alpha(t)), np.float64(new.alpha(t))

@@ -79,7 +79,9 @@ def test_a_loss_is_converted_to_that_of_any_other_target(process, kind, other, x
 
 @both
 def test_known_conversions(process, x64):
-  """Salimans & Ho 2022 (2202.00512), section 4: losses in x0 and eps differ by the SNR, and v lies between them."""
+  """Salimans & Ho 2022 (2202.00512), section 4: losses in x0 and eps differ by the SNR, and v lies between
+  them.
+  """
   t = jnp.asarray(TIMES)
   r = rates(process, t, t)
   row = {kind: Predict(kind).row(r) for kind in TARGETS}

@@ -125,9 +125,8 @@ def rows(size):
 
 def test_multipliers_are_different_primes_above_any_batch():
   assert len(set(MULTIPLIERS.tolist())) == 512 and MULTIPLIERS.min() > 2**16
-  assert all(
-    multiplier % divisor for multiplier in MULTIPLIERS.tolist() for divisor in range(2, 268)
-  )  # 268^2 > the largest
+  # 268^2 > the largest
+  assert all(multiplier % divisor for multiplier in MULTIPLIERS.tolist() for divisor in range(2, 268))
 
 
 @pytest.mark.parametrize("size", SIZES + [65_536])

@@ -70,7 +70,7 @@ def test_both_ends_are_limits(row, weighting, alpha, sigma):
 
 
 def test_min_snr_is_what_is_written_for_eps_and_v():
-  """Hang et al. 2023 (2303.09556), section 3.4: min(SNR, 5) / SNR for eps and min(SNR, 5) / (SNR + 1) for v."""
+  """Hang et al. 2023 (2303.09556), section 3.4: min(SNR, 5) / SNR for eps, min(SNR, 5) / (SNR + 1) for v."""
   for alpha, eps, v in ((0.0, 1, 0), (0.6, 1, 0.36), (0.99, 5 / (0.9801 / 0.0199), 5 * 0.0199), (1.0, 0, 0)):
     r = rates_at(alpha, np.sqrt(1 - alpha**2))
     np.testing.assert_allclose(MinSNR().factor(Predict("eps").row(r), r), eps, rtol=1e-4, atol=1e-6)

@@ -11,7 +11,7 @@ from jldm.diffusion.process import Flow
 from jldm.editing.image_to_image import shorten_pairs, vary_latents
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, uniform
-from jldm.samplers.sample import draw
+from jldm.samplers.sample import draw_samples
 from tests.editing.samplers import A_FEW
 from tests.networks import quick
 from tests.samplers.gaussian import MEAN, STD, gaussian, network
@@ -30,7 +30,7 @@ def test_strength_0_returns_the_data_and_1_a_fresh_sample(sampler):
     )
   )
   np.testing.assert_array_equal(edit(0.0), X0)
-  fresh = quick(lambda: draw(process, network(process), sampler, X0, PAIRS, KEYS))()
+  fresh = quick(lambda: draw_samples(process, network(process), sampler, X0, PAIRS, KEYS))()
   np.testing.assert_allclose(edit(1.0), fresh, rtol=1e-4, atol=1e-4)
 
 

@@ -124,11 +124,11 @@ def test_a_flip_in_the_cached_latents_is_noticed_or_changes_nothing(trained, tmp
 
 def test_half_a_line_and_flips_in_the_log_stop_no_training(experiment, trained, tmp_path):
   """metrics.jsonl is of what was, and no run depends on it."""
-  from jldm.train.logging import forget_after, rows
+  from jldm.train.logging import drop_rows_after, read_rows
 
   data, path, rng = (trained / "metrics.jsonl").read_bytes(), tmp_path / "metrics.jsonl", random.Random(0)
   for _ in range(FLIPS):
     path.write_bytes(flipped(data, rng)[: rng.randrange(len(data))])
-    forget_after(path, "denoiser", 2)
-    assert all(row["stage"] != "denoiser" or row["step"] <= 2 for _, row in rows(path))
+    drop_rows_after(path, "denoiser", 2)
+    assert all(row["stage"] != "denoiser" or row["step"] <= 2 for _, row in read_rows(path))
     assert all(isinstance(json.loads(line), dict) for line in path.read_bytes().splitlines())

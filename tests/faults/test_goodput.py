@@ -6,7 +6,7 @@ import time
 import pytest
 
 from jldm.train.goodput import PARTS
-from jldm.train.logging import rows
+from jldm.train.logging import read_rows
 from tests.faults.processes import DEADLINE_S, logged, running, said, until, write_config
 
 STEPS = 12
@@ -24,7 +24,7 @@ def test_the_parts_add_up_to_the_wall_clock_and_what_a_kill_cost_is_lost(tmp_pat
   with running(config, workdir) as process:
     assert process.wait(DEADLINE_S) == 0, said(tmp_path / "w.log")
   wall = path.stat().st_mtime - began
-  *_, (_, last) = rows(path)
+  *_, (_, last) = read_rows(path)
   assert (last["stage"], last["step"]) == ("denoiser", STEPS) and "seconds" in last
   assert abs(last["seconds"] - wall) < 0.01 * wall
   assert abs(sum(last[f"seconds_{part}"] for part in PARTS) - wall) < 0.01 * wall

@@ -9,7 +9,7 @@ import pytest
 
 from jldm.cli.train import load_config
 from jldm.core.errors import RESUME_HINT, Preempted
-from jldm.runs import latents, looks
+from jldm.runs import latents, previews
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -68,7 +68,7 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
 
   at(Log, "write", "at autoencoder step 3", lambda log, step, *_: step == 3)
   assert committed(workdir, "autoencoder") == [3], "not a step that is saved anyway"
-  at(looks, "reconstruction", "at autoencoder step 4")
+  at(previews, "reconstruction", "at autoencoder step 4")
   assert committed(workdir, "autoencoder") == [3, 4]
   at(Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
   assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
@@ -79,7 +79,7 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
   assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
   at(latents.array_cache, "write_like", "by SIGTERM; the")
   assert not list((workdir / "conditions").glob("*/*")) and not committed(workdir, "denoiser")
-  at(looks, "sampled", "at denoiser step 4")
+  at(previews, "sampled", "at denoiser step 4")
   assert committed(workdir, "denoiser") == [4]
   train(experiment, workdir, devices=1)
   assert_same_bits(tmp_path / "unbroken", workdir, STEPS)

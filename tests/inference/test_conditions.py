@@ -41,7 +41,7 @@ def paired(tiny):
 
 PICTURES = np.uint8(np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1)))
 KNOWN = np.asarray(
-  masks.fine(masks.draw(("half_plane",), row_keys(jax.random.key(1), jnp.arange(5)), (4, 4)), 8)
+  masks.refine(masks.draw_masks(("half_plane",), row_keys(jax.random.key(1), jnp.arange(5)), (4, 4)), 8)
 )
 LABELS = [0, 1, -1, 3, 4]
 
@@ -55,7 +55,7 @@ def condition(model, params, name, value):
 def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(masked):
   model, params = masked
   told = condition(model, params, "masked", (PICTURES, KNOWN))
-  shown = np.asarray(masks.filled(codecs.pixels(PICTURES), KNOWN))
+  shown = np.asarray(masks.fill_hidden(codecs.pixels(PICTURES), KNOWN))
   raw = np.asarray(model.codec.encode(params["codec"], {"image": shown}).mean)
   known = KNOWN[:, ::8, ::8]
   assert told.shape == (5, 4, 4, 5) and 0 < known.mean() < 1

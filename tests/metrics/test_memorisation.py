@@ -19,7 +19,7 @@ from jldm.metrics.memorisation import audit, nearest_in_pool, share_nearer_to_tr
 from jldm.nn.embedding import sinusoids
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, uniform
-from jldm.samplers.sample import draw
+from jldm.samplers.sample import draw_samples
 
 MIXING = np.random.default_rng(99).normal(size=(10, 30))
 
@@ -187,7 +187,7 @@ def samples_of_a_denoiser(pictures, steps, key):
   params = NETWORK.init(key_init, pictures[:1], jnp.zeros(1))
   (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key_steps, steps))
   denoise = denoiser(PROCESS, V, lambda z, level, *_: Output(NETWORK.apply(params, z, level)))
-  return draw(
+  return draw_samples(
     PROCESS,
     denoise,
     DDIM(),

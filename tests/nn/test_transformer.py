@@ -38,7 +38,7 @@ def rms_norm(x):
 
 
 def norm(block, params, name, x):
-  """The block's own choice: RMS norm has a scale, layer norm a scale and a bias where nothing modulates it."""
+  """The block's own choice: RMS norm has a scale, layer norm a scale and a bias if nothing modulates it."""
   if block.rms_norm:
     return rms_norm(x) * params[name]["scale"]
   return layer_norm(x) * params[name]["scale"] + params[name]["bias"] if name in params else layer_norm(x)
@@ -46,10 +46,8 @@ def norm(block, params, name, x):
 
 def layers(block, params):
   """Attention and MLP of a block, by themselves."""
-  attention, mlp = (
-    SelfAttention(2, block.qk_norm),
-    SwiGLU(10) if block.swiglu else Mlp(16),
-  )  # 10 = int(2/3 16)
+  # 10 = int(2/3 16)
+  attention, mlp = (SelfAttention(2, block.qk_norm), SwiGLU(10) if block.swiglu else Mlp(16))
   return (
     lambda x: attention.apply({"params": params["attention"]}, np.float32(x), ANGLES),
     lambda x: mlp.apply({"params": params["mlp"]}, np.float32(x)),

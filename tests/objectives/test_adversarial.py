@@ -24,7 +24,7 @@ from tests.networks import quick, randomised
 
 INNER = Reconstruction(
   network=KLAutoencoder(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2),
-  l1=0.7,
+  l1_weight=0.7,
   kl_weight=1e-2,
 )
 DISCRIMINATOR = PatchDiscriminator(widths=(4, 4), groups=2)
@@ -115,8 +115,10 @@ def test_each_part_learns_from_its_own_terms_alone():
 
 def test_neither_part_learns_from_the_terms_of_the_other():
   params, _ = start()
-  fooled = lambda params: OBJECTIVE.fooled(params["discriminator"], inner_terms(params)[1])[0].mean()
-  told = lambda params: OBJECTIVE.told(params["discriminator"], *inner_terms(params)[:2])[0].mean()
+  fooled = lambda params: OBJECTIVE.generator_loss(params["discriminator"], inner_terms(params)[1])[0].mean()
+  told = lambda params: OBJECTIVE.discriminator_loss(params["discriminator"], *inner_terms(params)[:2])[
+    0
+  ].mean()
   nothing = lambda tree: all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(tree))
   assert nothing(quick(jax.grad(fooled))(params))
   of_told = quick(jax.grad(told))(params)
@@ -151,9 +153,8 @@ def test_the_weight_is_bounded(inner, adversarial, weight):
 def test_before_the_start_it_is_the_inner_objective():
   params, extra = start()
   extra = extra | {"steps": np.float32(1)}
-  values, aux = loss_of(
-    OBJECTIVE, params, extra, batch_of(0), KEY
-  )  # op by op: two programs may round otherwise
+  # op by op: two programs may round otherwise
+  values, aux = loss_of(OBJECTIVE, params, extra, batch_of(0), KEY)
   np.testing.assert_array_equal(values, loss_of(INNER, params["autoencoder"], {}, batch_of(0), KEY)[0])
   assert aux.extra["steps"] == 2
   assert not any(jax.tree.leaves(jax.tree.map(np.any, aux.extra["gradients"])))
@@ -270,7 +271,7 @@ def test_numbers_that_are_not_legal_are_refused(change, told):
 )
 def test_a_last_kernel_that_is_not_there_is_refused(last, told):
   with pytest.raises(UserError, match=told):
-    jax.eval_shape(dataclasses.replace(OBJECTIVE, last=last).init, KEY, batch_of(0), {})
+    jax.eval_shape(dataclasses.replace(OBJECTIVE, last_kernel=last).init, KEY, batch_of(0), {})
 
 
 def test_a_trained_autoencoder_takes_the_place_of_a_new_one():

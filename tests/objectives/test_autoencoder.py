@@ -14,7 +14,7 @@ from jldm.metrics import perceptual
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
-from jldm.objectives.autoencoder import Reconstruction, halved, noisy, turned
+from jldm.objectives.autoencoder import Reconstruction, add_latent_noise, halve_sides, rotate_at_random
 from jldm.train.ema import Decay
 from jldm.train.state import init_state
 from jldm.train.step import make_step, step_fn
@@ -22,7 +22,7 @@ from tests.networks import quick, randomised
 
 SMALL = dict(channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2)
 NETWORK = KLAutoencoder(**SMALL)
-OBJECTIVE = Reconstruction(network=NETWORK, l1=0.7, l2=0.4, kl_weight=0.1)
+OBJECTIVE = Reconstruction(network=NETWORK, l1_weight=0.7, l2_weight=0.4, kl_weight=0.1)
 CODEBOOK = Codebook(size=8, decay=0.7, restart_every_steps=3)
 VQ = Reconstruction(network=VQAutoencoder(quantizer=CODEBOOK, **SMALL), commitment_weight=0.3)
 FINITE = Reconstruction(network=VQAutoencoder(quantizer=FSQ((3, 5)), **SMALL))
@@ -155,7 +155,7 @@ def test_a_codebook_begins_with_latents_of_the_first_batch():
     assert np.abs(z - e).max(-1).min() < 1e-4 * np.abs(z).max()
 
 
-@pytest.mark.parametrize("name", ["l1", "equivariance", "latent_noise", "commitment_weight"])
+@pytest.mark.parametrize("name", ["l1_weight", "equivariance_weight", "latent_noise", "commitment_weight"])
 def test_weights_below_zero_are_refused(name):
   with pytest.raises(UserError, match=f"{name}=-0.1; expected at least 0"):
     Reconstruction(network=NETWORK, **{name: -0.1})
@@ -165,7 +165,7 @@ def test_perceptual_distance(monkeypatch):
   params, extra = state_of(OBJECTIVE)
   objective = dataclasses.replace(OBJECTIVE, perceptual_weight=0.5)
   monkeypatch.setattr(
-    perceptual, "distance", lambda frozen, a, b: frozen["scale"] * jnp.abs(a - b).max((1, 2, 3))
+    perceptual, "lpips_distance", lambda frozen, a, b: frozen["scale"] * jnp.abs(a - b).max((1, 2, 3))
   )
   x, back, plain, _ = quick(lambda params: OBJECTIVE.terms(params, extra, BATCH, KEY, {}))(params)
   perceived = quick(lambda params, frozen: objective.loss(params, extra, (), frozen, BATCH, KEY))
@@ -184,7 +184,7 @@ def test_equivariance_is_the_distance_of_halved_and_turned():
   params, extra = state_of(OBJECTIVE)
   batch = batch_of(3, 8, 8)
   plain, _ = loss_of(OBJECTIVE)(params, extra, batch, KEY)
-  both, aux = loss_of(dataclasses.replace(OBJECTIVE, equivariance=0.5))(params, extra, batch, KEY)
+  both, aux = loss_of(dataclasses.replace(OBJECTIVE, equivariance_weight=0.5))(params, extra, batch, KEY)
   keys = jax.random.split(KEY, 3)
   turns = [int(jax.random.randint(key, (), 0, 4)) for key in row_keys(keys[2], ROWS)]
   x = np.float32(batch["image"] / 127.5 - 1)
@@ -208,7 +208,7 @@ def test_equivariance_is_the_distance_of_halved_and_turned():
 
 def test_turns_are_half_turns_where_not_square():
   x = np.float32(np.random.default_rng(0).normal(size=(8, 2, 4, 1)))
-  out = np.asarray(turned(x, row_keys(KEY, ROWS)))
+  out = np.asarray(rotate_at_random(x, row_keys(KEY, ROWS)))
   each = {tuple(np.array_equal(out[b], np.rot90(x[b], turn)) for turn in (0, 2)) for b in range(8)}
   assert each == {(True, False), (False, True)}
 
@@ -217,7 +217,7 @@ def test_odd_latents_are_not_halved():
   with pytest.raises(
     UserError, match="equivariance halves latents, and these are 2x3; expected even sides, or set it to 0"
   ):
-    halved(jnp.zeros((1, 2, 3, 1)))
+    halve_sides(jnp.zeros((1, 2, 3, 1)))
 
 
 def test_noise_is_relative_to_the_spread_of_an_example():
@@ -225,7 +225,7 @@ def test_noise_is_relative_to_the_spread_of_an_example():
     np.random.default_rng(0).normal(size=(400, 4, 4, 2))
     * np.where(np.arange(400) % 2, 5, 0.1)[:, None, None, None]
   )
-  added = np.asarray(noisy(np.float32(z), 0.5, row_keys(KEY, np.arange(400)))) - z
+  added = np.asarray(add_latent_noise(np.float32(z), 0.5, row_keys(KEY, np.arange(400)))) - z
   strength = np.sqrt(np.square(added).mean((1, 2, 3))) / z.std((1, 2, 3))
   for part in (strength[::2], strength[1::2]):
     np.testing.assert_allclose(np.sqrt(np.square(part).mean()), 0.5, rtol=0.15)  # E n^2 = 1

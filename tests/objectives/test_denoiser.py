@@ -133,7 +133,7 @@ def test_a_class_and_a_mask_are_guided_by_a_scale_each():
   found = answer(objective(), BRANCHES, RULE)
   for part in ("x0", "eps"):
     e = [getattr(one, part) for one in each]
-    label, mask = RULE.scales[0], RULE.scales[1][:, None, None, None]
+    label, mask = RULE.guidance_scales[0], RULE.guidance_scales[1][:, None, None, None]
     np.testing.assert_allclose(
       getattr(found, part), e[2] + label * (e[0] - e[1]) + mask * (e[1] - e[2]), rtol=1e-4, atol=1e-4
     )

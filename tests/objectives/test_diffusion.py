@@ -275,9 +275,8 @@ def test_no_gradient_flows_through_the_first_estimate():
   mean = lambda a: objective.loss({"denoiser": {"a": a}}, {}, (), PLAIN, STILL | {"mean": filled(0)}, KEY)[
     0
   ].mean()
-  value, gradient = jax.value_and_grad(mean)(
-    jnp.float32(1)
-  )  # of w (a + 1)^2, at a = 1: 4 w and 4 w; of w (2 a)^2, 8 w
+  # of w (a + 1)^2, at a = 1: 4 w and 4 w; of w (2 a)^2, 8 w
+  value, gradient = jax.value_and_grad(mean)(jnp.float32(1))
   np.testing.assert_allclose([value, gradient / value], [4.0, 1.0], rtol=1e-5)
 
 
@@ -290,22 +289,20 @@ def test_offset_noise_is_shared_by_the_places_of_a_channel():
     network=Noise(), process=Flow(), parametrization=Predict("eps"), offset_noise=100.0, times=Uniform()
   )
   many = {k: np.resize(v, (256, *v.shape[1:])) for k, v in BATCH.items()} | {"row": np.arange(256)}
-  seen = quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, many, KEY)[
-    0
-  ]  # |eps|^2 / D: eps is 100 n, n one a channel
+  # |eps|^2 / D: eps is 100 n, n one a channel
+  seen = quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, many, KEY)[0]
   np.testing.assert_allclose(np.mean(seen), 100**2 + 1, rtol=5 * np.sqrt(2 / (3 * 256)))
-  np.testing.assert_allclose(
-    np.var(seen), 2 * 100**4 / 3, rtol=0.5
-  )  # a mean of 3 squares: were all 24 apart, an eighth
+  # a mean of 3 squares: were all 24 apart, an eighth
+  np.testing.assert_allclose(np.var(seen), 2 * 100**4 / 3, rtol=0.5)
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
 def test_direction_is_the_angle_between_output_and_target(weight):
   row = Predict("flow")
-  exact = losses(Exact(Flow(), row), STILL, process=Flow(), parametrization=row, direction=weight)
+  exact = losses(Exact(Flow(), row), STILL, process=Flow(), parametrization=row, direction_weight=weight)
   assert exact.max() < 1e-4
   opposite = losses(
-    Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row, direction=weight
+    Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row, direction_weight=weight
   )
   plain = losses(Opposite(Exact(Flow(), row)), STILL, process=Flow(), parametrization=row)
   np.testing.assert_allclose(opposite - plain, 2 * weight, rtol=1e-4)
@@ -332,7 +329,7 @@ def test_estimates_are_shown_to_networks_that_read_them(network, share):
   with pytest.raises(
     UserError, match=r"network.self_conditioning=(True|False); expected a share such as 0.5 and True, or"
   ):
-    Diffusion(network=network, process=Flow(), self_conditioning=share).check()
+    Diffusion(network=network, process=Flow(), self_conditioning=share).check_self_conditioning()
 
 
 def test_its_result_is_what_another_starts_from():
@@ -383,9 +380,8 @@ def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is
   objective = Diffusion(
     network=Known(), process=Flow(), parametrization=Predict("x0"), conditioners=(Masked(dropout=0.0),)
   )
-  pixels = np.where(RNG.uniform(size=(8, 1, 1, 1)) < 0.5, 0, 255) * np.ones(
-    (8, 4, 8, 3)
-  )  # of one colour, so that filling is
+  # of one colour, so that filling is
+  pixels = np.where(RNG.uniform(size=(8, 1, 1, 1)) < 0.5, 0, 255) * np.ones((8, 4, 8, 3))
   batch = STILL | {"mean": 3 * (pixels[:, ::2, ::2] / 127.5 - 1), "image": np.uint8(pixels)}  # what there was
   loss = lambda objective: quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, batch, KEY)[0]
   np.testing.assert_allclose(loss(objective), 0, atol=1e-9)

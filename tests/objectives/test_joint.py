@@ -19,12 +19,12 @@ from jldm.diffusion.target import Denoised, Precondition, Predict, refuse_held
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import posterior_moments
 from jldm.models.codecs.codec import decode_latents, encode_mean
-from jldm.models.conditioners.conditioner import join
+from jldm.models.conditioners.conditioner import join_conditions
 from jldm.objectives.denoiser import bind, ravel, unravel
 from jldm.objectives.diffusion import Diffusion
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.guidance import APG, ClassifierFree, Rescale
-from jldm.samplers.sample import draw
+from jldm.samplers.sample import draw_samples
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant
@@ -101,9 +101,8 @@ def test_a_loss_is_the_sum_of_means_per_part():
   np.testing.assert_allclose(whole, each["image"] + each["text"], rtol=1e-5)
   np.testing.assert_allclose(loss(text=0.25)[0], each["image"] + 0.25 * each["text"], rtol=1e-5)
   for name in PARTS:
-    np.testing.assert_allclose(
-      each[name].mean(), aux.metrics[f"mse_{name}"], rtol=1e-5
-    )  # of x0, as it is: no part's size counts
+    # of x0, as it is: no part's size counts
+    np.testing.assert_allclose(each[name].mean(), aux.metrics[f"mse_{name}"], rtol=1e-5)
 
 
 def test_weights_are_of_parts_that_there_are():
@@ -165,8 +164,8 @@ def holding(part: str, batch: dict, time: float = 0.0, use: bool = True) -> dict
 
 
 def drawn(trained: Any, branch: dict, size: int, rule: Any = None, others: tuple = ()) -> tuple[dict, dict]:
-  """Samples by a sampler that knows nothing of parts: the finished data by part, and those parts as latents."""
-  held = join(branch).get("held", {})
+  """Samples of a sampler that knows nothing of parts: finished data by part, and those parts as latents."""
+  held = join_conditions(branch).get("held", {})
   shapes = {name: shape for name, shape in like(size).items() if name not in held}
   denoise = bind(
     OBJECTIVE, trained.ema[0], [branch, *others], rule, like(size), row_keys(KEY, np.arange(size))
@@ -174,7 +173,8 @@ def drawn(trained: Any, branch: dict, size: int, rule: Any = None, others: tuple
   pairs = jnp.stack([jnp.linspace(1, 0, 13)[:-1], jnp.linspace(1, 0, 13)[1:]], 1)
   flat = jax.eval_shape(ravel, shapes)
   z = unravel(
-    draw(Flow(), denoise, DPMSolverPP(), flat, pairs, row_keys(jax.random.key(1), np.arange(size))), shapes
+    draw_samples(Flow(), denoise, DPMSolverPP(), flat, pairs, row_keys(jax.random.key(1), np.arange(size))),
+    shapes,
   )
   return CODEC.finish(decode_latents(FROZEN["codec"], z)), z
 
@@ -242,9 +242,8 @@ def test_held_parts_stand_at_their_own_times_and_unknown_ones_as_noise():
   assert (np.abs(seen[0][2:, 1]) < 1).all() and len(np.unique(seen[0][2:, 1])) == 2, (
     "noise, of each sample its own"
   )
-  np.testing.assert_allclose(
-    seen[0][:, :2], seen[1][:, :2], rtol=1e-5, atol=1e-6
-  )  # the same noise at every step
+  # the same noise at every step
+  np.testing.assert_allclose(seen[0][:, :2], seen[1][:, :2], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose([each[:, 2] for each in seen], [[0.7] * 4, [0.4] * 4], rtol=1e-6)
 
 
@@ -341,4 +340,4 @@ def test_what_cannot_be_bound(branches, keys, told):
 def test_two_conditioners_cannot_hold_one_part():
   one, other = (holding("text", examples(np.arange(2)))["given"] for _ in range(2))
   with pytest.raises(UserError, match="two conditioners hold the part 'text'; expected one of them"):
-    join({"one": one, "other": other})
+    join_conditions({"one": one, "other": other})

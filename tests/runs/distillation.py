@@ -13,7 +13,7 @@ from jldm.core.specs import Loaded
 from jldm.diffusion.process import rates
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs.codec import sample_latents
-from jldm.objectives.diffusion import Diffusion, mean_each
+from jldm.objectives.diffusion import Diffusion, mean_per_sample
 from jldm.objectives.objective import Aux
 from tests.configs import config, shrunk
 
@@ -60,7 +60,7 @@ class Imitation:
       objective.network.apply({"params": params["denoiser"]}, z, noise_level, inputs).value
     )
     target = self.scale * output(teacher.model, teacher.params)
-    loss = mean_each(jnp.square(output(self.student, params) - target))
+    loss = mean_per_sample(jnp.square(output(self.student, params) - target))
     return loss, Aux({}, {"loss": loss.mean()})
 
   def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:

@@ -15,7 +15,7 @@ from jldm.runs import replay as replays
 from jldm.runs.replay import replay
 from jldm.runs.train import train
 from jldm.storage.checkpoint import Checkpoints
-from jldm.train.logging import rows
+from jldm.train.logging import read_rows
 from jldm.train.loop import Hook
 from jldm.train.preemption import Notice
 from tests.configs import config, shrunk
@@ -46,7 +46,7 @@ def tampered(workdir, folder, stage, step, **values):
   path = folder / "metrics.jsonl"
   every = [
     row | (values if (row["stage"], row["step"]) == (stage, step) and "loss" in row else {})
-    for _, row in rows(path)
+    for _, row in read_rows(path)
   ]
   path.write_text("".join(json.dumps(row) + "\n" for row in every))
   return folder
@@ -54,7 +54,9 @@ def tampered(workdir, folder, stage, step, **values):
 
 def test_every_checkpoint_ends_a_line(workdir):
   lines = [
-    row["step"] for _, row in rows(workdir / "metrics.jsonl") if row["stage"] == "denoiser" and "loss" in row
+    row["step"]
+    for _, row in read_rows(workdir / "metrics.jsonl")
+    if row["stage"] == "denoiser" and "loss" in row
   ]
   assert lines == [2, 3, 4, 6]
 
@@ -71,7 +73,7 @@ def test_an_untouched_log_is_equal(workdir):
 
 def test_the_first_line_that_differs_is_named(workdir, tmp_path):
   every = (
-    row for _, row in rows(workdir / "metrics.jsonl") if (row["stage"], row["step"]) == ("denoiser", 4)
+    row for _, row in read_rows(workdir / "metrics.jsonl") if (row["stage"], row["step"]) == ("denoiser", 4)
   )
   loss = next(row["loss"] for row in every if "loss" in row)
   last_bit = math.nextafter(loss, 9)
@@ -156,7 +158,7 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
   train(experiment, folder, devices=1)
   said = lambda path: [
     {name: value for name, value in row.items() if name != replays.THROUGHPUT}
-    for _, row in rows(path / "metrics.jsonl")
+    for _, row in read_rows(path / "metrics.jsonl")
     if "loss" in row
   ]
   assert said(folder) == said(workdir)

@@ -1,8 +1,11 @@
 """Networks known in closed form, and the order of a sampler on the first of them.
 
-(1)  data ~ N(MEAN, STD^2) in every place:   z_t ~ N(alpha MEAN, spread^2),   spread^2 = alpha^2 STD^2 + sigma^2
-(2)  E[x0 | z] = MEAN + alpha STD^2 / spread^2 (z - alpha MEAN),   E[eps | z] = sigma / spread^2 (z - alpha MEAN)
-(3)  the probability flow takes quantile to quantile:   z_s = alpha_s MEAN + spread_s / spread_t (z_t - alpha_t MEAN)
+(1)  data ~ N(MEAN, STD^2) in every place:  z_t ~ N(alpha MEAN, spread^2)
+     with spread^2 = alpha^2 STD^2 + sigma^2
+(2)  E[x0 | z] = MEAN + alpha STD^2 / spread^2 (z - alpha MEAN)
+     E[eps | z] = sigma / spread^2 (z - alpha MEAN)
+(3)  the probability flow maps quantiles to quantiles:
+     z_s = alpha_s MEAN + spread_s / spread_t (z_t - alpha_t MEAN)
 """
 
 import functools
@@ -56,12 +59,8 @@ NOISY = [  # and those that draw noise on the way
   Resample(DPMSolverPP()),
 ]
 SAMPLERS = FLOWS + NOISY
-IN_RATIO = [
-  Heun(Ratio()),
-  DEIS(),
-  PNDM(),
-  PNDM("prk"),
-]  # sigma / alpha is their clock: steps near noise are long
+# sigma / alpha is their clock: steps near noise are long
+IN_RATIO = [Heun(Ratio()), DEIS(), PNDM(), PNDM("prk")]
 
 
 def gaussian(process):

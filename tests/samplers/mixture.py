@@ -1,7 +1,9 @@
 """A mixture of three Gaussians in the plane, in closed form at every time; float64 where z is.
 
-(1)  data ~ sum of w_k N(m_k, s_k^2):   z_t | k ~ N(alpha m_k, spread_k^2),   spread_k^2 = alpha^2 s_k^2 + sigma^2
-(2)  E[x0 | z, k] = m_k + alpha s_k^2 / spread_k^2 (z - alpha m_k),   E[eps | z, k] = sigma / spread_k^2 (z - alpha m_k)
+(1)  data ~ sum of w_k N(m_k, s_k^2):  z_t | k ~ N(alpha m_k, spread_k^2)
+     with spread_k^2 = alpha^2 s_k^2 + sigma^2
+(2)  E[x0 | z, k] = m_k + alpha s_k^2 / spread_k^2 (z - alpha m_k)
+     E[eps | z, k] = sigma / spread_k^2 (z - alpha m_k)
 (3)  E[. | z] is their mean over P(k | z), which is proportional to w_k p(z | k)
 """
 

@@ -22,7 +22,7 @@ from jldm.samplers.grid import adjacent_pairs, log_snr_uniform
 from jldm.samplers.heun import Heun
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.runge_kutta import RK4
-from jldm.samplers.sample import walk
+from jldm.samplers.sample import scan_steps
 from jldm.samplers.unipc import UniPC
 from tests.samplers.gaussian import measured_order
 from tests.samplers.mixture import MEANS, STDS, WEIGHTS, data, mixture
@@ -53,9 +53,8 @@ DETERMINISTIC = {
   "DEIS-2": Row(DEIS(2), 2),
   "DEIS-3": Row(DEIS(3), 3, 4),
   "DEIS-4, LMS": Row(DEIS(4), 4, 4),
-  "PNDM": Row(
-    PNDM(), 2
-  ),  # of fourth order on steps that are even in sigma / alpha; these are even in log SNR
+  # of fourth order on steps that are even in sigma / alpha; these are even in log SNR
+  "PNDM": Row(PNDM(), 2),
   "iPNDM": Row(PNDM("none"), 2),
 }
 STOCHASTIC = {  # expected: the error of moments halves with the step
@@ -96,7 +95,9 @@ def fine(process: Any, z: jax.Array, times: jax.Array, parts: int = 16) -> jax.A
   dense = process.time(jnp.linspace(low, high, parts * (len(times) - 1) + 1))
   keys = jax.random.split(jax.random.key(0), len(z))
   run = jax.jit(
-    lambda z, pairs: walk(process, mixture(process), RK4(), z, pairs, keys, keep=lambda state: state.z)[1]
+    lambda z, pairs: scan_steps(process, mixture(process), RK4(), z, pairs, keys, keep=lambda state: state.z)[
+      1
+    ]
   )
   return jnp.concatenate([z[None], run(z, adjacent_pairs(dense))[parts - 1 :: parts]])
 
@@ -125,4 +126,4 @@ def weak_errors(
 
 @functools.partial(jax.jit, static_argnums=0)
 def ended(process, sampler, z, pairs, keys):
-  return walk(process, mixture(process), sampler, z, pairs, keys)[0].z
+  return scan_steps(process, mixture(process), sampler, z, pairs, keys)[0].z

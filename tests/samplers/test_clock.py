@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jldm.diffusion.process import EDM, Cosine, Discrete, Flow
-from jldm.samplers.clock import Line, Ratio, euler
+from jldm.samplers.clock import Line, Ratio, euler_step
 from tests.samplers.gaussian import network
 
 Z = jax.random.normal(jax.random.key(0), (4, 3))
@@ -33,7 +33,7 @@ def test_y_is_made_of_x0_and_eps_and_its_slope_is_their_derivative(process, cloc
     found = network(process)(jnp.asarray(Z, jnp.float64), t)
     z_t = process.alpha(t) * found.x0 + process.sigma(t) * found.eps
     y = z_t / clock.scale(process, t) + (clock.tau(process, s) - clock.tau(process, t)) * clock.slope(found)
-    np.testing.assert_allclose(clock.scale(process, s) * y, euler(process, found, s), rtol=1e-9)
+    np.testing.assert_allclose(clock.scale(process, s) * y, euler_step(process, found, s), rtol=1e-9)
 
 
 def test_line_is_regular_at_both_ends():

@@ -4,7 +4,7 @@ import numpy as np
 
 from jldm.core.keys import normal_like
 from jldm.diffusion.process import Discrete, Flow
-from jldm.samplers.consistency import Consistency, boundary
+from jldm.samplers.consistency import Consistency, with_boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, uniform
 from tests.samplers.gaussian import network, point, start, step, walk
@@ -39,7 +39,7 @@ def test_a_network_that_knows_the_data_needs_one_step():
 def test_the_boundary_is_z_at_the_clean_end_and_x0_away_from_it():
   process = Discrete()
   denoise = network(process)
-  bounded = boundary(process, denoise)
+  bounded = with_boundary(process, denoise)
   clean = jnp.float32(1 / process.num_train_timesteps)  # level 0
   np.testing.assert_allclose(bounded(Z, clean).x0, Z, rtol=1e-5)
   far = jnp.float32(0.9)

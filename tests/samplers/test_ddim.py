@@ -9,9 +9,9 @@ import pytest
 from jldm.core.keys import normal_like, row_keys
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Flow
-from jldm.samplers.ddim import DDIM, kept
+from jldm.samplers.ddim import DDIM, noise_kept
 from jldm.samplers.grid import adjacent_pairs, uniform
-from jldm.samplers.sample import State, draw
+from jldm.samplers.sample import State, draw_samples
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import MEAN, PROCESSES, STD, gaussian, measured_order, network, start, step
 
@@ -78,14 +78,16 @@ def test_the_noise_of_eta_one_is_the_posterior_s(process):
     between = (process.alpha(t) / process.alpha(s)) ** 2  # z_t = sqrt(between) z_s + noise
     sigma2_t, sigma2_s = process.sigma(t) ** 2, process.sigma(s) ** 2
     expected = (sigma2_t - between * sigma2_s) * sigma2_s / sigma2_t
-    np.testing.assert_allclose(sigma2_s * (1 - kept(process, t, s) ** 2), expected, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(
+      sigma2_s * (1 - noise_kept(process, t, s) ** 2), expected, rtol=1e-9, atol=1e-15
+    )
 
 
 @both
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "jit"])
 def test_all_noise_is_kept_upward_and_in_place_and_none_from_pure_noise(process, compiled):
   """Exactly, in float32 and however it is fused: a rest of 1e-8 under a root is noise of 1e-4."""
-  share = jax.jit(kept, static_argnums=0) if compiled else kept
+  share = jax.jit(noise_kept, static_argnums=0) if compiled else noise_kept
   t = jnp.linspace(0, 1, 1001)
   np.testing.assert_array_equal(share(process, t, t), 1)
   np.testing.assert_array_equal(share(process, t[:-1], t[1:]), 1)
@@ -125,7 +127,7 @@ def moments(process, eta, times):
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def drawn_many(process, sampler, pairs, keys):
-  return draw(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
+  return draw_samples(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
 
 
 @both

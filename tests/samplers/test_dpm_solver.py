@@ -11,7 +11,7 @@ from jldm.diffusion.process import Flow, half_log_snr
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import adjacent_pairs, uniform
-from jldm.samplers.sample import State, moved
+from jldm.samplers.sample import State, replace_z
 from tests.samplers.gaussian import PROCESSES, gaussian, network, start, step, walk
 
 Z = jax.random.normal(jax.random.key(0), (8, 3))
@@ -69,12 +69,14 @@ def test_singlestep_is_algorithm_1_of_the_paper(process):
 @pytest.mark.parametrize("solver", [SOLVER, DPMSolverPP(3), DPMSolverPPSingle(3)], ids=repr)
 @pytest.mark.parametrize("t", [0.02, 0.5, 1.0])
 def test_a_state_that_was_moved_has_no_history(process, solver, t):
-  """What a wrapper returns after it has changed z, and how every path begins: stale estimates must not matter."""
+  """What a wrapper returns after it has changed z, and how every path begins: stale estimates must not
+  matter.
+  """
   t, s = jnp.float32(t), jnp.float32(t / 2)
   state = start(process, solver, Z, 1.0)
   for pair in ((1.0, 0.9), (0.9, 0.8)):
     state = step(process, network, solver, state, *jnp.float32(pair), KEYS)
-  restarted = step(process, network, solver, moved(state, Z), t, s, KEYS).z
+  restarted = step(process, network, solver, replace_z(state, Z), t, s, KEYS).z
   first = step(process, network, DDIM(), start(process, DDIM(), Z, t), t, s, KEYS).z
   np.testing.assert_allclose(restarted, first, rtol=1e-6, atol=1e-6)
   assert (

@@ -1,4 +1,4 @@
-"""Networks that know the time that a step ends at, and that the last estimate and that time pass every wrapper.
+"""Networks with the time that a step ends at; that time and the last estimate pass every wrapper.
 
 The average velocity of the closed-form flow (3) of tests.samplers.gaussian, (z_s - z_t) / (s - t),
 takes z_t to z_s in one step, whatever t and s: Boffi et al. 2024 (2406.07507); Geng et al. 2025
@@ -19,7 +19,7 @@ from jldm.core.trees import pytree
 from jldm.diffusion.process import Cosine, Flow
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.restore import condition_on_measurement
-from jldm.samplers.consistency import boundary
+from jldm.samplers.consistency import with_boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, pad_pairs, uniform
 from jldm.samplers.guidance import ClassifierFree, autoguided, energy_guided, guided, thresholded
@@ -106,7 +106,7 @@ WRAPPERS = {
   "autoguided": lambda d: autoguided(Cosine(), d, d, ClassifierFree(2.0)),
   "thresholded": lambda d: thresholded(Cosine(), d),
   "energy_guided": lambda d: energy_guided(Cosine(), d, lambda x0: jnp.sum(x0, 1)),
-  "boundary": lambda d: boundary(Cosine(), d),
+  "boundary": lambda d: with_boundary(Cosine(), d),
   "informed": lambda d: condition_on_measurement(Cosine(), d, lambda x: x, Z, jnp.float32(1), 1, 2),
 }
 

@@ -20,7 +20,7 @@ from jldm.diffusion.process import (
   timestep,
 )
 from jldm.samplers import grid
-from jldm.samplers.grid import GRIDS, adjacent_pairs, log_snr_uniform, ratio, uniform
+from jldm.samplers.grid import GRIDS, adjacent_pairs, log_snr_uniform, sigma_ratio, uniform
 from tests.parity.schedulers import REPAINT, STEPS, TABLE_STEPS, TABLES
 from tests.samplers.gaussian import PROCESSES
 
@@ -154,8 +154,8 @@ def test_an_offset_beyond_the_chain_is_refused(steps, offset):
 def test_ratios_between_knots_are_linear():
   """As in diffusers' Euler, while the angle is linear in the process."""
   with jax.enable_x64(True):
-    ratios = ratio(CHAIN, np.asarray(grid.linspace(CHAIN, 7, rounded=False)))
-    knots = ratio(CHAIN, np.arange(1, 1001) / 1000)
+    ratios = sigma_ratio(CHAIN, np.asarray(grid.linspace(CHAIN, 7, rounded=False)))
+    knots = sigma_ratio(CHAIN, np.arange(1, 1001) / 1000)
   np.testing.assert_allclose(
     ratios[:-1], np.interp(np.linspace(999, 0, 7), np.arange(1000), knots), rtol=1e-9
   )
@@ -177,7 +177,7 @@ def levels(make, process, steps, *args, **options):
   with jax.enable_x64(True):
     times = np.asarray(make(process, steps, *args, **options))
     assert times[-1] == 0
-    return ratio(process, times[:-1])
+    return sigma_ratio(process, times[:-1])
 
 
 @everywhere

@@ -16,7 +16,7 @@ from jldm.samplers import guidance
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.guidance import ClassifierFree, guided
-from jldm.samplers.sample import draw
+from jldm.samplers.sample import draw_samples
 from tests.compiling import UNOPTIMIZED
 
 PROCESS = Cosine()
@@ -151,7 +151,7 @@ def test_the_learned_variance_is_that_of_the_first_condition():
 
 def run(guide, key_data, labels, scale, eta):
   keys = jax.random.wrap_key_data(key_data)
-  return draw(
+  return draw_samples(
     PROCESS, guide(labels, jnp.full_like(labels, -1), scale), DDIM(eta), Z, adjacent_pairs(uniform(4)), keys
   )
 

@@ -234,7 +234,10 @@ def test_no_velocity_above_a_time_leaves_z_where_it_is(process):
 
 @processes
 def test_ddim_with_cfg_plus_plus_is_theirs(process):
-  """x0 from the guided noise by Tweedie's formula, then the unconditional noise: Chung et al. 2024 (2406.08070)."""
+  """x0 from the guided noise by Tweedie's formula, then the unconditional noise: Chung et al.
+
+  2024 (2406.08070).
+  """
   t, s = jnp.float32(0.6), jnp.float32(0.3)
   z, denoise = place(process, t), labelled(process, ROW)
   scale = jnp.linspace(0, 1, 8)
@@ -320,8 +323,8 @@ def test_numbers_compile_nothing():
   )
 
 
-# Energies: data N(m, s^2) with x0 given z Gaussian.  A linear energy c x0 moves it to N(m - c s^2, s^2); the quadratic one
-# k / 2 (x0 - y)^2 gives it precision 1 / s^2 + k and mean (m / s^2 + k y) / (1 / s^2 + k).
+# Energies: data N(m, s^2) with x0 given z Gaussian.  A linear energy c x0 moves it to N(m - c s^2, s^2).
+# The quadratic k / 2 (x0 - y)^2 gives it precision 1 / s^2 + k and mean (m / s^2 + k y) / (1 / s^2 + k).
 M, S, Y = 0.7, 0.5, 2.0
 
 
@@ -383,9 +386,8 @@ def test_an_energy_adds_its_gradient_to_the_score(process):
   z = place(process, t).reshape(8, 18)
   out = energy_guided(process, denoise, quadratic, SCALES)(z, t)
   alpha, sigma = process.alpha(t), process.sigma(t)
-  variance = (
-    S**2 * sigma**2 / (alpha**2 * S**2 + sigma**2)
-  )  # of x0 given z; d x0 / d z = alpha / sigma^2 of it
+  # of x0 given z; d x0 / d z = alpha / sigma^2 of it
+  variance = S**2 * sigma**2 / (alpha**2 * S**2 + sigma**2)
   slope = SCALES[:, None] * (denoise(z, t).x0 - Y)
   np.testing.assert_allclose(out.x0, denoise(z, t).x0 - variance * slope, rtol=1e-3, atol=1e-4)
   np.testing.assert_allclose(

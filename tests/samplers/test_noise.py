@@ -56,7 +56,7 @@ def responses(monkeypatch, process, sampler, pairs):
 
 
 def moments(monkeypatch, process, sampler, pairs):
-  """Mean and variance of `draw`: the start has variance sigma(t0)^2, every noise 1, and all are independent."""
+  """Mean and variance of samples: the start has variance sigma(t0)^2, every noise 1, all independent."""
   base, start, *noises = responses(monkeypatch, process, sampler, pairs)
   size = float(process.sigma(pairs[0, 0]))
   return base, (size * (start - base)) ** 2 + sum((noise - base) ** 2 for noise in noises)
@@ -64,7 +64,7 @@ def moments(monkeypatch, process, sampler, pairs):
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def drawn_many(process, sampler, pairs, keys):
-  return sample.draw(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
+  return sample.draw_samples(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
 
 
 @pytest.mark.parametrize("sampler", AFFINE, ids=repr)
@@ -112,9 +112,8 @@ def test_the_spread_approaches_the_data_s(monkeypatch, sampler):
 def test_the_error_halves_with_the_step_on_the_mixture(name):
   count = 2**18
   first, second = weak_errors(Cosine(), STOCHASTIC[name], (8, 16), count)
-  assert abs(second) < 0.6 * abs(first) + 3 * 0.8 / np.sqrt(
-    count
-  )  # |z|^2 over its mean has a deviation of 0.8
+  # |z|^2 over its mean has a deviation of 0.8
+  assert abs(second) < 0.6 * abs(first) + 3 * 0.8 / np.sqrt(count)
 
 
 def test_ddim_of_eta_one_is_ancestral_sampling_with_the_small_variance():

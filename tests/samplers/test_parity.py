@@ -23,11 +23,11 @@ from jldm.samplers import grid
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn, karras_gamma
 from jldm.samplers.clock import Ratio
-from jldm.samplers.consistency import Consistency, boundary
+from jldm.samplers.consistency import Consistency, with_boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.exponential import interpolation, moments
+from jldm.samplers.exponential import exponential_moments, lagrange_weights
 from jldm.samplers.heun import Heun
 from jldm.samplers.unipc import UniPC
 from tests.compiling import UNOPTIMIZED
@@ -172,7 +172,7 @@ def denoiser(process, kind, scale):
     output, variance = network(jnp, c_in * z, jnp.arctan2(sigma, alpha), *weights)
     return decode(row, r, z, output)._replace(variance=variance)
 
-  return denoise if scale is None else boundary(process, denoise, 0.5, scale)
+  return denoise if scale is None else with_boundary(process, denoise, 0.5, scale)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=UNOPTIMIZED)
@@ -232,7 +232,7 @@ def test_every_level_is_theirs(name):
     with jax.enable_x64(True):
       pairs = times_of(case, process, steps)
       times = np.append(pairs[:, 0], pairs[-1, 1])
-      ours = times if isinstance(process, Flow) else grid.ratio(process, times)
+      ours = times if isinstance(process, Flow) else grid.sigma_ratio(process, times)
     np.testing.assert_allclose(ours, FIXTURE[f"sigmas.{steps}"][list(CASES).index(name)], rtol=1e-6)
 
 
@@ -281,8 +281,8 @@ class WrongSign(DPMSolverPP):
   """Minus where plus belongs in (1 - exp(-2h) - 2h) / (2h)^2 + 1/2, the weight of D2."""
 
   def table(self, kappa, r):
-    _, m1, m2 = moments(kappa, 2)
-    return [*super().table(kappa, r)[:2], interpolation(r, [m1, 0.5 * m2 - 1])]
+    _, m1, m2 = exponential_moments(kappa, 2)
+    return [*super().table(kappa, r)[:2], lagrange_weights(r, [m1, 0.5 * m2 - 1])]
 
 
 @pytree
@@ -291,8 +291,8 @@ class WrongSignSingle(DPMSolverPPSingle):
   """The same, where their D2 is twice the divided difference."""
 
   def table(self, kappa, r):
-    _, m1, m2 = moments(kappa, 2)
-    return [*super().table(kappa, r)[:2], interpolation(r, [m1, m2 - 2])]
+    _, m1, m2 = exponential_moments(kappa, 2)
+    return [*super().table(kappa, r)[:2], lagrange_weights(r, [m1, m2 - 2])]
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,9 @@ def test_pndm_averages_v_as_if_it_were_eps(name):
 
 
 def euler(case, steps, late):
-  """Euler in z / alpha of a network that predicts eps, with churn.  `late`: noise is added after the evaluation."""
+  """Euler in z / alpha of a network that predicts eps, with churn.  `late`: noise is added after the
+  evaluation.
+  """
   y = theirs(case, steps)[0]
   times = times_of(case, process_of(case), steps)
   ratios = [sigma / alpha for alpha, sigma in (rates(case, t) for t in [*times[:, 0], times[-1, 1]])]

@@ -26,7 +26,7 @@ from jldm.editing.invert import invert_latents, revert_latents
 from jldm.editing.restore import restore_latents
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
-from jldm.samplers.consistency import boundary
+from jldm.samplers.consistency import with_boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP
@@ -44,7 +44,7 @@ from jldm.samplers.guidance import (
 )
 from jldm.samplers.heun import Heun
 from jldm.samplers.predictor_corrector import PredictorCorrector
-from jldm.samplers.sample import draw, sample, trajectory, walk
+from jldm.samplers.sample import draw_samples, sample, scan_steps, trajectory
 from jldm.samplers.unipc import UniPC
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import SAMPLERS
@@ -85,14 +85,14 @@ def alone(run, *batched):
   "sampler", MAIN + [pytest.param(s, marks=pytest.mark.slow) for s in OTHERS], ids=repr
 )
 def test_each_request_of_a_batch_is_the_request_alone_to_the_bit(sampler):
-  run = lambda pairs, keys: draw(Flow(), elementwise(Flow()), sampler, LIKE[: len(keys)], pairs, keys)
+  run = lambda pairs, keys: draw_samples(Flow(), elementwise(Flow()), sampler, LIKE[: len(keys)], pairs, keys)
   with jax.disable_jit():
     np.testing.assert_array_equal(run(pad_pairs(REQUESTS), KEYS), alone(run))
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=UNOPTIMIZED)
 def drawn(process, sampler, pairs, keys):
-  return draw(process, elementwise(process), sampler, LIKE[: len(keys)], pairs, keys)
+  return draw_samples(process, elementwise(process), sampler, LIKE[: len(keys)], pairs, keys)
 
 
 @pytest.mark.parametrize("sampler", MAIN[1:4] + [PredictorCorrector(), PNDM("prk")], ids=repr)
@@ -122,7 +122,7 @@ def test_other_steps_grids_and_numbers_compile_nothing():
   @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(sampler, pairs):
     traces.append(1)
-    return draw(Flow(), elementwise(Flow()), sampler, LIKE, pairs, KEYS)
+    return draw_samples(Flow(), elementwise(Flow()), sampler, LIKE, pairs, KEYS)
 
   outs = [
     run(DDIM(jnp.float32([0, 0.5, 1, 0])), pad_pairs(REQUESTS)),
@@ -146,7 +146,7 @@ def test_the_denoiser_is_called_once_on_the_whole_batch(sampler, calls):
     return elementwise(Flow())(z, t, estimate, to)
 
   pairs = pad_pairs(REQUESTS)
-  jax.block_until_ready(jax.jit(lambda: draw(Flow(), denoise, sampler, LIKE, pairs, KEYS))())
+  jax.block_until_ready(jax.jit(lambda: draw_samples(Flow(), denoise, sampler, LIKE, pairs, KEYS))())
   jax.effects_barrier()
   assert set(shapes) == {((4, 3), (4,), (4, 3), None)} and len(counted) == calls
 
@@ -158,7 +158,7 @@ def test_of_one_path_for_all_the_denoiser_gets_one_time():
     times.append(t.shape)
     return elementwise(Flow())(z, t, estimate, to)
 
-  draw(Flow(), denoise, Heun(), LIKE, REQUESTS[0], KEYS)
+  draw_samples(Flow(), denoise, Heun(), LIKE, REQUESTS[0], KEYS)
   assert set(times) == {()}
 
 
@@ -181,7 +181,7 @@ def wrapped(process, name, conditions):
     "autoguided": lambda: autoguided(process, plain, bound(-conditions), ClassifierFree(1.5)),
     "thresholded": lambda: thresholded(process, plain, 0.8, 0.5),
     "energy": lambda: energy_guided(process, plain, lambda x0: jnp.sum(x0**2, 1), 0.2, -3.0, 3.0),
-    "boundary": lambda: boundary(process, plain, 0.5, 3.0),
+    "boundary": lambda: with_boundary(process, plain, 0.5, 3.0),
     "everything": lambda: thresholded(
       process, energy_guided(process, under(CFGZero(2.0, 0.7)), lambda x: x.sum(1), 0.1), 0.9
     ),
@@ -195,7 +195,9 @@ def wrapped(process, name, conditions):
 def test_wrappers_take_a_time_for_each_sample(name):
   @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)
   def run(pairs, keys, conditions):
-    return draw(Cosine(), wrapped(Cosine(), name, conditions), DPMSolverPP(), LIKE[: len(keys)], pairs, keys)
+    return draw_samples(
+      Cosine(), wrapped(Cosine(), name, conditions), DPMSolverPP(), LIKE[: len(keys)], pairs, keys
+    )
 
   np.testing.assert_allclose(run(pad_pairs(REQUESTS), KEYS, LABELS), alone(run, LABELS), rtol=2e-5, atol=2e-5)
 
@@ -241,7 +243,7 @@ def test_estimates_and_states_come_with_the_batch_first():
   z, x0 = trajectory(Flow(), elementwise(Flow()), DPMSolverPP(), LIKE, pairs, KEYS)
   assert z.shape == (4, 3) and x0.shape == (5, 4, 3)
   np.testing.assert_array_equal(x0[1:, 1], x0[:1, 1].repeat(4, 0), "after its last step an estimate stays")
-  state, _ = walk(Flow(), elementwise(Flow()), DPMSolverPP(), z, pairs, KEYS)
+  state, _ = scan_steps(Flow(), elementwise(Flow()), DPMSolverPP(), z, pairs, KEYS)
   assert state.z.shape == state.x0.shape == (4, 3) and state.left.shape == (4,)
   np.testing.assert_array_equal(state.left, 0)
 
@@ -262,7 +264,7 @@ def test_a_batch_over_eight_devices_never_moves():
 
     denoise = thresholded(Flow(), guided(Flow(), labelled, (labels, -labels), ClassifierFree(2.0)))
     keys = jax.random.wrap_key_data(key_data)
-    return draw(Flow(), denoise, PredictorCorrector(Heun()), jnp.zeros((8, 3)), pairs, keys)
+    return draw_samples(Flow(), denoise, PredictorCorrector(Heun()), jnp.zeros((8, 3)), pairs, keys)
 
   text = jax.jit(run, out_shardings=spread).lower(*args).compile().as_text()
   assert not [move for move in MOVES if move in text]
@@ -271,7 +273,7 @@ def test_a_batch_over_eight_devices_never_moves():
 def test_parameters_are_not_copied_for_each_sample():
   def run(weights, sampler, z):
     denoise = denoiser(Flow(), Predict("v"), lambda z, *_: Output(jnp.sin(z @ weights)[:, :3]))
-    return draw(Flow(), denoise, sampler, z, pad_pairs(REQUESTS), KEYS)
+    return draw_samples(Flow(), denoise, sampler, z, pad_pairs(REQUESTS), KEYS)
 
   for sampler in (Heun(), PredictorCorrector(correct_steps=3)):
     text = jax.jit(run).lower(jnp.ones((3, 211)), sampler, LIKE).compile().as_text()

@@ -18,7 +18,7 @@ from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
 from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.predictor_corrector import PredictorCorrector
-from jldm.samplers.sample import draw, sample, trajectory
+from jldm.samplers.sample import draw_samples, sample, trajectory
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import (
   FLOWS,
@@ -97,11 +97,13 @@ def test_draw_starts_at_sigma_of_the_first_time(process):
   starts, paths = (jnp.stack(part) for part in zip(*(jax.random.split(key) for key in KEYS)))
   for t in (1.0, 0.6):
     eps = jnp.stack([jax.random.normal(key, (3,)) for key in starts])
-    begun = draw(process, None, Still(), Z, jnp.array([[t, 0.0]]), KEYS)
+    begun = draw_samples(process, None, Still(), Z, jnp.array([[t, 0.0]]), KEYS)
     np.testing.assert_allclose(begun, process.sigma(jnp.float32(t)) * eps, rtol=1e-6)
   pairs = jnp.array([[0.6, 0.1]])
   np.testing.assert_allclose(
-    draw(process, None, Spy(), Z, pairs, KEYS), sample(process, None, Spy(), begun, pairs, paths), rtol=1e-6
+    draw_samples(process, None, Spy(), Z, pairs, KEYS),
+    sample(process, None, Spy(), begun, pairs, paths),
+    rtol=1e-6,
   )
 
 
@@ -136,7 +138,7 @@ def test_the_step_to_clean_data_is_the_estimate(process, sampler):
 @both
 @pytest.mark.parametrize("sampler", FLOWS, ids=repr)
 def test_steps_are_exact_where_the_flow_is_straight(process, sampler):
-  """All data at one place: x0 and eps stay as they are, whatever the step, from alpha = 0 and to sigma = 0."""
+  """All data at one place: x0 and eps stay as they are in any step, from alpha = 0 and to sigma = 0."""
   for t, s in ((1.0, 0.0), (1.0, 0.5), (0.7, 0.2), (0.3, 0.0), (0.2, 0.9), (0.5, 1.0)):
     t, s = jnp.float32(t), jnp.float32(s)
     z = process.alpha(t) * MEAN + process.sigma(t) * Z
@@ -190,7 +192,9 @@ def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
 
 @every
 def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
-  """From pure noise to clean data; pairs that go nowhere fill every path up to a thousand, for one compilation."""
+  """From pure noise to clean data; pairs that go nowhere fill every path up to a thousand, for one
+  compilation.
+  """
   process, network16 = PROCESSES[0], in_bfloat16
   for steps in (1, 2, 50, 1000):
     pairs = np.concatenate([adjacent_pairs(uniform(steps)), np.zeros((1000 - steps, 2), np.float32)])
@@ -209,8 +213,8 @@ def in_bfloat16(process):
 def test_the_estimates_of_a_path_come_with_it():
   process, pairs = PROCESSES[0], adjacent_pairs(uniform(4))
   z, x0 = trajectory(process, network(process), DDIM(), Z, pairs, KEYS)
-  np.testing.assert_array_equal(z, draw(process, network(process), DDIM(), Z, pairs, KEYS))
+  np.testing.assert_array_equal(z, draw_samples(process, network(process), DDIM(), Z, pairs, KEYS))
   assert x0.shape == (4, 8, 3)
   np.testing.assert_allclose(x0[-1], z, rtol=1e-6, atol=1e-6)  # the last step goes to its estimate
-  one = draw(process, network(process), DDIM(), Z, adjacent_pairs(uniform(1)), KEYS)
+  one = draw_samples(process, network(process), DDIM(), Z, adjacent_pairs(uniform(1)), KEYS)
   np.testing.assert_allclose(x0[0], one, rtol=1e-5, atol=1e-6)  # what one step would have found

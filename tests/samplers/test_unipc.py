@@ -8,7 +8,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.diffusion.process import Cosine, Flow, half_log_snr
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.sample import moved
+from jldm.samplers.sample import replace_z
 from jldm.samplers.unipc import UniPC
 from tests.samplers.gaussian import gaussian, network, start, step, walk
 
@@ -17,7 +17,7 @@ KEYS = jax.random.split(jax.random.key(1), 8)
 
 
 def test_order_one_is_the_paper_s_predictor_and_corrector():
-  """Both in data prediction with p = 1: DDIM, then the last step anew with B(h) / 2 times the change of x0."""
+  """Both in data prediction with p = 1: DDIM, then the last step again with B(h) / 2 times the change."""
   process = Cosine()
   with jax.enable_x64(True):
     lam, denoise, solver = lambda u: half_log_snr(process, u), network(process), UniPC(1)
@@ -41,7 +41,7 @@ def test_a_state_that_was_moved_is_not_corrected():
   for pair in ((0.9, 0.7), (0.7, 0.5)):
     state = step(process, network, solver, state, *jnp.float32(pair), KEYS)
   t, s = jnp.float32(0.5), jnp.float32(0.3)
-  after = step(process, network, solver, moved(state, Z), t, s, KEYS).z
+  after = step(process, network, solver, replace_z(state, Z), t, s, KEYS).z
   np.testing.assert_allclose(
     after, step(process, network, solver, start(process, solver, Z, 0.5), t, s, KEYS).z, atol=1e-6
   )

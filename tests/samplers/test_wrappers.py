@@ -15,7 +15,7 @@ from jldm.samplers.grid import adjacent_pairs, uniform
 from jldm.samplers.heun import Heun
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
-from jldm.samplers.sample import moved, renoise, walk as run_states
+from jldm.samplers.sample import renoise, replace_z, scan_steps as run_states
 from jldm.samplers.unipc import UniPC
 from tests.samplers.gaussian import MEAN, PROCESSES, STD, gaussian, network, start, step, walk
 
@@ -118,7 +118,9 @@ def test_what_is_left_is_counted_by_steps_that_go_somewhere():
 
 @both
 def test_langevin_leaves_the_right_distribution_and_finds_it(process):
-  """In place, at a fixed time: variance stays within first order of the step, and a wrong one is drawn to it."""
+  """In place, at a fixed time: variance stays within first order of the step, and a wrong one is drawn to
+  it.
+  """
   s, keys = jnp.float32(0.5), jax.random.split(jax.random.key(4), 20_000)
   spread = float(jnp.hypot(process.alpha(s) * STD, process.sigma(s)))
   right = float(process.alpha(s)) * MEAN + spread * jax.random.normal(jax.random.key(5), (20_000, 1))
@@ -145,7 +147,7 @@ def test_moved_begins_a_history_anew_where_it_changed():
     process, network, DPMSolverPP(), start(process, DPMSolverPP(), Z, t), t, jnp.float32(0.5), KEYS
   )
   assert int(state.count) == 1
-  assert int(moved(state, Z).count) == 0 and int(moved(state, Z, False).count) == 1
-  np.testing.assert_array_equal(moved(state, Z).z, Z)
+  assert int(replace_z(state, Z).count) == 0 and int(replace_z(state, Z, False).count) == 1
+  np.testing.assert_array_equal(replace_z(state, Z).z, Z)
   plain = start(process, DDIM(), Z, t)
-  assert moved(plain, 2 * Z)._fields == ("z", "x0")
+  assert replace_z(plain, 2 * Z)._fields == ("z", "x0")

@@ -12,7 +12,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.objectives.objective import Aux
-from jldm.train.ema import WIDEST, Decay, Power, combine, gamma, reconstruct, weights
+from jldm.train.ema import WIDEST, Decay, Power, power_exponent, reconstruct, snapshot_weights, weighted_sum
 from jldm.train.state import init_state
 from jldm.train.step import make_step
 from tests.networks import quick
@@ -25,7 +25,7 @@ def profile(width: float, steps: int) -> np.ndarray:
   """What the recursion (2) makes of each step's params: float64 [steps]."""
   shares = np.zeros(steps)
   for t in range(1, steps + 1):
-    beta = (1 - 1 / t) ** (gamma(width) + 1)
+    beta = (1 - 1 / t) ** (power_exponent(width) + 1)
     shares *= beta
     shares[t - 1] = 1 - beta
   return shares
@@ -37,13 +37,17 @@ def error(value, reference) -> float:
 
 @pytest.mark.parametrize("width", [1e-3, 0.01, *WIDTHS, WIDEST])
 def test_gamma_solves_its_equation(width):
-  g = gamma(width)
+  g = power_exponent(width)
   assert g >= 0 and np.sqrt(g + 1) / (g + 2) / np.sqrt(g + 3) == pytest.approx(width, rel=1e-12)
 
 
 @pytest.mark.parametrize("width", [0, -0.1, 0.2887, 1.0, float("nan")])
 def test_widths_that_are_none(width):
-  for call in (gamma, lambda width: Power((0.05, width)), lambda width: weights([5], [0.05], 5, width)):
+  for call in (
+    power_exponent,
+    lambda width: Power((0.05, width)),
+    lambda width: snapshot_weights([5], [0.05], 5, width),
+  ):
     with pytest.raises(UserError, match=r"expected more than 0 and at most 0.289, the mean of all steps"):
       call(width)
 
@@ -64,12 +68,11 @@ def unit_vectors(init):
 
 def test_the_power_function_has_its_profile_and_its_width():
   steps = 600
-  for width, tracked in zip(
-    WIDTHS, unit_vectors(jnp.full(steps, 7.0))
-  ):  # whatever it was before, it is forgotten
+  # whatever it was before, it is forgotten
+  for width, tracked in zip(WIDTHS, unit_vectors(jnp.full(steps, 7.0))):
     assert error(tracked, profile(width, steps)) < 1e-5 and np.sum(tracked) == pytest.approx(1, abs=1e-6)
     k = np.arange(1, steps + 1)
-    closed = (k / steps) ** (gamma(width) + 1) - ((k - 1) / steps) ** (gamma(width) + 1)
+    closed = (k / steps) ** (power_exponent(width) + 1) - ((k - 1) / steps) ** (power_exponent(width) + 1)
     assert error(closed, profile(width, steps)) < 1e-12, "the product telescopes"
     places = (k - 0.5) / steps
     mean = tracked @ places
@@ -119,14 +122,14 @@ def made(x, when, widths, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("width", [0.04, 0.07, 0.15, 0.25])
 def test_as_many_widths_as_steps_between_snapshots_are_exact(every, widths, width):
   when, of = places(60, every, widths)
-  assert np.abs(made(weights(when, of, 60, width), when, of, 60) - profile(width, 60)).max() < 1e-11
+  assert np.abs(made(snapshot_weights(when, of, 60, width), when, of, 60) - profile(width, 60)).max() < 1e-11
 
 
 @pytest.mark.parametrize("width", [0.04, 0.05, 0.07, 0.1, 0.15, 0.25])
 def test_no_other_weights_have_smaller_sums_of_squares(width):
   """The minimum of (4): from it, no direction among weights that sum to 1 leads down."""
   when, of = places(96, 8)
-  x = weights(when, of, 96, width)
+  x = snapshot_weights(when, of, 96, width)
   basis = np.cumsum([np.pad(profile(w, t), (0, 96 - t)) for t, w in zip(when, of)], 1)
   slope = basis @ (x @ basis - np.cumsum(profile(width, 96)))
   assert x.sum() == pytest.approx(1, abs=1e-14) and np.ptp(slope) < 1e-12
@@ -136,8 +139,8 @@ def test_no_other_weights_have_smaller_sums_of_squares(width):
 def test_many_steps_cost_neither_memory_nor_accuracy():
   steps = 200_000
   when, of = places(steps, steps // 64)
-  x, k = weights(when, of, steps, 0.15), np.arange(1, steps, 997)
-  share = lambda t, width: np.minimum(k / t, 1) ** (gamma(width) + 1)
+  x, k = snapshot_weights(when, of, steps, 0.15), np.arange(1, steps, 997)
+  share = lambda t, width: np.minimum(k / t, 1) ** (power_exponent(width) + 1)
   assert (
     np.abs(sum(w * share(t, width) for w, t, width in zip(x, when, of)) - share(steps, 0.15)).max() < 2e-5
   )
@@ -145,9 +148,9 @@ def test_many_steps_cost_neither_memory_nor_accuracy():
 
 
 def test_a_snapshot_is_itself():
-  x = weights([4, 4, 9, 9, 12], [0.05, 0.1, 0.05, 0.1, 0.05], 9, 0.1)
+  x = snapshot_weights([4, 4, 9, 9, 12], [0.05, 0.1, 0.05, 0.1, 0.05], 9, 0.1)
   np.testing.assert_allclose(x, [0, 0, 0, 1, 0], atol=1e-12)
-  np.testing.assert_array_equal(weights([9], [0.1], 9, 0.1), [1])
+  np.testing.assert_array_equal(snapshot_weights([9], [0.1], 9, 0.1), [1])
 
 
 @pytest.mark.parametrize("steps, message", [([4, 8, 8], "one of 4, 8$"), ([], "of which there are none$")])
@@ -161,7 +164,7 @@ def test_combine():
     {"a": np.float32([1, 2]), "b": (np.float32(3),)},
     {"a": jnp.array([1e8, 0]), "b": (jnp.float32(1),)},
   ]
-  total = combine([2.0, 1e-8], iter(trees))
+  total = weighted_sum([2.0, 1e-8], iter(trees))
   assert total["a"].dtype == np.float32 and isinstance(total["b"][0], np.ndarray)
   np.testing.assert_array_equal(total["a"], np.float32([3, 4]))
   np.testing.assert_array_equal(total["b"][0], np.float32(6 + 1e-8))

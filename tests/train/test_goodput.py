@@ -18,30 +18,30 @@ def now(monkeypatch):
 
 
 def told(clock: Goodput) -> dict[str, float]:
-  line = clock.line()
+  line = clock.seconds_by_part()
   assert sum(line[f"seconds_{part}"] for part in PARTS) == pytest.approx(line["seconds"], abs=1e-2)
   return {part: line[f"seconds_{part}"] for part in PARTS if line[f"seconds_{part}"]}
 
 
 def test_what_is_nested_is_of_the_inner_part(now):
   clock = Goodput(began=98.0)
-  with clock.on("step"):
+  with clock.measure("step"):
     now[0] += 1
-    with clock.on("save"):
+    with clock.measure("save"):
       now[0] += 4
-      with clock.on("evaluation"):
+      with clock.measure("evaluation"):
         now[0] += 8
       now[0] += 16
     now[0] += 32
   now[0] += 64
   assert told(clock) == {"start": 66, "step": 33, "save": 20, "evaluation": 8}
   now[0] += 1
-  assert told(clock)["start"] == 67 and clock.line()["seconds"] == 128
+  assert told(clock)["start"] == 67 and clock.seconds_by_part()["seconds"] == 128
 
 
 def test_a_part_ends_with_what_it_raises(now):
   clock = Goodput(began=100.0)
-  with pytest.raises(KeyError), clock.on("encode"):
+  with pytest.raises(KeyError), clock.measure("encode"):
     now[0] += 1
     raise KeyError
   now[0] += 2
@@ -66,7 +66,7 @@ def test_a_loop_is_compilation_first_then_lost_then_step_and_waits_for_data(now)
   def save(n, state, metrics):
     now[0] += 10
 
-  with clock.on("step"):
+  with clock.measure("step"):
     hooks = (clock.hook("save", Hook(3, save)),)
     state = types.SimpleNamespace(step=3)
     fit(clock.steps(step, 3, made_before=6), state, clock.waiting(rows()), None, None, 9, hooks)
@@ -75,4 +75,8 @@ def test_a_loop_is_compilation_first_then_lost_then_step_and_waits_for_data(now)
 
 def test_the_first_second_is_that_of_the_process():
   clock = Goodput()
-  assert 0 < clock.line()["seconds"] == pytest.approx(clock.line()["seconds_start"], abs=1e-2)
+  assert (
+    0
+    < clock.seconds_by_part()["seconds"]
+    == pytest.approx(clock.seconds_by_part()["seconds_start"], abs=1e-2)
+  )

@@ -12,7 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jldm.core.errors import NonFiniteError, UserError
-from jldm.train.logging import Log, forget_after, rows, start_wandb
+from jldm.train.logging import Log, drop_rows_after, read_rows, start_wandb
 from jldm.train.step import SKIPS_ALLOWED
 
 
@@ -139,8 +139,8 @@ def test_a_full_disk_is_told_of_at_once(tmp_path):
 def test_what_is_not_a_line_of_it_is_left_out(tmp_path, junk):
   path, line = tmp_path / "metrics.jsonl", json.dumps(ROWS[0]).encode()
   path.write_bytes(line + b"\n" + junk + b"\n" + line + b"\n")
-  assert [row for _, row in rows(path)] == [ROWS[0], ROWS[0]]
-  forget_after(path, "denoiser", 0)
+  assert [row for _, row in read_rows(path)] == [ROWS[0], ROWS[0]]
+  drop_rows_after(path, "denoiser", 0)
   assert path.read_bytes() == (line + b"\n") * 2
 
 
@@ -167,7 +167,7 @@ ROWS = [
 def test_what_will_be_written_again_is_forgotten(tmp_path, tail, stage, step, kept):
   path = tmp_path / "metrics.jsonl"
   path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + tail)
-  forget_after(path, stage, step)
+  drop_rows_after(path, stage, step)
   assert path.read_text() == "".join(json.dumps(ROWS[i]) + "\n" for i in kept)
   assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -175,12 +175,12 @@ def test_what_will_be_written_again_is_forgotten(tmp_path, tail, stage, step, ke
 def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text(json.dumps(ROWS[0]))
-  forget_after(path, "denoiser", 0)
+  drop_rows_after(path, "denoiser", 0)
   assert path.read_text() == json.dumps(ROWS[0]) + "\n"
 
 
 def test_there_may_be_nothing_to_forget(tmp_path):
-  forget_after(tmp_path / "metrics.jsonl", "denoiser", 3)
+  drop_rows_after(tmp_path / "metrics.jsonl", "denoiser", 3)
   assert not list(tmp_path.iterdir())
 
 

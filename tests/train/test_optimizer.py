@@ -126,13 +126,20 @@ def test_adamw_is_that_of_optax_bit_for_bit():
   jax.tree.map(np.testing.assert_array_equal, said, jax.device_get((params, state)))
 
 
-@pytest.mark.parametrize("momentum, relative, factor_from", [(0.0, False, 128), (0.9, True, 4)])
-def test_adafactor_is_that_of_optax(momentum, relative, factor_from):
+@pytest.mark.parametrize("momentum, relative, min_dim_size_to_factor", [(0.0, False, 128), (0.9, True, 4)])
+def test_adafactor_is_that_of_optax(momentum, relative, min_dim_size_to_factor):
   ours = Adafactor(
-    schedule=Constant(peak=0.01), clip_norm=0, momentum=momentum, relative=relative, factor_from=factor_from
+    schedule=Constant(peak=0.01),
+    clip_norm=0,
+    momentum=momentum,
+    multiply_by_parameter_scale=relative,
+    min_dim_size_to_factor=min_dim_size_to_factor,
   )
   tx = optax.adafactor(
-    0.01, min_dim_size_to_factor=factor_from, multiply_by_parameter_scale=relative, momentum=momentum or None
+    0.01,
+    min_dim_size_to_factor=min_dim_size_to_factor,
+    multiply_by_parameter_scale=relative,
+    momentum=momentum or None,
   )
   params = tree(0)
   state, update = tx.init(params), quick(tx.update)
@@ -147,7 +154,7 @@ def test_adafactor_is_that_of_optax(momentum, relative, factor_from):
 
 
 def test_adafactor_keeps_rows_and_columns():
-  _, (clip, ((factored, *_), *_)) = train(Adafactor(factor_from=8))
+  _, (clip, ((factored, *_), *_)) = train(Adafactor(min_dim_size_to_factor=8))
   assert clip == optax.EmptyState()
   assert factored.v_row["blocks"]["mlp"]["in"]["kernel"].shape == (3, 8)
   assert factored.v_col["blocks"]["mlp"]["in"]["kernel"].shape == (3, 12)
@@ -158,7 +165,7 @@ def test_adafactor_keeps_rows_and_columns():
   "optimizer",
   [
     AdamW(schedule=WarmupCosine(peak=0.1, warmup_steps=5)),
-    Adafactor(schedule=WarmupCosine(peak=0.1, warmup_steps=5), factor_from=4),
+    Adafactor(schedule=WarmupCosine(peak=0.1, warmup_steps=5), min_dim_size_to_factor=4),
     Muon(schedule=WarmupCosine(peak=0.1, warmup_steps=5)),
   ],
   ids=lambda x: type(x).__name__,
@@ -194,9 +201,8 @@ def test_muon_makes_matrices_orthogonal():
     stack = lambda x: np.reshape(x, (-1, *x.shape[-2:]))
     for matrix, gradient in zip(stack(update), stack(gradients[path])):
       u, _, v = np.linalg.svd(gradient, full_matrices=False)
-      within = (
-        -u.T @ matrix @ v.T / (0.2 * max(matrix.shape) ** 0.5)
-      )  # the gradient's own directions, scaled alone
+      # the gradient's own directions, scaled alone
+      within = -u.T @ matrix @ v.T / (0.2 * max(matrix.shape) ** 0.5)
       np.testing.assert_allclose(within, np.diag(np.diag(within)), atol=1e-3)
       assert (np.diag(within) > 0.5).all() and (np.diag(within) < 1.4).all()
       assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.3), "the rms is that of Adam"
@@ -245,11 +251,11 @@ def test_frozen_gradients_do_not_count_in_the_norm():
   "cls, name, message",
   [
     *(
-      (cls, name, "is found in no parameter's path; expected a regex for paths such as blocks/mlp/in/")
+      (cls, name, "matches no parameter's path; expected a regex for paths such as blocks/mlp/in/")
       for cls in EACH
       for name in ("no_decay", "frozen")
     ),
-    (Muon, "hidden", "is found in no parameter's path; expected a regex for paths such as blocks/mlp/in/"),
+    (Muon, "hidden", "matches no parameter's path; expected a regex for paths such as blocks/mlp/in/"),
   ],
 )
 def test_a_regex_that_finds_nothing(cls, name, message):
@@ -262,10 +268,10 @@ def test_a_regex_that_finds_nothing(cls, name, message):
 @pytest.mark.parametrize(
   "fields, message",
   [
-    ({"hidden": "bias$"}, "hidden='bias.' is found in no path of a matrix that is trained; expected"),
+    ({"hidden": "bias$"}, "hidden='bias.' matches no path of a matrix that is trained; expected"),
     (
       {"hidden": "qkv", "frozen": "qkv"},
-      "hidden='qkv' is found in no path of a matrix that is trained; expected",
+      "hidden='qkv' matches no path of a matrix that is trained; expected",
     ),
   ],
 )
@@ -279,7 +285,7 @@ def test_muon_without_matrices(fields, message):
 @pytest.mark.parametrize("cls", EACH)
 def test_nothing_left_to_train(cls):
   with pytest.raises(
-    UserError, match=r"frozen='.' is found in all parameters' paths; expected one that leaves some"
+    UserError, match=r"frozen='.' matches all parameters' paths; expected one that leaves some"
   ):
     cls(frozen=".").build(1).init(tree(0))
 

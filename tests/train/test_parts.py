@@ -25,7 +25,7 @@ def updated(tx, params, steps=3):
 
 
 def test_each_part_has_its_own_optimizer():
-  """What they do apart: gradients of seed n are drawn leaf by leaf, hence a part is trained amid the whole."""
+  """As each alone: gradients of seed n are drawn leaf by leaf, so a part is trained amid the whole."""
   found = updated(BOTH.build(10), PARAMS)
   for part, alone in (("discriminator", FAST), ("autoencoder", SLOW)):
     expected = updated(alone.build(10), PARAMS)[part]
@@ -56,7 +56,7 @@ def test_three_parts():
 @pytest.mark.parametrize(
   "where, told",
   [
-    ("^generator/", "where='.generator/' is found in no parameter's path"),
+    ("^generator/", "where='.generator/' matches no parameter's path"),
     ("conv", "or in all of them"),
     ("(", "is no regex"),
   ],

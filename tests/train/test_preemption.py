@@ -18,36 +18,35 @@ from jldm.data.source import Arrays
 from jldm.distributed import multihost
 from jldm.storage import array_cache
 from jldm.train.loop import Hook
-from jldm.train.preemption import Notice, watched
+from jldm.train.preemption import Notice, watch_sigterm
 from tests.configs import ROOT
 
 
 def asked_within(notice, seconds=5.0) -> bool:
   end = time.monotonic() + seconds
-  while not notice.asked and time.monotonic() < end:
+  while not notice.requested and time.monotonic() < end:
     time.sleep(0.001)
-  return notice.asked
+  return notice.requested
 
 
 def test_a_signal_is_noticed_and_the_handlers_before_come_back():
   before = signal.getsignal(signal.SIGTERM)
-  with watched() as notice:
-    assert not notice.asked
-    notice.check()
+  with watch_sigterm() as notice:
+    assert not notice.requested
+    notice.raise_if_requested()
     os.kill(os.getpid(), signal.SIGTERM)
     assert asked_within(notice)
     with pytest.raises(Preempted, match="goes on from the last checkpoint"):
-      notice.check()
+      notice.raise_if_requested()
   assert signal.getsignal(signal.SIGTERM) is before and signal.set_wakeup_fd(-1) == -1
   assert "preemption" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_other_signals_are_none_of_its_business(request):
   request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
-  signal.signal(
-    signal.SIGINT, signal.default_int_handler
-  )  # which is ignored in what a script runs in the background
-  with watched() as notice:
+  # which is ignored in what a script runs in the background
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  with watch_sigterm() as notice:
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(5)
@@ -58,8 +57,8 @@ def test_in_another_thread_it_never_comes():
   found = []
 
   def run():
-    with watched() as notice:
-      found.append(notice.asked)
+    with watch_sigterm() as notice:
+      found.append(notice.requested)
 
   thread = threading.Thread(target=run)
   thread.start()
@@ -70,9 +69,9 @@ def test_in_another_thread_it_never_comes():
 def test_items_end_with_the_notice():
   notice, seen = Notice(), []
   with pytest.raises(Preempted):
-    for item in notice.between(range(5)):
+    for item in notice.checked(range(5)):
       seen.append(item)
-      notice.asked = item == 2
+      notice.requested = item == 2
   assert seen == [0, 1, 2]
 
 
@@ -83,7 +82,7 @@ def test_the_step_of_the_notice_is_kept_unless_it_is_the_last(at, kept):
   hook = notice.hook("denoiser", 6, keep)
   hook.call(at, None, {})
   assert not calls
-  notice.asked = True
+  notice.requested = True
   if kept:
     with pytest.raises(Preempted, match="at denoiser step 3"):
       hook.call(at, None, {})
@@ -96,8 +95,8 @@ def test_what_takes_long_is_left_and_its_step_kept():
   notice, calls = Notice(), []
 
   def look(n, state, metrics):
-    notice.asked = True
-    notice.check()
+    notice.requested = True
+    notice.raise_if_requested()
 
   guarded = notice.guard(Hook(2, look, at_end=True), "denoiser", 6, lambda n, state, metrics: calls.append(n))
   assert (guarded.every_steps, guarded.at_end) == (2, True)
@@ -110,8 +109,8 @@ def test_what_takes_long_is_left_and_its_step_kept():
 
 HELD = """
 import ctypes, sys
-from jldm.train.preemption import watched
-with watched(grace_s=float(sys.argv[1])) as notice:
+from jldm.train.preemption import watch_sigterm
+with watch_sigterm(grace_s=float(sys.argv[1])) as notice:
   print("ready", flush=True)
   ctypes.CDLL(None).sleep(30)  # like a compilation: no bytecode of the main thread runs
   ctypes.CDLL(None).sleep(30)
@@ -164,12 +163,12 @@ def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, 
     notice = Notice()
 
     def encode(part):
-      for row in notice.between(range(len(part)), alone=True):
-        notice.asked = process in asked and part.start >= 4
+      for row in notice.checked(range(len(part)), alone=True):
+        notice.requested = process in asked and part.start >= 4
         yield part[np.array([row])]
 
     try:
-      array_cache.write_cache(tmp_path / "latents", source, encode, process, 2, notice.check)
+      array_cache.write_cache(tmp_path / "latents", source, encode, process, 2, notice.raise_if_requested)
     except Exception as error:
       ends[process] = error
 

@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from jldm.train.ema import Decay, Power
-from jldm.train.state import averaged, divide, init_state, join
+from jldm.train.state import averaged_items, init_state, join_state, split_state
 
 PARAMS = {"w": jnp.array([1.0, 2.0]), "half": jnp.array([3.0], jnp.bfloat16)}
 
@@ -37,8 +37,8 @@ def test_no_two_leaves_share_a_buffer():
 )
 def test_a_state_is_divided_into_items_and_joined(extra, items):
   state = init_state(PARAMS, extra, optax.adam(1e-3), Power())
-  divided = divide(state)
-  assert divided.keys() == items and {name: divided[name] for name in items - {"state"}} == averaged(
+  divided = split_state(state)
+  assert divided.keys() == items and {name: divided[name] for name in items - {"state"}} == averaged_items(
     state.ema[0], extra
   )
-  assert join(divided, extra) == state
+  assert join_state(divided, extra) == state

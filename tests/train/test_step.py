@@ -65,9 +65,8 @@ def batch_of(step: int) -> dict:
 
 @functools.cache
 def compiled(objective, accumulate: int):
-  return make_step(
-    objective.loss, TX, POWER, accumulate
-  )  # one function, so that its compilations can be counted
+  # one function, so that its compilations can be counted
+  return make_step(objective.loss, TX, POWER, accumulate)
 
 
 @functools.cache

@@ -61,7 +61,7 @@ class ImageCodec:
 
   def latent_mask(self, known: Array) -> Array:
     """known [B, H, W, 1] -> [B, h, w, 1]: the places of which every pixel is known."""
-    return masks.coarse(known, self.factor)
+    return masks.coarsen(known, self.factor)
 
   def encode(self, params: dict, batch: Batch) -> Gaussian:
     """The posterior over [B, h, w, c]."""

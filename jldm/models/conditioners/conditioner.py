@@ -1,11 +1,11 @@
-"""Conditioners: what a denoiser is given of the data besides its noisy latents.
+"""Conditioners: the inputs of a denoiser besides its noisy latents.
 
-A conditioner turns a batch, or a person's request, into named inputs of the network:
+A conditioner turns a batch, or a user's request, into named inputs of the network:
 
-  draw (training) or read (a request)  ->  embed, or null  ->  join
+  draw_inputs (training) or read_request  ->  embed, or null  ->  join_conditions
 
-What is drawn is dropped for a share `dropout` of the examples: the network then sees `null`, which
-classifier-free guidance (Ho & Salimans 2022, 2207.12598) needs as its other branch.
+In training the network sees `null` for a share `dropout` of the examples, which is the other branch of
+classifier-free guidance (Ho & Salimans 2022, 2207.12598).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,30 +22,26 @@ from jldm.core.specs import Spec, batch_shapes, key_shapes
 
 Array = jax.Array
 Inputs = dict[str, Array]  # of one conditioner, [B, ...] each
-Conditions = dict[str, dict[str, Array]]  # by conditioner: what the network is given
-Encode = Callable[
-  [Inputs], Any
-]  # fields of a batch, such as image [B, H, W, C] in [-1, 1] -> standardised latents
+Conditions = dict[str, dict[str, Array]]  # by conditioner: inputs of the network
+# fields of a batch, such as image [B, H, W, C] in [-1, 1] -> standardised latents
+Encode = Callable[[Inputs], Any]
 
-JOINED_AT = {
-  "vector": -1,
-  "concat": -1,
-  "tokens": 1,
-  "mask": 1,
-}  # the axis along which several conditioners' inputs meet
+# the axis along which the inputs of several conditioners are concatenated
+JOINED_AT = {"vector": -1, "concat": -1, "tokens": 1, "mask": 1}
 HELD = "held"  # parts of the latents that are given: (value, time, use) by part
-RESERVED = ("denoiser", "codec")  # names of other parts among the parameters
+RESERVED = ("denoiser", "codec")  # other parts of the parameters have these names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
-  """The contract, with what most conditioners share.
+  """The contract, with defaults for most conditioners.
 
-  name: of its parameters and of what a request gives for it.
+  name: the key of its parameters, and of its value in a request.
   dropout: the share of examples in training whose condition is `null`; with 0 the model always
     needs the condition.
-  guided: whether guidance pushes away from `null`, where a request names nothing else.
-  fields: the arrays of a batch that `draw` reads.   cached: `embed` is computed once per example, and kept beside the latents.
+  guided: whether guidance pushes away from `null` if a request names nothing else.
+  fields: the arrays of a batch that `draw_inputs` reads.
+  cached: `embed` is computed once per example, and kept with the latents.
 
   Raises:
     UserError: a dropout outside [0, 1], or a reserved name.
@@ -66,40 +62,41 @@ class Conditioner:
         f"a conditioner named {self.name!r}; expected an identifier other than {', '.join(RESERVED)}"
       )
 
-  def draw(self, batch: dict, keys: Array) -> Inputs:
-    """Of examples in training [B, ...], with keys [B] for what is random."""
+  def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
+    """The inputs [B, ...] of a training batch; keys [B] are for random ones."""
     raise NotImplementedError
 
-  def read(self, given: Any, data: Spec) -> Inputs:
-    """Of what a person gives, on the host: arrays [n, ...] or [1, ...]; UserError where it is not legal."""
+  def read_request(self, given: Any, data: Spec) -> Inputs:
+    """The inputs of a request's value, on the host: arrays [n, ...] or [1, ...]; UserError if not legal."""
     raise NotImplementedError
 
   def init(self, key: Array, inputs: Inputs) -> Any:
-    """Parameters that are trained with the denoiser; {} for none."""
+    """The parameters that are trained with the denoiser; {} for none."""
     del key, inputs
     return {}
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
-    """Inputs -> what the network is given: label, vector, concat, tokens, mask, ..."""
+    """Inputs -> inputs of the network: label, vector, concat, tokens, mask, ..."""
     raise NotImplementedError
 
   def null(self, params: Any, like: dict[str, Array]) -> dict[str, Array]:
-    """What the network is given where nothing is known, in the shapes of `like`; zeros by default."""
+    """The network's inputs for an unknown condition, in the shapes of `like`; zeros by default."""
     del params
     return jax.tree.map(jnp.zeros_like, like)
 
 
 def check_names(conditioners: Sequence[Conditioner]) -> None:
-  """Raises a UserError where two conditioners have one name."""
+  """Raises a UserError if two conditioners have one name."""
   names = [conditioner.name for conditioner in conditioners]
-  if repeated := {name for name in names if names.count(name) > 1}:
+  repeated = {name for name in names if names.count(name) > 1}
+  if repeated:
     raise UserError(
       f"several conditioners are named {min(repeated)!r}; give each a name of its own: name='…'"
     )
 
 
 def check_fields(conditioner: Conditioner, batch: dict) -> None:
-  """Raises a UserError where a batch lacks an array that a conditioner draws from."""
+  """Raises a UserError if a batch lacks an array that a conditioner reads."""
   for field in conditioner.fields:
     if field not in batch:
       raise UserError(
@@ -109,24 +106,25 @@ def check_fields(conditioner: Conditioner, batch: dict) -> None:
 
 
 def array_name(conditioner: Conditioner, key: str) -> str:
-  """The name under which a cached condition stands in a batch."""
+  """The name of a cached condition in a batch."""
   return f"{conditioner.name}__{key}"
 
 
 def cached_conditions(
   conditioners: Sequence[Conditioner], params: Any, batch: dict, encode: Encode, keys: Array
 ) -> dict:
-  """What is kept per example for training: the fields that are drawn from, and the finished inputs of
-  cached conditioners.
+  """The arrays kept per example for training: fields to draw from, and inputs of cached conditioners.
 
   Raises:
-    UserError: the batch lacks an array that a conditioner draws from.
+    UserError: the batch lacks an array that a conditioner reads.
   """
   kept = {}
   for conditioner in conditioners:
     check_fields(conditioner, batch)
     if conditioner.cached:
-      embedded = conditioner.embed(params.get(conditioner.name, {}), conditioner.draw(batch, keys), encode)
+      embedded = conditioner.embed(
+        params.get(conditioner.name, {}), conditioner.draw_inputs(batch, keys), encode
+      )
       kept |= {array_name(conditioner, key): value for key, value in embedded.items()}
     else:
       kept |= {field: batch[field] for field in conditioner.fields}
@@ -147,54 +145,57 @@ def draw_conditions(
         name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)
       }
     else:
-      embedded = conditioner.embed(own, conditioner.draw(batch, key_draw), encode)
+      embedded = conditioner.embed(own, conditioner.draw_inputs(batch, key_draw), encode)
     keep = jax.vmap(jax.random.uniform)(key_drop) >= conditioner.dropout
-    conditions[conditioner.name] = where(keep, embedded, conditioner.null(own, embedded))
+    conditions[conditioner.name] = select_per_sample(keep, embedded, conditioner.null(own, embedded))
   return conditions
 
 
-def where(keep: Array, some: dict[str, Array], others: dict[str, Array]) -> dict[str, Array]:
-  """Per sample, keep [B]: the one or the other of two conditions."""
+def select_per_sample(keep: Array, some: dict[str, Array], others: dict[str, Array]) -> dict[str, Array]:
+  """Per sample one of two conditions: `some` where keep [B], else `others`."""
   return jax.tree.map(lambda a, b: jnp.where(expand(keep, a), a, b), some, others)
 
 
-def join(conditions: Conditions) -> dict[str, Array]:
-  """The network's inputs: vectors and concatenated channels of all conditioners side by side, tokens
-  one after the other.
+def join_conditions(conditions: Conditions) -> dict[str, Array]:
+  """The network's inputs, from the conditions of all conditioners.
+
+  `vector` and `concat` are concatenated along their channels, tokens along their length.
 
   Raises:
     UserError: two conditioners with an input that cannot be joined, such as two labels.
   """
   inputs: dict[str, Array] = {}
-  for condition in with_masks(list(conditions.values())):
+  for condition in add_masks(list(conditions.values())):
     for key, value in condition.items():
       if key == HELD:
-        inputs[key] = merged_parts(inputs.get(key, {}), value)
+        inputs[key] = merge_parts(inputs.get(key, {}), value)
         continue
       if key in inputs and key not in JOINED_AT:
         raise UserError(
-          f"two conditioners give {key!r} to the network; expected one of them, or others as a vector or tokens"
+          f"two conditioners give {key!r} to the network; "
+          "expected one of them, or others as a vector or tokens"
         )
       inputs[key] = jnp.concatenate([inputs[key], value], JOINED_AT[key]) if key in inputs else value
   return inputs
 
 
-def merged_parts(some: dict, others: dict) -> dict:
+def merge_parts(some: dict, others: dict) -> dict:
   """The held parts of two conditioners; UserError if both hold one."""
-  if both := sorted(some.keys() & others.keys()):
+  both = sorted(some.keys() & others.keys())
+  if both:
     raise UserError(f"two conditioners hold the part {both[0]!r}; expected one of them")
   return some | others
 
 
-def with_masks(conditions: list[dict[str, Array]]) -> list[dict[str, Array]]:
-  """Where some tokens have a mask, all have: tokens without may all be attended to."""
+def add_masks(conditions: list[dict[str, Array]]) -> list[dict[str, Array]]:
+  """If some tokens have a mask, the others get one that is True everywhere."""
   if not any("mask" in condition for condition in conditions):
     return conditions
   whole = lambda tokens: jnp.ones(tokens.shape[:2], bool)
   return [{"mask": whole(each["tokens"])} | each if "tokens" in each else each for each in conditions]
 
 
-def blank(conditioner: Conditioner, data: Spec) -> Inputs:
-  """Inputs [1, ...] of zeros, in the shapes of those drawn from `data`: they stand where nothing is given."""
-  shapes = jax.eval_shape(conditioner.draw, batch_shapes(data, 1), key_shapes(1))
+def blank_inputs(conditioner: Conditioner, data: Spec) -> Inputs:
+  """Inputs [1, ...] of zeros, in the shapes of those drawn from `data`, for requests that give none."""
+  shapes = jax.eval_shape(conditioner.draw_inputs, batch_shapes(data, 1), key_shapes(1))
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

@@ -1,9 +1,8 @@
-"""Known ways in which a picture is spoilt: what a restoration starts from, or what a picture is made of.
+"""Degradations of pictures, for restoration and for image-to-image conditions.
 
-Each is a pure function, degrade(images [B, H, W, C] in [-1, 1], keys [B]) -> the same shape and
-range, a picture that the same autoencoder can read.  Row b depends on images[b] and keys[b] alone;
-those that draw nothing need no keys. All but `Edges` and the clipped `Noisy` are linear in the
-images.
+Each is a pure function, degrade(images [B, H, W, C] in [-1, 1], keys [B]) -> the same shape and range,
+so the same autoencoder can encode the result.  Row b depends only on images[b] and keys[b].
+Degradations without randomness need no keys.  All but `Edges` and the clipped `Noisy` are linear.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ Array = jax.Array
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def check(degradation: Any, field: str, legal: bool, expected: str) -> None:
+def check_field(degradation: Any, field: str, legal: bool, expected: str) -> None:
   if not legal:
     raise UserError(
       f"{field}={getattr(degradation, field)} of {type(degradation).__name__}; expected {expected}"
@@ -46,8 +45,8 @@ class Edges:
   strength: float = 3.0
 
   def __post_init__(self):
-    check(self, "strength", self.strength > 0, "a number above 0")
-    check(self, "sigma", self.sigma > 0, "a number above 0, in pixels")
+    check_field(self, "strength", self.strength > 0, "a number above 0")
+    check_field(self, "sigma", self.sigma > 0, "a number above 0, in pixels")
 
   def __call__(self, images: Array, keys: Array | None = None) -> Array:
     rises = jnp.gradient(luminance(images), axis=(1, 2))  # before the blur: exactly 0 in a flat picture
@@ -57,12 +56,12 @@ class Edges:
 
 @dataclasses.dataclass(frozen=True)
 class Noisy:
-  """Gaussian noise of standard deviation `std` added, and clipped, as a file would hold it."""
+  """Gaussian noise of standard deviation `std` added, then clipped to [-1, 1]."""
 
   std: float = 0.5
 
   def __post_init__(self):
-    check(self, "std", self.std >= 0, "a number from 0, where pictures span 2")
+    check_field(self, "std", self.std >= 0, "a number from 0, where pictures span 2")
 
   def __call__(self, images: Array, keys: Array) -> Array:
     return jnp.clip(images + self.std * normal_like(keys, images), -1, 1)
@@ -70,12 +69,12 @@ class Noisy:
 
 @dataclasses.dataclass(frozen=True)
 class Blurred:
-  """Convolved with a Gaussian of `sigma` pixels, whose weights are those of the pixels that there are."""
+  """A Gaussian blur of `sigma` pixels, with weights normalised at the borders."""
 
   sigma: float = 2.0
 
   def __post_init__(self):
-    check(self, "sigma", self.sigma > 0, "a number above 0, in pixels")
+    check_field(self, "sigma", self.sigma > 0, "a number above 0, in pixels")
 
   def __call__(self, images: Array, keys: Array | None = None) -> Array:
     return blurred(images, self.sigma)
@@ -83,12 +82,12 @@ class Blurred:
 
 @dataclasses.dataclass(frozen=True)
 class Downsampled:
-  """Means of blocks of `factor` x `factor` pixels, each shown as large as its block."""
+  """Means of blocks of `factor` x `factor` pixels, at the size of the images."""
 
   factor: int = 4
 
   def __post_init__(self):
-    check(self, "factor", self.factor >= 1, "a whole number from 1")
+    check_field(self, "factor", self.factor >= 1, "a whole number from 1")
 
   def __call__(self, images: Array, keys: Array | None = None) -> Array:
     """Raises: UserError for sides that the factor does not divide."""
@@ -96,17 +95,18 @@ class Downsampled:
     if h % self.factor or w % self.factor:
       raise UserError(f"pictures of {h}x{w}; expected sides divisible by {self}.factor")
     blocks = images.reshape(b, h // self.factor, self.factor, w // self.factor, self.factor, c)
-    return jnp.broadcast_to(blocks.mean((2, 4), keepdims=True), blocks.shape).reshape(images.shape)
+    means = blocks.mean((2, 4), keepdims=True)  # [B, h, 1, w, 1, C]
+    return jnp.broadcast_to(means, blocks.shape).reshape(images.shape)  # [B, H, W, C]
 
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-  """A `share` of the pixels, drawn one by one, lost: 0, the middle grey, in every channel."""
+  """A random `share` of the pixels set to 0, the middle grey, in every channel."""
 
   share: float = 0.5
 
   def __post_init__(self):
-    check(self, "share", 0 <= self.share <= 1, "a share from 0 to 1")
+    check_field(self, "share", 0 <= self.share <= 1, "a share from 0 to 1")
 
   def __call__(self, images: Array, keys: Array) -> Array:
     return images * self.known(images, keys)
@@ -124,7 +124,7 @@ class Mixture:
   degradations: tuple[Any, ...] = (Noisy(), Blurred(), Downsampled(), Missing())
 
   def __post_init__(self):
-    check(self, "degradations", len(self.degradations) > 0, "at least one")
+    check_field(self, "degradations", len(self.degradations) > 0, "at least one")
 
   def __call__(self, images: Array, keys: Array) -> Array:
     key_choice, key_inner = split_each(keys)
@@ -135,11 +135,9 @@ class Mixture:
 
 def luminance(images: Array) -> Array:
   """[B, H, W, C] -> [B, H, W, 1], C 1 or 3."""
-  return (
-    images @ jnp.asarray(LUMINANCE, images.dtype)[:, None]
-    if images.shape[-1] == 3
-    else images.mean(-1, keepdims=True)
-  )
+  if images.shape[-1] == 3:
+    return images @ jnp.asarray(LUMINANCE, images.dtype)[:, None]
+  return images.mean(-1, keepdims=True)
 
 
 def blurred(images: Array, sigma: float) -> Array:

@@ -34,10 +34,10 @@ class ClassLabel(Conditioner):
         f"ClassLabel(classes={self.classes}); expected at least 1, or no ClassLabel among the conditioners"
       )
 
-  def draw(self, batch: dict, keys: Array) -> Inputs:
+  def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
     return {"label": batch["label"]}
 
-  def read(self, given: Any, data: Spec) -> Inputs:
+  def read_request(self, given: Any, data: Spec) -> Inputs:
     """A class or one per sample; UserError for fractions and classes that the model does not know."""
     whole = lambda numbers: np.isfinite(numbers) & (numbers == np.floor(numbers))
     labels = np.atleast_1d(np.asarray(given))

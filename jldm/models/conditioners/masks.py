@@ -1,7 +1,7 @@
-"""Random masks on a grid: what is known of a picture, or of its latents, and what is to be painted.
+"""Random masks of the known part of an image, or of its latents.
 
-A mask is [B, h, w, 1], 1 where known and 0 where hidden, row b from keys[b] alone.  Shapes are laid
-out in coordinates from 0 to 1, whatever the grid.
+A mask is [B, h, w, 1], 1 where known and 0 where hidden; row b depends only on keys[b].  Shapes have
+coordinates from 0 to 1 on any grid.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ POINTS = 4  # of the path of a brush
 
 
 def box(key: Array, y: Array, x: Array) -> Array:
-  """A rectangle with sides of 0.25 to 0.75 around any place, so that the picture's border may cut it."""
+  """A rectangle with sides of 0.25 to 0.75 around any place; the image's border may cut it."""
   key_size, key_place = jax.random.split(key)
   sides = jax.random.uniform(key_size, (2,), minval=0.25, maxval=0.75)
   place = jax.random.uniform(key_place, (2,))
@@ -39,7 +39,7 @@ def half_plane(key: Array, y: Array, x: Array) -> Array:
 
 
 def strokes(key: Array, y: Array, x: Array) -> Array:
-  """The way of a brush, 0.1 to 0.25 wide, from point to point."""
+  """A brush stroke, 0.1 to 0.25 wide, from point to point."""
   key_points, key_width = jax.random.split(key)
   points = jax.random.uniform(key_points, (POINTS, 2))
   place = jnp.stack([y, x], -1)[..., None, :]  # [h, w, 1, 2]
@@ -49,9 +49,8 @@ def strokes(key: Array, y: Array, x: Array) -> Array:
   return distance < 0.5 * jax.random.uniform(key_width, minval=0.1, maxval=0.25)
 
 
-SHAPES: dict[
-  str, Callable[[Array, Array, Array], Array]
-] = {  # what is hidden at places y, x [h, w] in 0 ... 1
+# (key, y, x [h, w] in 0 ... 1) -> what is hidden, bool [h, w]
+SHAPES: dict[str, Callable[[Array, Array, Array], Array]] = {
   "box": box,
   "frame": frame,
   "half_plane": half_plane,
@@ -59,7 +58,7 @@ SHAPES: dict[
 }
 
 
-def draw(shapes: tuple[str, ...], keys: Array, size: tuple[int, int]) -> Array:
+def draw_masks(shapes: tuple[str, ...], keys: Array, size: tuple[int, int]) -> Array:
   """A mask [B, h, w, 1] of (h, w) = `size` for each key [B], of one of the shapes."""
   y, x = jnp.meshgrid(*((jnp.arange(side) + 0.5) / side for side in size), indexing="ij")
 
@@ -71,36 +70,36 @@ def draw(shapes: tuple[str, ...], keys: Array, size: tuple[int, int]) -> Array:
   return 1 - jax.vmap(hidden)(key_shape, choice)[..., None].astype(jnp.float32)
 
 
-def check(shapes: tuple[str, ...]) -> None:
+def check_shapes(shapes: tuple[str, ...]) -> None:
   if not shapes or not set(shapes) <= set(SHAPES):
     raise UserError(f"shapes={shapes}; expected some of {sorted(SHAPES)}")
 
 
-def coarse(known: Array, factor: int) -> Array:
-  """Known places of a grid `factor` times coarser, those of which every pixel is: [B, H, W, 1] -> [B, h, w, 1]."""
+def coarsen(known: Array, factor: int) -> Array:
+  """Places of a `factor` times coarser grid of which every pixel is known: [B, H, W, 1] -> [B, h, w, 1]."""
   return blocks(known, factor).min((2, 4))
 
 
-def share(known: Array, factor: int) -> Array:
-  """How much of each place of a grid `factor` times coarser is known: [B, H, W, 1] -> [B, h, w, 1] from 0 to 1."""
+def known_share(known: Array, factor: int) -> Array:
+  """The known share of each place of a `factor` times coarser grid: [B, H, W, 1] -> [B, h, w, 1]."""
   return blocks(known, factor).mean((2, 4))
 
 
 def blocks(known: Array, factor: int) -> Array:
   b, h, w, _ = known.shape
-  return known.reshape(b, h // factor, factor, w // factor, factor, 1)
+  return known.reshape(b, h // factor, factor, w // factor, factor, 1)  # [B, h, factor, w, factor, 1]
 
 
-def fine(known: Array, factor: int) -> Array:
+def refine(known: Array, factor: int) -> Array:
   """The pixels of the known places: [B, h, w, 1] -> [B, H, W, 1]."""
   return jnp.repeat(jnp.repeat(known, factor, 1), factor, 2)
 
 
-def filled(images: Array, known: Array) -> Array:
-  """Images [B, H, W, C] with the mean of what is known [B, H, W, 1] in place of the rest, so that no
-  encoder sees it.
+def fill_hidden(images: Array, known: Array) -> Array:
+  """Images [B, H, W, C] whose hidden pixels are the mean of the known ones, known [B, H, W, 1].
+
+  So no encoder sees what is hidden.
   """
-  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(
-    jnp.sum(known, (1, 2), keepdims=True), 1
-  )
+  count = jnp.sum(known, (1, 2), keepdims=True)
+  mean = jnp.sum(images * known, (1, 2), keepdims=True) / jnp.maximum(count, 1)
   return jnp.where(known > 0, images, mean)

@@ -1,8 +1,7 @@
 """A part of joint latents that is given while others are drawn.
 
-The denoiser was trained with a time of its own for each part, so that a part that is given stands
-in its own place, at time 0, and one that is not known as noise at time 1: Bao et al. 2023
-(2303.06555), section 3.2.
+The denoiser was trained with a separate time for each part.  So a part that is given keeps its place,
+at time 0, and a part that is not known is noise at time 1: Bao et al. 2023 (2303.06555), section 3.2.
 """
 
 import dataclasses
@@ -21,15 +20,15 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part(Conditioner):
-  """The part `name`, made of `fields` of the data; it has nothing to do in training."""
+  """The part `name`, made of `fields` of the data; it is not used in training."""
 
   fields: tuple[str, ...]
   dropout: float = 1.0
 
-  def draw(self, batch: dict, keys: Array) -> Inputs:
+  def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
     return {field: batch[field] for field in self.fields}
 
-  def read(self, given: Any, data: Spec) -> Inputs:
+  def read_request(self, given: Any, data: Spec) -> Inputs:
     """The array of the only field, or a dict by field, as in the data: one for all samples, or [n, ...]."""
     each = given if isinstance(given, dict) else {self.fields[0]: given}
     if set(each) != set(self.fields):

@@ -1,10 +1,10 @@
-"""Pictures as conditions: their latents as channels beside the noisy latent.
+"""Pictures as conditions: their latents as further channels of the noisy latent.
 
   Masked   the latent of what is known of a picture, and where that is
   Paired   the latent of another picture, which is made of it: grey of colour, blurred of sharp
 
 Concatenation is how latent diffusion inpaints and enlarges: Rombach et al. 2022 (2112.10752),
-sections 3.3, 4.4 and 4.5. Zeros, the null, say that nothing is known (Brooks et al. 2022,
+sections 3.3, 4.4 and 4.5.  The null, zeros, means that nothing is known (Brooks et al. 2022,
 2211.09800, eq. 3).
 """
 
@@ -27,8 +27,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Masked(Conditioner):
-  """Random `shapes` of `masks` hide parts of a picture, which is encoded without them, anew at each
-  step of training.
+  """A picture with random `shapes` of `masks` hidden, masked and encoded anew at each training step.
 
   A request gives (images, known): uint8 or float in [-1, 1], [n, H, W, C], and 1 where a pixel is
   known, [n, H, W, 1] or [H, W].
@@ -42,13 +41,13 @@ class Masked(Conditioner):
 
   def __post_init__(self):
     super().__post_init__()
-    masks.check(self.shapes)
+    masks.check_shapes(self.shapes)
 
-  def draw(self, batch: dict, keys: Array) -> Inputs:
+  def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
     images = pixels(batch["image"])
-    return {"image": images, "known": masks.draw(self.shapes, keys, images.shape[1:3])}
+    return {"image": images, "known": masks.draw_masks(self.shapes, keys, images.shape[1:3])}
 
-  def read(self, given: Any, data: Spec) -> Inputs:
+  def read_request(self, given: Any, data: Spec) -> Inputs:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
       raise UserError(
         f"{self.name}: expected (images [n, H, W, C], known [n, H, W, 1], 1 where a pixel is known)"
@@ -65,14 +64,13 @@ class Masked(Conditioner):
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
     """What is hidden is filled before it is encoded: [B, h, w, c + 1]."""
     images, known = inputs["image"], inputs["known"]
-    z = encode({"image": masks.filled(images, known)})
-    return {"concat": jnp.concatenate([z, masks.share(known, images.shape[1] // z.shape[1])], -1)}
+    z = encode({"image": masks.fill_hidden(images, known)})
+    return {"concat": jnp.concatenate([z, masks.known_share(known, images.shape[1] // z.shape[1])], -1)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paired(Conditioner):
-  """The latent of `degradation` of the picture, encoded once per example: noise and masks of a picture
-  are always the same.
+  """The latent of a degraded picture, encoded once per example, so its degradation is always the same.
 
   A request gives the source pictures, uint8 or float in [-1, 1], [n, H, W, C].
   """
@@ -85,10 +83,10 @@ class Paired(Conditioner):
   fields = ("image",)
   cached = True
 
-  def draw(self, batch: dict, keys: Array) -> Inputs:
+  def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
     return {"image": self.degradation(pixels(batch["image"]), keys)}
 
-  def read(self, given: Any, data: Spec) -> Inputs:
+  def read_request(self, given: Any, data: Spec) -> Inputs:
     return {"image": read_images(self.name, given, data)}
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Any numbers of an example as a condition."""
+"""Numbers of an example as a condition."""
 
 import dataclasses
 from typing import Any
@@ -16,10 +16,9 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vector(Conditioner):
-  """The float feature `field` [B] or [B, D] of the data, times `scale`, with one more number: 1 where
-  it is known, 0 where not.
+  """The float feature `field` [B] or [B, D] of the data, times `scale`, and a 1 if it is known.
 
-  An example with a value that is not finite counts as unknown; the null is zeros.
+  An example with a value that is not finite is unknown.  The null is zeros.
   """
 
   field: str = "vector"
@@ -30,12 +29,12 @@ class Vector(Conditioner):
   def fields(self) -> tuple[str, ...]:
     return (self.field,)
 
-  def draw(self, batch: dict, keys: Array) -> Inputs:
+  def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
     check_fields(self, batch)
     values = batch[self.field]
     return {"values": values.reshape(len(values), -1).astype(jnp.float32)}  # [B, D]
 
-  def read(self, given: Any, data: Spec) -> Inputs:
+  def read_request(self, given: Any, data: Spec) -> Inputs:
     """Numbers [D] for all samples, or [n, D]; UserError for others."""
     width = int(np.prod(dict(data)[self.field].shape))
     try:

@@ -1,6 +1,6 @@
-"""What every denoising network must be: network(z, noise_level, inputs, estimate=None) -> Output.
+"""The contract of a denoising network: network(z, noise_level, inputs, estimate=None) -> Output.
 
-It is checked on shapes alone, before anything is trained: no memory is used and nothing is compiled.
+It is checked on shapes before training, without memory and without a compilation.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def check_network(network: Any, z: Any, inputs: Any) -> None:
 
 
 def check_class(network: Any) -> None:
-  """Refuses what is not an object of a linen class: flax.nnx, a class, a function."""
+  """Raises a UserError unless `network` is an object of a linen class; not flax.nnx, a class, a function."""
   if isinstance(network, type):
     raise UserError(
       f"network is the class {network.__name__}; expected an object of it, such as {network.__name__}()"
@@ -59,7 +59,7 @@ def check_class(network: Any) -> None:
 
 
 def check_hashable(network: nn.Module) -> None:
-  """A network is a static argument of compiled functions: each of its fields has to have a hash."""
+  """A network is a static argument of compiled functions, so each of its fields must have a hash."""
   for field in dataclasses.fields(network):
     value = getattr(network, field.name)
     if field.name not in ("parent", "name") and not is_hashable(value):
@@ -82,7 +82,7 @@ def is_hashable(value: Any) -> bool:
 
 
 def check_signature(network: nn.Module) -> None:
-  """`__call__` must take z, noise_level, inputs by position, and `estimate` by name, which may be left out."""
+  """`__call__` must take z, noise_level, inputs by position, and an optional `estimate` by name."""
   name = type(network).__name__
   if not callable(network):
     raise UserError(f"{name} has no __call__; {CONTRACT}")
@@ -96,21 +96,24 @@ def check_signature(network: nn.Module) -> None:
 
 def check_variables(name: str, variables: Any) -> None:
   """Parameters, and nothing else: no other collection is trained, averaged or kept."""
-  if others := sorted(set(variables) - {"params"}):
+  others = sorted(set(variables) - {"params"})
+  if others:
     raise UserError(
-      f"{name} has variables in {', '.join(others)}; expected params alone, such as GroupNorm has, not BatchNorm"
+      f"{name} has variables in {', '.join(others)}; "
+      "expected params alone, such as GroupNorm has, not BatchNorm"
     )
   if not jax.tree.leaves(variables):
     raise UserError(f"{name} has no parameters; expected some to train")
 
 
 def check_output(call: str, output: Any, z: Any) -> None:
-  """An Output in float32: value and variance of the shape of z, log_variance [B] (a tree of each, if z is one)."""
+  """An Output in float32: value and variance shaped like z, log_variance [B]; trees, if z is one."""
   like_z = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32), z)
   per_sample = jax.tree.map(lambda part: jax.ShapeDtypeStruct(part.shape[:1], jnp.float32), z)
   if not isinstance(output, Output):
     raise UserError(
-      f"{call} returns {describe(output)}; expected jldm.core.specs.Output(value) with value {describe(like_z)}"
+      f"{call} returns {describe(output)}; "
+      f"expected jldm.core.specs.Output(value) with value {describe(like_z)}"
     )
   expected = Output(like_z, per_sample, like_z)
   for name, legal in expected._asdict().items():
@@ -123,7 +126,7 @@ def check_output(call: str, output: Any, z: Any) -> None:
 
 
 def evaluate(function: Callable, call: str, given: str, *arguments: Any, **named: Any) -> Any:
-  """The shapes of what a function returns; an error in it becomes one line."""
+  """The shapes of a function's result; an error in it becomes one line."""
   try:
     return jax.eval_shape(function, *arguments, **named)
   except UserError:

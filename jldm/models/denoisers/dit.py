@@ -24,22 +24,24 @@ SIZES = {  # table 1 of the paper: depth, width, heads
 
 
 class DiT(nn.Module):
-  """Patches of latents as tokens, `depth` scanned copies of `block` conditioned on noise level and
-  class, patches back.
+  """Patches of latents as tokens, `depth` scanned copies of `block`, and patches back to latents.
 
-  `classes` = 0 is unconditional.  `token_width` > 0: the blocks attend to further tokens that wide,
-  as those of a text. `in_context`: the condition vectors stand as tokens before the patches too
-  (section 3.2), the only way for a block that is not modulated.  `rotary` embeds places in
-  attention besides the fixed sinusoids. `target_time` reads the noise level of a second time, which
-  flow maps go to, `guidance_scale` the scale that a distilled network imitates.
-  `self_conditioning` reads an earlier estimate of the data. `log_variance` learns one number per
-  sample from the noise level; `out_channels` of twice those of z (0: as many) gives a variance of
-  every value, the second half of the output. `remat` names what each block keeps for the backward
-  pass, of jldm.nn.remat.  `unroll` blocks stand in the scan's body: all of them is faster on a CPU,
-  and compiles longer.
+  block: the template of the blocks.
+  classes: 0 is unconditional.
+  token_width: if above 0, the blocks attend to further tokens of that width, such as a text's.
+  in_context: the condition vectors are also tokens before the patches (section 3.2), the only way
+    for a block that is not modulated.
+  rotary: rotary position embeddings in attention, besides the fixed sinusoids.
+  target_time: reads the noise level of a second time, the end of a flow map's step.
+  guidance_scale: reads the scale that a distilled network imitates.
+  self_conditioning: reads an earlier estimate of the data.
+  log_variance: learns one number per sample from the noise level.
+  out_channels: 0 is as many as z; twice as many add a variance of every value.
+  remat: what each block keeps for the backward pass, by its name in jldm.nn.remat.
+  unroll: the number of blocks in the scan's body; all of them is faster on a CPU, but compiles longer.
   """
 
-  block: Block = ModulatedBlock(heads=6)  # a template: its dtype is replaced by this one's
+  block: Block = ModulatedBlock(heads=6)  # its dtype is replaced by this network's
   patch: int = 2
   width: int = 384
   depth: int = 12
@@ -67,24 +69,24 @@ class DiT(nn.Module):
       UserError: H or W is not divisible by `patch`, fields contradict each other or C, or inputs do
         not fit the fields.
     """
-    self.check(z)
+    self.check_latents(z)
     tokens, mask = read_tokens(inputs, self.token_width) if self.token_width else (None, None)
     template = self.block.clone(parent=self, name="blocks", dtype=self.dtype)
     rows, columns = z.shape[1] // self.patch, z.shape[2] // self.patch
-    x = self.patches(
-      with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs)
-    )  # [B, L, width]
-    vectors = condition_vectors(self, noise_level, inputs, self.width, self.classes)
+    h = with_estimate(z, estimate) if self.self_conditioning else z  # [B, H, W, C or 2 C]
+    x = self.patches(with_concat(h, inputs))  # [B, L, width]
+    vectors = condition_vectors(self, noise_level, inputs, self.width, self.classes)  # [B, width] each
     leading = len(vectors) if self.in_context else 0
     if leading:
       x = jnp.concatenate([jnp.stack(vectors, 1), x], 1)  # [B, leading + L, width]
     angles = grid_angles(rows, columns, self.width // template.heads, leading) if self.rotary else None
     x = self.blocks(template, x, sum(vectors), angles, tokens, mask)[:, leading:]  # [B, L, width]
-    x = block_norm(template, "norm")(x)
+    x = block_norm(template, "norm")(x)  # [B, L, width]
     if template.modulates:
       x = modulated(x, *Modulation(2, self.width, self.dtype, name="modulation")(sum(vectors)))
     out_channels = self.out_channels or z.shape[-1]
-    x = self.dense(self.patch**2 * out_channels, nn.initializers.zeros_init(), "out")(x)
+    zeros = nn.initializers.zeros_init()
+    x = self.dense(self.patch**2 * out_channels, zeros, "out")(x)  # [B, L, p p out_channels]
     x = x.reshape(len(z), rows, columns, -1)  # [B, rows, columns, p p out_channels]
     x = depth_to_space(x, self.patch).astype(jnp.float32)  # [B, H, W, out_channels]
     if out_channels == 2 * z.shape[-1]:
@@ -92,7 +94,7 @@ class DiT(nn.Module):
       return Output(value, variance=variance)
     return Output(x, LogVariance(name="log_variance")(noise_level) if self.log_variance else None)
 
-  def check(self, z: Array) -> None:
+  def check_latents(self, z: Array) -> None:
     _, h, w, channels = z.shape
     if h % self.patch or w % self.patch:
       raise UserError(f"latents of {h}x{w}; expected sides divisible by patch={self.patch}")
@@ -111,11 +113,11 @@ class DiT(nn.Module):
     return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
   def patches(self, x: Array) -> Array:
-    """[B, H, W, C] -> its patches with their places, [B, L, width], row by row."""
+    """[B, H, W, C] -> its embedded patches with position embeddings, [B, L, width], row by row."""
     x = space_to_depth(x, self.patch)  # [B, rows, columns, p p C]
     b, rows, columns, features = x.shape
     x = x.reshape(b, rows * columns, features)  # [B, L, p p C]
-    x = self.dense(self.width, nn.initializers.xavier_uniform(), "in")(x)
+    x = self.dense(self.width, nn.initializers.xavier_uniform(), "in")(x)  # [B, L, width]
     return x + grid_sinusoids(rows, columns, self.width).astype(self.dtype)
 
   def blocks(
@@ -127,12 +129,13 @@ class DiT(nn.Module):
     tokens: Array | None,
     mask: Array | None,
   ) -> Array:
-    """All blocks as one scan: the program is as long as one block.  What they sow comes out stacked,
-    [depth, ...].
+    """All blocks as one scan, x [B, L, width] -> [B, L, width]: the program is as long as one block.
+
+    Values that blocks sow are stacked, [depth, ...].
     """
     call = lambda block, x, *condition: (block(x, *condition), None)
     scanned = nn.scan(
-      remat(call, self.remat, prevent_cse=self.unroll >= self.depth),  # then nothing is left of the loops
+      remat(call, self.remat, prevent_cse=self.unroll >= self.depth),  # if unrolled, no loop prevents it
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       in_axes=(nn.broadcast,) * 4,
@@ -144,8 +147,7 @@ class DiT(nn.Module):
 
 
 def dit(size: str, block: Block = DiT.block, **fields) -> DiT:
-  """A DiT of a published size, "S" to "XL", with the size's heads in the block: `dit("XL", patch=2,
-  classes=1000)`.
+  """A DiT of a published size, "S" to "XL": `dit("XL", patch=2, classes=1000)`.
 
   Raises:
     UserError: no such size.

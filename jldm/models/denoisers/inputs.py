@@ -1,7 +1,7 @@
-"""The named inputs of a denoiser, as what its layers take.
+"""The named inputs of a denoiser, as its layers take them.
 
   label [B]  vector [B, D]  to [B]  guidance_scale [B]    vectors, added to that of the noise level
-  tokens [B, M, D], mask bool [B, M]                      tokens that are attended to; True: may be attended to
+  tokens [B, M, D], mask bool [B, M]                      context of attention, where the mask is True
   concat [B, H, W, Cc], and an estimate [B, H, W, C]      channels behind those of z
 
 A network reads those that it knows and ignores the others.
@@ -17,12 +17,13 @@ from jldm.nn.embedding import LabelEmbedding, LevelEmbedding
 Array = jax.Array
 Inputs = dict[str, Array]
 
+# field of a network -> the input it needs
 FIELDS = {
   "classes": "label",
   "token_width": "tokens",
   "target_time": "to",
   "guidance_scale": "guidance_scale",
-}  # -> input
+}
 
 
 def check_inputs(inputs: Inputs, **fields: int | bool) -> None:
@@ -56,14 +57,14 @@ def read_tokens(inputs: Inputs, token_width: int) -> tuple[Array, Array | None]:
 def condition_vectors(
   network: nn.Module, noise_level: Array, inputs: Inputs, width: int, classes: int, frequencies: int = 256
 ) -> list[Array]:
-  """One vector [B, width] each of the noise level, and of label, `vector`, `to` and `guidance_scale`
-  if they are read.
+  """One vector [B, width] for the noise level, and one each for label, `vector`, `to` and `guidance_scale`.
 
-  A compact method of `network` calls it; that module gets the layers "level", "label", "vector",
-  "target_time" and "guidance_scale".  A network reads `vector` if it was initialised with one.
+  The last four are there if the network reads them; it reads `vector` if it was initialised with one.
+  Call this in a compact method of `network`: that module gets the layers "level", "label", "vector",
+  "target_time" and "guidance_scale".
 
   Raises:
-    UserError: an input is missing that a field, or the parameters, need.
+    UserError: a field, or the parameters, need an input that is missing.
   """
   check_inputs(
     inputs, classes=classes, target_time=network.target_time, guidance_scale=network.guidance_scale

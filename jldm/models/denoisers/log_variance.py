@@ -1,4 +1,4 @@
-"""The uncertainty of a denoiser as a function of the noise level, for the weight of its loss."""
+"""The log-variance of a denoiser's error as a function of the noise level, for the weight of its loss."""
 
 from flax import linen as nn
 import jax
@@ -9,8 +9,9 @@ Array = jax.Array
 
 
 class LogVariance(nn.Module):
-  """u of Karras et al. 2024 (2312.02696), eq. 21: a dense layer on sinusoids of the noise level; zero
-  at first, in float32.
+  """u of Karras et al. 2024 (2312.02696), eq. 21: a dense layer on sinusoids of the noise level.
+
+  It is zero at initialisation, and float32.
   """
 
   frequencies: int = 128

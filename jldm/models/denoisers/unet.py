@@ -29,7 +29,7 @@ EPSILON = 1e-5  # of the published U-Nets' norms; their spatial transformers and
 
 
 class Layer(nn.Module):
-  """A resnet block, then attention with that many heads (0: none), to tokens too if there are any."""
+  """A resnet block, then self-attention (unless `heads` is 0) and, if there are tokens, attention to them."""
 
   features: int
   heads: int
@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, h: Array, embedding: Array, tokens: Array | None, mask: Array | None) -> Array:
-    """h [B, H, W, C], embedding [B, E], tokens [B, M, D] or None, mask [B, M] or None -> [B, H, W, features]."""
+    """h [B, H, W, C], embedding [B, E], tokens [B, M, D], mask [B, M] -> [B, H, W, features]."""
     h = ResnetBlock(self.features, self.groups, self.dtype, EPSILON, name="resnet")(h, embedding)
     if not self.heads:
       return h
@@ -48,14 +48,15 @@ class Layer(nn.Module):
 
 
 class UNet(nn.Module):
-  """Resnet blocks and attention from fine to coarse and back; on the way up each meets one of its
-  scale on the way down.
+  """Resnet blocks and attention from fine to coarse and back, with skip connections at each scale.
 
-  `widths` and `attention` have one entry per scale, finest first; `resnets` is the number per scale
-  on the way down (one more on the way up).  `heads` are as many everywhere, or, with `head_width`,
-  that wide.  Without `resample_conv`, means of 2x2 and nearest neighbours resample alone. `classes`
-  adds a label to the noise level; `token_width` attends to tokens that wide; both make the label
-  the one token that is attended to.  `target_time`, `guidance_scale`, `self_conditioning`,
+  `widths` and `attention` have one entry per scale, the finest first.  `resnets` is the number of
+  blocks per scale on the way down; the way up has one more.  Each attention has `heads` heads or,
+  with `head_width`, heads of that width.  Without `resample_conv` there is no convolution at a
+  change of scale: only means of 2x2, or nearest neighbours.
+
+  `classes` adds a label to the noise level.  `token_width` adds attention to tokens of that width.
+  With both, the label is the one token.  `target_time`, `guidance_scale`, `self_conditioning`,
   `log_variance` and `remat` are as in DiT.
   """
 
@@ -85,43 +86,43 @@ class UNet(nn.Module):
     Raises:
       UserError: H or W is not divisible by 2^(scales - 1), or fields or inputs do not fit.
     """
-    self.check(z)
-    conditions = self.embedding(noise_level, inputs), *self.context(inputs)
+    self.check_latents(z)
+    channels = z.shape[-1]
+    embedding = self.embedding(noise_level, inputs)  # [B, 4 widths[0]]
+    tokens, mask = self.context(inputs)  # [B, M, token_width], [B, M], or None
     scales = range(len(self.widths))
     coarsest = scales[-1]
-    h = self.conv(self.widths[0], "in")(
-      with_concat(with_estimate(z, estimate) if self.self_conditioning else z, inputs)
-    )
+    if self.self_conditioning:
+      z = with_estimate(z, estimate)  # [B, H, W, 2 C]
+    h = self.conv(self.widths[0], "in")(with_concat(z, inputs))  # [B, H, W, widths[0]]
     skips = [h]
+    # down: h, w halve from scale to scale
     for scale in scales:
       for i in range(self.resnets):
-        h = self.layer(scale, self.attention[scale], f"down{scale}_{i}")(
-          h, *conditions
-        )  # [B, h, w, widths[scale]]
+        layer = self.layer(scale, self.attention[scale], f"down{scale}_{i}")
+        h = layer(h, embedding, tokens, mask)  # [B, h, w, widths[scale]]
         skips.append(h)
       if scale < coarsest:
-        h = self.halved(h, f"down{scale}")  # [B, h / 2, w / 2, widths[scale]]
+        h = self.downsample(h, f"down{scale}")  # [B, h / 2, w / 2, widths[scale]]
         skips.append(h)
-    h = self.layer(coarsest, True, "middle")(h, *conditions)
+    # middle: [B, h, w, widths[-1]] at the coarsest scale
+    h = self.layer(coarsest, True, "middle")(h, embedding, tokens, mask)
     resnet = remat(ResnetBlock, self.remat)
-    h = resnet(self.widths[coarsest], self.groups, self.dtype, EPSILON, name="middle_resnet")(
-      h, conditions[0]
-    )
+    h = resnet(self.widths[-1], self.groups, self.dtype, EPSILON, name="middle_resnet")(h, embedding)
+    # up: h, w double from scale to scale
     for scale in reversed(scales):
       for i in range(self.resnets + 1):
-        h = jnp.concatenate([h, skips.pop()], -1)
-        h = self.layer(scale, self.attention[scale], f"up{scale}_{i}")(
-          h, *conditions
-        )  # [B, h, w, widths[scale]]
+        h = jnp.concatenate([h, skips.pop()], -1)  # [B, h, w, C of h + C of the skip]
+        layer = self.layer(scale, self.attention[scale], f"up{scale}_{i}")
+        h = layer(h, embedding, tokens, mask)  # [B, h, w, widths[scale]]
       if scale > 0:
-        h = self.doubled(h, f"up{scale}")  # [B, 2 h, 2 w, widths[scale]]
+        h = self.upsample(h, f"up{scale}")  # [B, 2 h, 2 w, widths[scale]]
     h = nn.silu(GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(h))
-    h = self.conv(z.shape[-1], "out", kernel_init=nn.initializers.zeros_init())(h).astype(
-      jnp.float32
-    )  # [B, H, W, C]
-    return Output(h, LogVariance(name="log_variance")(noise_level) if self.log_variance else None)
+    out = self.conv(channels, "out", kernel_init=nn.initializers.zeros_init())(h)  # [B, H, W, C]
+    log_variance = LogVariance(name="log_variance")(noise_level) if self.log_variance else None  # [B]
+    return Output(out.astype(jnp.float32), log_variance)
 
-  def check(self, z: Array) -> None:
+  def check_latents(self, z: Array) -> None:
     _, h, w, _ = z.shape
     factor = 2 ** (len(self.widths) - 1)
     if h % factor or w % factor:
@@ -132,13 +133,13 @@ class UNet(nn.Module):
       raise UserError(f"attention={self.attention}; expected one bool for each of widths={self.widths}")
 
   def embedding(self, noise_level: Array, inputs: Inputs) -> Array:
-    """What every resnet block adds, [B, 4 widths[0]]."""
+    """The vector [B, 4 widths[0]] that every resnet block adds."""
     classes = 0 if self.token_width else self.classes
     first, *others = condition_vectors(self, noise_level, inputs, 4 * self.widths[0], classes, self.widths[0])
     return sum(others, first)
 
   def context(self, inputs: Inputs) -> tuple[Array | None, Array | None]:
-    """What attention looks at besides the image: tokens [B, M, token_width] and their mask [B, M], or None."""
+    """The tokens [B, M, token_width] that attention sees besides the image, and their mask [B, M]."""
     if not self.token_width:
       return None, None
     if not self.classes:
@@ -160,8 +161,8 @@ class UNet(nn.Module):
   def conv(self, features: int, name: str, **init: nn.initializers.Initializer) -> nn.Conv:
     return nn.Conv(features, (3, 3), padding=1, dtype=self.dtype, name=name, **init)
 
-  def halved(self, h: Array, name: str) -> Array:
+  def downsample(self, h: Array, name: str) -> Array:
     return Downsample(h.shape[-1], self.dtype, (1, 1), name=name)(h) if self.resample_conv else halve(h)
 
-  def doubled(self, h: Array, name: str) -> Array:
+  def upsample(self, h: Array, name: str) -> Array:
     return Upsample(h.shape[-1], self.dtype, name=name)(h) if self.resample_conv else double(h)

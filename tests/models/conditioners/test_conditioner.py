@@ -14,10 +14,10 @@ from jldm.diffusion.process import Flow
 from jldm.models.conditioners.conditioner import (
   RESERVED,
   Conditioner,
-  blank,
+  blank_inputs,
   check_names,
   draw_conditions,
-  join,
+  join_conditions,
 )
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
@@ -84,31 +84,31 @@ def test_inputs_of_a_kind_are_joined_in_order():
     if key != "label"
   }
   third = {"vector": 3 * ones(2, 1)}
-  inputs = join({"a": first, "b": second, "c": third})
+  inputs = join_conditions({"a": first, "b": second, "c": third})
   assert inputs.keys() == {"vector", "concat", "tokens", "label"}
   np.testing.assert_array_equal(inputs["vector"], [[1, 1, 1, 2, 2, 3]] * 2)
   np.testing.assert_array_equal(inputs["concat"][1, 2, 3], [1, 2])
   np.testing.assert_array_equal(inputs["tokens"][1, :, 0], [1] * 5 + [2] * 5)
-  assert inputs["label"] is first["label"] and join({}) == {}
+  assert inputs["label"] is first["label"] and join_conditions({}) == {}
 
 
 def test_masks_follow_their_tokens_and_tokens_without_may_all_be_attended_to():
   mask = jnp.array([[True, False], [False, False]])
   some, whole = {"tokens": ones(2, 2, 6), "mask": mask}, {"tokens": ones(2, 3, 6)}
   for order, expected in (("sw", [1, 0, 1, 1, 1]), ("ws", [1, 1, 1, 1, 0]), ("sws", [1, 0, 1, 1, 1, 1, 0])):
-    inputs = join(
+    inputs = join_conditions(
       {f"{n}": {"s": some, "w": whole}[one] for n, one in enumerate(order)} | {"v": {"vector": ones(2, 1)}}
     )
     assert inputs["mask"].dtype == bool and inputs["mask"].shape == inputs["tokens"].shape[:2]
     np.testing.assert_array_equal(inputs["mask"][0], expected)
-  assert "mask" not in join({"a": whole, "b": whole})
+  assert "mask" not in join_conditions({"a": whole, "b": whole})
 
 
 def test_two_labels_are_refused():
   with pytest.raises(
     UserError, match="two conditioners give 'label' to the network; expected one of them, or"
   ):
-    join({"a": {"label": jnp.zeros(2, int)}, "b": {"label": jnp.zeros(2, int)}})
+    join_conditions({"a": {"label": jnp.zeros(2, int)}, "b": {"label": jnp.zeros(2, int)}})
 
 
 @pytest.mark.parametrize("name", [*RESERVED, "", "two words", "1st", "a-b"])
@@ -145,14 +145,18 @@ IMAGE = np.zeros((1, 8, 12, 3), np.uint8)
 )
 def test_blank_inputs_have_the_shapes_of_those_that_are_read_and_are_zeros(conditioner, given):
   shapes = lambda inputs: {name: (array.shape, array.dtype) for name, array in inputs.items()}
-  inputs = blank(conditioner, DATA)
-  assert shapes(inputs) == shapes(conditioner.read(given, DATA))
+  inputs = blank_inputs(conditioner, DATA)
+  assert shapes(inputs) == shapes(conditioner.read_request(given, DATA))
   assert not any(array.any() for array in inputs.values())
 
 
 def test_the_contract_itself_draws_nothing():
   bare = Conditioner(name="bare")
   assert bare.fields == () and not bare.cached and bare.init(None, {}) == {}
-  for method in (lambda: bare.draw({}, None), lambda: bare.read(0, DATA), lambda: bare.embed({}, {}, None)):
+  for method in (
+    lambda: bare.draw_inputs({}, None),
+    lambda: bare.read_request(0, DATA),
+    lambda: bare.embed({}, {}, None),
+  ):
     with pytest.raises(NotImplementedError):
       method()

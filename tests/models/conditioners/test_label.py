@@ -14,17 +14,17 @@ LABELS = np.array([0, 2, -1, 1], np.int32)
   "given", [LABELS, LABELS.tolist(), LABELS.astype(float)], ids=["int32", "list", "float"]
 )
 def test_what_is_read_is_what_is_drawn(given):
-  read, drawn = LABEL.read(given, DATA), LABEL.draw({"label": LABELS, "image": None}, None)
+  read, drawn = LABEL.read_request(given, DATA), LABEL.draw_inputs({"label": LABELS, "image": None}, None)
   assert read.keys() == drawn.keys() == {"label"} and read["label"].dtype == drawn["label"].dtype
   np.testing.assert_array_equal(read["label"], drawn["label"])
 
 
 def test_one_class_is_for_all():
-  np.testing.assert_array_equal(LABEL.read(2, DATA)["label"], [2])
+  np.testing.assert_array_equal(LABEL.read_request(2, DATA)["label"], [2])
 
 
 def test_null_is_the_unknown_class():
-  condition = LABEL.embed({}, LABEL.read(LABELS, DATA), None)
+  condition = LABEL.embed({}, LABEL.read_request(LABELS, DATA), None)
   np.testing.assert_array_equal(condition["label"], LABELS)
   np.testing.assert_array_equal(LABEL.null({}, condition)["label"], [-1] * 4)
 
@@ -43,7 +43,7 @@ def test_null_is_the_unknown_class():
 )
 def test_what_is_not_legal_is_refused(given, message):
   with pytest.raises(UserError) as error:
-    LABEL.read(given, DATA)
+    LABEL.read_request(given, DATA)
   assert message in str(error.value)
 
 

@@ -11,13 +11,9 @@ from jldm.models.conditioners import masks
 from tests.networks import quick
 
 KEYS = row_keys(jax.random.key(0), jnp.arange(300))
-draw = functools.partial(quick, static_argnums=(0, 2))(masks.draw)
-SHARES = {
-  "box": (0.01, 0.57),
-  "frame": (0.43, 0.99),
-  "half_plane": (0.15, 0.85),
-  "strokes": (0.005, 0.6),
-}  # hidden
+draw = functools.partial(quick, static_argnums=(0, 2))(masks.draw_masks)
+# hidden
+SHARES = {"box": (0.01, 0.57), "frame": (0.43, 0.99), "half_plane": (0.15, 0.85), "strokes": (0.005, 0.6)}
 
 
 @pytest.mark.parametrize("shape", masks.SHAPES)
@@ -61,24 +57,26 @@ def test_the_grids_do_not_matter_much():
 
 def test_pixels_and_places():
   known = np.asarray(draw(tuple(masks.SHAPES), KEYS[:20], (4, 6)))
-  pixels = masks.fine(known, 4)
+  pixels = masks.refine(known, 4)
   assert pixels.shape == (20, 16, 24, 1)
-  np.testing.assert_array_equal(masks.coarse(pixels, 4), known)
+  np.testing.assert_array_equal(masks.coarsen(pixels, 4), known)
   np.testing.assert_array_equal(
-    masks.coarse(jnp.ones((1, 16, 24, 1)).at[0, 5, 9].set(0), 4)[0, ..., 0],
+    masks.coarsen(jnp.ones((1, 16, 24, 1)).at[0, 5, 9].set(0), 4)[0, ..., 0],
     np.ones((4, 6)) - np.outer(np.arange(4) == 1, np.arange(6) == 2),
   )
 
 
 def test_shares_of_places():
   known = jnp.ones((1, 16, 24, 1)).at[0, :8, 6:].set(0)
-  np.testing.assert_array_equal(masks.share(known, 4)[0, ..., 0], [[1, 0.5, 0, 0, 0, 0]] * 2 + [[1] * 6] * 2)
+  np.testing.assert_array_equal(
+    masks.known_share(known, 4)[0, ..., 0], [[1, 0.5, 0, 0, 0, 0]] * 2 + [[1] * 6] * 2
+  )
 
 
 def test_filled_hides_what_is_unknown():
   images, known = jnp.arange(12.0).reshape(1, 2, 3, 2), jnp.zeros((1, 2, 3, 1)).at[:, :, :2].set(1)
-  found = masks.filled(images, known)
-  np.testing.assert_array_equal(found, masks.filled(images + 9 * (1 - known), known))
+  found = masks.fill_hidden(images, known)
+  np.testing.assert_array_equal(found, masks.fill_hidden(images + 9 * (1 - known), known))
   np.testing.assert_array_equal(found[:, :, :2], images[:, :, :2])
   np.testing.assert_allclose(found[0, :, 2], [[4, 5]] * 2)
 
@@ -86,4 +84,4 @@ def test_filled_hides_what_is_unknown():
 def test_unknown_shapes_are_refused():
   for shapes in ((), ("ball",)):
     with pytest.raises(UserError, match=r"expected some of \['box', 'frame', 'half_plane', 'strokes'\]"):
-      masks.check(shapes)
+      masks.check_shapes(shapes)

@@ -85,14 +85,14 @@ def test_what_is_kept_of_an_example():
 
 def test_what_is_read_is_what_is_drawn():
   images, keys = jnp.asarray(RNG.uniform(-1, 1, (8, 8, 12, 3)), jnp.float32), KEYS[:8]
-  drawn = Masked().draw({"image": images}, keys)
-  np.testing.assert_array_equal(drawn["known"], masks.draw(Masked().shapes, keys, (8, 12)))
+  drawn = Masked().draw_inputs({"image": images}, keys)
+  np.testing.assert_array_equal(drawn["known"], masks.draw_masks(Masked().shapes, keys, (8, 12)))
   np.testing.assert_array_equal(drawn["image"], images)
   for degradation in (Grey(), Missing()):
-    source = Paired(degradation=degradation).draw({"image": images}, keys)
+    source = Paired(degradation=degradation).draw_inputs({"image": images}, keys)
     np.testing.assert_array_equal(source["image"], degradation(images, keys))
-    assert_same(Paired().read(source["image"], DATA), source)
-  assert_same(Masked().read((images, drawn["known"]), DATA), drawn)
+    assert_same(Paired().read_request(source["image"], DATA), source)
+  assert_same(Masked().read_request((images, drawn["known"]), DATA), drawn)
 
 
 def assert_same(these, those):
@@ -103,15 +103,18 @@ def assert_same(these, those):
 def test_bytes_are_read_as_the_floats_that_they_are():
   images, known = BATCH["image"][:2], np.ones((8, 12)) * (np.arange(12) < 5)
   floats = np.asarray(pixels(images))
-  assert_same(Paired().read(images, DATA), Paired().read(floats, DATA))
-  assert_same(Masked().read((images, known), DATA), Masked().read((floats, [known[..., None]] * 2), DATA))
+  assert_same(Paired().read_request(images, DATA), Paired().read_request(floats, DATA))
+  assert_same(
+    Masked().read_request((images, known), DATA),
+    Masked().read_request((floats, [known[..., None]] * 2), DATA),
+  )
 
 
 @pytest.mark.parametrize(
   "conditioner, given", [(Masked(), (BATCH["image"], np.ones((8, 12)))), (Paired(), BATCH["image"])]
 )
 def test_null_is_zeros_and_no_picture_is(conditioner, given):
-  condition = conditioner.embed({}, conditioner.read(given, DATA), encoded)
+  condition = conditioner.embed({}, conditioner.read_request(given, DATA), encoded)
   null = conditioner.null({}, condition)
   assert null["concat"].shape == condition["concat"].shape and not null["concat"].any()
   assert condition["concat"].any((1, 2, 3)).all()
@@ -143,7 +146,7 @@ ones = functools.partial(np.ones, dtype=np.float32)
 )
 def test_what_is_not_legal_is_refused(conditioner, given, message):
   with pytest.raises(UserError) as error:
-    conditioner.read(given, DATA)
+    conditioner.read_request(given, DATA)
   assert message in str(error.value)
 
 

@@ -31,7 +31,7 @@ class Words(Conditioner):
   name: str = "words"
   fields = ("words",)
 
-  def draw(self, batch, keys):
+  def draw_inputs(self, batch, keys):
     return {"words": batch["words"]}
 
   def init(self, key, inputs):
@@ -49,7 +49,9 @@ TX, AVERAGE, SIZE, STEPS = optax.adam(1e-2), Decay(0.9), 64, 150
 
 
 def batch_of(step: int) -> dict:
-  """The first word says what the latents are: -2, 0 or 2 everywhere; the second, if there is one, says nothing."""
+  """The first word says what the latents are: -2, 0 or 2 everywhere; the second, if there is one, says
+  nothing.
+  """
   words = np.random.default_rng(step).integers(0, 3, (SIZE, 2))
   words[::3, 1] = -1
   mean = np.float32(np.broadcast_to(2 * (words[:, :1, None, None] - 1), (SIZE, 2, 2, 1)))

@@ -16,18 +16,18 @@ def embedded(vector, inputs):
 
 
 def test_what_is_read_is_what_is_drawn():
-  read, drawn = POSE.read(VALUES.tolist(), DATA), POSE.draw({"pose": VALUES}, None)
+  read, drawn = POSE.read_request(VALUES.tolist(), DATA), POSE.draw_inputs({"pose": VALUES}, None)
   assert read.keys() == drawn.keys() and read["values"].dtype == drawn["values"].dtype
   np.testing.assert_array_equal(read["values"], drawn["values"])
-  np.testing.assert_array_equal(POSE.read(VALUES[0], DATA)["values"], VALUES[:1])
+  np.testing.assert_array_equal(POSE.read_request(VALUES[0], DATA)["values"], VALUES[:1])
 
 
 def test_one_number_per_example():
   age = Vector(field="age")
-  drawn = age.draw({"age": VALUES[:, 0]}, None)["values"]
+  drawn = age.draw_inputs({"age": VALUES[:, 0]}, None)["values"]
   np.testing.assert_array_equal(drawn, VALUES[:, :1])
-  np.testing.assert_array_equal(age.read(VALUES[:, :1], DATA)["values"], drawn)
-  np.testing.assert_array_equal(age.read(4, DATA)["values"], [[4]])
+  np.testing.assert_array_equal(age.read_request(VALUES[:, :1], DATA)["values"], drawn)
+  np.testing.assert_array_equal(age.read_request(4, DATA)["values"], [[4]])
 
 
 def test_values_are_scaled_and_a_channel_says_that_they_are_known():
@@ -56,7 +56,7 @@ def test_what_is_not_finite_is_unknown_and_unknown_is_null():
 )
 def test_what_is_not_legal_is_refused(given, message):
   with pytest.raises(UserError) as error:
-    POSE.read(given, DATA)
+    POSE.read_request(given, DATA)
   assert message in str(error.value)
 
 
@@ -64,4 +64,4 @@ def test_a_field_that_the_data_lacks_is_named():
   with pytest.raises(
     UserError, match="conditioner 'camera' reads 'pose', and the data has image, label; expected one of those"
   ):
-    POSE.draw({"label": None, "image": None}, None)
+    POSE.draw_inputs({"label": None, "image": None}, None)

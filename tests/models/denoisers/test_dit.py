@@ -365,7 +365,9 @@ class Sowing(PlainBlock):
 
 
 def test_what_a_block_sows_comes_out_and_costs_nothing_otherwise():
-  """Without a collection to sow into the program is that of the block that sows nothing, forward and backward."""
+  """Without a collection to sow into the program is that of the block that sows nothing, forward and
+  backward.
+  """
   sowing, silent = (IN_CONTEXT.clone(block=block(heads=2)) for block in (Sowing, PlainBlock))
   params = random_params(silent, Z, LEVEL, INPUTS)
   _, state = sowing.apply({"params": params}, Z, LEVEL, INPUTS, mutable="intermediates")

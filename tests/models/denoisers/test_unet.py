@@ -124,9 +124,8 @@ def test_it_starts_by_saying_zero():
   assert not any(leaf.any() for leaf in jax.tree.leaves(last))
 
 
-@pytest.mark.parametrize(
-  "fields", [{"resnets": 1}, {"token_width": 5}]
-)  # a label beside the level, and as a token
+# a label beside the level, and as a token
+@pytest.mark.parametrize("fields", [{"resnets": 1}, {"token_width": 5}])
 def test_what_every_input_changes(fields):
   """The unknown class differs from every class, and a sample sees its own level and label alone."""
   network = SMALL.clone(**fields)
@@ -176,7 +175,9 @@ def test_without_classes_and_tokens_the_condition_does_nothing():
 
 
 def test_without_resampling_convolutions_it_takes_means_and_neighbours(params):
-  """Which are convolutions of certain kernels: places 0 and 1 of each axis by a quarter, and the middle alone."""
+  """Which are convolutions of certain kernels: places 0 and 1 of each axis by a quarter, and the middle
+  alone.
+  """
   down, up = np.zeros((2, 3, 3, 8, 8), np.float32), np.zeros((2, 3, 3, 12, 12), np.float32)
   down[0, 1:, 1:], up[0, 1, 1] = np.eye(8) / 4, np.eye(12)
   certain = {
