@@ -42,9 +42,8 @@ def experiment() -> Experiment:
             "x0"
           ),  # of few dimensions, in contrast to noise: JiT, Li & He 2025 (2511.13720)
           weighting=TargetWeighting("flow", max_weight=100.0),
-          times=LogitNormal(
-            mean=1.8
-          ),  # pixels repeat each other: what digit it is shows at more noise than in latents
+          # Pixels repeat each other: what digit it is shows at more noise than in latents.
+          times=LogitNormal(logit_mean=1.8),
         ),
         optimizer=AdamW(schedule=WarmupCosine(peak=2e-3, warmup_steps=100), b2=0.99),
         steps=650,

@@ -9,7 +9,7 @@ import difflib
 from typing import Any
 
 from jldm.config.experiment import Experiment
-from jldm.config.registry import CLASSES, ELEMENTS, ROLES, field_names
+from jldm.config.registry import CLASSES, ELEMENTS, field_names, role_of_class
 from jldm.core.errors import UserError
 
 
@@ -106,10 +106,6 @@ def describe_legal(old: Any, name: str) -> str:
 def role_of_value(value: Any) -> tuple[type, ...]:
   """The row of ROLES with the class of `value`; () for a registered class or a literal."""
   return role_of_class(type(value))
-
-
-def role_of_class(cls: type) -> tuple[type, ...]:
-  return next((role for role in ROLES if cls in role), ())
 
 
 def can_replace(old: Any, new: Any, name: str) -> bool:

@@ -120,7 +120,24 @@ ELEMENTS = {  # fields that are tuples, perhaps empty -> a class of the role of 
   "conditioners": ClassLabel,
   "transforms": Threshold,
 }
+OPEN_FIELDS = {  # (class, field) whose annotation and default say too little -> classes of its roles
+  ("Experiment", "data"): (ImageData, type(None)),
+  ("Stage", "objective"): (Reconstruction, Diffusion),
+  ("Sampling", "sampler"): (DDIM, type(None)),
+  ("ImageCodec", "network"): (KLAutoencoder,),
+  ("Reconstruction", "network"): (KLAutoencoder,),
+  ("Diffusion", "network"): (DiT,),
+  ("Diffusion", "process"): (Flow,),
+  ("Interval", "rule"): (ClassifierFree,),
+  ("Rescale", "rule"): (ClassifierFree,),
+  ("CFGPlusPlus", "rule"): (ClassifierFree,),
+}
 EXECUTION_FIELDS = ("remat",)  # a run may change these fields: they do not change the values computed
+
+
+def role_of_class(cls: type) -> tuple[type, ...]:
+  """The row of ROLES that has a class; () for a registered class."""
+  return next((role for role in ROLES if cls in role), ())
 
 
 def registered_classes(role: type) -> dict[str, type]:

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from jldm.config.experiment import Experiment
+from jldm.config.fields import check_fields
 from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names, unknown_class_message
 from jldm.core.errors import UserError
 
@@ -46,7 +47,8 @@ def from_data(data: Any) -> Any:
   """Reads what `to_data` made.
 
   Raises:
-    UserError: a class that is not in the table, or fields that it does not have.
+    UserError: a class that is not in the table, fields that it does not have, or a value of another
+      type or role than its field.
   """
   if isinstance(data, list):
     return tuple(from_data(item) for item in data)
@@ -56,6 +58,7 @@ def from_data(data: Any) -> Any:
   if not isinstance(name, str) or name not in CLASSES:
     raise UserError(unknown_class_message(name))
   fields = {field: from_data(value) for field, value in data.items() if field != "class"}
+  check_fields(CLASSES[name], fields)
   try:
     return CLASSES[name](**fields)
   except UserError:
