@@ -68,18 +68,18 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
 
   at(Log, "write", "at autoencoder step 3", lambda log, step, *_: step == 3)
   assert committed(workdir, "autoencoder") == [3], "not a step that is saved anyway"
-  at(previews, "reconstruction", "at autoencoder step 4")
+  at(previews, "measure_reconstructions", "at autoencoder step 4")
   assert committed(workdir, "autoencoder") == [3, 4]
   at(Log, "write", "by SIGTERM; the", lambda log, step, *_: step == STEPS)
   assert committed(workdir, "autoencoder") == [5, 10], "the last step waits for the codec"
-  at(latents.array_cache, "write_like", "by SIGTERM; the")
+  at(latents.array_cache, "write_cache", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [5, 10] and not list((workdir / "latents").glob("*/*"))
   assert not (workdir / "conditions").exists()
-  at(latents.codecs, "measure", "by SIGTERM; the")
+  at(latents.codecs, "measure_statistics", "by SIGTERM; the")
   assert committed(workdir, "autoencoder") == [10, STEPS] and not (workdir / "denoiser").exists()
-  at(latents.array_cache, "write_like", "by SIGTERM; the")
+  at(latents.array_cache, "write_cache", "by SIGTERM; the")
   assert not list((workdir / "conditions").glob("*/*")) and not committed(workdir, "denoiser")
-  at(previews, "sampled", "at denoiser step 4")
+  at(previews, "sample_sheet", "at denoiser step 4")
   assert committed(workdir, "denoiser") == [4]
   train(experiment, workdir, devices=1)
   assert_same_bits(tmp_path / "unbroken", workdir, STEPS)
