@@ -81,11 +81,11 @@ def test_lpips(tmp_path, capsys):
     main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--to", "jldm", "--kind", "lpips"])
     == 0
   )
-  found = safetensors.read(tmp_path / "ours")
-  assert found.keys() == ours.keys()
+  actual = safetensors.read(tmp_path / "ours")
+  assert actual.keys() == ours.keys()
   for name, value in ours.items():
-    np.testing.assert_array_equal(found[name], value)
-  perceptual.unpack_lpips(found)
+    np.testing.assert_array_equal(actual[name], value)
+  perceptual.unpack_lpips(actual)
 
 
 @pytest.fixture
@@ -139,20 +139,20 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
   safetensors.write(
     theirs, reduced | {"layernorm.bias": np.zeros(8, np.float32)}, safetensors.read_header(theirs).metadata
   )
-  assert "was changed after it was made of a published file" in refused(
+  assert "was changed after it was made from a published file" in refused(
     capsys, theirs, ours, "--to", "jldm", "--kind", "dinov2"
   )
 
 
 @pytest.mark.parametrize(
-  "argv, told",
+  "argv, message",
   [
     ((), "SOURCE, OUT, --to"),
     (("missing", "o", "--to", "jldm"), "'missing' does not exist; expected a folder that diffusers saved"),
     ((".", "o", "--to", "diffusers"), "'.' has no config.json"),
     (
       (".", "o", "--to", "diffusers", "--kind", "lpips"),
-      "no such rule; there are --kind params --to jldm, --kind lpips",
+      "no such conversion; expected one of --kind params --to jldm, --kind lpips",
     ),
     ((".", "o", "--to", "torch"), "--to"),
     ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
@@ -160,9 +160,9 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
     ((".", "o", "--to", "jldm", "--kind", "lpips"), "cannot read '.'"),
   ],
 )
-def test_mistakes(tmp_path, monkeypatch, capsys, argv, told):
+def test_mistakes(tmp_path, monkeypatch, capsys, argv, message):
   monkeypatch.chdir(tmp_path)
-  assert told in refused(capsys, *argv)
+  assert message in refused(capsys, *argv)
   assert not list(tmp_path.iterdir())
 
 
@@ -223,9 +223,9 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
   assert sorted(fetched) == sorted(
     f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS)
   )
-  found, expected = load_codec(tmp_path / "w"), pretrained.read_pretrained(SD)
-  assert found[0] == expected[0]
-  jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+  actual, expected = load_codec(tmp_path / "w"), pretrained.read_pretrained(SD)
+  assert actual[0] == expected[0]
+  jax.tree.map(np.testing.assert_array_equal, actual[1], expected[1])
 
 
 class DroppedError(Exception):
@@ -281,7 +281,7 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ("change", "told"),
+  ("change", "message"),
   [
     (lambda t: t.pop("quant_conv.bias"), "lacks 1 of 180 tensors: quant_conv.bias; get it anew, or give"),
     (
@@ -299,14 +299,14 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
     ),
   ],
 )
-def test_tensors_that_do_not_fit_are_told_by_name(change, told, tmp_path, capsys):
+def test_tensors_that_do_not_fit_are_told_by_name(change, message, tmp_path, capsys):
   tensors = dict(safetensors.read(SD / pretrained.WEIGHTS))
   change(tensors)
   folder = damaged(tmp_path / "x", b"")
   safetensors.write(folder / pretrained.WEIGHTS, tensors)
   line = refused(capsys, folder, tmp_path / "w", "--to", "jldm")
-  assert told in line and "quant" in line
-  if "not finite" in told:
+  assert message in line and "quant" in line
+  if "not finite" in message:
     assert main(["convert", str(folder), str(tmp_path / "w"), "--to", "jldm", "--allow-nan"]) == 0
 
 

@@ -111,11 +111,16 @@ def test_every_edit_keeps_the_size_and_says_where_it_is_from(workdir, files, tmp
   names = [path.name for path in sorted((tmp_path / "O").glob("0*.png"))]
   assert names == [f"{index:05d}.png" for index in range(count)]
   assert all(opened(tmp_path / "O" / name).shape == SIZE for name in names)
-  told = pictures.read_provenance(tmp_path / "O" / "00000.png")
-  assert told["edit"] == name.strip() and told["index"] == 0 and told["seed"] == 0 and told["steps"] == 2
-  assert told["source_sha256"] == hashlib.sha256((files / "A.png").read_bytes()).hexdigest()
+  provenance = pictures.read_provenance(tmp_path / "O" / "00000.png")
+  assert (
+    provenance["edit"] == name.strip()
+    and provenance["index"] == 0
+    and provenance["seed"] == 0
+    and provenance["steps"] == 2
+  )
+  assert provenance["source_sha256"] == hashlib.sha256((files / "A.png").read_bytes()).hexdigest()
   sheet = pictures.read_provenance(tmp_path / "O" / "sheet.png")
-  assert sheet["source_sha256"] == [told["source_sha256"]] and set(told) >= set(sheet)
+  assert sheet["source_sha256"] == [provenance["source_sha256"]] and set(provenance) >= set(sheet)
 
 
 def test_what_is_not_masked_is_bit_identical_and_the_mask_is_told(workdir, files, tmp_path):
@@ -124,8 +129,8 @@ def test_what_is_not_masked_is_bit_identical_and_the_mask_is_told(workdir, files
   image = opened(tmp_path / "00000.png")
   np.testing.assert_array_equal(image[known], source[known])
   assert (image[~known] != source[~known]).mean() > 0.5
-  told = pictures.read_provenance(tmp_path / "00000.png")
-  assert told["mask_sha256"] == hashlib.sha256((files / "M.png").read_bytes()).hexdigest()
+  provenance = pictures.read_provenance(tmp_path / "00000.png")
+  assert provenance["mask_sha256"] == hashlib.sha256((files / "M.png").read_bytes()).hexdigest()
 
 
 @pytest.mark.slow
@@ -204,9 +209,9 @@ def test_several_pictures_are_edited_each_and_told_apart(workdir, files, tmp_pat
     )
     assert len(list((tmp_path / name).glob("0*.png"))) == 4 * len(name)
   for i, (path, strength) in enumerate(itertools.product(("A.png", "B.png"), (0, 0, 0.5, 0.5))):
-    told = pictures.read_provenance(tmp_path / "AB" / f"{i:05d}.png")
-    assert told["strength"] == strength
-    assert told["source_sha256"] == hashlib.sha256((files / path).read_bytes()).hexdigest()
+    provenance = pictures.read_provenance(tmp_path / "AB" / f"{i:05d}.png")
+    assert provenance["strength"] == strength
+    assert provenance["source_sha256"] == hashlib.sha256((files / path).read_bytes()).hexdigest()
   reconstructed = opened(tmp_path / "AB" / "00000.png").astype(int)
   assert np.abs(reconstructed - opened(tmp_path / "A" / "00000.png")).max() <= 1
   assert np.abs(reconstructed - opened(tmp_path / "AB" / "00004.png")).max() > 10
@@ -227,7 +232,7 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("options", "told"),
+  ("options", "message"),
   [
     (["inpaint", "--mask", "{files}/other.png"], "other.png is 27x20 and --image 27x21 pixels"),
     (["inpaint", "--mask", "{files}/empty.png"], "empty.png is empty"),
@@ -286,10 +291,10 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
     (["sharpen"], "invalid choice: 'sharpen'"),
   ],
 )
-def test_mistakes(workdir, files, tmp_path, capsys, options, told):
+def test_mistakes(workdir, files, tmp_path, capsys, options, message):
   assert edited(workdir, files, tmp_path / "O", *options) == 2
   error = capsys.readouterr().err
-  assert told in error and error.count("\n") == 1
+  assert message in error and error.count("\n") == 1
   assert not (tmp_path / "O").exists()
 
 

@@ -31,15 +31,15 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(workdir):
+def results(workdir):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS]) == 0
   return {
     name: json.loads((workdir / "evaluation" / f"{name}.json").read_text()) for name in ("2", "autoencoder-2")
   }
 
 
-def test_everything_that_a_figure_depends_on_stands_beside_it(told):
-  denoiser = told["2"]
+def test_everything_that_a_figure_depends_on_stands_beside_it(results):
+  denoiser = results["2"]
   assert denoiser["samples"] == {
     "n": 70,
     "seed": 0,
@@ -58,24 +58,26 @@ def test_everything_that_a_figure_depends_on_stands_beside_it(told):
   assert denoiser["stage"] == "denoiser" and denoiser["step"] == 2 and denoiser["checkpoint"] == "latest"
 
 
-def test_samples_of_an_untrained_denoiser_are_far_from_real_ones(told):
-  metrics = told["2"]["metrics"]
+def test_samples_of_an_untrained_denoiser_are_far_from_real_ones(results):
+  metrics = results["2"]["metrics"]
   assert metrics["frechet"]["low"] > metrics["frechet"]["real"]["high"]
   assert metrics["recall"]["high"] < 0.5 < metrics["recall"]["real"]["low"]
-  assert "agreement" not in metrics and told["2"]["left_out"]["agreement"] == "the extractor is no classifier"
+  assert (
+    "agreement" not in metrics and results["2"]["left_out"]["agreement"] == "the extractor is no classifier"
+  )
   assert all(each["n"] == each["real"]["n"] == 70 for each in metrics.values())
 
 
-def test_reconstructions_in_all_and_by_class(told):
-  found = told["autoencoder-2"]
-  assert {"psnr", "ssim", "reconstruction_frechet", "reconstruction_kid"} == found["metrics"].keys()
-  assert len(found["classes"]) == 10 and sum(each["psnr"]["n"] for each in found["classes"].values()) == 70
-  mean = sum(each["psnr"]["value"] * each["psnr"]["n"] for each in found["classes"].values()) / 70
-  assert mean == pytest.approx(found["metrics"]["psnr"]["value"])
+def test_reconstructions_in_all_and_by_class(results):
+  actual = results["autoencoder-2"]
+  assert {"psnr", "ssim", "reconstruction_frechet", "reconstruction_kid"} == actual["metrics"].keys()
+  assert len(actual["classes"]) == 10 and sum(each["psnr"]["n"] for each in actual["classes"].values()) == 70
+  mean = sum(each["psnr"]["value"] * each["psnr"]["n"] for each in actual["classes"].values()) / 70
+  assert mean == pytest.approx(actual["metrics"]["psnr"]["value"])
 
 
-def test_copies_are_looked_for_and_drawn(workdir, told):
-  audit = told["2"]["memorisation"]
+def test_copies_are_looked_for_and_drawn(workdir, results):
+  audit = results["2"]["memorisation"]
   assert audit["n"] == audit["held_out"] == 70 and audit["trained_on"] == 160
   assert len({pair["train"] for pair in audit["pairs"]}) == len(audit["pairs"]) <= 16, (
     "each training picture once"
@@ -86,14 +88,14 @@ def test_copies_are_looked_for_and_drawn(workdir, told):
     assert sheet.size[0] <= 8 * 66 + 2 and sheet.size[1] in (3 * 66 + 2, 6 * 66 + 2)
 
 
-def test_the_worst_reconstructions_are_drawn(workdir, told):
+def test_the_worst_reconstructions_are_drawn(workdir, results):
   path = workdir / "evaluation" / "autoencoder-2-worst.png"
   with Image.open(path) as sheet:
     assert sheet.size == (8 * 66 + 2, 4 * 66 + 2)
   assert pictures.read_provenance(path)["what"] == "worst reconstructions"
 
 
-def test_the_same_seed_gives_the_same_bytes(workdir, told, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(workdir, results, tmp_path):
   before = {path.name: path.read_bytes() for path in (workdir / "evaluation").iterdir()}
   for path in (workdir / "evaluation").glob("features-*"):
     path.unlink()
@@ -105,15 +107,15 @@ def test_the_same_seed_gives_the_same_bytes(workdir, told, tmp_path):
   assert after.keys() == before.keys()
 
 
-def test_another_seed_gives_others(workdir, told, capsys):
+def test_another_seed_gives_others(workdir, results, capsys):
   options = ["--stage", "denoiser", "--seed", "1", "--metrics", "kid"]
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, *options]) == 0
-  found = json.loads((workdir / "evaluation" / "2.json").read_text())
+  actual = json.loads((workdir / "evaluation" / "2.json").read_text())
   assert (
-    found["metrics"].keys() == {"kid"}
-    and found["metrics"]["kid"]["value"] != told["2"]["metrics"]["kid"]["value"]
+    actual["metrics"].keys() == {"kid"}
+    and actual["metrics"]["kid"]["value"] != results["2"]["metrics"]["kid"]["value"]
   )
-  assert found["metrics"]["kid"]["real"] == told["2"]["metrics"]["kid"]["real"]
+  assert actual["metrics"]["kid"]["real"] == results["2"]["metrics"]["kid"]["real"]
   lines = capsys.readouterr().out.splitlines()
   assert "seed 1; features of pixels 1 (no weights), against 160 of train" in lines[0]
   assert lines[1].split() == ["value", "95", "%", "interval", "n", "real", "against", "real"]
@@ -125,7 +127,7 @@ def test_another_seed_gives_others(workdir, told, capsys):
 
 
 @pytest.mark.parametrize(
-  ("options", "told"),
+  ("options", "message"),
   [
     (["--n", "64"], "64 pictures for features of width 64"),
     (["--n", "5"], "--n 5; expected at least 20"),
@@ -139,10 +141,10 @@ def test_another_seed_gives_others(workdir, told, capsys):
     (["--data-dir", "x"], "has no data_dir"),
   ],
 )
-def test_mistakes_are_told_in_one_line(workdir, capsys, options, told):
+def test_mistakes_are_told_in_one_line(workdir, capsys, options, message):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, "--stage", "denoiser", *options]) == 2
   error = capsys.readouterr().err
-  assert told in error and error.count("\n") == 1
+  assert message in error and error.count("\n") == 1
 
 
 def test_what_was_trained_on_does_not_judge(workdir, tmp_path, capsys):
@@ -167,5 +169,5 @@ def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   shutil.copytree(workdir, "runs/digits")
   exec(compile(code.replace('"200"', '"70"'), "evaluation.md", "exec"), {})
-  told = json.loads(Path("runs/digits/evaluation/2.json").read_text())
-  assert told["extractor"]["name"] == "some_pixels" and told["extractor"]["width"] == 16
+  results = json.loads(Path("runs/digits/evaluation/2.json").read_text())
+  assert results["extractor"]["name"] == "some_pixels" and results["extractor"]["width"] == 16

@@ -25,7 +25,7 @@ def refused(capsys, *argv):
 
 
 @pytest.mark.parametrize(
-  "argv, told",
+  "argv, message",
   [
     (("--n",), "COMMAND"),
     (("smaple",), "smaple"),
@@ -34,8 +34,8 @@ def refused(capsys, *argv):
     (("sample", "--workdir", "w", "--frobnicate"), "--frobnicate"),
   ],
 )
-def test_a_wrong_command_line(capsys, argv, told):
-  assert told in refused(capsys, *argv)
+def test_a_wrong_command_line(capsys, argv, message):
+  assert message in refused(capsys, *argv)
 
 
 def test_no_command_is_asking_for_help_and_the_version_is_told(capsys):

@@ -21,8 +21,8 @@ from tests.edits import quick_edits
 
 @pytest.fixture(scope="module")
 def experiment():
-  found = shrunk(config("digits_pixels"))
-  return dataclasses.replace(found, data=dataclasses.replace(found.data, count=160))
+  actual = shrunk(config("digits_pixels"))
+  return dataclasses.replace(actual, data=dataclasses.replace(actual.data, count=160))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_as_one_file_and_back(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "command, told",
+  "command, message",
   [
     (["sample", "--tile", "4"], "tiles of Identity, which has no autoencoder; leave the tiles out"),
     (
@@ -114,10 +114,10 @@ def test_as_one_file_and_back(workdir, tmp_path):
     (["sample", "--size", "0x4"], "size"),
   ],
 )
-def test_what_it_cannot_do_is_one_line(workdir, capsys, command, told):
+def test_what_it_cannot_do_is_one_line(workdir, capsys, command, message):
   assert main([*command, "--workdir", str(workdir)]) == 2
   lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1 and told in lines[0]
+  assert len(lines) == 1 and message in lines[0]
 
 
 def test_the_stage_that_there_is_not_is_not_trained(experiment, tmp_path):
@@ -126,8 +126,8 @@ def test_the_stage_that_there_is_not_is_not_trained(experiment, tmp_path):
 
 
 def test_any_experiment_becomes_one_of_pixels_by_an_option():
-  found = override(config("digits"), "denoiser.needs", "(Need('codec', Identity(mean=-0.4)),)")
-  assert found.stage("denoiser").needs[0].source == Identity(mean=-0.4)
-  assert serialize.loads(serialize.dumps(found)) == found
+  actual = override(config("digits"), "denoiser.needs", "(Need('codec', Identity(mean=-0.4)),)")
+  assert actual.stage("denoiser").needs[0].source == Identity(mean=-0.4)
+  assert serialize.loads(serialize.dumps(actual)) == actual
   with pytest.raises(UserError, match="such as Identity"):
     override(config("digits"), "denoiser.needs", "(Need('codec', DDIM()),)")

@@ -53,9 +53,14 @@ def test_a_folder_of_pictures_with_provenance(workdir, tmp_path):
   assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
   with Image.open(out / "00001.png") as picture:
     assert picture.size == (32, 32) and picture.mode == "L" and picture.info["ai_generated"] == "true"
-  told = pictures.read_provenance(out / "00001.png")
-  assert told["index"] == 1 and told["label"] == 3 and told["sampler"] == "ddim" and told["steps"] == 2
-  assert told["guidance_scale"] == 2 and told["seed"] == 0
+  provenance = pictures.read_provenance(out / "00001.png")
+  assert (
+    provenance["index"] == 1
+    and provenance["label"] == 3
+    and provenance["sampler"] == "ddim"
+    and provenance["steps"] == 2
+  )
+  assert provenance["guidance_scale"] == 2 and provenance["seed"] == 0
 
 
 def test_guidance_is_told_with_the_picture(workdir, tmp_path):
@@ -90,9 +95,9 @@ def test_guidance_is_told_with_the_picture(workdir, tmp_path):
     )
     == 0
   )
-  told = pictures.read_provenance(out / "00000.png")
-  assert told["guidance"] == "apg" and told["guidance_interval"] == [-3, 4.5]
-  assert told["guidance_rescale"] == 0.5 and told["negative_label"] == 7
+  provenance = pictures.read_provenance(out / "00000.png")
+  assert provenance["guidance"] == "apg" and provenance["guidance_interval"] == [-3, 4.5]
+  assert provenance["guidance_rescale"] == 0.5 and provenance["negative_label"] == 7
 
 
 def test_previews_and_a_sampler_written_out_on_a_grid(workdir, tmp_path):
@@ -108,8 +113,8 @@ def test_previews_and_a_sampler_written_out_on_a_grid(workdir, tmp_path):
     "--previews",
   ]
   assert main(["sample", "--workdir", workdir, *options, "--out", str(tmp_path / "O")]) == 0
-  told = pictures.read_provenance(tmp_path / "O" / "previews.png")
-  assert told["sampler"] == "Churn(Heun(), gamma=0.1)" and told["grid"] == "karras"
+  provenance = pictures.read_provenance(tmp_path / "O" / "previews.png")
+  assert provenance["sampler"] == "Churn(Heun(), gamma=0.1)" and provenance["grid"] == "karras"
   with Image.open(tmp_path / "O" / "previews.png") as picture:
     assert picture.size[0] == 2 * picture.size[1] - 2, "two rows of three steps and the picture"
 
@@ -128,26 +133,26 @@ def test_an_npz_has_the_same_pictures(workdir, tmp_path):
 @pytest.mark.slow
 def test_tiles_are_the_same_pictures(workdir, tmp_path):
   common = ["sample", "--workdir", workdir, "--n", "2", "--steps", "2", "--devices", "1"]
-  found = {}
+  actual = {}
   for name, options in {
     "whole": [],
     "tiles": ["--tile", "3"],
     "blended": ["--tile", "3", "--overlap", "1"],
   }.items():
     assert main([*common, *options, "--out", str(tmp_path / f"{name}.npz")]) == 0
-    found[name] = np.int32(np.load(tmp_path / f"{name}.npz")["images"])
-  assert np.abs(found["tiles"] - found["whole"]).max() <= 1, "a rounding"
+    actual[name] = np.int32(np.load(tmp_path / f"{name}.npz")["images"])
+  assert np.abs(actual["tiles"] - actual["whole"]).max() <= 1, "a rounding"
   assert (
     0
-    < np.abs(found["blended"] - found["whole"]).mean()
-    < np.abs(found["whole"] - found["whole"][::-1]).mean()
+    < np.abs(actual["blended"] - actual["whole"]).mean()
+    < np.abs(actual["whole"] - actual["whole"][::-1]).mean()
   )
   assert main([*common, "--tile", "3", "--out", str(tmp_path / "O")]) == 0
   assert pictures.read_provenance(tmp_path / "O" / "00000.png")["tile"] == 3
 
 
 @pytest.mark.parametrize(
-  "options, told",
+  "options, message",
   [
     (["--n", "0"], "--n 0; expected at least 1"),
     (["--steps", "0"], "steps=0; expected whole numbers in [1, "),
@@ -173,10 +178,10 @@ def test_tiles_are_the_same_pictures(workdir, tmp_path):
     (["--devices", "99"], "devices=99; expected 1 to 8"),
   ],
 )
-def test_mistakes(workdir, tmp_path, capsys, options, told):
+def test_mistakes(workdir, tmp_path, capsys, options, message):
   assert main(["sample", "--workdir", workdir, "--out", str(tmp_path / "O"), *options]) == 2
   error = capsys.readouterr().err
-  assert told in error and error.count("\n") == 1
+  assert message in error and error.count("\n") == 1
   assert not (tmp_path / "O").exists()
 
 

@@ -13,7 +13,7 @@ DIGITS = str(ROOT / "configs" / "digits.py")
 
 
 @pytest.mark.parametrize(
-  "options, told",
+  "options, message",
   [
     (["--config", "configs/digit.py"], "config 'configs/digit.py' does not exist; there are"),
     (["--config", "README.md"], "README.md"),
@@ -27,11 +27,11 @@ DIGITS = str(ROOT / "configs" / "digits.py")
     (["--config", DIGITS, "--set", "data.data_dir=nowhere"], "jldm prepare digits"),
   ],
 )
-def test_mistakes(tmp_path, monkeypatch, capsys, options, told):
+def test_mistakes(tmp_path, monkeypatch, capsys, options, message):
   monkeypatch.chdir(ROOT)
   assert main(["train", *options, "--workdir", str(tmp_path / "w")]) == 2
   error = capsys.readouterr().err
-  assert told in error and error.count("\n") == 1
+  assert message in error and error.count("\n") == 1
   assert not (tmp_path / "w").exists()
 
 

@@ -41,7 +41,7 @@ def test_an_override_replaces_one_leaf(path, text, value):
 
 
 @pytest.mark.parametrize(
-  "path, text, told",
+  "path, text, message",
   [
     ("denoizer.steps", "5", "Experiment has no field 'denoizer'; did you mean 'denoiser'?"),
     ("denoiser.objective.network.widht", "5", "DiT has no field 'widht'; did you mean 'width'?"),
@@ -113,8 +113,8 @@ def test_an_override_replaces_one_leaf(path, text, value):
     ("denoiser.objective.conditioners", "(Masked(), Masked())", "several conditioners are named 'masked'"),
   ],
 )
-def test_an_override_that_does_not_fit_is_told(path, text, told):
-  assert told in refused(override, SMALL, path, text)
+def test_an_override_that_does_not_fit_is_told(path, text, message):
+  assert message in refused(override, SMALL, path, text)
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def test_every_field_is_written_down():
 
 
 def test_equal_experiments_have_equal_data():
-  told = dataclasses.replace(SMALL.stage("denoiser").objective, times=Uniform())
-  assert told == SMALL.stage("denoiser").objective and to_data(told) == to_data(
+  record = dataclasses.replace(SMALL.stage("denoiser").objective, times=Uniform())
+  assert record == SMALL.stage("denoiser").objective and to_data(record) == to_data(
     SMALL.stage("denoiser").objective
   )
 

@@ -27,7 +27,7 @@ def test_a_stage_is_found_by_its_name():
 
 
 @pytest.mark.parametrize(
-  ("stages", "told"),
+  ("stages", "message"),
   [
     (
       (),
@@ -65,8 +65,8 @@ def test_a_stage_is_found_by_its_name():
     ),
   ],
 )
-def test_stages_that_cannot_be(stages, told):
-  assert told in refused(lambda: Experiment(stages=stages))
+def test_stages_that_cannot_be(stages, message):
+  assert message in refused(lambda: Experiment(stages=stages))
 
 
 def test_a_stage_of_what_is_no_objective():
@@ -81,7 +81,7 @@ def test_they_are_written_and_read():
 
 
 @pytest.mark.parametrize(
-  ("path", "text", "told"),
+  ("path", "text", "message"),
   [
     ("student.start", "student", "student.start is 'student', which does not come before"),
     (
@@ -108,8 +108,8 @@ def test_they_are_written_and_read():
     ("stages", "()", "stages has nothing; expected a tuple of Stage("),
   ],
 )
-def test_an_override_of_a_stage_that_does_not_fit(path, text, told):
-  assert told in refused(override, THREE, path, text)
+def test_an_override_of_a_stage_that_does_not_fit(path, text, message):
+  assert message in refused(override, THREE, path, text)
 
 
 def test_an_override_of_a_whole_stage_keeps_its_name():

@@ -141,9 +141,9 @@ def test_a_state_saved_on_each_mesh_is_restored_on_every_other(name, tmp_path):
       for restored in LAYOUTS:
         places = sharding.shardings_like(sharding.mesh_for(8, restored), state)
         like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, places)
-        found = there.restore(1, {"state": like})["state"]
-        jax.tree.map(np.testing.assert_array_equal, found, state)
-        assert all(x.sharding == at for x, at in zip(jax.tree.leaves(found), jax.tree.leaves(places)))
+        actual = there.restore(1, {"state": like})["state"]
+        jax.tree.map(np.testing.assert_array_equal, actual, state)
+        assert all(x.sharding == at for x, at in zip(jax.tree.leaves(actual), jax.tree.leaves(places)))
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_a_state_saved_on_each_mesh_is_restored_on_every_other(name, tmp_path):
 )
 def test_rules(path, shape, axes):
   mesh = sharding.mesh_for(8, Layout(8, fsdp=2, tensor=2))
-  found = tuple(sharding.partition_spec(path, shape, mesh))
-  assert found + (None,) * (len(axes) - len(found)) == axes
+  actual = tuple(sharding.partition_spec(path, shape, mesh))
+  assert actual + (None,) * (len(axes) - len(actual)) == axes
 
 
 def test_a_rule_of_ones_own():
@@ -173,7 +173,7 @@ def test_a_rule_of_ones_own():
 
 
 @pytest.mark.parametrize(
-  "layout, told",
+  "layout, message",
   [
     (Layout(8, fsdp=3), "fsdp=3 times tensor=1 does not divide 8 devices"),
     (Layout(8, tensor=16), "fsdp=1 times tensor=16 does not divide 8 devices"),
@@ -181,6 +181,6 @@ def test_a_rule_of_ones_own():
     (Layout(9), "devices=9; expected 1 to 8"),
   ],
 )
-def test_a_layout_that_does_not_fit(layout, told):
-  with pytest.raises(UserError, match=told):
+def test_a_layout_that_does_not_fit(layout, message):
+  with pytest.raises(UserError, match=message):
     sharding.mesh_for(16, layout)

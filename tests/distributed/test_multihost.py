@@ -191,9 +191,9 @@ def test_what_is_fetched_is_whole():
   mesh = sharding.mesh_for(16, sharding.Layout(8, fsdp=4))
   tree = {"a": np.arange(2**13, dtype=np.float32).reshape(64, 128), "b": np.float32(3), "c": np.arange(3)}
   for placed in (sharding.shard(mesh, tree), sharding.replicate(mesh, tree), tree):
-    found = sharding.fetch(placed)
-    assert all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in jax.tree.leaves(found))
-    jax.tree.map(np.testing.assert_array_equal, found, tree)
+    actual = sharding.fetch(placed)
+    assert all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in jax.tree.leaves(actual))
+    jax.tree.map(np.testing.assert_array_equal, actual, tree)
 
 
 def test_keys_are_placed():

@@ -25,10 +25,10 @@ STEPS = 6  # as tests/runs/test_train.py has, so that programs are compiled once
 
 @pytest.fixture(scope="module")
 def experiment():
-  found = shrunk(config("digits"), STEPS)
+  actual = shrunk(config("digits"), STEPS)
   for path, value in (("save_every_steps", 3), ("log_every_steps", 2)):
-    found = override(found, f"denoiser.{path}", str(value))
-  return found
+    actual = override(actual, f"denoiser.{path}", str(value))
+  return actual
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_what_was_left_out_of_the_log_differs_too(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("steps", "told"),
+  ("steps", "message"),
   [
     (
       (1, 6),
@@ -104,8 +104,8 @@ def test_what_was_left_out_of_the_log_differs_too(workdir, tmp_path):
     ((7, 20), "no line of denoiser at steps 7:20; its lines are of steps 2 to 6"),
   ],
 )
-def test_ranges_that_cannot_be_replayed(workdir, steps, told):
-  with pytest.raises(UserError, match=told):
+def test_ranges_that_cannot_be_replayed(workdir, steps, message):
+  with pytest.raises(UserError, match=message):
     replay(workdir, "denoiser", *steps, devices=1)
 
 
@@ -122,10 +122,10 @@ def test_lost_latents_are_told(workdir, tmp_path, lost):
 def test_exit_codes(workdir, tmp_path, capsys):
   options = ["--workdir", str(workdir), "--devices", "1"]
   assert main(["replay", *options, "--steps", "4:6"]) == 0
-  told = capsys.readouterr().out
+  record = capsys.readouterr().out
   assert (
     "denoiser: 2 lines, the last at step 6, are equal to the bit; computed from the checkpoint of step 3"
-    in told
+    in record
   )
   folder = tampered(workdir, tmp_path / "w", "denoiser", 6, loss=0.5)
   assert main(["replay", "--workdir", str(folder), "--devices", "1", "--steps", "4:6"]) == 4

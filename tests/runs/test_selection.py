@@ -82,18 +82,18 @@ def scores(path):
     int(file.stem): json.loads(file.read_text())
     for file in workdirs.evaluation_folder(path).glob("[0-9]*.json")
   }
-  return {step: told["metrics"]["frechet"]["value"] for step, told in sorted(files.items())}
+  return {step: record["metrics"]["frechet"]["value"] for step, record in sorted(files.items())}
 
 
 def test_what_is_best_is_kept(run):
-  found = scores(run)
-  assert list(found) == [2, 4, 6]
+  actual = scores(run)
+  assert list(actual) == [2, 4, 6]
   with Checkpoints(workdirs.best_folder(run, "denoiser"), read_only=True) as kept:
-    assert kept.steps() == [min(found, key=found.get)] and kept.items(kept.steps()[0]) == ["ema", "score"]
+    assert kept.steps() == [min(actual, key=actual.get)] and kept.items(kept.steps()[0]) == ["ema", "score"]
     score = kept.restore(kept.steps()[0], {"score": selection.SCORE})["score"]
-  assert score == np.float32(min(found.values()))
+  assert score == np.float32(min(actual.values()))
   _, params = load(run, best=True)
-  assert restore_result(find_stage(run), best=True)[0] == min(found, key=found.get)
+  assert restore_result(find_stage(run), best=True)[0] == min(actual, key=actual.get)
   assert jax.tree.structure(params) == jax.tree.structure(load(run)[1])
   with pytest.raises(UserError, match=r"the best denoiser and sigma_rel=0.1; expected one of them"):
     load(run, 0.1, best=True)
@@ -173,7 +173,7 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("path", "text", "told"),
+  ("path", "text", "message"),
   [
     ("evaluation.every_steps", "-1", "evaluation.every_steps=-1; expected at least 1, or 0"),
     ("evaluation.extractor", "", "no extractor is named, and none fits all data"),
@@ -184,7 +184,7 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
     ("evaluation.extractor", "dinov2", "comes without weights"),
   ],
 )
-def test_what_cannot_be_judged_is_told_before_training(judged, tmp_path, path, text, told):
+def test_what_cannot_be_judged_is_told_before_training(judged, tmp_path, path, text, message):
   with pytest.raises(UserError) as error:
     train(override(judged, path, text), tmp_path / "w", devices=1)
-  assert told in str(error.value) and not (tmp_path / "w").exists()
+  assert message in str(error.value) and not (tmp_path / "w").exists()

@@ -168,7 +168,7 @@ def test_from_another_workdir_it_comes_to_the_same_bits(three, finished, unbroke
 
 
 @pytest.mark.parametrize(
-  ("change", "told"),
+  ("change", "message"),
   [
     (
       {"start": "pupil"},
@@ -183,9 +183,9 @@ def test_from_another_workdir_it_comes_to_the_same_bits(three, finished, unbroke
     ({"steps": 0}, "student.steps=0; expected at least 1"),
   ],
 )
-def test_what_a_stage_cannot_rely_on(three, tmp_path, change, told):
+def test_what_a_stage_cannot_rely_on(three, tmp_path, change, message):
   changed = three.with_stage(dataclasses.replace(three.stage("student"), **change))
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     train(changed, tmp_path / "w", devices=1)
   assert not (tmp_path / "w").exists()
 

@@ -16,7 +16,7 @@ from tests.trained import with_conditioner
 
 
 @pytest.mark.parametrize(
-  "path, text, told",
+  "path, text, message",
   [
     ("denoiser.steps", "0", "denoiser.steps=0; expected at least 1"),
     (
@@ -31,10 +31,10 @@ from tests.trained import with_conditioner
     ("denoiser.objective.network.dtype", "bfloat17", "bfloat17"),
   ],
 )
-def test_mistakes_leave_nothing(experiment, tmp_path, path, text, told):
+def test_mistakes_leave_nothing(experiment, tmp_path, path, text, message):
   with pytest.raises(UserError) as error:
     train(override(experiment, path, text), tmp_path / "w", devices=8)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "w").exists()
 
 
@@ -45,7 +45,7 @@ def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("change", "told"),
+  ("change", "message"),
   [
     (
       "parametrization=Predict('eps')",
@@ -60,24 +60,24 @@ def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
     ("network.self_conditioning=True", "expected a share such as 0.5 and True, or 0 and False"),
   ],
 )
-def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, told):
+def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, message):
   with pytest.raises(UserError) as error:
     train(override(experiment, *f"denoiser.objective.{change}".split("=", 1)), tmp_path / "w", devices=1)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)
   assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
-  ("path", "text", "told"),
+  ("path", "text", "message"),
   [
     ("denoiser.optimizer.frozen", "nothing_like_it", "frozen='nothing_like_it'"),
     ("autoencoder.optimizer.no_decay", "nothing_like_it", "no_decay='nothing_like_it'"),
   ],
 )
-def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, told):
+def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, message):
   with pytest.raises(UserError) as error:
     train(override(experiment, path, text), tmp_path / "w", devices=1)
-  assert told in str(error.value) and not (tmp_path / "w").exists()
+  assert message in str(error.value) and not (tmp_path / "w").exists()
 
 
 def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
@@ -87,7 +87,7 @@ def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("change", "told"),
+  ("change", "message"),
   [
     (
       ("perceptual_weight", "0.5"),
@@ -96,11 +96,11 @@ def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
     (("lpips", "nowhere.safetensors"), "cannot read 'nowhere.safetensors'"),
   ],
 )
-def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, change, told):
+def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, change, message):
   weighted = override(experiment, "autoencoder.objective.perceptual_weight", "0.5")
   with pytest.raises(UserError) as error:
     train(override(weighted, f"autoencoder.objective.{change[0]}", change[1]), tmp_path / "w", devices=1)
-  assert told in str(error.value) and not (tmp_path / "w").exists()
+  assert message in str(error.value) and not (tmp_path / "w").exists()
 
 
 def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
@@ -117,7 +117,7 @@ def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_pa
   network = KLAutoencoder(channels=1, widths=(4, 8))
   start = Stage(name="autoencoder", objective=Reconstruction(network=network), start=str(imported))
   denoiser, after = on_imported.stage("denoiser"), on_imported.with_stage
-  for wrong, told in (
+  for wrong, message in (
     (
       replace(on_imported, data=Synthetic(channels=3, classes=10)),
       "data has 3 channels and the autoencoder 1; make them equal",
@@ -135,7 +135,7 @@ def test_what_an_imported_autoencoder_does_not_fit(on_imported, imported, tmp_pa
     ),
     (after(replace(start, start="", steps=0)), "autoencoder.steps=0; expected at least 1"),
   ):
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
       train(wrong, tmp_path / "w", devices=1)
   with pytest.raises(UserError, match="has no data or no denoiser; use its workdir in another: Pretrained"):
     load(imported)

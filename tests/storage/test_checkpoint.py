@@ -148,9 +148,9 @@ def test_damage_to_any_file(tmp_path, capsys):
     for kind, bad in damages(data, random.Random(0)).items():
       path.unlink() if bad is None else path.write_bytes(bad)
       assert Checkpoints(tmp_path, read_only=True).latest() == 10, (path, kind)
-      told = f"checkpoint {tmp_path / '20'} is damaged: {path.relative_to(tmp_path / '20')} "
-      told += f"{'is missing' if bad is None else 'has changed'}; using step 10 instead\n"
-      assert capsys.readouterr().err == told
+      record = f"checkpoint {tmp_path / '20'} is damaged: {path.relative_to(tmp_path / '20')} "
+      record += f"{'is missing' if bad is None else 'has changed'}; using step 10 instead\n"
+      assert capsys.readouterr().err == record
     path.write_bytes(data)
   assert Checkpoints(tmp_path, read_only=True).latest() == 20
 
@@ -175,8 +175,8 @@ def test_damaged_steps_are_set_aside(tmp_path, capsys):
       Checkpoints(tmp_path, read_only=True).restore(3, {"state": make_state(3)})
     with Checkpoints(tmp_path) as checkpoints:
       assert (checkpoints.latest(), checkpoints.steps()) == (1, [1])
-      told = capsys.readouterr().err.splitlines()
-      assert len(told) == lines and all("using step 1 instead (moved to " in line for line in told)
+      record = capsys.readouterr().err.splitlines()
+      assert len(record) == lines and all("using step 1 instead (moved to " in line for line in record)
       aside = {path.name for path in (tmp_path / "damaged").iterdir()}
       assert aside == {"2", "2.manifest.json", "3", "3.manifest.json"}
       checkpoints.save(3, {"state": make_state(3)})

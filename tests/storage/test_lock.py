@@ -81,8 +81,8 @@ def test_held_and_let_go(tmp_path):
 
 
 def test_a_second_one_is_refused_until_the_first_ends(tmp_path, another):
-  told = refused(tmp_path / "w")
-  assert f"pid {another.pid} on {socket.gethostname()!r}" in told and "choose another --workdir" in told
+  record = refused(tmp_path / "w")
+  assert f"pid {another.pid} on {socket.gethostname()!r}" in record and "choose another --workdir" in record
   another.stdin.close()
   assert another.wait(30) == 0
   with lock.held(tmp_path / "w"):
@@ -122,8 +122,8 @@ def test_a_pid_in_use_again_is_not_its_holder(tmp_path, capsys):
 
 def test_another_host_is_refused_with_what_to_do(tmp_path):
   workdir = written(tmp_path / "w", host="elsewhere")
-  told = refused(workdir)
-  assert "on 'elsewhere'" in told and f"remove {workdir / 'lock'}" in told
+  record = refused(workdir)
+  assert "on 'elsewhere'" in record and f"remove {workdir / 'lock'}" in record
   (workdir / "lock").unlink()
   with lock.held(workdir):
     pass
@@ -150,8 +150,8 @@ def test_a_lock_that_can_be_no_file_is_one_line(tmp_path):
   (tmp_path / "device").mkdir()
   (tmp_path / "device" / "lock").symlink_to("/dev/full")
   for kind in ("folder", "pipe", "device"):
-    told = refused(tmp_path / kind)
-    assert repr(str(tmp_path / kind / "lock")) in told and "remove what is there" in told
+    record = refused(tmp_path / kind)
+    assert repr(str(tmp_path / kind / "lock")) in record and "remove what is there" in record
   assert (tmp_path / "folder" / "lock").is_dir()
 
 
@@ -160,6 +160,6 @@ def test_of_many_at_once_one_holds(tmp_path):
   command = [sys.executable, "-c", TURNS, str(tmp_path / "w"), str(tmp_path / "inside")]
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   racing = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-  told = [process.communicate(timeout=100)[0] for process in racing]
-  assert all(process.returncode == 0 for process in racing), told
-  assert sum(map(int, told)) >= 25 and not list((tmp_path / "w").iterdir())
+  record = [process.communicate(timeout=100)[0] for process in racing]
+  assert all(process.returncode == 0 for process in racing), record
+  assert sum(map(int, record)) >= 25 and not list((tmp_path / "w").iterdir())

@@ -49,12 +49,12 @@ def test_what_a_run_adds_does_not_matter(tmp_path):
 def test_another_experiment_is_refused_with_the_difference(tmp_path):
   workdirs.claim_workdir(tmp_path, DIGITS)
   other = override(DIGITS, "denoiser.steps", "5")
-  told, steps = refused(workdirs.claim_workdir, tmp_path, other), DIGITS.stage("denoiser").steps
-  assert f"holds another experiment: denoiser.steps: {steps} -> 5; choose another --workdir" in told
+  record, steps = refused(workdirs.claim_workdir, tmp_path, other), DIGITS.stage("denoiser").steps
+  assert f"holds another experiment: denoiser.steps: {steps} -> 5; choose another --workdir" in record
   for path in ("seed", "autoencoder.steps", "denoiser.batch_size", "sampling.steps"):
     other = override(other, path, "5")
-  told = refused(workdirs.claim_workdir, tmp_path, other)
-  assert told.count(" -> ") == 3 and "(and 2 more)" in told
+  record = refused(workdirs.claim_workdir, tmp_path, other)
+  assert record.count(" -> ") == 3 and "(and 2 more)" in record
   assert workdirs.read_experiment(tmp_path) == DIGITS
 
 
@@ -97,8 +97,8 @@ def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
 @pytest.mark.parametrize("inner", ["file", "file/w", "file/a/w", "x" * 300])
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, inner):
   (tmp_path / "file").write_text("")
-  told = refused(workdirs.claim_workdir, tmp_path / inner, DIGITS)
-  assert "choose another --workdir" in told
+  record = refused(workdirs.claim_workdir, tmp_path / inner, DIGITS)
+  assert "choose another --workdir" in record
   assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -131,15 +131,15 @@ def test_a_claim_cut_short_leaves_nothing_believed_and_can_be_made_again(tmp_pat
 
 
 @pytest.mark.parametrize(
-  "inner, told",
+  "inner, message",
   [
     ("missing", "does not exist; expected a folder that train.py made"),
     (".", "has no experiment.json; expected a folder that train.py made"),
     ("x" * 300, "cannot read workdir"),
   ],
 )
-def test_what_is_not_a_workdir_is_not_read(tmp_path, inner, told):
-  assert told in refused(workdirs.read_experiment, tmp_path / inner)
+def test_what_is_not_a_workdir_is_not_read(tmp_path, inner, message):
+  assert message in refused(workdirs.read_experiment, tmp_path / inner)
 
 
 @pytest.mark.parametrize("text", ["", dumps(DIGITS)[:100], "[]"])
