@@ -120,7 +120,8 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
 
 def table(rows: list[dict]) -> str:
   lines = [
-    "| autoencoder | latents | parameters | PSNR, dB | SSIM | codes used | perplexity | steps | CPU-seconds |",
+    "| autoencoder | latents | parameters | PSNR, dB | SSIM | codes used | perplexity | steps | "
+    "CPU-seconds |",
     "|---|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:
@@ -128,7 +129,8 @@ def table(rows: list[dict]) -> str:
       f"{100 * row['usage']:.0f} % of {row['codes']} | {row['perplexity']:.0f}" if "codes" in row else "| "
     )
     lines.append(
-      f"| {row['name']} | {row['latents']} | {row['parameters'] / 1e3:.0f} k | {row['psnr']:.2f} | {row['ssim']:.3f} | {used} "
+      f"| {row['name']} | {row['latents']} | {row['parameters'] / 1e3:.0f} k | {row['psnr']:.2f} | "
+      f"{row['ssim']:.3f} | {used} "
       f"| {row['steps']} x {row['batch_size']} | {row['cpu_seconds']:.0f} |"
     )
   return "\n".join(lines) + "\n"
@@ -136,7 +138,8 @@ def table(rows: list[dict]) -> str:
 
 def page(rows: list[dict], held_out: str) -> str:
   sheets = "\n".join(
-    f"**{row['name']}**: originals, and below each its reconstruction\n\n![{row['name']}](autoencoder_{slug(row['name'])}.png)\n"
+    f"**{row['name']}**: originals, and below each its "
+    f"reconstruction\n\n![{row['name']}](autoencoder_{slug(row['name'])}.png)\n"
     for row in rows
   )
   return f"""# Autoencoders on photographs

@@ -119,7 +119,9 @@ def decibels(square: Any) -> float:
 
 
 def quality(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-  """PSNR and SSIM of single samples [N, S, H, W, C] against truth [N, H, W, C], and PSNR of the mean of the S."""
+  """PSNR and SSIM of single samples [N, S, H, W, C] against truth [N, H, W, C], and PSNR of the mean of the
+  S.
+  """
   flat, repeated = drawn.reshape(-1, *truth.shape[1:]), truth.repeat(drawn.shape[1], 0)
   return {
     "psnr": float(psnr(flat, repeated).mean()),
@@ -128,7 +130,8 @@ def quality(drawn: np.ndarray, truth: np.ndarray) -> dict[str, float]:
   }
 
 
-METHODS = {  # name -> whose denoiser, known latents put back after every step, steps, how often every 5 are gone over
+# name -> whose denoiser, known latents put back after every step, steps, how often every 5 are gone over
+METHODS = {
   "RePaint": ("plain", True, 20, 5),
   "replacement": ("plain", True, 20, 1),
   "trained": ("inpaint", False, 20, 1),
@@ -174,7 +177,9 @@ def drawn_in(
 def fillings(
   model: Model, params: dict, images: np.ndarray, known: jax.Array, put_back: bool, steps: int, repeats: int
 ) -> tuple[np.ndarray, int]:
-  """Each picture with what is hidden drawn anew [N, H, W, C] in [-1, 1], and evaluations of the network in each."""
+  """Each picture with what is hidden drawn anew [N, H, W, C] in [-1, 1], and evaluations of the network in
+  each.
+  """
   pairs, sampler = (
     sampling_pairs(model, dataclasses.replace(model.sampling, steps=steps)),
     model.sampling.sampler,

@@ -3,7 +3,8 @@
 Reads the PNGs that `jldm sample` drew and writes check.json into the run.  Digits are compared at
 8x8 in 0...16, as scikit-learn ships them.
 
-class agreement      the share of samples that an SVC, trained on the 1,797 real digits, takes for the class asked for
+class agreement      the share of samples that an SVC, trained on the 1,797 real digits, takes for the class
+asked for
                      (of a held-out third of the real digits it recognises 97 %)
 per-class std ratio  the mean over classes of how much the samples of a class vary (standard
 deviation, mean over

@@ -54,7 +54,9 @@ def decibels(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> f
 
 
 def seam(images: np.ndarray, hole: np.ndarray) -> tuple[float, float]:
-  """Mean absolute difference of neighbours across the border of a hole [H, W], and of neighbours inside it."""
+  """Mean absolute difference of neighbours across the border of a hole [H, W], and of neighbours inside
+  it.
+  """
   levels, across, inside = images[..., 0].astype(float), [], []
   for axis in (0, 1):
     step = np.abs(np.diff(levels, axis=axis + 1))

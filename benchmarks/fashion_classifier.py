@@ -41,7 +41,9 @@ def varied(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-  """Muon for 3x3 kernels as matrices [9 in, out], AdamW for all else, both with updates of an rms of some 0.2."""
+  """Muon for 3x3 kernels as matrices [9 in, out], AdamW for all else, both with updates of an rms of some
+  0.2.
+  """
 
   def matrices(params):
     matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
@@ -116,7 +118,8 @@ def main() -> None:
   for split in (data.held_out, "test"):
     print(f"accuracy on {split}: {100 * accuracy(params, data.open(split)):.2f} %")
   print(
-    f"{sum(value.size for value in packed.values())} parameters, {options.out.stat().st_size} bytes, blake2b {hashed}"
+    f"{sum(value.size for value in packed.values())} parameters, {options.out.stat().st_size} bytes, "
+    f"blake2b {hashed}"
   )
 
 

@@ -82,7 +82,8 @@ def main() -> None:
   pictures.write_png(workdir / "log_variance.png", plot, {"what": "log_variance"})
   apart = np.abs(log_loss - u)
   print(
-    f"|u - log loss|: mean {apart.mean():.3f}, largest {apart.max():.3f}; log loss spans {np.ptp(log_loss):.2f}"
+    f"|u - log loss|: mean {apart.mean():.3f}, largest {apart.max():.3f}; log loss spans "
+    f"{np.ptp(log_loss):.2f}"
   )
 
 

@@ -93,7 +93,8 @@ AUTOENCODERS: dict[str, tuple[str, ...]] = {
 }
 LIGHTNING = {"objective.network.block": "ModulatedBlock(heads=4, rms_norm=True, swiglu=True)"}
 MUON = {
-  "optimizer": "Muon(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99, hidden='(attention|mlp)/.*kernel$')"
+  "optimizer": "Muon(schedule=WarmupCosine(peak=4e-3, warmup_steps=200), b2=0.99, "
+  "hidden='(attention|mlp)/.*kernel$')"
 }
 CONVOLUTIONS = "UNet(widths=(32, 64), resnets=1, attention=(False, True), heads=4, classes=10, groups=8)"
 DENOISERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -197,7 +198,9 @@ def quick(stage: Stage, source: Source, frozen: Any, seed: int = 0) -> tuple[Any
 
 
 class Codec(NamedTuple):
-  """A trained autoencoder, the training set's latents, what it costs and is worth, and 1,000 reconstructions."""
+  """A trained autoencoder, the training set's latents, what it costs and is worth, and 1,000
+  reconstructions.
+  """
 
   params: dict
   latents: Arrays
@@ -278,7 +281,8 @@ def row(told: dict) -> str:
 
 
 HEAD = (
-  "| recipe | autoencoder | seed | PSNR, dB | its Fréchet | its steps | denoiser's steps | Fréchet | precision | recall "
+  "| recipe | autoencoder | seed | PSNR, dB | its Fréchet | its steps | denoiser's steps | Fréchet | "
+  "precision | recall "
   "| density | coverage | class | CPU-s |\n" + "|---" * 14 + "|"
 )
 

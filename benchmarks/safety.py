@@ -144,7 +144,8 @@ def main() -> None:
         ratios.append([b / a for a, b in zip(alone, full)])
         per_step.append([1e3 * seconds / args.steps for seconds in (alone[0], full[0])])
         print(
-          f"{name} {pair}: {per_step[-1][0]:.1f} and {per_step[-1][1]:.1f} ms a step; wall {ratios[-1][0]:.3f}, "
+          f"{name} {pair}: {per_step[-1][0]:.1f} and {per_step[-1][1]:.1f} ms a step; wall "
+          f"{ratios[-1][0]:.3f}, "
           f"CPU {ratios[-1][1]:.3f}",
           flush=True,
         )

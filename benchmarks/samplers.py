@@ -1,9 +1,11 @@
 """What order every sampler has, and what it is worth at few evaluations:  python -m
 benchmarks.samplers RUNS [--workdir W]
 
-  orders    of convergence on a Gaussian and on a mixture of Gaussians, whose denoisers are known (tests/samplers/orders.py)
+  orders    of convergence on a Gaussian and on a mixture of Gaussians, whose denoisers are known
+  (tests/samplers/orders.py)
   noise     errors of moments of the samplers that draw noise, on the mixture
-  quality   of 1,000 samples of the model in W: the Fréchet distance in the features of jldm/metrics/extractors/fashion.py
+  quality   of 1,000 samples of the model in W: the Fréchet distance in the features of
+  jldm/metrics/extractors/fashion.py
             to the test split, at 5, 10, 20, 50 evaluations of the network, three seeds
   page      docs/samplers.md and its plot, from what the others left in RUNS
 
@@ -187,7 +189,8 @@ def order_table(found: dict[str, list[float]]) -> str:
   for name, (gaussian, mixture) in found.items():
     row = orders.DETERMINISTIC[name]
     lines.append(
-      f"| {name}{' †' if row.warm else ''} | {row.evaluations} | {row.order} | {gaussian:.2f} | {mixture:.2f} |"
+      f"| {name}{' †' if row.warm else ''} | {row.evaluations} | {row.order} | {gaussian:.2f} | "
+      f"{mixture:.2f} |"
     )
   return "\n".join(lines) + "\n"
 
@@ -236,7 +239,8 @@ def page(runs: Path, docs: Path) -> None:
   }
   real = quality["floor"]
   tables["floor"] = (
-    f"{SAMPLES:,} training pictures are {np.mean(real):.3f} ± {np.std(real, ddof=1):.3f} from the test split.\n"
+    f"{SAMPLES:,} training pictures are {np.mean(real):.3f} ± {np.std(real, ddof=1):.3f} from the test "
+    f"split.\n"
   )
   path = docs / "samplers.md"
   text = path.read_text()

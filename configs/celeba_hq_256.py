@@ -1,4 +1,5 @@
-"""CelebA-HQ at 256x256, unconditional: the recipe of latent diffusion, in the latents of an f4 KL autoencoder.
+"""CelebA-HQ at 256x256, unconditional: the recipe of latent diffusion, in the latents of an f4 KL
+autoencoder.
 
   jldm prepare folder --source CELEBA_HQ --name celeba_hq --size 256 --data-dir data
   python train.py --config configs/celeba_hq_256.py --workdir runs/celeba_hq_256

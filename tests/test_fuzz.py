@@ -59,7 +59,9 @@ trees = st.recursive(
 
 @st.composite
 def spoiled(draw, whole):
-  """JSON text in which a part of `whole` is another; or its bytes cut, changed, or made of nothing like it."""
+  """JSON text in which a part of `whole` is another; or its bytes cut, changed, or made of nothing like
+  it.
+  """
   tree = copy.deepcopy(whole)
   node = tree
   while True:

@@ -25,7 +25,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "interop": "core models",
   "config": "core nn diffusion models samplers objectives data train",
   "storage": "core data distributed objectives config",
-  "inference": "core distributed media diffusion models samplers metrics train objectives editing config storage",
+  "inference": "core distributed media diffusion models samplers metrics train objectives editing config "
+  "storage",
   "evaluation": "core distributed media data models metrics interop config storage inference",
   "runs": "core distributed media data models metrics train interop config storage inference evaluation",
 }

@@ -58,7 +58,9 @@ def with_conditioner(experiment: Experiment, conditioner: str) -> Experiment:
 
 
 def claimed_with(experiment: Experiment, conditioner: str, unbroken: Path, workdir: Path) -> Experiment:
-  """The experiment with one more conditioner, written as in Python, in a workdir whose autoencoder is trained."""
+  """The experiment with one more conditioner, written as in Python, in a workdir whose autoencoder is
+  trained.
+  """
   changed = with_conditioner(experiment, conditioner)
   workdirs.claim_workdir(workdir, changed)
   shutil.copytree(unbroken / "autoencoder", workdir / "autoencoder")

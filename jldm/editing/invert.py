@@ -53,5 +53,6 @@ def refuse_noise(process: Process, sampler: Any) -> None:
   if not jnp.array_equal(*ends):
     name = type(sampler).__name__
     raise UserError(
-      f"{name} draws noise at each step and cannot be inverted; use a deterministic sampler, such as EDICT or DDIM"
+      f"{name} draws noise at each step and cannot be inverted; use a deterministic sampler, such as "
+      f"EDICT or DDIM"
     )

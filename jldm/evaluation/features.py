@@ -1,4 +1,6 @@
-"""Features of pictures: extracted over all devices, and cached on disk under a hash of what they depend on."""
+"""Features of pictures: extracted over all devices, and cached on disk under a hash of what they depend
+on.
+"""
 
 from collections.abc import Iterator
 import dataclasses

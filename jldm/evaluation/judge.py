@@ -1,6 +1,7 @@
 """Metrics of samples compared with real pictures, and of reconstructions compared with their originals.
 
-A value of N samples alone says little: Fréchet distances are too large for few pictures, and coverage is small
+A value of N samples alone says little: Fréchet distances are too large for few pictures, and coverage is
+small
 for fewer samples than real pictures.  So each value of samples stands next to the value of as many real
 pictures, against the same reference.  Sampling and networks are arguments; results are JSON data.
 """

@@ -233,7 +233,8 @@ def denoising_section(workdir: Path, devices: int | None) -> str:
   sheet = pictures.tile_rows(rows, pictures.sheet_scale(samples))
   sampling = sampling_to_dict(model.sampling)
   note = (
-    f"Each row is one picture, from noise on the left: the estimates at {PREVIEWS} of the steps, and the sample. "
+    f"Each row is one picture, from noise on the left: the estimates at {PREVIEWS} of the steps, and the "
+    f"sample. "
     f"{sampling['sampler']}, {sampling['steps']} steps, {guidance_text(sampling)}, seed 0."
   )
   return page.section(
@@ -280,8 +281,10 @@ def describe_conditions(record: Record) -> str:
   extractor, reference, real = record["extractor"], record["reference"], record["real"]
   weights = f"weights {extractor['weights']}" if extractor["weights"] else "no weights"
   text = (
-    f"Features of {extractor['name']} {extractor['version']} ({extractor['preprocessing']}; {weights}), against "
-    f"{reference['n']:,} pictures of {reference['split']}; real pictures are {real['n']:,} of {real['split']}."
+    f"Features of {extractor['name']} {extractor['version']} ({extractor['preprocessing']}; {weights}), "
+    f"against "
+    f"{reference['n']:,} pictures of {reference['split']}; real pictures are {real['n']:,} of "
+    f"{real['split']}."
   )
   if samples := record.get("samples"):
     sampling = "{n:,} samples, {sampler} in {steps} steps on the grid {grid}, {guidance}, seed {seed}. "
@@ -336,9 +339,12 @@ def neighbours_section(workdir: Path, evaluations: list[Record], stage: str | No
     return ""
   verdict = "This model copies training pictures." if audit["flagged"] else "No copying is seen."
   note = (
-    f"{100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many held-out "
-    f"pictures; chance is 50 %. {100 * audit['copies']:.1f} % are as near to a training picture as 1 % of held-out "
-    f"pictures are. {verdict} The most suspicious samples, above the nearest training picture and the nearest "
+    f"{100 * audit['nearer']:.1f} % of samples are nearer to a training picture than to one of as many "
+    f"held-out "
+    f"pictures; chance is 50 %. {100 * audit['copies']:.1f} % are as near to a training picture as 1 % "
+    f"of held-out "
+    f"pictures are. {verdict} The most suspicious samples, above the nearest training picture and the "
+    f"nearest "
     "held-out one."
   )
   return sheet_section(workdir, evaluations, stage, "nearest", "Nearest neighbours", note)

@@ -1,6 +1,6 @@
-"""Pictures of any size, with alpha or without, as a model takes them, and back.
+"""Converts pictures of any size, with or without alpha, to what a model takes, and back.
 
-Colours are edited over white, as training pictures are read, and alpha comes back as it was.
+Colours are edited over white, as in training; alpha is kept unchanged.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jldm.inference.load import Model, resize_model
 
 
 class Canvas(NamedTuple):
-  """Pictures as a model takes them, and as they came."""
+  """Pictures as the model takes them, and the originals."""
 
   model: Model  # of their size
   images: np.ndarray  # uint8 [N, H', W', C], over white, edges repeated up to sides that the model can halve
@@ -32,7 +32,7 @@ class Canvas(NamedTuple):
 
 @functools.lru_cache
 def side_multiple(model: Model) -> int:
-  """The codec's factor times the smallest power of two, so that the model can halve sides of that many pixels."""
+  """The smallest side in pixels that the model takes: the codec's factor times a power of two."""
   sides = [model.codec.factor * 2**power for power in range(8)]
   for side in sides:
     try:
@@ -40,7 +40,9 @@ def side_multiple(model: Model) -> int:
     except UserError:
       continue
     return side
-  raise UserError(f"this model takes no square picture with a side of {sides}")
+  raise UserError(
+    f"the model takes no square picture with a side of {', '.join(map(str, sides))}; edits need one of them"
+  )
 
 
 def image_channels(model: Model) -> int:
@@ -93,8 +95,10 @@ def opacity(images: np.ndarray) -> np.ndarray:
 
 
 def remove_white(images: np.ndarray, source: np.ndarray) -> np.ndarray:
-  """Colours uint8 [..., C] that look like `images` over white under the alpha of `source`, whose own
-  stay where it is 0.
+  """Removes the white background: colours uint8 [..., C] that give `images` over white with the alpha of
+  `source`.
+
+  Where alpha is 0, the colours of `source` stay.
   """
   share = opacity(source)
   straight = np.clip(np.rint((images - (1 - share) * 255) / np.maximum(share, 1 / 255)), 0, 255)
@@ -115,7 +119,7 @@ def check_known(canvas: Canvas, known: Any) -> np.ndarray:
     )
   if not np.isin(known, (0, 1)).all():
     raise UserError(
-      "a mask with values besides 0 and 1; expected 1 where a pixel is kept and 0 where it is repainted"
+      "the mask has other values than 0 and 1; expected 1 where a pixel is kept and 0 where it is repainted"
     )
   if known.all():
     raise UserError("the mask is empty: nothing is to be repainted; mark it in white (in Python: known 0)")
@@ -125,7 +129,7 @@ def check_known(canvas: Canvas, known: Any) -> np.ndarray:
 def extend_pictures(
   images: np.ndarray, top: int, right: int, bottom: int, left: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Pictures uint8 [N, H, W, C] with room around them, edges repeated, and what is known of them,
+  """Pads pictures uint8 [N, H, W, C] by repeating their edges; also returns the mask of known pixels,
   float32 [1, H', W', 1].
 
   Raises:

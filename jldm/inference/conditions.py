@@ -1,8 +1,8 @@
-"""From what a request gives to the branches of guidance.
+"""Converts the conditions of a request to the branches of guidance.
 
-Branch 0 has what is given; every further one has, in its place, what guidance pushes away from:
-another value that the request names, or the null of a conditioner.  All branches have the same
-arrays, and per sample a flag says whether they are used, so that one program serves every request.
+Branch 0 has the given conditions.  Each further branch has what guidance pushes away from: another value
+of the request, or the null of a conditioner.  All branches have the same arrays, with a flag per sample
+whether they are used, so that one program serves every request.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,7 +64,8 @@ def make_branches(
   for name, conditioner in conditioners.items():
     if given.get(name) is None and not conditioner.dropout:
       raise UserError(
-        f"this model was always trained with {name!r}, {type(conditioner).__name__}, and cannot draw without; "
+        f"this model was always trained with {name!r}, {type(conditioner).__name__}, and cannot sample "
+        f"without; "
         f"give it: Request(given={{{name!r}: …}})"
       )
   values = {name: given.get(name) for name in conditioners}
@@ -81,7 +82,7 @@ def make_branches(
 
 
 def known_conditioners(model: Model, names: Iterable[str]) -> dict[str, Conditioner]:
-  """The model's conditioners, and one for each part of its latents among `names`, which is held and not drawn.
+  """The model's conditioners, and one for each part of its latents in `names`, which is held and not drawn.
 
   Raises:
     UserError: a conditioner has the name of a part.
@@ -103,17 +104,16 @@ def check_held(model: Model, given: Sequence[Branch]) -> None:
 
 
 def needs_inputs(conditioner: Conditioner, other: Any, value: Any) -> bool:
-  """Whether a further branch has inputs of its own, instead of those of the first branch, whose value
-  is `value`.
+  """Whether a further branch needs inputs besides those of the first branch, whose value is `value`.
 
-  The null of a guided conditioner has, so that null and a negative condition are one program; any
-  other null has none.
+  The null of a guided conditioner does, so that a null and a negative condition compile to one program.
+  Another null does not.
   """
   return conditioner.guided if other is None else other is not value
 
 
 def make_branch(model: Model, values: Mapping[str, Any], n: int, names: Iterable[str]) -> Branch:
-  """One branch: `values` by conditioner, None for null, with inputs for the conditioners `own`."""
+  """One branch: `values` by conditioner, None for null, with inputs for the conditioners `names`."""
   inputs = {}
   for name in names:
     conditioner, value = known_conditioners(model, (name,))[name], values[name]
@@ -154,8 +154,8 @@ def branches_per_conditioner(
 
 
 def embed_branches(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
-  """What the network is given in each branch; within jit, before the scan.  What branches share is
-  embedded once.
+  """The network's conditions in each branch; within jit, before the scan.  Shared inputs are embedded
+  once.
   """
   encode = functools.partial(encode_mean, Loaded(model.codec, params["codec"]))
   conditioners = known_conditioners(model, given[0].inputs)

@@ -1,4 +1,4 @@
-"""From pictures to edited pictures, over explicit parameters; what is done to latents stands in jldm.editing.
+"""Edits pictures, with explicit parameters; jldm.editing has the operations on latents.
 
   model, params = load("runs/fashion_mnist")
   edited = image_to_image(model, params, images, strength=0.6)  # uint8 [N, H, W, C], as large as images
@@ -50,9 +50,8 @@ from jldm.samplers.sample import draw_samples
 
 Array = jax.Array
 
-CODEC_ERROR = (
-  0.03  # std of what a decoder cannot say of a picture in [-1, 1]: a restoration does not chase it
-)
+# The std of a decoder's reconstruction error on pictures in [-1, 1]; a restoration does not fit it.
+CODEC_ERROR = 0.03
 REQUEST = Request()
 
 
@@ -79,7 +78,8 @@ def plan_edit(
 ) -> Setup:
   """What the samplers of an edit of `count` samples are called with.
 
-  invertible: the sampler must lead from data to noise too; by default it is EDICT then.   default: the edit's own sampler.
+  invertible: the sampler must lead from data to noise too; by default it is EDICT then.   default: the
+  edit's own sampler.
 
   Raises:
     UserError: what `set_up` refuses, or a sampler that draws noise although it must be invertible.
@@ -89,7 +89,7 @@ def plan_edit(
   sampler = sampling.sampler or (EDICT() if invertible else default or model.sampling.sampler)
   if isinstance(sampler, EDICT) and not invertible:
     raise UserError(
-      "EDICT steps a pair of states, for inversion; this edit begins with one: use another sampler"
+      "EDICT steps a pair of states, for inversion, and this edit has one state; use another sampler"
     )
   setup = set_up(model, params, request, dataclasses.replace(sampling, sampler=sampler), count)
   if invertible:
@@ -266,7 +266,8 @@ def interpolate(
   > 0 takes away what is not of the data, by SDEdit with the same noise for all.
 
   Raises:
-    UserError: not two pictures, an unknown space, a strength in noise, and what `open_canvas` and `plan_edit` raise.
+    UserError: not two pictures, an unknown space, a strength in noise, and what `open_canvas` and
+    `plan_edit` raise.
   """
   canvas, in_noise = open_canvas(model, images), check_space(space, strength)
   if len(canvas.images) != 2 or count < 2:
@@ -348,9 +349,7 @@ def paired(
   """
   name = conditioner_of_kind(model, Paired)
   if name is None:
-    raise UserError(
-      "this model was not trained on pairs of pictures; say what to translate, or what is to be restored"
-    )
+    raise UserError("this model was not trained on pairs of pictures; use translate or restore")
   canvas = open_canvas(model, images)
   sources = np.repeat(canvas.images, edits_per_picture(request), 0)
   setup = plan_edit(canvas.model, params, add_conditions(request, **{name: sources}), sampling, len(sources))
@@ -489,7 +488,8 @@ def traverse(
   )
   if len(x0) != 1 or np.shape(along)[1:] != z.shape[1:]:
     raise UserError(
-      f"{len(x0)} pictures, directions of {list(np.shape(along))}; expected one, and [K, *{list(z.shape[1:])}]"
+      f"{len(x0)} pictures, directions of {list(np.shape(along))}; expected one, and [K, "
+      f"*{list(z.shape[1:])}]"
     )
   moved = jnp.concatenate(
     [directions.move_along(z[0], direction, amounts) for direction in jnp.asarray(along)]

@@ -58,14 +58,17 @@ SLIPS = {  # what people write for generate(model, params, Request(...), Samplin
 class Request:
   """What a person wants to see; data that a server could send.
 
-  n: how many samples.   seed: of their noise; sample i depends on (seed, rows[i]) and what is given for it alone.
+  n: how many samples.   seed: of their noise; sample i depends on (seed, rows[i]) and what is given for it
+  alone.
   given: the conditions by name, {"label": 3} or {"label": [3, 1]}: one value for all or one per
     sample; what is left out is null. Of latents in parts a part may be given too, {"text": ids};
     {"text": None} is one that is not known, and not drawn.
   against: what guidance pushes away from, one dict per further branch; {} is the null of every
     guided conditioner.
-  size: (H, W) if it is not that of the training data.   noise: [n, h, w, c] to start from, standard normal; by default drawn.
-  rows: the numbers [n] of the samples, by default 0 to n - 1.   estimates: how many steps' estimates of the data to keep.
+  size: (H, W) if it is not that of the training data.   noise: [n, h, w, c] to start from, standard normal;
+  by default drawn.
+  rows: the numbers [n] of the samples, by default 0 to n - 1.   estimates: how many steps' estimates of the
+  data to keep.
   """
 
   n: int = 1
@@ -112,7 +115,9 @@ class Setup(NamedTuple):
     return denoise
 
   def arguments(self, model: Model, *x0: Any, pairs: Array | None = None) -> tuple:
-    """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them; within jit."""
+    """(process, denoise, sampler, *x0, pairs, keys), as jldm.editing and jldm.samplers take them; within
+    jit.
+    """
     return (
       model.process,
       self.denoise(model),
@@ -123,7 +128,9 @@ class Setup(NamedTuple):
     )
 
   def drawn(self, model: Model) -> Any:
-    """The latents [B, ...] that are drawn, as shapes: one array, or those parts of a dict that are not given."""
+    """The latents [B, ...] that are drawn, as shapes: one array, or those parts of a dict that are not
+    given.
+    """
     like, held = model.latents(len(self.keys)), self.branches[0].use
     return {name: part for name, part in like.items() if name not in held} if model.parts else like
 
@@ -142,7 +149,8 @@ def set_up(
   """A request and a sampling as arrays, for n samples: the one place where both are checked.
 
   Raises:
-    UserError: what `make_branches`, `sampling_pairs` and the rules of guidance refuse, or a seed or rows that are
+    UserError: what `make_branches`, `sampling_pairs` and the rules of guidance refuse, or a seed or rows
+    that are
       not legal.
   """
   rule, against = sampling.guidance, request.against
@@ -263,7 +271,8 @@ def check_finite(finite: np.ndarray) -> None:
   """Raises a ValueError if a sample, finite [N], has a value that is not finite."""
   if not finite.all():
     raise ValueError(
-      f"{np.count_nonzero(~finite)} of {len(finite)} samples have values that are not finite; expected numbers"
+      f"{np.count_nonzero(~finite)} of {len(finite)} samples have values that are not finite; expected "
+      f"numbers"
     )
 
 

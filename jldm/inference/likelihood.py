@@ -63,12 +63,14 @@ def bits_per_dim(
   which are even in log SNR.  The value of image i depends on (seed, i).
 
   Raises:
-    UserError: no images, images of another shape, steps or probes < 1, or conditions that `make_branches` refuses.
+    UserError: no images, images of another shape, steps or probes < 1, or conditions that `make_branches`
+    refuses.
   """
   images, expected = np.asarray(images), dict(model.data)["image"].shape
   if images.ndim != 4 or images.shape[1:] != expected or not len(images) or probes < 1:
     raise UserError(
-      f"images of shape {list(images.shape)}, probes={probes}; expected [N, {', '.join(map(str, expected))}], as "
+      f"images of shape {list(images.shape)}, probes={probes}; expected [N, "
+      f"{', '.join(map(str, expected))}], as "
       "the model was trained on, and at least one probe"
     )
   whole = make_branches(model, given or {}, (), len(images))

@@ -32,7 +32,8 @@ class Model:
   """What sampling needs to know besides parameters; static under jit.
 
   codec: between data and latents, of models.codecs; Tiled(codec, Exact(32)) takes less memory.
-  objective: the network with its process, parametrization and conditioners.   data: the arrays of one example.
+  objective: the network with its process, parametrization and conditioners.   data: the arrays of one
+  example.
   """
 
   codec: Any
@@ -77,7 +78,8 @@ class StagePlace(NamedTuple):
   workdir: Path | None = None
 
   def source(self, name: str, makes: str | None = None) -> "StagePlace":
-    """An earlier stage of that name, or the last stage of the workdir at that path, whose result is of a kind.
+    """An earlier stage of that name, or the last stage of the workdir at that path, whose result is of a
+    kind.
 
     Raises:
       UserError: neither is there.
@@ -114,7 +116,7 @@ class StagePlace(NamedTuple):
     return {need.role: need.source for need in self.stage.needs if not isinstance(need.source, str)}
 
   def started_from(self) -> "StagePlace | None":
-    """What the stage goes on from."""
+    """The stage whose result this one starts from; None if it starts afresh."""
     return self.source(self.stage.start, self.stage.makes) if self.stage.start else None
 
 
@@ -129,16 +131,20 @@ def find_stage(workdir: str | Path, name: str | None = None) -> StagePlace:
 
 
 def sampling_stage(experiment: Experiment, name: str | None = None) -> Stage:
-  """The stage that samples are drawn by, by default the last that makes a denoiser; UserError if there is none."""
+  """The stage that samples are drawn by, by default the last that makes a denoiser; UserError if there is
+  none.
+  """
   stage = experiment.stage(name) if name else experiment.last("denoiser")
   if experiment.data is None or stage is None:
     raise UserError(
-      "the experiment has no data or no denoiser; use its workdir in another: Pretrained('…') among its stages"
+      "the experiment has no data or no denoiser; use its workdir in another: Pretrained('…') among its "
+      "stages"
     )
   if stage.makes != "denoiser":
     drawn = [each.name for each in experiment.stages if each.makes == "denoiser"]
     raise UserError(
-      f"stage {stage.name!r} makes a {stage.makes} and draws nothing; expected one of {', '.join(drawn) or 'none'}"
+      f"stage {stage.name!r} makes a {stage.makes} and draws nothing; expected one of "
+      f"{', '.join(drawn) or 'none'}"
     )
   return stage
 
@@ -159,7 +165,7 @@ def build_model(experiment: Experiment, stage: str | None = None) -> Model:
 
 
 def stage_model(at: StagePlace) -> Model:
-  """What a stage trains, as a model: the codec that it needs, or is, its own objective, and the data.
+  """A stage as a model: its codec, or the codec that it trains, its objective and the data.
 
   Raises:
     UserError: a denoiser without a codec.
@@ -173,7 +179,8 @@ def stage_model(at: StagePlace) -> Model:
     codec = ImageCodec(at.needed()["codec"].stage.objective.network)
   else:
     raise UserError(
-      f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),), or, for pixels, "
+      f"{stage.name}.needs has no codec; expected one such as (Need('codec', 'autoencoder'),), or, for "
+      f"pixels, "
       "(Need('codec', Identity()),)"
     )
   return Model(codec, stage.objective, experiment.data.specs[0], experiment.sampling)
@@ -186,7 +193,7 @@ def frozen_shapes(at: StagePlace) -> dict[str, Loaded]:
 
 
 def result_shapes(at: StagePlace) -> Loaded:
-  """What a stage hands on, as shapes; nothing is allocated."""
+  """The result of a stage as shapes; nothing is allocated."""
   objective = at.stage.objective
   if at.stage.makes == "codec":
     codec = ImageCodec(objective.network)
@@ -246,7 +253,9 @@ def cached_codec_shapes(codec: Any) -> dict:
 
 
 def denoiser_shapes(model: Model) -> dict:
-  """What the denoising stage trains, {"denoiser": …, a conditioner's name: …}, as shapes, nothing allocated."""
+  """What the denoising stage trains, {"denoiser": …, a conditioner's name: …}, as shapes, nothing
+  allocated.
+  """
   init = lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen)
   return jax.eval_shape(init, denoising_batch_shapes(model), frozen_codec(model))[0]
 
@@ -308,7 +317,8 @@ def load(
   """
   if best and sigma_rel is not None:
     raise UserError(
-      f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the newest step"
+      f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the "
+      f"newest step"
     )
   experiment = workdirs.read_experiment(Path(workdir))
   model = build_model(experiment, stage)
@@ -329,7 +339,7 @@ def load_needed(at: StagePlace) -> dict[str, Loaded]:
 
 
 def load_finished(at: StagePlace) -> Loaded:
-  """What a finished stage hands on; UserError if it is not finished."""
+  """The result of a stage; UserError if the stage is not finished."""
   check_finished(at)
   return restore_result(at)[1]
 
@@ -340,7 +350,8 @@ def check_finished(at: StagePlace) -> None:
   with Checkpoints(workdirs.checkpoints_folder(at.workdir, name), read_only=True) as saved:
     if saved.latest() != at.stage.steps:
       raise UserError(
-        f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it first: "
+        f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it "
+        f"first: "
         f"--stage {name}"
       )
 
@@ -381,7 +392,8 @@ def restore_result(
 
 
 def load_codec(workdir: str | Path) -> tuple[Any, dict]:
-  """The autoencoder's network of a workdir and its codec, trained or imported: of its last stage that makes one.
+  """The autoencoder's network of a workdir and its codec, trained or imported: of its last stage that makes
+  one.
 
   Raises:
     UserError: not a workdir, it has no autoencoder, or that is not finished.

@@ -1,4 +1,6 @@
-"""Converts diffusers' AutoencoderDC (deep compression) to DCAutoencoder and back: configuration and parameters."""
+"""Converts diffusers' AutoencoderDC (deep compression) to DCAutoencoder and back: configuration and
+parameters.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +48,8 @@ def network(config: Mapping[str, Any]) -> DCAutoencoder:
   encoder, decoder = levels(config, "encoder"), levels(config, "decoder")
   if len(encoder) != len(decoder):
     raise UserError(
-      f"config.json has {len(encoder)} levels of the encoder and {len(decoder)} of the decoder; expected as many"
+      f"config.json has {len(encoder)} levels of the encoder and {len(decoder)} of the decoder; expected "
+      f"as many"
     )
   return DCAutoencoder(
     channels=config_number(config, "in_channels", 3),

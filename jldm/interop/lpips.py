@@ -1,4 +1,5 @@
-"""LPIPS weights of the authors' PyTorch package, or of torchvision's backbone with the package's heads, as ours.
+"""LPIPS weights of the authors' PyTorch package, or of torchvision's backbone with the package's heads, as
+ours.
 
 Convolutions [out, in, k, k] become [k, k, in, out] and the 1x1 heads [1, C, 1, 1] vectors [C]; the
 constant scaling and the package's second name of each head are left out.

@@ -1,6 +1,8 @@
-"""Loads published autoencoders from a folder, a file or the Hugging Face hub, and saves ours as diffusers' are.
+"""Loads published autoencoders from a folder, a file or the Hugging Face hub, and saves ours as diffusers'
+are.
 
-  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file of CompVis
+  autoencoder, params = load("stabilityai/sd-vae-ft-mse")  # or a folder with config.json, or a file of
+  CompVis
   latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
   images = autoencoder.decode(params, autoencoder.raw(params, latents))
 
@@ -120,7 +122,9 @@ def read_pretrained(
 
 
 def from_folder(path: Path, given: dict) -> tuple[Any, Mapping, tuple, dict]:
-  """Reads a folder -> (network, its tensors by name, the table of these names, the config with what is given)."""
+  """Reads a folder -> (network, its tensors by name, the table of these names, the config with what is
+  given).
+  """
   config, file = read_config(path / CONFIG), weights_file(path)
   tensors = flax_named(msgpack.tensors(file)) if file.suffix == ".msgpack" else safetensors.tensors(file)
   module = CLASSES[config["_class_name"]]
@@ -159,7 +163,8 @@ def add_scaling(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
   if "scale_factor" in tensors and tensors["scale_factor"].size == 1:
     return config | {"scaling_factor": float(tensors["scale_factor"].reshape(()))}
   raise UserError(
-    f"{where} does not say how its latents are scaled; give --scaling-factor: 0.18215 for Stable Diffusion 1 and 2, "
+    f"{where} does not say how its latents are scaled; give --scaling-factor: 0.18215 for Stable "
+    f"Diffusion 1 and 2, "
     "0.13025 for SDXL, 1 for none"
   )
 
@@ -176,7 +181,9 @@ def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) 
 
 
 def flax_named(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Arrays of a tree by the names of torch's modules: "encoder/down_blocks_0/…" as "encoder.down_blocks.0.…"."""
+  """Arrays of a tree by the names of torch's modules: "encoder/down_blocks_0/…" as
+  "encoder.down_blocks.0.…".
+  """
   named = lambda path: re.sub(r"_(\d+)(?=/)", r".\1", path.removeprefix("params/")).replace("/", ".")
   return Renamed(arrays, {named(path): path for path in arrays})
 
@@ -241,7 +248,8 @@ def find_source(source: str | Path) -> Path:
   if path.exists():
     return path
   raise UserError(
-    f"{str(source)!r} does not exist; expected a folder that diffusers saved, a .safetensors file or owner/name"
+    f"{str(source)!r} does not exist; expected a folder that diffusers saved, a .safetensors file or "
+    f"owner/name"
   )
 
 

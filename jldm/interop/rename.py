@@ -4,7 +4,8 @@ A table maps our layers to theirs, coarse to fine, and ends in axes:
 
   CONV = (("kernel", "weight", Axes("hwio", "oihw")), ("bias", "bias", Axes("o", "o")))
   RESNET = (("norm1", "norm1", NORM), ("conv1", "conv1", CONV), …)
-  MODEL = (("encoder/in", "encoder.conv_in", CONV), ("encoder/level0_resnet0", "encoder.down_blocks.0.resnets.0", RESNET), …)
+  MODEL = (("encoder/in", "encoder.conv_in", CONV), ("encoder/level0_resnet0",
+  "encoder.down_blocks.0.resnets.0", RESNET), …)
 
 The names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  If theirs is a
 tuple, such as ("to_q", "to_k", "to_v"), our array is the concatenation of theirs along our last axis.
@@ -111,7 +112,8 @@ def import_tensors(
 ) -> Any:
   """Converts their tensors to our tree, in the structure and shapes of `like`, float32, one tensor at a time.
 
-  leave_out: a regular expression for the names of other things in the file.   where: what errors call the source.
+  leave_out: a regular expression for the names of other things in the file.   where: what errors call the
+  source.
 
   Raises:
     UserError: tensors are missing, unknown, of a wrong shape, no floats, or (unless `allow_nan`) not finite;
@@ -154,11 +156,13 @@ def checked_tensor(name: str, value: Any, shape: tuple[int, ...], allow_nan: boo
   """
   if not jnp.issubdtype(value.dtype, jnp.floating):
     raise UserError(
-      f"{name} of {where} is {value.dtype}; expected float32, float16 or bfloat16: cast it and write the file anew"
+      f"{name} of {where} is {value.dtype}; expected float32, float16 or bfloat16: cast it and write the "
+      f"file anew"
     )
   if value.shape not in (shape, (*shape, 1, 1)):
     raise UserError(
-      f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; give the config.json that belongs to it"
+      f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; give the config.json that "
+      f"belongs to it"
     )
   value = np.asarray(value, np.float32).reshape(shape)
   if not allow_nan and (bad := value.size - np.count_nonzero(np.isfinite(value))):

@@ -1,4 +1,5 @@
-"""Converts Stable Diffusion's autoencoders to ours and back: AutoencoderKL and VQModel of diffusers, and CompVis.
+"""Converts Stable Diffusion's autoencoders to ours and back: AutoencoderKL and VQModel of diffusers, and
+CompVis.
 
 The tables below say which array is which; `rename` explains their form.  A config.json describes the
 network.  A CompVis file has no config: the shapes of its tensors give the network.
@@ -199,7 +200,8 @@ def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
     attends[side] = tuple(level for level, kind in enumerate(from_finest) if kind == attending)
   if attends["down"] != attends["up"]:
     raise UserError(
-      f"config.json has attention at levels {attends['down']} of the encoder and {attends['up']} of the decoder; "
+      f"config.json has attention at levels {attends['down']} of the encoder and {attends['up']} of the "
+      f"decoder; "
       "expected the same levels in both"
     )
   return attends["down"]
@@ -214,11 +216,13 @@ def config(network: Any) -> dict[str, Any]:
   quantised, levels = isinstance(network, VQAutoencoder), range(len(network.widths))
   if network.patch > 1:
     raise UserError(
-      f"the autoencoder folds patch={network.patch} pixels into channels, which diffusers has not; train it with 1"
+      f"the autoencoder folds patch={network.patch} pixels into channels, which diffusers has not; train "
+      f"it with 1"
     )
   if quantised and not isinstance(network.quantizer, Codebook):
     raise UserError(
-      f"the autoencoder's quantizer is {type(network.quantizer).__name__}, which diffusers has not; use Codebook"
+      f"the autoencoder's quantizer is {type(network.quantizer).__name__}, which diffusers has not; use "
+      f"Codebook"
     )
   features = network.features or network.latent_channels
   if not quantised and features != network.latent_channels:

@@ -176,7 +176,9 @@ def write_edits(
 
 
 def write_gif(path: str | os.PathLike, images: np.ndarray, provenance: dict, seconds: float = 2.0) -> None:
-  """Writes images uint8 [N, H, W, C] as an animation there and back, for ever, with `provenance` as its comment."""
+  """Writes images uint8 [N, H, W, C] as an animation there and back, for ever, with `provenance` as its
+  comment.
+  """
   frames = [Image.fromarray(frame) for frame in there_and_back(images)]
   comment = json.dumps({"ai_generated": True, "jldm": provenance})
   with replace_file(Path(path)) as file:
@@ -234,7 +236,9 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def sheet(rows: dict[str, np.ndarray]) -> np.ndarray:
-  """Rows of images uint8 [n, H, W, C], all of one size, as in grid.png, each with its name on the left -> RGB."""
+  """Rows of images uint8 [n, H, W, C], all of one size, as in grid.png, each with its name on the left ->
+  RGB.
+  """
   each = [as_rgb(images) for images in rows.values()]
   height = each[0].shape[1]
   scale = sheet_scale(each[0])
@@ -252,7 +256,9 @@ def sheet_scale(images: np.ndarray) -> int:
 
 
 def tile(images: np.ndarray, columns: int, pad: int = 2, scale: int = 1) -> np.ndarray:
-  """Images uint8 [N, H, W, C] -> one [rows (H scale + pad) + pad, columns (W scale + pad) + pad, C], row by row."""
+  """Images uint8 [N, H, W, C] -> one [rows (H scale + pad) + pad, columns (W scale + pad) + pad, C], row by
+  row.
+  """
   images = images.repeat(scale, 1).repeat(scale, 2)
   count, height, width, channels = images.shape
   rows = math.ceil(count / columns)
@@ -279,7 +285,9 @@ def class_rows(images: np.ndarray, labels: np.ndarray, columns: int, scale: int 
 def stack_pairs(
   originals: np.ndarray, reconstructions: np.ndarray, columns: int = 8, scale: int = 1
 ) -> np.ndarray:
-  """A grid of both uint8 [N, H, W, C]: a row of originals, below it the row of their reconstructions, and so on."""
+  """A grid of both uint8 [N, H, W, C]: a row of originals, below it the row of their reconstructions, and so
+  on.
+  """
   starts = range(0, len(originals), columns)
   return tile_rows([some[i : i + columns] for i in starts for some in (originals, reconstructions)], scale)
 

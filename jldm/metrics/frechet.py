@@ -4,13 +4,14 @@
   (1)  d^2 = |m - m'|^2 + tr C + tr C' - 2 tr (C C')^(1/2)
   (2)  tr (C C')^(1/2) = sum of the singular values S of A^T B = U S V^T,   C = A A^T,  C' = B B^T
   (3)  f(x) = |x - m|^2 - |P (x - m')|^2,   P = S^(-1/2) U^T A^T
-       is, but for a constant, what a sample x of C' adds to d^2: P^T P transports the Gaussian of C' to that of C, and
+       is, but for a constant, what a sample x of C' adds to d^2: P^T P transports the Gaussian of C' to that
+       of C, and
        d^2 is (I - P^T P) in its derivative by C' (Rippl, Munk & Sturm 2016, 1507.04090, theorem 2.1)
   (4)  means and scatters of two parts merge exactly: Chan, Golub & LeVeque 1979, eq. 1.5
 
-The roots A and B come of the eigenvalues of symmetric matrices.  Of N samples d^2 is too large by
-an amount that falls with 1 / N (Chong & Forsyth 2020, 1911.07023): compare figures of one N only,
-beside that of real against real.
+The roots A and B come from the eigenvalues of symmetric matrices.  For N samples d^2 is too large by an
+amount that falls with 1 / N (Chong & Forsyth 2020, 1911.07023): compare values of the same N only, and
+with the value of real pictures against real pictures.
 """
 
 import math
@@ -105,13 +106,14 @@ def matrix_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def check_moments(a: Moments, b: Moments) -> None:
-  """Raises a UserError where the distance of a and b would mean nothing."""
+  """Raises a UserError if the distance of a and b would mean nothing."""
   check_comparable(a, b)
   width = len(a.mean)
   if min(a.count, b.count) <= width:
     raise UserError(
-      f"{min(a.count, b.count)} images for features of width {width}: their covariance is singular and the Fréchet distance "
-      f"means nothing; expected more than {width} images, or a kernel distance"
+      f"{min(a.count, b.count)} images for features of width {width}: their covariance is singular, and "
+      f"the Fréchet "
+      f"distance means nothing; expected more than {width} images, or a kernel distance"
     )
 
 
@@ -136,9 +138,8 @@ def frechet(a: Moments, b: Moments) -> float:
 def frechet_interval(real: np.ndarray, samples: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
   """(1) of features [N, D] and [M, D], and where it would lie, were both sets drawn anew in the same numbers.
 
-  By the first-order spread of (3), for d^2 well above zero; that the figure is too large by the
-  same amount every time, an interval does not tell.  A bootstrap would not do: with repeated images
-  it adds the excess of N samples once more.
+  The interval is the first-order spread of (3), valid for d^2 well above zero.  It does not cover the bias,
+  which is the same every time.  A bootstrap would add that bias once more, since it repeats images.
 
   Raises:
     UserError: as `frechet`.

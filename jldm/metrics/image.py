@@ -1,4 +1,4 @@
-"""How near one image is to another.
+"""Similarity of two images: PSNR and SSIM.
 
   (1)  PSNR = 10 log10(peak^2 / MSE)
   (2)  SSIM = (2 mu_a mu_b + c1) (2 s_ab + c2) / ((mu_a^2 + mu_b^2 + c1) (s_aa + s_bb + c2))

@@ -13,7 +13,8 @@ from jldm.metrics.mmd import MeanAndStd
 
 
 def inception_score(logits: np.ndarray, splits: int = 10, seed: int | None = 2020) -> MeanAndStd:
-  """Of logits [N, classes]; shuffled as torch-fidelity does with that seed, or in their order where it is None.
+  """Of logits [N, classes]; shuffled as torch-fidelity does with that seed, or in their order where it is
+  None.
 
   The usual figure takes the logits without the last layer's bias, as torch-fidelity has them.
 

@@ -1,13 +1,13 @@
-"""Where a figure would lie, were the images drawn anew: intervals that hold it in 95 of 100 draws,
-unless told otherwise.
+"""Confidence intervals of metrics, by default at 95 %: how much a value varies with the images.
 
-  (1)  normal     value +- z sqrt(sum over sets of var(f) / N), f what each member adds to the value, but for a constant
-  (2)  share      of N independent yes and no, Wilson 1927: not of no width where all are yes
+  (1)  normal     value +- z sqrt(sum over sets of var(f) / N), f the contribution of each member, up to a
+  constant
+  (2)  share      of N independent yes or no, Wilson 1927; its width is not zero if all are yes
   (3)  jackknife  value +- t_(G-1) sqrt(sum over sets of (G - 1) / G sum_g (v_g - mean v)^2), v_g
                   without the g-th of G groups of a set: Quenouille 1949; Efron & Stein 1981; any
                   function of the members as a whole
 
-None knows of a bias: a figure that is too large for few images is so in every draw.
+None covers a bias: a value that is too large for few images is too large every time.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,13 +42,10 @@ def mean_interval(terms: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
 def proportion_interval(hits: np.ndarray, level: float = 0.95) -> ConfidenceInterval:
   """(2), of bool [N]."""
   n, p, z = len(hits), float(np.mean(hits)), special.ndtri((1 + level) / 2)
-  middle, half = (
-    (p + z**2 / (2 * n)) / (1 + z**2 / n),
-    z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n),
-  )
-  return ConfidenceInterval(
-    p, float(min(max(middle - half, 0), p)), float(max(min(middle + half, 1), p))
-  )  # but for rounding
+  middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+  half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+  # The bounds change rounding errors only.
+  return ConfidenceInterval(p, float(min(max(middle - half, 0), p)), float(max(min(middle + half, 1), p)))
 
 
 def jackknife(

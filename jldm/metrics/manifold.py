@@ -1,11 +1,13 @@
-"""Whether samples look like the data, and whether all of the data is among the samples, by nearest
-neighbours of features.
+"""Precision, recall, density and coverage: do samples look like the data, and do they cover it?
+
+All four use nearest neighbours of features.
 
 The ball of a point reaches to the k-th nearest other point of its own set.
 
   precision  the share of samples in the ball of any real point;  recall: the two sets exchanged
              Kynkäänniemi et al. 2019 (1904.06991), eq. 1 and 2
-  density    in how many balls of real points a sample is, over k;  coverage: the share of real points whose ball has a sample
+  density    in how many balls of real points a sample is, over k;  coverage: the share of real points whose
+  ball has a sample
              Naeem et al. 2020 (2002.09797), eq. 2 and 3
 
 Where features repeat, points lie on the rim of a ball: the rim belongs to it for precision and recall, as in
@@ -24,7 +26,9 @@ ROUNDING = (
 
 
 def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:
-  """Squared distances [N] of each of points [N, D] to its k-th nearest other one, for each k of `neighbours`."""
+  """Squared distances [N] of each of points [N, D] to its k-th nearest other one, for each k of
+  `neighbours`.
+  """
   radius = np.empty((len(neighbours), len(points)))
   for rows, squared in squared_distances(points, points):
     squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = np.inf
@@ -33,7 +37,8 @@ def radii(points: np.ndarray, *neighbours: int) -> list[np.ndarray]:
 
 
 def manifold(real: np.ndarray, samples: np.ndarray, k: int = 3, k_density: int = 5) -> dict[str, float]:
-  """precision, recall (neighbour k), density and coverage (neighbour k_density) of features [N, D] and [M, D].
+  """precision, recall (neighbour k), density and coverage (neighbour k_density) of features [N, D] and [M,
+  D].
 
   `prdc` has one k for all four, and leaves the rim out of the balls of precision and recall too.
 

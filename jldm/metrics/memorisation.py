@@ -1,21 +1,27 @@
-"""Whether samples are copies of what was trained on, told by pictures of the same origin that were not
-trained on.
+"""Tests whether samples copy training pictures, by comparison with held-out pictures of the same origin.
 
-  (1)  nearer   the share of samples whose nearest picture was trained on, among as many trained on as held out.  A sampler
-                that does not know which is which gets 1/2, whatever else is wrong with it; with c_j samples nearest to the
-                j-th of n pictures, the number of them is sum_j c_j B_j, B a random half, of variance
-                (sum c^2 - (sum c)^2 / n) n / (4 (n - 1)): samples that share a picture do not count as so many witnesses
-  (2)  copies   the share of samples with r = d(training pictures) / d(held-out pictures) below what all but 1 in 100
-                held-out pictures have, themselves left out of the second: distances to the nearest.  Of N samples, those
-                below the k-th smallest of M such numbers are beta-binomial (N; k, M - k + 1) if the samples are like them:
-                asked for k = M / 100 and, where the split itself has no twins, the stronger k = 1; of samples that share
-                a training picture only the first counts
+  (1)  nearer   The share of samples whose nearest picture was trained on, in a pool of as many training as
+                held-out pictures.  A sampler that copies nothing gets 1/2, whatever else is wrong with it.
+                With
+                c_j samples nearest to the j-th of n pictures, the count is sum_j c_j B_j for a random half
+                B, of
+                variance (sum c^2 - (sum c)^2 / n) n / (4 (n - 1)): samples that share a picture are not
+                independent.
+  (2)  copies   The share of samples with a small r = d(training pictures) / d(held-out pictures), d the
+  distance to
+                the nearest: below the limit that 99 of 100 held-out pictures exceed, which are not compared
+                with
+                themselves.  If samples are like held-out pictures, the number of N samples below the k-th
+                smallest
+                of M such r is beta-binomial (N; k, M - k + 1).  We test k = M / 100 and k = 1, which is
+                stronger
+                if the split has no twins.  Of samples that share a training picture only the first counts.
 
-(1) sees that many samples lean to the training pictures, (2) that few are copies.  Both ask what
-Meehan et al. 2020 (2004.05675) ask, whether samples are nearer to training pictures than new
-pictures are; the ratio, not the distance, is compared as in Carlini et al. 2023 (2301.13188,
-section 5.1), so that blurred samples, near to everything, are not accused. Training and held-out
-pictures must be a random split of one set.  Distances are between features or pixels, float64.
+(1) detects that many samples lean to the training pictures, (2) that a few are copies.  Both test whether
+samples are nearer to training pictures than new pictures are, as in Meehan et al. 2020 (2004.05675).  The
+ratio is compared, not the distance, as in Carlini et al. 2023 (2301.13188, section 5.1): blurred samples
+are near to everything, and are not flagged.  Training and held-out pictures must be a random split of one
+set.  Distances are between features or pixels, float64.
 """
 
 import dataclasses
@@ -32,8 +38,9 @@ FEWEST = 20  # pictures of each kind
 
 @dataclasses.dataclass(frozen=True)
 class SuspectPairs:
-  """Samples by their r, the smallest first, one a training picture: int [K] places in the three sets,
-  float64 [K] distances.
+  """The samples with the smallest r, in that order, one per training picture.
+
+  sample, train, held_out: indices int [K] in the three sets.   to_train, to_held_out: distances float64 [K].
   """
 
   sample: np.ndarray
@@ -45,7 +52,7 @@ class SuspectPairs:
 
 @dataclasses.dataclass(frozen=True)
 class Audit:
-  """What is suspected; a chance is that of as much suspicion of a sampler that copies nothing."""
+  """The result; a chance is the p-value: the probability of such a value if the sampler copies nothing."""
 
   nearer: float
   nearer_chance: float
@@ -61,7 +68,7 @@ def nearest_in_pool(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Of each of points [N, D], the nearest of pool [M, D]: its place, int [N], and distance [N].
 
-  `own` [N] are the places in the pool of the points themselves, which do not count.
+  own_places: the indices [N] of the points in the pool, which are not compared with themselves.
   """
   place, least = np.zeros(len(points), int), np.full(len(points), np.inf)
   for start in range(0, len(pool), COLUMNS):
@@ -74,9 +81,8 @@ def nearest_in_pool(
       better = distance < least[rows]
       place[rows] = np.where(better, start + best, place[rows])
       least[rows] = np.minimum(distance, least[rows])
-  return place, np.linalg.norm(
-    points - pool[place], axis=1
-  )  # a difference of squares has no digits left of a copy
+  # The distance of a copy is lost in a difference of squares.
+  return place, np.linalg.norm(points - pool[place], axis=1)
 
 
 def share_nearer_to_train(
@@ -102,10 +108,10 @@ def audit(
   controls: int = 1000,
   seed: int = 0,
 ) -> Audit:
-  """(1) and (2) of features or pixels [N, D]; flagged where either has less than half of `level` as its chance.
+  """Tests (1) and (2) on features or pixels [N, D]; flagged if either chance is below level / 2.
 
-  `controls` held-out pictures say what r is without copies; seed draws them, and the training
-  pictures of (1).
+  controls: how many held-out pictures give the distribution of r without copies.
+  seed: chooses them, and the training pictures of (1).
 
   Raises:
     UserError: fewer than FEWEST pictures of a kind, different widths, or values that are not finite.

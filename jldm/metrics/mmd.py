@@ -1,9 +1,11 @@
 """Maximum mean discrepancies of features: whether two sets could be of one distribution, without a
 Gaussian in between.
 
-(1)  MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)    Gretton et al. 2012, JMLR 13, eq. 3: unbiased where the
+(1)  MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)    Gretton et al. 2012, JMLR 13, eq. 3: unbiased
+where the
      pairs x, x' leave out an x with itself, else (eq. 5) too large by about 2 (1 - mean k) / N
-(2)  k(x, y) = (x . y / D + 1)^3    KID, unbiased, a mean over subsets: Bińkowski et al. 2018 (1801.01401), eq. 4
+(2)  k(x, y) = (x . y / D + 1)^3    KID, unbiased, a mean over subsets: Bińkowski et al. 2018 (1801.01401),
+eq. 4
 (3)  k(x, y) = exp(-|x - y|^2 / (2 sigma^2)),  |x| = |y| = 1,  sigma = 10, times 1000, eq. 5 of Gretton:
      CMMD, Jayasumana et al. 2024 (2401.09603), section 4 and the authors' code
 (4)  g(x) = 2 (mean_y' k(x, y') over its own set - mean_y k(x, y)) is what a sample adds to (1), but
@@ -75,7 +77,8 @@ def kid(
   real, samples = check_features(real, samples)
   if not 2 <= subset_size <= min(len(real), len(samples)) or subsets < 1:
     raise UserError(
-      f"{subsets} subsets of {subset_size} from {len(real)} and {len(samples)} images; expected at least one subset of 2 to "
+      f"{subsets} subsets of {subset_size} from {len(real)} and {len(samples)} images; expected at least "
+      f"one subset of 2 to "
       f"{min(len(real), len(samples))}"
     )
   rng = np.random.RandomState(seed)

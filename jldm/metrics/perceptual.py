@@ -1,10 +1,10 @@
-"""LPIPS: how far two images are apart for a pretrained network and heads fitted to people's judgements.
+"""LPIPS: the distance of two images for a pretrained network with heads fitted to human judgements.
 
   (1)  f_l = features of layer l of (image - shift) / scale,  g_l = f_l / (|f_l| + 1e-10) over channels
   (2)  d(a, b) = sum over l, mean over places, of w_l . (g_l(a) - g_l(b))^2
 
 Zhang et al. 2018 (1801.03924), eq. 1, as version 0.1 of the authors' package `lpips` computes it.
-No weights ship here: `jldm convert` makes them from what a person has.  They are {"conv1":
+jldm ships no weights: `jldm convert` makes them from published ones.  They are {"conv1":
 {"kernel" [k, k, in, out], "bias" [out]}, ..., "head1": {"weight" [C]}, ...}, passed as an argument,
 and the distance is differentiable.
 """
@@ -20,10 +20,8 @@ from jldm.core.errors import UserError
 
 Array = jax.Array
 
-SHIFT, SCALE = (
-  np.float32([-0.030, -0.088, -0.188]),
-  np.float32([0.458, 0.448, 0.450]),
-)  # of red, green, blue in [-1, 1]
+# Of red, green, blue in [-1, 1].
+SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
 EPSILON = 1e-10
 
 
@@ -46,13 +44,14 @@ def vgg_stage(features: int, depth: int, pool: int = 2) -> tuple[ConvLayer, ...]
 
 
 NETWORKS = {  # up to the last layer that is compared
+  # VGG16: 1409.1556, table 1, D
   "vgg": (
     *vgg_stage(64, 2, pool=0),
     *vgg_stage(128, 2),
     *vgg_stage(256, 3),
     *vgg_stage(512, 3),
     *vgg_stage(512, 3),
-  ),  # VGG16: 1409.1556, table 1, D
+  ),
   "alex": (  # 1404.5997
     ConvLayer(64, kernel=11, stride=4, padding=2, tap=True),
     ConvLayer(192, kernel=5, padding=2, pool=3, tap=True),
@@ -89,14 +88,17 @@ def unpack_lpips(arrays: Mapping[str, Any]) -> dict:
     nearest = min(NETWORKS, key=lambda name: len(lpips_shapes(name).keys() ^ arrays.keys()))
     different = sorted(lpips_shapes(nearest).keys() ^ arrays.keys())
     raise UserError(
-      f"{len(arrays)} arrays are the LPIPS weights of none of {', '.join(NETWORKS)}; of {nearest}, {different[0][:80]!r} is "
-      f"{'missing' if different[0] in lpips_shapes(nearest) else 'not a part'}; make them by jldm convert --kind lpips"
+      f"{len(arrays)} arrays are the LPIPS weights of none of {', '.join(NETWORKS)}; of {nearest}, "
+      f"{different[0][:80]!r} is "
+      f"{'missing' if different[0] in lpips_shapes(nearest) else 'not a part'}; make them by jldm "
+      f"convert --kind lpips"
     )
   params: dict = {}
   for name, shape in lpips_shapes(network).items():
     if np.shape(arrays[name]) != shape:
       raise UserError(
-        f"{name} of the LPIPS weights is {list(np.shape(arrays[name]))}; expected {list(shape)}, for {network}"
+        f"{name} of the LPIPS weights is {list(np.shape(arrays[name]))}; expected {list(shape)}, for "
+        f"{network}"
       )
     layer, _, part = name.partition("/")
     params.setdefault(layer, {})[part] = np.asarray(arrays[name], np.float32)
@@ -104,7 +106,7 @@ def unpack_lpips(arrays: Mapping[str, Any]) -> dict:
 
 
 def layers_of(params: dict) -> tuple[ConvLayer, ...]:
-  """The network that `unpack_lpips` found."""
+  """The layers of the network that params belong to."""
   count = sum(name.startswith("conv") for name in params)
   return next(layers for layers in NETWORKS.values() if len(layers) == count)
 

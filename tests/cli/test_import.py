@@ -190,7 +190,8 @@ def test_an_installed_module_is_imported_by_its_name(here, monkeypatch, capsys):
     ),
     ("import jldm\n\n@jldm.register\nclass Mixer:\n  pass\n", "a.py:3: cannot register"),
     (
-      "import dataclasses\nimport jldm\n@jldm.register\n@dataclasses.dataclass(frozen=True)\nclass DiT:\n  pass\n",
+      "import dataclasses\nimport jldm\n@jldm.register\n@dataclasses.dataclass(frozen=True)\nclass "
+      "DiT:\n  pass\n",
       "a.py:3: another class named 'DiT' is registered",
     ),
   ],

@@ -205,4 +205,6 @@ def test_a_model_that_always_needs_a_condition_is_refused(tmp_path, capsys, cond
   assert main(["sample", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "O")]) == 2
   error = capsys.readouterr().err
   name, kind = conditioner.partition("(")[0].lower(), conditioner.partition("(")[0]
-  assert f"always trained with {name!r}, {kind}, and cannot draw without" in error and error.count("\n") == 1
+  assert (
+    f"always trained with {name!r}, {kind}, and cannot sample without" in error and error.count("\n") == 1
+  )

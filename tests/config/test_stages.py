@@ -48,7 +48,8 @@ def test_a_stage_is_found_by_its_name():
     ),
     (
       (DENOISER, CODEC),
-      "denoiser.needs: codec is 'autoencoder', which does not come before; expected no stage, since none comes",
+      "denoiser.needs: codec is 'autoencoder', which does not come before; expected no stage, since none "
+      "comes",
     ),
     (
       (CODEC, STUDENT, DENOISER),

@@ -1,4 +1,6 @@
-"""Randomness is a matter of an example's global row: not of its neighbours, of devices or of the batch's split."""
+"""Randomness is a matter of an example's global row: not of its neighbours, of devices or of the batch's
+split.
+"""
 
 import hashlib
 import itertools

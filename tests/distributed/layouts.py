@@ -177,7 +177,8 @@ def table(told: dict[Row, dict]) -> list[str]:
   for row, each in told.items():
     share = f"{each['held'] / 2**10:.0f} of {each['whole'] / 2**10:.0f} KiB"
     lines.append(
-      f"| {' | '.join(map(str, row))} | {each['losses']:.1e} | {each['levels']} | {share} | {each['restored']} of "
+      f"| {' | '.join(map(str, row))} | {each['losses']:.1e} | {each['levels']} | {share} | "
+      f"{each['restored']} of "
       f"{2 * len(told)} |"
     )
   return lines

@@ -1,4 +1,6 @@
-"""Real processes with a mesh over all their devices: the same losses, pictures and states as one device has."""
+"""Real processes with a mesh over all their devices: the same losses, pictures and states as one device
+has.
+"""
 
 import pytest
 

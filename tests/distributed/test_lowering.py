@@ -40,7 +40,9 @@ def test_the_step_lowers_for_accelerators(name, stage):
 
 
 def test_the_sampler_lowers_for_accelerators_on_a_mesh():
-  """Guidance, the walk and decoding as one program, with parameters and samples split as `generate` splits them."""
+  """Guidance, the walk and decoding as one program, with parameters and samples split as `generate` splits
+  them.
+  """
   model = build_model(config("digits"))
   mesh = sharding.mesh_for(8, sharding.Layout(8, fsdp=2, tensor=2))
   at = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

@@ -1,4 +1,6 @@
-"""How a process learns of others, without any; tests/processes and tests/faults/test_several.py have real ones."""
+"""How a process learns of others, without any; tests/processes and tests/faults/test_several.py have real
+ones.
+"""
 
 import argparse
 import os

@@ -41,7 +41,8 @@ def test_a_mesh_over_devices_that_divide_the_batch(batch_size, devices, size):
     (
       12,
       8,
-      "batch size 12 is not divisible by 8 devices; use batch size 8 or 16, or --devices 1 or 2 or 3 or 4 or 6",
+      "batch size 12 is not divisible by 8 devices; use batch size 8 or 16, or --devices 1 or 2 or 3 or "
+      "4 or 6",
     ),
     (100, 3, "use batch size 99 or 102, or --devices 1 or 2 or 4 or 5"),
     (5, 8, "use batch size 8, or --devices 1 or 5"),

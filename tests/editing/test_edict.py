@@ -1,4 +1,6 @@
-"""Down and up again is where it began, whatever the network and the mix; where the pair is one, it is DDIM."""
+"""Down and up again is where it began, whatever the network and the mix; where the pair is one, it is
+DDIM.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,6 @@
-"""What is known stays, bit for bit, under every sampler; RePaint draws the rest from what it should be given it."""
+"""What is known stays, bit for bit, under every sampler; RePaint draws the rest from what it should be given
+it.
+"""
 
 import functools
 

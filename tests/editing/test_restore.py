@@ -1,7 +1,8 @@
 """Where data are standard normal and the measurement is linear, everything is known in closed form.
 
 (1)  y = A x0 + noise n   gives   x0 | y ~ N(C A' y / noise^2, C),   C = (A'A / noise^2 + 1)^-1
-(2)  x0 | z_t, y   has the mean of (1) with the prior of x0 | z_t, which is N(alpha z, sigma^2) on alpha^2 + sigma^2 = 1
+(2)  x0 | z_t, y   has the mean of (1) with the prior of x0 | z_t, which is N(alpha z, sigma^2) on alpha^2 +
+sigma^2 = 1
 """
 
 import jax

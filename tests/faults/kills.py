@@ -210,7 +210,8 @@ def main() -> None:
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   told = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in counts.most_common())
   print(
-    f"{args.count} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} trainings ended with "
+    f"{args.count} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} "
+    f"trainings ended with "
     f"the bits of the unbroken one; {sorted(seconds)[len(seconds) // 2]:.1f} s a kill (median), "
     f"{time.monotonic() - began:.0f} s in all, {used.ru_utime + used.ru_stime:.0f} s of them of one core"
   )

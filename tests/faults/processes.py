@@ -44,7 +44,9 @@ def write_config(folder: Path, steps: int, **changes) -> Path:
 def start(
   config: Path, workdir: Path, devices: int = 1, log: Path | None = None, prefix: tuple = (), more: tuple = ()
 ) -> subprocess.Popen:
-  """`train.py` as a process of its own, whose output is added to a file, by default one beside the workdir."""
+  """`train.py` as a process of its own, whose output is added to a file, by default one beside the
+  workdir.
+  """
   environment = os.environ | {
     "PYTHONPATH": str(ROOT),
     "XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count={devices}",

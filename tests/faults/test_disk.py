@@ -1,4 +1,6 @@
-"""A full disk, for real: one line, exit code 2, what was committed whole, and the same bits once there is room."""
+"""A full disk, for real: one line, exit code 2, what was committed whole, and the same bits once there is
+room.
+"""
 
 import os
 import resource

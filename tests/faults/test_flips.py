@@ -1,4 +1,6 @@
-"""Random flips of one bit in what a training goes on from: noticed, or without any effect on what is restored."""
+"""Random flips of one bit in what a training goes on from: noticed, or without any effect on what is
+restored.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Real trainings under kill -9: at moments of every kind on one device, and amid the steps of each stage on two."""
+"""Real trainings under kill -9: at moments of every kind on one device, and amid the steps of each stage on
+two.
+"""
 
 import collections
 import signal

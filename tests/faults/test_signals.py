@@ -1,4 +1,6 @@
-"""SIGTERM and a second trainer: what is committed, what is said, the exit code, and the same bits in the end."""
+"""SIGTERM and a second trainer: what is committed, what is said, the exit code, and the same bits in the
+end.
+"""
 
 import os
 import signal
@@ -30,7 +32,9 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(config):
-  """By a process of its own: one that has eight devices, as this one, rounds otherwise even on one of them."""
+  """By a process of its own: one that has eight devices, as this one, rounds otherwise even on one of
+  them.
+  """
   workdir = config.parent / "unbroken"
   with running(config, workdir) as process:
     assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))

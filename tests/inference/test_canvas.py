@@ -78,7 +78,7 @@ def test_grown_has_the_picture_within():
       "a mask of shape [1, 5, 8, 1] for pictures of 6x8",
     ),
     (lambda opened: canvas.check_known(opened, np.ones((6, 8))), "the mask is empty"),
-    (lambda opened: canvas.check_known(opened, np.full((6, 8), 0.5)), "values besides 0 and 1"),
+    (lambda opened: canvas.check_known(opened, np.full((6, 8), 0.5)), "other values than 0 and 1"),
     (lambda opened: canvas.extend_pictures(random(1, 6, 8, 1), 0, 0, 0, 0), "margins 0,0,0,0"),
     (lambda opened: canvas.extend_pictures(random(1, 6, 8, 1), 1, -1, 0, 0), "margins 1,-1,0,0"),
   ],

@@ -134,7 +134,7 @@ def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):
   [
     (
       lambda tiny, masked, paired: draw(*paired, [1]),
-      "always trained with 'paired', Paired, and cannot draw without",
+      "always trained with 'paired', Paired, and cannot sample without",
     ),
     (
       lambda tiny, masked, paired: draw(*tiny, [1], given={"masked": (PICTURES, KNOWN)}),
@@ -159,7 +159,7 @@ def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):
       "guidance by 'masked'",
     ),
     (lambda tiny, masked, paired: PerConditioner(("label",), (2.0, 1.0)), "expected one scale per name"),
-    (lambda tiny, masked, paired: bits_per_dim(*paired, PICTURES), "cannot draw without"),
+    (lambda tiny, masked, paired: bits_per_dim(*paired, PICTURES), "cannot sample without"),
     (
       lambda tiny, masked, paired: draw(*masked, [1], given={"masked": PICTURES}),
       "masked: expected (images [n, H, W, C], known",

@@ -1,4 +1,6 @@
-"""Names and layouts of the lpips package; that the numbers are right, tests/metrics/test_perceptual.py tells."""
+"""Names and layouts of the lpips package; that the numbers are right, tests/metrics/test_perceptual.py
+tells.
+"""
 
 import numpy as np
 import pytest

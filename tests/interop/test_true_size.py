@@ -17,7 +17,8 @@ from jldm.models.codecs.images import ImageCodec
 
 ROOT = Path(__file__).parents[2]
 NETWORK = KLAutoencoder()
-PARAMETERS = 83_653_863  # as published: 49,490,199 of the decoder and the convolution before it, 34,163,664 of the encoder's
+# as published: 49,490,199 of the decoder and the convolution before it, 34,163,664 of the encoder's
+PARAMETERS = 83_653_863
 MIB = 2**20
 
 LOAD = """

@@ -1,4 +1,6 @@
-"""Precision, recall, density and coverage against their definitions written as loops, and where they are known."""
+"""Precision, recall, density and coverage against their definitions written as loops, and where they are
+known.
+"""
 
 from pathlib import Path
 

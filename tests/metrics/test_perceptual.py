@@ -1,4 +1,6 @@
-"""LPIPS against what the authors' package measures, with its published heads over a backbone drawn from a seed."""
+"""LPIPS against what the authors' package measures, with its published heads over a backbone drawn from a
+seed.
+"""
 
 import functools
 from pathlib import Path

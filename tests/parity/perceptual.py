@@ -21,7 +21,9 @@ CASES = {"colour": (3, 48, 64, 3), "odd": (2, 67, 35, 3), "grey": (2, 64, 48, 1)
 
 
 def randomised(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-  """Convolutions by torch's names and shapes, in their order: normal, so that features neither vanish nor grow."""
+  """Convolutions by torch's names and shapes, in their order: normal, so that features neither vanish nor
+  grow.
+  """
   rng = np.random.RandomState(seed)
   scale = lambda shape: (2 / np.prod(shape[1:])) ** 0.5 if len(shape) == 4 else 0.2
   return {

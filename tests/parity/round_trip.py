@@ -100,7 +100,8 @@ def check(folder: Path) -> None:
       }
     far = {what: np.abs(value - kept[what]).max() / np.abs(kept[what]).max() for what, value in found.items()}
     print(
-      f"{name}: {kind.__name__}, {len(told['missing_keys'])} missing, {len(told['unexpected_keys'])} unexpected, "
+      f"{name}: {kind.__name__}, {len(told['missing_keys'])} missing, {len(told['unexpected_keys'])} "
+      f"unexpected, "
       f"{len(told['mismatched_keys'])} misshapen; max|difference| / max|ours|: "
       + ", ".join(f"{what} {value:.1e}" for what, value in far.items())
     )

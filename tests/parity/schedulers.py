@@ -167,7 +167,9 @@ CASES = {
 
 
 def network(xp: Any, z: Any, angle: Any, weight: np.ndarray, bias: np.ndarray) -> tuple[Any, Any]:
-  """The output at z [..., 2], and a variance in [-1, 1]; xp is numpy or jax.numpy, angle atan(sigma / alpha) []."""
+  """The output at z [..., 2], and a variance in [-1, 1]; xp is numpy or jax.numpy, angle atan(sigma / alpha)
+  [].
+  """
   return xp.tanh(z @ weight + angle * bias), xp.tanh(z @ weight.T - angle * bias)
 
 

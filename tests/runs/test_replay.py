@@ -98,7 +98,8 @@ def test_what_was_left_out_of_the_log_differs_too(workdir, tmp_path):
   [
     (
       (1, 6),
-      "denoiser steps 1:6 need a checkpoint of step 0 or before, and none is kept; steps after 3 can be replayed",
+      "denoiser steps 1:6 need a checkpoint of step 0 or before, and none is kept; steps after 3 can be "
+      "replayed",
     ),
     ((3, 6), "need a checkpoint of step 2 or before"),
     ((7, 20), "no line of denoiser at steps 7:20; its lines are of steps 2 to 6"),

@@ -1,4 +1,6 @@
-"""Both stages, shrunk: interrupted or not they end with the same bits, and what is finished is not run again."""
+"""Both stages, shrunk: interrupted or not they end with the same bits, and what is finished is not run
+again.
+"""
 
 import dataclasses
 import json
@@ -117,7 +119,9 @@ def test_bfloat16_accumulation_and_remat_train(tmp_path):
 
 @pytest.mark.slow
 def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_path):
-  """Three widths are tracked; the third, left out, is made of the other two, and comes out as it was tracked."""
+  """Three widths are tracked; the third, left out, is made of the other two, and comes out as it was
+  tracked.
+  """
   workdir = tmp_path / "w"
   powers = override(experiment, "denoiser.ema", "Power((0.05, 0.10, 0.20))")
   workdirs.claim_workdir(workdir, powers)
@@ -152,7 +156,8 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
 def test_every_option_at_once(experiment, unbroken, tmp_path):
   """A U-Net on another process, with all that a denoiser may learn besides, and optimizer parts by regex."""
   changes = {
-    "network": "UNet(widths=(4, 8), resnets=1, attention=(False, True), heads=2, groups=2, classes=10, log_variance=True, "
+    "network": "UNet(widths=(4, 8), resnets=1, attention=(False, True), heads=2, groups=2, classes=10, "
+    "log_variance=True, "
     "self_conditioning=True)",
     "process": "EDM()",
     "parametrization": "Precondition()",
@@ -228,7 +233,9 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(
   )
   always = tuple(dataclasses.replace(each, dropout=0.0) for each in model.objective.conditioners)
   model = dataclasses.replace(model, objective=dataclasses.replace(model.objective, conditioners=always))
-  with pytest.raises(UserError, match=f"always trained with '{always[-1].name}', .* and cannot draw without"):
+  with pytest.raises(
+    UserError, match=f"always trained with '{always[-1].name}', .* and cannot sample without"
+  ):
     drawn(model, params, [1], steps=2)
 
 

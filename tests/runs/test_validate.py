@@ -54,7 +54,8 @@ def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
     ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
     (
       "network.classes=3",
-      "data has 10 classes, the denoiser label.classes=10, network.classes=3; --set denoiser.objective.network.classes=10",
+      "data has 10 classes, the denoiser label.classes=10, network.classes=3; --set "
+      "denoiser.objective.network.classes=10",
     ),
     ("network.patch=3", "latents of 4x4; expected sides divisible by patch=3"),
     ("network.self_conditioning=True", "expected a share such as 0.5 and True, or 0 and False"),

@@ -1,7 +1,7 @@
 """The picture half of CLIP, Radford et al. 2021 (2103.00020): ViT-L/14 at 336 pixels, the features of
 CMMD (2401.09603).
 
-No weights ship here: `jldm convert --kind clip` makes them of what a person has.
+jldm ships no weights: `jldm convert --kind clip` makes them from published ones.
 """
 
 import functools

@@ -1,4 +1,5 @@
-"""An extractor computes features of pictures: a pure function with a name, a version, weights and preprocessing.
+"""An extractor computes features of pictures: a pure function with a name, a version, weights and
+preprocessing.
 
   from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
 
@@ -35,7 +36,7 @@ class Extracted(NamedTuple):
 def refuse_weights(arrays: Mapping[str, np.ndarray] | None) -> Any:
   """The empty parameters of an extractor without weights; UserError if arrays are given."""
   if arrays is not None:
-    raise UserError("this extractor has no weights of its own to load; leave --weights out")
+    raise UserError("this extractor takes no weights; leave --weights out")
   return ()
 
 
@@ -108,7 +109,8 @@ def find_extractor(name: str) -> Extractor:
     near = difflib.get_close_matches(name, EXTRACTORS, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(
-      f"extractor={name!r}; {hint}expected one of {', '.join(sorted(EXTRACTORS))}, or one that Python code registers"
+      f"extractor={name!r}; {hint}expected one of {', '.join(sorted(EXTRACTORS))}, or one that Python "
+      f"code registers"
     )
   return EXTRACTORS[name]
 

@@ -7,7 +7,7 @@ the padding, the last block takes a max pool where the one before takes an avera
 1,008 logits.  A picture is resized to 299x299 by TensorFlow 1's bilinear interpolation, corners
 aligned at the top left, without a filter: `resize_bilinear`.
 
-No weights ship here: `jldm convert --kind inception` makes them of what a person has.  Logits go
+jldm ships no weights: `jldm convert --kind inception` makes them from published ones.  Logits are
 without the bias of the last layer, as the Inception Score takes them.
 """
 
@@ -220,7 +220,9 @@ def extract_inception(params: dict, images: Array) -> Extracted:
 
 
 def load_inception(arrays: Mapping[str, np.ndarray] | None) -> dict:
-  """Arrays by flat name -> the parameters of `extract_inception`; UserError where there are none or they do not fit."""
+  """Arrays by flat name -> the parameters of `extract_inception`; UserError where there are none or they do
+  not fit.
+  """
   return weights.unpack_weights(arrays, Inception(), jnp.zeros((1, SIDE, SIDE, 3)), "inception")
 
 

@@ -1,6 +1,6 @@
-"""Pictures themselves, made small: no network and no weights, for pictures that no network here knows.
+"""Pictures scaled down to SIDE x SIDE: features without a network or weights.
 
-Coarse layout and brightness are all that these features see, and a blurred picture is as good as a sharp one.
+They contain the coarse layout and the brightness only; a blurred picture scores as well as a sharp one.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def extract_pixels(params: Any, images: jax.Array) -> Extracted:
 
 
 def pixel_shares(size: int) -> np.ndarray:
-  """How much of each pixel lies in each place: float32 [SIDE, size], rows sum to one."""
+  """The share of each pixel in each place: float32 [SIDE, size]; each row sums to one."""
   edges = np.arange(SIDE + 1) * size / SIDE
   pixels = np.arange(size)
   overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -1,11 +1,9 @@
-"""Weights of extractors that a person supplies: whether they fit, which they are, and whether they are
-the official ones.
+"""Weights of extractors from files: do they fit, which are they, and are they the official ones?
 
-A file that `jldm convert` makes says of which published file it is (`source`, the sha256 of that
-whole file) and what its arrays are (`arrays_digest`).  Weights are official where the source is one of
-OFFICIAL and the arrays at hand still have that
-digest: other weights, a cast to another precision or an edit after the conversion never pass.  It
-rests on the word of the file for the first half: who writes a false source on purpose is believed.
+A file that `jldm convert` makes contains the sha256 of the published file (`source`) and the digest of its
+arrays (`arrays_digest`).  Weights are official if the source is in OFFICIAL and the arrays still have that
+digest.  Other weights, a cast to another precision or a later edit never pass.  The source itself is not
+verified: a file with a false source is believed.
 """
 
 from collections.abc import Mapping
@@ -19,7 +17,8 @@ import numpy as np
 from jldm.core.errors import UserError
 
 OFFICIAL = {  # sha256 of a published file, and what the Fréchet distance of its features is called
-  # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity
+  # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of
+  # torch-fidelity
   "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": "FID"
 }
 
@@ -42,7 +41,8 @@ def official_name(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray])
 def unpack_weights(
   arrays: Mapping[str, np.ndarray] | None, network: nn.Module, example: jax.Array, kind: str
 ) -> dict:
-  """Arrays by flat name, such as "fc/kernel" -> the parameters of a network that is fed `example`, in float32.
+  """Arrays by flat name, such as "fc/kernel" -> the parameters of a network that is fed `example`, in
+  float32.
 
   Raises:
     UserError: no arrays, or naming the first that is missing, in surplus, of another shape, or not
@@ -56,7 +56,8 @@ def unpack_weights(
   wanted = flatten_dict(like, sep="/")
   if different := sorted(wanted.keys() ^ arrays.keys()):
     raise UserError(
-      f"{different[0][:80]!r} is {'missing from' if different[0] in wanted else 'no part of'} the weights of {kind!r}; make "
+      f"{different[0][:80]!r} is {'missing from' if different[0] in wanted else 'no part of'} the "
+      f"weights of {kind!r}; make "
       f"them by jldm convert --kind {kind}"
     )
   for name, leaf in wanted.items():

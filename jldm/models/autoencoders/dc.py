@@ -1,4 +1,5 @@
-"""The deep compression autoencoder, Chen et al. 2024 (2410.10733): 32 to 128 pixels of a side become one latent.
+"""The deep compression autoencoder, Chen et al. 2024 (2410.10733): 32 to 128 pixels of a side become one
+latent.
 
 Halving and doubling carry a shortcut without parameters, which moves places into channels and
 averages channels, or repeats channels and moves them into places (figure 4 there).  Coarse levels
@@ -34,7 +35,7 @@ NORMS = {
 
 
 class Convolutions(nn.Module):
-  """Two 3x3 convolutions, then a norm of NORMS, beside the identity; one of ACTIVATIONS between them."""
+  """A residual block: 3x3 convolution, one of ACTIVATIONS, 3x3 convolution, one of NORMS."""
 
   norm: str = "rms"
   activation: str = "silu"
@@ -51,7 +52,7 @@ class Convolutions(nn.Module):
 
 
 class LinearAttention(nn.Module):
-  """(1) over all places with heads `width` wide, then a gated convolution, each beside the identity.
+  """(1) over all places with heads `width` wide, then a gated convolution, each with a residual connection.
 
   `scales` are the sides of the convolutions that give further queries, keys and values.
   """
@@ -116,7 +117,9 @@ def linear_attention(qkv: Array, width: int) -> Array:
 
 
 class Down(nn.Module):
-  """Half the sides: a convolution of stride 2, or one whose places move into channels; and the shortcut, or not."""
+  """Half the sides: a convolution of stride 2, or one whose places move into channels; and the shortcut, or
+  not.
+  """
 
   features: int
   strided: bool
@@ -257,7 +260,7 @@ class Decoder(nn.Module):
 class DCAutoencoder(nn.Module):
   """Images in [-1, 1] to a point over latents, and back.
 
-  Any channels, and any size divisible by `factor` = 2^(levels - 1).  The levels of both begin with
+  Any channels, and any size divisible by `factor` = 2^(levels - 1).  The levels of both are ordered from
   the finest. `strided` and `nearest` choose how halves and doubles are made, `out_shortcut` and
   `in_shortcut` whether latents have a shortcut of the coarsest level, whose width they divide.  By
   default the network of SANA (2410.10629).

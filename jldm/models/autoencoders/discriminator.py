@@ -28,7 +28,8 @@ class PatchDiscriminator(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """x [B, H, W, C] in [-1, 1] -> logits [B, h, w] in float32, h = H / 2^(len(widths) - 1) - 2, rounded down.
+    """x [B, H, W, C] in [-1, 1] -> logits [B, h, w] in float32, h = H / 2^(len(widths) - 1) - 2, rounded
+    down.
 
     Raises:
       UserError: sides so small that no patch is left.
@@ -36,7 +37,8 @@ class PatchDiscriminator(nn.Module):
     smallest = 3 * 2 ** (len(self.widths) - 1)
     if min(x.shape[1:3]) < smallest:
       raise UserError(
-        f"images of {x.shape[1]}x{x.shape[2]} are too small for a discriminator of {len(self.widths)} widths, "
+        f"images of {x.shape[1]}x{x.shape[2]} are too small for a discriminator of {len(self.widths)} "
+        f"widths, "
         f"which needs {smallest}; use fewer widths"
       )
 

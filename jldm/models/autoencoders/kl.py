@@ -85,7 +85,9 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, z: Array, levels: int | None = None) -> Array:
-    """z [B, h, w, C] -> [B, H, W, channels], or what the middle and then so many of the coarsest levels give."""
+    """z [B, h, w, C] -> [B, H, W, channels], or what the middle and then so many of the coarsest levels
+    give.
+    """
     resnet, attention = remat(ResnetBlock, self.remat), remat(ImageAttention, self.remat)
     h = nn.Conv(self.widths[-1], (3, 3), padding=1, dtype=self.dtype, name="in")(z)
     h = Middle(self.middle_attention, self.groups, self.dtype, self.remat, self.kernel, name="middle")(h)

@@ -55,7 +55,7 @@ def is_posterior(value: Any) -> bool:
 
 
 def sample_posterior(posterior: Any, keys: Array) -> Any:
-  """Raw latents of a posterior, or by part of a dict of them, each part with keys of its own; keys [B]."""
+  """Raw latents of a posterior, or of a dict of them by part, each with different keys; keys [B]."""
   if is_posterior(posterior):
     return posterior.sample(keys)
   return {name: part.sample(fold_each(keys, i)) for i, (name, part) in enumerate(sorted(posterior.items()))}

@@ -65,7 +65,9 @@ class Codebook:
     return {"counts": share, "sums": vectors / self.size}
 
   def quantize(self, state: dict, z: Array) -> tuple[Array, Array]:
-    """z [..., D] -> (the nearest vectors [..., D], their codes int [...]); gradients pass straight through to z."""
+    """z [..., D] -> (the nearest vectors [..., D], their codes int [...]); gradients pass straight through
+    to z.
+    """
     e = self.vectors(state)
     products = jnp.einsum("...d,kd->...k", z, e, precision="highest")
     codes = jnp.argmin(jnp.square(e).sum(-1) - 2 * products, -1)
@@ -86,13 +88,12 @@ class Codebook:
   def refresh(self, state: dict, z: Array, key: Array) -> dict:
     """Dead codes become latents of z [..., D] drawn by `key` [], with the mean share 1 / K; the others stay.
 
-    As all codes of a state of zeros are dead, this is how a codebook begins.
+    All codes of a state of zeros are dead, so this also initialises a codebook.
     """
     flat = z.reshape(-1, z.shape[-1])
     order = jax.random.permutation(key, len(flat))
-    drawn = flat[
-      order[jnp.arange(self.size) % len(flat)]
-    ]  # latents come twice where there are fewer than codes
+    # Latents repeat if there are fewer latents than codes.
+    drawn = flat[order[jnp.arange(self.size) % len(flat)]]
     dead = self.dead(state)
     return {
       "counts": jnp.where(dead, 1 / self.size, state["counts"]),
@@ -100,7 +101,7 @@ class Codebook:
     }
 
   def metrics(self, state: dict) -> dict[str, Array]:
-    """By the running shares: which part of the codes lives, and the perplexity; the same on all devices."""
+    """The share of codes in use and the perplexity, by the running counts; the same on all devices."""
     return {"usage": 1 - self.dead(state).mean(), "perplexity": perplexity(state["counts"])}
 
 
@@ -127,7 +128,8 @@ class FSQ:
     """No state; UserError unless there is one number of levels a channel."""
     if channels != len(self.levels):
       raise UserError(
-        f"latent_channels={channels} with FSQ levels={tuple(self.levels)}; expected as many levels as channels"
+        f"latent_channels={channels} with FSQ levels={tuple(self.levels)}; expected as many levels as "
+        f"channels"
       )
     return {}
 

@@ -29,7 +29,9 @@ ACTIVATIONS = {
 
 
 class Block(nn.Module):
-  """Three 3x3 convolutions beside the identity; a ReLU after the sum, whatever the activation between them."""
+  """A residual block of three 3x3 convolutions, with a ReLU after the sum for any `activation` between
+  them.
+  """
 
   activation: str
   dtype: str
@@ -115,7 +117,8 @@ class TinyAutoencoder(nn.Module):
       raise UserError(f"activation={self.activation!r}; expected one of {', '.join(ACTIVATIONS)}")
     if len(self.encoder_blocks) != len(self.decoder_blocks):
       raise UserError(
-        f"blocks of {len(self.encoder_blocks)} and {len(self.decoder_blocks)} levels; expected as many of both"
+        f"blocks of {len(self.encoder_blocks)} and {len(self.decoder_blocks)} levels; expected as many "
+        f"of both"
       )
     part = lambda kind, features, blocks: kind(
       features, self.width, tuple(blocks), self.activation, self.dtype

@@ -17,7 +17,8 @@ Array = jax.Array
 
 
 class VQAutoencoder(nn.Module):
-  """Images in [-1, 1] to latents that stand for one of `quantizer.size` codes at each place, and back.
+  """Encodes images in [-1, 1] to latents that are quantised to one of `quantizer.size` codes each, and
+  decodes them.
 
   Fields as KLAutoencoder's, but both networks have `features` on the side of the latents.  A
   Codebook is read from the collection "codebook", never written: `bottleneck` and `refresh` return

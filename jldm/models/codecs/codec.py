@@ -1,4 +1,4 @@
-"""Between data and the standardised latents that a denoiser lives in.
+"""Codecs map data to the standardised latents of a denoiser, and back.
 
 A codec is static and hashable; its parameters are a tree
 
@@ -30,7 +30,7 @@ Batch = dict[str, Array]  # of data, by field
 
 @runtime_checkable
 class Codec(Protocol):
-  """What maps a batch of data to raw latents and back; a frozen dataclass.
+  """Maps a batch of data to raw latents and back; a frozen dataclass.
 
   trained: whether its parameters are learned or imported; if not, `init` returns them as they are used.
   fields: the arrays of a batch that it reads.

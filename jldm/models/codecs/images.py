@@ -78,7 +78,7 @@ class ImageCodec:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """The images [B, H, W, C] of a field as their own latents: diffusion of pixels.
+  """Uses the images [B, H, W, C] of a field as latents: diffusion of pixels.
 
   mean, std: of pixels in [-1, 1], by which they are standardised; one number, or one per channel.
 

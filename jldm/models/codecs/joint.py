@@ -29,7 +29,7 @@ class Joint:
       or not all(name.isidentifier() and "__" not in name for name in names)
     ):
       raise UserError(
-        f"Joint of parts {names}; expected at least two, each with an identifier of its own, without __"
+        f"Joint has parts {names}; expected at least two, with different identifiers without __"
       )
 
   @property

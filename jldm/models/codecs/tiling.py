@@ -1,21 +1,18 @@
 """Autoencoders in tiles, for less memory, by one of two rules.  A tile as large as the image is the image.
 
-`Exact` is what the whole decoder of a KL or VQ autoencoder says.  Its middle, and levels that
-attend, are run whole, though not all queries at once.  What follows is walked a block at a time,
-and only what a block gives is kept whole for the next to
-read: a tile of it is made from a window that is wider by what the block sees.  A group norm needs
-the moments of the whole image, so that a block is walked once for each of its norms, and then for
-what it gives,
+`Exact` gives the output of the whole decoder of a KL or VQ autoencoder.  The middle block, and levels with
+attention, run on the whole image, with some of the queries at a time.  All further blocks run tile by tile,
+one block after the other, and only the output of a block is kept whole.  A tile of the output is computed
+from a window that is wider by the block's receptive field.  A group norm needs the moments of the whole
+image, so a block runs over all tiles once for each of its norms, and once more for its output,
 
   (1)  x -> moments(x);  x -> y = conv1(silu(norm1(x))) -> moments(y);  x -> x + conv2(silu(norm2(y)))
 
-where moments of tiles are merged as Chan et al. 1979 do.  The first convolution of a block is
-computed twice.  `thrifty` keeps only what a level gives: a level of n norms is walked n + 1 times,
-each time further.
+where moments of tiles are merged as in Chan et al. 1979.  The first convolution of a block is computed
+twice.  `thrifty` keeps only the outputs of levels: a level of n norms runs over all tiles n + 1 times.
 
-`Blended` takes each tile for an image, with moments and attention of its own, and blends linearly
-where tiles overlap: of any autoencoder, both ways, in one walk, and not what the whole network
-says.
+`Blended` treats each tile as an image, with its own moments and attention, and blends overlapping tiles
+linearly.  It encodes and decodes with any autoencoder in one pass, and differs from the whole network.
 """
 
 from collections.abc import Callable, Iterator
@@ -90,7 +87,7 @@ def tile_side(pixels: int, finest: int, channels: int) -> int:
 
 
 class Segment(NamedTuple):
-  """What is walked at once: a doubling, or "", then blocks, then the end of the decoder or not."""
+  """The layers of one pass: an upsampling or "", then blocks, then optionally the end of the decoder."""
 
   up: str
   blocks: tuple[str, ...]
@@ -125,13 +122,17 @@ def split_decoder(levels: int, finer: int, blocks: int, thrifty: bool) -> Iterat
 
 
 def run_segment(segment: Segment, params: dict, groups: int, source: Array, halo: int, tile: int) -> Array:
-  """source [1, h + 2 segment.halo, ...] -> what the segment gives with `halo` zeros around it, tile by tile."""
+  """source [1, h + 2 segment.halo, ...] -> what the segment gives with `halo` zeros around it, tile by
+  tile.
+  """
   scale, inner = 2 if segment.up else 1, [side - 2 * segment.halo for side in source.shape[1:3]]
   sides = tuple(scale * side for side in inner)
   tiles = tuple(min(tile, side) for side in sides)
 
   def piece(corner: Array, moments: list) -> Array:
-    """A tile [1, *tiles, C] of what is fed to the norm after those whose moments are known, or of what is given."""
+    """A tile [1, *tiles, C] of what is fed to the norm after those whose moments are known, or of what is
+    given.
+    """
     reach = [side // scale + 2 * segment.halo for side in tiles]
     window = jax.lax.dynamic_slice(source, (0, *(corner // scale), 0), (1, *reach, source.shape[-1]))
     inside = lambda h: inside_image(corner, sides, tiles, h.shape[1:3])
@@ -153,9 +154,8 @@ def run_segment(segment: Segment, params: dict, groups: int, source: Array, halo
   put = lambda whole, corner, _: jax.lax.dynamic_update_slice(
     whole, piece(corner, moments), (0, *(corner + halo), 0)
   )
-  zero = (
-    0 * moments[-1].count
-  )  # of no constant, which would be made before everything else, all of them at once
+  # Not a constant: XLA would allocate the zeros of all segments at once, before everything else.
+  zero = 0 * moments[-1].count
   return over_tiles(
     sides, tiles, put, jnp.full((1, *(side + 2 * halo for side in sides), like.shape[-1]), zero)
   )
@@ -164,7 +164,8 @@ def run_segment(segment: Segment, params: dict, groups: int, source: Array, halo
 def run_window(
   segment: Segment, params: dict, groups: int, h: Array, moments: list, inside: Callable
 ) -> Array:
-  """A window [1, a, b, C] through a segment as far as moments are known; every convolution takes a border away.
+  """A window [1, a, b, C] through a segment as far as moments are known; every convolution takes a border
+  away.
 
   `inside` of an array is 1 where it lies in the image, else 0.
   """
@@ -174,8 +175,10 @@ def run_window(
     """(1), where what lies outside of the image is zero, as padding is; None where the moments of h
     are not known yet.
     """
-    if (found := next(known, None)) is not None:
-      return valid_convolution(conv, nn.silu(group_norm(norm, groups, found, h)) * inside(h))
+    statistics = next(known, None)
+    if statistics is None:
+      return None
+    return valid_convolution(conv, nn.silu(group_norm(norm, groups, statistics, h)) * inside(h))
 
   if segment.up:
     doubled = Upsample(params[segment.up]["conv"]["bias"].size).apply({"params": params[segment.up]}, h)

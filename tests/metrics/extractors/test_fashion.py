@@ -1,4 +1,6 @@
-"""The shipped classifier: its file, its hash, what it takes, and that it knows clothes where they are at hand."""
+"""The shipped classifier: its file, its hash, what it takes, and that it knows clothes where they are at
+hand.
+"""
 
 from pathlib import Path
 

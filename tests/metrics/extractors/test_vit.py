@@ -75,7 +75,9 @@ def test_grey_pictures_have_three_equal_channels():
   "kind, count, width", [("dinov2", 22_056_576 - 384, 384), ("clip", 304_293_888, 768)]
 )
 def test_the_published_size(kind, count, width):
-  """Parameters as published, DINOv2's without its mask token; a picture of any size gives as many features."""
+  """Parameters as published, DINOv2's without its mask token; a picture of any size gives as many
+  features.
+  """
   network = MODULES[kind].NETWORK
   shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 14, 14, 3), np.float32))["params"]
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count

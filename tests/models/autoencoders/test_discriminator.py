@@ -22,7 +22,9 @@ def convolved(x, kernel, bias, stride):
 
 
 def by_hand(params, x):
-  """Published layers, one image in float64: strides 2, 2, 1, 1; no norm after the first, no bias before a norm."""
+  """Published layers, one image in float64: strides 2, 2, 1, 1; no norm after the first, no bias before a
+  norm.
+  """
   leaky = lambda h: np.where(h > 0, h, 0.2 * h)
   h = leaky(convolved(x, params["conv0"]["kernel"], params["conv0"]["bias"], 2))
   for name, stride in (("1", 2), ("2", 1)):

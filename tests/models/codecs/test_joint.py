@@ -1,4 +1,6 @@
-"""Codecs as objects: what each reads, returns and refuses; pixels as they are, tiles, and several codecs as one."""
+"""Codecs as objects: what each reads, returns and refuses; pixels as they are, tiles, and several codecs as
+one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +94,7 @@ def test_data_that_do_not_fit(codec, data, told):
   [
     (lambda: Identity(std=0.0), "std=0.0.; expected numbers above 0"),
     (lambda: Tiled(Identity(), Exact(2)), "tiles of Identity, which has no autoencoder; leave the tiles out"),
-    (lambda: Joint((("image", IMAGES),)), r"Joint of parts \['image'\]; expected at least two"),
+    (lambda: Joint((("image", IMAGES),)), r"Joint has parts \['image'\]; expected at least two"),
     (lambda: Joint((("a", IMAGES), ("a", IMAGES))), "each with an identifier of its own"),
     (lambda: Joint((("a__b", IMAGES), ("c", IMAGES))), "without __"),
   ],
