@@ -95,7 +95,10 @@ def test_data_that_do_not_fit(codec, data, told):
     (lambda: Identity(std=0.0), "std=0.0.; expected numbers above 0"),
     (lambda: Tiled(Identity(), Exact(2)), "tiles of Identity, which has no autoencoder; leave the tiles out"),
     (lambda: Joint((("image", IMAGES),)), r"Joint has parts \['image'\]; expected at least two"),
-    (lambda: Joint((("a", IMAGES), ("a", IMAGES))), "each with an identifier of its own"),
+    (
+      lambda: Joint((("a", IMAGES), ("a", IMAGES))),
+      r"\['a', 'a'\]; expected at least two, with different identifiers",
+    ),
     (lambda: Joint((("a__b", IMAGES), ("c", IMAGES))), "without __"),
   ],
 )
