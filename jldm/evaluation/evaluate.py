@@ -289,7 +289,7 @@ def judge_reconstructions(
   The distances stand with those of the originals, against the same reference.
   """
   labels = reconstructions.labels
-  metrics = mean_metrics(reconstructions, np.ones(len(labels), bool))
+  metrics = mean_scores(reconstructions, np.ones(len(labels), bool))
   left_out = {
     name: "some reconstructions are exact" for name in reconstructions.values.keys() - metrics.keys()
   }
@@ -307,13 +307,13 @@ def judge_reconstructions(
   scores = real.judge._replace(real=originals, metrics=tuple(names)).compare_with_real(found)
   metrics |= {f"reconstruction_{name}": score for name, score in scores.items()}
   classes = {
-    str(label): mean_metrics(reconstructions, labels == label) for label in np.unique(labels[labels >= 0])
+    str(label): mean_scores(reconstructions, labels == label) for label in np.unique(labels[labels >= 0])
   }
   record = real.record | {"metrics": metrics, "classes": classes}
   return record | {"left_out": left_out} if left_out else record
 
 
-def mean_metrics(reconstructions: Reconstructions, chosen: np.ndarray) -> Record:
+def mean_scores(reconstructions: Reconstructions, chosen: np.ndarray) -> Record:
   """The mean of each metric with its interval, over chosen pictures, bool [N]; infinite ones are left out."""
   count = int(chosen.sum())
   return {

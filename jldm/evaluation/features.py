@@ -124,7 +124,7 @@ def cache_key(extractor: LoadedExtractor, source: Source, rows: np.ndarray) -> s
   return digest.hexdigest()
 
 
-def read_labels(source: Source, rows: np.ndarray) -> np.ndarray:
+def labels_of_rows(source: Source, rows: np.ndarray) -> np.ndarray:
   """The labels of rows int [N], int32 [N]."""
   return np.concatenate([np.asarray(batch["label"], np.int32) for batch in read_chunks(source, rows)])
 
