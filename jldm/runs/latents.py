@@ -56,8 +56,8 @@ def collapse_warning(stage: str, signal: np.ndarray) -> str:
   if not noise:
     return ""
   return (
-    f"warning: {noise} of {len(signal)} channels of the latents are noise: less than {LEAST_SIGNAL:.0%} of their "
-    f"variance is signal; a lower {stage}.objective.kl_weight, or a longer training, keeps more"
+    f"warning: {noise} of {len(signal)} channels of the latents are noise: less than {LEAST_SIGNAL:.0%} of "
+    f"their variance is signal; a lower {stage}.objective.kl_weight, or a longer training, keeps more"
   )
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
+from jldm.core.files import replace_file
 from jldm.core.keys import row_keys, stage_keys
 from jldm.data.batches import in_order
 from jldm.distributed import multihost, sharding
@@ -56,9 +56,7 @@ def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -
       )
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
-      write_image(
-        run.workdir, stage.name, n, pictures.stack_pairs(originals["image"], first[:shown]), "reconstruction"
-      )
+      write_sheet(run, log, n, pictures.stack_pairs(originals["image"], first[:shown]), "reconstruction")
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
@@ -75,15 +73,18 @@ def preview_samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
     loaded = stage.objective.result(state.ema[0], state.extra, frozen)
     return loaded.params | {"codec": frozen["codec"].params}
 
-  def call(n, state, metrics):
-    del metrics
-    sheet = sheet_of(run, model, params_of(state), held_out, mesh)
-    if sheet is not None:
-      write_image(run.workdir, stage.name, n, sheet, "samples")
+  def show_on(log):
+    def call(n, state, metrics):
+      del metrics
+      sheet = sheet_of(run, model, params_of(state), held_out, mesh)
+      if sheet is not None:
+        write_sheet(run, log, n, sheet, "samples")
+
+    return call
 
   extractor = run.extractor if stage == sampling_stage(run.experiment) else None
   with selection.select_best(run, model, params_of, extractor, layout_of_mesh(mesh)) as judge:
-    yield lambda log: (Hook(stage.picture_every_steps, call, at_end=True), *judge(log))
+    yield lambda log: (Hook(stage.picture_every_steps, show_on(log), at_end=True), *judge(log))
 
 
 PREVIEWS = {"codec": preview_reconstructions, "denoiser": preview_samples}  # by what a stage makes
@@ -129,9 +130,13 @@ def given_labels(model: Model, labels: np.ndarray) -> dict:
   return {} if name is None else {name: labels}
 
 
-def write_image(workdir: Path, stage: str, step: int, image: np.ndarray, what: str) -> None:
+def write_sheet(run: Run, log: Log, step: int, sheet: np.ndarray, what: str) -> None:
+  """Writes a sheet to W/images, and gives it to TensorBoard and Weights & Biases."""
   if not multihost.is_primary():
     return
-  folder = workdir / "images"
+  png = pictures.encode_png(sheet, {"what": what, "stage": run.stage.name, "step": step})
+  folder = run.workdir / "images"
   folder.mkdir(exist_ok=True)
-  pictures.write_png(folder / f"{stage}-{step:06d}.png", image, {"what": what, "stage": stage, "step": step})
+  with replace_file(folder / f"{run.stage.name}-{step:06d}.png") as file:
+    file.write(png)
+  log.record_picture(step, what, sheet, png)

@@ -20,7 +20,8 @@ from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import mean_metrics, read_rows
 from jldm.train.loop import Hook, fit
 
-THROUGHPUT = "images_per_second"  # in every line of training steps; it is not compared
+THROUGHPUT = "images_per_second"  # in every line of training steps
+NOT_COMPUTED = ("stage", "step", "learning_rate", THROUGHPUT)  # by the step function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def select_lines(logged: list[dict], stage: str, first: int, last: int) -> tuple
 
 def compare_line(logged: dict, computed: dict, where: str, start: str) -> None:
   """Raises a ReplayMismatchError if a logged line and the computed one differ."""
-  logged = {name: value for name, value in logged.items() if name not in ("stage", "step", THROUGHPUT)}
+  logged = {name: value for name, value in logged.items() if name not in NOT_COMPUTED}
   if different := [name for name in logged | computed if logged.get(name) != computed.get(name)]:
     listed = "; ".join(
       f"{name} is logged as {logged.get(name)!r} and computed as {computed.get(name)!r}"

@@ -84,7 +84,15 @@ def fit_stage(
   with clock.measure("restore" if start else "compile"):
     step, state, train_batches, key_steps, changes = start_or_resume(run, source, frozen, saved, mesh, start)
   with (
-    Log(run.workdir, stage.name, start, stage.steps, stage.batch_size, run.wandb) as log,
+    Log(
+      run.workdir,
+      stage.name,
+      start,
+      stage.steps,
+      stage.batch_size,
+      run.wandb,
+      stage.optimizer.learning_rate(stage.steps),
+    ) as log,
     clock.measure("step"),
   ):
     keep, log_hooks = logging_hooks(run, saved, log)

@@ -1,6 +1,6 @@
 """A run's metrics: metrics.jsonl, TensorBoard, a progress bar and, optionally, Weights & Biases."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import json
 import os
 from pathlib import Path
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
@@ -121,6 +122,11 @@ class Board:
       self.writer.flush()
       self.flushed = time.monotonic()
 
+  def add_png(self, step: int, name: str, png: bytes, shape: tuple[int, ...]) -> None:
+    height, width, channels = shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png)
+    self.add(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+
   def close(self) -> None:
     self.writer.close()
 
@@ -131,11 +137,23 @@ class Log:
   Call `collect` after every step: it keeps device arrays.  `write` waits for them.  It raises
   NonFiniteError after ten non-finite updates in a row.  With several processes only the first writes.
 
+  `learning_rate` maps the number of updates made to the rate of the next; every line has the rate of
+  its last update.
+
   `wandb` is a run of `start_wandb`.  It gets every line under names such as "denoiser/loss" over
   "denoiser/step": all stages share one run, whose own step count must never go back.
   """
 
-  def __init__(self, workdir: Path, stage: str, start: int, stop: int, batch_size: int, wandb: Any = None):
+  def __init__(
+    self,
+    workdir: Path,
+    stage: str,
+    start: int,
+    stop: int,
+    batch_size: int,
+    wandb: Any = None,
+    learning_rate: Callable[[int], Any] | None = None,
+  ):
     self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
     self.writes = multihost.is_primary()
     # the last step of a killed run
@@ -152,7 +170,7 @@ class Log:
     }
     self.bar = tqdm(**shown, **quiet)
     self.pending, self.since = [], time.perf_counter()
-    self.wandb = wandb
+    self.wandb, self.learning_rate = wandb, learning_rate
     if wandb is not None:
       wandb.define_metric(f"{stage}/step")
       wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -182,7 +200,8 @@ class Log:
       first = step - len(rows) + 1 + next(i for i, n in enumerate(skips) if n >= SKIPS_ALLOWED)
       raise NonFiniteError(f"{self.stage}: {SKIPS_ALLOWED} non-finite updates in a row, up to step {first}")
     averages, speed = mean_metrics(rows), len(rows) * self.batch_size / elapsed
-    self.record(step, averages | {"images_per_second": round(speed, 1)})
+    rate = {} if self.learning_rate is None else {"learning_rate": float(self.learning_rate(step - 1))}
+    self.record(step, averages | rate | {"images_per_second": round(speed, 1)})
     loss = averages.get("loss", float("nan"))
     self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
 
@@ -195,6 +214,15 @@ class Log:
     self.board.add_scalars(step, values)
     if self.wandb is not None:
       self.wandb.log({f"{self.stage}/{name}": value for name, value in ({"step": step} | values).items()})
+
+  def record_picture(self, step: int, name: str, image: np.ndarray, png: bytes) -> None:
+    """Gives a picture, uint8 [H, W, C] and its PNG, to TensorBoard and to Weights & Biases."""
+    if not self.writes:
+      return
+    self.board.add_png(step, name, png, image.shape)
+    if self.wandb is not None:
+      picture = import_wandb().Image(image)
+      self.wandb.log({f"{self.stage}/step": step, f"{self.stage}/{name}": picture})
 
   def print_line(self, line: str) -> None:
     """A line above the bar."""

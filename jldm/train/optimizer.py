@@ -113,6 +113,10 @@ class Optimizer:
         f"frozen={self.frozen!r} matches all parameters' paths; expected one that leaves some to train"
       )
 
+  def learning_rate(self, steps: int) -> optax.Schedule:
+    """The rate of each update of a run of `steps`, by the number of updates before it."""
+    return self.schedule.build(steps)
+
   def build(self, steps: int) -> optax.GradientTransformation:
     """The transformation for a run of `steps` updates."""
     decays = (

@@ -43,6 +43,10 @@ class PerPart:
     if len(set(jax.tree.leaves(match_paths(self.where, params)))) != 2:
       raise no_match_error("where", self.where, "parameter's path, or in all of them,", params)
 
+  def learning_rate(self, steps: int) -> optax.Schedule:
+    """That of `rest`."""
+    return self.rest.learning_rate(steps)
+
   def build(self, steps: int) -> optax.GradientTransformation:
     """The transformation for a run of `steps` updates."""
     chosen = lambda params: match_paths(self.where, params)

@@ -67,7 +67,7 @@ def test_samples_are_a_folder_per_part_of_pictures_and_arrays_of_the_others(work
   [
     (["sample", "--previews"], "--previews and --tile with samples in parts (image, text)"),
     (["sample", "--size", "8"], "size 8x8: Both has other parameters for it"),
-    (["evaluate", "--extractor", "pixels"], "samples in parts (image, text)"),
+    (["evaluate", "--extractor", "pixels"], "several parts (image, text)"),
     (
       ["edit", "image-to-image", "--image", "docs/digits.png", "--out", "edits"],
       "latents are parts image, text",

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import json
 import os
 from pathlib import Path
@@ -8,11 +9,14 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jldm.core.errors import NonFiniteError, UserError
+from jldm.media.images import encode_png
 from jldm.train.logging import Log, drop_rows_after, read_rows, start_wandb
+from jldm.train.optimizer import WarmupCosine
 from jldm.train.step import SKIPS_ALLOWED
 
 
@@ -25,6 +29,17 @@ def collect(log, steps, skips=None):
     skipped = skips[step] if skips else 0
     loss = jnp.float32(np.nan if skipped else step)
     log.collect(step, None, {"loss": loss, "grad_norm": jnp.float32(2 * step), "skipped": jnp.int32(skipped)})
+
+
+def board_events(folder: Path) -> list[Event]:
+  """What the one file of a board holds."""
+  (path,) = folder.iterdir()
+  data, events = path.read_bytes(), []
+  while data:  # a record: its length, a checksum of that, its bytes, a checksum of them
+    length = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  return events
 
 
 def test_a_line_is_the_means_since_the_last(tmp_path):
@@ -98,12 +113,7 @@ def test_other_values_are_recorded_as_they_are(tmp_path):
 def test_the_board_is_read_back_by_tensorboards_own_format(tmp_path):
   with Log(tmp_path, "denoiser", 4, 9, 4) as log:
     log.record(5, {"held_out_psnr": 21.5})
-  (path,) = (tmp_path / "tb" / "denoiser").iterdir()
-  data, events = path.read_bytes(), []
-  while data:  # a record: its length, a checksum of that, its bytes, a checksum of them
-    length = int.from_bytes(data[:8], "little")
-    events.append(Event.FromString(data[12 : 12 + length]))
-    data = data[16 + length :]
+  events = board_events(tmp_path / "tb" / "denoiser")
   start, point = events[1], events[2].summary.value[0]
   assert (start.step, start.session_log.status) == (5, SessionLog.START), (
     "what was there of later steps is purged"
@@ -179,6 +189,29 @@ def test_a_whole_last_line_without_its_end_is_kept(tmp_path):
   assert path.read_text() == json.dumps(ROWS[0]) + "\n"
 
 
+def test_a_line_has_the_rate_of_its_last_update(tmp_path):
+  rate = WarmupCosine(peak=0.5, end=0.0, warmup_steps=2).build(6)
+  with Log(tmp_path, "denoiser", 0, 6, 4, learning_rate=rate) as log:
+    for steps in (range(1, 4), range(4, 7)):
+      collect(log, steps)
+      log.write(steps[-1], None, {})
+  # up to the peak in two updates, then half a cosine over the other four
+  expected = [0.5, 0.25 * (1 + np.cos(np.pi * 3 / 4))]
+  np.testing.assert_allclose([row["learning_rate"] for row in lines(tmp_path)], expected, rtol=1e-6)
+
+
+def test_pictures_are_on_the_board_and_in_the_run(tmp_path, fake):
+  image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+  png, run = encode_png(image, {}), Run()
+  with Log(tmp_path, "denoiser", 0, 6, 4, wandb=run) as log:
+    log.record_picture(3, "samples", image, png)
+  assert run.rows == [{"denoiser/step": 3, "denoiser/samples": ("Image", image.shape)}]
+  events = board_events(tmp_path / "tb" / "denoiser")
+  (value,) = [value for event in events for value in event.summary.value]
+  assert (value.tag, value.image.height, value.image.width, value.image.colorspace) == ("samples", 2, 4, 3)
+  np.testing.assert_array_equal(Image.open(io.BytesIO(value.image.encoded_image_string)), image)
+
+
 def test_there_may_be_nothing_to_forget(tmp_path):
   drop_rows_after(tmp_path / "metrics.jsonl", "denoiser", 3)
   assert not list(tmp_path.iterdir())
@@ -216,7 +249,9 @@ class Refusal(Exception):
 @pytest.fixture
 def fake(monkeypatch):
   """A package of that name."""
-  package = types.SimpleNamespace(init=lambda **options: Run(**options), Error=Refusal)
+  package = types.SimpleNamespace(
+    init=lambda **options: Run(**options), Error=Refusal, Image=lambda image: ("Image", image.shape)
+  )
   monkeypatch.setitem(sys.modules, "wandb", package)
   return package
 
