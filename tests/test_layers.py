@@ -27,7 +27,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "storage": "core data distributed objectives config",
   "inference": "core distributed media diffusion models samplers metrics train objectives editing config "
   "storage",
-  "evaluation": "core distributed media data models metrics interop config storage inference",
+  "evaluation": "core distributed media data models metrics train interop config storage inference",
   "runs": "core distributed media data models metrics train interop config storage inference evaluation",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it

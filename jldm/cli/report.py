@@ -21,5 +21,5 @@ def main(args: argparse.Namespace) -> None:
   sharding.configure(args.devices)
   text = report.build_report(workdir, args.devices)
   with replace_file(out) as file:
-    file.write(text.encode())
+    file.write(text.encode(errors="replace"))  # JSON may have half a surrogate pair
   print(f"{out}: {len(text) / 1e6:.1f} MB")

@@ -4,7 +4,6 @@ Everything is read from the workdir, except for a few samples that are drawn for
 data are left out.
 """
 
-from collections.abc import Iterator
 import json
 from pathlib import Path
 import re
@@ -18,15 +17,15 @@ from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.data.dataset import check_dataset
 from jldm.evaluation import page
+from jldm.evaluation.judge import Record
 from jldm.evaluation.page import Curve
+from jldm.evaluation.records import read_evaluations, read_metrics, read_sheet
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import conditioner_of_kind, load
 from jldm.media import images as pictures
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 
-Record = dict[str, Any]
-NEEDED = ("stage", "step", "metrics", "extractor", "reference", "real", "versions")  # keys of an evaluation
 MOST_SHEETS = 6  # sheets of a stage, over time
 PREVIEWS, MOST_DRAWN = 8, 10  # steps and pictures of the denoising trajectory
 NO_CHART = {
@@ -106,36 +105,6 @@ def build_report(workdir: Path, devices: int | None = None) -> str:
   return page.html_page(f"{workdir.resolve().name}: a run of jldm", lead, filter(None, parts))
 
 
-def read_metrics(path: Path) -> Iterator[dict]:
-  """The rows of metrics.jsonl; a line that a kill left half-written is skipped."""
-  for line in path.read_text().splitlines() if path.is_file() else ():
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if isinstance(row, dict) and isinstance(row.get("step"), int):
-      yield row
-
-
-def read_evaluations(workdir: Path) -> list[Record]:
-  """The records that `jldm evaluate` or the training wrote, in the order of steps.
-
-  Raises:
-    UserError: a JSON file that is no evaluation.
-  """
-  records = []
-  for path in workdirs.evaluation_folder(workdir).glob("*.json"):
-    try:
-      record = json.loads(path.read_text())
-      needed = {key: record[key] for key in NEEDED}
-      records.append((record["stage"], record["step"], needed | record | {"file": path.stem}))
-    except (ValueError, TypeError, KeyError) as error:
-      raise UserError(
-        f"{str(path)!r} is no evaluation; remove it, or write it again with jldm evaluate"
-      ) from error
-  return [record for _, _, record in sorted(records, key=lambda each: each[:2])]
-
-
 def shown_stages(experiment: Experiment) -> tuple[str | None, str | None]:
   """The names of the last denoiser and of the last codec; None for a kind that the experiment lacks."""
   return tuple(stage and stage.name for stage in map(experiment.last, ("denoiser", "codec")))
@@ -165,9 +134,7 @@ def training_section(stage: Stage, logged: list[dict]) -> str:
   """Losses, step times and held-out quality of a stage."""
   if not logged:
     return ""
-  of = lambda key: curve_of(
-    [(row["step"], row[key]) for row in logged if isinstance(row.get(key), (int, float))]
-  )
+  of = lambda key: curve_of([(row["step"], row[key]) for row in logged if key in row])
   times = [
     (row["step"], 1000 * stage.batch_size / row["images_per_second"])
     for row in logged
@@ -212,7 +179,7 @@ def sheets_section(workdir: Path, stage: str | None, title: str, note: str) -> s
   if not sheets:
     return ""
   shown = evenly_spaced(sheets, MOST_SHEETS)
-  figures = [page.figure(path.read_bytes(), f"step {step:,}") for step, path in shown]
+  figures = [page.figure(read_sheet(path), f"step {step:,}") for step, path in shown]
   return page.section(title, page.side_by_side(*figures), note=note)
 
 
@@ -300,7 +267,7 @@ def class_table(classes: dict[str, Record]) -> str:
   lines = []
   for label, scores in classes.items():
     values = [f"{scores[name]['value']:.3g}" if name in scores else "" for name in names]
-    lines.append((label, *values, str(next(iter(scores.values()))["n"])))
+    lines.append((label, *values, *(str(score["n"]) for score in list(scores.values())[:1])))
   return page.html_table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
 
 
@@ -310,7 +277,7 @@ def over_time_section(evaluations: list[Record], stage: str | None) -> str:
   alike = [
     record
     for record in of_stage
-    if all(record[key] == of_stage[-1][key] for key in ("samples", "extractor", "reference"))
+    if all(record.get(key) == of_stage[-1].get(key) for key in ("samples", "extractor", "reference"))
   ]
   if len(alike) < 2:
     return ""
@@ -319,7 +286,7 @@ def over_time_section(evaluations: list[Record], stage: str | None) -> str:
     points = [(record["step"], record["metrics"][name]) for record in alike if name in record["metrics"]]
     steps, scores = zip(*points)
     samples = Curve(steps, *([score[end] for score in scores] for end in ("value", "low", "high")))
-    real = Curve(steps, [score["real"]["value"] for score in scores])
+    real = curve_of([(step, score["real"]["value"]) for step, score in points if "real" in score])
     charts.append(page.chart(NAMES.get(name, name), {"samples": samples, "real pictures": real}, ""))
   return page.section(
     "Metrics over time", page.side_by_side(*charts), note="All samples have the same seed and settings."
@@ -360,7 +327,7 @@ def sheet_section(
   path = workdirs.evaluation_folder(workdir) / f"{newest['file']}-{what}.png"
   if not path.is_file():
     return ""
-  return page.section(title, page.figure(path.read_bytes(), path.name), note=note)
+  return page.section(title, page.figure(read_sheet(path), path.name), note=note)
 
 
 def versions_section(newest: list[Record]) -> str:

@@ -332,7 +332,8 @@ def curves(
 def even_ticks(values: np.ndarray) -> np.ndarray:
   """About six round numbers, evenly spaced, that span the values."""
   low, high = float(values.min()), float(values.max())
-  rough = max(high - low, 1e-9) / 5
+  # Values that differ by less than this share of their size are drawn as equal.
+  rough = max(high - low, 1e-9, 1e-6 * abs(low), 1e-6 * abs(high)) / 5
   unit = 10.0 ** math.floor(math.log10(rough))
   step = unit * next(n for n in (1, 2, 5, 10) if n * unit >= rough)
   return step * np.arange(math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1) + 1)

@@ -33,6 +33,8 @@ def drop_rows_after(path: Path, stage: str, step: int) -> int:
   """
   if not path.exists():
     return 0
+  if not path.is_file():
+    raise UserError(f"{str(path)!r} is a folder, a pipe or a device; expected a file; remove what is there")
   every = list(read_rows(path))
   with replace_file(path, partial=path.with_suffix(".partial").name) as file:
     file.writelines(line + b"\n" for line, row in every if row["stage"] != stage or row["step"] <= step)
@@ -41,7 +43,7 @@ def drop_rows_after(path: Path, stage: str, step: int) -> int:
 
 def read_rows(path: Path) -> Iterator[tuple[bytes, dict]]:
   """The lines of metrics.jsonl, raw and parsed, without half lines that a kill or a full disk left."""
-  for line in path.read_bytes().split(b"\n") if path.exists() else ():
+  for line in path.read_bytes().split(b"\n") if path.is_file() else ():
     try:
       row = json.loads(line)
     except (ValueError, RecursionError):
