@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if multihost := loaded_multihost():
       multihost.exit_after_error(error)
     raise
-  if code not in COLLECTIVE_CODES and (multihost := loaded_multihost()):
-    multihost.exit_process(code)
+  if multihost := loaded_multihost():
+    (multihost.finish if code in COLLECTIVE_CODES else multihost.exit_process)(code)
   return code
 
 

@@ -27,6 +27,7 @@ from filelock import lock_descriptor
 
 from jldm.core.errors import UserError
 from jldm.core.pids import start_of
+from jldm.distributed import multihost
 
 NAME = "lock"
 UNKNOWN_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -53,11 +54,16 @@ def held(workdir: Path) -> Iterator[None]:
     file.truncate()
     file.write(json.dumps(mine) + "\n")
     file.flush()
-    try:
-      yield
-    finally:
+
+    def release() -> None:
       if _is_at(file, path):  # else someone removed it by hand, and what is there now is another's
         path.unlink()
+
+    try:
+      with multihost.released_at_exit(release):
+        yield
+    finally:
+      release()
 
 
 def _opened(path: Path) -> IO[str]:

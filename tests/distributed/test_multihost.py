@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -24,14 +25,39 @@ def parsed(*argv: str) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
+class Meeting:
+  """A watch whose others are always there."""
+
+  jax_address = "127.0.0.1:1"
+
+  def __init__(self, address, count, number, exit_lost):
+    self.count, self.number = count, number
+
+  def start(self):
+    pass
+
+  def meet(self, limit_s):
+    pass
+
+
 @pytest.fixture
 def joined(monkeypatch):
-  """The arguments that JAX is called with."""
+  """Where each call looked for the others: coordinator, processes and process as they were given."""
   calls = []
+
+  def detect(*given):
+    calls.append(given[:3])
+    return ("host:1234", 2, 0, None)
+
   for variable, _ in multihost.LAUNCHERS.values():
     monkeypatch.delenv(variable, raising=False)
-  monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: calls.append(args))
+  monkeypatch.setattr(multihost, "Watch", Meeting)
+  monkeypatch.setattr(multihost.ClusterEnv, "auto_detect_unset_distributed_params", detect)
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: None)
   monkeypatch.setattr(multihost.signal, "signal", lambda *args: None)
+  monkeypatch.setattr(multihost.atexit, "register", lambda *args: None)
+  for where, name in ((sys, "excepthook"), (threading, "excepthook"), (multihost.CONNECTED, "watch")):
+    monkeypatch.setattr(where, name, vars(where)[name])
   return calls
 
 
@@ -86,11 +112,6 @@ def test_where_nothing_started_them_they_are_not_found(capsys, monkeypatch, tmp_
     name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "TPU_", "JAX_COORDINATOR"))
   ):
     monkeypatch.delenv(variable)
-  monkeypatch.setattr(
-    multihost.jax.distributed,
-    "initialize",
-    lambda *args, **options: (_ for _ in ()).throw(ValueError("coordinator_address should be defined.")),
-  )
   assert (
     main(
       [
@@ -105,17 +126,18 @@ def test_where_nothing_started_them_they_are_not_found(capsys, monkeypatch, tmp_
     == 2
   )
   (line,) = capsys.readouterr().err.splitlines()
-  assert "were not found (coordinator_address should be defined.); give --coordinator HOST:PORT" in line
+  assert (
+    "were not found: nothing here says how many there are, and where; give --coordinator HOST:PORT" in line
+  )
   assert not (tmp_path / "w").exists()
 
 
 ALONE = """
-import argparse, sys
-from jldm.distributed import multihost
-multihost.CONNECT_S = 1
-parser = argparse.ArgumentParser()
-multihost.add_arguments(parser)
-multihost.connect(parser.parse_args())
+import sys
+from jldm.cli import main
+from jldm.distributed import heartbeat, multihost
+multihost.CONNECT_S, heartbeat.REPORT_S = 3, 1
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -211,11 +233,17 @@ def test_devices_of_one_process_are_its_own():
 
 
 @pytest.mark.parametrize("process", ["0", "1"])
-def test_others_that_do_not_come_are_waited_for_and_missed(process):
+def test_others_that_do_not_come_are_waited_for_and_missed(process, tmp_path):
+  """Only the limits are shorter than in reality."""
   command = [
     sys.executable,
     "-c",
     ALONE,
+    "train",
+    "--config",
+    str(ROOT / "configs" / "digits.py"),
+    "--workdir",
+    str(tmp_path / "w"),
     "--coordinator",
     f"127.0.0.1:{free_port()}",
     "--processes",
@@ -226,7 +254,8 @@ def test_others_that_do_not_come_are_waited_for_and_missed(process):
   done = subprocess.run(
     command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
   )
-  assert (
-    done.returncode == 2
-    and "did not connect within 1 s at --coordinator 127.0.0.1:" in done.stderr.splitlines()[-1]
-  )
+  *waiting, last = done.stderr.splitlines()
+  missing = f"process {1 - int(process)} "
+  assert done.returncode == 2 and "did not connect within 3 s at --coordinator 127.0.0.1:" in last
+  assert waiting and all(line.startswith(f"waiting for {missing}") for line in waiting), waiting
+  assert f"missing: {missing}" in last and not (tmp_path / "w").exists()

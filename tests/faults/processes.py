@@ -96,6 +96,30 @@ def running(config: Path, workdir: Path, **options):
     process.wait(DEADLINE_S)
 
 
+@contextlib.contextmanager
+def both(config: Path, workdir: Path, others: Path | None = None):
+  """Two processes of a training, and their logs; `others` is the workdir that the second is told."""
+  port = free_port()
+  with contextlib.ExitStack() as stack:
+    logs = [workdir.with_suffix(f".{process}.log") for process in range(2)]
+    for log in logs:
+      log.unlink(missing_ok=True)
+    yield (
+      [
+        stack.enter_context(
+          running(
+            config,
+            (others or workdir) if process else workdir,
+            log=log,
+            more=("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)),
+          )
+        )
+        for process, log in enumerate(logs)
+      ],
+      logs,
+    )
+
+
 def until(condition, process: subprocess.Popen, poll_s: float = 0.002) -> bool:
   """Whether `condition()` came true while the process ran."""
   end = time.monotonic() + DEADLINE_S
