@@ -369,11 +369,22 @@ HEARD = {  # what a line may say -> what it does
 
 
 async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-  """Copies until the reader ends."""
+  """Copies until the reader ends; what a writer that has failed does not take is dropped."""
+  failed = False
   with contextlib.suppress(OSError):
     while data := await reader.read(2**16):
-      writer.write(data)
-      await writer.drain()
+      if not failed:
+        failed = not await written(writer, data)
+
+
+async def written(writer: asyncio.StreamWriter, data: bytes) -> bool:
+  """Whether the data could be written."""
+  try:
+    writer.write(data)
+    await writer.drain()
+  except OSError:
+    return False
+  return True
 
 
 def parse(line: bytes) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def connect(args: argparse.Namespace) -> None:
       "the other processes of this run were not found: nothing here says how many there are, and where; give "
       "--coordinator HOST:PORT --processes N --process I, the same HOST:PORT to all"
     )
-  watch = Watch(address, count, number, exit_lost)
+  watch = Watch(address, count, number, lambda text: exit_lost(text, number))
   watch.start()
   watch.meet(CONNECT_S)
   CONNECTED.watch = watch
@@ -241,14 +241,14 @@ def released_at_exit(release: Callable[[], None]) -> Iterator[None]:
     CONNECTED.at_exit.remove(release)
 
 
-def exit_lost(text: str) -> NoReturn:
-  """Ends this process because another is lost, from any thread and whatever the main thread does."""
-  flushing = threading.Thread(target=flush, daemon=True)  # the main thread may hold a stream that is stuck
-  flushing.start()
-  flushing.join(1)
-  bar = "\n" if is_primary() else ""  # ends the line of a progress bar, which process 0 alone has
-  os.write(2, f"{bar}{text}\n".encode())
+def exit_lost(text: str, number: int) -> NoReturn:
+  """Ends this process, `number`, as another is lost; from any thread, and whatever the main thread does."""
   try:
+    flushing = threading.Thread(target=flush, daemon=True)  # the main thread may hold a stream that is stuck
+    flushing.start()
+    flushing.join(1)
+    bar = "" if number else "\n"  # ends the line of a progress bar, which process 0 alone has
+    os.write(2, f"{bar}{text}\n".encode())
     for release in CONNECTED.at_exit:
       release()
   finally:
