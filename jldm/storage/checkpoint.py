@@ -268,25 +268,34 @@ def _set_aside(folder: Path, step: int) -> Path:
 
 
 def _fingerprints(folder: Path) -> dict[str, list]:
-  """{relative path: [size, blake2b]} of all files in a folder."""
+  """{relative path: [size, blake2b]} of all files in a folder; [] of a pipe or a device, which is not read."""
 
   def fingerprint(path: Path) -> list:
+    if not path.is_file():
+      return []
     with path.open("rb") as file:
       return [path.stat().st_size, hashlib.file_digest(file, "blake2b").hexdigest()]
 
-  paths = sorted(path for path in folder.rglob("*") if path.is_file())
+  paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
   with futures.ThreadPoolExecutor(4) as pool:
     return dict(zip([path.relative_to(folder).as_posix() for path in paths], pool.map(fingerprint, paths)))
 
 
 def _fault(folder: Path, step: int) -> str | None:
   """The first file of a committed step that does not match its manifest, and how; None if all match."""
+  path = folder / f"{step}{MANIFEST}"
   try:
-    manifest = json.loads((folder / f"{step}{MANIFEST}").read_bytes())
+    if path.exists() and not path.is_file():
+      return "its manifest is no file"
+    manifest = json.loads(path.read_bytes())
     actual = _fingerprints(folder / str(step))
     for name, stated in manifest["files"].items():
-      if actual.get(name) != stated:
-        return f"{name} has changed" if name in actual else f"{name} is missing"
+      if not actual.get(name) or actual[name] != stated:
+        return f"{name} has changed" if actual.get(name) else f"{name} is missing"
+    # What the manifest does not name is unchecked; a file browser or NFS adds hidden files.
+    for name in actual.keys() - manifest["files"].keys():
+      if not Path(name).name.startswith("."):
+        return f"{name} is not in its manifest"
     return None if manifest["step"] == step else "its manifest is of another step"
   except OSError as error:
     return f"{error.filename} cannot be read ({error.strerror})"
@@ -309,13 +318,29 @@ def _on_host(tree: PyTree) -> dict[str, Any]:
   return arrays | {name: np.asarray(array) for name, array in whole.items()}
 
 
+@contextlib.contextmanager
+def _damage_in_one_line(path: Path) -> Iterator[None]:
+  """Raises a UserError in place of whatever Orbax and TensorStore raise for files that they cannot read."""
+  try:
+    yield
+  except MemoryError:
+    raise
+  except Exception as error:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise UserError(
+      f"checkpoint {path} cannot be read: {reason}; remove {path.parent} and its manifest"
+    ) from error
+
+
 def _restore(path: Path, like: PyTree) -> PyTree:
   """One item in the types and shardings of `like`; UserError for arrays that do not match."""
   leaves, handler = _by_name(like), ocp.PyTreeCheckpointHandler()
   if not leaves:
     return like
   kinds = lambda tree: {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in tree.items()}
-  stored, wanted = kinds(handler.metadata(path).tree), kinds(leaves)
+  with _damage_in_one_line(path):
+    stored = kinds(handler.metadata(path).tree)
+  wanted = kinds(leaves)
   if different := [name for name in wanted | stored if wanted.get(name) != stored.get(name)]:
     listed = [
       f"{name} is {stored.get(name, 'not stored')}, expected {wanted.get(name, 'none')}"
@@ -333,7 +358,8 @@ def _restore(path: Path, like: PyTree) -> PyTree:
     else ocp.ArrayRestoreArgs(sharding=at)
     for name, at in places.items()
   }
-  values = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
+  with _damage_in_one_line(path):
+    values = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
   return jax.tree.unflatten(
     jax.tree.structure(like), [jax.device_put(values[name], at) for name, at in places.items()]
   )

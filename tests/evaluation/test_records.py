@@ -163,5 +163,5 @@ def test_a_sheet_without_width_is_refused(workdir):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_training_does_not_wait_for_metrics_that_are_no_file(tmp_path, make):
   make(tmp_path / "metrics.jsonl")
-  with pytest.raises(UserError, match="metrics.jsonl' is a folder, a pipe or a device; expected a file"):
+  with pytest.raises(UserError, match=r"metrics.jsonl. is a folder, a pipe or a device; expected a file"):
     drop_rows_after(tmp_path / "metrics.jsonl", "denoiser", 2)

@@ -182,6 +182,90 @@ def test_damaged_steps_are_set_aside(tmp_path, capsys):
       checkpoints.save(3, {"state": make_state(3)})
 
 
+def rewritten_manifest(folder: Path, step: int) -> None:
+  """A manifest of whatever the step holds now: it lies if a file was changed."""
+  manifest = {"step": step, "files": checkpoint._fingerprints(folder / str(step))}
+  (folder / f"{step}.manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"[" * 200_000,
+    b'{"tree_metadata":' * 50_000,
+    b"\xff\xfe\x00",
+    b'{"tree_metadata": {"a": 3}}',
+  ],
+  ids=lambda content: repr(content[:20]),
+)
+def test_orbax_files_of_other_content_are_one_line_though_the_manifest_agrees(tmp_path, content):
+  save_all(tmp_path, 1)
+  for path in sorted(path for path in (tmp_path / "1").rglob("*") if path.is_file()):
+    data = path.read_bytes()
+    path.write_bytes(content)
+    rewritten_manifest(tmp_path, 1)
+    try:
+      assert_same(
+        Checkpoints(tmp_path, read_only=True).restore(1, {"state": make_state(1)})["state"], make_state(1)
+      )
+    except UserError as error:
+      assert str(tmp_path / "1") in str(error) and "\n" not in str(error), path
+    path.write_bytes(data)
+
+
+def test_metadata_that_lie_about_names_and_types_are_one_line(tmp_path):
+  save_all(tmp_path, 1)
+  path = tmp_path / "1" / "state" / "_METADATA"
+  whole = json.loads(path.read_bytes())
+
+  def places(node):
+    for key in list(node) if isinstance(node, dict) else range(len(node)):
+      yield node, key
+      if isinstance(node[key], (dict, list)):
+        yield from places(node[key])
+
+  for node, key in list(places(whole))[::7]:
+    old, node[key] = node[key], [{"a": [3]}, None]
+    path.write_text(json.dumps(whole))
+    node[key] = old
+    rewritten_manifest(tmp_path, 1)
+    try:
+      assert_same(
+        Checkpoints(tmp_path, read_only=True).restore(1, {"state": make_state(1)})["state"], make_state(1)
+      )
+    except UserError as error:
+      assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["2.manifest.json", "2/state/_METADATA", "2/_CHECKPOINT_METADATA"])
+def test_a_pipe_is_not_waited_for(tmp_path, capsys, name):
+  save_all(tmp_path, 1, 2)
+  (tmp_path / name).unlink()
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(UserError, match=r"2 is damaged: .*(is no file|is missing)"):
+    Checkpoints(tmp_path, read_only=True).restore(2, {"state": make_state(2)})
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest() == 1
+  assert "using step 1 instead" in capsys.readouterr().err
+
+
+def test_files_that_the_manifest_does_not_name_are_not_believed(tmp_path):
+  """Nor is a manifest of no files: it would agree with anything."""
+  save_all(tmp_path, 1)
+  (tmp_path / "1" / "state" / ".DS_Store").touch()
+  assert Checkpoints(tmp_path, read_only=True).latest() == 1
+  (tmp_path / "1" / "state" / "more").touch()
+  with pytest.raises(UserError, match="state/more is not in its manifest"):
+    Checkpoints(tmp_path, read_only=True).items(1)
+  (tmp_path / "1.manifest.json").write_text('{"step": 1, "files": {}}')
+  with pytest.raises(UserError, match="is not in its manifest"):
+    Checkpoints(tmp_path, read_only=True).items(1)
+
+
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[2])}
 CHILD = """
 import pathlib, signal, sys
