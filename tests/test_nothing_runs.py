@@ -137,7 +137,7 @@ def test_the_commands_are_files_of_the_package():
     "importlib.util.module_from_spec(spec)",
     "importlib.util.spec_from_file_location(name, file)",  # of run_file
   ]
-  assert {f"{name}.py" for name in COMMANDS} | {"__init__.py"} == {
+  assert {f"{name}.py" for name in COMMANDS} | {"__init__.py", "options.py"} == {
     path.name for path in (ROOT / "jldm" / "cli").glob("*.py")
   }
 
@@ -157,7 +157,7 @@ def test_only_the_command_line_names_what_is_imported():
     ("cli/train.py", "load_config(args.config)"),
     ("cli/train.py", "run_file(path, '--config')"),
   }
-  assert "for target in own.imports:" in (ROOT / "jldm" / "cli" / "__init__.py").read_text()
+  assert "for target in import_args.imports:" in (ROOT / "jldm" / "cli" / "__init__.py").read_text()
 
 
 def test_nothing_that_an_experiment_names_is_imported(tmp_path, monkeypatch, capsys):

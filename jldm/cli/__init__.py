@@ -214,7 +214,8 @@ def run_file(path: str, option: str) -> ModuleType:
   if not file.is_file():
     near = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
     hint = f"there are {', '.join(near[:5])}" if near else "give a Python file"
-    raise UserError(f"{option} {path!r} {'is a folder' if file.is_dir() else 'does not exist'}; {hint}")
+    what = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
+    raise UserError(f"{option} {path!r} {what}; {hint}")
   name = f"jldm_{file.stem}_{hashlib.blake2b(bytes(file.resolve()), digest_size=8).hexdigest()}"
   spec = importlib.util.spec_from_file_location(name, file)
   if spec is None:
@@ -222,18 +223,44 @@ def run_file(path: str, option: str) -> ModuleType:
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # dataclasses look their module up
   try:
-    spec.loader.exec_module(module)
-  except (Exception, SystemExit) as error:
+    with user_code(path, option):
+      spec.loader.exec_module(module)
+  except UserError:
     del sys.modules[name]
-    raise UserError(f"{option} {path!r} fails: {describe_error(error, path)}") from error
+    raise
   return module
+
+
+@contextlib.contextmanager
+def user_code(path: str, option: str) -> Iterator[None]:
+  """The block runs code of the Python file that the user gives by `option`; any error of it is one line.
+
+  As in `python FILE.py`, the modules beside the file come first on sys.path.  Afterwards they come last: what
+  the code imports later is found, and hides nothing that jldm or another package imports later.
+
+  Raises:
+    UserError: whatever the code raises, but an interrupt.
+  """
+  folder = str(Path(path).resolve().parent)
+  sys.path.insert(0, folder)
+  try:
+    yield
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:  # SystemExit too, and classes of the user's own
+    raise UserError(f"{option} {path!r} fails: {describe_error(error, path)}") from error
+  finally:
+    with contextlib.suppress(ValueError):
+      sys.path.remove(folder)
+    if folder not in sys.path:
+      sys.path.append(folder)
 
 
 def describe_error(error: BaseException, file: str = "") -> str:
   """An error of the user's Python in one line: "FILE.py:3: NameError: name 'x' is not defined".
 
-  The line number is that of the innermost frame in `file`; without `file`, in the first file that is
-  not part of the import system.
+  The line is that of the innermost frame in `file` or a module beside it; without `file`, in the first
+  file that is not part of the import system.
   """
   name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
   if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
@@ -241,9 +268,20 @@ def describe_error(error: BaseException, file: str = "") -> str:
   frames = [
     frame
     for frame in traceback.extract_tb(error.__traceback__)
-    if not frame.filename.startswith(("<frozen importlib", __file__, importlib.__file__))
+    if not frame.filename.startswith(("<", __file__, importlib.__file__))
   ]
   file = file or next((frame.filename for frame in frames), "")
-  lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(file)]
-  place = f"{file}:{lines[-1] if lines else 1}: " if file else ""
-  return f"{place}{name}{' '.join(str(error).split())}"
+  folder = Path(file).resolve().parent
+  own = [frame for frame in frames if Path(frame.filename).resolve().parent == folder]
+  place = own[-1].filename if own else file
+  place = file if os.path.abspath(place) == os.path.abspath(file) else place
+  text = " ".join(text_of_error(error).split())
+  return f"{place}:{own[-1].lineno if own else 1}: {name}{text}" if file else f"{name}{text}"
+
+
+def text_of_error(error: BaseException) -> str:
+  """What an error says; nothing if even that fails."""
+  try:
+    return str(error)
+  except Exception:
+    return ""

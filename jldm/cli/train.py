@@ -2,7 +2,7 @@
 
 import argparse
 
-from jldm.cli import describe_error, run_file
+from jldm.cli import run_file, user_code
 from jldm.config.experiment import Experiment
 from jldm.config.override import override
 from jldm.core.errors import UserError
@@ -51,12 +51,8 @@ def load_config(path: str) -> Experiment:
     UserError: no such file, no experiment() in it, or an error while it runs (with its file and line).
   """
   make = vars(run_file(path, "--config")).get("experiment")
-  try:
+  with user_code(path, "--config"):
     experiment = make() if callable(make) else None
-  except UserError:
-    raise
-  except Exception as error:
-    raise UserError(f"--config {path!r} fails: {describe_error(error, path)}") from error
   if not isinstance(experiment, Experiment):
     raise UserError(
       f"--config {path!r} has no experiment() that returns an Experiment; see configs/digits.py"

@@ -3,6 +3,7 @@ names each time.
 """
 
 import dataclasses
+import os
 import sys
 from unittest import mock
 
@@ -43,6 +44,7 @@ ARGUMENTS = {  # as few as each command takes
 def here(tmp_path, monkeypatch):
   """An empty folder to work in, and a table of classes that is as before afterwards."""
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "path", list(sys.path))
   with mock.patch.dict(registry.CLASSES), mock.patch.dict(sys.modules):
     yield tmp_path
 
@@ -254,3 +256,92 @@ def test_help_tells_of_it(capsys):
   with pytest.raises(SystemExit):
     main(["info", "--help"])
   assert "--import" in capsys.readouterr().out
+
+
+BESIDE = """
+import dataclasses
+from configs.digits import experiment as digits
+from nets import Mixer
+
+def experiment():
+  from widths import WIDTH
+  base = digits()
+  objective = dataclasses.replace(base.stage("denoiser").objective, network=Mixer(width=WIDTH))
+  return base.with_stage(dataclasses.replace(base.stage("denoiser"), objective=objective))
+"""
+
+
+def test_a_config_may_import_the_modules_beside_it(here):
+  """At once, in experiment(), and by a command that runs elsewhere, as `python FILE.py` does."""
+  folder = here / "own project"
+  folder.mkdir()
+  (folder / "nets.py").write_text(NETS)
+  (folder / "widths.py").write_text("WIDTH = 7\n")
+  (folder / "own.py").write_text(BESIDE)
+  assert '"width": 7' in dumps(load_config("own project/own.py"))
+  link = here / "link.py"
+  link.symlink_to(folder / "own.py")
+  assert '"width": 7' in dumps(load_config("link.py"))
+
+
+def test_modules_beside_come_first_while_the_config_runs_and_last_afterwards(here):
+  """`this` is a module of Python that nothing has imported; `here` has another."""
+  (here / "this.py").write_text("mine = True\n")
+  (here / "own.py").write_text("import sys, this\nassert this.mine\n")
+  with pytest.raises(Exception, match="has no experiment"):
+    load_config("own.py")
+  assert sys.path[-1] == str(here.resolve()) and sys.path[0] != str(here.resolve())
+  assert sys.path.count(str(here.resolve())) == 1
+  with pytest.raises(Exception, match="has no experiment"):
+    load_config("own.py")
+  assert sys.path.count(str(here.resolve())) == 1
+
+
+MISTAKES = {  # of a config -> its place and words
+  "def experiment(:\n": "own.py:1: SyntaxError: ",
+  "import os\nraise ValueError('wrong')\n": "own.py:2: ValueError: wrong",
+  "\nraise SystemExit('enough')\n": "own.py:2: SystemExit: enough",
+  "class Own(BaseException): pass\nraise Own('mine')\n": "own.py:2: Own: mine",
+  "class Mute(Exception):\n  def __str__(self): 1 / 0\nraise Mute\n": "own.py:3: Mute: ",
+  "\n\nimport not_there\n": "own.py:3: ModuleNotFoundError: No module named 'not_there'",
+  "import broken\n": "broken.py:2: NameError: name 'x' is not defined",
+  "import unclosed\n": "unclosed.py:1: SyntaxError: '(' was never closed",
+  "def experiment():\n  import sys\n  sys.exit(3)\n": "own.py:3: SystemExit: 3",
+  "def experiment():\n  raise KeyError\n": "own.py:2: KeyError",
+  "def experiment(name):\n  pass\n": "own.py:1: TypeError: experiment() missing 1 required",
+  "from jldm import Stage\ndef experiment():\n  return Stage(name='a', objective=1, stpes=5)\n": (
+    "own.py:3: TypeError: Stage.__init__() got an unexpected keyword argument 'stpes'"
+  ),
+  "from jldm import Sampling\ndef experiment():\n\n  return Sampling(steps=0)\n": (
+    "own.py:4: sampling.steps=0; expected whole numbers in [1, 1048576]"
+  ),
+  "from jldm.samplers.grid import Grid\n\nGrid('nope')\n": "own.py:3: ",
+  "experiment = 3\n": "has no experiment() that returns an Experiment",
+  "def experiment(): return 3\n": "has no experiment() that returns an Experiment",
+  b"\x00\x01": "own.py:1: ",
+  "x = 1\n".encode("utf-16"): "own.py:1: ",
+  b"x = '\xff'\n": "own.py:1: ",
+  b"(" * 100_000: "own.py:1: ",
+}
+
+
+@pytest.mark.parametrize("content", MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_in_a_config_is_one_line_with_its_place(here, capsys, content):
+  (here / "broken.py").write_text("\nx\n")
+  (here / "unclosed.py").write_text("x = (\n")
+  (here / "own.py").write_bytes(content if isinstance(content, bytes) else content.encode())
+  line = refused(capsys, "train", "--config", "own.py", "--workdir", "w")
+  assert line.startswith("error: --config 'own.py' ") and MISTAKES[content] in line
+  assert not (here / "w").exists()
+
+
+def test_a_config_that_is_no_file(here, capsys):
+  os.mkfifo(here / "pipe.py")
+  assert "--config 'pipe.py' is no file" in refused(capsys, "train", "--config", "pipe.py", "--workdir", "w")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_config_that_cannot_be_read(here, capsys):
+  (here / "own.py").touch(0o000)
+  line = refused(capsys, "train", "--config", "own.py", "--workdir", "w")
+  assert "--config 'own.py' fails: own.py:1: PermissionError" in line
