@@ -15,7 +15,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "diffusion": "core",
   "distributed": "core",
   "media": "core",
-  "data": "core",
+  "data": "core media",
   "models": "core nn",
   "samplers": "core diffusion",
   "metrics": "core nn",

@@ -6,9 +6,8 @@ memory is decoded once.
 """
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import dataclasses
-import io
 import json
 from pathlib import Path
 import re
@@ -25,6 +24,7 @@ from jldm.data import transforms, views
 from jldm.data.buckets import Buckets, Shape, bucket_shapes, format_shapes, picture_specs
 from jldm.data.dataset import Dataset
 from jldm.data.source import Arrays, Batch, Source
+from jldm.media import open as opening
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
 CHUNK = 1024  # records read at once on the way there
@@ -135,16 +135,25 @@ def scan_records(records: Any, data: ImageData, split: str) -> tuple[list[Shape]
   ) as bar:
     for start in range(0, len(records), CHUNK):
       examples = records.__getitems__(list(range(start, min(start + CHUNK, len(records)))))
-      sizes += [encoded_size(example["image"]) for example in examples]
+      sizes += [encoded_size(example["image"], data.name) for example in examples]
       labels.append(read_labels(examples, data))
       bar.update(len(examples))
   return sizes, np.concatenate(labels)
 
 
-def encoded_size(encoded: bytes) -> Shape:
-  """(height, width) from the header of an encoded image."""
-  with Image.open(io.BytesIO(encoded)) as image:
-    return image.height, image.width
+def encoded_size(encoded: bytes, name: str) -> Shape:
+  """(height, width) from the header of an encoded image of data set `name`."""
+  return open_encoded(encoded, name, lambda image: (image.height, image.width))
+
+
+def open_encoded(encoded: bytes, name: str, form: Callable[[Image.Image], Any]) -> Any:
+  """`form` of an encoded image, which decodes it or not; UserError if it cannot be read."""
+  try:
+    return opening.decode_picture(encoded, form, header_only=True)
+  except opening.PictureError as error:
+    raise UserError(
+      f"data set {name!r} has an image that cannot be read ({error}); prepare it again"
+    ) from error
 
 
 def rows_by_shape(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray]:
@@ -166,10 +175,12 @@ def rows_by_shape(data: ImageData, sizes: list[Shape]) -> dict[Shape, np.ndarray
 def decode_image(encoded: bytes, data: ImageData) -> np.ndarray:
   """An encoded image as uint8 [H, W, C]; UserError unless it has the height and width of `data`."""
   mode = "L" if data.channels == 1 else "RGB"
-  with Image.open(io.BytesIO(encoded)) as image:
-    pixels = np.asarray(image if image.mode == mode else transforms.to_8_bit_mode(image).convert(mode))
-  check_image_shape(data, (*pixels.shape[:2], data.channels))
-  return pixels.reshape(data.height, data.width, data.channels)
+
+  def decode(image: Image.Image) -> np.ndarray:
+    check_image_shape(data, (image.height, image.width, data.channels))  # before any memory is taken
+    return np.asarray(image if image.mode == mode else transforms.to_8_bit_mode(image).convert(mode))
+
+  return open_encoded(encoded, data.name, decode).reshape(data.height, data.width, data.channels)
 
 
 def load_into_memory(source: Source, label: str) -> Arrays:

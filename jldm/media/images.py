@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
+from jldm.media import open as opening
 
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
@@ -125,8 +126,9 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
   Raises:
     OSError: no such file, or not a picture.
   """
-  with Image.open(path) as picture:
-    text = picture.info.get("jldm")
+  text = opening.decode_picture(
+    path, lambda picture: picture.info.get("jldm"), header_only=True, formats=("PNG",)
+  )
   return json.loads(text) if text else None
 
 

@@ -1,3 +1,6 @@
+import re
+import warnings
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -29,6 +32,31 @@ def test_16_bit_grey_spans_8_bits(tmp_path):
     assert colours(to_8_bit(image)) == ("L", [[0, 0, 1, 77, 255]])
   assert colours(saved(tmp_path / "a.png", Image.fromarray(levels))) == ("L", [[0, 0, 1, 77, 255]])
   assert colours(saved(tmp_path / "a.tif", Image.fromarray(levels))) == ("L", [[0, 0, 1, 77, 255]])
+
+
+@pytest.mark.parametrize(
+  ("values", "expected"),
+  [
+    ([0, 0.2, 1, 1.02], [0, 51, 255, 255]),  # case 14: such levels were read as 0 ... 255, black
+    ([-1, -0.2, 0.6, 1], [0, 102, 204, 255]),  # and of these the lower half was cut
+    ([0, 51, 256], [0, 51, 255]),
+  ],
+)
+def test_the_range_of_floats_may_be_exceeded_a_little_or_be_symmetric(values, expected):
+  assert colours(to_8_bit(Image.fromarray(np.array([values], np.float32)))) == ("L", [expected])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-30, 70), (0, 1e6), (-1e30, 1e30), (-1, 2), (-2.1, 2.6)])
+def test_other_floats_are_refused(tmp_path, low, high):
+  with pytest.raises(
+    UserError, match=rf"f\.tif.*{re.escape(f'{low:g} ... {high:g}')}; expected 0 ... 1, -1 ... 1, "
+  ):
+    saved(tmp_path / "f.tif", Image.fromarray(np.array([[low, high]], np.float32)))
+
+
+def test_32_bit_levels_beyond_16_bits_are_refused(tmp_path):
+  with pytest.raises(UserError, match=r"f\.tif.*-5 ... 70000; expected 0 ... 65535"):
+    saved(tmp_path / "f.tif", Image.fromarray(np.array([[-5, 70000]], np.int32)))
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535])
@@ -104,11 +132,13 @@ UPRIGHT = {
 }
 
 
+@pytest.mark.parametrize("extension", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_is_applied(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation, extension):
   exif = Image.Exif()
   exif[0x0112] = orientation
-  image = saved(tmp_path / "a.png", Image.fromarray(PIXELS), exif=exif)
+  options = {"lossless": True} if extension == "webp" else {}
+  image = saved(tmp_path / f"a.{extension}", Image.fromarray(PIXELS), exif=exif, **options)
   np.testing.assert_array_equal(np.asarray(image), UPRIGHT[orientation](PIXELS))
 
 
@@ -159,13 +189,31 @@ def test_a_text_file_is_named(tmp_path):
     read_picture(path)
 
 
-def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_named(tmp_path):
   path = tmp_path / "bomb.png"
   Image.new("L", (100, 100)).save(path)
-  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-  with pytest.raises(UserError, match=r"bomb\.png cannot be read as a picture \(.*10000 pixels") as caught:
-    read_picture(path)
-  assert "\n" not in str(caught.value)
+  before = Image.MAX_IMAGE_PIXELS
+  for limit in (1000, 4999, 5001, 9999):  # Pillow refuses at twice its limit, and warns from it on
+    with (
+      warnings.catch_warnings(),
+      pytest.raises(
+        UserError,
+        match=rf"bomb\.png cannot be read as a picture \(10000 pixels, .*max_pixels={limit};.*--max-pixels",
+      ) as caught,
+    ):
+      warnings.simplefilter("error")
+      warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module=r"PIL\.")
+      read_picture(path, max_pixels=limit)
+    assert "\n" not in str(caught.value)
+  assert read_picture(path, max_pixels=10000).size == (100, 100)
+  assert before == Image.MAX_IMAGE_PIXELS, "the limit of other users of Pillow is as it was"
+
+
+def test_the_limit_may_be_raised(tmp_path, monkeypatch):
+  path = tmp_path / "large.png"
+  Image.new("L", (100, 100)).save(path)
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+  assert read_picture(path).size == (100, 100)
 
 
 def test_layers_have_alpha_where_the_picture_has():
