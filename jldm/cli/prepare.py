@@ -2,9 +2,11 @@
 
 import argparse
 
-from jldm.core.errors import UserError
+from jldm.core.errors import UserError, printable
+from jldm.data.contents import MAX_BYTES
 from jldm.data.prepare import KINDS, prepare
-from jldm.data.tfds import describe_dataset
+from jldm.data.tfds import describe_contents, describe_dataset
+from jldm.media.open import MAX_PIXELS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,12 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--channels", type=int, help="1 (grey) or 3 (RGB); default: 1 if every picture is grey, else 3"
   )
   parser.add_argument(
+    "--held-out",
+    metavar="FOLDER",
+    help='for folder: further pictures that are not trained on, the split "test"; '
+    'a source of two folders such as "train" and "val" has them already',
+  )
+  parser.add_argument(
+    "--skip-damaged", action="store_true", help="leave out pictures that cannot be read, and name them"
+  )
+  parser.add_argument(
+    "--max-pixels",
+    type=int,
+    default=MAX_PIXELS,
+    help=f"refuse larger pictures before they are decoded (default: {MAX_PIXELS})",
+  )
+  parser.add_argument(
+    "--max-bytes",
+    type=int,
+    default=MAX_BYTES,
+    help=f"refuse larger arrays of npz and idx files before they are read (default: {MAX_BYTES})",
+  )
+  parser.add_argument(
     "--if-missing", action="store_true", help="do nothing if a data set of that name exists"
   )
 
 
 def main(args: argparse.Namespace) -> None:
-  """Prepares the data set and prints one line: folder, images per split, size, classes."""
+  """Prepares the data set and prints its folder, splits, size and classes, and what was converted or left out."""
   name = args.name or (args.kind if args.kind in ("digits", "photos") else None)
   if name is None:
     raise UserError(f"prepare {args.kind} without a name; give one with --name")
@@ -52,9 +75,22 @@ def main(args: argparse.Namespace) -> None:
     else ()
   )
   folder = prepare(
-    args.kind, args.source, name, args.data_dir, size, args.pad, args.channels, args.if_missing, buckets
+    args.kind,
+    args.source,
+    name,
+    args.data_dir,
+    size,
+    args.pad,
+    args.channels,
+    args.if_missing,
+    buckets,
+    held_out=args.held_out,
+    skip_damaged=args.skip_damaged,
+    max_pixels=args.max_pixels,
+    max_bytes=args.max_bytes,
   )
-  print(describe_dataset(folder))
+  for line in (describe_dataset(folder), *describe_contents(folder)):
+    print(printable(line))
 
 
 def parse_size(text: str, option: str = "--size") -> tuple[int, int]:

@@ -6,7 +6,7 @@ memory is decoded once.
 """
 
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import json
 from pathlib import Path
@@ -27,6 +27,7 @@ from jldm.data.source import Arrays, Batch, Source
 from jldm.media import open as opening
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
+MOST_CLASSES = 40  # of a description
 CHUNK = 1024  # records read at once on the way there
 
 
@@ -347,3 +348,22 @@ def describe_dataset(folder: Path) -> str:
   size = f"{format_shapes(stored)} (height x width)" if stored else f"height {height}, width {width}"
   classes = f"{len(names)} classes" if names else "unlabelled"
   return f"{folder}: {splits}; {size}, channels {channels}; {classes}"
+
+
+def describe_contents(folder: Path) -> Iterator[str]:
+  """Further lines: classes by name and count, what was converted and left out, as far as a data set tells."""
+  builder = open_builder(folder)
+  metadata, names = builder.info.metadata or {}, class_names(builder) or []
+  counts, unlabelled = metadata.get("counts", {}), metadata.get("unlabelled", {})
+  width = max((len(name) for name in names[:MOST_CLASSES]), default=0)
+  for label, name in enumerate(names[:MOST_CLASSES]):
+    told = ", ".join(f"{split} {each[label]}" for split, each in counts.items())
+    yield f"  label {label:{len(str(len(names) - 1))}}  {name:{width}}  {told}".rstrip()
+  if len(names) > MOST_CLASSES:
+    yield f"  and {len(names) - MOST_CLASSES} more classes, up to {names[-1]!r}"
+  yield from (f"  unlabelled: {split} {count}" for split, count in unlabelled.items())
+  for key, title in (("converted", "converted"), ("left_out", "left out")):
+    for reason, files in metadata.get(key, {}).items():
+      more = ", ..." if files["count"] > len(files["first"]) else ""
+      yield f"  {title}: {files['count']} {reason} ({', '.join(files['first'])}{more})"
+  yield from (f"  {note}" for note in metadata.get("notes", ()))

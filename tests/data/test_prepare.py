@@ -11,7 +11,9 @@ from sklearn.datasets import load_digits
 
 from jldm.core.errors import UserError
 from jldm.data import prepare as prepare_module, tfds, transforms
+from jldm.data.contents import Source
 from jldm.data.prepare import KINDS, prepare
+from jldm.media import open as opening
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (7, 28, 28), dtype=np.uint8)
@@ -69,7 +71,8 @@ def test_digits_are_mixed_and_whole_on_disk(digits_dir, everything):
   ]
   assert [path.name for path in digits_dir.iterdir()] == ["digits"]
   metadata = json.loads((digits_dir / "digits" / "1.0.0" / "metadata.json").read_text())
-  assert metadata == {"classes": [str(digit) for digit in range(10)]}
+  counts = np.bincount(load_digits().target).tolist()
+  assert metadata == {"classes": [str(digit) for digit in range(10)], "counts": {"train": counts}}
   assert "tensorflow" not in sys.modules
 
 
@@ -88,7 +91,13 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path, everythin
     (tmp_path / "photos" / ignored).write_text("no picture")
   folder = prepare("folder", tmp_path / "photos", "pets", tmp_path / "data")
   assert folder == tmp_path / "data" / "pets" / "1.0.0"
-  assert json.loads((folder / "metadata.json").read_text()) == {"classes": ["ant", "cat"]}
+  metadata = json.loads((folder / "metadata.json").read_text())
+  assert metadata["classes"] == ["ant", "cat"] and metadata["counts"] == {"train": [2, 2]}
+  assert metadata["left_out"] == {
+    "hidden": {"count": 2, "first": [".trash", "cat/._a.png"]},
+    "extension .md of no picture": {"count": 1, "first": ["readme.md"]},
+    "extension .txt of no picture": {"count": 1, "first": ["cat/notes.txt"]},
+  }
   batch = everything(tmp_path / "data", "pets", height=8, width=12, channels=3, classes=2)
   assert by_content(batch["image"], batch["label"]) == by_content(pixels, labels)
 
@@ -97,22 +106,23 @@ def test_a_flat_folder_is_unlabelled(tmp_path, everything):
   for number in range(3):
     save(tmp_path / "photos" / f"{number}.png", GREY[number])
   folder = prepare("folder", tmp_path / "photos", "flat", tmp_path)
-  assert json.loads((folder / "metadata.json").read_text()) == {"classes": []}
+  assert json.loads((folder / "metadata.json").read_text()) == {"classes": [], "counts": {"train": []}}
   batch = everything(tmp_path, "flat", height=28, width=28)
   assert by_content(batch["image"], batch["label"]) == by_content(GREY[:3], [-1] * 3)
 
 
-@pytest.mark.parametrize("extension", prepare_module.EXTENSIONS)
+@pytest.mark.parametrize("extension", opening.extensions())
 def test_every_extension_is_read(tmp_path, extension):
-  save(tmp_path / f"a.{extension.upper()}", GREY[0])
-  (example,) = KINDS["folder"](tmp_path).splits["train"]
-  assert example.load().size == (28, 28)
+  pixels = GREY[0] if extension != "qoi" else GREY[:3].transpose(1, 2, 0).copy()
+  save(tmp_path / f"a.{extension.upper()}", pixels)
+  (example,) = KINDS["folder"](Source(tmp_path)).splits["train"]
+  assert example.load().size == (28, 28) and example.measure()[:2] == (28, 28)
 
 
 def test_a_folder_is_listed_without_decoding(tmp_path, monkeypatch):
   photographs(tmp_path)
-  monkeypatch.setattr(transforms, "read_picture", lambda path: pytest.fail("decoded"))
-  assert len(KINDS["folder"](tmp_path).splits["train"]) == 4
+  monkeypatch.setattr(transforms, "read_picture", lambda *args: pytest.fail("decoded"))
+  assert len(KINDS["folder"](Source(tmp_path)).splits["train"]) == 4
 
 
 def test_pictures_are_converted_and_cut_to_size(tmp_path, everything):
@@ -155,10 +165,9 @@ def test_pictures_are_cut_to_the_bucket_of_the_nearest_ratio(tmp_path):
   folder = prepare(
     "folder", tmp_path / "photos", "cut", tmp_path, size=(8, 8), buckets=((6, 10), (12, 4)), pad=1
   )
-  assert json.loads((folder / "metadata.json").read_text()) == {
-    "classes": [],
-    "shapes": [[10, 10], [8, 12], [14, 6]],
-  }
+  metadata = json.loads((folder / "metadata.json").read_text())
+  assert metadata["shapes"] == [[10, 10], [8, 12], [14, 6]]
+  assert metadata["classes"] == [] and "converted" not in metadata
   data = tfds.ImageData(name="cut", data_dir=str(tmp_path), height=10, width=10, buckets=((8, 12), (14, 6)))
   for part, name, size in zip(
     data.open("train").sources, ("square", "wide", "tall"), ((8, 8), (6, 10), (12, 4)), strict=True
@@ -199,7 +208,7 @@ def empty_class(root):
 MISTAKES = {
   "missing": (lambda root: None, "does not exist"),
   "file": (lambda root: root.write_text("x"), "is something else"),
-  "empty": (lambda root: root.mkdir(), "holds no pictures; expected png, jpg"),
+  "empty": (lambda root: root.mkdir(), "holds no pictures; expected apng, png, .*jpg.*webp"),
   "empty class": (empty_class, "bee' holds no pictures"),
   "mixed": (mixed, "'stray.png'.*next to sub-folders.*'ant'"),
   "text": (broken("text.png", b"hello"), r"text\.png cannot be read as a picture \(unknown format\)"),
@@ -228,11 +237,11 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, error):
   photographs(tmp_path / "photos")
   calls = []
 
-  def read(path):
+  def read(path, form, max_pixels):
     calls.append(path)
     if len(calls) > 6:
       raise error("in the second pass")
-    return Image.new("L", (8, 8))
+    return form(Image.new("L", (8, 8)))
 
   monkeypatch.setattr(transforms, "read_picture", read)
   with pytest.raises(
