@@ -219,11 +219,16 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def finish(code: int) -> None:
   """Waits until all processes have finished, and disconnects; this one is about to exit with `code`."""
-  watch, CONNECTED.watch = CONNECTED.watch, None
+  watch = CONNECTED.watch
   if watch is None:
     return
-  if not watch.finish(code, SHUTDOWN_S):
+  try:
+    finished = watch.finish(code, SHUTDOWN_S)
+  except KeyboardInterrupt:
+    code, finished = 130, False
+  if not finished:
     exit_process(code)
+  CONNECTED.watch = None
   try:
     jax.distributed.shutdown()
   except RuntimeError:  # another was killed on its way out, when nothing was left to do

@@ -100,6 +100,7 @@ def hit(tmp_path_factory):
 def test_whatever_happens_to_one_the_other_names_it_and_ends(hit, case):
   outcome = several.strike(*hit, case, random.Random(0))
   assert outcome is not None and not outcome.fault, outcome
+  assert case.victim == 0 or not (hit[1] / "lock").exists(), "the one that is left releases the workdir"
 
 
 def test_a_mistake_of_one_is_told_once_and_ends_both(config, tmp_path):
