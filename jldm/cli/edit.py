@@ -1,7 +1,7 @@
 """`jldm edit KIND --workdir W --image A.png … --out O`: changes pictures through their latents.
 
 O is a folder: 00000.png …, as large as the pictures, and sheet.png, which shows before and after.
-Masks are white where pixels are to be painted, or are missing.
+Masks are white and opaque where pixels are to be painted, or are missing.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from jldm.core.errors import UserError
 from jldm.core.files import replace_file
 from jldm.core.keys import check_seed, seed_key
 from jldm.data import transforms
+from jldm.data.arrays import read_npz
 from jldm.distributed import sharding
 from jldm.editing.directions import coordinate_direction, unrelated_directions
 from jldm.editing.edict import EDICT
@@ -53,12 +54,10 @@ class Edited(NamedTuple):
   each: list[dict] | None = None  # provenance of each image alone
 
 
-def read_pictures(paths: list[str], model: Model) -> np.ndarray:
+def read_pictures(paths: list[str], model: Model, max_pixels: int) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
-  images = [
-    transforms.read_picture(path, lambda image: transforms.to_channels(image, canvas.image_channels(model)))
-    for path in paths
-  ]
+  convert = lambda image: transforms.to_channels(image, canvas.image_channels(model))
+  images = [transforms.read_picture(path, convert, max_pixels) for path in paths]
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
       raise UserError(
@@ -81,17 +80,26 @@ def sheet_rows(name: str, images: np.ndarray, count: int) -> dict[str, np.ndarra
   return {name: images} if 1 in (n, count) else {f"{name}, {i + 1}": images[i::n] for i in range(n)}
 
 
-def read_mask(path: str, image: np.ndarray) -> np.ndarray:
-  """A mask file for images [N, H, W, C] as known: float32 [1, H, W, 1], 0 where the mask is white."""
-  mask = np.asarray(transforms.read_picture(path).convert("L"))
-  if mask.shape != image.shape[1:3]:
+def read_mask(path: str, image: np.ndarray, max_pixels: int) -> np.ndarray:
+  """A mask file for images [N, H, W, C] as known: float32 [1, H, W, 1], 0 where it is white and opaque.
+
+  Prints the share of these pixels.
+  """
+  repaint = transforms.read_picture(path, transforms.to_repaint, max_pixels)
+  if repaint.shape != image.shape[1:3]:
     raise UserError(
-      f"--mask {path} is {mask.shape[1]}x{mask.shape[0]} and --image {image.shape[2]}x{image.shape[1]}; "
+      f"--mask {path} is {repaint.shape[1]}x{repaint.shape[0]} "
+      f"and --image {image.shape[2]}x{image.shape[1]} pixels; "
       "expected the same size"
     )
-  if mask.max() < 128:
-    raise UserError(f"--mask {path} is empty: it has no white; paint white what to change")
-  return (mask < 128).astype(np.float32)[None, ..., None]
+  if not repaint.any():
+    raise UserError(f"--mask {path} is empty: nothing in it is white and opaque; paint white what to change")
+  count = int(repaint.sum())
+  print(
+    f"mask {path}: {count} of {repaint.size} pixels ({count / repaint.size:.1%}) will be repainted",
+    flush=True,
+  )
+  return (~repaint).astype(np.float32)[None, ..., None]
 
 
 def run_image_to_image(task: Task) -> Edited:
@@ -112,7 +120,11 @@ def run_inpaint(task: Task) -> Edited:
   args, image = task.args, task.image
   if not (args.mask or args.margins):
     raise UserError("inpaint without --mask or --margins; give one to say what to paint")
-  known = read_mask(args.mask, image) if args.mask else np.ones((1, *image.shape[1:3], 1), np.float32)
+  known = (
+    read_mask(args.mask, image, args.max_pixels)
+    if args.mask
+    else np.ones((1, *image.shape[1:3], 1), np.float32)
+  )
   if args.margins:
     sides = parse_numbers("--margins", args.margins, int)
     if len(sides) not in (1, 4):
@@ -159,7 +171,7 @@ def run_invert(task: Task) -> Edited:
 
 def run_interpolate(task: Task) -> Edited:
   args = task.args
-  both = read_pictures([*args.image, args.to], task.model)
+  both = read_pictures([*args.image, args.to], task.model, args.max_pixels)
   images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, *task.last)
   pictures.write_gif(Path(args.out) / "interpolation.gif", images, edit_provenance(task))
   if args.film:
@@ -193,7 +205,7 @@ def run_restore(task: Task) -> Edited:
       raise UserError(
         "--mask says which pixels are missing: expected with --degradation missing, and with no other"
       )
-    known = read_mask(args.mask, image) if args.mask else None
+    known = read_mask(args.mask, image, args.max_pixels) if args.mask else None
     images = edit.restore(
       task.model, task.params, image, degradation and degradation(), args.noise, known, *task.last
     )
@@ -228,13 +240,12 @@ def read_examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarr
   """The pictures of both classes in --examples, and a flag for each: whether it has the attribute."""
   if args.having is None or args.without is None:
     raise UserError("--examples without --having CLASS and --without CLASS; expected both")
-  try:
-    with np.load(args.examples, allow_pickle=False) as file:
-      images, labels = file["images"], file["labels"]
-  except (OSError, ValueError, KeyError) as error:
+  images, labels = read_npz(args.examples, origin=f"--examples {args.examples}")
+  if labels is None:
     raise UserError(
       f"--examples {args.examples}: expected an .npz with images and labels, as jldm sample writes"
-    ) from error
+    )
+  images = images[..., None] if images.ndim == 3 else images
   if images.shape[1:3] != image.shape[1:3]:
     raise UserError(
       f"--examples {args.examples} are {images.shape[2]}x{images.shape[1]} pixels and --image "
@@ -281,7 +292,9 @@ class Kind(NamedTuple):
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-  "--mask": dict(help="a picture as large as --image: white where to paint, or where pixels are missing"),
+  "--mask": dict(
+    help="a picture as large as --image: white and opaque where to paint, or where pixels are missing"
+  ),
   "--strength": dict(type=float, help="0 keeps the picture, 1 keeps only the known pixels"),
   "--strength LIST": dict(
     default="0.5", metavar="S", help="0 keeps the picture, 1 ignores it; or a list such as 0.3,0.6"
@@ -394,14 +407,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       help=f"edict, one of {', '.join(sorted(presets.SAMPLERS))}, or one written out "
       "(default: the experiment's, and edict if the edit inverts a picture)",
     )
-    options.add_shared(command, "--steps", "--grid", "--eta", "--guidance-scale", "--seed")
+    options.add_shared(command, "--steps", "--grid", "--eta", "--guidance-scale", "--seed", "--max-pixels")
     command.add_argument("--out", required=True, metavar="O", help="a folder")
     command.set_defaults(**DEFAULTS.get(name, {}))
 
 
 def main(args: argparse.Namespace) -> None:
   counts = ("n", "count", "repeats", "jump", "factor")
-  options.check_at_least(1, **{name: getattr(args, name, 1) for name in counts})
+  options.check_at_least(1, max_pixels=args.max_pixels, **{name: getattr(args, name, 1) for name in counts})
   check_seed(args.seed, "--seed")
   out = Path(args.out)
   if out.suffix == ".npz" or out.is_file():
@@ -411,7 +424,7 @@ def main(args: argparse.Namespace) -> None:
   model, params = load(args.workdir, best=bool(args.best))
   sampling = edit_sampling(args, model.sampling)
   request = Request(n=getattr(args, "n", 1), seed=args.seed, given=label_given(model, args.label))
-  task = Task(args, model, params, read_pictures(args.image, model), request, sampling)
+  task = Task(args, model, params, read_pictures(args.image, model, args.max_pixels), request, sampling)
   edited = KINDS[args.kind].run(task)
   each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
   sources = [{"source_sha256": file_digest(path)} for path in args.image for _ in range(count)]
@@ -447,7 +460,7 @@ def edit_provenance(task: Task) -> dict:
     if path := given.pop(option, None):
       hashes[f"{option}_sha256"] = file_digest(path)
   hashes["source_sha256"] = [file_digest(path) for path in given.pop("image")]
-  for option in ("workdir", "out", "command", "kind"):
+  for option in ("workdir", "out", "command", "kind", "max_pixels"):
     given.pop(option, None)
   return {"edit": task.args.kind, **hashes, **given}
 

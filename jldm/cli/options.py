@@ -10,6 +10,7 @@ from tqdm import tqdm
 from jldm.config import presets
 from jldm.core.errors import UserError
 from jldm.distributed import multihost
+from jldm.media.open import MAX_PIXELS
 from jldm.samplers.grid import GRIDS
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -29,6 +30,11 @@ SHARED: dict[str, dict[str, Any]] = {
   "--seed": dict(type=int, default=0, help="the same seed gives the same pictures (default: 0)"),
   "--batch-size": dict(
     type=int, default=250, help="pictures at a time: changes the memory used, not the pictures (default: 250)"
+  ),
+  "--max-pixels": dict(
+    type=int,
+    default=MAX_PIXELS,
+    help=f"refuse larger pictures before they are decoded (default: {MAX_PIXELS})",
   ),
   "--devices": dict(type=int, help="number of devices (default: all)"),
 }

@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-  """Prepares the data set and prints its folder, splits, size and classes, and what was converted or left out."""
+  """Prepares the data set and prints it: folder, splits, size, classes, what was converted or left out."""
   name = args.name or (args.kind if args.kind in ("digits", "photos") else None)
   if name is None:
     raise UserError(f"prepare {args.kind} without a name; give one with --name")

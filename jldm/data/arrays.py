@@ -44,7 +44,7 @@ def read_npz(
   except Exception as error:  # zipfile, zlib and numpy raise any for a damaged file
     raise UserError(
       f"{origin} cannot be read as .npz without pickle ({' '.join(str(error).split())}); "
-      "expected arrays of numbers"
+      "expected an .npz with images and labels, arrays of numbers"
     ) from error
   if images is None:
     raise UserError(f"{origin} has no 'images'; expected uint8 [N, H, W] or [N, H, W, C]")
@@ -78,8 +78,8 @@ def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarr
   if dtype.hasobject or dtype.names:
     raise ValueError(f"{name} of dtype {dtype}")
   size = math.prod(shape) * dtype.itemsize
-  if size > max_bytes or info.file_size > max_bytes + MORE:
-    raise TooLarge(max(size, info.file_size))
+  if size > max_bytes:
+    raise TooLarge(size)
   if size > info.file_size or min(shape, default=0) < 0:
     raise ValueError(f"{name} of shape {list(shape)} in {info.file_size} bytes")
   with archive.open(info) as file:
