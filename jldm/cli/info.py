@@ -1,4 +1,5 @@
-"""`jldm info SOURCE`: lists the arrays of a file, a folder of diffusers or a workdir, or how a PNG was made.
+"""`jldm info SOURCE`: lists the arrays of a file, a folder of diffusers or a workdir, or what else it is:
+how a PNG of ours was made, and the classes and counts of a data set.
 
 One line per array: name, dtype, shape.  With --statistics also the minimum, maximum, mean and
 standard deviation of its finite values, and the number of others.  Arrays are read one at a time,
@@ -16,6 +17,7 @@ import numpy as np
 from jldm.config.experiment import Stage
 from jldm.config.registry import field_names
 from jldm.core.errors import UserError, printable
+from jldm.data import tfds
 from jldm.inference.load import find_stage, restore_result
 from jldm.interop import flat, msgpack, pretrained, safetensors
 from jldm.media.images import read_provenance
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "source",
     metavar="SOURCE",
-    help="a workdir, a folder of diffusers, a file, a PNG that jldm wrote, or a name of the hub",
+    help="a workdir, a data set, a folder of diffusers, a file, a PNG that jldm wrote, or a name of the hub",
   )
   parser.add_argument(
     "--statistics", action="store_true", help="also read the arrays and print statistics of their values"
@@ -40,6 +42,9 @@ def main(args: argparse.Namespace) -> None:
     lines = describe_workdir(path, args.statistics)
   elif path.suffix.lower() == ".png":
     lines = describe_picture(path)
+  elif tfds.is_dataset(path):
+    folder = tfds.find_dataset(path.name, path.parent)
+    lines = [tfds.describe_dataset(folder), *tfds.describe_contents(folder)]
   else:
     lines = describe_published(path, args.statistics)
   for line in lines:

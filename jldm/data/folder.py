@@ -104,6 +104,8 @@ def describe_reading(root: Path, folders: dict[str, Path], classes: list[str]) -
   """Lines about splits that were found, and about a single class that holds folders."""
   if len(folders) > 1 or folders["train"] != root:
     yield "splits: " + ", ".join(f"{split} from '{folder}'" for split, folder in folders.items())
+  if "test" in folders:
+    yield "to train on all of one and evaluate on the other: --set data.train=train --set data.held_out=test"
   if len(classes) == 1:
     inner = visible_folders(folders["train"] / classes[0])
     yield f"one class alone, {classes[0]!r}" + (

@@ -202,18 +202,28 @@ def load_into_memory(source: Source, label: str) -> Arrays:
 def find_dataset(name: str, data_dir: str | Path) -> Path:
   """The folder of the newest version of a data set; if there is none, a UserError says how to make one."""
   root = Path(data_dir).expanduser() / name
-  folders = [
-    info.parent
-    for pattern in ("*", "*/*")
-    for info in root.glob(f"{pattern}/dataset_info.json")
-    if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
-  ]
+  folders = version_folders(root)
   if not folders:
     raise UserError(missing_dataset_message(name, data_dir))
   configs = sorted({str(folder.parent.relative_to(root.parent)) for folder in folders})
   if len(configs) > 1:
     raise UserError(f"data set {name!r} in '{data_dir}' has several configurations; name one of {configs}")
   return max(folders, key=lambda folder: [int(number) for number in folder.name.split(".")])
+
+
+def version_folders(root: Path) -> list[Path]:
+  """The folders in `root`, or one below, that hold a version of a data set."""
+  return [
+    info.parent
+    for pattern in ("*", "*/*")
+    for info in root.glob(f"{pattern}/dataset_info.json")
+    if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+  ]
+
+
+def is_dataset(path: Path) -> bool:
+  """Whether `path` is data_dir/name of a prepared data set."""
+  return path.is_dir() and bool(version_folders(path))
 
 
 def missing_dataset_message(name: str, data_dir: str | Path) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 from sklearn.datasets import load_digits
 
-from jldm.cli import prepare
+from jldm.cli import main, prepare
 from jldm.core.errors import UserError
 from jldm.data import transforms
 from jldm.data.folder import natural_order
@@ -352,3 +352,12 @@ def test_names_with_escapes_are_printed_harmless(tmp_path, capsys):
   prepared(tmp_path)
   out = capsys.readouterr().out
   assert "\x1b" not in out and "cat" in out
+
+
+def test_info_shows_a_data_set(tmp_path, capsys):
+  for name in ("S/cat/a.png", "S/dog/b.png", "S/dog/c.png"):
+    save(tmp_path / name)
+  prepared(tmp_path)
+  shown = capsys.readouterr().out
+  assert main(["info", str(tmp_path / "data" / "mine")]) == 0
+  assert capsys.readouterr().out == shown and "label 1  dog  train 2" in shown
