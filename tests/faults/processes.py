@@ -120,16 +120,18 @@ def both(config: Path, workdir: Path, others: Path | None = None):
     )
 
 
-def until(condition, process: subprocess.Popen, poll_s: float = 0.002) -> bool:
+def until(
+  condition, process: subprocess.Popen, poll_s: float = 0.002, deadline_s: float = DEADLINE_S
+) -> bool:
   """Whether `condition()` came true while the process ran."""
-  end = time.monotonic() + DEADLINE_S
+  end = time.monotonic() + deadline_s
   while time.monotonic() < end:
     if condition():
       return True
     if process.poll() is not None:
       return False
     time.sleep(poll_s)
-  raise TimeoutError(f"nothing for {DEADLINE_S} s")
+  raise TimeoutError(f"nothing for {deadline_s} s")
 
 
 def logged(workdir: Path, stage: str) -> int:

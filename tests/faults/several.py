@@ -127,7 +127,7 @@ def strike(config: Path, workdir: Path, case: Case, draw: random.Random) -> Outc
   """One training of two processes, of which one is hit; None if it came to its end before."""
   reached = MOMENTS[case.moment](workdir, draw, 0)
   with both(config, workdir) as (started, logs):
-    if not until(reached, started[0]):
+    if not until(reached, started[0], deadline_s=4 * DEADLINE_S):  # a whole training, if it is the last step
       return None
     victim, other, log = started[case.victim], started[1 - case.victim], logs[1 - case.victim]
     if victim.poll() is not None:
