@@ -5,7 +5,7 @@ Nothing that is read is ever executed or imported.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from jldm.config.experiment import Experiment
 from jldm.config.fields import check_fields
@@ -100,8 +100,24 @@ def without_execution_fields(data: Any) -> Any:
   return [without_execution_fields(value) for value in data] if isinstance(data, list) else data
 
 
+class Change(NamedTuple):
+  """A field of two experiments as data that differs, under a path such as "denoiser.steps"."""
+
+  path: str
+  old: Any
+  new: Any
+
+  def __str__(self) -> str:
+    return f"{self.path}: {self.old!r} -> {self.new!r}"
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """The differences of two experiments as data, such as "denoiser.steps: 1000 -> 2000", in field order.
+  """The differences of two experiments as data, such as "denoiser.steps: 1000 -> 2000", in field order."""
+  return [str(change) for change in changed_fields(old, new, path)]
+
+
+def changed_fields(old: Any, new: Any, path: str = "") -> list[Change]:
+  """The fields of two experiments as data that differ, in field order.
 
   EXECUTION_FIELDS are not compared.
   """
@@ -112,8 +128,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     if old.get("stages") != new.get("stages"):
       names = [name for name in names if name in old and name in new]
     inner = lambda name: f"{path}.{name}" if path else name
-    return [line for name in names for line in differences(old.get(name), new.get(name), inner(name))]
-  return [] if old == new and type(old) is type(new) else [f"{path}: {old!r} -> {new!r}"]
+    return [change for name in names for change in changed_fields(old.get(name), new.get(name), inner(name))]
+  return [] if old == new and type(old) is type(new) else [Change(path, old, new)]
 
 
 def with_stage_names(data: Any) -> Any:

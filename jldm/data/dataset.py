@@ -32,6 +32,13 @@ class Dataset(abc.ABC):
   def open(self, split: str) -> Any:
     """A split as a `Source`, or as `Buckets`; UserError for a split that does not exist."""
 
+  def fingerprint(self) -> dict[str, Any]:
+    """What the examples are, as JSON that differs if they do; {} if the fields say it all.
+
+    A run keeps it, and refuses to go on with other examples under the same name.
+    """
+    return {}
+
   def title(self) -> str:
     """What a report calls the data set."""
     return type(self).__name__

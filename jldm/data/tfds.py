@@ -8,6 +8,7 @@ memory is decoded once.
 import collections
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 import re
@@ -28,6 +29,7 @@ from jldm.media import open as opening
 
 IN_MEMORY_BYTES = 2**30  # decoded images up to this size are held in memory
 MOST_CLASSES = 40  # of a description
+FINGERPRINTED = 8192  # examples of a split that its fingerprint reads, at most, evenly spaced
 CHUNK = 1024  # records read at once on the way there
 
 
@@ -91,6 +93,28 @@ class ImageData(Dataset):
     if training and self.mirror:
       sources = [views.Mirrored(source) for source in sources]
     return Buckets(tuple(sources)) if self.buckets else sources[0]
+
+  def fingerprint(self) -> dict[str, Any]:
+    """Per split its name, count and a digest of its pictures and labels; and the names of the classes.
+
+    Of a large split the digest is of FINGERPRINTED examples.  The bytes of the files would not do: TFDS
+    writes other ones for the same examples.
+    """
+    builder = open_builder(find_dataset(self.name, self.data_dir))
+    splits = {"train": self.train, "held_out": self.held_out}
+    parts = {key: split_fingerprint(open_records(builder, split)) for key, split in splits.items()}
+    return parts | {"classes": class_names(builder)}
+
+
+def split_fingerprint(records: Any) -> dict[str, Any]:
+  """The number of examples and a digest of their encoded images and labels."""
+  count, digest = len(records), hashlib.blake2b(digest_size=16)
+  rows = sorted({round(row) for row in np.linspace(0, count - 1, min(count, FINGERPRINTED))})
+  for start in range(0, len(rows), CHUNK):
+    for example in records.__getitems__(rows[start : start + CHUNK]):
+      image, label = example["image"], str(example.get("label")).encode()
+      digest.update(b"%d %d " % (len(image), len(label)) + image + label)
+  return {"examples": count, "digest": digest.hexdigest()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -135,22 +135,35 @@ def open_encoded(run: Run, codec: dict) -> Any:
 
 
 def moments_folder(run: Run, codec: dict) -> Path:
-  return run.workdir / "latents" / moments_hash(codec, run.model, run.experiment.data)
+  return run.workdir / "latents" / moments_hash(codec, run.model, run.experiment.data, run.data_identity)
 
 
 def conditions_folder(run: Run, codec: dict) -> Path:
-  return run.workdir / "conditions" / conditions_hash(codec, run.model, run.experiment.data)
+  return (
+    run.workdir / "conditions" / conditions_hash(codec, run.model, run.experiment.data, run.data_identity)
+  )
 
 
-def moments_hash(codec: dict, model: Model, data: Any) -> str:
+def moments_hash(codec: dict, model: Model, data: Any, identity: dict | None = None) -> str:
   """The hash of what cached moments depend on: the codec, the encoder's parameters and the data."""
-  return config_hash([without_execution_fields(to_data(model.codec)), to_data(data)], codec["params"])
+  return config_hash(
+    [without_execution_fields(to_data(model.codec)), data_config(data, identity)], codec["params"]
+  )
 
 
-def conditions_hash(codec: dict, model: Model, data: Any) -> str:
+def conditions_hash(codec: dict, model: Model, data: Any, identity: dict | None = None) -> str:
   """The hash of what cached conditions depend on: conditioners, codec with its parameters, data."""
   network = without_execution_fields(to_data(model.codec))
-  return config_hash([network, to_data(data), to_data(model.objective.conditioners)], codec)
+  return config_hash([network, data_config(data, identity), to_data(model.objective.conditioners)], codec)
+
+
+def data_config(data: Any, identity: dict | None) -> Any:
+  """What cached arrays depend on of the data: the fields, and what the examples are.
+
+  If that is known, the folder that they are read from is not part of it.
+  """
+  fields = to_data(data)
+  return [{name: fields[name] for name in fields if name != "data_dir"}, identity] if identity else fields
 
 
 def config_hash(config: Any, arrays: Any) -> str:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jldm.config.experiment import Experiment, Stage
 from jldm.distributed import sharding
 from jldm.inference.load import Model, StagePlace, stage_model
+from jldm.storage import workdir as workdirs
 from jldm.train.goodput import Goodput
 from jldm.train.preemption import Notice
 
@@ -38,6 +39,11 @@ class Run:
   @property
   def workdir(self) -> Path:
     return self.at.workdir
+
+  @functools.cached_property
+  def data_identity(self) -> dict:
+    """What the data were when the run began."""
+    return workdirs.read_data_identity(self.workdir)
 
   @property
   def seed(self) -> int:

@@ -31,7 +31,7 @@ def train(
 
   Raises:
     UserError: a data set that is missing or does not fit, a batch that the devices do not divide,
-      another experiment in the workdir, another training in it, a stage that needs an unfinished one,
+      another experiment or other data in the workdir, another training in it, a stage that needs an unfinished one,
       wandb that is not installed, a disk that is full or read-only.
     NonFiniteError: ten non-finite updates in a row.
     Preempted: SIGTERM came; the current step is committed.
@@ -51,13 +51,16 @@ def train(
   # 2. Everything that can be refused is refused before anything is written.
   data = experiment.data
   train_set, held_out = data.open(data.train), data.open(data.held_out)
+  identity = data.fingerprint() if multihost.is_primary() else {}
+  if multihost.is_primary():
+    workdirs.check_data(workdir, identity)
   extractor = validate.validate_run(places, devices)
   if wandb:
     import_wandb()
 
   # 3. The run claims the workdir and refuses other trainings in it; SIGTERM ends it after a commit.
   disk_errors = workdirs.user_error_if_disk_fails(workdir)
-  with watch_sigterm() as notice, disk_errors, claim_for_run(workdir, experiment):
+  with watch_sigterm() as notice, disk_errors, claim_for_run(workdir, experiment, identity):
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
 
@@ -77,11 +80,11 @@ def train(
 
 
 @contextlib.contextmanager
-def claim_for_run(workdir: Path, experiment: Experiment) -> Iterator[None]:
+def claim_for_run(workdir: Path, experiment: Experiment, identity: dict) -> Iterator[None]:
   """Claims the workdir: the primary process holds its lock; the others check that they see it."""
   with lock.held(workdir) if multihost.is_primary() else contextlib.nullcontext():
     if multihost.is_primary():
-      workdirs.claim_workdir(workdir, experiment)
+      workdirs.claim_workdir(workdir, experiment, identity)
     multihost.barrier("claimed")
     if not multihost.is_primary():
       workdirs.check_shared_workdir(workdir, experiment)

@@ -268,7 +268,7 @@ def _set_aside(folder: Path, step: int) -> Path:
 
 
 def _fingerprints(folder: Path) -> dict[str, list]:
-  """{relative path: [size, blake2b]} of all files in a folder; [] of a pipe or a device, which is not read."""
+  """{relative path: [size, blake2b]} of all files in a folder; [] for a pipe or a device, never read."""
 
   def fingerprint(path: Path) -> list:
     if not path.is_file():

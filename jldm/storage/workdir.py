@@ -1,6 +1,8 @@
 """A workdir: the folder of a run, and the experiment that owns it.
 
 experiment.json                 the experiment with every Pretrained stage resolved
+data.json                       what the data were when the run began
+changes.jsonl                   what was changed of the experiment since, and the steps that were committed
 <stage>/latest/<step>/          checkpoints of each stage; the last one of an autoencoder holds the codec
 <stage>/best/<step>/            the denoiser with the best score while training
 <stage>/averages/<step>/        snapshots of the averages of a stage with ema=Power(...)
@@ -14,19 +16,22 @@ lock                            of the training that runs there
 from collections.abc import Iterator
 import contextlib
 import errno
+import json
 from pathlib import Path
 import re
 import tempfile
 
 from jldm.config.experiment import Experiment, Pretrained, Stage
-from jldm.config.serialize import differences, dumps, loads, to_data
+from jldm.config.serialize import Change, differences, dumps, loads
 from jldm.core.errors import RESUME_HINT, UserError
 from jldm.core.files import replace_file
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.storage import lock
+from jldm.storage.changes import DATA, find_changes, last_step
 
 PARTIAL = "experiment.json.partial"
-LEFT_BY_A_KILL = {PARTIAL, lock.NAME}  # at most, in `claim_workdir`
+DATA_PARTIAL = "data.json.partial"
+LEFT_BY_A_KILL = {PARTIAL, DATA, DATA_PARTIAL, lock.NAME}  # at most, in `claim_workdir`
 DISK_ERRORS = {
   getattr(errno, name)
   for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO")
@@ -74,26 +79,22 @@ def pretrained_stage(given: Pretrained) -> Stage:
   )
 
 
-def check_workdir(workdir: Path, experiment: Experiment) -> None:
-  """Checks that `workdir` may hold this experiment; writes nothing.
+def check_workdir(workdir: Path, experiment: Experiment) -> list[Change]:
+  """Checks that `workdir` may hold this experiment, and returns what it changes there; writes nothing.
 
   Raises:
     UserError: it holds another experiment (with the difference) or other files, is not writable, or
-      is not a path.
+      is not a path; or the experiment cannot be read back.
   """
+  loads(dumps(experiment))
   if re.match(r"\w+:/", str(workdir)):
     raise UserError(
       f"workdir {str(workdir)!r} is an address; expected a path on a disk or share that all processes see"
     )
+  changed = []
   try:
     if (workdir / "experiment.json").is_file():
-      changed = differences(to_data(read_experiment(workdir)), to_data(experiment))
-      if changed:
-        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-        raise UserError(
-          f"workdir {str(workdir)!r} holds another experiment: {'; '.join(changed[:3])}{more}; "
-          "choose another --workdir"
-        )
+      changed = find_changes(workdir, read_experiment(workdir), experiment)
     elif workdir.exists() and not (
       workdir.is_dir() and {path.name for path in workdir.iterdir()} <= LEFT_BY_A_KILL
     ):
@@ -105,14 +106,71 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
     raise UserError(
       f"cannot write to workdir {str(workdir)!r}: {error.strerror}; choose another --workdir"
     ) from error
+  return changed
 
 
-def claim_workdir(workdir: Path, experiment: Experiment) -> None:
-  """Makes the folder and writes the experiment into it atomically."""
-  check_workdir(workdir, experiment)
+def read_data_identity(workdir: Path) -> dict:
+  """What the data of a run were when it began, as `Dataset.fingerprint` gives it; {} if it is not known.
+
+  Raises:
+    UserError: data.json is damaged.
+  """
+  path = workdir / DATA
+  if not path.is_file():
+    return {}
+  try:
+    identity = json.loads(path.read_bytes())
+    if not isinstance(identity, dict):
+      raise ValueError("not an object")
+    return identity
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(
+      f"{str(path)!r} cannot be read; remove it if the data are those that the run began with"
+    ) from error
+
+
+def check_data(workdir: Path, identity: dict) -> None:
+  """Checks that the data are those that the run of a workdir has trained on; writes nothing.
+
+  Raises:
+    UserError: they are not, with the difference.
+  """
+  recorded = read_data_identity(workdir)
+  if not recorded or not (workdir / "experiment.json").is_file():
+    return
+  changed = differences(recorded, identity, "data")
+  if changed and any(last_step(workdir, name) is not None for name in read_experiment(workdir).names):
+    raise UserError(
+      f"workdir {str(workdir)!r} began with other data: {'; '.join(changed[:3])}; prepare them as they were, "
+      f"choose another --workdir, or remove {workdir / DATA} if they are the same to you"
+    )
+
+
+def claim_workdir(workdir: Path, experiment: Experiment, identity: dict | None = None) -> None:
+  """Makes the folder and writes the experiment, and what its data are, into it atomically.
+
+  Every change of an experiment that is there is a line of output and of changes.jsonl.
+  """
+  changed = check_workdir(workdir, experiment)
   text = dumps(experiment)
+  if identity:
+    check_data(workdir, identity)
+    with replace_file(workdir / DATA, partial=DATA_PARTIAL) as file:
+      file.write((json.dumps(identity, indent=2) + "\n").encode())
+  if changed:
+    record_changes(workdir, changed)
   with replace_file(workdir / "experiment.json", partial=PARTIAL) as file:
     file.write(text.encode())
+
+
+def record_changes(workdir: Path, changed: list[Change]) -> None:
+  """Prints the changes of a run's experiment, one per line, and adds them to changes.jsonl."""
+  steps = {name: last_step(workdir, name) or 0 for name in read_experiment(workdir).names}
+  at = ", ".join(f"{name} at step {step}" for name, step in steps.items())
+  for change in changed:
+    print(f"{workdir}: {change} ({at})", flush=True)
+  with (workdir / "changes.jsonl").open("a") as file:
+    file.writelines(json.dumps(change._asdict() | {"steps": steps}) + "\n" for change in changed)
 
 
 def check_shared_workdir(workdir: Path, experiment: Experiment) -> None:

@@ -1,5 +1,7 @@
+import json
 import os
 from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -46,16 +48,183 @@ def test_what_a_run_adds_does_not_matter(tmp_path):
   workdirs.check_workdir(tmp_path, DIGITS)
 
 
+def commit(workdir: Path, stage: str, step: int, kind: str = "latest") -> None:
+  """A committed step of nothing: what is committed counts here, not what it holds."""
+  folder = workdir / stage / kind
+  (folder / str(step)).mkdir(parents=True)
+  (folder / f"{step}.manifest.json").write_text("{}")
+
+
+def changed_by(*assignments: str):
+  experiment = DIGITS
+  for assignment in assignments:
+    experiment = override(experiment, *assignment.split("=", 1))
+  return experiment
+
+
+STEPS_OF = {stage: DIGITS.stage(stage).steps for stage in STAGES}
+
+
 def test_another_experiment_is_refused_with_the_difference(tmp_path):
   workdirs.claim_workdir(tmp_path, DIGITS)
-  other = override(DIGITS, "denoiser.steps", "5")
-  record, steps = refused(workdirs.claim_workdir, tmp_path, other), DIGITS.stage("denoiser").steps
-  assert f"holds another experiment: denoiser.steps: {steps} -> 5; choose another --workdir" in record
-  for path in ("seed", "autoencoder.steps", "denoiser.batch_size", "sampling.steps"):
-    other = override(other, path, "5")
+  commit(tmp_path, "denoiser", 550)
+  steps = STEPS_OF["denoiser"]
+  record = refused(workdirs.claim_workdir, tmp_path, changed_by("denoiser.steps=5"))
+  assert f"holds another experiment: denoiser.steps: {steps} -> 5; denoiser is at step 550" in record
+  assert "choose another --workdir" in record
+  other = changed_by(
+    "denoiser.steps=5", "seed=5", "autoencoder.steps=5", "denoiser.batch_size=5", "data.classes=5"
+  )
   record = refused(workdirs.claim_workdir, tmp_path, other)
   assert record.count(" -> ") == 3 and "(and 2 more)" in record
   assert workdirs.read_experiment(tmp_path) == DIGITS
+  assert not (tmp_path / "changes.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    "seed=5",
+    "data.classes=3",
+    "denoiser.batch_size=8",
+    "autoencoder.objective.network.widths=(8,8)",
+    "denoiser.ema.decay=0.5",
+  ],
+)
+def test_a_run_without_a_checkpoint_may_start_with_any_other_settings(tmp_path, capsys, change):
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  for stage in STAGES:  # what a killed run left before its first commit
+    (tmp_path / stage / "latest" / "100.orbax-checkpoint-tmp").mkdir(parents=True)
+  workdirs.claim_workdir(tmp_path, changed_by(change))
+  assert workdirs.read_experiment(tmp_path) == changed_by(change)
+  assert f"{change.split('=')[0]}" in capsys.readouterr().out
+  commit(tmp_path, "autoencoder", STEPS_OF["autoencoder"])
+  commit(tmp_path, "denoiser", 550)
+  assert "holds another experiment" in refused(workdirs.claim_workdir, tmp_path, DIGITS)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    "sampling.steps=7",
+    "sampling.sampler=Heun()",
+    "sampling.guidance.guidance_scale=3.0",
+    "evaluation.every_steps=100",
+    "evaluation.metric=kid",
+    "denoiser.log_every_steps=7",
+    "denoiser.save_every_steps=7",
+    "autoencoder.picture_every_steps=7",
+    "denoiser.snapshot_every_steps=7",
+    "denoiser.devices=2",
+    "denoiser.steps=2000",
+  ],
+)
+def test_what_changes_no_step_that_was_made_may_change_in_a_finished_run(tmp_path, capsys, change):
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  for stage, steps in STEPS_OF.items():
+    commit(tmp_path, stage, steps)
+  workdirs.claim_workdir(tmp_path, changed_by(change))
+  assert workdirs.read_experiment(tmp_path) == changed_by(change)
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) >= 1 and change.split("=")[0] in lines[0] and " -> " in lines[0]
+  assert f"denoiser at step {STEPS_OF['denoiser']}" in lines[0]
+  record = [json.loads(line) for line in (tmp_path / "changes.jsonl").read_text().splitlines()]
+  assert len(record) == len(lines) and record[0]["steps"] == STEPS_OF
+  workdirs.claim_workdir(tmp_path, changed_by(change))
+  assert not capsys.readouterr().out, "nothing changed since"
+
+
+@pytest.mark.parametrize(
+  ("reached", "change", "words"),
+  [  # steps of (autoencoder, denoiser); None is no checkpoint
+    ((250, None), "autoencoder.optimizer.schedule.peak=1e-4", None),
+    ((250, None), "autoencoder.optimizer.schedule=Constant(peak=1e-4)", None),
+    ((250, None), "autoencoder.optimizer.clip_norm=0.5", None),
+    ((250, None), "denoiser.objective.network.width=64", None),
+    ((250, None), "autoencoder.steps=251", None),
+    ((250, None), "autoencoder.steps=250", "autoencoder is at step 250, set autoencoder.steps to more"),
+    ((250, None), "autoencoder.objective.kl_weight=0.1", "autoencoder is at step 250"),
+    ((250, None), "autoencoder.batch_size=8", "autoencoder is at step 250"),
+    ((500, None), "autoencoder.steps=600", None),
+    ((500, None), "autoencoder.optimizer.schedule.peak=1e-4", "set autoencoder.steps to more"),
+    ((500, 550), "autoencoder.steps=600", "denoiser has trained on the result of autoencoder"),
+    ((500, 550), "denoiser.optimizer.schedule.peak=1e-4", None),
+    ((500, 550), "denoiser.ema.decay=0.5", "denoiser is at step 550"),
+    ((500, 550), "denoiser.optimizer.b2=0.5", "denoiser is at step 550"),
+    ((500, 550), "seed=7", "it holds checkpoints"),
+    ((500, 550), "data.name=others", "it holds checkpoints"),
+    ((500, 550), "data.data_dir=elsewhere", "it is not recorded what the data were"),
+  ],
+)
+def test_a_stage_may_change_until_its_steps_or_another_stage_depend_on_it(tmp_path, reached, change, words):
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  for stage, step in zip(STAGES, reached):
+    if step is not None:
+      commit(tmp_path, stage, step)
+  if words is None:
+    workdirs.claim_workdir(tmp_path, changed_by(change))
+    assert workdirs.read_experiment(tmp_path) == changed_by(change)
+  else:
+    assert words in refused(workdirs.claim_workdir, tmp_path, changed_by(change))
+
+
+def test_a_lower_rate_comes_with_more_steps_of_a_finished_stage(tmp_path):
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  for stage, steps in STEPS_OF.items():
+    commit(tmp_path, stage, steps)
+  rate = "denoiser.optimizer.schedule.peak=1e-4"
+  assert "set denoiser.steps to more" in refused(workdirs.claim_workdir, tmp_path, changed_by(rate))
+  workdirs.claim_workdir(tmp_path, changed_by(rate, "denoiser.steps=2000"))
+
+
+def test_a_best_denoiser_was_chosen_by_its_metric(tmp_path):
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  commit(tmp_path, "denoiser", 100, "best")
+  told = refused(workdirs.claim_workdir, tmp_path, changed_by("evaluation.metric=kid"))
+  assert f"remove {tmp_path / 'denoiser' / 'best'}" in told
+  workdirs.claim_workdir(tmp_path, changed_by("evaluation.every_steps=9"))
+  shutil.rmtree(tmp_path / "denoiser" / "best")
+  workdirs.claim_workdir(tmp_path, changed_by("evaluation.metric=kid"))
+
+
+DATA = {
+  "train": {"examples": 24, "digest": "a"},
+  "held_out": {"examples": 2, "digest": "b"},
+  "classes": ["x", "y"],
+}
+
+
+def test_other_data_are_refused_with_the_difference(tmp_path):
+  workdirs.claim_workdir(tmp_path, DIGITS, DATA)
+  assert workdirs.read_data_identity(tmp_path) == DATA
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "experiment.json"]
+  other = DATA | {"train": {"examples": 48, "digest": "c"}}
+  workdirs.check_data(tmp_path, other)  # nothing has been trained on the data
+  commit(tmp_path, "autoencoder", 250)
+  workdirs.claim_workdir(tmp_path, DIGITS, DATA)
+  told = refused(workdirs.check_data, tmp_path, other)
+  assert "data.train.examples: 24 -> 48" in told and "data.train.digest: 'a' -> 'c'" in told
+  assert told == refused(workdirs.claim_workdir, tmp_path, DIGITS, other)
+  assert workdirs.read_data_identity(tmp_path) == DATA
+
+
+def test_a_moved_data_dir_is_the_same_data(tmp_path):
+  workdirs.claim_workdir(tmp_path, DIGITS, DATA)
+  commit(tmp_path, "autoencoder", 250)
+  moved = changed_by("data.data_dir=/elsewhere")
+  workdirs.claim_workdir(tmp_path, moved, DATA)
+  codec = {"params": {"a": np.ones(3)}, "mean": np.zeros(3), "std": np.ones(3)}
+  for hashed in (latents.moments_hash, latents.conditions_hash):
+    both = {hashed(codec, build_model(each), each.data, DATA) for each in (DIGITS, moved)}
+    assert len(both) == 1
+    assert hashed(codec, build_model(DIGITS), DIGITS.data, DATA | {"classes": []}) not in both
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "\x00"])
+def test_damaged_words_on_the_data_are_one_line(tmp_path, text):
+  workdirs.claim_workdir(tmp_path, DIGITS)
+  (tmp_path / "data.json").write_text(text)
+  assert "cannot be read; remove it if" in refused(workdirs.check_data, tmp_path, DATA)
 
 
 def test_memory_may_be_traded_for_time_in_a_workdir_that_ran_out_of_it(tmp_path):
@@ -90,6 +259,7 @@ def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
   )
   workdirs.claim_workdir(tmp_path / "w", DIGITS)
   workdirs.check_shared_workdir(tmp_path / "w", DIGITS)
+  commit(tmp_path / "w", "denoiser", 1)
   other = override(DIGITS, "seed", "5")
   assert "holds another experiment: seed" in refused(workdirs.check_shared_workdir, tmp_path / "w", other)
 
