@@ -68,11 +68,14 @@ def detect_kind(source: Path, to: str) -> str:
     return "autoencoder"
   if source.is_dir():
     return "autoencoder" if pretrained.is_folder(source) else "params"
+  if pretrained.find_config(source) is not None:
+    return "autoencoder"
   header = safetensors.read_header(source)
   kind = "autoencoder" if vae.is_compvis(header.entries) else header.metadata.get("kind")
   if kind not in {known for known, _ in RULES}:
     raise UserError(
-      f"{str(source)!r} does not state its kind; give --kind, one of {', '.join(k for k, _ in RULES)}"
+      f"{str(source)!r} does not state its kind; give --kind, one of {', '.join(k for k, _ in RULES)}, "
+      f"or put its {pretrained.CONFIG} of diffusers beside it"
     )
   return kind
 
@@ -108,7 +111,7 @@ def import_params(path: Path, out: Path) -> str:
   experiment = loads(metadata["experiment"])
   model = build_model(experiment)
   like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
-  params = flat.unflatten(safetensors.read(path), like)
+  params = flat.unflatten(safetensors.tensors(path), like)
   check_free(out)
   workdirs.claim_workdir(out, experiment)
   items = {"codec": {"codec": params.pop("codec")}, "denoiser": {"ema": params}}
@@ -149,7 +152,7 @@ def check_free(out: Path) -> None:
 
 def import_lpips(source: Path, out: Path) -> str:
   """Converts the parameters of the lpips package."""
-  params = perceptual.unpack_lpips(packaged.rename(safetensors.read(source)))
+  params = perceptual.unpack_lpips(packaged.rename(safetensors.tensors(source)))
   arrays = flat.flatten(params)
   safetensors.write(out, arrays, {"format": "jldm", "kind": "lpips"})
   return f"{out}: {describe_arrays(arrays)}"
@@ -157,7 +160,7 @@ def import_lpips(source: Path, out: Path) -> str:
 
 def import_extractor(kind: str, source: Path, out: Path) -> str:
   """Converts the published weights of a feature extractor; OUT records the hash of the published file."""
-  theirs, metadata = safetensors.read(source), safetensors.read_header(source).metadata
+  metadata, theirs = safetensors.read_header(source).metadata, safetensors.tensors(source)
   if "source" in metadata and metadata.get("digest") != weights.arrays_digest(theirs):
     raise UserError(f"{str(source)!r} was changed after it was made from a published file; make it again")
   with source.open("rb") as file:

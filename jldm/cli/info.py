@@ -68,11 +68,14 @@ def describe_picture(path: Path) -> Iterator[str]:
 
 
 def describe_published(path: Path, statistics: bool) -> Iterator[str]:
-  """The lines of a folder of diffusers, or a file."""
+  """The lines of a folder of diffusers, one of its files, or another file."""
   path = pretrained.find_source(str(path))
-  file = pretrained.weights_file(path) if path.is_dir() else path
   if path.is_dir():
-    config = pretrained.read_config(path / pretrained.CONFIG)
+    found, file = path / pretrained.CONFIG, pretrained.weights_file(path)
+  else:
+    found, file = pretrained.find_config(path), path
+  if path.is_dir() or (found and pretrained.config_class(found) in pretrained.CLASSES):
+    config = pretrained.read_config(found)
     network = pretrained.CLASSES[config["_class_name"]].network(config)
     mean, std = pretrained.read_statistics(config, network.latent_channels)
     yield f"{path}: {config['_class_name']} of diffusers"

@@ -5,7 +5,7 @@ parameters.
 from collections.abc import Mapping
 from typing import Any
 
-from jldm.core.errors import UserError
+from jldm.core.errors import UserError, printable
 from jldm.interop.config import config_choice, config_flag, config_number, config_numbers, config_per_level
 from jldm.interop.rename import CONV, DENSE, NORM, POINTWISE, Axes
 from jldm.models.autoencoders.dc import ACTIVATIONS, Convolutions, DCAutoencoder, Level, LinearAttention
@@ -97,7 +97,8 @@ def odd(scales: Any, side: str) -> tuple[int, ...]:
   name, legal = f"{side}_qkv_multiscales", range(1, MOST_SIDE + 1, 2)
   if not isinstance(scales, (list, tuple)) or len(scales) > MOST_SCALES:
     raise UserError(
-      f"config.json has {name} with {str(scales)[:40]}; expected up to {MOST_SCALES} odd numbers a level"
+      f"config.json has {name} with {printable(str(scales)[:40])}; "
+      f"expected up to {MOST_SCALES} odd numbers a level"
     )
   return tuple(config_choice({name: scale}, name, None, legal) for scale in scales)
 

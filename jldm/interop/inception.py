@@ -31,9 +31,9 @@ def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     UserError: a name or a number of axes that is not theirs.
   """
   renamed = {}
-  for name, value in arrays.items():
+  for name in arrays:
     if match := LAYER.fullmatch(name):
-      part, axes = PARTS[match[2]]
+      value, (part, axes) = arrays[name], PARTS[match[2]]
       if value.ndim != len(axes):
         raise UserError(f"{name} is {list(value.shape)}; expected {len(axes)} axes")
       renamed[f"{match[1].replace('.', '/').lower()}/{part}"] = value.transpose(axes)

@@ -35,15 +35,16 @@ def rename(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       f"a backbone with convolutions at {places}; expected those of {' or '.join(CONVOLUTIONS)}"
     )
   renamed = {}
-  for name, value in arrays.items():
+  for name in arrays:
     if name in backbone:
-      place, part = backbone[name].groups()
+      value, (place, part) = arrays[name], backbone[name].groups()
       kernel = part == "weight"
       check_axes(name, value, 4 if kernel else 1)
       renamed[f"conv{places.index(int(place)) + 1}/{'kernel' if kernel else 'bias'}"] = (
         value.transpose(2, 3, 1, 0) if kernel else value
       )
     elif match := HEAD.fullmatch(name):
+      value = arrays[name]
       check_axes(name, value, 4)
       renamed[f"head{int(match[1]) + 1}/weight"] = value.reshape(-1)
     elif not LEFT_OUT.fullmatch(name):

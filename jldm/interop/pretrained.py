@@ -6,21 +6,17 @@ are.
   latents = autoencoder.scaled(params, autoencoder.encode(params, images).sample(keys))
   images = autoencoder.decode(params, autoencoder.raw(params, latents))
 
-`params` is a tree as in `models.codecs.codec`: {"params", "extra", "mean" [C], "std" [C]}.  A
-config.json says how raw latents become those of a denoiser,
-
-  (1)  (raw - shift_factor) scaling_factor   or   (raw - latents_mean) / latents_std scaling_factor
-
-and ours are (raw - mean) / std: they come from there and are never measured.
+`params` is a tree as in `models.codecs.codec`: {"params", "extra", "mean" [C], "std" [C]}.  Mean and
+std come from the config.json (`latent_scale`) and are never measured.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 from pathlib import Path
 import re
 import textwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +24,7 @@ import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.interop import dc, flat, msgpack, rename, safetensors, tiny, vae
+from jldm.interop.latent_scale import read_statistics, write_statistics
 from jldm.models.autoencoders.dc import DCAutoencoder
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
@@ -36,12 +33,25 @@ from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec, variables
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+CONFIG, MODEL = "config.json", "diffusion_pytorch_model"
+WEIGHTS, INDEX = f"{MODEL}.safetensors", f"{MODEL}{safetensors.INDEX}"
 FLAX = "diffusion_flax_model.msgpack"
+VARIANTS = ("fp16", "bf16")  # of files of half the size; one in full precision comes before them
+FULL_FILES = (WEIGHTS, INDEX, FLAX)  # in the order in which one of them is taken
+HALF_FILES = tuple(
+  name
+  for variant in VARIANTS
+  for name in (
+    f"{MODEL}.{variant}.safetensors",
+    f"{MODEL}.safetensors.index.{variant}.json",
+    f"{MODEL}.{variant}{safetensors.INDEX}",
+  )
+)
+FULL_PARTS = (f"{MODEL}-*.safetensors",)
+HALF_PARTS = tuple(f"{MODEL}.{variant}-*.safetensors" for variant in VARIANTS)
 PART = "vae"  # of a pipeline's folder
 HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)  # owner/name
 SECONDS = 10  # to wait for the hub
-INDEX = WEIGHTS.replace(".safetensors", safetensors.INDEX)
 CLASSES = {  # of diffusers: each module has network(config), config(network), table(network)
   "AutoencoderKL": vae,
   "VQModel": vae,
@@ -57,8 +67,9 @@ MODULES = {
 OTHERS = (
   r"(loss|model_ema|model|cond_stage_model|conditioner|denoiser)\..*|scale_factor|.*\.num_batches_tracked"
 )
+COMPVIS = "give an autoencoder of CompVis's latent-diffusion"  # if tensors do not fit
+FLAX_TREE = "give the parameters of a FlaxAutoencoderKL with its network"
 MOST_CONFIG = 2**20  # bytes
-MOST = 1e30  # of numbers in a config.json
 
 Array = jax.Array
 
@@ -83,7 +94,7 @@ class Autoencoder:
     return self.network.apply(variables(params), latents, method="decode")
 
   def scaled(self, params: dict, latents: Array) -> Array:
-    """Raw latents as a denoiser knows them: equation (1)."""
+    """Raw latents as a denoiser knows them: equation (1) of `latent_scale`."""
     return codecs.standardised(params, latents)
 
   def raw(self, params: dict, latents: Array) -> Array:
@@ -115,40 +126,66 @@ def read_pretrained(
   path = find_source(source)
   given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
   given = {name: value for name, value in given.items() if value is not None}
-  network, tensors, table, config = (from_folder if path.is_dir() else from_file)(path, given)
+  published = (from_folder if path.is_dir() else from_file)(path)
+  network, config = published.network, published.config | given
+  if "scaling_factor" not in config:
+    raise UserError(
+      f"{str(path)!r} does not say how its latents are scaled; give --scaling-factor: 0.18215 for Stable "
+      "Diffusion 1 and 2, 0.13025 for SDXL, 1 for none"
+    )
   mean, std = read_statistics(config, network.latent_channels)
-  parts = fill_network(network, tensors, table, repr(str(path)), allow_nan)
+  parts = fill_network(published, repr(str(path)), allow_nan)
   return network, parts | {"mean": jnp.array(mean), "std": jnp.array(std)}
 
 
-def from_folder(path: Path, given: dict) -> tuple[Any, Mapping, tuple, dict]:
-  """Reads a folder -> (network, its tensors by name, the table of these names, the config with what is
-  given).
-  """
-  config, file = read_config(path / CONFIG), weights_file(path)
+class Published(NamedTuple):
+  """What a source holds.   config: how its latents are scaled, if that is stated."""
+
+  network: Any
+  tensors: Mapping[str, Any]
+  table: tuple  # of their names
+  config: dict[str, Any]
+  remedy: str  # if the tensors do not fit the network
+
+
+def from_folder(path: Path) -> Published:
+  return from_config(read_config(path / CONFIG), weights_file(path))
+
+
+def from_config(config: dict[str, Any], file: Path) -> Published:
+  """Reads a file of a network that a config describes."""
   tensors = flax_named(msgpack.tensors(file)) if file.suffix == ".msgpack" else safetensors.tensors(file)
   module = CLASSES[config["_class_name"]]
   network = module.network(config)
   table = vae.table(network, vae.family(tensors)) if module is vae else module.table(network)
-  return network, tensors, table, {"scaling_factor": module.SCALING} | config | given
+  return Published(network, tensors, table, config, rename.OWN_CONFIG)
 
 
-def from_file(path: Path, given: dict) -> tuple[Any, Mapping, tuple, dict]:
-  """Reads a file of CompVis; as `from_folder`."""
+def from_file(path: Path) -> Published:
+  """Reads a file of CompVis, or one of diffusers with its config.json beside it."""
+  config = find_config(path)
+  if config is not None:
+    return from_config(read_config(config), path)
   tensors = safetensors.tensors(path)
+  if not vae.is_compvis(tensors):
+    raise UserError(
+      f"{str(path)!r} has no {CONFIG} of diffusers beside it, and is no autoencoder of CompVis; put its "
+      f"{CONFIG} there"
+    )
   prefix = vae.FIRST_STAGE if any(name.startswith(vae.FIRST_STAGE) for name in tensors) else ""
   arrays = Renamed(tensors, {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)})
   network = vae.compvis_network({name: tensors.entry(prefix + name).shape for name in arrays})
-  return network, arrays, vae.table(network, "CompVis"), add_scaling(given, tensors, repr(str(path)))
+  return Published(network, arrays, vae.table(network, "CompVis"), stated_scaling(tensors), COMPVIS)
 
 
-def fill_network(network: Any, arrays: Mapping[str, Any], table: tuple, where: str, allow_nan: bool) -> dict:
+def fill_network(published: Published, where: str, allow_nan: bool) -> dict:
   """The parameters and the other collections of a network."""
+  network, arrays, table, _, remedy = published
   shapes = codecs.init_shapes(ImageCodec(network))
   like = dict(shapes["params"])
   if "codebook" in shapes["extra"]:
     like["codebook"] = {"vectors": shapes["extra"]["codebook"]["sums"]}
-  params = dict(rename.import_tensors(table, like, arrays, OTHERS, allow_nan, where))
+  params = dict(rename.import_tensors(table, like, arrays, OTHERS, allow_nan, where, remedy))
   book = params.pop("codebook", None)
   return {
     "params": params,
@@ -156,17 +193,12 @@ def fill_network(network: Any, arrays: Mapping[str, Any], table: tuple, where: s
   }
 
 
-def add_scaling(config: dict, tensors: Mapping[str, Any], where: str) -> dict:
-  """The config of a file that has none: what the caller gives, or the file's own scale."""
-  if "scaling_factor" in config:
-    return config
-  if "scale_factor" in tensors and tensors["scale_factor"].size == 1:
-    return config | {"scaling_factor": float(tensors["scale_factor"].reshape(()))}
-  raise UserError(
-    f"{where} does not say how its latents are scaled; give --scaling-factor: 0.18215 for Stable "
-    f"Diffusion 1 and 2, "
-    "0.13025 for SDXL, 1 for none"
-  )
+def stated_scaling(tensors: safetensors.Tensors) -> dict[str, Any]:
+  """The scale that a file without a config states of itself, as a config has it; {} if there is none."""
+  name = "scale_factor"
+  if name not in tensors or tensors.entry(name).dtype not in safetensors.DTYPES or tensors[name].size != 1:
+    return {}
+  return {"scaling_factor": float(tensors[name].reshape(()))}
 
 
 def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) -> dict:
@@ -177,7 +209,8 @@ def from_flax(network: Any, params: Mapping[str, Any], allow_nan: bool = False) 
     UserError: naming arrays that are missing, in surplus, misshapen, or not finite.
   """
   arrays = flax_named(flat.flatten(params))
-  return fill_network(network, arrays, vae.table(network, "old flax"), "the tree", allow_nan)["params"]
+  published = Published(network, arrays, vae.table(network, "old flax"), {}, FLAX_TREE)
+  return fill_network(published, "the tree", allow_nan)["params"]
 
 
 def flax_named(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -271,13 +304,16 @@ def download_folder(name: str) -> Path:
       f"{name!r} does not exist here, and huggingface_hub, which would download it, is not installed; "
       "run pip install huggingface_hub"
     ) from error
-  files = [
-    folder + file
-    for folder in ("", f"{PART}/")
-    for file in (CONFIG, WEIGHTS, INDEX, WEIGHTS.replace(".", "-*."), FLAX)
-  ]
+
+  def download(*files: str) -> Path:
+    patterns = [folder + file for folder in ("", f"{PART}/") for file in files]
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, etag_timeout=SECONDS))
+
   try:
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=files, etag_timeout=SECONDS))
+    path = download(CONFIG, *FULL_FILES, *FULL_PARTS)
+    if all(find_weights(folder) is None for folder in (path, path / PART)):
+      path = download(*HALF_FILES, *HALF_PARTS)
+    return path
   # Its own errors and those of its HTTP client, which for a proxy or a dropped connection are no OSError.
   except Exception as error:
     reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
@@ -287,72 +323,72 @@ def download_folder(name: str) -> Path:
     ) from error
 
 
+def find_weights(folder: Path) -> Path | None:
+  """The file with the tensors of a folder, or the index of its parts: full precision first."""
+  files = (folder / name for name in (*FULL_FILES, *HALF_FILES))
+  return next((file for file in files if file.exists()), None)
+
+
 def weights_file(folder: Path) -> Path:
-  """The file with the tensors of a folder, or the index of its parts."""
-  for name in (WEIGHTS, INDEX, FLAX):
-    if (folder / name).exists():
-      return folder / name
-  pickles = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-  if pickles:
+  """As `find_weights`; UserError if there is none."""
+  file = find_weights(folder)
+  if file is not None:
+    return file
+  there = sorted(path for path in folder.iterdir() if path.is_file())
+  if others := [path.name for path in there if path.suffix == ".safetensors"]:
+    raise UserError(
+      f"{str(folder)!r} has {others[0][:80]!r}, none of {WEIGHTS}, its fp16 and bf16 variants, or their "
+      "indexes; give the path of that file if it is the autoencoder's"
+    )
+  if pickles := [path for path in there if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]:
     raise UserError(safetensors.pickle_told(pickles[0]))
-  raise UserError(f"{str(folder)!r} has none of {WEIGHTS}, {INDEX}, {FLAX}; get it there")
+  raise UserError(
+    f"{str(folder)!r} has none of {WEIGHTS}, its fp16 and bf16 variants, their indexes, {FLAX}; put one there"
+  )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-  """A config.json of one of CLASSES."""
+def find_config(file: Path) -> Path | None:
+  """The config.json of diffusers beside a file of weights, which describes it.
+
+  A file of CompVis describes itself, unless it has a name that diffusers gives.
+  """
+  config = file.parent / CONFIG
+  if not config.is_file() or not config_class(config):
+    return None
+  named = file.name in (*FULL_FILES, *HALF_FILES) or file.suffix == ".msgpack"
+  return config if named or not vae.is_compvis(safetensors.tensors(file)) else None
+
+
+def config_class(path: Path) -> str:
+  """The class that a config.json of diffusers is of; "" if it is another JSON, or none."""
+  try:
+    config = parse_config(path)
+  except UserError:
+    return ""
+  name = config.get("_class_name") if isinstance(config, dict) else None
+  return name if isinstance(name, str) else ""
+
+
+def parse_config(path: Path) -> Any:
+  """The JSON of a config.json."""
   try:
     with path.open("rb") as file:
-      config = json.loads(file.read(MOST_CONFIG))
+      text = file.read(MOST_CONFIG + 1)
+    if len(text) > MOST_CONFIG:
+      raise UserError(f"{str(path)!r} has more than {MOST_CONFIG} bytes; expected an autoencoder's {CONFIG}")
+    return json.loads(text)
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
   except (ValueError, RecursionError) as error:
-    raise UserError(f"{str(path)!r} is no JSON, or longer than {MOST_CONFIG} bytes; get it anew") from error
+    reason = safetensors.shown(str(error))
+    raise UserError(f"{str(path)!r} is no JSON ({reason}); expected an autoencoder's {CONFIG}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+  """A config.json of one of CLASSES: its fields that are not null, and how its latents are scaled."""
+  config = parse_config(path)
   name = config.get("_class_name") if isinstance(config, dict) else None
   if not isinstance(name, str) or name not in CLASSES:
     raise UserError(f"{str(path)!r} is of {str(name)[:40]!r}; expected one of {', '.join(CLASSES)}")
-  return config
-
-
-def read_statistics(config: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """Equation (1): mean and std [C] of raw latents.
-
-  Raises:
-    UserError: numbers that are none, not finite, or a scale that is not positive.
-  """
-
-  def vector(name: str, default: float) -> np.ndarray:
-    value = default if config.get(name) is None else config[name]
-    values = value if isinstance(value, (list, tuple)) else [value] * channels
-    if len(values) != channels or not all(type(one) in (int, float) and abs(one) < MOST for one in values):
-      raise UserError(
-        f"config.json has {name}={str(value)[:80]}; expected a finite number, or {channels} of them"
-      )
-    return np.array(values, np.float64)
-
-  scaling, std = vector("scaling_factor", 1.0), vector("latents_std", 1.0)
-  if min(*scaling, *std) < 1 / MOST or max(std / scaling) > MOST:
-    raise UserError(
-      f"config.json has scaling_factor={scaling[0]} and latents_std={std.tolist()}; expected positive numbers"
-    )
-  mean = vector("shift_factor" if config.get("latents_mean") is None else "latents_mean", 0.0)
-  return np.float32(mean), np.float32(std / scaling)
-
-
-def write_statistics(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
-  """Equation (1) the other way: one number where all channels share it."""
-  shared = all(len(set(np.asarray(values).tolist())) == 1 for values in (mean, std))
-  if not shared:
-    return {
-      "scaling_factor": 1.0,
-      "latents_mean": np.asarray(mean).tolist(),
-      "latents_std": np.asarray(std).tolist(),
-    }
-  shift = {"shift_factor": shortest(mean[0], np.float32)} if mean[0] else {}
-  return {"scaling_factor": shortest(1 / np.float64(std[0]), lambda scaling: np.float32(1 / scaling))} | shift
-
-
-def shortest(value: Any, kept: Callable[[float], Any]) -> float:
-  """The shortest decimal that `kept` maps to the same number: 0.18215, not 0.18215000629425049."""
-  return next(
-    short for digits in range(1, 18) if kept(short := float(f"{value:.{digits}g}")) == kept(float(value))
-  )
+  stated = {name: value for name, value in config.items() if value is not None}
+  return {"scaling_factor": CLASSES[name].SCALING} | stated

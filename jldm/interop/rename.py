@@ -25,6 +25,7 @@ from jldm.core.errors import UserError
 from jldm.core.trees import named_leaves
 
 MOST_NAMES = 3  # in a message
+OWN_CONFIG = "give the config.json that belongs to it"
 
 
 class Axes(NamedTuple):
@@ -109,21 +110,24 @@ def import_tensors(
   leave_out: str = "",
   allow_nan: bool = False,
   where: str = "the file",
+  remedy: str = OWN_CONFIG,
 ) -> Any:
   """Converts their tensors to our tree, in the structure and shapes of `like`, float32, one tensor at a time.
 
   leave_out: a regular expression for the names of other things in the file.   where: what errors call the
-  source.
+  source.   remedy: what to do if it does not fit.
 
   Raises:
     UserError: tensors are missing, unknown, of a wrong shape, no floats, or (unless `allow_nan`) not finite;
       it names them.
   """
   wanted = published_shapes(table, like)
-  check_tensor_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where)
+  check_tensor_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where, remedy)
   made = []
   for ours, leaf in leaves(table, like).values():
-    parts = [checked_tensor(name, tensors[name], wanted[name], allow_nan, where) for name in leaf.theirs]
+    parts = [
+      checked_tensor(name, tensors[name], wanted[name], allow_nan, where, remedy) for name in leaf.theirs
+    ]
     whole = (
       np.concatenate([leaf.axes.imported(part) for part in parts], -1)
       if len(parts) > 1
@@ -133,24 +137,30 @@ def import_tensors(
   return jax.tree.unflatten(jax.tree.structure(like), made)
 
 
-def check_tensor_names(wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str) -> None:
+def check_tensor_names(
+  wanted: Mapping[str, tuple[int, ...]], there: list[str], where: str, remedy: str = OWN_CONFIG
+) -> None:
   """Raises a UserError unless the two have the same names."""
   shown = lambda names: (
     ", ".join(name[:80] for name in names[:MOST_NAMES]) + (" …" if len(names) > MOST_NAMES else "")
   )
+  surplus = sorted(set(there) - set(wanted))
   if missing := sorted(set(wanted) - set(there)):
+    others = f", and has {len(surplus)} of another: {shown(surplus)}" if surplus else ""
     raise UserError(
-      f"{where} lacks {len(missing)} of {len(wanted)} tensors: {shown(missing)}; "
-      "get it anew, or give the config.json that belongs to it"
+      f"{where} lacks {len(missing)} of {len(wanted)} tensors: {shown(missing)}{others}; "
+      f"{remedy}, or a whole file"
     )
-  if surplus := sorted(set(there) - set(wanted)):
+  if surplus:
     raise UserError(
       f"{where} has {len(surplus)} tensors beyond the {len(wanted)} of this network: {shown(surplus)}; "
-      "give the config.json that belongs to it, or a file without them"
+      f"{remedy}, or a file without them"
     )
 
 
-def checked_tensor(name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str) -> np.ndarray:
+def checked_tensor(
+  name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str, remedy: str = OWN_CONFIG
+) -> np.ndarray:
   """One tensor in float32; UserError unless it is of floats, finite, and of that shape (a dense kernel
   may end in 1, 1).
   """
@@ -160,14 +170,12 @@ def checked_tensor(name: str, value: Any, shape: tuple[int, ...], allow_nan: boo
       f"file anew"
     )
   if value.shape not in (shape, (*shape, 1, 1)):
-    raise UserError(
-      f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; give the config.json that "
-      f"belongs to it"
-    )
+    raise UserError(f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; {remedy}")
   value = np.asarray(value, np.float32).reshape(shape)
   if not allow_nan and (bad := value.size - np.count_nonzero(np.isfinite(value))):
     raise UserError(
-      f"{name} of {where} has {bad} values that are not finite; get it anew, or allow them: --allow-nan"
+      f"{name} of {where} has {bad} values that are not finite; give another file, or accept them: "
+      "--allow-nan, in Python allow_nan=True"
     )
   return value
 

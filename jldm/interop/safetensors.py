@@ -13,7 +13,8 @@ things are done here: views of dtypes that numpy has from `ml_dtypes` alone (the
 refuses float8), models in parts, and one line per error.
 https://github.com/huggingface/safetensors
 
-A model in parts has an index, a JSON file {"weight_map": {name: file in the same folder}}.
+A model in parts has an index, a JSON file {"weight_map": {name: file in the same folder}}, named
+….safetensors.index.json, or ….safetensors.index.fp16.json if it is of a variant.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ import math
 import mmap
 import os
 from pathlib import Path
+import re
 import stat
 import struct
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -59,7 +61,20 @@ MOST_ARRAYS, MOST_AXES = 100_000, 16  # a model with 2,000 arrays has a header o
 MOST_BYTES = 2**62  # of an array, its empty axes left out: what numpy can index
 METADATA = "__metadata__"
 INDEX = ".safetensors.index.json"
-MOST_INDEX = 8 * 2**20  # bytes
+INDEX_NAME = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")  # a variant's has its name in it
+MOST_INDEX = 32 * 2**20  # bytes
+COMPARE = (
+  "compare its size with the source's: if they differ, download it again; if not, have it written anew"
+)
+REMEDIES = {  # what to do about a file, by what the package says of it
+  r"unknown variant": "if that is a dtype, a later package may know it: pip install --upgrade safetensors",
+  r"header too large": "a header may have 100 MB: write the arrays in parts, with an index",
+}
+TEXTS = {  # files of text that are taken for safetensors, by how they begin
+  b"version https://git-lfs": "it is a pointer of git-lfs to the file: run git lfs pull in its folder",
+  b"<": "it is a web page: download the file itself and not the page that shows it",
+  b"{": "it is a JSON text: give the file of arrays that belongs to it",
+}
 PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # how PyTorch's files begin
 
 
@@ -81,7 +96,11 @@ class Header(NamedTuple):
 
 
 class Fault(Exception):
-  """What is wrong with a file."""
+  """What is wrong with a file, and what to do about it."""
+
+  def __init__(self, what: str, remedy: str = COMPARE):
+    super().__init__(what)
+    self.remedy = remedy
 
 
 class Tensors(Mapping):
@@ -110,13 +129,13 @@ class Tensors(Mapping):
 
 
 def tensors(path: str | os.PathLike) -> Tensors:
-  """The arrays of a file, or of all parts that an index (*.safetensors.index.json) names.
+  """The arrays of a file, or of all parts that an index names.
 
   Raises:
     UserError: as `read`; an index that is none, a part that is missing or does not hold what the index says.
   """
   path = Path(path)
-  return Tensors(index_headers(path) if path.name.endswith(INDEX) else {path: read_header(path)})
+  return Tensors(index_headers(path) if INDEX_NAME.fullmatch(path.name) else {path: read_header(path)})
 
 
 def index_headers(path: Path) -> dict[Path, Header]:
@@ -129,17 +148,18 @@ def index_headers(path: Path) -> dict[Path, Header]:
     headers[path.parent / part] = read_header(path.parent / part)
     told = {name for name, where in parts.items() if where == part}
     if odd := sorted(told ^ set(headers[path.parent / part].entries)):
-      raise UserError(f"{str(path)!r} and its part {part!r} disagree on {odd[0][:80]!r}; download both again")
+      raise UserError(
+        f"{str(path)!r} and its part {part!r} disagree on {odd[0][:80]!r}; take both from one source"
+      )
   return headers
 
 
 def index(file: Any) -> dict[str, str]:
   """{name: part} of an index opened for reading; raises a Fault."""
-  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-    raise Fault("it is not a regular file")
+  check_regular(file)
   text = file.read(MOST_INDEX + 1)
   if len(text) > MOST_INDEX:
-    raise Fault(f"it is an index of more than {MOST_INDEX} bytes")
+    raise Fault(f"it is an index of more than {MOST_INDEX} bytes", "see whether it is an index at all")
   parts = parsed(text.strip()).get("weight_map")
   plain = lambda part: (
     isinstance(part, str) and Path(part).name == part and part.endswith(".safetensors") and part.isprintable()
@@ -172,30 +192,45 @@ def opened(path: str | os.PathLike, use: Callable[[BinaryIO], T]) -> T:
       try:
         return use(file)
       except Fault as fault:
-        size = os.fstat(file.fileno()).st_size
-        broken = (
-          f"{str(path)!r}, of {size} bytes, is no sound safetensors file: {fault}; "
-          "compare its size with the source's, and download it again if it differs"
-        )
-        raise UserError(pickle_told(Path(path)) if is_pickle(file) else broken) from fault
+        raise UserError(fault_told(Path(path), file, fault)) from fault
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a .safetensors file") from error
 
 
-def is_pickle(file: Any) -> bool:
-  """Whether a file that is not safetensors begins as PyTorch's files do."""
+def check_regular(file: BinaryIO) -> None:
   if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-    return False
-  file.seek(0)
-  return file.read(8).startswith(PICKLES)
+    raise Fault("it is not a regular file", "give a file")
+
+
+def fault_told(path: Path, file: BinaryIO, fault: Fault) -> str:
+  """What is wrong with a file, and what to do about it: by how the file begins, if it is of another kind."""
+  details, remedy = os.fstat(file.fileno()), fault.remedy
+  if stat.S_ISREG(details.st_mode):
+    file.seek(0)
+    beginning = file.read(64)
+    if beginning.startswith(PICKLES):
+      return pickle_told(path)
+    if not INDEX_NAME.fullmatch(path.name):
+      remedy = remedy_of(beginning, details.st_size, remedy)
+  return f"{str(path)!r}, of {details.st_size} bytes, is no sound safetensors file: {fault}; {remedy}"
+
+
+def remedy_of(beginning: bytes, size: int, otherwise: str) -> str:
+  """What to do about a file of another kind, or one without its end, by how it begins."""
+  is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in beginning)
+  kinds = [told for text, told in TEXTS.items() if is_text and beginning.lstrip().startswith(text)]
+  if kinds:
+    return kinds[0]
+  is_cut = int.from_bytes(beginning[:8], "little") > size - 8
+  return COMPARE if is_cut else otherwise
 
 
 def pickle_told(path: Path) -> str:
   """What to do with a pickle, by one line for a shell that has torch."""
   line = (
     f"import torch, safetensors.torch as s; d = torch.load('{path.name}', weights_only=True); "
-    f"s.save_file({{k: v.contiguous() for k, v in d.get('state_dict', d).items() if hasattr(v, 'shape')}}, "
-    f"'{path.stem}.safetensors')"
+    "s.save_file({k: v.clone().contiguous() for k, v in d.get('state_dict', d).items() "
+    f"if hasattr(v, 'shape')}}, '{path.stem}.safetensors')"
   )
   told = f"{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is"
   return f'{told}: python -c "{line}"'
@@ -203,15 +238,16 @@ def pickle_told(path: Path) -> str:
 
 def header(file: BinaryIO) -> Header:
   """The header of a file opened for reading, checked by the package; raises a Fault."""
-  if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-    raise Fault("it is not a regular file")
+  check_regular(file)
   try:
     with safe_open(file.name, framework="np") as checked:
       count, metadata = len(checked.offset_keys()), checked.metadata() or {}
   except Exception as error:  # whatever the package raises, of whatever a file may hold
-    raise Fault(shown(str(error).removeprefix("Error while deserializing header: "))) from error
+    what = shown(str(error).removeprefix("Error while deserializing header: "))
+    remedies = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, what))
+    raise Fault(what, next(remedies, COMPARE)) from error
   if count > MOST_ARRAYS:
-    raise Fault(f"it has {count} arrays, more than {MOST_ARRAYS}")
+    raise Fault(f"it has {count} arrays, more than {MOST_ARRAYS}", "write them in parts, with an index")
   found, start = described(file)
   found.pop(METADATA, None)
   return Header({name: entry(name, value) for name, value in found.items()}, metadata, start)
@@ -254,7 +290,9 @@ def entry(name: str, value: dict[str, Any]) -> Entry:
     raise Fault(f"{name[:80]!r} has other members than dtype, shape and data_offsets")
   dtype, shape = value["dtype"], value["shape"]
   if len(shape) > MOST_AXES:
-    raise Fault(f"{name[:80]!r} has shape {str(shape)[:40]}, more than {MOST_AXES} axes")
+    raise Fault(
+      f"{name[:80]!r} has shape {str(shape)[:40]}, more than {MOST_AXES} axes", "write the file without it"
+    )
   widest = DTYPES[dtype].itemsize if dtype in DTYPES else 8
   if math.prod(side or 1 for side in shape) * widest > MOST_BYTES:
     raise Fault(f"{name[:80]!r} has shape {shape}, more than can be indexed")
@@ -275,7 +313,8 @@ def dtype_of(file: BinaryIO, name: str, one: Entry) -> np.dtype:
   if one.dtype not in DTYPES:
     legal = " ".join(DTYPES)
     raise UserError(
-      f"{name[:80]!r} of {file.name!r} has dtype {one.dtype}, none of {legal}; convert it to one"
+      f"{name[:80]!r} of {file.name!r} has dtype {one.dtype}, none of {legal}; give a file that has it "
+      "in one of these"
     )
   return DTYPES[one.dtype]
 
@@ -286,7 +325,7 @@ def view(file: Any, name: str, start: int, one: Entry) -> np.ndarray:
   if one.begin == one.end:
     return np.empty(one.shape, dtype)
   if os.fstat(file.fileno()).st_size < start + one.end:
-    raise Fault("it was cut short since it was opened")
+    raise Fault("it was cut short since it was opened", "run this again once the file is whole")
   before = (start + one.begin) % mmap.ALLOCATIONGRANULARITY
   buffer = mmap.mmap(
     file.fileno(), before + one.end - one.begin, access=mmap.ACCESS_READ, offset=start + one.begin - before

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 import re
 from typing import Any, NamedTuple
 
-from jldm.core.errors import UserError
+from jldm.core.errors import UserError, printable
 from jldm.interop import rename
-from jldm.interop.config import MOST_LEVELS, config_flag, config_number, config_numbers
+from jldm.interop.config import MOST_LEVELS, config_flag, config_number, config_numbers, config_value
 from jldm.interop.rename import CONV, DENSE, NORM, POINTWISE, Axes
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import Codebook
@@ -153,7 +153,7 @@ def network(config: Mapping[str, Any]) -> Any:
   quantised = config.get("_class_name") == "VQModel"
   widths = config_numbers(config, "block_out_channels", (64,))
   for name, only in {"act_fn": "silu", "norm_type": "group", "lookup_from_codebook": False}.items():
-    if config.get(name, only) != only:
+    if config_value(config, name, only) != only:
       raise UserError(f"config.json has {name}={config[name]!r}; expected {only!r}")
   channels = config_number(config, "in_channels", 3)
   if config_number(config, "out_channels", 3) != channels:
@@ -187,14 +187,15 @@ def attention_levels(config: Mapping[str, Any], levels: int) -> tuple[int, ...]:
     ("down", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
     ("up", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
   ):
-    types = config.get(f"{side}_block_types", (plain,))
+    types = config_value(config, f"{side}_block_types", (plain,))
     if (
       not isinstance(types, (list, tuple))
       or len(types) != levels
       or any(kind not in (plain, attending) for kind in types)
     ):
       raise UserError(
-        f"config.json has {side}_block_types={str(types)[:80]}; expected {levels} of {plain} or {attending}"
+        f"config.json has {side}_block_types={printable(str(types)[:80])}; "
+        f"expected {levels} of {plain} or {attending}"
       )
     from_finest = types if side == "down" else types[::-1]
     attends[side] = tuple(level for level, kind in enumerate(from_finest) if kind == attending)

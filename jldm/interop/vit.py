@@ -71,16 +71,19 @@ def rename(kind: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     UserError: a name or a number of axes that is not theirs, or blocks of which some lack what others have.
   """
   renamed, blocks = {}, {}
-  for name, value in arrays.items():
+  for name in arrays:
     if LEFT_OUT[kind].fullmatch(name):
       continue
     block = BLOCK[kind].fullmatch(name)
-    ours, value = rename_one(kind, block[2] if block else name, name, value)
+    ours, value = rename_one(kind, block[2] if block else name, name, arrays)
     (blocks.setdefault(ours, {}) if block else renamed)[int(block[1]) if block else ours] = value
   depth = max(map(len, blocks.values()), default=0)
   for ours, each in blocks.items():
     if missing := set(range(depth)) - each.keys():
-      raise UserError(f"block {min(missing)} of {depth} has no {ours}, and others have; get the file anew")
+      raise UserError(
+        f"block {min(missing)} of {depth} has no {ours}, and others have; "
+        "give a file that has all blocks whole"
+      )
   stacked = {ours: np.stack([each[i] for i in range(depth)]) for ours, each in blocks.items()}
   for part in ("kernel", "bias"):
     joined = [stacked.pop(f"attention/{x}/{part}", None) for x in "qkv"]
@@ -89,13 +92,15 @@ def rename(kind: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
   return renamed | {f"blocks/{ours}": value for ours, value in stacked.items()}
 
 
-def rename_one(kind: str, short: str, name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+def rename_one(kind: str, short: str, name: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray]:
   """Our name, without that of the block, and the array in our layout."""
   if ours := ARRAYS[kind].get(short):
+    value = arrays[name]
     return ours, value.reshape(-1, value.shape[-1]) if ours == "places" else value.reshape(-1)
   layer, _, part = short.rpartition(".")
   if layer not in LAYERS[kind] or part not in ("weight", "bias"):
     raise UserError(f"{name[:80]!r} is not in {kind} of transformers; expected {next(iter(ARRAYS[kind]))}, …")
+  value = arrays[name]
   if value.ndim not in AXES:
     raise UserError(f"{name} is {list(value.shape)}; expected {' or '.join(map(str, AXES))} axes")
   ours = "bias" if part == "bias" else "scale" if value.ndim == 1 else "kernel"

@@ -91,7 +91,7 @@ def unpack_lpips(arrays: Mapping[str, Any]) -> dict:
       f"{len(arrays)} arrays are the LPIPS weights of none of {', '.join(NETWORKS)}; of {nearest}, "
       f"{different[0][:80]!r} is "
       f"{'missing' if different[0] in lpips_shapes(nearest) else 'not a part'}; make them by jldm "
-      f"convert --kind lpips"
+      "convert --kind lpips of all parameters of the lpips package"
     )
   params: dict = {}
   for name, shape in lpips_shapes(network).items():

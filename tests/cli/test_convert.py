@@ -22,6 +22,7 @@ from jldm.metrics.extractors import dino, vit, weights
 from jldm.metrics.extractors.extractor import EXTRACTORS, find_extractor, load_extractor
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
+from tests.interop.later import add_later
 from tests.parity.drawn import SD
 
 
@@ -228,6 +229,95 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, actual[1], expected[1])
 
 
+@pytest.mark.parametrize("part", ["", "vae"])
+@pytest.mark.parametrize("variants", [("fp16",), ("", "fp16")])
+def test_a_half_precision_variant_of_the_hub(variants, part, hub, tmp_path):
+  """It is fetched if it is alone; else the full one is, and no other."""
+  remote, fetched = tmp_path / "remote", []
+  (remote / part).mkdir(parents=True)
+  shutil.copy(SD / "config.json", remote / part)
+  full = safetensors.read(SD / pretrained.WEIGHTS)
+  for variant in variants:
+    name = f"diffusion_pytorch_model.{variant}.safetensors".replace("..", ".")
+    dtype = np.float16 if variant else np.float32
+    safetensors.write(remote / part / name, {key: value.astype(dtype) for key, value in full.items()})
+
+  def download(repo, *, allow_patterns, etag_timeout):
+    for path in (path for path in remote.rglob("*") if path.is_file()):
+      name = path.relative_to(remote).as_posix()
+      if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+        fetched.append(path.name)
+        (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "cache" / name)
+    return str(tmp_path / "cache")
+
+  hub(download)
+  assert main(["convert", NAME, "w", "--to", "jldm"]) == 0
+  taken = pretrained.WEIGHTS if "" in variants else "diffusion_pytorch_model.fp16.safetensors"
+  assert sorted(fetched) == ["config.json", taken]
+  actual, expected = load_codec(tmp_path / "w"), pretrained.read_pretrained(remote / part / taken)
+  assert actual[0] == expected[0]
+  jax.tree.map(np.testing.assert_array_equal, actual[1], expected[1])
+
+
+@pytest.mark.parametrize("name", [pretrained.WEIGHTS, pretrained.INDEX])
+def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
+  folder = tmp_path / "vae"
+  shutil.copytree(SD, folder)
+  if name == pretrained.INDEX:
+    (folder / pretrained.WEIGHTS).rename(folder / "x.safetensors")
+    places = dict.fromkeys(safetensors.read(folder / "x.safetensors"), "x.safetensors")
+    (folder / name).write_text(json.dumps({"weight_map": places}))
+  assert main(["convert", str(folder / name), str(tmp_path / "w"), "--to", "jldm"]) == 0
+  assert main(["convert", str(folder / name), str(tmp_path / "out"), "--to", "diffusers"]) == 0
+  expected = pretrained.read_pretrained(SD)[1]
+  for actual in (load_codec(tmp_path / "w")[1], pretrained.read_pretrained(tmp_path / "out")[1]):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
+  path = shutil.copy(SD / pretrained.WEIGHTS, tmp_path)
+  line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
+  assert "does not state its kind; give --kind" in line and "config.json" in line
+
+
+@pytest.mark.parametrize(
+  "kind, name", [("dinov2", "embeddings.mask_token"), ("lpips", "classifier.0.weight")]
+)
+def test_later_dtypes_of_what_nobody_asks_for(kind, name, reduced, tmp_path):
+  """The table leaves these out, so that their values are never read."""
+  theirs, ours = tmp_path / "theirs", (tmp_path / "before", tmp_path / "after")
+  rng = np.random.default_rng(0)
+  backbone = {
+    "net.slice1.0": (64, 3, 11, 11),
+    "net.slice2.3": (192, 64, 5, 5),
+    "net.slice3.6": (384, 192, 3, 3),
+  }
+  backbone |= {"net.slice4.8": (256, 384, 3, 3), "net.slice5.10": (256, 256, 3, 3)}
+  lpips = {f"{layer}.weight": rng.normal(size=shape) for layer, shape in backbone.items()}
+  lpips |= {f"{layer}.bias": rng.normal(size=shape[0]) for layer, shape in backbone.items()}
+  lpips |= {
+    f"lin{i}.model.1.weight": rng.normal(size=(1, shape[0], 1, 1))
+    for i, shape in enumerate(backbone.values())
+  }
+  arrays = {"dinov2": {key: value for key, value in reduced.items() if key != name}, "lpips": lpips}[kind]
+  safetensors.write(theirs, {key: np.float32(value) for key, value in arrays.items()})
+  for out in ours:
+    assert main(["convert", str(theirs), str(out), "--to", "jldm", "--kind", kind]) == 0
+    if out == ours[0]:
+      add_later(theirs, name, "F4")
+  before, after = map(safetensors.read, ours)
+  assert before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_later_dtypes_of_what_is_asked_for(reduced, tmp_path, capsys):
+  theirs = tmp_path / "theirs"
+  safetensors.write(theirs, {key: value for key, value in reduced.items() if key != "layernorm.bias"})
+  add_later(theirs, "layernorm.bias", "F8_E8M0")
+  line = refused(capsys, theirs, tmp_path / "o", "--to", "jldm", "--kind", "dinov2")
+  assert "'layernorm.bias' of" in line and "has dtype F8_E8M0, none of BOOL" in line and "F64; give" in line
+
+
 class DroppedError(Exception):
   """As a client of HTTP has them: no OSError."""
 
@@ -283,7 +373,10 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda t: t.pop("quant_conv.bias"), "lacks 1 of 180 tensors: quant_conv.bias; get it anew, or give"),
+    (
+      lambda t: t.pop("quant_conv.bias"),
+      "lacks 1 of 180 tensors: quant_conv.bias; give the config.json that belongs to it, or a whole file",
+    ),
     (
       lambda t: t.update({"quant.bias": np.zeros(8)}),
       "has 1 tensors beyond the 180 of this network: quant.bias; give",
@@ -295,7 +388,7 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
     ),
     (
       lambda t: t.update({"quant_conv.bias": np.full(8, np.inf)}),
-      "has 8 values that are not finite; get it anew, or allow",
+      "has 8 values that are not finite; give another file, or accept them: --allow-nan",
     ),
   ],
 )

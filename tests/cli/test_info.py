@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.interop import safetensors
+from jldm.interop import pretrained, safetensors
 from tests.configs import ROOT
 from tests.parity.drawn import SD
 
@@ -55,6 +56,19 @@ def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
   workdir = told(capsys, tmp_path / "w", "--statistics")
   assert "autoencoder: Reconstruction, at step 0 of 0" in workdir and "denoiser" not in workdir
   assert "params/decoder/in/bias " in workdir and "0 values not finite" in workdir
+
+
+def test_a_file_of_diffusers_beside_its_config(tmp_path, capsys):
+  """As its folder; with the config of a class that is not read here, as a file."""
+  shutil.copytree(SD, tmp_path / "vae")
+  file, config = tmp_path / "vae" / pretrained.WEIGHTS, tmp_path / "vae" / "config.json"
+  assert told(capsys, file).splitlines()[1:] == told(capsys, SD).splitlines()[1:]
+  file = file.rename(tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+  assert told(capsys, tmp_path / "vae").splitlines()[1:] == told(capsys, SD).splitlines()[1:]
+  config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": None}))
+  assert "std of latents: 5.48998" in told(capsys, file)  # 1 / 0.18215, the default
+  config.write_text('{"_class_name": "UNet2DConditionModel"}')
+  assert "a file of arrays" in (listed := told(capsys, file)) and "decoder.conv_in.bias " in listed
 
 
 @pytest.mark.parametrize(("source", "said"), [("no", "does not exist"), (".", "has no config.json")])

@@ -13,12 +13,13 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
-from jldm.interop import pretrained, rename, safetensors, vae
+from jldm.interop import pretrained, rename, safetensors, tiny, vae
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
+from tests.interop.later import add_later
 from tests.networks import randomised
 from tests.parity.drawn import SD, old_flax
 
@@ -105,6 +106,173 @@ def test_parts_with_an_index(tmp_path):
   for bad in ({}, {"weight_map": {"a": "../x.safetensors"}}, {"weight_map": {"a": 1}}, {"weight_map": []}):
     index.write_text(json.dumps(bad))
     assert "has no weight_map" in refused(tmp_path)
+
+
+def published(tensors: dict, folder: Path, name: str) -> None:
+  """A folder with the config of vae_sd and one file."""
+  folder.mkdir(parents=True, exist_ok=True)
+  shutil.copy(SD / "config.json", folder)
+  safetensors.write(folder / name, tensors)
+
+
+def cast(tensors, dtype) -> dict:
+  return {name: np.asarray(value, dtype) for name, value in tensors.items()}
+
+
+def assert_is(source, tensors) -> None:
+  """The source is vae_sd with these values, in float32."""
+  network, codec = pretrained.read_pretrained(source)
+  assert network == pretrained.read_pretrained(SD)[0]
+  written = rename.publish(vae.table(network), codec["params"])
+  assert written.keys() == tensors.keys()
+  for name, value in tensors.items():
+    np.testing.assert_array_equal(written[name], np.asarray(value, np.float32))
+  np.testing.assert_allclose(codec["std"], 1 / 0.18215, rtol=1e-6)
+
+
+VARIANT_INDEXES = ("{model}.safetensors.index.{variant}.json", "{model}.{variant}.safetensors.index.json")
+VARIANT_PARTS = (
+  "{model}.{variant}-0000{i}-of-00002.safetensors",
+  "{model}-0000{i}-of-00002.{variant}.safetensors",
+)
+
+
+@pytest.mark.parametrize("place", ["", "vae"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_half_precision_variant_alone(variant, place, tmp_path):
+  half = cast(safetensors.read(SD / pretrained.WEIGHTS), {"fp16": np.float16, "bf16": jnp.bfloat16}[variant])
+  published(half, tmp_path / place, f"diffusion_pytorch_model.{variant}.safetensors")
+  assert_is(tmp_path, half)
+
+
+@pytest.mark.parametrize("part", VARIANT_PARTS)
+@pytest.mark.parametrize("index", VARIANT_INDEXES)
+def test_a_half_precision_variant_in_parts(index, part, tmp_path):
+  half = cast(safetensors.read(SD / pretrained.WEIGHTS), np.float16)
+  shutil.copy(SD / "config.json", tmp_path)
+  spelled = {"model": "diffusion_pytorch_model", "variant": "fp16"}
+  places = {name: part.format(**spelled, i=1 + i % 2) for i, name in enumerate(half)}
+  for file in set(places.values()):
+    safetensors.write(tmp_path / file, {name: half[name] for name in half if places[name] == file})
+  index = tmp_path / index.format(**spelled)
+  index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+  assert_is(tmp_path, half)
+  assert_is(index, half)
+
+
+@pytest.mark.parametrize("half_first", [False, True])
+def test_of_two_variants_the_full_one_is_taken(half_first, tmp_path):
+  full = safetensors.read(SD / pretrained.WEIGHTS)
+  files = {pretrained.WEIGHTS: full, "diffusion_pytorch_model.fp16.safetensors": cast(full, np.float16)}
+  for name in sorted(files, reverse=half_first):
+    published(files[name], tmp_path, name)
+  assert_is(tmp_path, full)
+  assert_is(tmp_path / "diffusion_pytorch_model.fp16.safetensors", cast(full, np.float16))
+
+
+@pytest.mark.parametrize(
+  "name", [pretrained.WEIGHTS, "diffusion_pytorch_model.fp16.safetensors", "x.safetensors"]
+)
+def test_a_file_with_its_config_beside_it_is_read_as_its_folder(name, tmp_path, monkeypatch):
+  full = safetensors.read(SD / pretrained.WEIGHTS)
+  published(full, tmp_path / "vae", name)
+  assert_is(tmp_path / "vae" / name, full)
+  monkeypatch.chdir(tmp_path / "vae")
+  assert_is(name, full)
+  (tmp_path / "vae" / "config.json").unlink()
+  told = refused(name)
+  assert f"{name!r} has no config.json of diffusers beside it, and is no autoencoder of CompVis" in told
+
+
+def test_the_config_of_another_model_beside_a_file(tmp_path):
+  published(safetensors.read(SD / pretrained.WEIGHTS), tmp_path, pretrained.WEIGHTS)
+  for config, told in (
+    ({"_class_name": "UNet2DConditionModel"}, "is of 'UNet2DConditionModel'; expected one of AutoencoderKL"),
+    ({"model_type": "clip"}, "has no config.json of diffusers beside it"),
+  ):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert told in refused(tmp_path / pretrained.WEIGHTS)
+
+
+def test_a_file_of_compvis_describes_itself_beside_any_config(tmp_path):
+  network, codec = pretrained.read_pretrained(SD)
+  tensors = rename.publish(vae.table(network, "CompVis"), codec["params"])
+  published(tensors, tmp_path, "x.safetensors")
+  assert "does not say how its latents are scaled" in refused(tmp_path / "x.safetensors")
+  published(tensors, tmp_path, pretrained.WEIGHTS)  # as its folder
+  assert_equal(pretrained.read_pretrained(tmp_path / pretrained.WEIGHTS)[1], codec)
+
+
+@pytest.mark.parametrize(
+  "parity", ["vae_sd", "tiny_sd", "tiny_flux", "dc_sana", "dc_in", "VQModel"], ids=lambda parity: parity
+)
+def test_a_field_that_is_null_is_its_default(parity, tmp_path):
+  """Each field of a config, null in one and missing in the other."""
+  name = "vae_sd" if parity == "VQModel" else parity
+  whole = json.loads((SD.parent / name / "config.json").read_text())
+  if parity == "VQModel":
+    whole |= {
+      "_class_name": "VQModel",
+      "vq_embed_dim": 3,
+      "num_vq_embeddings": 16,
+      "lookup_from_codebook": False,
+    }
+  path = tmp_path / "config.json"
+
+  def read(config: dict):
+    path.write_text(json.dumps(config))
+    try:
+      read = pretrained.read_config(path)
+      network = pretrained.CLASSES[read["_class_name"]].network(read)
+      mean, std = pretrained.read_statistics(read, network.latent_channels)
+      return network, mean.tolist(), std.tolist()
+    except UserError as error:  # the default does not fit the other fields
+      return str(error)
+
+  for field in whole:
+    missing = {name: value for name, value in whole.items() if name != field}
+    if field == "_class_name":
+      assert "is of 'None'; expected one of AutoencoderKL" in read(whole | {field: None})
+    else:
+      assert read(whole | {field: None}) == read(missing), field
+  nothing = {"_class_name": whole["_class_name"]}
+  assert read(dict.fromkeys(whole) | nothing) == read(nothing)
+  assert not isinstance(read(nothing), str)
+
+
+def test_a_scale_that_is_null_is_stable_diffusions(tmp_path):
+  changed(tmp_path, lambda config: config.update(scaling_factor=None))
+  np.testing.assert_allclose(pretrained.read_pretrained(tmp_path)[1]["std"], 1 / 0.18215, rtol=1e-6)
+
+
+def test_a_null_within_a_list_is_no_default(tmp_path):
+  with pytest.raises(UserError, match="num_encoder_blocks=None; expected a whole number from 0 to 16"):
+    tiny.network({"num_encoder_blocks": [1, None, 3, 3]})
+
+
+def test_an_oversized_config_and_one_that_is_no_json(tmp_path):
+  shutil.copytree(SD, tmp_path, dirs_exist_ok=True)
+  (tmp_path / "config.json").write_text("{" + " " * 2**20 + "}")
+  assert "has more than 1048576 bytes; expected an autoencoder's config.json" in refused(tmp_path)
+  (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL",\n}')
+  assert "is no JSON (" in (told := refused(tmp_path)) and "line 2 column 1" in told
+
+
+def test_a_folder_with_another_file_names_it(tmp_path):
+  published(safetensors.read(SD / pretrained.WEIGHTS), tmp_path, "model.safetensors")
+  assert "has 'model.safetensors', none of diffusion_pytorch_model.safetensors" in refused(tmp_path)
+  assert_is(tmp_path / "model.safetensors", safetensors.read(SD / pretrained.WEIGHTS))  # as it advises
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "C64", "F8_E4M3FNUZ", "F6_E2M3"])
+def test_later_dtypes_of_what_is_not_the_autoencoders(dtype, tmp_path):
+  """Of a whole model's file: its diffusion model is quantised, its autoencoder is not."""
+  path = tmp_path / "diffusion_pytorch_model.safetensors"
+  shutil.copytree(SD, tmp_path, dirs_exist_ok=True)
+  add_later(path, "model.diffusion_model.out.weight", dtype)
+  assert_is(tmp_path, safetensors.read(SD / pretrained.WEIGHTS))
+  add_later(path, "quant.weight", dtype)
+  assert "has 1 tensors beyond the 180 of this network: quant.weight" in refused(tmp_path)
 
 
 def changed(folder: Path, change) -> None:

@@ -68,7 +68,14 @@ def test_half_precision_is_cast_and_a_dense_layer_may_be_a_1x1_convolution():
 @pytest.mark.parametrize(
   ("change", "told"),
   [
-    (lambda t: t.pop("mid.0.to_k.bias"), r"the file lacks 1 of 12 tensors: mid\.0\.to_k\.bias; get it anew"),
+    (
+      lambda t: t.pop("mid.0.to_k.bias"),
+      r"the file lacks 1 of 12 tensors: mid\.0\.to_k\.bias; give the config\.json .* to it, or a whole",
+    ),
+    (
+      lambda t: t.update(other=t.pop("mid.0.to_k.bias")),
+      r"lacks 1 of 12 tensors: mid\.0\.to_k\.bias, and has 1 of another: other; give",
+    ),
     (
       lambda t: t.update(other=np.zeros(1)),
       r"has 1 tensors beyond the 12 of this network: other; give the config\.json",

@@ -16,6 +16,7 @@ import safetensors as published
 
 from jldm.core.errors import UserError
 from jldm.interop import safetensors
+from tests.interop.later import LATER
 
 ROOT = Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -161,6 +162,25 @@ def test_what_breaks_the_format_is_told(path, content, told):
   assert told in refused(path, content)
 
 
+@pytest.mark.parametrize(
+  "content, told",
+  [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+    (b"<!doctype html><html></html>", "it is a web page: download the file itself"),
+    (b'{"weight_map": {"a": "x.safetensors"}}', "it is a JSON text: give the file of arrays"),
+    (stored(one("F5"), bytes(8)), "pip install --upgrade safetensors"),
+    (struct.pack("<Q", 10**8 + 1) + b"{}", "compare its size with the source's"),
+    (struct.pack("<Q", 10**8 + 1) + bytes(10**8 + 1), "a header may have 100 MB: write the arrays in parts"),
+    (stored(one(), bytes(7)), "compare its size with the source's: if they differ, download it again"),
+    (stored(one(shape=(1,) * 17 + (2,)), bytes(8)), "write the file without it"),
+  ],
+)
+def test_the_advice_is_true_of_the_fault(path, content, told):
+  """A new download is advised only where the file may differ from its source."""
+  message = refused(path, content)
+  assert told in message and ("download it again" in message) == ("compare its size" in message)
+
+
 def test_what_is_no_file_is_told(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   for name, told in (("missing", "No such file"), (".", "directory"), ("pipe", "not a regular file")):
@@ -263,6 +283,13 @@ def test_arrays_are_mapped_one_by_one(path):
   with pytest.raises(UserError, match="cut short since it was opened"):
     found[cut]
   assert held.sum() == TENSORS["conv/kernel"].sum() or cut == "conv/kernel"
+
+
+def test_the_line_for_a_pickle_unties_tensors_that_share_memory():
+  """Else save_file refuses them, such as the lpips package's heads, which it holds under two names."""
+  line = safetensors.pickle_told(Path("model.ckpt")).partition('python -c "')[2]
+  compile(line.removesuffix('"'), "line", "exec")
+  assert "k: v.clone().contiguous() for k, v in" in line
 
 
 @pytest.mark.parametrize(
@@ -429,9 +456,6 @@ def test_a_header_of_megabytes_is_read(path):
   entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
   path.write_bytes(stored(dict.fromkeys(names, entry)))
   assert path.stat().st_size > 3 * 2**20 and list(safetensors.tensors(path)) == names
-
-
-LATER = {"F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 
 
 @pytest.mark.parametrize("dtype", LATER)

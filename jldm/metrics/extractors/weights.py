@@ -57,8 +57,7 @@ def unpack_weights(
   if different := sorted(wanted.keys() ^ arrays.keys()):
     raise UserError(
       f"{different[0][:80]!r} is {'missing from' if different[0] in wanted else 'no part of'} the "
-      f"weights of {kind!r}; make "
-      f"them by jldm convert --kind {kind}"
+      f"weights of {kind!r}; make them by jldm convert --kind {kind} of the whole published file"
     )
   for name, leaf in wanted.items():
     if np.shape(arrays[name]) != leaf.shape:
@@ -66,5 +65,5 @@ def unpack_weights(
         f"{name} of the weights of {kind!r} is {list(np.shape(arrays[name]))}; expected {list(leaf.shape)}"
       )
     if not np.isfinite(np.asarray(arrays[name], np.float32)).all():
-      raise UserError(f"{name} of the weights of {kind!r} is not finite; get them anew")
+      raise UserError(f"{name} of the weights of {kind!r} is not finite; give another file")
   return unflatten_dict({name: np.asarray(arrays[name], np.float32) for name in wanted}, sep="/")
