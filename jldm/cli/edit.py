@@ -30,6 +30,7 @@ from jldm.inference.load import Model, conditioner_of_kind, load
 from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel
+from jldm.storage.class_names import read_class_names
 
 
 class Task(NamedTuple):
@@ -311,9 +312,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
   "--count": dict(type=int, default=9, help="number of pictures, both ends included (default: 9)"),
   "--space": dict(choices=("noise", "latents"), help="the space in which to move"),
   "--film": dict(action="store_true", help="also write interpolation.mp4; needs pip install 'jldm[video]'"),
-  "--onto": dict(
-    type=int, metavar="CLASS", help="the target class; leave it out if the model was trained on pairs"
-  ),
+  "--onto": dict(metavar="CLASS", help="the target class; leave it out if the model was trained on pairs"),
   "--degradation": dict(
     choices=("noise", "blur", "downsample", "missing"),
     help="what was done to the picture; leave it out if the model was trained on pairs",
@@ -335,8 +334,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
   "--examples": dict(
     metavar="S.npz", help="images and labels, as jldm sample writes them, to learn a direction from"
   ),
-  "--having": dict(type=int, metavar="CLASS", help="the examples with the attribute"),
-  "--without": dict(type=int, metavar="CLASS", help="the examples without it"),
+  "--having": dict(metavar="CLASS", help="the examples with the attribute"),
+  "--without": dict(metavar="CLASS", help="the examples without it"),
   "--reach": dict(
     type=float, default=2.0, help="how far to move either way, in lengths of the direction (default: 2)"
   ),
@@ -344,6 +343,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     type=int, default=2, help="number of random directions of the same length to compare with (default: 2)"
   ),
 }
+LABELS = {"label": "--label", "onto": "--onto", "having": "--having", "without": "--without"}
 DEFAULTS: dict[str, dict[str, Any]] = {  # kind -> its defaults, by the name of the option
   "inpaint": {"strength": 1.0},
   "translate": {"strength": 1.0},
@@ -400,7 +400,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option in kind.options:
       command.add_argument(option.split()[0], **OPTIONS[option])
-    command.add_argument("--label", type=int, default=-1, help="the picture's class (default: -1, unknown)")
+    command.add_argument(
+      "--label", default="-1", help="the picture's class by name or number (default: -1, unknown)"
+    )
     options.add_shared(
       command,
       "--sampler",
@@ -416,6 +418,7 @@ def main(args: argparse.Namespace) -> None:
   counts = ("n", "count", "repeats", "jump", "factor")
   options.check_at_least(1, max_pixels=args.max_pixels, **{name: getattr(args, name, 1) for name in counts})
   check_seed(args.seed, "--seed")
+  parse_labels(args, read_class_names(Path(args.workdir)))
   out = Path(args.out)
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")
@@ -431,6 +434,14 @@ def main(args: argparse.Namespace) -> None:
   each = [source | further for source, further in zip(sources, each, strict=True)]
   pictures.write_edits(out, edited.images, edited.rows, edit_provenance(task), each)
   print(f"{len(edited.images)} pictures in {out}")
+
+
+def parse_labels(args: argparse.Namespace, names: list[str]) -> None:
+  """Replaces the classes in `args`, by name or number, by labels."""
+  for name in LABELS.keys() & vars(args).keys():
+    text = getattr(args, name)
+    if text is not None:
+      setattr(args, name, options.parse_label(LABELS[name], text, names))
 
 
 def edit_sampling(args: argparse.Namespace, default: Sampling) -> Sampling:

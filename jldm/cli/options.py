@@ -1,6 +1,7 @@
 """Options that several commands share: each is declared, and checked, in one place."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 import tempfile
 from typing import Any
@@ -39,6 +40,9 @@ SHARED: dict[str, dict[str, Any]] = {
   "--devices": dict(type=int, help="number of devices (default: all)"),
 }
 
+MOST_NAMES = 10  # of classes in an error
+MOST_LABEL = 2**31 - 1  # labels are int32
+
 
 def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
   """Adds options of SHARED; `changes`, such as help=…, replace their keywords."""
@@ -51,6 +55,25 @@ def check_at_least(minimum: int, **values: int) -> None:
   for name, value in values.items():
     if value < minimum:
       raise UserError(f"--{name.replace('_', '-')} {value}; expected at least {minimum}")
+
+
+def parse_label(option: str, text: str, names: Sequence[str]) -> int:
+  """The label of a class by its name in `names`, or else by its number.
+
+  Raises:
+    UserError: neither a name nor a whole number.
+  """
+  if text in names:
+    return names.index(text)
+  try:
+    label = int(text)
+    if abs(label) > MOST_LABEL:
+      raise ValueError
+    return label
+  except ValueError as error:
+    few = f"{', '.join(names[:MOST_NAMES])}{', ...' if len(names) > MOST_NAMES else ''}"
+    legal = f"one of the classes {few}, or a number" if names else "a class by its number"
+    raise UserError(f"{option} {text}; expected {legal}, or -1: unconditional") from error
 
 
 def check_writable(out: Path) -> None:

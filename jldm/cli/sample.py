@@ -1,6 +1,7 @@
 """`jldm sample`: pictures from a workdir, as PNGs or one .npz."""
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
+from jldm.storage.class_names import read_class_names
 
 PREVIEW_STEPS, PREVIEW_COUNT = 8, 10  # of previews.png: its columns and rows
 RECORDED_OPTIONS = (  # written to the provenance of each picture if they are given
@@ -46,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   options.add_shared(parser, "--workdir", "--stage", "--best")
   parser.add_argument("--n", type=int, default=64, help="number of pictures (default: 64)")
   parser.add_argument(
-    "--label", default="all", help="all (default), a class, a comma list such as 3,5, or -1: unconditional"
+    "--label",
+    default="all",
+    help="all (default), a class by name or number, a list such as 3,5 or cat,dog, or -1: unconditional",
   )
   options.add_shared(parser, "--sampler", "--steps", "--grid", "--eta", "--guidance-scale")
   rules = ", ".join(sorted(presets.GUIDANCE))
@@ -64,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="PHI",
     help="0 to 1: how far the contrast of x0 is brought back to what it is without guidance",
   )
-  parser.add_argument("--negative-label", type=int, help="guide away from this class, not from no class")
+  parser.add_argument("--negative-label", help="guide away from this class, not from no class")
   parser.add_argument("--size", help="HxW, or one number for both (default: the size of the training data)")
   parser.add_argument(
     "--tile", type=int, metavar="LATENTS", help="decode in tiles of this side: the same pictures, less memory"
@@ -95,7 +99,10 @@ def main(args: argparse.Namespace) -> None:
     experiment.sampling, args.sampler, args.steps, args.grid, args.eta, guidance_from_args(args, experiment)
   )
   model_shape = build_model(experiment, args.stage)
-  labels = parse_labels(args.label, args.n, classes_of(model_shape))
+  names = read_class_names(workdir)
+  labels = parse_labels(args.label, args.n, classes_of(model_shape), names)
+  if args.negative_label is not None:
+    args.negative_label = options.parse_label("--negative-label", args.negative_label, names)
   request = request_from_args(model_shape, args, labels)
   tiles = parse_tiles(args.tile, args.overlap)
   if model_shape.parts and (args.previews or args.tile):
@@ -122,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
   provenance = sampling_to_dict(sampling) | {"seed": args.seed}
   provenance |= {"guidance_scale": guidance_scale(args, experiment)} if args.guidance else {}
   provenance |= {name: getattr(args, name) for name in RECORDED_OPTIONS if getattr(args, name) is not None}
-  write_samples(out, samples, labels, provenance)
+  write_samples(out, samples, labels, provenance, names)
   if previews:
     write_previews(out, previews, provenance)
   print(f"{args.n} {', '.join(model.parts) or 'pictures'} in {out}")
@@ -136,14 +143,16 @@ def write_previews(out: Path, previews: Samples, provenance: dict) -> None:
   pictures.write_png(path, pictures.tile_rows(rows, scale), provenance)
 
 
-def write_samples(out: Path, samples: Any, labels: np.ndarray, provenance: dict) -> None:
+def write_samples(
+  out: Path, samples: Any, labels: np.ndarray, provenance: dict, names: Sequence[str] = ()
+) -> None:
   """Writes pictures uint8 [N, H, W, C], or a dict of parts, to a folder or a file ending in .npz."""
   if isinstance(samples, dict):
     write_parts(out, samples, labels, provenance)
   elif out.suffix == ".npz":
     pictures.write_npz(out, samples, labels)
   else:
-    pictures.write_samples(out, samples, labels, provenance)
+    pictures.write_samples(out, samples, labels, provenance, names)
 
 
 def guidance_from_args(args: argparse.Namespace, experiment: Experiment) -> Any:
@@ -188,16 +197,17 @@ def select_rows(request: Request, rows: np.ndarray) -> Request:
   return dataclasses.replace(request, n=len(rows), given=given, rows=rows, estimates=PREVIEW_STEPS)
 
 
-def parse_labels(text: str, n: int, classes: int) -> np.ndarray:
+def parse_labels(text: str, n: int, classes: int, names: Sequence[str] = ()) -> np.ndarray:
   """The labels int [n] that `--label` chooses: n / classes of each class, one more of the first ones.
 
   Raises:
-    UserError: not a comma list of whole numbers.
+    UserError: not a comma list of names or whole numbers.
   """
-  try:
-    chosen = list(range(classes)) or [-1] if text == "all" else [int(part) for part in text.split(",")]
-  except ValueError as error:
-    raise UserError(f"--label {text}; expected all, a class, a comma list of classes, or -1") from error
+  if text == "all":
+    chosen = list(range(classes)) or [-1]
+  else:
+    parts = [text] if text in names else text.split(",")
+    chosen = [options.parse_label("--label", part, names) for part in parts]
   each, rest = divmod(n, len(chosen))
   return np.repeat(chosen, [each + (i < rest) for i in range(len(chosen))]).astype(np.int32)
 

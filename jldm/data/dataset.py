@@ -43,6 +43,10 @@ class Dataset(abc.ABC):
     """What a report calls the data set."""
     return type(self).__name__
 
+  def class_names(self) -> list[str]:
+    """The names of the classes in the order of their labels; [] if there are none, or they are not known."""
+    return []
+
   def without_augmentation(self) -> Self:
     """The same data set with every label kept and no picture changed: what samples are compared with."""
     return dataclasses.replace(self, **self.augmentation)

@@ -60,6 +60,10 @@ class ImageData(Dataset):
     """The name of the prepared data set."""
     return self.name
 
+  def class_names(self) -> list[str]:
+    """The names that the data set was prepared with, or that TFDS has; [] without labels or names."""
+    return (class_names(open_builder(find_dataset(self.name, self.data_dir))) or []) if self.classes else []
+
   def open(self, split: str) -> Source | Buckets:
     """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; one shape per batch.
 

@@ -173,7 +173,7 @@ def measure_picture(image: Image.Image) -> Measured:
     "colours to sRGB by their profile": transform not in (None, opening.REFUSED),
     "colours as stored, as their profile cannot be read": transform == opening.REFUSED,
     "turned upright by EXIF": orientation > 1,
-    f"over {LARGE_PIXELS} pixels": height * width > LARGE_PIXELS,
+    f"decoded from over {LARGE_PIXELS} pixels": height * width > LARGE_PIXELS,
     "the first frame of several": has_more_frames(image),
   }
   told = tuple(note for note, applies in notes.items() if applies)

@@ -139,13 +139,20 @@ def write_npz(path: str | os.PathLike, images: np.ndarray, labels: np.ndarray) -
 
 
 def write_samples(
-  folder: str | os.PathLike, images: np.ndarray, labels: np.ndarray, provenance: dict
+  folder: str | os.PathLike,
+  images: np.ndarray,
+  labels: np.ndarray,
+  provenance: dict,
+  names: Sequence[str] = (),
 ) -> None:
   """Writes images uint8 [N, H, W, C] as 00000.png ..., and grid.png, ten to a row.
 
-  The provenance of each file is `provenance` with its `index` and `label`.
+  The provenance of each file is `provenance` with its `index` and `label`, and its `class` if the
+  classes have `names`.
   """
-  write_numbered(folder, images, [provenance | {"label": int(label)} for label in labels])
+  named = [{"class": names[label]} if 0 <= label < len(names) else {} for label in labels]
+  each = [{"label": int(label)} | name for label, name in zip(labels, named, strict=True)]
+  write_numbered(folder, images, [provenance | own for own in each])
   scale = sheet_scale(images)
   write_png(Path(folder) / "grid.png", class_rows(images, labels, 10, scale), provenance)
 

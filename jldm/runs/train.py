@@ -13,6 +13,7 @@ from jldm.runs import validate
 from jldm.runs.run import Run
 from jldm.runs.stage import train_stage
 from jldm.storage import lock, workdir as workdirs
+from jldm.storage.class_names import write_class_names
 from jldm.train.goodput import Goodput
 from jldm.train.logging import import_wandb, start_wandb
 from jldm.train.preemption import watch_sigterm
@@ -85,6 +86,7 @@ def claim_for_run(workdir: Path, experiment: Experiment, identity: dict) -> Iter
   with lock.held(workdir) if multihost.is_primary() else contextlib.nullcontext():
     if multihost.is_primary():
       workdirs.claim_workdir(workdir, experiment, identity)
+      write_class_names(workdir, experiment.data.class_names())
     multihost.barrier("claimed")
     if not multihost.is_primary():
       workdirs.check_shared_workdir(workdir, experiment)

@@ -95,6 +95,17 @@ def examples(path):
   return edit.read_examples(argparse.Namespace(examples=str(path), having=1, without=0), IMAGE)
 
 
+def test_classes_by_name():
+  args = argparse.Namespace(label="cat", onto="10", having=None)
+  edit.parse_labels(args, ["1", "10", "cat"])
+  assert vars(args) == {"label": 2, "onto": 1, "having": None}
+  args = argparse.Namespace(label="-1", without="5")
+  edit.parse_labels(args, [])
+  assert vars(args) == {"label": -1, "without": 5}
+  with pytest.raises(UserError, match="--onto dog; expected one of the classes cat, or a number, or -1"):
+    edit.parse_labels(argparse.Namespace(onto="dog"), ["cat"])
+
+
 IMAGES, LABELS = np.zeros((4, 32, 32, 1), np.uint8), np.arange(4) % 2
 EXAMPLES = {
   "labels of another length": (

@@ -311,7 +311,7 @@ def test_pictures_over_89_million_pixels_are_named_without_a_raw_warning(tmp_pat
   save(tmp_path / "S" / "a.png", (20, 30))
   prepared(tmp_path)
   out, err = capsys.readouterr()
-  assert f"converted: 1 over 500 pixels ({tmp_path}/S/a.png)" in out and err == ""
+  assert f"converted: 1 decoded from over 500 pixels ({tmp_path}/S/a.png)" in out and err == ""
 
 
 def test_float_pictures_are_read_by_one_rule(tmp_path, capsys):

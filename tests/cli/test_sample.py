@@ -5,6 +5,7 @@ from PIL import Image
 import pytest
 
 from jldm.cli import main, sample
+from jldm.core.errors import UserError
 from jldm.media import images as pictures
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
@@ -26,6 +27,22 @@ def workdir(unbroken):
 )
 def test_labels_are_split_evenly_the_remainder_to_the_first(text, n, counts):
   assert np.bincount(sample.parse_labels(text, n, 10), minlength=10).tolist() == counts
+
+
+def test_labels_by_name():
+  names = ["1", "2", "10", "big, red", "cat"]
+  parsed = lambda text: sample.parse_labels(text, 4, 5, names).tolist()
+  assert parsed("cat") == [4] * 4 and parsed("10") == [2] * 4, "a name goes before a number"
+  assert parsed("cat,2") == [4, 4, 1, 1] and parsed("big, red") == [3] * 4 and parsed("3") == [3] * 4
+  assert parsed("-1") == [-1] * 4 and parsed("all") == [0, 1, 2, 3]
+  with pytest.raises(UserError, match=r"--label dog; expected one of the classes 1, 2, 10, big, red, cat"):
+    parsed("cat,dog")
+
+
+@pytest.mark.parametrize("label", [2**31, 2**40, -(2**40)])
+def test_labels_beyond_32_bits_are_refused(label):
+  with pytest.raises(UserError, match=f"--label {label}; expected"):
+    sample.parse_labels(str(label), 2, 10)
 
 
 def test_unconditional_labels():

@@ -1,0 +1,54 @@
+"""The names of the classes go from the folders to the workdir, and from there into labels and PNG text."""
+
+import dataclasses
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from jldm.core.errors import UserError
+from jldm.data.prepare import prepare
+from jldm.data.tfds import ImageData
+from jldm.media import images as pictures
+from jldm.runs import train as training
+from jldm.storage.class_names import read_class_names, write_class_names
+from tests.configs import config, shrunk
+
+
+def test_a_run_keeps_the_names_of_its_folders(tmp_path, monkeypatch):
+  for name in ("cat", "9", "10"):
+    (tmp_path / "S" / name).mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "S" / name / "a.png")
+  prepare("folder", tmp_path / "S", "mine", tmp_path / "data")
+  data = ImageData(
+    name="mine", data_dir=str(tmp_path / "data"), held_out="train", height=32, width=32, channels=3, classes=3
+  )
+  assert data.class_names() == ["9", "10", "cat"]
+  assert dataclasses.replace(data, classes=0).class_names() == []
+  monkeypatch.setattr(training, "train_stage", lambda *args: None)
+  monkeypatch.setattr(training.validate, "validate_run", lambda *args: None)
+  training.train(dataclasses.replace(shrunk(config("folder")), data=data), tmp_path / "w")
+  assert read_class_names(tmp_path / "w") == ["9", "10", "cat"]
+
+
+def test_names_that_are_the_labels_need_no_file(tmp_path):
+  write_class_names(tmp_path, [str(label) for label in range(10)])
+  write_class_names(tmp_path, [])
+  assert not list(tmp_path.iterdir()) and read_class_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", '{"a": 1}', "[1, 2]", "[" * 100_000, "\udcff"])
+def test_a_damaged_file_is_one_line(tmp_path, text):
+  (tmp_path / "classes.json").write_bytes(text.encode(errors="surrogateescape"))
+  with pytest.raises(UserError, match=r"classes\.json.*delete it, and give labels as numbers") as caught:
+    read_class_names(tmp_path)
+  assert "\n" not in str(caught.value)
+
+
+def test_pictures_name_their_class(tmp_path):
+  pictures.write_samples(tmp_path, np.zeros((3, 4, 4, 1), np.uint8), np.array([1, 0, -1]), {}, ["ant", "bee"])
+  texts = [pictures.read_provenance(tmp_path / f"{i:05d}.png") for i in range(3)]
+  assert [text.get("class") for text in texts] == ["bee", "ant", None]
+  assert [text["label"] for text in texts] == [1, 0, -1]
+  assert json.dumps(texts)
