@@ -28,7 +28,8 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "inference": "core distributed media diffusion models samplers metrics train objectives editing config "
   "storage",
   "evaluation": "core distributed media data models metrics train interop config storage inference",
-  "runs": "core distributed media data models metrics train interop config storage inference evaluation",
+  "runs": "core distributed media data models metrics train objectives interop config storage inference "
+  "evaluation",
 }
 THIRD_PARTY = {  # library -> the only parts that may import it
   "flax": "nn models objectives metrics train config distributed",

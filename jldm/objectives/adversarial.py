@@ -14,6 +14,7 @@ discriminator is neither used nor trained, and 1 after them.  (It is computed al
 convolutions within `lax.cond` are many times slower on a CPU.)
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from jldm.core.specs import Loaded
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.codecs.codec import pixels
 from jldm.objectives.autoencoder import Reconstruction
-from jldm.objectives.objective import Aux
+from jldm.objectives.objective import Aux, Objective
 
 Array = jax.Array
 
@@ -33,7 +34,7 @@ EPSILON, MOST = 1e-6, 1e4  # of (2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Adversarial:
+class Adversarial(Objective):
   """Equations (1) to (4); params are {"autoencoder", "discriminator"}.
 
   `extra` is {"autoencoder": of inner, "steps": [], how many were made, up to start_step,
@@ -67,16 +68,15 @@ class Adversarial:
     return self.inner.network
 
   @property
-  def perceptual_weight(self) -> float:
-    return self.inner.perceptual_weight
-
-  @property
-  def lpips(self) -> str:
-    return self.inner.lpips
+  def weight_files(self) -> Mapping[str, str]:
+    return self.inner.weight_files
 
   @property
   def refresh_every_steps(self) -> int:
     return self.inner.refresh_every_steps
+
+  def check_fields(self) -> None:
+    self.inner.check_fields()
 
   def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:
     """`extra` after the inner objective's refresh, outside the step."""

@@ -28,16 +28,17 @@ from jldm.core.keys import normal_like, row_keys, split_each
 from jldm.core.specs import Loaded
 from jldm.metrics import perceptual
 from jldm.metrics.image import psnr
+from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs.codec import pixels
 from jldm.models.codecs.images import ImageCodec
 from jldm.nn.resample import halve
-from jldm.objectives.objective import Aux
+from jldm.objectives.objective import Aux, Objective
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstruction:
+class Reconstruction(Objective):
   """Equations (1) to (5); a batch has `image` [B, H, W, C], uint8 or float in [-1, 1].
 
   `extra` holds the network's other collections: {"codebook": ...}, or nothing.  `frozen["lpips"]`
@@ -134,7 +135,19 @@ class Reconstruction:
   @property
   def refresh_every_steps(self) -> int:
     """The interval at which `refresh` is to be called between steps; 0 is never."""
-    return getattr(getattr(self.network, "quantizer", None), "restart_every_steps", 0)
+    return self.network.quantizer.restart_every_steps if isinstance(self.network, VQAutoencoder) else 0
+
+  @property
+  def weight_files(self) -> dict[str, str]:
+    """{"lpips": file} if there is a perceptual loss."""
+    return {"lpips": self.lpips} if self.perceptual_weight else {}
+
+  def check_fields(self) -> None:
+    if self.perceptual_weight and not self.lpips:
+      raise UserError(
+        f"perceptual_weight={self.perceptual_weight} without weights; set lpips to a file that "
+        "jldm convert --kind lpips made"
+      )
 
   def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:
     """`extra` with dead codes of a codebook reset to latents of the batch; called outside the step."""

@@ -35,13 +35,13 @@ from jldm.models.conditioners.conditioner import (
   draw_conditions,
   join_conditions,
 )
-from jldm.objectives.objective import Aux
+from jldm.objectives.objective import Aux, Objective
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diffusion:
+class Diffusion(Objective):
   """Equations (1) to (3) on latents drawn from cached posteriors.
 
   A batch has the raw moments `mean` and `log_variance` [B, h, w, C], and the arrays that `cache` keeps
@@ -80,7 +80,7 @@ class Diffusion:
       raise UserError(f"self_conditioning={self.self_conditioning}; expected a share from 0 to 1")
     check_names(self.conditioners)
 
-  def check_self_conditioning(self) -> None:
+  def check_fields(self) -> None:
     """Raises a UserError if the network reads estimates and gets none, or the other way round."""
     reads = getattr(self.network, "self_conditioning", False)
     if reads != bool(self.self_conditioning):

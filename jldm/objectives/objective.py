@@ -1,9 +1,13 @@
 """The contract of an objective, which autoencoders and diffusion share."""
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+import abc
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
+from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
 
 Array = jax.Array
@@ -21,8 +25,8 @@ class Aux(NamedTuple):
   extra: Any
 
 
-class Objective(Protocol):
-  """A frozen dataclass of objects.
+class Objective(abc.ABC):
+  """What a stage learns; subclass it as a frozen dataclass of objects, and register it.
 
   A batch is a dict of arrays [B, ...] with `row`, an example's place in the global batch, and
   `stratum` = row / size of the global batch.  `ema` is the averaged parameters before the step.
@@ -31,25 +35,47 @@ class Objective(Protocol):
 
   makes: the kind of result, "codec" or "denoiser".
   network: the network of the result, which must be that of the result that `start` starts from.
+  refresh_every_steps: how often `refresh` is called between steps; 0 is never.
+  weight_files: by role, the files of weights that `frozen` has besides the stage's needs.
   """
 
   makes: ClassVar[str]
   network: Any
+  refresh_every_steps: int = 0
+  weight_files: Mapping[str, str] = MappingProxyType({})
 
+  @abc.abstractmethod
   def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
     """-> (params, extra)."""
-    ...
 
+  @abc.abstractmethod
   def loss(
     self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array
   ) -> tuple[Array, Aux]:
     """-> (loss per example [B], Aux)."""
-    ...
 
+  @abc.abstractmethod
   def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
     """The trained model, for later stages and for sampling."""
-    ...
 
+  @abc.abstractmethod
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
     """The state of `init` with the parameters of a result of this kind."""
-    ...
+
+  def check_fields(self) -> None:
+    """Raises a UserError if fields contradict each other; called before anything is trained."""
+
+  def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:
+    """The next `extra`, computed outside the step."""
+    del params, batch, key
+    return extra
+
+
+def check_objective(objective: Any, stage: str) -> Objective:
+  """`objective` itself; UserError unless it is an `Objective`."""
+  if not isinstance(objective, Objective):
+    raise UserError(
+      f"{stage}.objective is of type {type(objective).__name__}; expected a subclass of "
+      "jldm.objectives.objective.Objective"
+    )
+  return objective

@@ -5,12 +5,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
 from jldm.distributed import sharding
 from jldm.inference import load
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
+from jldm.objectives.objective import Objective
 from jldm.runs.run import Run
 
 
@@ -26,21 +26,18 @@ def load_frozen(run: Run, mesh: Mesh) -> dict[str, Any]:
     role: Loaded(each.model, sharding.shard(mesh, each.params))
     for role, each in load.load_needed(run.at).items()
   }
-  return needed | sharding.replicate(mesh, lpips_weights(run.stage.objective))
+  return needed | sharding.replicate(mesh, file_weights(run.stage.objective))
 
 
 def frozen_with_weights(at: load.StagePlace) -> dict[str, Any]:
   """`load_frozen` as shapes; weights of files are read."""
-  return load.frozen_shapes(at) | lpips_weights(at.stage.objective)
+  return load.frozen_shapes(at) | file_weights(at.stage.objective)
 
 
-def lpips_weights(objective: Any) -> dict:
-  """{"lpips": weights} for the perceptual loss of an autoencoder; {} if its objective has none."""
-  if not getattr(objective, "perceptual_weight", 0):
-    return {}
-  if not objective.lpips:
-    raise UserError(
-      f"perceptual_weight={objective.perceptual_weight} without weights; set lpips to a file that "
-      "jldm convert --kind lpips made"
-    )
-  return {"lpips": perceptual.unpack_lpips(safetensors.read(Path(objective.lpips)))}
+def file_weights(objective: Objective) -> dict:
+  """By role, the weights of files that the objective names."""
+  return {role: READERS[role](Path(file)) for role, file in objective.weight_files.items()}
+
+
+# Role -> reads the weights of a file.
+READERS = {"lpips": lambda path: perceptual.unpack_lpips(safetensors.read(path))}

@@ -172,8 +172,7 @@ def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mes
 def refresh_changes(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
   """The changes that an objective makes between steps, such as replacing dead codes of a codebook."""
   objective = run.stage.objective
-  every = getattr(objective, "refresh_every_steps", 0)
-  if not every:
+  if not objective.refresh_every_steps:
     return ()
   refresh = jax.jit(objective.refresh, compiler_options=sharding.quick_compile_options(mesh))
 
@@ -181,7 +180,7 @@ def refresh_changes(run: Run, key: jax.Array, mesh: Mesh) -> tuple[Change, ...]:
     extra = refresh(state.params, state.extra, batch, jax.random.fold_in(key, n))
     return state.replace(extra=sharding.shard(mesh, extra))
 
-  return (Change(every, call),)
+  return (Change(objective.refresh_every_steps, call),)
 
 
 @contextlib.contextmanager

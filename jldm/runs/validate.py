@@ -27,6 +27,7 @@ from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.contract import check_network
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
+from jldm.objectives.objective import check_objective
 from jldm.runs import selection
 from jldm.runs.frozen import frozen_with_weights
 from jldm.runs.run import mesh_for_stage
@@ -159,11 +160,10 @@ def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
 
   Returns the shapes of (state, batch, frozen); None if the stage has no steps.
   """
-  stage, objective = at.stage, at.stage.objective
+  stage, objective = at.stage, check_objective(at.stage.objective, at.stage.name)
   if not stage.steps:
     return None
-  if hasattr(objective, "check"):
-    objective.check_self_conditioning()
+  objective.check_fields()
   frozen = frozen_with_weights(at)
   batch, key = stage_example(at, frozen, stage.batch_size), jax.random.key(0)
   tx = stage.optimizer.build(stage.steps)

@@ -14,7 +14,7 @@ from jldm.diffusion.process import rates
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs.codec import sample_latents
 from jldm.objectives.diffusion import Diffusion, mean_per_sample
-from jldm.objectives.objective import Aux
+from jldm.objectives.objective import Aux, Objective
 from tests.configs import config, shrunk
 
 STEPS = 6  # as tests/trained.py has, so that programs are compiled once
@@ -22,7 +22,7 @@ STEPS = 6  # as tests/trained.py has, so that programs are compiled once
 
 @jldm.register
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Imitation:
+class Imitation(Objective):
   """|student(z_t) - scale teacher(z_t)|^2 at t = stratum; `frozen["teacher"]` is a finished Diffusion.
 
   `extra` is {"loss": []}, the loss of the step before.
