@@ -11,7 +11,7 @@ Exit codes; all but 0 come with one line on stderr:
   4    a replay computed other numbers than the log has
   75   stopped by SIGTERM after a commit, or another process of the run has ended; the same command
        resumes the run
-  130  interrupted (SIGINT)
+  130  interrupted (SIGINT); a training commits its step first
 """
 
 import argparse
@@ -23,7 +23,9 @@ import importlib.util
 import io
 import os
 from pathlib import Path
+import signal
 import sys
+import threading
 import traceback
 from types import ModuleType
 from typing import Any
@@ -87,7 +89,8 @@ def run(argv: Sequence[str] | None = None) -> int:
   prepare_output()
   try:
     import_args, argv = import_option().parse_known_args(argv or ["--help"])  # --import may stand anywhere
-    parser, module = command_parser(argv)
+    with interrupt_at_once():
+      parser, module = command_parser(argv)
     args = parser.parse_args(argv)
     for target in import_args.imports:
       import_target(target)
@@ -98,7 +101,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     return EXIT_CODES[type(error)]
   except Preempted as message:
     print(message, file=sys.stderr)
-    return Preempted.EXIT_CODE
+    return message.EXIT_CODE
   except BrokenPipeError:  # the reader of stdout, such as head, has closed it
     discard_output()
     return 0
@@ -111,6 +114,25 @@ def run(argv: Sequence[str] | None = None) -> int:
     print(f"interrupted; {hint}", file=sys.stderr)
     return 130
   return 0
+
+
+@contextlib.contextmanager
+def interrupt_at_once() -> Iterator[None]:
+  """Ends the process at SIGINT: in the import of a large library KeyboardInterrupt may be lost, or be long."""
+  in_main_thread = threading.current_thread() is threading.main_thread()
+  if not in_main_thread or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    yield
+    return
+
+  def end(number: int, frame: Any) -> None:
+    os.write(2, b"interrupted before anything was done\n")
+    os._exit(130)
+
+  before = signal.signal(signal.SIGINT, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def prepare_output() -> None:

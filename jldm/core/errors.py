@@ -27,3 +27,9 @@ class Preempted(RuntimeError):
   """
 
   EXIT_CODE = 75
+
+
+class Interrupted(Preempted):
+  """The process was asked to end from the keyboard (SIGINT), and kept as much; the shells' exit code."""
+
+  EXIT_CODE = 130

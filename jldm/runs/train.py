@@ -16,7 +16,7 @@ from jldm.storage import lock, workdir as workdirs
 from jldm.storage.class_names import write_class_names
 from jldm.train.goodput import Goodput
 from jldm.train.logging import import_wandb, start_wandb
-from jldm.train.preemption import watch_sigterm
+from jldm.train.preemption import watch_signals
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
       another experiment or other data in the workdir, another training in it, a stage that needs an unfinished one,
       wandb that is not installed, a disk that is full or read-only.
     NonFiniteError: ten non-finite updates in a row.
-    Preempted: SIGTERM came; the current step is committed.
+    Preempted: SIGTERM or SIGINT came; the current step is committed.
   """
   # 1. The experiment as its workdir will hold it, and the stages to train.
   workdir, experiment = Path(workdir), workdirs.resolve_pretrained(experiment)
@@ -61,7 +61,7 @@ def train(
 
   # 3. The run claims the workdir and refuses other trainings in it; SIGTERM ends it after a commit.
   disk_errors = workdirs.user_error_if_disk_fails(workdir)
-  with watch_sigterm() as notice, disk_errors, claim_for_run(workdir, experiment, identity):
+  with watch_signals() as notice, disk_errors, claim_for_run(workdir, experiment, identity):
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
 

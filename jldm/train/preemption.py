@@ -1,7 +1,8 @@
-"""SIGTERM, which a scheduler sends some seconds before it takes the machine away.
+"""SIGTERM, which a scheduler sends some seconds before it takes the machine away, and SIGINT, Ctrl-C.
 
 A handler in Python runs between two bytecodes of the main thread, which a single compilation may block
-for a minute.  So a thread reads signals from a pipe, at once.  The first signal sets a notice, which
+for a minute; and an exception that it raises within a callback of JAX is lost.  So a thread reads
+signals from a pipe, at once.  The first signal sets a notice, which
 the loop reads between steps; after GRACE_S without a step it ends the process itself.  The second
 signal ends the process at once.  Committed checkpoints stay.
 
@@ -20,24 +21,34 @@ import threading
 import time
 from typing import Any
 
-from jldm.core.errors import RESUME_HINT, Preempted
+from jldm.core.errors import RESUME_HINT, Interrupted, Preempted
 from jldm.distributed import multihost
 from jldm.train.loop import IN_FLIGHT, Hook
 
 GRACE_S = 25.0
+CAUSES = {signal.SIGTERM: ("stopped by SIGTERM", Preempted), signal.SIGINT: ("interrupted", Interrupted)}
 
 
 class Notice:
-  """Whether SIGTERM came, to this process or to another of its run."""
+  """Whether a signal came, to this process or to another of its run."""
 
   def __init__(self) -> None:
     self.requested = False
+    self.number = signal.SIGTERM  # of the signal; that of another process counts as SIGTERM
     self.sent: collections.deque = collections.deque()
+
+  def request(self, number: int) -> None:
+    self.number, self.requested = signal.Signals(number), True
+
+  def error(self, place: str = "") -> Preempted:
+    """What to raise for the signal."""
+    words, kind = CAUSES[self.number]
+    return kind(f"{words}{place}; {RESUME_HINT}")
 
   def raise_if_requested(self) -> None:
     """Raises Preempted if a signal came to any process; all processes must call this."""
     if multihost.any_process(self.requested):
-      raise Preempted(f"stopped by SIGTERM; {RESUME_HINT}")
+      raise self.error()
 
   def checked(self, items: Iterable, alone: bool = False) -> Iterator:
     """The items, with `raise_if_requested` before each: for long work between two steps.
@@ -66,7 +77,7 @@ class Notice:
     def call(n, state, metrics):
       if self.stop_agreed() and n < stop:
         keep(n, state, metrics)
-        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {RESUME_HINT}")
+        raise self.error(f" at {stage} step {n}")
 
     return Hook(1, call)
 
@@ -80,21 +91,23 @@ class Notice:
         if n == stop:
           raise
         keep(n, state, metrics)
-        raise Preempted(f"stopped by SIGTERM at {stage} step {n}; {RESUME_HINT}") from error
+        raise self.error(f" at {stage} step {n}") from error
 
     return hook._replace(call=call)
 
 
 @contextlib.contextmanager
-def watch_sigterm(grace_s: float = GRACE_S) -> Iterator[Notice]:
-  """A notice of SIGTERM while the block runs; outside the main thread none ever comes."""
+def watch_signals(grace_s: float = GRACE_S) -> Iterator[Notice]:
+  """A notice of SIGTERM and SIGINT while the block runs; outside the main thread none ever comes."""
   notice = Notice()
   if threading.current_thread() is not threading.main_thread():
     yield notice
     return
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  before = signal.signal(signal.SIGTERM, lambda number, frame: None), signal.set_wakeup_fd(writer)
+  heeded = [number for number in CAUSES if signal.getsignal(number) != signal.SIG_IGN]
+  handlers = {number: signal.signal(number, lambda number, frame: None) for number in heeded}
+  wakeup_fd = signal.set_wakeup_fd(writer)
   watcher = threading.Thread(
     target=_watch_pipe, args=(notice, reader, grace_s), name="preemption", daemon=True
   )
@@ -102,8 +115,9 @@ def watch_sigterm(grace_s: float = GRACE_S) -> Iterator[Notice]:
   try:
     yield notice
   finally:
-    signal.set_wakeup_fd(before[1])
-    signal.signal(signal.SIGTERM, before[0])
+    signal.set_wakeup_fd(wakeup_fd)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
     os.close(writer)
     watcher.join()
     os.close(reader)
@@ -115,17 +129,24 @@ def _watch_pipe(notice: Notice, reader: int, grace_s: float) -> None:
   while True:
     left = None if end is None else max(0, end - time.monotonic())
     if not select.select([reader], [], [], left)[0]:
-      _exit(f"stopped by SIGTERM; no step ended within {grace_s:g} s; {RESUME_HINT}")
+      _exit(notice, f"; no step ended within {grace_s:g} s")
     numbers = os.read(reader, 64)
     if not numbers:
       return
-    terms = numbers.count(signal.SIGTERM)
-    if terms > 1 or (terms and notice.requested):
-      _exit(f"stopped by a second SIGTERM; {RESUME_HINT}")
-    if terms:
-      notice.requested, end = True, time.monotonic() + grace_s
+    came = [number for number in numbers if number in CAUSES]
+    if len(came) > 1 or (came and notice.requested):
+      notice.request(came[-1])
+      _exit(notice, " by a second signal")
+    if came:
+      notice.request(came[0])
+      end = time.monotonic() + grace_s
+      if came[0] == signal.SIGINT:
+        print(
+          "\ninterrupted; this step is being finished and saved, Ctrl-C again ends at once", file=sys.stderr
+        )
 
 
-def _exit(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-  os._exit(Preempted.EXIT_CODE)
+def _exit(notice: Notice, how: str) -> None:
+  error = notice.error(how)
+  print(error, file=sys.stderr, flush=True)
+  os._exit(error.EXIT_CODE)

@@ -13,12 +13,12 @@ import time
 import numpy as np
 import pytest
 
-from jldm.core.errors import Preempted
+from jldm.core.errors import RESUME_HINT, Interrupted, Preempted
 from jldm.data.source import Arrays
 from jldm.distributed import multihost
 from jldm.storage import array_cache
 from jldm.train.loop import Hook
-from jldm.train.preemption import Notice, watch_sigterm
+from jldm.train.preemption import Notice, watch_signals
 from tests.configs import ROOT
 
 
@@ -31,7 +31,7 @@ def asked_within(notice, seconds=5.0) -> bool:
 
 def test_a_signal_is_noticed_and_the_handlers_before_come_back():
   before = signal.getsignal(signal.SIGTERM)
-  with watch_sigterm() as notice:
+  with watch_signals() as notice:
     assert not notice.requested
     notice.raise_if_requested()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -42,22 +42,33 @@ def test_a_signal_is_noticed_and_the_handlers_before_come_back():
   assert "preemption" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_other_signals_are_none_of_its_business(request):
+def test_ctrl_c_is_a_notice_with_an_exit_code_of_its_own(request):
   request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
   # which is ignored in what a script runs in the background
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  with watch_sigterm() as notice:
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.SIGINT)
-      time.sleep(5)
+  with watch_signals() as notice:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert asked_within(notice, 5)
+    with pytest.raises(Interrupted, match="interrupted; the same command") as error:
+      notice.raise_if_requested()
+    assert error.value.EXIT_CODE == 130
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_ignored_signal_stays_ignored(request):
+  request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with watch_signals() as notice:
+    os.kill(os.getpid(), signal.SIGINT)
     assert not asked_within(notice, 0.05)
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_in_another_thread_it_never_comes():
   found = []
 
   def run():
-    with watch_sigterm() as notice:
+    with watch_signals() as notice:
       found.append(notice.requested)
 
   thread = threading.Thread(target=run)
@@ -109,8 +120,8 @@ def test_what_takes_long_is_left_and_its_step_kept():
 
 HELD = """
 import ctypes, sys
-from jldm.train.preemption import watch_sigterm
-with watch_sigterm(grace_s=float(sys.argv[1])) as notice:
+from jldm.train.preemption import watch_signals
+with watch_signals(grace_s=float(sys.argv[1])) as notice:
   print("ready", flush=True)
   ctypes.CDLL(None).sleep(30)  # like a compilation: no bytecode of the main thread runs
   ctypes.CDLL(None).sleep(30)
@@ -118,26 +129,24 @@ with watch_sigterm(grace_s=float(sys.argv[1])) as notice:
 
 
 @pytest.mark.parametrize(
-  ("grace_s", "signals", "told"),
-  [
-    (
-      "0.5",
-      1,
-      "stopped by SIGTERM; no step ended within 0.5 s; the same command goes on from the last checkpoint\n",
-    ),
-    ("20", 2, "stopped by a second SIGTERM; the same command goes on from the last checkpoint\n"),
-  ],
+  ("number", "code", "name"),
+  [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")],
 )
-def test_a_busy_main_thread_does_not_delay_the_end(grace_s, signals, told):
+@pytest.mark.parametrize(
+  ("grace_s", "signals", "how"),
+  [("0.5", 1, "; no step ended within 0.5 s"), ("20", 2, " by a second signal")],
+)
+def test_a_busy_main_thread_does_not_delay_the_end(grace_s, signals, how, number, code, name):
   command = [sys.executable, "-c", HELD, grace_s]
   pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes) as process:
     assert process.stdout.readline() == "ready\n"
     began = time.monotonic()
     for _ in range(signals):
-      process.send_signal(signal.SIGTERM)
+      process.send_signal(number)
       time.sleep(0.1)
-    assert process.communicate(timeout=20)[1] == told and process.returncode == 75
+    last = process.communicate(timeout=20)[1].splitlines()[-1]
+    assert last == f"{name}{how}; {RESUME_HINT}" and process.returncode == code
     assert time.monotonic() - began < 5
 
 
