@@ -22,7 +22,8 @@ addEventListener("load", () => {
   const pictures = [...document.images];
   seen.pictures = pictures.length;
   seen.broken = pictures.filter(broken).length;
-  seen.requests = performance.getEntriesByType("resource").map(each => each.name).filter(name => !name.startsWith("data:"));
+  seen.requests = performance.getEntriesByType("resource")
+    .map(each => each.name).filter(name => !name.startsWith("data:"));
   seen.inner = innerWidth;
   seen.width = document.documentElement.scrollWidth;
   seen.paper = getComputedStyle(document.body).backgroundColor;

@@ -118,7 +118,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def interrupt_at_once() -> Iterator[None]:
-  """Ends the process at SIGINT: in the import of a large library KeyboardInterrupt may be lost, or be long."""
+  """Ends the process at SIGINT: within an import KeyboardInterrupt may be lost, or print a long traceback."""
   in_main_thread = threading.current_thread() is threading.main_thread()
   if not in_main_thread or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     yield

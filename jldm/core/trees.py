@@ -38,7 +38,7 @@ def choice(default: Any) -> Any:
 
 
 def leaf_names(tree: Any, separator: str = "/") -> list[str]:
-  """The paths of the leaves in their order, such as "blocks/mlp/in/kernel"; the path of a single leaf is ""."""
+  """The paths of the leaves in order, such as "blocks/mlp/in/kernel"; the path of a single leaf is ""."""
   return [_name(path, separator) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
@@ -75,7 +75,7 @@ def traced(tree: Any) -> Any:
 
 
 def float32(tree: Any) -> Any:
-  """A copy with every leaf of floats in float32, with buffers of its own (so that the original may be donated)."""
+  """A copy with every leaf of floats in float32, in buffers of its own: the original may be donated."""
   dtype_of = lambda x: jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
   return jax.tree.map(lambda x: jnp.array(x, dtype_of(x)), tree)
 

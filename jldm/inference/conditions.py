@@ -46,7 +46,7 @@ def make_branches(
   """Branches of n samples, on the host.  Parts of the latents that are named are held, None of them as
   noise; others are drawn.
 
-  given: by the conditioner's name, as `read_request` of it takes it; one value for all samples or one per sample.
+  given: by the conditioner's name, as its `read_request` takes it; one value for all samples or one each.
   against: one dict for each further branch.  None is null; what is not named is null if the
     conditioner is guided, and as given if it is not.
 

@@ -62,7 +62,7 @@ class Objective(abc.ABC):
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
     """The state of `init` with the parameters of a result of this kind."""
 
-  def check_fields(self) -> None:
+  def check_fields(self) -> None:  # noqa: B027  there may be nothing to check
     """Raises a UserError if fields contradict each other; called before anything is trained."""
 
   def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:

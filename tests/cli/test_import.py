@@ -105,7 +105,8 @@ def test_a_wrong_command_line_runs_nothing(here, capsys):
 def test_a_workdir_with_a_class_of_ones_own_opens_with_its_file_alone(workdir, capsys):
   error = refused(capsys, "info", workdir)
   assert (
-    "class 'Mixer' is not known; give the file that defines it, decorated with @jldm.register, as --import FILE.py"
+    "class 'Mixer' is not known; give the file that defines it, decorated with @jldm.register, "
+    "as --import FILE.py"
     in error
     and "--import CONFIG.py" in error
   )
@@ -116,8 +117,8 @@ def test_a_workdir_with_a_class_of_ones_own_opens_with_its_file_alone(workdir, c
 @pytest.mark.parametrize("command", ["replay", "sample", "evaluate", "report", "info"])
 def test_each_command_that_reads_a_workdir_says_so(workdir, capsys, command):
   assert (
-    "class 'Mixer' is not known; give the file that defines it, decorated with @jldm.register, as --import FILE.py"
-    in refused(capsys, command, *ARGUMENTS[command])
+    "class 'Mixer' is not known; give the file that defines it, decorated with @jldm.register, "
+    "as --import FILE.py" in refused(capsys, command, *ARGUMENTS[command])
   )
 
 

@@ -74,8 +74,8 @@ def test_unregistered_classes_are_refused_both_ways():
   assert refused(dumps, with_pair) == "class 'Pair' is not known; decorate it with @jldm.register"
   text = dumps(SMALL).replace('"ImageData"', '"Pair"')
   assert (
-    "class 'Pair' is not known; give the file that defines it, decorated with @jldm.register, as --import FILE.py"
-    in refused(loads, text)
+    "class 'Pair' is not known; give the file that defines it, decorated with @jldm.register, "
+    "as --import FILE.py" in refused(loads, text)
   )
 
 

@@ -19,7 +19,8 @@ sharding.add_arguments(parser)
 args = parser.parse_args()
 sharding.configure(args.devices, args)
 number = jax.process_index()
-results = [multihost.broadcast(number + 5), multihost.any_process(number == 1), multihost.all_processes(number == 1)]
+results = [multihost.broadcast(number + 5)]
+results += [multihost.any_process(number == 1), multihost.all_processes(number == 1)]
 results += [bool(multihost.start_any(False)), len(sharding.choose_devices())]
 results += [sharding.layout_from_args(args).devices, multihost.is_primary()]
 multihost.barrier("end")

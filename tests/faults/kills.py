@@ -1,4 +1,6 @@
-"""SIGKILL at random moments of real trainings: python -m tests.faults.kills --count 1000 --seed 0 [--folder DIR]
+"""SIGKILL at random moments of real trainings.
+
+python -m tests.faults.kills --count 1000 --seed 0 [--folder DIR]
 
 A tiny experiment is trained in one workdir after another; whenever a training dies, the same
 command starts again.  Each is killed at a moment of a kind drawn at random: some seconds after its
