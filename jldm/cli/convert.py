@@ -67,14 +67,21 @@ def detect_kind(source: Path, to: str) -> str:
   if to == "diffusers" or not source.exists():
     return "autoencoder"
   if source.is_dir():
-    return "autoencoder" if pretrained.is_folder(source) else "params"
+    if pretrained.is_folder(source):
+      return "autoencoder"
+    if (source / "experiment.json").is_file():
+      return "params"
+    raise UserError(
+      f"{str(source)!r} has no experiment.json and no {pretrained.CONFIG}; expected a workdir, or a folder "
+      "that diffusers saved"
+    )
   if pretrained.find_config(source) is not None:
     return "autoencoder"
   header = safetensors.read_header(source)
   kind = "autoencoder" if vae.is_compvis(header.entries) else header.metadata.get("kind")
   if kind not in {known for known, _ in RULES}:
     raise UserError(
-      f"{str(source)!r} does not state its kind; give --kind, one of {', '.join(k for k, _ in RULES)}, "
+      f"{str(source)!r} does not state its kind; give --kind, one of {', '.join(dict(RULES.keys()))}, "
       f"or put its {pretrained.CONFIG} of diffusers beside it"
     )
   return kind

@@ -350,13 +350,21 @@ def weights_file(folder: Path) -> Path:
 def find_config(file: Path) -> Path | None:
   """The config.json of diffusers beside a file of weights, which describes it.
 
-  A file of CompVis describes itself, unless it has a name that diffusers gives.
+  A file of CompVis or of jldm describes itself, unless it has a name that diffusers gives.
   """
   config = file.parent / CONFIG
   if not config.is_file() or not config_class(config):
     return None
   named = file.name in (*FULL_FILES, *HALF_FILES) or file.suffix == ".msgpack"
-  return config if named or not vae.is_compvis(safetensors.tensors(file)) else None
+  return config if named or not describes_itself(file) else None
+
+
+def describes_itself(file: Path) -> bool:
+  """Whether a file, or an index, is of CompVis, or was written by jldm convert."""
+  if vae.is_compvis(safetensors.tensors(file)):
+    return True
+  is_index = safetensors.INDEX_NAME.fullmatch(file.name)
+  return not is_index and safetensors.read_header(file).metadata.get("format") == "jldm"
 
 
 def config_class(path: Path) -> str:

@@ -73,7 +73,7 @@ REMEDIES = {  # what to do about a file, by what the package says of it
 TEXTS = {  # files of text that are taken for safetensors, by how they begin
   b"version https://git-lfs": "it is a pointer of git-lfs to the file: run git lfs pull in its folder",
   b"<": "it is a web page: download the file itself and not the page that shows it",
-  b"{": "it is a JSON text: give the file of arrays that belongs to it",
+  b"{": "it is a JSON text: give its folder, or the file of arrays that belongs to it",
 }
 PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))  # how PyTorch's files begin
 

@@ -157,7 +157,10 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
     ),
     ((".", "o", "--to", "torch"), "--to"),
     ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
-    ((".", "o", "--to", "jldm"), "has no experiment.json"),
+    (
+      (".", "o", "--to", "jldm"),
+      "has no experiment.json and no config.json; expected a workdir, or a folder that diffusers saved",
+    ),
     ((".", "o", "--to", "jldm", "--kind", "lpips"), "cannot read '.'"),
   ],
 )
@@ -278,7 +281,8 @@ def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
 def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
   path = shutil.copy(SD / pretrained.WEIGHTS, tmp_path)
   line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
-  assert "does not state its kind; give --kind" in line and "config.json" in line
+  kinds = "params, lpips, autoencoder, inception, dinov2, clip"
+  assert f"does not state its kind; give --kind, one of {kinds}, or put its config.json" in line
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_a_file_of_diffusers_beside_its_config(tmp_path, capsys):
   assert told(capsys, tmp_path / "vae").splitlines()[1:] == told(capsys, SD).splitlines()[1:]
   config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": None}))
   assert "std of latents: 5.48998" in told(capsys, file)  # 1 / 0.18215, the default
+  safetensors.write(
+    tmp_path / "vae" / "x.safetensors", {"a": np.zeros(3)}, {"format": "jldm", "kind": "lpips"}
+  )
+  assert "AutoencoderKL" not in told(capsys, tmp_path / "vae" / "x.safetensors")  # it describes itself
   config.write_text('{"_class_name": "UNet2DConditionModel"}')
   assert "a file of arrays" in (listed := told(capsys, file)) and "decoder.conv_in.bias " in listed
 

@@ -167,7 +167,7 @@ def test_what_breaks_the_format_is_told(path, content, told):
   [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     (b"<!doctype html><html></html>", "it is a web page: download the file itself"),
-    (b'{"weight_map": {"a": "x.safetensors"}}', "it is a JSON text: give the file of arrays"),
+    (b'{"weight_map": {"a": "x.safetensors"}}', "it is a JSON text: give its folder, or the file of arrays"),
     (stored(one("F5"), bytes(8)), "pip install --upgrade safetensors"),
     (struct.pack("<Q", 10**8 + 1) + b"{}", "compare its size with the source's"),
     (struct.pack("<Q", 10**8 + 1) + bytes(10**8 + 1), "a header may have 100 MB: write the arrays in parts"),
