@@ -57,8 +57,11 @@ class Edited(NamedTuple):
 
 def read_pictures(paths: list[str], model: Model, max_pixels: int) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
-  convert = lambda image: transforms.to_channels(image, canvas.image_channels(model))
-  images = [transforms.read_picture(path, convert, max_pixels) for path in paths]
+  read = lambda form: [transforms.read_picture(path, form, max_pixels) for path in paths]
+  levels = None
+  if "F" in read(lambda image: image.mode):  # one rule for all float pictures
+    levels = transforms.common_levels(dict(zip(paths, read(transforms.float_levels), strict=True)))
+  images = read(lambda image: transforms.to_channels(image, canvas.image_channels(model), levels))
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
       raise UserError(

@@ -42,7 +42,7 @@ def examine(
       damaged.append((example.origin, str(measured)))
   if damaged and (not skip_damaged or not sound):
     raise UserError(describe_damaged(damaged))
-  levels = common_levels(sound)
+  levels = transforms.common_levels({origin: measured.levels for origin, (_, measured) in sound.items()})
   splits = {
     split: [
       example._replace(levels=levels if sound[example.origin][1].levels else None)
@@ -81,24 +81,6 @@ def describe_damaged(damaged: list[tuple[str, str]]) -> str:
     f"{len(damaged)} damaged pictures: {'; '.join(reasons)}{more}; "
     "replace or remove them, or leave them out with --skip-damaged"
   )
-
-
-def common_levels(sound: dict[str, tuple[Example, Measured]]) -> Levels | None:
-  """What is black and white in all float pictures, as one rule; None without any.
-
-  Raises:
-    UserError: no range fits; names the pictures of the least and the greatest value.
-  """
-  ends = {origin: measured.levels for origin, (_, measured) in sound.items() if measured.levels}
-  if not ends:
-    return None
-  darkest, brightest = min(ends, key=lambda origin: ends[origin][0]), max(ends, key=lambda o: ends[o][1])
-  try:
-    return transforms.choose_levels(ends[darkest][0], ends[brightest][1])
-  except UserError as error:
-    raise UserError(
-      f"{error} over all float pictures (least in '{darkest}', greatest in '{brightest}'); rescale them"
-    ) from error
 
 
 def common_size(sound: dict[str, tuple[Example, Measured]]) -> Shape:

@@ -186,7 +186,7 @@ def reason_to_leave_out(entry: os.DirEntry) -> str:
   if entry.name.startswith("."):
     return "hidden"
   if suffix[1:] not in extensions():
-    return f"extension {suffix or 'missing'} of no picture"
+    return f"with the extension {suffix}, which is not read" if suffix else "without an extension"
   return "" if entry.is_file() else "no file (a link that leads nowhere, a FIFO or a device)"
 
 

@@ -1,6 +1,6 @@
 """Converts pictures of any format to 8-bit grey or RGB and to one size, as PIL images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import os
 from typing import Any, NamedTuple
 
@@ -132,8 +132,11 @@ def pad_black(image: Image.Image, n: int) -> Image.Image:
   return ImageOps.expand(image, border=n, fill=0)
 
 
-def to_channels(image: Image.Image, channels: int) -> np.ndarray:
-  """The first frame, upright: uint8 [H, W, channels], 1 (grey) or 3 (RGB), plus alpha if it has any."""
+def to_channels(image: Image.Image, channels: int, levels: Levels | None = None) -> np.ndarray:
+  """The first frame, upright: uint8 [H, W, channels], 1 (grey) or 3 (RGB), plus alpha if it has any.
+
+  levels: as of `to_8_bit`.
+  """
   image.seek(0)
   image = opening.upright(image)
   if image.has_transparency_data and not is_deep(image):
@@ -141,7 +144,7 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
     colours = opening.to_srgb if image.mode not in GREY_MODES else (lambda grey: grey)
     image = opening.convert_in_strips(image, lambda strip: colours(strip.convert("RGBA")).convert(mode), mode)
   else:
-    image = to_8_bit_mode(image).convert("L" if channels == 1 else "RGB")
+    image = to_8_bit_mode(image, levels).convert("L" if channels == 1 else "RGB")
   return np.asarray(image).reshape(image.height, image.width, -1)
 
 
@@ -154,6 +157,30 @@ def to_repaint(image: Image.Image) -> np.ndarray:
     return (np.asarray(levels_to_grey(image)) >= 128) & opaque
   layers = np.asarray(image.convert("RGBA").convert("LA"), np.uint16)
   return layers[..., 0] * layers[..., 1] >= 128 * 255
+
+
+def float_levels(image: Image.Image) -> Levels | None:
+  """The least and the greatest value of a float picture; None for any other."""
+  return find_levels(image) if image.mode == "F" else None
+
+
+def common_levels(ends: Mapping[str, Levels | None]) -> Levels | None:
+  """What is black and white in all float pictures, as one rule; `ends` are their extremes by file.
+
+  Raises:
+    UserError: no range fits; names the pictures of the least and the greatest value.
+  """
+  ends = {path: levels for path, levels in ends.items() if levels}
+  if not ends:
+    return None
+  darkest = min(ends, key=lambda path: ends[path][0])
+  brightest = max(ends, key=lambda path: ends[path][1])
+  try:
+    return choose_levels(ends[darkest][0], ends[brightest][1])
+  except UserError as error:
+    raise UserError(
+      f"{error} over all float pictures (least in '{darkest}', greatest in '{brightest}'); rescale them"
+    ) from error
 
 
 def measure_picture(image: Image.Image) -> Measured:

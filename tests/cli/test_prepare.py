@@ -152,9 +152,9 @@ def test_every_picture_is_used_or_named(tmp_path, capsys):
   assert "train 7 images" in out
   for line in (
     "left out: 1 hidden (.DS_Store)",
-    "left out: 1 extension .txt of no picture (notes.txt)",
-    "left out: 1 extension .mp4 of no picture (clip.mp4)",
-    "left out: 1 extension missing of no picture (no_extension)",
+    "left out: 1 with the extension .txt, which is not read (notes.txt)",
+    "left out: 1 with the extension .mp4, which is not read (clip.mp4)",
+    "left out: 1 without an extension (no_extension)",
     "left out: 3 no file (a link that leads nowhere, a FIFO or a device) (fifo.png, gone.png, zero.png)",
   ):
     assert f"  {line}\n" in out

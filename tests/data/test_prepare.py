@@ -95,8 +95,8 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path, everythin
   assert metadata["classes"] == ["ant", "cat"] and metadata["counts"] == {"train": [2, 2]}
   assert metadata["left_out"] == {
     "hidden": {"count": 2, "first": [".trash", "cat/._a.png"]},
-    "extension .md of no picture": {"count": 1, "first": ["readme.md"]},
-    "extension .txt of no picture": {"count": 1, "first": ["cat/notes.txt"]},
+    "with the extension .md, which is not read": {"count": 1, "first": ["readme.md"]},
+    "with the extension .txt, which is not read": {"count": 1, "first": ["cat/notes.txt"]},
   }
   batch = everything(tmp_path / "data", "pets", height=8, width=12, channels=3, classes=2)
   assert by_content(batch["image"], batch["label"]) == by_content(pixels, labels)
