@@ -46,7 +46,7 @@ def quantiles(key: Array, stratum: Array, row: Array | None = None) -> Array:
   if row is not None:
     key, key_multiplier = jax.random.split(key)
     stratum = permute_strata(key_multiplier, stratum, row)
-  return jnp.maximum((jax.random.uniform(key) + stratum) % 1.0, 2.0**-24)
+  return jnp.maximum((jax.random.uniform(key, (), jnp.float32) + stratum) % 1.0, 2.0**-24)
 
 
 def permute_strata(key: Array, stratum: Array, row: Array) -> Array:

@@ -29,7 +29,7 @@ def control_directions(examples: Array, labels: Array, keys: Array) -> Array:
 
 def unrelated_directions(direction: Array, keys: Array) -> Array:
   """Random directions orthogonal to `direction` [...], at its norm, one per key [K] -> [K, ...]."""
-  normals = jax.vmap(lambda key: jax.random.normal(key, direction.shape))(keys)
+  normals = jax.vmap(lambda key: jax.random.normal(key, direction.shape, jnp.float32))(keys)
   return jax.vmap(lambda other: orthogonal_part(other, direction))(normals)
 
 

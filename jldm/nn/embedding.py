@@ -88,5 +88,5 @@ class LabelEmbedding(nn.Module):
   @nn.compact
   def __call__(self, labels: Array) -> Array:
     """labels int [B] in -1 .. classes - 1 -> [B, width]."""
-    table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.width))
+    table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.width), jnp.float32)
     return jnp.take(table, jnp.where(labels < 0, self.classes, labels), axis=0)

@@ -25,8 +25,8 @@ class GroupNorm(nn.Module):
     channels = x.shape[-1]
     if channels % self.groups:
       raise UserError(f"groups={self.groups} does not divide {channels} channels")
-    scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-    bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+    scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
     x = x.astype(jnp.float32)
     mean = self.pooled(x.mean((1, 2)))  # [B, C]
     variance = self.pooled(jnp.square(x - mean[:, None, None]).mean((1, 2)))
@@ -66,8 +66,8 @@ class LayerNorm(nn.Module):
     """x [..., C] -> the same."""
     h = layer_norm(x, self.epsilon)
     if self.affine:
-      scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
-      h = h * scale + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+      scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:], jnp.float32)
+      h = h * scale + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:], jnp.float32)
     return h.astype(self.dtype)
 
 
@@ -81,10 +81,10 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> the same."""
-    scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+    scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:], jnp.float32)
     h = rms_norm(x, self.epsilon) * scale
     if self.use_bias:
-      h = h + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+      h = h + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:], jnp.float32)
     return h.astype(self.dtype)
 
 
@@ -101,7 +101,7 @@ class FrozenBatchNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> the same; computed in float32."""
     zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
-    part = lambda name, init: self.param(name, init, x.shape[-1:])
+    part = lambda name, init: self.param(name, init, x.shape[-1:], jnp.float32)
     mean, variance = (jax.lax.stop_gradient(part(*pair)) for pair in (("mean", zeros), ("variance", ones)))
     h = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(variance + self.epsilon)
     return (h * part("scale", ones) + part("bias", zeros)).astype(self.dtype)

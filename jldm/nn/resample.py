@@ -120,7 +120,9 @@ class ThreeByThree(nn.Module):
   @nn.compact
   def __call__(self, channels: int) -> tuple[Array, Array | None]:
     """-> kernel [3, 3, channels, features], bias [features] or None."""
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.features))
+    kernel = self.param(
+      "kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.features), jnp.float32
+    )
     if not self.use_bias:
       return kernel, None
-    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,))
+    return kernel, self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)

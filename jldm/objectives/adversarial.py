@@ -98,7 +98,7 @@ class Adversarial(Objective):
     autoencoder, inner = self.inner.init(key_inner, batch, frozen)
     discriminator = self.discriminator.init(key_discriminator, pixels(batch["image"]))["params"]
     both = lambda like: {name: jnp.zeros_like(like, jnp.float32) for name in ("inner", "adversarial")}
-    zero = jnp.zeros(())
+    zero = jnp.zeros((), jnp.float32)
     extra = {
       "autoencoder": inner,
       "steps": zero,

@@ -95,7 +95,7 @@ class Diffusion(Objective):
     inputs = self.inputs(params, frozen, batch, key_conditioners)
     means = jax.tree.map(lambda each: each.mean, posterior_of(batch), is_leaf=is_posterior)
     z = jax.tree.map(lambda mean: jnp.zeros(mean.shape, jnp.float32), means)
-    noise_level = jax.tree.map(lambda part: jnp.zeros(len(part)), z)
+    noise_level = jax.tree.map(lambda part: jnp.zeros(len(part), jnp.float32), z)
     return {"denoiser": self.network.init(key_network, z, noise_level, inputs).get("params", {})} | params, {}
 
   def init_conditioners(self, key: Array, batch: dict) -> dict:
@@ -149,7 +149,7 @@ class Diffusion(Objective):
       estimate = like_parts({name: jnp.where(expand(shown, part), part, 0) for name, part in first.items()})
     output = network(estimate)
     values, log_variances = parts_of(output.value), parts_of(output.log_variance)
-    losses, metrics, weights = jnp.zeros(len(rows)), {}, dict(self.part_weights)
+    losses, metrics, weights = jnp.zeros(len(rows), jnp.float32), {}, dict(self.part_weights)
     unknown = weights.keys() - noised.keys()
     if unknown:
       raise UserError(

@@ -141,8 +141,8 @@ class ConvNormReLU(nn.Module):
     """h [B, H, W, C] -> [B, h, w, row.features]."""
     row, zeros, ones = self.row, nn.initializers.zeros_init(), nn.initializers.ones_init()
     h = nn.Conv(row.features, row.kernel, row.stride, row.padding, use_bias=False, name="conv")(h)
-    mean, bias = (self.param(name, zeros, (row.features,)) for name in ("mean", "bias"))
-    variance, scale = (self.param(name, ones, (row.features,)) for name in ("variance", "scale"))
+    mean, bias = (self.param(name, zeros, (row.features,), jnp.float32) for name in ("mean", "bias"))
+    variance, scale = (self.param(name, ones, (row.features,), jnp.float32) for name in ("variance", "scale"))
     return nn.relu((h - mean) * (scale * jax.lax.rsqrt(variance + 1e-3)) + bias)
 
 

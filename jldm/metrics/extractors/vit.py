@@ -43,7 +43,9 @@ class ViTBlock(nn.Module):
     width = x.shape[-1]
     norm = lambda i: LayerNorm(epsilon=self.epsilon, name=f"norm{i}")
     scaled = lambda i, h: (
-      h * self.param(f"scale{i}", nn.initializers.ones_init(), (width,)) if self.layer_scale else h
+      h * self.param(f"scale{i}", nn.initializers.ones_init(), (width,), jnp.float32)
+      if self.layer_scale
+      else h
     )
     x = x + scaled(1, SelfAttention(self.heads, name="attention")(norm(1)(x)))
     h = self.activation(nn.Dense(4 * width, name="in")(norm(2)(x)))
@@ -76,8 +78,8 @@ class ViT(nn.Module):
     zeros, patch = nn.initializers.zeros_init(), (self.patch, self.patch)
     h = nn.Conv(self.width, patch, patch, "VALID", use_bias=self.patch_bias, name="patches")(pixels)
     down, across = (jnp.asarray(bicubic_weights(self.table, size)) for size in h.shape[1:3])
-    token = self.param("token", zeros, (self.width,))
-    places = self.param("places", zeros, (1 + self.table**2, self.width))
+    token = self.param("token", zeros, (self.width,), jnp.float32)
+    places = self.param("places", zeros, (1 + self.table**2, self.width), jnp.float32)
     table = places[1:].reshape(self.table, self.table, self.width)
     h = (h + jnp.einsum("yi,xj,ijc->yxc", down, across, table)).reshape(len(h), -1, self.width)
     h = jnp.concatenate([jnp.broadcast_to(token + places[0], (len(h), 1, self.width)), h], 1)

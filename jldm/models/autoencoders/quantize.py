@@ -61,7 +61,7 @@ class Codebook:
 
   def state(self, vectors: Array) -> dict:
     """A state of which `vectors` are these [K, D], all codes as frequent."""
-    share = jnp.full((self.size,), 1 / self.size)
+    share = jnp.full((self.size,), 1 / self.size, jnp.float32)
     return {"counts": share, "sums": vectors / self.size}
 
   def quantize(self, state: dict, z: Array) -> tuple[Array, Array]:

@@ -54,7 +54,7 @@ class VQAutoencoder(nn.Module):
     shapes = self.quantizer.shapes(self.latent_channels)
     if self.is_initializing():
       for name, shape in shapes.items():
-        self.put_variable("codebook", name, jnp.zeros(shape))
+        self.put_variable("codebook", name, jnp.zeros(shape, jnp.float32))
     return {name: self.get_variable("codebook", name) for name in shapes}
 
   def encode(self, x: Array) -> Gaussian:

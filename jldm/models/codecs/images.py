@@ -36,9 +36,9 @@ class ImageCodec:
 
   def init(self, key: Array) -> dict:
     key_params, key_row = jax.random.split(key)
-    image = jnp.zeros((1, self.factor, self.factor, self.network.channels))
+    image = jnp.zeros((1, self.factor, self.factor, self.network.channels), jnp.float32)
     extra = dict(self.network.init(key_params, image, key_row[None]))
-    vector = jnp.zeros(self.network.latent_channels)
+    vector = jnp.zeros(self.network.latent_channels, jnp.float32)
     return {"params": extra.pop("params"), "extra": extra, "mean": vector, "std": vector + 1}
 
   def latent_spec(self, data: Spec) -> jax.ShapeDtypeStruct:

@@ -144,7 +144,7 @@ def run_segment(segment: Segment, params: dict, groups: int, source: Array, halo
     channels = jax.eval_shape(piece, jnp.zeros(2, jnp.int32), moments).shape[-1]
     add = lambda known, corner, fresh: merge_moments(known, moments_of(piece(corner, moments)[0], fresh))
     return over_tiles(
-      sides, tiles, add, GroupMoments(jnp.zeros(()), jnp.zeros(channels), jnp.zeros(channels))
+      sides, tiles, add, GroupMoments(*(jnp.zeros(shape, jnp.float32) for shape in ((), channels, channels)))
     )
 
   moments = []

@@ -113,7 +113,7 @@ class Missing:
 
   def known(self, images: Array, keys: Array) -> Array:
     """1 where a pixel is kept, 0 where it is lost: [B, H, W, 1]."""
-    drawn = jax.vmap(lambda key: jax.random.uniform(key, (*images.shape[1:3], 1)))(keys)
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (*images.shape[1:3], 1), jnp.float32))(keys)
     return (drawn >= self.share).astype(images.dtype)
 
 

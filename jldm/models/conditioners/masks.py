@@ -20,8 +20,8 @@ POINTS = 4  # of the path of a brush
 def box(key: Array, y: Array, x: Array) -> Array:
   """A rectangle with sides of 0.25 to 0.75 around any place; the image's border may cut it."""
   key_size, key_place = jax.random.split(key)
-  sides = jax.random.uniform(key_size, (2,), minval=0.25, maxval=0.75)
-  place = jax.random.uniform(key_place, (2,))
+  sides = jax.random.uniform(key_size, (2,), jnp.float32, minval=0.25, maxval=0.75)
+  place = jax.random.uniform(key_place, (2,), jnp.float32)
   return (jnp.abs(y - place[0]) < sides[0] / 2) & (jnp.abs(x - place[1]) < sides[1] / 2)
 
 
@@ -33,20 +33,20 @@ def frame(key: Array, y: Array, x: Array) -> Array:
 def half_plane(key: Array, y: Array, x: Array) -> Array:
   """One side of a line of any direction that passes within 0.25 of the centre."""
   key_angle, key_offset = jax.random.split(key)
-  angle = jax.random.uniform(key_angle, maxval=2 * jnp.pi)
-  offset = jax.random.uniform(key_offset, minval=-0.25, maxval=0.25)
+  angle = jax.random.uniform(key_angle, (), jnp.float32, maxval=2 * jnp.pi)
+  offset = jax.random.uniform(key_offset, (), jnp.float32, minval=-0.25, maxval=0.25)
   return jnp.cos(angle) * (y - 0.5) + jnp.sin(angle) * (x - 0.5) > offset
 
 
 def strokes(key: Array, y: Array, x: Array) -> Array:
   """A brush stroke, 0.1 to 0.25 wide, from point to point."""
   key_points, key_width = jax.random.split(key)
-  points = jax.random.uniform(key_points, (POINTS, 2))
+  points = jax.random.uniform(key_points, (POINTS, 2), jnp.float32)
   place = jnp.stack([y, x], -1)[..., None, :]  # [h, w, 1, 2]
   start, way = points[:-1], points[1:] - points[:-1]
   along = jnp.clip(((place - start) * way).sum(-1) / jnp.maximum((way**2).sum(-1), 1e-6), 0, 1)
   distance = jnp.linalg.norm(place - start - along[..., None] * way, axis=-1).min(-1)
-  return distance < 0.5 * jax.random.uniform(key_width, minval=0.1, maxval=0.25)
+  return distance < 0.5 * jax.random.uniform(key_width, (), jnp.float32, minval=0.1, maxval=0.25)
 
 
 # (key, y, x [h, w] in 0 ... 1) -> what is hidden, bool [h, w]

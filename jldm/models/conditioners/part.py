@@ -46,4 +46,4 @@ class Part(Conditioner):
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Any]:
     value = encode(inputs)[self.name]
-    return {HELD: {self.name: (value, jnp.zeros(len(value)), jnp.ones(len(value), bool))}}
+    return {HELD: {self.name: (value, jnp.zeros(len(value), jnp.float32), jnp.ones(len(value), bool))}}
