@@ -57,11 +57,15 @@ class Edited(NamedTuple):
 
 def read_pictures(paths: list[str], model: Model, max_pixels: int) -> np.ndarray:
   """Picture files of one size as uint8 [N, H, W, C or C + 1] with the model's channels."""
-  read = lambda form: [transforms.read_picture(path, form, max_pixels) for path in paths]
-  levels = None
-  if "F" in read(lambda image: image.mode):  # one rule for all float pictures
-    levels = transforms.common_levels(dict(zip(paths, read(transforms.float_levels), strict=True)))
-  images = read(lambda image: transforms.to_channels(image, canvas.image_channels(model), levels))
+  modes = [transforms.read_picture(path, lambda image: image.mode, max_pixels, True) for path in paths]
+  ends = {
+    path: transforms.read_picture(path, transforms.find_levels, max_pixels)
+    for path, mode in zip(paths, modes, strict=True)
+    if mode == "F"
+  }
+  levels = transforms.common_levels(ends)  # one rule for all float pictures
+  convert = lambda image: transforms.to_channels(image, canvas.image_channels(model), levels)
+  images = [transforms.read_picture(path, convert, max_pixels) for path in paths]
   for path, image in zip(paths, images):
     if image.shape != images[0].shape:
       raise UserError(
@@ -421,7 +425,7 @@ def main(args: argparse.Namespace) -> None:
   counts = ("n", "count", "repeats", "jump", "factor")
   options.check_at_least(1, max_pixels=args.max_pixels, **{name: getattr(args, name, 1) for name in counts})
   check_seed(args.seed, "--seed")
-  parse_labels(args, read_class_names(Path(args.workdir)))
+  resolve_labels(args, read_class_names(Path(args.workdir)))
   out = Path(args.out)
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")
@@ -439,7 +443,7 @@ def main(args: argparse.Namespace) -> None:
   print(f"{len(edited.images)} pictures in {out}")
 
 
-def parse_labels(args: argparse.Namespace, names: list[str]) -> None:
+def resolve_labels(args: argparse.Namespace, names: list[str]) -> None:
   """Replaces the classes in `args`, by name or number, by labels."""
   for name in LABELS.keys() & vars(args).keys():
     text = getattr(args, name)

@@ -19,7 +19,7 @@ MAX_CLASSES = 10**6
 MOST_NAMED = 3  # files that a note names
 
 
-class Source(NamedTuple):
+class SourceOptions(NamedTuple):
   """Where pictures come from, and the limits of what is read."""
 
   path: Path | None = None
@@ -70,7 +70,7 @@ def require_source(path: Path | None, kind: str, expected: str, legal: Callable[
   return path
 
 
-def refuse_source(source: Source, kind: str, packages: str) -> None:
+def refuse_source(source: SourceOptions, kind: str, packages: str) -> None:
   """Raises a UserError if a kind that comes with packages is given a source or a held-out folder."""
   if source.path or source.held_out:
     raise UserError(

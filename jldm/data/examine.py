@@ -111,7 +111,7 @@ def list_conversions(
   return conversions
 
 
-def describe_contents(contents: Contents, found: Found) -> dict[str, Any]:
+def build_metadata(contents: Contents, found: Found) -> dict[str, Any]:
   """What metadata.json says besides the shapes; see `prepare`."""
   labels = {split: [example.label for example in group] for split, group in contents.splits.items()}
   counts = {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jldm.core.errors import UserError
 from jldm.data import transforms
-from jldm.data.contents import Contents, Example, Source, require_source
+from jldm.data.contents import Contents, Example, SourceOptions, require_source
 from jldm.media.open import extensions
 
 TRAINING = ("train", "training")  # names of folders that are splits, if all that lie next to them are
@@ -33,7 +33,7 @@ class LeftOut:
     self.reasons.setdefault(reason, []).append(os.path.relpath(path, self.root))
 
 
-def folder_contents(source: Source) -> Contents:
+def folder_contents(source: SourceOptions) -> Contents:
   """Picture files: one sub-folder per class in natural order, or all in one folder, unlabelled.
 
   Folders "train" and "val" or "test" are the splits, if nothing else lies next to them.

@@ -26,13 +26,13 @@ from jldm.data.contents import (
   MAX_BYTES,
   Contents,
   Example,
-  Source,
+  SourceOptions,
   array_examples,
   numbered_classes,
   refuse_source,
   require_source,
 )
-from jldm.data.examine import describe_contents, examine, map_in_threads
+from jldm.data.examine import build_metadata, examine, map_in_threads
 from jldm.data.folder import folder_contents
 from jldm.media.open import MAX_PIXELS
 
@@ -40,7 +40,7 @@ IDX_SPLITS = {"train": "train", "test": "t10k"}  # split -> the prefix of its fi
 VERSION = "1.0.0"
 
 
-def digits_contents(source: Source) -> Contents:
+def digits_contents(source: SourceOptions) -> Contents:
   """scikit-learn's 1,797 handwritten digits, 8x8 levels 0 ... 16, bicubic to 32x32 in floats."""
   refuse_source(source, "digits", "scikit-learn")
   from sklearn.datasets import load_digits  # a second to import, for this one alone
@@ -58,7 +58,7 @@ def enlarge_digit(image: np.ndarray) -> np.ndarray:
   return np.clip(np.rint(np.asarray(large)), 0, 255).astype(np.uint8)
 
 
-def idx_contents(source: Source) -> Contents:
+def idx_contents(source: SourceOptions) -> Contents:
   """MNIST-style files in a folder, gzipped or not: train-images-idx3-ubyte, t10k-labels-idx1-ubyte, ..."""
   root = require_source(
     source.path, "idx", "the folder of train-images-idx3-ubyte and its like, gzipped or not", Path.is_dir
@@ -86,7 +86,7 @@ def find_idx_file(root: Path, name: str) -> Path:
   return files[0]
 
 
-def npz_contents(source: Source) -> Contents:
+def npz_contents(source: SourceOptions) -> Contents:
   """An .npz with `images` uint8 [N, H, W] or [N, H, W, C], C 1 or 3, and perhaps `labels` int [N]."""
   path = require_source(source.path, "npz", "an .npz file with 'images' and perhaps 'labels'", Path.is_file)
   images, labels = read_npz(path, source.max_bytes)
@@ -97,7 +97,7 @@ def npz_contents(source: Source) -> Contents:
   )
 
 
-def photos_contents(source: Source) -> Contents:
+def photos_contents(source: SourceOptions) -> Contents:
   """Crops, by default 64x64, of the photographs of scikit-learn and scikit-image; each is a class."""
   refuse_source(source, "photos", "scikit-learn and scikit-image")
   cut = lambda split: [Example(*crop) for crop in photographs.random_crops(split, source.size or (64, 64))]
@@ -159,7 +159,7 @@ def prepare(
     )
   check_data_dir(target.parent)
   contents = KINDS[kind](
-    Source(expand(source), size, held_out=expand(held_out), max_pixels=max_pixels, max_bytes=max_bytes)
+    SourceOptions(expand(source), size, held_out=expand(held_out), max_pixels=max_pixels, max_bytes=max_bytes)
   )
   contents, found = examine(contents, size, buckets, skip_damaged)
   size, channels = found.size, channels or found.channels
@@ -169,7 +169,7 @@ def prepare(
   padded = [(height + 2 * pad, width + 2 * pad) for height, width in (size, *buckets)]
   try:
     with replace_folder(target) as temporary:
-      write_dataset(temporary, name, contents, padded, channels, record, describe_contents(contents, found))
+      write_dataset(temporary, name, contents, padded, channels, record, build_metadata(contents, found))
   except OSError as error:
     raise UserError(
       f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})"

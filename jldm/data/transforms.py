@@ -159,11 +159,6 @@ def to_repaint(image: Image.Image) -> np.ndarray:
   return layers[..., 0] * layers[..., 1] >= 128 * 255
 
 
-def float_levels(image: Image.Image) -> Levels | None:
-  """The least and the greatest value of a float picture; None for any other."""
-  return find_levels(image) if image.mode == "F" else None
-
-
 def common_levels(ends: Mapping[str, Levels | None]) -> Levels | None:
   """What is black and white in all float pictures, as one rule; `ends` are their extremes by file.
 
@@ -217,10 +212,16 @@ def has_more_frames(image: Image.Image) -> bool:
 
 
 def read_picture(
-  path: str | os.PathLike, form: Callable[[Image.Image], Any] = to_8_bit, max_pixels: int = opening.MAX_PIXELS
+  path: str | os.PathLike,
+  form: Callable[[Image.Image], Any] = to_8_bit,
+  max_pixels: int = opening.MAX_PIXELS,
+  header_only: bool = False,
 ) -> Any:
-  """Decodes the picture in a file and applies `form`; UserError if it is damaged or not a picture."""
+  """Decodes the picture in a file and applies `form`; UserError if it is damaged or not a picture.
+
+  header_only: as of `decode_picture`.
+  """
   try:
-    return opening.decode_picture(path, form, max_pixels)
+    return opening.decode_picture(path, form, max_pixels, header_only)
   except (opening.PictureError, UserError) as error:
     raise UserError(f"{path} cannot be read as a picture ({error}); replace or remove it") from error

@@ -95,15 +95,28 @@ def examples(path):
   return edit.read_examples(argparse.Namespace(examples=str(path), having=1, without=0), IMAGE)
 
 
+def test_float_pictures_are_read_by_one_rule(tmp_path, monkeypatch):
+  monkeypatch.setattr(edit.canvas, "image_channels", lambda model: 1)
+  paths = [str(tmp_path / f"{name}.tif") for name in "ab"]
+  for path, levels in zip(paths, ([[0, 1]], [[-1, 0.5]])):
+    Image.fromarray(np.array(levels, np.float32)).save(path)
+  images = edit.read_pictures(paths, None, MAX_PIXELS)
+  assert images.ravel().tolist() == [128, 255, 0, 191]
+  assert edit.read_pictures(paths[:1], None, MAX_PIXELS).ravel().tolist() == [0, 255]
+  Image.fromarray(np.array([[-50, 0.5]], np.float32)).save(paths[1])
+  with pytest.raises(UserError, match=r"-50 ... 1; expected .*least in '.*b\.tif'"):
+    edit.read_pictures(paths, None, MAX_PIXELS)
+
+
 def test_classes_by_name():
   args = argparse.Namespace(label="cat", onto="10", having=None)
-  edit.parse_labels(args, ["1", "10", "cat"])
+  edit.resolve_labels(args, ["1", "10", "cat"])
   assert vars(args) == {"label": 2, "onto": 1, "having": None}
   args = argparse.Namespace(label="-1", without="5")
-  edit.parse_labels(args, [])
+  edit.resolve_labels(args, [])
   assert vars(args) == {"label": -1, "without": 5}
   with pytest.raises(UserError, match="--onto dog; expected one of the classes cat, or a number, or -1"):
-    edit.parse_labels(argparse.Namespace(onto="dog"), ["cat"])
+    edit.resolve_labels(argparse.Namespace(onto="dog"), ["cat"])
 
 
 IMAGES, LABELS = np.zeros((4, 32, 32, 1), np.uint8), np.arange(4) % 2

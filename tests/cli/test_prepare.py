@@ -198,6 +198,21 @@ def test_linked_folders_are_read_and_circles_end(tmp_path, capsys):
   assert "left out: 1 folder linked to more than once (cat/again)" in out
 
 
+def test_folders_that_cannot_be_read_are_told(tmp_path, capsys, monkeypatch):
+  save(tmp_path / "S" / "cat" / "a.png")
+  save(tmp_path / "S" / "cat" / "locked" / "b.png")
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("locked"):
+      raise PermissionError(13, "Permission denied", path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)  # root may read anything
+  prepared(tmp_path)
+  assert "left out: 1 folder that cannot be read (Permission denied) (cat/locked)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
   ("folders", "splits"),
   [

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from jldm.core.errors import UserError
 from jldm.data import prepare as prepare_module, tfds, transforms
-from jldm.data.contents import Source
+from jldm.data.contents import SourceOptions
 from jldm.data.prepare import KINDS, prepare
 from jldm.media import open as opening
 
@@ -115,14 +115,14 @@ def test_a_flat_folder_is_unlabelled(tmp_path, everything):
 def test_every_extension_is_read(tmp_path, extension):
   pixels = GREY[0] if extension != "qoi" else GREY[:3].transpose(1, 2, 0).copy()
   save(tmp_path / f"a.{extension.upper()}", pixels)
-  (example,) = KINDS["folder"](Source(tmp_path)).splits["train"]
+  (example,) = KINDS["folder"](SourceOptions(tmp_path)).splits["train"]
   assert example.load().size == (28, 28) and example.measure()[:2] == (28, 28)
 
 
 def test_a_folder_is_listed_without_decoding(tmp_path, monkeypatch):
   photographs(tmp_path)
   monkeypatch.setattr(transforms, "read_picture", lambda *args: pytest.fail("decoded"))
-  assert len(KINDS["folder"](Source(tmp_path)).splits["train"]) == 4
+  assert len(KINDS["folder"](SourceOptions(tmp_path)).splits["train"]) == 4
 
 
 def test_pictures_are_converted_and_cut_to_size(tmp_path, everything):

@@ -83,6 +83,14 @@ def test_no_opener_starts_ghostscript(tmp_path, monkeypatch, opener, name):
   assert (tmp_path / "ran").exists(), "the fake is one that Pillow starts"
 
 
+def test_no_other_file_opens_pictures():
+  root = Path(opening.__file__).parents[1]
+  callers = {
+    path.relative_to(root).as_posix() for path in root.rglob("*.py") if "Image.open(" in path.read_text()
+  }
+  assert callers == {"media/open.py"}
+
+
 # ---- EXIF
 
 
