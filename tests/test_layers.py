@@ -42,7 +42,7 @@ THIRD_PARTY = {  # library -> the only parts that may import it
   "imageio": "media",
   "safetensors": "interop",
   "msgpack": "interop",
-  "filelock": "storage",
+  "filelock": "core storage",
   "tensorboardX": "train",
   "tqdm": "train data cli",
   "wandb": "train",

@@ -12,9 +12,12 @@ inception, dinov2, clip
 """
 
 import argparse
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from jldm.config.experiment import Experiment, Need, Stage
 from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
+from jldm.core.files import locked_folder
 from jldm.inference.load import build_model, codec_shapes, denoiser_shapes, find_stage, load, load_codec
 from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
@@ -59,7 +63,28 @@ def main(args: argparse.Namespace) -> None:
     legal = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
     raise UserError(f"--kind {kind} --to {args.to}: there is no such conversion; expected one of {legal}")
   options = {name: getattr(args, name) for name in OPTIONS.get(kind, ())}
-  print(RULES[kind, args.to](source, out, **options))
+  with alone(out):
+    print(RULES[kind, args.to](source, out, **options))
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+  """Only this process writes to OUT, which is checked to be free within the block.
+
+  Raises:
+    UserError: another process is writing it.
+  """
+  if not os.access(out.absolute().parent, os.W_OK | os.X_OK):  # made, or refused, when OUT is written
+    yield
+    return
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(locked_folder(out.with_name(f".{out.name}.lock")))
+    except BlockingIOError as error:
+      raise UserError(
+        f"another process is writing {str(out)!r}; wait for it, or choose another OUT"
+      ) from error
+    yield
 
 
 def detect_kind(source: Path, to: str) -> str:

@@ -8,6 +8,11 @@ from pathlib import Path
 import shutil
 from typing import BinaryIO
 
+from filelock import lock_descriptor
+
+# Of a file system that has no locks, such as NFS without its daemon.
+UNKNOWN_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+
 
 @contextlib.contextmanager
 def replace_file(
@@ -43,14 +48,61 @@ def replace_file(
 def replace_folder(folder: Path) -> Iterator[Path]:
   """A temporary sibling that becomes `folder` when the block ends, or vanishes if it raises.
 
-  Raises: OSError if `folder` exists or cannot be made.
-  What a killed run left behind is removed by the next one, so a folder may have one writer at a time.
+  Raises: OSError if `folder` exists or cannot be made, or another process is making it.
+  What a killed run left behind is removed by the next one.
   """
-  temporary = folder.with_name(f".{folder.name}.partial")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  try:
+  with locked_folder(folder.with_name(f".{folder.name}.partial")) as temporary:
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+      raise FileExistsError(errno.EEXIST, "it exists, perhaps made by another process just now", str(folder))
     yield temporary
     os.rename(temporary, folder)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[Path]:
+  """An empty folder that this process alone uses until the block ends, when it is removed.
+
+  The kernel's lock on it ends with its holder, however that ends.  A file system without such locks
+  grants it to all.
+
+  Raises: BlockingIOError if another process has it; OSError if it cannot be made.
+  """
+  number = open_locked(folder)
+  try:
+    for left in folder.iterdir():  # by a killed run
+      shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    yield folder
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    if is_at(number, folder):  # else it was renamed
+      shutil.rmtree(folder, ignore_errors=True)
+    os.close(number)
+
+
+def open_locked(folder: Path) -> int:
+  """Makes a folder and returns its descriptor, locked; BlockingIOError if another process has it."""
+  while True:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      number = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+      continue  # its holder renamed it between our making and opening it
+    try:
+      granted = lock_descriptor(number, blocking=False)
+    except OSError as error:
+      granted = error.errno in UNKNOWN_FLOCK
+      if not granted:
+        os.close(number)
+        raise
+    if granted and is_at(number, folder):
+      return number
+    os.close(number)
+    if not granted:
+      raise BlockingIOError(errno.EAGAIN, "another process is writing it", str(folder))
+
+
+def is_at(number: int, folder: Path) -> bool:
+  """Whether an open folder is still the one at a path."""
+  try:
+    return os.path.samestat(os.fstat(number), folder.stat())
+  except FileNotFoundError:
+    return False

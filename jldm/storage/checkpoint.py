@@ -42,6 +42,8 @@ MANIFEST = ".manifest.json"
 OURS = re.compile(
   r"(0|[1-9]\d*)(|\.manifest\.json|\.manifest\.json\.tmp|\.orbax-checkpoint-tmp.*)"
 )  # (step)(kind)
+# Of Orbax, which measures it by the clock of the wall: a clock that is set by half an hour is no failed save.
+PATIENCE_S = 30 * 24 * 3600
 OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in the messages of TensorStore, which writes Orbax's arrays
 
 
@@ -77,7 +79,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     self._pending: tuple[int, futures.Future] | None = None
     if not read_only:
       # With directories made in the background, a save that fails leaves a thread that waits for minutes.
-      options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+      options = ocp.options.AsyncOptions(create_directories_asynchronously=False, timeout_secs=PATIENCE_S)
       # Barriers go by name: two folders that are saved at the same time need different names.
       meeting = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix="-".join(self.folder.parts[-2:]))
       composite = ocp.CompositeOptions(async_options=options, multiprocessing_options=meeting)

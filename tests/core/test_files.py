@@ -1,6 +1,9 @@
 """A file and a folder appear whole or not at all."""
 
 import os
+from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -71,4 +74,52 @@ def test_a_folder_takes_its_place_or_vanishes(tmp_path):
   assert (tmp_path / "a" / "x").read_text() == "whole"
   with pytest.raises(RuntimeError), replace_folder(tmp_path / "b") as folder:
     raise RuntimeError
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+HOLDER = """
+import sys, pathlib
+from jldm.core.files import replace_folder
+with replace_folder(pathlib.Path(sys.argv[1])) as folder:
+  (folder / "x").write_text("first")
+  print("held", flush=True)
+  sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """A process that is making the folder `a` until it is told to end."""
+  command = [sys.executable, "-c", HOLDER, str(tmp_path / "a")]
+  environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+  with subprocess.Popen(command, env=environment, text=True, **pipes) as child:
+    assert child.stdout.readline() == "held\n"
+    yield child
+    child.kill()
+
+
+def test_of_two_processes_that_make_a_folder_one_is_refused_and_takes_nothing_from_the_other(
+  holder, tmp_path
+):
+  with pytest.raises(BlockingIOError, match="another process is writing it"), replace_folder(tmp_path / "a"):
+    pass
+  holder.communicate("end\n")
+  assert (tmp_path / "a" / "x").read_text() == "first"
+  with (
+    pytest.raises(FileExistsError, match="perhaps made by another process"),
+    replace_folder(tmp_path / "a"),
+  ):
+    pass
+  assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_was_making_is_made_anew(holder, tmp_path):
+  holder.kill()
+  holder.wait()
+  assert (tmp_path / ".a.partial" / "x").exists()
+  with replace_folder(tmp_path / "a") as folder:
+    assert not any(folder.iterdir())
+    (folder / "y").write_text("second")
+  assert [path.name for path in (tmp_path / "a").iterdir()] == ["y"]
   assert [path.name for path in tmp_path.iterdir()] == ["a"]

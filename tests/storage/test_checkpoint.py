@@ -85,6 +85,17 @@ def test_round_trip(tmp_path):
     assert_same(checkpoints.restore(3, {"codec": like["codec"]}), {"codec": saved["codec"]})  # one item alone
 
 
+def test_a_clock_that_jumps_by_half_an_hour_fails_no_save(tmp_path, monkeypatch):
+  rng, wall = random.Random(0), time.time
+  monkeypatch.setattr(time, "time", lambda: wall() + rng.choice([-1800, 0, 1800]))
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in range(1, 7):
+      checkpoints.save(step, {"state": make_state(step)})
+      checkpoints.commit(wait=True)
+    assert checkpoints.latest() == 6
+    assert_same(checkpoints.restore(6, {"state": make_state(6)})["state"], make_state(6))
+
+
 @pytest.mark.parametrize("before, after", [(1, 8), (8, 1), (8, 2)])
 def test_other_devices(tmp_path, before, after):
   saved = jax.device_put(
