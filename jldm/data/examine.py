@@ -13,6 +13,7 @@ from jldm.data.buckets import Shape, nearest_shape
 from jldm.data.contents import MOST_NAMED, Contents, Example
 from jldm.data.transforms import Levels, Measured
 
+ADVICE = "; replace or remove it"  # the end of what `transforms.read_picture` says of one
 MOST_DAMAGED = 5  # damaged pictures that an error names
 
 
@@ -53,7 +54,8 @@ def examine(
   }
   if empty := [split for split, group in splits.items() if not group]:
     raise UserError(f"{describe_damaged(damaged)}: without them {empty[0]!r} has no picture")
-  left_out = contents.left_out | ({"damaged": [origin for origin, _ in damaged]} if damaged else {})
+  reasons = [reason.removesuffix(ADVICE) for _, reason in damaged]
+  left_out = contents.left_out | ({"damaged": reasons} if damaged else {})
   size = size or common_size(sound)
   grey = all(measured.grey for _, measured in sound.values())
   found = Found(size, 1 if grey else 3, list_conversions(sound, (size, *buckets), levels))
@@ -75,7 +77,7 @@ def describe_damaged(damaged: list[tuple[str, str]]) -> str:
   """One line about pictures that cannot be read; each reason names its file."""
   if len(damaged) == 1:
     return f"{damaged[0][1]}, or leave it out with --skip-damaged"
-  reasons = [reason.removesuffix("; replace or remove it") for _, reason in damaged[:MOST_DAMAGED]]
+  reasons = [reason.removesuffix(ADVICE) for _, reason in damaged[:MOST_DAMAGED]]
   more = f"; and {len(damaged) - MOST_DAMAGED} more" if len(damaged) > MOST_DAMAGED else ""
   return (
     f"{len(damaged)} damaged pictures: {'; '.join(reasons)}{more}; "

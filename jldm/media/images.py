@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from jldm.core.errors import UserError
+from jldm.core.errors import UserError, printable
 from jldm.core.files import replace_file
 from jldm.media import open as opening
 
 PAPER = 230  # the grey between the images and in empty places
 MOST_ROWS = 40  # of a grid with a row a class
+MOST_LETTERS = 24  # of the name of a class beside its row
 SHOWN_COLUMNS = 8  # of `show`, at most
 TEXT_HEIGHT = 14  # pixels of the line under an image that has a label
 COLORS = ("#1f4e9c", "#c8501e", "#2e8b3d", "#7b3fa0", "#00a0b0", "#d6336c", "#8a6d00", "#707070")  # of lines
@@ -153,8 +154,18 @@ def write_samples(
   named = [{"class": names[label]} if 0 <= label < len(names) else {} for label in labels]
   each = [{"label": int(label)} | name for label, name in zip(labels, named, strict=True)]
   write_numbered(folder, images, [provenance | own for own in each])
-  scale = sheet_scale(images)
-  write_png(Path(folder) / "grid.png", class_rows(images, labels, 10, scale), provenance)
+  write_png(Path(folder) / "grid.png", samples_grid(images, labels, names), provenance)
+
+
+def samples_grid(images: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+  """The grid of `class_rows`, ten to a row; each row has the name of its class, if there are several."""
+  shown = np.unique(labels)[:MOST_ROWS]
+  if len(shown) < 2 or not 0 <= shown.min() <= shown.max() < len(names):
+    return class_rows(images, labels, 10, sheet_scale(images))
+  titles = [printable(names[label])[:MOST_LETTERS] for label in shown]
+  if len(set(titles)) < len(titles):  # rows are told apart by their titles
+    titles = [f"{label} {title}" for label, title in zip(shown, titles, strict=True)]
+  return sheet({title: images[labels == label][:10] for title, label in zip(titles, shown, strict=True)})
 
 
 def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: list[dict]) -> None:

@@ -303,6 +303,7 @@ def test_all_damaged_pictures_are_named_or_left_out(tmp_path, capsys):
   prepared(tmp_path, "--skip-damaged")
   out = capsys.readouterr().out
   assert "train 1 images" in out and "left out: 2 damaged (" in out
+  assert "a.png cannot be read as a picture (" in out
   (tmp_path / "S" / "c.png").write_bytes(b"x")
   with pytest.raises(UserError, match="3 damaged pictures"):
     prepared(tmp_path, "--skip-damaged", "--name", "other")
