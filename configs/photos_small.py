@@ -35,7 +35,7 @@ def experiment() -> Experiment:
         name="autoencoder",
         objective=Reconstruction(
           network=KLAutoencoder(latent_channels=4, widths=(32, 64), resnets=0, groups=8, patch=2),
-          l2=2.0,
+          l2_weight=2.0,
           kl_weight=1e-5,
         ),
         optimizer=AdamW(schedule=WarmupCosine(peak=4e-3, warmup_steps=50), b2=0.99),
