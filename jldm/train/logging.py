@@ -133,6 +133,15 @@ class Board:
     self.writer.close()
 
 
+class Bar(tqdm):
+  """A progress bar whose rate and remaining time go by a clock that nobody sets."""
+
+  def __init__(self, **options: Any):
+    super().__init__(**options)
+    self._time = time.monotonic
+    self.start_t = self.last_print_t = time.monotonic()
+
+
 class Log:
   """A context manager that logs means of the metrics over the steps since the last line.
 
@@ -170,7 +179,7 @@ class Log:
       "dynamic_ncols": True,
       "disable": not self.writes,
     }
-    self.bar = tqdm(**shown, **quiet)
+    self.bar = Bar(**shown, **quiet)
     self.pending, self.since = [], time.perf_counter()
     self.wandb, self.learning_rate = wandb, learning_rate
     if wandb is not None:

@@ -87,18 +87,27 @@ def test_training_goes_on_from_the_step_before_the_damaged_one(experiment, train
     assert values(latest / str(STEPS)) == values(workdirs.checkpoints_folder(trained, stage) / str(STEPS))
 
 
-def test_a_flip_in_the_experiment_is_noticed_or_changes_nothing(experiment, trained, tmp_path):
+def test_a_flip_in_the_experiment_is_noticed_or_changes_nothing(experiment, trained, tmp_path, capsys):
+  """Refused, or a line that names the field, of one that changes no step; the claim writes it right again."""
   workdir, rng, noticed = tmp_path / "w", random.Random(0), 0
-  workdir.mkdir()
+  for stage in STAGES:
+    shutil.copytree(trained / stage, workdir / stage)
   data = (trained / "experiment.json").read_bytes()
   for _ in range(FLIPS):
     (workdir / "experiment.json").write_bytes(flipped(data, rng))
     try:
-      workdirs.check_workdir(workdir, experiment)
-      assert workdirs.read_experiment(workdir) == experiment
+      changed = workdirs.check_workdir(workdir, experiment)
     except UserError as error:
       assert "\n" not in str(error)
       noticed += 1
+      continue
+    if changed:
+      assert all(change.path.split(".")[0] in ("sampling", "evaluation", *STAGES) for change in changed)
+      workdirs.claim_workdir(workdir, experiment)
+      record = capsys.readouterr().out
+      assert all(str(change) in record for change in changed)
+      noticed += 1
+    assert workdirs.read_experiment(workdir) == experiment
   assert noticed > FLIPS / 2, "half of it and more is names and numbers"
 
 

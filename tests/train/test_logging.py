@@ -1,10 +1,12 @@
 import importlib.util
 import io
+import itertools
 import json
 import os
 from pathlib import Path
 import subprocess
 import sys
+import time
 import types
 
 import jax.numpy as jnp
@@ -68,6 +70,18 @@ def test_images_per_second_are_those_of_the_batch(tmp_path, monkeypatch):
       now[0] += seconds
       log.write(step, None, {})
   assert [row["images_per_second"] for row in lines(tmp_path)] == [3 * 4 / 2.0, 3 * 4 / 4.0]
+
+
+def test_a_clock_that_is_set_back_and_forth_changes_no_rate(tmp_path, monkeypatch):
+  """Nor the seconds of the bar: half an hour each way, between any two readings."""
+  wall, jumps = time.time, itertools.cycle((1800, -1800, 0))
+  monkeypatch.setattr(time, "time", lambda: wall() + next(jumps))
+  with Log(tmp_path, "denoiser", 0, 50, 4) as log:
+    for step in range(1, 9):
+      collect(log, (step,))
+      log.write(step, None, {})
+      assert 0 <= log.bar.format_dict["elapsed"] < 600
+  assert all(row["images_per_second"] > 4 / 600 for row in lines(tmp_path))
 
 
 def test_updates_not_made_are_counted_and_kept_out_of_the_means(tmp_path):
@@ -325,6 +339,7 @@ def test_a_run_that_does_not_start_is_one_line(tmp_path, fake):
 
 OFFLINE = """
 import sys
+import time
 from pathlib import Path
 import jax.numpy as jnp
 from jldm.train.logging import Log, start_wandb
