@@ -23,6 +23,7 @@ import importlib.util
 import io
 import os
 from pathlib import Path
+import re
 import signal
 import sys
 import threading
@@ -47,9 +48,15 @@ COMMANDS = {
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
+NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*$")  # a number, or a list of numbers, that begins with a minus
+
 
 class Parser(argparse.ArgumentParser):
-  """A parser that raises a UserError, which is printed in one line."""
+  """A parser that raises a UserError, which is printed in one line, and takes -1,3 for a value."""
+
+  def __init__(self, *args: Any, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self._negative_number_matcher = NEGATIVE  # argparse's own knows -1 and -0.5 alone
 
   def error(self, message: str):
     raise UserError(message)

@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jldm.cli import options
 from jldm.config.experiment import Experiment, Need, Stage
 from jldm.config.serialize import dumps, loads
 from jldm.core import trees
@@ -48,10 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="what SOURCE holds (default: params, if SOURCE is a workdir or was made from one)",
   )
   parser.add_argument(
-    "--scaling-factor", type=float, help="scaling factor of the latents, if SOURCE does not state it"
+    "--scaling-factor", type=options.finite, help="scaling factor of the latents, if SOURCE does not state it"
   )
   parser.add_argument(
-    "--shift-factor", type=float, help="shift factor of the latents, if SOURCE does not state it (default: 0)"
+    "--shift-factor",
+    type=options.finite,
+    help="shift factor of the latents, if SOURCE does not state it (default: 0)",
   )
   parser.add_argument("--allow-nan", action="store_true", help="accept weights that are not finite")
 
@@ -62,9 +65,13 @@ def main(args: argparse.Namespace) -> None:
   if (kind, args.to) not in RULES:
     legal = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
     raise UserError(f"--kind {kind} --to {args.to}: there is no such conversion; expected one of {legal}")
-  options = {name: getattr(args, name) for name in OPTIONS.get(kind, ())}
-  with alone(out):
-    print(RULES[kind, args.to](source, out, **options))
+  read = kind == "autoencoder" and not is_workdir(source)
+  options.settle(args, tuple(options.Only(name, lambda _: read, PUBLISHED) for name in OPTIONS))
+  options.check_writable(out.parent, "OUT")
+  given = {name: getattr(args, name) for name in OPTIONS} if read else {}
+  with alone(out), options.writing(out, "OUT"):
+    check_free(out)
+    print(RULES[kind, args.to](source, out, **given))
 
 
 @contextlib.contextmanager
@@ -144,7 +151,6 @@ def import_params(path: Path, out: Path) -> str:
   model = build_model(experiment)
   like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
   params = flat.unflatten(safetensors.tensors(path), like)
-  check_free(out)
   workdirs.claim_workdir(out, experiment)
   items = {"codec": {"codec": params.pop("codec")}, "denoiser": {"ema": params}}
   for stage in experiment.stages:
@@ -153,10 +159,9 @@ def import_params(path: Path, out: Path) -> str:
   return f"{out}: a workdir to sample from"
 
 
-def import_autoencoder(source: Path, out: Path, **options: Any) -> str:
+def import_autoencoder(source: Path, out: Path, **given: Any) -> str:
   """Writes a published autoencoder as a workdir, for `Pretrained` and `start`."""
-  network, codec = pretrained.read_pretrained(str(source), **options)
-  check_free(out)
+  network, codec = pretrained.read_pretrained(str(source), **given)
   stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0)
   workdirs.claim_workdir(out, Experiment(stages=(stage,)))
   with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:
@@ -164,11 +169,10 @@ def import_autoencoder(source: Path, out: Path, **options: Any) -> str:
   return f"{out}: a workdir to start from, {describe_network(network, codec)}"
 
 
-def export_autoencoder(source: Path, out: Path, **options: Any) -> str:
+def export_autoencoder(source: Path, out: Path, **given: Any) -> str:
   """Writes the autoencoder of a workdir, or a published one, as a folder of diffusers."""
-  is_workdir = (source / "experiment.json").is_file()
-  network, codec = load_codec(source) if is_workdir else pretrained.read_pretrained(str(source), **options)
-  check_free(out)
+  found = load_codec(source) if is_workdir(source) else pretrained.read_pretrained(str(source), **given)
+  network, codec = found
   pretrained.save(out, network, codec)
   return f"{out}: a folder for diffusers, {describe_network(network, codec)}"
 
@@ -177,7 +181,12 @@ def describe_network(network: Any, codec: dict) -> str:
   return f"{type(network).__name__}, {trees.count(codec['params']) / 1e6:.2f} M parameters"
 
 
+def is_workdir(source: Path) -> bool:
+  return (source / "experiment.json").is_file()
+
+
 def check_free(out: Path) -> None:
+  """Raises a UserError for an OUT that exists, but for an empty folder."""
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise UserError(f"{str(out)!r} exists; choose another OUT")
 
@@ -221,4 +230,5 @@ RULES = {  # (kind, format of OUT) -> conversion
   ("autoencoder", "jldm"): import_autoencoder,
   ("autoencoder", "diffusers"): export_autoencoder,
 } | {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
-OPTIONS = {"autoencoder": ("scaling_factor", "shift_factor", "allow_nan")}  # options by kind
+OPTIONS = ("scaling_factor", "shift_factor", "allow_nan")  # of `pretrained.read_pretrained`
+PUBLISHED = "a published autoencoder, which is no workdir"

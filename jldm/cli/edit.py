@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jldm.cli import options
+from jldm.cli.options import Only
 from jldm.config import presets
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
-from jldm.core.files import replace_file
 from jldm.core.keys import check_seed, seed_key
 from jldm.data import transforms
 from jldm.data.arrays import read_npz
@@ -26,7 +26,7 @@ from jldm.editing.directions import coordinate_direction, unrelated_directions
 from jldm.editing.edict import EDICT
 from jldm.inference import canvas, edit
 from jldm.inference.generate import Request
-from jldm.inference.load import Model, conditioner_of_kind, load
+from jldm.inference.load import Model, Origin, conditioner_of_kind, load_with_origin
 from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel
@@ -42,6 +42,7 @@ class Task(NamedTuple):
   image: np.ndarray  # uint8 [N, H, W, C or C + 1]
   request: Request
   sampling: Sampling
+  provenance: dict  # of the files of the edit
 
   @property
   def last(self) -> tuple[Request, Sampling]:
@@ -126,8 +127,6 @@ def run_image_to_image(task: Task) -> Edited:
 
 def run_inpaint(task: Task) -> Edited:
   args, image = task.args, task.image
-  if not (args.mask or args.margins):
-    raise UserError("inpaint without --mask or --margins; give one to say what to paint")
   known = (
     read_mask(args.mask, image, args.max_pixels)
     if args.mask
@@ -165,8 +164,7 @@ def added_margins(known: np.ndarray) -> tuple:
 def run_invert(task: Task) -> Edited:
   inverted = edit.invert(task.model, task.params, task.image, *task.last)
   out = Path(task.args.out) / "noise.npz"
-  with replace_file(out) as file:
-    np.savez_compressed(file, noise=inverted.noise)
+  pictures.write_arrays(out, {"noise": inverted.noise}, task.provenance)
   print(
     f"{out}: {inverted.psnr.mean():.1f} dB against the autoencoder's reconstruction, "
     f"max|z| {np.abs(inverted.noise).max():.2f}"
@@ -181,9 +179,9 @@ def run_interpolate(task: Task) -> Edited:
   args = task.args
   both = read_pictures([*args.image, args.to], task.model, args.max_pixels)
   images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, *task.last)
-  pictures.write_gif(Path(args.out) / "interpolation.gif", images, edit_provenance(task))
+  pictures.write_gif(Path(args.out) / "interpolation.gif", images, task.provenance)
   if args.film:
-    pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, edit_provenance(task))
+    pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, task.provenance)
   return Edited(
     images, {"source": both, args.space: images}, [{"share": i / (args.count - 1)} for i in range(args.count)]
   )
@@ -209,16 +207,12 @@ def run_restore(task: Task) -> Edited:
   if args.degradation is None:
     images = edit.paired(task.model, task.params, image, *task.last)
   else:
-    if (args.degradation == "missing") != bool(args.mask):
-      raise UserError(
-        "--mask says which pixels are missing: expected with --degradation missing, and with no other"
-      )
     known = read_mask(args.mask, image, args.max_pixels) if args.mask else None
     images = edit.restore(
       task.model, task.params, image, degradation and degradation(), args.noise, known, *task.last
     )
-    if args.mean:
-      images = edit.average_edits(images, args.n)
+  if args.mean:
+    images = edit.average_edits(images, args.n)
   factor = args.factor if args.degradation == "downsample" else 1
   rows = {"source": image.repeat(factor, 1).repeat(factor, 2)}
   if known is not None:
@@ -228,8 +222,6 @@ def run_restore(task: Task) -> Edited:
 
 def run_directions(task: Task) -> Edited:
   args, model = task.args, task.model
-  if (args.channel is None) == (args.examples is None):
-    raise UserError("directions with both or none of --channel and --examples; give one of them")
   if args.examples:
     images, flags = read_examples(args, task.image)
     vectors = edit.attribute(model, task.params, images, flags, args.space, args.controls, *task.last)
@@ -246,8 +238,6 @@ def run_directions(task: Task) -> Edited:
 
 def read_examples(args: argparse.Namespace, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The pictures of both classes in --examples, and a flag for each: whether it has the attribute."""
-  if args.having is None or args.without is None:
-    raise UserError("--examples without --having CLASS and --without CLASS; expected both")
   images, labels = read_npz(args.examples, origin=f"--examples {args.examples}")
   if labels is None:
     raise UserError(
@@ -297,24 +287,32 @@ class Kind(NamedTuple):
   run: Callable[[Task], Edited]
   summary: str
   options: tuple[str, ...]
+  rules: tuple[options.Only, ...] = ()
+  missing: Callable[[argparse.Namespace], str | None] = lambda args: (
+    None
+  )  # what to say of options that are missing
+  sampler: Callable[[argparse.Namespace], Any] = lambda args: None  # the kind's own; None is the experiment's
+  files: tuple[str, ...] = ()  # besides the pictures and the sheet
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
   "--mask": dict(
     help="a picture as large as --image: white and opaque where to paint, or where pixels are missing"
   ),
-  "--strength": dict(type=float, help="0 keeps the picture, 1 keeps only the known pixels"),
+  "--strength": dict(type=options.finite, help="0 keeps the picture, 1 keeps only the known pixels"),
   "--strength LIST": dict(
     default="0.5", metavar="S", help="0 keeps the picture, 1 ignores it; or a list such as 0.3,0.6"
   ),
-  "--n": dict(type=int, default=1, help="number of edits of each picture (default: 1)"),
+  "--n": dict(type=int, help="number of edits of each picture (default: 1)"),
   "--margins": dict(
     metavar="N", help="pixels to paint around the picture: one number, or top,right,bottom,left"
   ),
   "--repeats": dict(
     type=int, default=1, help="how often each group of steps is repeated, as in RePaint (default: 1)"
   ),
-  "--jump": dict(type=int, default=10, help="number of steps in such a group (default: 10)"),
+  "--jump": dict(
+    type=int, help="number of steps in such a group (default: 10, or all but one if they are fewer)"
+  ),
   "--to": dict(required=True, metavar="B.png", help="the picture to end at"),
   "--count": dict(type=int, default=9, help="number of pictures, both ends included (default: 9)"),
   "--space": dict(choices=("noise", "latents"), help="the space in which to move"),
@@ -325,16 +323,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     help="what was done to the picture; leave it out if the model was trained on pairs",
   ),
   "--noise": dict(
-    type=float,
-    default=0.0,
-    help="standard deviation of the picture's noise, for pixels in [-1, 1] (default: 0)",
+    type=options.finite, help="standard deviation of the picture's noise, for pixels in [-1, 1] (default: 0)"
   ),
   "--sigma": dict(
-    type=float, default=2.0, help="for blur: standard deviation of the Gaussian in pixels (default: 2)"
+    type=options.finite, help="for blur: standard deviation of the Gaussian in pixels (default: 2)"
   ),
-  "--factor": dict(
-    type=int, default=4, help="for downsample: how many times larger the result is (default: 4)"
-  ),
+  "--factor": dict(type=int, help="for downsample: how many times larger the result is (default: 4)"),
   "--mean": dict(action="store_true", help="write only the mean of the n results"),
   "--channel": dict(type=int, help="the channel of the latents to move along"),
   "--place": dict(metavar="ROW,COLUMN", help="the place in the channel (default: all of it)"),
@@ -344,7 +338,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
   "--having": dict(metavar="CLASS", help="the examples with the attribute"),
   "--without": dict(metavar="CLASS", help="the examples without it"),
   "--reach": dict(
-    type=float, default=2.0, help="how far to move either way, in lengths of the direction (default: 2)"
+    type=options.finite,
+    default=2.0,
+    help="how far to move either way, in lengths of the direction (default: 2)",
   ),
   "--controls": dict(
     type=int, default=2, help="number of random directions of the same length to compare with (default: 2)"
@@ -353,30 +349,78 @@ OPTIONS: dict[str, dict[str, Any]] = {
 LABELS = {"label": "--label", "onto": "--onto", "having": "--having", "without": "--without"}
 DEFAULTS: dict[str, dict[str, Any]] = {  # kind -> its defaults, by the name of the option
   "inpaint": {"strength": 1.0},
-  "translate": {"strength": 1.0},
   "interpolate": {"strength": 0.0, "space": "noise"},
   "directions": {"strength": 0.0, "space": "latents"},
 }
+
+
+def missing_of_inpaint(args: argparse.Namespace) -> str | None:
+  if not (args.mask or args.margins):
+    return "inpaint without --mask or --margins; give one to say what to paint"
+  return None
+
+
+def missing_of_restore(args: argparse.Namespace) -> str | None:
+  if args.degradation == "missing" and not args.mask:
+    return "--degradation missing without --mask; --mask says which pixels are missing"
+  if args.degradation == "noise" and not args.noise:
+    return "--degradation noise without --noise; give its standard deviation, for pixels in [-1, 1]"
+  return None
+
+
+def missing_of_directions(args: argparse.Namespace) -> str | None:
+  if (args.channel is None) == (args.examples is None):
+    return "directions with both or none of --channel and --examples; give one of them"
+  if args.examples and (args.having is None or args.without is None):
+    return "--examples without --having CLASS and --without CLASS; expected both"
+  return None
+
+
+def edict_in_noise(args: argparse.Namespace) -> Any:
+  return EDICT() if args.space == "noise" else None
+
+
 KINDS = {
   "image-to-image": Kind(run_image_to_image, "variations of a picture", ("--strength LIST", "--n")),
   "inpaint": Kind(
     run_inpaint,
     "paint masked pixels anew, or paint around the picture",
     ("--mask", "--margins", "--strength", "--n", "--repeats", "--jump"),
+    rules=(Only("jump", lambda args: args.repeats > 1, "--repeats of at least 2"),),
+    missing=missing_of_inpaint,
   ),
-  "invert": Kind(run_invert, "the noise that leads to a picture", ()),
+  "invert": Kind(
+    run_invert, "the noise that leads to a picture", (), sampler=lambda args: EDICT(), files=("noise.npz",)
+  ),
   "interpolate": Kind(
-    run_interpolate, "from one picture to another", ("--to", "--count", "--space", "--strength", "--film")
+    run_interpolate,
+    "from one picture to another",
+    ("--to", "--count", "--space", "--strength", "--film"),
+    sampler=edict_in_noise,
+    files=("interpolation.gif", "interpolation.mp4"),
   ),
   "translate": Kind(
     run_translate,
     "turn a picture into another class, or apply a model that was trained on pairs",
     ("--onto", "--strength", "--n"),
+    rules=(
+      Only("strength", lambda args: args.onto is not None, "--onto CLASS", 1.0),
+      Only("n", lambda args: args.onto is None, "a model that was trained on pairs, without --onto", 1),
+    ),
+    sampler=lambda args: None if args.onto is None else EDICT(),
   ),
   "restore": Kind(
     run_restore,
     "undo noise, blur, low resolution or missing pixels",
     ("--degradation", "--noise", "--sigma", "--factor", "--mask", "--mean", "--n"),
+    rules=(
+      Only("noise", lambda args: args.degradation, "--degradation", 0.0),
+      Only("sigma", lambda args: args.degradation == "blur", "--degradation blur", 2.0),
+      Only("factor", lambda args: args.degradation == "downsample", "--degradation downsample", 4),
+      Only("mask", lambda args: args.degradation == "missing", "--degradation missing"),
+    ),
+    missing=missing_of_restore,
+    sampler=lambda args: edit.RESTORING if args.degradation else None,
   ),
   "directions": Kind(
     run_directions,
@@ -393,8 +437,16 @@ KINDS = {
       "--space",
       "--strength",
     ),
+    rules=(
+      Only("place", lambda args: args.channel is not None, "--channel"),
+      Only("having", lambda args: args.examples, "--examples"),
+      Only("without", lambda args: args.examples, "--examples"),
+    ),
+    missing=missing_of_directions,
+    sampler=edict_in_noise,
   ),
 }
+INPUTS = ("mask", "to", "examples")  # options that name files to read, besides --image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -418,29 +470,90 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_shared(command, "--steps", "--grid", "--eta", "--guidance-scale", "--seed", "--max-pixels")
     command.add_argument("--out", required=True, metavar="O", help="a folder")
+    options.add_shared(command, "--overwrite")
     command.set_defaults(**DEFAULTS.get(name, {}))
 
 
 def main(args: argparse.Namespace) -> None:
+  kind = KINDS[args.kind]
+  out, left = check_args(args, kind)
+  sharding.configure(1)
+  origin, model, params = load_with_origin(args.workdir, best=bool(args.best))
+  sampling = edit_sampling(args, model.sampling)
+  given = label_given(model, args.label)
+  request = Request(n=getattr(args, "n", None) or 1, seed=args.seed, given=given)
+  images = read_pictures(args.image, model, args.max_pixels)
+  told = edit_provenance(args, origin, params, sampling)
+  task = Task(args, model, params, images, request, sampling, told)
+  check_guidance(args, model, len(task.image), given)
+  with options.writing(out):
+    edited = kind.run(task)
+    each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
+    sources = [{"source_sha256": file_digest(path)} for path in args.image for _ in range(count)]
+    each = [source | further for source, further in zip(sources, each, strict=True)]
+    pictures.write_edits(out, edited.images, edited.rows, told, each)
+    for path in left:
+      path.unlink(missing_ok=True)
+  print(f"{options.count_text(len(edited.images), 'picture')} in {out}")
+
+
+def check_args(args: argparse.Namespace, kind: Kind) -> tuple[Path, list[Path]]:
+  """Refuses what needs no model to be refused, and gives options that depend on others their defaults.
+
+  Returns the folder, and what an earlier edit left there.
+
+  Raises:
+    UserError: numbers that are not legal, options that would reach nothing or are missing, or a place
+      that cannot be written to.
+  """
   counts = ("n", "count", "repeats", "jump", "factor")
-  options.check_at_least(1, max_pixels=args.max_pixels, **{name: getattr(args, name, 1) for name in counts})
+  values = {name: getattr(args, name, None) for name in counts}
+  options.check_at_least(1, **{name: value for name, value in values.items() if value is not None})
+  options.check_at_least(1, max_pixels=args.max_pixels)
+  options.check_at_least(0, controls=getattr(args, "controls", 0))
   check_seed(args.seed, "--seed")
   resolve_labels(args, read_class_names(Path(args.workdir)))
+  options.settle(args, kind.rules)
+  if told := kind.missing(args):
+    raise UserError(told)
+  if "n" in args and args.n is None and "n" not in [rule.option for rule in kind.rules]:
+    args.n = 1
+  if getattr(args, "film", False):
+    pictures.import_imageio()
   out = Path(args.out)
   if out.suffix == ".npz" or out.is_file():
     raise UserError(f"--out {args.out}; expected a folder")
   options.check_writable(out)
-  sharding.configure(1)
-  model, params = load(args.workdir, best=bool(args.best))
-  sampling = edit_sampling(args, model.sampling)
-  request = Request(n=getattr(args, "n", 1), seed=args.seed, given=label_given(model, args.label))
-  task = Task(args, model, params, read_pictures(args.image, model, args.max_pixels), request, sampling)
-  edited = KINDS[args.kind].run(task)
-  each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
-  sources = [{"source_sha256": file_digest(path)} for path in args.image for _ in range(count)]
-  each = [source | further for source, further in zip(sources, each, strict=True)]
-  pictures.write_edits(out, edited.images, edited.rows, edit_provenance(task), each)
-  print(f"{len(edited.images)} pictures in {out}")
+  return out, claim_names(out, args, pictures_made(args))
+
+
+def pictures_made(args: argparse.Namespace) -> int:
+  """How many pictures an edit writes."""
+  if args.kind in ("interpolate", "directions"):
+    return args.count
+  strengths = str(args.strength).count(",") + 1 if args.kind == "image-to-image" else 1
+  each = 1 if getattr(args, "mean", False) else getattr(args, "n", None) or 1
+  return len(args.image) * strengths * each
+
+
+def claim_names(out: Path, args: argparse.Namespace, count: int) -> list[Path]:
+  """As `pictures.claim_names`, of an edit of `count` pictures."""
+  inputs = [args.image, *([getattr(args, name, None)] for name in INPUTS)]
+  inputs = [Path(path) for paths in inputs for path in paths if path]
+  films = {"interpolation.mp4"} if not getattr(args, "film", False) else set()
+  names = ["sheet.png", *(name for name in KINDS[args.kind].files if name not in films)]
+  return pictures.claim_names(out, count, names, f"edit {args.kind}", args.overwrite, inputs)
+
+
+def check_guidance(args: argparse.Namespace, model: Model, count: int, given: dict) -> None:
+  """Raises a UserError for a guidance scale where there is nothing to guide to."""
+  onto = getattr(args, "onto", None)
+  against = any(value not in (None, -1) for value in (args.label, onto))
+  further = [name for name, each in model.conditioners.items() if each.guided and name not in given]
+  if args.guidance_scale not in (None, 1) and not against and not further:
+    raise UserError(
+      f"--guidance-scale {args.guidance_scale} without a class to guide to; give --label, or leave it out"
+    )
 
 
 def resolve_labels(args: argparse.Namespace, names: list[str]) -> None:
@@ -452,15 +565,12 @@ def resolve_labels(args: argparse.Namespace, names: list[str]) -> None:
 
 
 def edit_sampling(args: argparse.Namespace, default: Sampling) -> Sampling:
-  """The experiment's sampling, changed by the options; sampler None leaves the choice to the edit."""
+  """The experiment's sampling, changed by the options; its sampler is the edit's own unless one is named."""
   guidance = None if args.guidance_scale is None else presets.make_guidance(scale=args.guidance_scale)
-  edict = args.sampler == "edict"
-  if edict and args.eta is not None:
-    raise UserError(f"--eta {args.eta}: edict draws no noise; leave it out or choose another sampler")
-  base = dataclasses.replace(default, sampler=EDICT() if edict else None)
-  return presets.override_sampling(
-    base, None if edict else args.sampler, args.steps, args.grid, args.eta, guidance
-  )
+  sampler = EDICT() if args.sampler == "edict" else KINDS[args.kind].sampler(args) or default.sampler
+  base = dataclasses.replace(default, sampler=sampler)
+  named = None if args.sampler == "edict" else args.sampler
+  return presets.override_sampling(base, named, args.steps, args.grid, args.eta, guidance)
 
 
 def label_given(model: Model, label: int) -> dict:
@@ -471,17 +581,22 @@ def label_given(model: Model, label: int) -> dict:
   return {} if name is None else {name: label}
 
 
-def edit_provenance(task: Task) -> dict:
-  """The kind of edit, the hashes of the files that it read, and its options."""
-  hashes, given = {}, {name: value for name, value in vars(task.args).items() if value is not None}
-  for option in ("mask", "to", "examples"):
+def edit_provenance(args: argparse.Namespace, origin: Origin, params: dict, sampling: Sampling) -> dict:
+  """The kind of edit, the model, the sampling, the hashes of the files that it read, and its options."""
+  hashes, given = {}, {name: value for name, value in vars(args).items() if value is not None}
+  for option in INPUTS:
     if path := given.pop(option, None):
       hashes[f"{option}_sha256"] = file_digest(path)
   hashes["source_sha256"] = [file_digest(path) for path in given.pop("image")]
-  for option in ("workdir", "out", "command", "kind", "max_pixels"):
+  for option in ("workdir", "out", "command", "kind", "overwrite", "imports", "max_pixels"):
     given.pop(option, None)
-  return {"edit": task.args.kind, **hashes, **given}
+  described = presets.sampling_to_dict(sampling)
+  described |= options.model_provenance(Path(args.workdir), origin, params, sampling)
+  return {"command": f"edit {args.kind}", "edit": args.kind, **described, **hashes, **given}
 
 
 def file_digest(path: str) -> str:
+  """The sha256 of a file; UserError if there is none."""
+  if not Path(path).is_file():
+    raise UserError(f"{path} is no file that can be read; expected a picture, or an .npz")
   return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -77,10 +77,12 @@ def main(args: argparse.Namespace) -> None:
   settings = settings_from_args(args, experiment)
   sharding.configure(args.devices, args)
   settings = dataclasses.replace(settings, devices=sharding.layout_from_args(args))
-  loaded = evaluate.open_extractor(experiment.evaluation)
-  lpips = perceptual.unpack_lpips(safetensors.read(Path(args.lpips))) if args.lpips else None
   folder = workdirs.evaluation_folder(workdir)
   at, codec_at = stages_to_judge(experiment, args.stage, workdir)
+  refuse_unused(args, at, codec_at)
+  loaded = evaluate.open_extractor(experiment.evaluation)
+  lpips = perceptual.unpack_lpips(safetensors.read(Path(args.lpips))) if args.lpips else None
+  options.check_writable(folder)
   codec_step, codec = restore_result(codec_at) if codec_at else (0, load_needed(at)["codec"])
   model = dataclasses.replace(build_model(experiment, at and at.stage.name), codec=codec.model)
   if at:
@@ -128,6 +130,14 @@ def stages_to_judge(
   if stage.makes == "codec":
     return None, at
   return at, at.needed().get("codec") if name == "all" else None
+
+
+def refuse_unused(args: argparse.Namespace, at: StagePlace | None, codec_at: StagePlace | None) -> None:
+  """Raises a UserError for options of samples or of reconstructions where there are none."""
+  drawn = ("sampler", "steps", "grid", "guidance_scale", "best")
+  rules = [options.Only(name, lambda _: at, "a stage that draws samples") for name in drawn]
+  rules.append(options.Only("lpips", lambda _: codec_at, "a stage that makes a codec, or all"))
+  options.settle(args, tuple(rules))
 
 
 def override_evaluation(experiment: Experiment, args: argparse.Namespace) -> Experiment:

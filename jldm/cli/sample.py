@@ -18,12 +18,13 @@ from jldm.core.keys import check_seed
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
 from jldm.inference.generate import Request, Samples, generate
-from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, load
+from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, load_with_origin
 from jldm.media import images as pictures
 from jldm.media.parts import write_parts
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
+from jldm.samplers.guidance import APG, ClassifierFree, Interval, Rescale
 from jldm.storage import workdir as workdirs
 from jldm.storage.class_names import read_class_names
 
@@ -57,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--guidance", help=f"one of {rules} (default: cfg); scales of cfg_pp are 0 to 1")
   parser.add_argument(
     "--guidance-interval",
-    type=float,
+    type=options.finite,
     nargs=2,
     metavar=("LOW", "HIGH"),
     help="use guidance only at log SNR from LOW to HIGH",
   )
   parser.add_argument(
     "--guidance-rescale",
-    type=float,
+    type=options.finite,
     metavar="PHI",
     help="0 to 1: how far the contrast of x0 is brought back to what it is without guidance",
   )
@@ -77,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--overlap", type=int, metavar="LATENTS", help="blend tiles over this overlap: faster, but not the same"
   )
   parser.add_argument(
-    "--sigma-rel", type=float, help="width of the average of parameters, in a run with ema=Power(...)"
+    "--sigma-rel",
+    type=options.finite,
+    help="width of the average of parameters, in a run with ema=Power(...)",
   )
   options.add_shared(parser, "--seed", "--batch-size")
   sharding.add_arguments(parser)
@@ -87,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help=f"also write previews.png: estimates of x0 of {PREVIEW_COUNT} pictures at {PREVIEW_STEPS} steps",
   )
   parser.add_argument("--out", help="a folder, or a file ending in .npz (default: WORKDIR/samples)")
+  options.add_shared(parser, "--overwrite")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -109,12 +113,14 @@ def main(args: argparse.Namespace) -> None:
     raise UserError(
       f"--previews and --tile with samples in parts ({', '.join(model_shape.parts)}); leave them out"
     )
+  refuse_idle_guidance(args, sampling.guidance, bool((labels != -1).any()))
   out = Path(args.out) if args.out else workdir / "samples"
   options.check_writable(out)
+  earlier = claim_names(out, model_shape, args)
 
   # 2. The samples.
   sharding.configure(args.devices, args)
-  model, params = load(workdir, args.sigma_rel, bool(args.best), args.stage)
+  origin, model, params = load_with_origin(workdir, args.sigma_rel, bool(args.best), args.stage)
   model = model if tiles is None else dataclasses.replace(model, codec=Tiled(model.codec, tiles))
   batching = dict(batch_size=args.batch_size, devices=sharding.layout_from_args(args))
   samples = generate(model, params, request, sampling, progress=options.progress_bar, **batching).data
@@ -126,19 +132,61 @@ def main(args: argparse.Namespace) -> None:
   # 3. The files.
   if not multihost.is_primary():
     return
-  provenance = sampling_to_dict(sampling) | {"seed": args.seed}
+  provenance = {"command": "sample"} | sampling_to_dict(sampling) | {"seed": args.seed}
+  provenance |= options.model_provenance(workdir, origin, params, sampling)
   provenance |= {"guidance_scale": guidance_scale(args, experiment)} if args.guidance else {}
   provenance |= {name: getattr(args, name) for name in RECORDED_OPTIONS if getattr(args, name) is not None}
-  write_samples(out, samples, labels, provenance, names)
-  if previews:
-    write_previews(out, previews, provenance)
-  print(f"{args.n} {', '.join(model.parts) or 'pictures'} in {out}")
+  with options.writing(out):
+    write_samples(out, samples, labels, provenance, names)
+    if previews:
+      write_previews(out, previews, provenance)
+    for path in earlier:
+      path.unlink(missing_ok=True)
+  what = f"{args.n} {', '.join(model.parts)}" if model.parts else options.count_text(args.n, "picture")
+  print(f"{what} in {out}")
+
+
+def claim_names(out: Path, model: Model, args: argparse.Namespace) -> list[Path]:
+  """As `pictures.claim_names`, of a draw into a folder, of each of its parts, or into an .npz."""
+  previews = preview_path(out)
+  if out.suffix == ".npz":
+    pictures.check_replaceable([out, previews] if args.previews else [out], "sample", args.overwrite)
+    stale = not args.previews and pictures.is_made_by(previews, "sample", args.overwrite)
+    return [previews] if stale else []
+  if model.parts:
+    pictures.check_replaceable([out / "parts.npz"], "sample", args.overwrite)
+  names = ("grid.png", previews.name) if args.previews else ("grid.png",)
+  folders = [out / name for name in model.parts] or [out]
+  return [
+    path
+    for folder in folders
+    for path in pictures.claim_names(folder, args.n, names, "sample", args.overwrite)
+  ]
+
+
+def preview_path(out: Path) -> Path:
+  return out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
+
+
+def refuse_idle_guidance(args: argparse.Namespace, rule: Any, guided: bool) -> None:
+  """Raises a UserError for options of guidance that would change nothing."""
+  names = ("guidance", "guidance_scale", "guidance_interval", "guidance_rescale", "negative_label")
+  given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+  if given and not guided and args.negative_label is None and args.guidance_scale != 1:
+    text = options.option_text(*next(iter(given.items())))
+    raise UserError(f"{text} without a class to guide to; give a --label, or leave it out")
+  while isinstance(rule, (Interval, Rescale)):
+    rule = rule.rule
+  further = {name: value for name, value in given.items() if name in names[2:]}
+  if further and isinstance(rule, (ClassifierFree, APG)) and np.all(rule.guidance_scale == 1):
+    text = options.option_text(*next(iter(further.items())))
+    raise UserError(f"{text} with a guidance scale of 1, which is none; give a --guidance-scale other than 1")
 
 
 def write_previews(out: Path, previews: Samples, provenance: dict) -> None:
   """Writes previews.png: a row per sample, its estimates of x0 and then the sample itself."""
   rows = [np.concatenate([each, image[None]]) for image, each in zip(previews.data, previews.estimates)]
-  path = out.with_suffix(".previews.png") if out.suffix == ".npz" else out / "previews.png"
+  path = preview_path(out)
   scale = max(1, round(pictures.CELL / min(previews.data.shape[1:3])))
   pictures.write_png(path, pictures.tile_rows(rows, scale), provenance)
 
@@ -150,7 +198,7 @@ def write_samples(
   if isinstance(samples, dict):
     write_parts(out, samples, labels, provenance)
   elif out.suffix == ".npz":
-    pictures.write_npz(out, samples, labels)
+    pictures.write_npz(out, samples, labels, provenance)
   else:
     pictures.write_samples(out, samples, labels, provenance, names)
 
@@ -209,7 +257,7 @@ def parse_labels(text: str, n: int, classes: int, names: Sequence[str] = ()) -> 
     parts = [text] if text in names else text.split(",")
     chosen = [options.parse_label("--label", part, names) for part in parts]
   each, rest = divmod(n, len(chosen))
-  return np.repeat(chosen, [each + (i < rest) for i in range(len(chosen))]).astype(np.int32)
+  return np.repeat(chosen, [each + (i < rest) for i in range(len(chosen))])
 
 
 def parse_tiles(tile: int | None, overlap: int | None) -> Exact | Blended | None:

@@ -69,11 +69,16 @@ def configure(devices: int | None = None, args: argparse.Namespace | None = None
   core idle, a sharded batch does not.  Nothing changes if XLA_FLAGS already sets the number, or if
   a device has been touched.  Compiled programs are cached between runs, in JAX_COMPILATION_CACHE_DIR
   if it is set.  With the `args` of `add_arguments` it also connects to the other processes.
+
+  Raises:
+    UserError: fewer than one device.
   """
+  if devices is not None and devices < 1:
+    raise UserError(f"devices={devices}; expected at least 1, or leave --devices out for all")
   if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     # A RuntimeError means that the caller has opened the devices and chosen their number.
     with contextlib.suppress(RuntimeError):
-      jax.config.update("jax_num_cpu_devices", max(1, devices or os.cpu_count() or 1))
+      jax.config.update("jax_num_cpu_devices", devices or os.cpu_count() or 1)
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "jldm" / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -23,6 +23,9 @@ from jldm.samplers.sample import Denoise, Sampler, first_time, renoise, replace_
 
 Array = jax.Array
 
+JUMP = 10  # steps, the paper's
+MOST_STEPS = 2**20
+
 
 @pytree
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +71,29 @@ def inpaint_latents(
   return sample(process, denoise, blended, z, pairs, key_path)
 
 
-def repaint_pairs(pairs: Array, jump: int, repeats: int) -> Array:
+def repaint_pairs(pairs: Array, jump: int | None, repeats: int) -> Array:
   """Adjoining pairs [N, 2] that go over every stretch of `jump` of them `repeats` times.
 
+  By default `jump` is JUMP, or N - 1 if that is less.
+
   Raises:
-    UserError: pairs with gaps, or what `grid.repaint` raises.
+    UserError: pairs with gaps, a jump that leaves nothing to repeat, or more than MOST_STEPS steps.
   """
   if not np.array_equal(pairs[1:, 0], pairs[:-1, 1]):
     raise UserError(f"repeats={repeats} with a grid that has gaps; expected a grid whose pairs adjoin")
+  steps = len(pairs)
+  if steps < 2:
+    raise UserError(
+      f"repeats={repeats} of {steps} step; there is nothing to go back over: expected steps of 2 or more"
+    )
+  jump = min(JUMP, steps - 1) if jump is None else jump
+  if not 1 <= jump < steps:
+    raise UserError(
+      f"jump={jump} of {steps} steps; expected 1 to {steps - 1}, so that there is a stretch to repeat"
+    )
+  total = steps + (repeats - 1) * (jump + 1) * len(range(1, steps + 1 - jump, jump))
+  if not 1 <= repeats <= total <= MOST_STEPS:
+    raise UserError(
+      f"repeats={repeats} and jump={jump} of {steps} steps are {total} steps; expected at most {MOST_STEPS}"
+    )
   return repaint(np.append(pairs[:, 0], pairs[-1, 1]), jump, repeats)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.config.experiment import Sampling
+from jldm.config.ranges import check_ranges
 from jldm.core.errors import UserError
 from jldm.core.keys import seed_key
 from jldm.core.specs import Loaded
@@ -52,6 +53,9 @@ Array = jax.Array
 
 # The std of a decoder's reconstruction error on pictures in [-1, 1]; a restoration does not fit it.
 CODEC_ERROR = 0.03
+MOST_NOISE = 1e6
+# The sampler of a restoration: its noise takes away what a measurement brought in that is not of the data.
+RESTORING = DDIM(1.0)
 REQUEST = Request()
 
 
@@ -85,6 +89,9 @@ def plan_edit(
     UserError: what `set_up` refuses, or a sampler that draws noise although it must be invertible.
   """
   check_kinds(request, sampling)
+  for name in ("size", "noise", "estimates"):
+    if getattr(request, name) not in (None, 0):
+      raise UserError(f"{name} of the request of an edit, which has those of its pictures; leave it out")
   sampling = dataclasses.replace(model.sampling, sampler=None) if sampling is None else sampling
   sampler = sampling.sampler or (EDICT() if invertible else default or model.sampling.sampler)
   if isinstance(sampler, EDICT) and not invertible:
@@ -100,9 +107,13 @@ def plan_edit(
 def edits_per_picture(request: Request) -> int:
   """How many edits of each picture are asked for."""
   check_kinds(request, None)
-  if request.n < 1:
-    raise UserError(f"n={request.n}; expected at least 1 edit of each picture")
   return request.n
+
+
+def refuse_copies(request: Request) -> None:
+  """Raises a UserError where several edits of a picture are asked for that would all be the same."""
+  if edits_per_picture(request) != 1:
+    raise UserError(f"n={request.n} of an edit that draws no noise; expected 1")
 
 
 def add_conditions(request: Request, **given: Any) -> Request:
@@ -160,7 +171,7 @@ def inpaint(
   images: Any,
   known: Any,
   strength: float = 1.0,
-  repaint: tuple[int, int] = (1, 10),
+  repaint: tuple[int, int | None] = (1, None),
   request: Request = REQUEST,
   sampling: Sampling | None = None,
 ) -> np.ndarray:
@@ -168,7 +179,8 @@ def inpaint(
   [N, H, W, 1] is 1.
 
   repaint: (repeats, jump), how often to go over every stretch of `jump` steps: RePaint; once by
-  default. A model that was trained on masked pictures (`Masked`) is given the mask besides.
+    default.  A jump of None is 10, or all steps but one if they are fewer.
+  A model that was trained on masked pictures (`Masked`) is given the mask besides.
   `strength` < 1 begins with what is there.
 
   Raises:
@@ -186,12 +198,23 @@ def inpaint(
       f"this model was trained with {needed!r}, Paired; inpainting needs Masked, or a model without either"
     )
   setup = plan_edit(model, params, request, sampling, len(shown))
-  if repaint[0] > 1:
+  if repaint[0] != 1 or repaint[1] is not None:
+    check_repaint(*repaint)
     setup = setup._replace(
       sampler=Resample(setup.sampler), pairs=inpainting.repaint_pairs(setup.pairs, repaint[1], repaint[0])
     )
   filled = run_inpaint(model, setup, shown, kept, strength)
   return close_canvas(canvas, to_uint8(filled), known)
+
+
+def check_repaint(repeats: int, jump: int | None) -> None:
+  """Raises a UserError for a number of repeats that is not legal, or a jump where nothing is repeated."""
+  if not isinstance(repeats, int) or repeats < 1:
+    raise UserError(f"repeats={repeats}; expected a whole number of at least 1")
+  if repeats == 1:
+    raise UserError(
+      f"jump={jump} with repeats=1, where nothing is repeated; leave it out, or repeat more often"
+    )
 
 
 class Inverted(NamedTuple):
@@ -221,6 +244,7 @@ def invert(
   Raises:
     UserError: a sampler that draws noise, and what `open_canvas` and `plan_edit` raise.
   """
+  refuse_copies(request)
   canvas = open_canvas(model, images)
   x0 = canvas_latents(canvas, params)
   setup = plan_edit(canvas.model, params, request, sampling, len(x0), invertible=True)
@@ -269,6 +293,7 @@ def interpolate(
     UserError: not two pictures, an unknown space, a strength in noise, and what `open_canvas` and
     `plan_edit` raise.
   """
+  refuse_copies(request)
   canvas, in_noise = open_canvas(model, images), check_space(space, strength)
   if len(canvas.images) != 2 or count < 2:
     raise UserError(
@@ -322,6 +347,7 @@ def translate(
   Raises:
     UserError: a model without conditions, and what `image_to_image` and `invert` raise.
   """
+  refuse_copies(request)
   canvas, strength = open_canvas(model, images), check_share("strength", strength)
   model, x0 = canvas.model, canvas_latents(canvas, params)
   if not model.conditioners:
@@ -394,10 +420,12 @@ def restore(
     that is not of the data.
 
   Raises:
-    UserError: a negative noise, a mask that does not fit, and what `open_canvas` and `plan_edit` raise.
+    UserError: a noise or a degradation out of its range, a mask that does not fit, and what
+      `open_canvas` and `plan_edit` raise.
   """
-  if noise < 0:
-    raise UserError(f"noise={noise}; expected at least 0, for pixels in [-1, 1]")
+  if not 0 <= noise <= MOST_NOISE:
+    raise UserError(f"noise={noise}; expected at least 0 and at most {MOST_NOISE:g}, for pixels in [-1, 1]")
+  check_ranges(degradation, "degradation")
   factor = degradation.factor if isinstance(degradation, Downsampled) else 1
   canvas = open_canvas(model, np.asarray(images).repeat(factor, 1).repeat(factor, 2))
   model, n, seen = (
@@ -408,7 +436,7 @@ def restore(
   if known is not None:
     known = check_known(canvas, known)
     seen = np.pad(known, canvas.margins)
-  setup = plan_edit(model, params, request, sampling, len(canvas.images) * n, default=DDIM(1.0))
+  setup = plan_edit(model, params, request, sampling, len(canvas.images) * n, default=RESTORING)
   thinned = lambda x: jnp.repeat(jnp.asarray(x)[:, ::factor, ::factor], n, 0)
   std = jnp.float32(np.hypot(noise, CODEC_ERROR))
   restored = run_restore(model, degradation, setup, thinned(codecs.pixels(canvas.images)), thinned(seen), std)
@@ -439,6 +467,8 @@ def attribute(
   Raises:
     UserError: flags of one kind only, an unknown space, and what `open_canvas` and `plan_edit` raise.
   """
+  if controls < 0:
+    raise UserError(f"controls={controls}; expected at least 0")
   canvas, in_noise, flags = (
     open_canvas(model, examples),
     check_space(space, 0),
@@ -479,6 +509,9 @@ def traverse(
   Raises:
     UserError: more than one picture, directions of another size, and what `interpolate` raises.
   """
+  refuse_copies(request)
+  if not np.isfinite(amounts).all():
+    raise UserError(f"amounts={np.asarray(amounts).tolist()}; expected finite numbers")
   canvas, in_noise = open_canvas(model, images), check_space(space, strength)
   model, x0, amounts = canvas.model, canvas_latents(canvas, params), jnp.asarray(amounts, jnp.float32)
   z = (

@@ -8,6 +8,7 @@ samples.data                                                             # uint8
 from collections.abc import Mapping
 import dataclasses
 import functools
+import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
-from jldm.core.keys import fold_each, row_keys, seed_key
+from jldm.core.keys import check_seed, fold_each, row_keys, seed_key
 from jldm.core.shapes import batch_rows
 from jldm.core.specs import Loaded
 from jldm.core.trees import traced
@@ -179,6 +180,11 @@ def sampling_pairs(model: Model, sampling: Sampling) -> Array:
       of the times.
   """
   pairs = jnp.asarray(sampling.grid(model.process, sampling.steps), jnp.float32)
+  if pairs.ndim != 2 or pairs.shape[-1] != 2 or not len(pairs):
+    raise UserError(f"grid of shape {list(pairs.shape)}; expected pairs of times [N, 2]")
+  times = np.asarray(pairs)
+  if illegal := times[~((times >= 0) & (times <= 1))].tolist():
+    raise UserError(f"a grid with time {illegal[0]:g}; expected times from 0 (data) to 1 (noise)")
   evaluated = np.asarray(pairs).ravel()  # at s too by some samplers, but never of clean data
   clean = np.asarray(model.process.sigma(jnp.asarray(evaluated)) == 0) & (np.arange(len(evaluated)) % 2 == 1)
   refuse_singular(model.process, model.objective.parametrization, evaluated[~clean])
@@ -242,9 +248,8 @@ def generate(
   sampling = model.sampling if sampling is None else sampling
   if sampling.sampler is None:
     sampling = dataclasses.replace(sampling, sampler=model.sampling.sampler)
-  if request.n < 1 or batch_size < 1:
-    raise UserError(f"n={request.n}, batch_size={batch_size}; expected at least 1 of each")
-  model = model if request.size is None else resize_model(model, request.size)
+  check_count("batch_size", batch_size)
+  model = model if request.size is None else resize_model(model, tuple(request.size))
   setup = set_up(model, {}, request, sampling, request.n)
   noise = check_noise(request, setup.like(model))
   shown = shown_steps(len(setup.pairs), request.estimates)
@@ -276,12 +281,33 @@ def check_finite(finite: np.ndarray) -> None:
     )
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+  """Raises a UserError unless a value is a whole number of at least `least`."""
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+    raise UserError(f"{name}={value!r}; expected at least {least}, a whole number")
+
+
+def check_size(size: Any) -> None:
+  """Raises a UserError unless a size is None, for that of the training data, or two sides."""
+  whole = lambda side: isinstance(side, numbers.Integral) and not isinstance(side, bool) and side >= 0
+  if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(map(whole, size))):
+    raise UserError(f"size={size!r}; expected (height, width), two whole numbers, such as (32, 32)")
+
+
 def check_kinds(request: Any, sampling: Any) -> None:
-  """Raises a UserError where something else stands in the place of a request or a sampling."""
+  """Checks a request and a sampling that somebody gives, but for what a model must know.
+
+  Raises:
+    UserError: something else in their place, or numbers of the request that are not legal.
+  """
   if not isinstance(request, Request):
     raise UserError(
       f"{request!r} in the place of the request; expected Request(n=8, seed=0, given={{'label': 3}})"
     )
+  check_count("n", request.n)
+  check_count("estimates", request.estimates, 0)
+  check_size(request.size)
+  check_seed(request.seed)
   if sampling is not None and not isinstance(sampling, Sampling):
     raise UserError(
       f"{sampling!r} in the place of the sampling; expected Sampling(steps=20, guidance=ClassifierFree(2.0))"
@@ -304,6 +330,8 @@ def check_noise(request: Request, like: jax.ShapeDtypeStruct) -> np.ndarray | No
   noise, expected = np.asarray(request.noise, np.float32), like.shape
   if noise.shape != expected:
     raise UserError(f"noise of shape {list(noise.shape)}; expected {list(expected)}, standard normal")
+  if not np.isfinite(noise).all():
+    raise UserError("noise with values that are not finite; expected standard normal numbers")
   return noise
 
 

@@ -315,6 +315,21 @@ def load(
     UserError: not a workdir, a stage has no checkpoint yet, both of them, or one of them where
       nothing was kept for it.
   """
+  _, model, params = load_with_origin(workdir, sigma_rel, best, stage)
+  return model, params
+
+
+class Origin(NamedTuple):
+  """Where a denoiser is from."""
+
+  stage: str
+  step: int
+
+
+def load_with_origin(
+  workdir: str | Path, sigma_rel: float | None = None, best: bool = False, stage: str | None = None
+) -> tuple[Origin, Model, dict]:
+  """As `load`, after the stage and the step that the denoiser is of."""
   if best and sigma_rel is not None:
     raise UserError(
       f"the best denoiser and sigma_rel={sigma_rel}; expected one of them: averages are made up to the "
@@ -324,8 +339,8 @@ def load(
   model = build_model(experiment, stage)
   at = StagePlace(experiment, sampling_stage(experiment, stage), Path(workdir))
   frozen = load_needed(at)
-  _, loaded = restore_result(at, frozen, best, sigma_rel)
-  return model, loaded.params | {"codec": frozen["codec"].params}
+  step, loaded = restore_result(at, frozen, best, sigma_rel)
+  return Origin(at.stage.name, step), model, loaded.params | {"codec": frozen["codec"].params}
 
 
 def load_needed(at: StagePlace) -> dict[str, Loaded]:

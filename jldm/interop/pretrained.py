@@ -70,6 +70,7 @@ OTHERS = (
 COMPVIS = "give an autoencoder of CompVis's latent-diffusion"  # if tensors do not fit
 FLAX_TREE = "give the parameters of a FlaxAutoencoderKL with its network"
 MOST_CONFIG = 2**20  # bytes
+MOST_PIXEL = 4.0  # of floats that are meant to lie in [-1, 1], and of a decoder's lie near it
 
 Array = jax.Array
 
@@ -86,11 +87,23 @@ class Autoencoder:
     return ImageCodec(self.network)
 
   def encode(self, params: dict, images: Array) -> Gaussian:
-    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c]."""
+    """images [B, H, W, C], uint8 or in [-1, 1] -> the posterior of raw latents [B, h, w, c].
+
+    Raises:
+      UserError: another order of axes, no batch, sides that the network cannot divide, or other numbers.
+    """
+    images = check_batch("images", images, self.network.channels)
+    check_pixels(images)
+    self.codec.latent_spec((("image", jax.ShapeDtypeStruct(images.shape[1:], images.dtype)),))
     return self.codec.encode(params, {"image": images})
 
   def decode(self, params: dict, latents: Array) -> Array:
-    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1]."""
+    """Raw latents [B, h, w, c] -> images [B, H, W, C], near [-1, 1].
+
+    Raises:
+      UserError: another order of axes, or no batch.
+    """
+    latents = check_batch("latents", latents, self.network.latent_channels)
     return self.network.apply(variables(params), latents, method="decode")
 
   def scaled(self, params: dict, latents: Array) -> Array:
@@ -100,6 +113,35 @@ class Autoencoder:
   def raw(self, params: dict, latents: Array) -> Array:
     """The inverse of `scaled`."""
     return codecs.destandardised(params, latents)
+
+
+def check_batch(name: str, values: Any, channels: int) -> Array:
+  """Values [B, H, W, C] as an array; UserError where the batch is missing or the channels are not last."""
+  values = values if isinstance(values, jax.Array) else np.asarray(values)
+  shape = values.shape
+  if len(shape) == 4 and shape[-1] == channels:
+    return values
+  hint = ""
+  if len(shape) in (3, 4) and shape[-1] != channels and shape[-3] == channels:
+    order = "(0, 2, 3, 1)" if len(shape) == 4 else "(1, 2, 0)[None]"
+    hint = f"; channels come last here: {name}.transpose{order}"
+  elif len(shape) == 3 and shape[-1] == channels:
+    hint = f"; for a batch of one: {name}[None]"
+  raise UserError(f"{name} of shape {list(shape)}; expected [B, H, W, {channels}]{hint}")
+
+
+def check_pixels(images: Array) -> None:
+  """Raises a UserError for images neither uint8 nor floats near [-1, 1]; under jit, by dtype alone."""
+  if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+    raise UserError(f"images of {images.dtype}; expected uint8, or floats in [-1, 1]")
+  if images.dtype == jnp.uint8 or isinstance(images, jax.core.Tracer) or not images.size:
+    return
+  least, most = float(images.min()), float(images.max())
+  if not -MOST_PIXEL <= least <= most <= MOST_PIXEL:
+    raise UserError(
+      f"images of floats from {least:g} to {most:g}; expected uint8, or floats in [-1, 1]: of 0 to 255, "
+      "images / 127.5 - 1"
+    )
 
 
 def load(source: str | Path, **options: Any) -> tuple[Autoencoder, dict]:

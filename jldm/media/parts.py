@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from jldm.core.files import replace_file
 from jldm.media import images as pictures
 
 Parts = dict[str, np.ndarray]  # by part: [N, ...]
@@ -27,16 +26,15 @@ def write_parts(out: Path, data: Parts, labels: np.ndarray, provenance: dict[str
   pictures has a folder of PNGs with a grid, and all other parts are arrays of parts.npz.
   """
   if out.suffix == ".npz":
-    write_arrays(out, data, labels)
+    pictures.write_arrays(out, with_labels(data, labels), provenance)
     return
   shown, others = split_pictures(data)
   for name, images in shown.items():
     pictures.write_samples(out / name, images, labels, provenance | {"part": name})
   if others:
     out.mkdir(parents=True, exist_ok=True)
-    write_arrays(out / "parts.npz", others, labels)
+    pictures.write_arrays(out / "parts.npz", with_labels(others, labels), provenance)
 
 
-def write_arrays(path: Path, data: Parts, labels: np.ndarray) -> None:
-  with replace_file(path) as file:
-    np.savez_compressed(file, **data, labels=np.asarray(labels, np.int64))
+def with_labels(data: Parts, labels: np.ndarray) -> Parts:
+  return {**data, "labels": np.asarray(labels, np.int64)}

@@ -119,7 +119,11 @@ def reduced(monkeypatch):
 
 def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
   theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-  convert = lambda: main(["convert", str(theirs), str(ours), "--to", "jldm", "--kind", "dinov2"])
+
+  def convert():
+    ours.unlink(missing_ok=True)
+    return main(["convert", str(theirs), str(ours), "--to", "jldm", "--kind", "dinov2"])
+
   safetensors.write(theirs, reduced)
   assert convert() == 0
   origin, arrays = hashlib.sha256(theirs.read_bytes()).hexdigest(), safetensors.read(ours)
@@ -141,7 +145,7 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
     theirs, reduced | {"layernorm.bias": np.zeros(8, np.float32)}, safetensors.read_header(theirs).metadata
   )
   assert "was changed after it was made from a published file" in refused(
-    capsys, theirs, ours, "--to", "jldm", "--kind", "dinov2"
+    capsys, theirs, tmp_path / "other", "--to", "jldm", "--kind", "dinov2"
   )
 
 
@@ -416,3 +420,24 @@ def test_a_file_of_compvis_needs_a_scale(tmp_path, capsys):
   assert "lacks decoder.conv_in.weight" in refused(
     capsys, tmp_path / "x.safetensors", tmp_path / "w", "--to", "jldm"
   )
+
+
+@pytest.mark.parametrize("kind", ["params", "lpips", "autoencoder", "dinov2"])
+def test_an_out_that_exists_stays_whatever_the_kind(tmp_path, capsys, kind):
+  out = tmp_path / "out.safetensors"
+  out.write_text("somebody's")
+  told = refused(capsys, tmp_path / "none", out, "--to", "jldm", "--kind", kind)
+  assert "out.safetensors' exists; choose another OUT" in told and out.read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("option", [["--scaling-factor", "2"], ["--shift-factor", "1"], ["--allow-nan"]])
+@pytest.mark.parametrize("kind", ["params", "lpips", "dinov2"])
+def test_options_of_a_published_autoencoder_are_of_no_other_kind(tmp_path, capsys, kind, option):
+  told = refused(capsys, tmp_path / "none", tmp_path / "o", "--to", "jldm", "--kind", kind, *option)
+  assert f"{option[0]}" in told and "expected only with a published autoencoder" in told
+
+
+def test_an_out_in_no_folder_that_can_be_written_is_refused_before_the_work(tmp_path, capsys):
+  (tmp_path / "file").write_text("in the way")
+  told = refused(capsys, tmp_path / "none", tmp_path / "file" / "o", "--to", "jldm", "--kind", "lpips")
+  assert "cannot write to OUT" in told

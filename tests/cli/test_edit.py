@@ -5,14 +5,18 @@ import itertools
 from pathlib import Path
 import re
 import shlex
+import sys
 
 import numpy as np
 from PIL import Image, ImageSequence
 import pytest
 
+import jldm
 from jldm.cli import edit, main
 from jldm.cli.edit import KINDS
 from jldm.data import transforms
+from jldm.editing.edict import EDICT
+from jldm.inference.load import Origin
 from jldm.media import images as pictures
 from tests.configs import ROOT, config, shrunk
 from tests.edits import model_of, quick_edits
@@ -25,7 +29,9 @@ def workdir():
   """One that needs no training."""
   model, params = model_of(shrunk(config("fashion_mnist")))
   with quick_edits(), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(edit, "load", lambda path, best=False: {"W": (model, params)}[path])
+    patch.setattr(
+      edit, "load_with_origin", lambda path, best=False: {"W": (Origin("denoiser", 2), model, params)}[path]
+    )
     yield "W"
 
 
@@ -250,6 +256,24 @@ def test_an_interpolation_moves(workdir, files, tmp_path):
     (["image-to-image", "--steps", "0"], "steps=0; expected whole numbers in [1, "),
     (["image-to-image", "--n", "0"], "--n 0; expected at least 1"),
     (["image-to-image", "--seed", "-1"], "--seed=-1"),
+    (["image-to-image", "--label", str(2**40)], f"label={2**40}; expected -1 (unconditional) or 0 to 9"),
+    (
+      ["inpaint", "--mask", "{files}/M.png", "--repeats", "2", "--jump", "2"],
+      "jump=2 of 2 steps; expected 1 to 1",
+    ),
+    (
+      ["inpaint", "--mask", "{files}/M.png", "--repeats", str(10**9)],
+      "repeats=1000000000 and jump=1 of 2 steps",
+    ),
+    (
+      ["inpaint", "--mask", "{files}/M.png", "--repeats", "2", "--steps", "1"],
+      "repeats=2 of 1 step; there is",
+    ),
+    (
+      ["restore", "--degradation", "blur", "--sigma", "1e9"],
+      "sigma=1000000000.0; expected numbers in (0, 1e6]",
+    ),
+    (["translate", "--label", "3", "--onto", str(2**32 + 3)], f"label={2**32 + 3}; expected -1"),
     (["image-to-image", "--label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
     (["image-to-image", "--sampler", "dimm"], "sampler='dimm'; expected one of"),
     (["image-to-image", "--sampler", "edict"], "EDICT steps a pair of states"),
@@ -296,6 +320,65 @@ def test_mistakes(workdir, files, tmp_path, capsys, options, message):
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
   assert not (tmp_path / "O").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_source_is_never_replaced(workdir, files, tmp_path, capsys, options):
+  """Neither by an edit of its name, nor as one that an earlier and larger edit left."""
+  assert edited(workdir, files, tmp_path, "image-to-image", "--n", "2") == 0
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  capsys.readouterr()
+  for image, n in (("00000.png", "1"), ("00001.png", "1")):
+    assert edited(workdir, tmp_path, tmp_path, "image-to-image", "--n", n, *options, image=image) == 2
+    assert f"{image}' is read by this command" in capsys.readouterr().err
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_others_made_is_never_replaced_and_what_another_command_made_if_asked(
+  workdir, files, tmp_path, capsys
+):
+  run = lambda *options: edited(workdir, files, tmp_path, "image-to-image", "--strength", "0", *options)
+  (tmp_path / "00000.png").write_bytes((files / "B.png").read_bytes())
+  for options in ((), ("--overwrite",)):
+    assert run(*options) == 2 and "00000.png' was not made by jldm" in capsys.readouterr().err
+  assert (tmp_path / "00000.png").read_bytes() == (files / "B.png").read_bytes()
+
+  for name in ("00000.png", "00005.png", "grid.png"):
+    pictures.write_png(tmp_path / name, np.zeros((4, 4, 1), np.uint8), {"command": "sample"})
+  assert (
+    run() == 2
+    and "00000.png' was made by jldm sample; replace it with --overwrite" in capsys.readouterr().err
+  )
+  assert run("--overwrite") == 0 and run() == 0
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "sheet.png"]
+
+
+def test_a_picture_says_which_model_made_it_and_how(workdir, files, tmp_path, capsys):
+  assert edited(workdir, files, tmp_path, "invert") == 0
+  told = pictures.read_provenance(tmp_path / "00000.png")
+  assert told == pictures.read_provenance(tmp_path / "noise.npz") | {
+    "index": 0,
+    "source_sha256": told["source_sha256"],
+  }
+  assert (told["model"], told["stage"], told["step"], told["version"]) == (
+    "W",
+    "denoiser",
+    2,
+    jldm.__version__,
+  )
+  assert told["resolved"]["sampler"] == repr(EDICT()) and told["resolved"]["steps"] == 2
+  assert re.fullmatch("[0-9a-f]{64}", told["params_sha256"])
+  capsys.readouterr()
+  assert main(["info", str(tmp_path / "00000.png")]) == 0
+  shown = capsys.readouterr().out
+  assert f"  params_sha256: {told['params_sha256']}" in shown and "EDICT" in shown and "  step: 2\n" in shown
+
+
+def test_a_film_without_imageio_is_refused_before_the_work(workdir, files, tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+  monkeypatch.setattr(edit, "load_with_origin", None)
+  assert edited(workdir, files, tmp_path / "O", "interpolate", "--to", "{files}/B.png", "--film") == 2
+  assert "pip install 'jldm[video]'" in capsys.readouterr().err and not (tmp_path / "O").exists()
 
 
 def test_an_out_that_is_no_folder(workdir, files, tmp_path, capsys):

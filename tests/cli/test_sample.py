@@ -1,15 +1,25 @@
 """`jldm sample` on a workdir that some shrunk steps made: labels, outputs, provenance and mistakes."""
 
+import errno
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 import pytest
 
+import jldm
 from jldm.cli import main, sample
+from jldm.core import files
 from jldm.core.errors import UserError
+from jldm.inference.load import load
+from jldm.interop import flat
 from jldm.media import images as pictures
+from jldm.metrics.extractors.weights import arrays_digest
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
-from tests.trained import with_conditioner
+from tests.trained import STEPS, with_conditioner
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +196,12 @@ def test_tiles_are_the_same_pictures(workdir, tmp_path):
       ["--guidance-interval", "4", "-3"],
       "interval=(4.0, -3.0); expected two finite log SNR, the lower first",
     ),
-    (["--guidance-interval", "0", "inf"], "interval=(0.0, inf); expected two finite log SNR"),
+    (["--guidance-interval", "0", "inf"], "--guidance-interval: inf; expected a finite number"),
+    (["--guidance-scale", "nan"], "--guidance-scale: nan; expected a finite number"),
+    (["--guidance-scale", "1e30"], "guidance_scale=1e+30; expected numbers in [-1000, 1000]"),
+    (["--label", str(2**40)], f"label={2**40}; expected -1 (unconditional) or 0 to 9"),
+    (["--label", "-1", "--guidance-scale", "2"], "--guidance-scale 2.0 without a class to guide to"),
+    (["--devices", "0"], "devices=0; expected at least 1"),
     (["--guidance-rescale", "1.5"], "rescale=1.5; expected a share from 0 to 1"),
     (["--negative-label", "10"], "label=10; expected -1 (unconditional) or 0 to 9"),
     (["--tile", "0"], "tile=0; expected at least 1 latent"),
@@ -200,6 +215,99 @@ def test_mistakes(workdir, tmp_path, capsys, options, message):
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
   assert not (tmp_path / "O").exists()
+
+
+def test_a_label_that_begins_with_a_minus_is_a_label(workdir, tmp_path, capsys):
+  common = ["sample", "--workdir", workdir, "--n", "1", "--steps", "2", "--out", str(tmp_path / "O")]
+  for words in (["--label", "-1"], ["--label=-1"]):
+    assert main([*common, *words]) == 0
+    assert f"1 picture in {tmp_path / 'O'}\n" in capsys.readouterr().out
+    assert pictures.read_provenance(tmp_path / "O" / "00000.png")["label"] == -1
+  assert main([*common, "--n", "2", "--label", "-1,3"]) == 0
+  assert pictures.read_provenance(tmp_path / "O" / "00001.png")["label"] == 3
+
+
+def test_a_smaller_draw_leaves_nothing_of_a_larger_one_and_nothing_of_others_is_replaced(
+  workdir, tmp_path, capsys
+):
+  out = tmp_path / "O"
+  draw = lambda n, *further: main(
+    ["sample", "--workdir", workdir, "--n", n, "--steps", "2", "--out", str(out), *further]
+  )
+  assert draw("4", "--previews") == 0 and draw("2") == 0
+  assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "grid.png"]
+  for name in ("00001.png", "grid.png"):
+    kept = (out / name).read_bytes()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(out / name)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for further in ((), ("--overwrite",)):
+      assert draw("2", *further) == 2
+      assert f"{name}' was not made by jldm and is never replaced" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / name).write_bytes(kept)
+  pictures.write_png(out / "00001.png", np.zeros((4, 4, 1), np.uint8), {"edit": "inpaint"})
+  assert (
+    draw("2") == 2 and "was made by jldm edit inpaint; replace it with --overwrite" in capsys.readouterr().err
+  )
+  assert draw("2", "--overwrite") == 0
+
+
+def test_an_npz_of_others_is_never_replaced_and_says_how_it_was_drawn(workdir, tmp_path, capsys):
+  out = tmp_path / "S.npz"
+  draw = lambda: main(["sample", "--workdir", workdir, "--n", "1", "--steps", "2", "--out", str(out)])
+  np.savez(out, images=np.zeros(3))
+  before = out.read_bytes()
+  assert draw() == 2 and "was not made by jldm" in capsys.readouterr().err and out.read_bytes() == before
+  out.unlink()
+  assert draw() == 0 and draw() == 0
+  with np.load(out) as arrays:
+    told = json.loads(str(arrays["provenance"]))
+  assert told["command"] == "sample" and told["steps"] == 2 and told["resolved"]["steps"] == 2
+
+
+def test_a_picture_says_which_model_drew_it_and_how(workdir, tmp_path, capsys):
+  out = tmp_path / "O"
+  assert main(["sample", "--workdir", workdir, "--n", "1", "--label", "3", "--out", str(out)]) == 0
+  told = pictures.read_provenance(out / "00000.png")
+  sampling = workdirs.read_experiment(Path(workdir)).sampling
+  assert told["resolved"] == {
+    "sampler": repr(sampling.sampler),
+    "steps": sampling.steps,
+    "grid": repr(sampling.grid),
+    "guidance": repr(sampling.guidance),
+    "transforms": "()",
+  }
+  assert (told["model"], told["stage"], told["step"]) == (Path(workdir).name, "denoiser", STEPS)
+  assert told["version"] == jldm.__version__ and told["label"] == 3
+  _, params = load(workdir)
+  assert told["params_sha256"] == arrays_digest(flat.flatten(params))
+  capsys.readouterr()
+  for name in ("00000.png", "grid.png"):
+    assert main(["info", str(out / name)]) == 0
+    shown = capsys.readouterr().out
+    assert f"  params_sha256: {told['params_sha256']}\n" in shown and f"  step: {STEPS}\n" in shown
+  assert main(["info", str(out / "grid.png"), "--statistics"]) == 2
+  assert "--statistics of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["O", "S.npz"])
+def test_a_full_disk_is_one_line_and_what_is_whole_stays(workdir, tmp_path, capsys, monkeypatch, out):
+  """The disk is full at the third file."""
+  written, replace = [], os.replace
+
+  def full(source, target):
+    if len(written) == (2 if out == "O" else 0):
+      raise OSError(errno.ENOSPC, "No space left on device")
+    written.append(Path(target).name)
+    replace(source, target)
+
+  monkeypatch.setattr(files.os, "replace", full)
+  assert main(["sample", "--workdir", workdir, "--n", "3", "--steps", "2", "--out", str(tmp_path / out)]) == 2
+  error = capsys.readouterr().err
+  last = error.splitlines()[-1]  # after the progress bar
+  assert last.startswith("error: cannot write to --out") and "No space left on device" in last
+  assert "Traceback" not in error
+  assert sorted(path.name for path in tmp_path.rglob("*.*")) == written
 
 
 def test_missing_and_foreign_workdirs(tmp_path, capsys):

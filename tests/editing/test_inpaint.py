@@ -104,3 +104,20 @@ def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
 def test_a_grid_with_gaps_is_not_gone_over_again():
   with pytest.raises(UserError, match="repeats=2 with a grid that has gaps"):
     repaint_pairs(jnp.array([[1.0, 0.6], [0.5, 0.0]]), 1, 2)
+
+
+def test_a_jump_that_is_left_out_leaves_something_to_repeat():
+  """Ten steps, the paper's, or all but one; what is given leaves a stretch, or is refused."""
+  for steps in (2, 5, 10, 11, 30):
+    pairs = adjacent_pairs(uniform(steps))
+    jump = min(10, steps - 1)
+    np.testing.assert_array_equal(repaint_pairs(pairs, None, 3), repaint_pairs(pairs, jump, 3))
+    assert len(repaint_pairs(pairs, None, 3)) >= steps + 2 * (jump + 1)
+  for steps, jump, repeats, told in (
+    (5, 5, 3, "jump=5 of 5 steps; expected 1 to 4"),
+    (5, 0, 3, "jump=0 of 5 steps; expected 1 to 4"),
+    (1, None, 3, "repeats=3 of 1 step; there is nothing to go back over"),
+    (5, 2, 10**9, "repeats=1000000000 and jump=2 of 5 steps are"),
+  ):
+    with pytest.raises(UserError, match=told):
+      repaint_pairs(adjacent_pairs(uniform(steps)), jump, repeats)

@@ -220,3 +220,34 @@ def test_mistakes(tiny, call, told):
   with pytest.raises(UserError) as error:
     call(tiny)
   assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("call", "told"),
+  [
+    (lambda m, p: edit.invert(m, p, IMAGES, Request(n=2)), "n=2 of an edit that draws no noise; expected 1"),
+    (
+      lambda m, p: edit.translate(m, p, IMAGES, {"label": 1}, request=Request(n=2)),
+      "n=2 of an edit that draws",
+    ),
+    (
+      lambda m, p: edit.image_to_image(m, p, IMAGES, request=Request(size=(8, 8))),
+      "size of the request of an",
+    ),
+    (lambda m, p: edit.image_to_image(m, p, IMAGES, request=Request(n=0)), "n=0; expected at least 1"),
+    (lambda m, p: edit.inpaint(m, p, IMAGES, KNOWN, repaint=(1, 5)), "jump=5 with repeats=1"),
+    (lambda m, p: edit.inpaint(m, p, IMAGES, KNOWN, repaint=(2, 2), sampling=TWO_STEPS), "jump=2 of 2 steps"),
+    (lambda m, p: edit.inpaint(m, p, IMAGES, KNOWN, repaint=(0, 1)), "repeats=0; expected a whole number"),
+    (lambda m, p: edit.restore(m, p, IMAGES, noise=np.inf), "noise=inf; expected at least 0"),
+    (
+      lambda m, p: edit.restore(m, p, IMAGES, Blurred(1e9)),
+      "sigma=1000000000.0; expected numbers in (0, 1e6]",
+    ),
+    (lambda m, p: edit.attribute(m, p, IMAGES, [0, 1], controls=-1), "controls=-1; expected at least 0"),
+    (lambda m, p: edit.traverse(m, p, IMAGES[:1], [], [np.nan]), "amounts=[nan]; expected finite numbers"),
+  ],
+)
+def test_what_reaches_nothing_or_is_out_of_range_is_refused(tiny, call, told):
+  with pytest.raises(UserError) as error:
+    call(*tiny)
+  assert told in str(error.value) and "\n" not in str(error.value)

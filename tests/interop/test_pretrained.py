@@ -15,6 +15,7 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
 from jldm.interop import pretrained, rename, safetensors, tiny, vae
 from jldm.models.autoencoders.kl import KLAutoencoder
+from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.quantize import FSQ, Codebook
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.codecs import codec as codecs
@@ -432,3 +433,52 @@ def test_the_autoencoder_of_research_code():
   np.testing.assert_allclose(
     np.clip(back, -1, 1), codecs.decode_latents(Loaded(autoencoder.codec, params), latents), atol=1e-4
   )
+
+
+GREY = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, groups=2)
+
+
+@pytest.mark.parametrize(
+  ("images", "told"),
+  [
+    (
+      np.zeros((1, 8, 8), np.uint8),
+      "images of shape [1, 8, 8]; expected [B, H, W, 1]; channels come last here",
+    ),
+    (
+      np.zeros((3, 1, 8, 8), np.uint8),
+      "expected [B, H, W, 1]; channels come last here: images.transpose(0, 2, 3",
+    ),
+    (
+      np.zeros((8, 8, 1), np.uint8),
+      "images of shape [8, 8, 1]; expected [B, H, W, 1]; for a batch of one: images[",
+    ),
+    (np.zeros((8, 8), np.uint8), "images of shape [8, 8]; expected [B, H, W, 1]"),
+    (np.zeros((1, 9, 8, 1), np.uint8), "size 9x8; expected sides divisible by the autoencoder's factor 2"),
+    (
+      np.linspace(0, 255, 64).reshape(1, 8, 8, 1),
+      "images of floats from 0 to 255; expected uint8, or floats in",
+    ),
+    (np.full((1, 8, 8, 1), np.nan, np.float32), "images of floats from nan to nan; expected uint8"),
+    (np.zeros((1, 8, 8, 1), np.int32), "images of int32; expected uint8, or floats in [-1, 1]"),
+  ],
+)
+def test_images_that_are_no_batch_of_pixels_are_one_clear_error(images, told):
+  with pytest.raises(UserError) as error:
+    pretrained.Autoencoder(GREY).encode({}, images)
+  assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_latents_that_are_no_batch_and_one_key_for_a_batch_are_one_clear_error():
+  with pytest.raises(
+    UserError, match=r"latents of shape \[2, 4, 4\]; expected \[B, H, W, 2\]; channels come last"
+  ):
+    pretrained.Autoencoder(GREY).decode({}, np.zeros((2, 4, 4), np.float32))
+  posterior = Gaussian(jnp.zeros((3, 4, 4, 2)), jnp.zeros((3, 4, 4, 2)))
+  for key in (jax.random.key(0), jax.random.PRNGKey(0), jax.random.split(jax.random.key(0))):
+    with pytest.raises(
+      UserError, match=r"for a batch of 3; expected one per row: jax\.random\.split\(key, 3\)"
+    ):
+      posterior.sample(key)
+  for keys in (jax.random.split(jax.random.key(0), 3), jax.random.split(jax.random.PRNGKey(0), 3)):
+    assert posterior.sample(keys).shape == (3, 4, 4, 2)

@@ -86,6 +86,36 @@ def test_a_shorter_draw_leaves_no_pictures_of_a_longer_one(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00007.png", "grid.png"]
 
 
+def test_pictures_of_others_are_never_replaced(tmp_path):
+  Image.fromarray(noise(4, 4)).save(tmp_path / "00001.png")
+  before = (tmp_path / "00001.png").read_bytes()
+  with pytest.raises(UserError, match=r"00001\.png' was not made by jldm"):
+    pictures.write_samples(tmp_path, noise(3, 4, 4, 1), np.arange(3), {"seed": 1})
+  assert [path.name for path in tmp_path.iterdir()] == ["00001.png"]
+  assert (tmp_path / "00001.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.npz", "a.mp4"])
+def test_every_file_says_how_it_was_made_and_another_s_says_nothing(tmp_path, name):
+  told, images = {"command": "sample", "seed": 7, "text": "Zürich"}, noise(3, 8, 8, 1)
+  path = tmp_path / name
+  if name == "a.mp4":
+    pytest.importorskip("imageio_ffmpeg")
+  write = {
+    "a.png": lambda: pictures.write_png(path, images[0], told),
+    "a.gif": lambda: pictures.write_gif(path, images, told),
+    "a.npz": lambda: pictures.write_npz(path, images, [0, 1, 2], told),
+    "a.mp4": lambda: pictures.write_mp4(path, images, told),
+  }
+  write[name]()
+  assert pictures.read_provenance(path) == told and pictures.is_made_by(path, "sample")
+  assert not pictures.is_made_by(path, "edit invert") and pictures.is_made_by(path, "edit invert", True)
+  path.write_bytes(path.read_bytes()[:40])
+  assert pictures.provenance_or_none(path) is None
+  with pytest.raises(UserError, match="was not made by jldm"):
+    pictures.check_replaceable([path], overwrite=True)
+
+
 def test_an_npz_keeps_images_and_labels(tmp_path):
   images, labels = noise(3, 4, 5, 1), [2, -1, 0]
   pictures.write_npz(tmp_path / "a.npz", images, labels)
@@ -167,6 +197,21 @@ def test_an_animation_goes_there_and_back(tmp_path):
     frames = [np.asarray(frame.convert("L"))[0, 0] for frame in ImageSequence.Iterator(opened)]
     assert opened.size == (64, 64) and json.loads(opened.info["comment"])["jldm"] == {"edit": "interpolate"}
   np.testing.assert_allclose(frames, [0, 100, 200, 100], atol=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 50, 101, 102, 103, 211, 300, 1000])
+def test_an_animation_plays_as_long_as_it_says(tmp_path, count):
+  """No delay is under 2 hundredths, which browsers play as 10; each way lasts 2 s and has both ends."""
+  images = np.linspace(0, 255, count).astype(np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+  pictures.write_gif(tmp_path / "a.gif", images, {})
+  with Image.open(tmp_path / "a.gif") as opened:
+    frames = [(frame.info["duration"], np.asarray(frame.convert("L"))[0, 0]) for frame in
+              ImageSequence.Iterator(opened)]  # fmt: skip
+  delays, levels = zip(*frames)
+  assert min(delays) >= 20 and not any(delay % 10 for delay in delays)
+  whole = 2000 * max(2 * count - 2, 1) / count
+  assert abs(sum(delays) - whole) <= 10
+  assert min(levels) == 0 and max(levels) == images.max()
 
 
 def test_a_film_needs_imageio(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
 from jldm.core.keys import fold_each, normal_like
 
 Array = jax.Array
@@ -21,7 +22,17 @@ class Gaussian(NamedTuple):
   log_variance: Array
 
   def sample(self, keys: Array) -> Array:
-    """z [B, h, w, C]; row b from keys[b] alone."""
+    """z [B, h, w, C]; row b from keys[b] alone.
+
+    Raises:
+      UserError: not one key per row.
+    """
+    size, typed = len(self.mean), jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if keys.shape[: keys.ndim if typed else -1] != (size,):
+      raise UserError(
+        f"keys of shape {list(keys.shape)} for a batch of {size}; expected one per row: "
+        f"jax.random.split(key, {size})"
+      )
     return self.mean + jnp.exp(0.5 * self.log_variance) * normal_like(keys, self.mean)
 
   def kl(self) -> Array:
