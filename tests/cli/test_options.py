@@ -24,7 +24,14 @@ from tests.configs import config, shrunk
 from tests.edits import model_of
 
 SIDE = 16
-SHARED = ("--help", "--out", "--workdir", "--image", "--import")  # places, each with tests of its own
+SHARED = (
+  "--help",
+  "--max-pixels",
+  "--out",
+  "--workdir",
+  "--image",
+  "--import",
+)  # places, each with tests of its own
 PROCESSES = ("--distributed", "--coordinator", "--processes", "--process")  # tests/distributed
 
 
@@ -285,7 +292,7 @@ def test_every_option_reaches_what_it_names(seen, name, option):
     ("sample", "--guidance-scale 1 --guidance-rescale 0.5", "--guidance-rescale 0.5 with a guidance scale"),
     ("sample", "--guidance-scale 1 --guidance-interval -1 1", "--guidance-interval -1.0 1.0 with a guid"),
     ("sample", "--guidance-scale 1e30", "guidance_scale=1e+30; expected numbers in"),
-    ("sample", "--label 1099511627776", "label=1099511627776; expected -1 (unconditional) or 0 to 9"),
+    ("sample", "--label 1099511627776", "--label 1099511627776; expected a class by its number"),
     ("sample", f"--label {2**70}", f"{2**70}"),
     ("sample", "--devices 0", "devices=0; expected at least 1"),
     ("sample", "--devices -1", "devices=-1; expected at least 1"),
