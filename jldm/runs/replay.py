@@ -16,6 +16,7 @@ from jldm.runs import latents, run as runs
 from jldm.runs.frozen import load_frozen
 from jldm.runs.stage import start_or_resume
 from jldm.storage import workdir as workdirs
+from jldm.storage.changes import is_continued
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import mean_metrics, read_rows
 from jldm.train.loop import Hook, fit
@@ -50,6 +51,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
     if row["stage"] == stage and THROUGHPUT in row and row["step"] in steps
   ]
   after, wanted = select_lines(logged, stage, first, last)
+  check_settings(workdir, stage, after)
   with Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True) as saved:
     kept = saved.steps()
     if not (before := [step for step in kept if step <= after]):
@@ -83,6 +85,15 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
   return Replayed(before[-1], stop, len(equal))
 
 
+def check_settings(workdir: Path, stage: str, after: int) -> None:
+  """Raises a UserError if steps after `after` were trained with other settings than those of now."""
+  for step, field in workdirs.read_changes(workdir, stage):
+    if step > after and is_continued(field.partition(".")[2]):
+      raise UserError(
+        f"{stage} was trained up to step {step} with another {field}; steps after {step} can be replayed"
+      )
+
+
 def select_lines(logged: list[dict], stage: str, first: int, last: int) -> tuple[int, dict[int, dict]]:
   """The step after which the first line of the range starts, and the lines by step."""
   wanted = {row["step"]: row for row in logged if first <= row["step"] <= last}
@@ -111,6 +122,7 @@ def open_inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
   """The training source of a stage, and the frozen networks of its objective."""
   frozen = load_frozen(run, mesh)
   if "codec" not in frozen:
+    workdirs.check_data(run.workdir, run.experiment.data.fingerprint())
     return run.experiment.data.open(run.experiment.data.train), frozen
   cache = latents.open_encoded(run, frozen["codec"].params)
   if cache is None:

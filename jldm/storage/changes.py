@@ -84,10 +84,15 @@ def objection(
   last = reached[head]
   if last is None:
     return ""
-  if not any(field == name or field.startswith(f"{name}.") for name in CONTINUED):
+  if not is_continued(field):
     return f"{head} is at step {last}"
   left = isinstance(new.stage(head), Stage) and new.stage(head).steps > last
   return "" if left else f"{head} is at step {last}, set {head}.steps to more"
+
+
+def is_continued(field: str) -> bool:
+  """Whether a field of a stage is one of CONTINUED, or a field of one."""
+  return any(field == name or field.startswith(f"{name}.") for name in CONTINUED)
 
 
 def users_of(experiment: Experiment, name: str) -> list[str]:

@@ -174,6 +174,19 @@ def record_changes(workdir: Path, changed: list[Change]) -> None:
     file.writelines(json.dumps(change._asdict() | {"steps": steps}) + "\n" for change in changed)
 
 
+def read_changes(workdir: Path, stage: str) -> Iterator[tuple[int, str]]:
+  """The changes of a stage: the step that it was at, and the path of the field; broken lines are skipped."""
+  path = workdir / "changes.jsonl"
+  for line in path.read_bytes().splitlines() if path.is_file() else ():
+    try:
+      row = json.loads(line)
+      step, field = row["steps"][stage], row["path"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+      continue
+    if type(step) is int and isinstance(field, str) and field.startswith(f"{stage}."):
+      yield step, field
+
+
 def check_shared_workdir(workdir: Path, experiment: Experiment) -> None:
   """Checks that this process sees the workdir that the primary process has claimed.
 

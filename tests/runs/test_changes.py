@@ -13,6 +13,7 @@ from jldm.config.override import override
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.data.tfds import ImageData
 from jldm.inference.load import load
+from jldm.runs.replay import replay
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -68,6 +69,9 @@ def test_after_a_stop_by_nan_a_lower_rate_goes_on_from_the_last_good_checkpoint(
   capsys.readouterr()
   train(experiment, workdir, devices=1)
   assert "denoiser.optimizer.schedule.peak: 1000000.0 -> " in capsys.readouterr().out
+  with pytest.raises(UserError, match=rf"up to step {last} with another denoiser.*; steps after {last} can"):
+    replay(workdir, "denoiser", last, STEPS, devices=1)
+  assert replay(workdir, "denoiser", last + 1, STEPS, devices=1).lines == STEPS - last
   assert_same_end(unbroken, workdir)
   assert sorted(rows(workdir, "denoiser")) == list(range(1, STEPS + 1))
 
