@@ -91,10 +91,15 @@ def pad_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.pad(image, ((0, height - len(image)), (0, width - image.shape[1]), (0, 0)), constant_values=PAPER)
 
 
+def widen_spaces(text: str) -> str:
+  """Text with spaces that are seen: the font's own are two pixels wide, as those between letters are."""
+  return text.replace(" ", "  ")
+
+
 def text_line(text: str, width: int) -> np.ndarray:
   """One line of text, cut off where it is too long -> uint8 [TEXT_HEIGHT, width, 3]."""
   line = Image.new("RGB", (int(width), TEXT_HEIGHT), (PAPER,) * 3)
-  ImageDraw.Draw(line).text((2, TEXT_HEIGHT / 2), text, "black", anchor="lm")
+  ImageDraw.Draw(line).text((2, TEXT_HEIGHT / 2), widen_spaces(text), "black", anchor="lm")
   return np.asarray(line)
 
 
@@ -414,7 +419,9 @@ def sheet(rows: dict[str, np.ndarray]) -> np.ndarray:
   margin = Image.new("RGB", (8 + 7 * max(map(len, rows)), len(picture)), (PAPER,) * 3)
   canvas = ImageDraw.Draw(margin)
   for number, name in enumerate(rows):
-    canvas.text((4, 2 + number * (height * scale + 2) + height * scale / 2), name, "black", anchor="lm")
+    canvas.text(
+      (4, 2 + number * (height * scale + 2) + height * scale / 2), widen_spaces(name), "black", anchor="lm"
+    )
   return np.concatenate([np.asarray(margin), picture], 1)
 
 

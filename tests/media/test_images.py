@@ -306,3 +306,14 @@ def test_a_film_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
   with pytest.raises(ZeroDivisionError):
     pictures.write_mp4(tmp_path / "a.mp4", noise(3, 8, 8, 1), {})
   assert (tmp_path / "a.mp4").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_space_in_a_row_s_name_is_seen():
+  """The widest gap between columns of letters is twice that within a word."""
+
+  def widest_gap(name):
+    margin = pictures.sheet({name: np.zeros((1, 64, 64, 1), np.uint8)})[:, : 8 + 7 * len(name)]
+    inked = np.flatnonzero((margin < 128).any((0, 2)))
+    return np.diff(inked).max()
+
+  assert widest_gap("strength 0.5") >= 2 * widest_gap("strength")
