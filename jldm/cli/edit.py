@@ -19,6 +19,7 @@ from jldm.config import presets
 from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.keys import check_seed, seed_key
+from jldm.core.words import count_text
 from jldm.data import transforms
 from jldm.data.arrays import read_npz
 from jldm.distributed import sharding
@@ -494,7 +495,7 @@ def main(args: argparse.Namespace) -> None:
     pictures.write_edits(out, edited.images, edited.rows, told, each)
     for path in left:
       path.unlink(missing_ok=True)
-  print(f"{options.count_text(len(edited.images), 'picture')} in {out}")
+  print(f"{count_text(len(edited.images), 'picture')} in {out}")
 
 
 def check_args(args: argparse.Namespace, kind: Kind) -> tuple[Path, list[Path]]:

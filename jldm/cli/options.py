@@ -129,11 +129,6 @@ def option_text(option: str, value: Any) -> str:
   return " ".join([f"--{option.replace('_', '-')}", *(str(each) for each in values if each is not True)])
 
 
-def count_text(count: int, noun: str) -> str:
-  """ "1 picture", "2 pictures"."""
-  return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def check_writable(out: Path, option: str = "--out") -> None:
   """Raises a UserError if `out` cannot be made; commands call it before any work."""
   existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

@@ -15,6 +15,7 @@ from jldm.config.experiment import Experiment
 from jldm.config.presets import make_guidance, override_sampling, sampling_to_dict
 from jldm.core.errors import UserError
 from jldm.core.keys import check_seed
+from jldm.core.words import count_text
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
 from jldm.inference.generate import Request, Samples, generate
@@ -142,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
       write_previews(out, previews, provenance)
     for path in earlier:
       path.unlink(missing_ok=True)
-  what = f"{args.n} {', '.join(model.parts)}" if model.parts else options.count_text(args.n, "picture")
+  what = f"{args.n} {', '.join(model.parts)}" if model.parts else count_text(args.n, "picture")
   print(f"{what} in {out}")
 
 

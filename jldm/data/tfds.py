@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Spec
+from jldm.core.words import count_text
 from jldm.data import transforms, views
 from jldm.data.buckets import Buckets, Shape, bucket_shapes, format_shapes, picture_specs
 from jldm.data.dataset import Dataset
@@ -380,11 +381,13 @@ def stored_shapes(builder: Any) -> list[Shape]:
 def describe_dataset(folder: Path) -> str:
   """One line about a prepared data set: images in each split, size or sizes, classes."""
   builder = open_builder(folder)
-  splits = ", ".join(f"{name} {info.num_examples} images" for name, info in builder.info.splits.items())
+  splits = ", ".join(
+    f"{name} {count_text(info.num_examples, 'image')}" for name, info in builder.info.splits.items()
+  )
   height, width, channels = dataset_features(builder)["image"].shape
   stored, names = stored_shapes(builder), class_names(builder) or []
   size = f"{format_shapes(stored)} (height x width)" if stored else f"height {height}, width {width}"
-  classes = f"{len(names)} classes" if names else "unlabelled"
+  classes = count_text(len(names), "class", "classes") if names else "unlabelled"
   return f"{folder}: {splits}; {size}, channels {channels}; {classes}"
 
 

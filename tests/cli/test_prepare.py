@@ -238,7 +238,7 @@ def test_three_folders_of_splits(tmp_path, capsys):
   for name in ("train", "val", "test"):
     save(tmp_path / "S" / name / "a.png")
   prepared(tmp_path)
-  assert "train 1 images, val 1 images" in capsys.readouterr().out.replace("test 1 images, ", "")
+  assert "train 1 image, val 1 image" in capsys.readouterr().out.replace("test 1 image, ", "")
 
 
 def test_a_class_called_train_next_to_others_is_a_class(tmp_path):
@@ -302,7 +302,7 @@ def test_all_damaged_pictures_are_named_or_left_out(tmp_path, capsys):
   assert "\n" not in str(caught.value) and not (tmp_path / "data").exists()
   prepared(tmp_path, "--skip-damaged")
   out = capsys.readouterr().out
-  assert "train 1 images" in out and "left out: 2 damaged (" in out
+  assert "train 1 image" in out and "left out: 2 damaged (" in out
   assert "a.png cannot be read as a picture (" in out
   (tmp_path / "S" / "c.png").write_bytes(b"x")
   with pytest.raises(UserError, match="3 damaged pictures"):
@@ -316,7 +316,7 @@ def test_large_pictures_need_the_option(tmp_path, capsys):
   ):
     prepared(tmp_path, "--max-pixels", "599")
   prepared(tmp_path, "--max-pixels", "600")
-  assert "train 1 images" in capsys.readouterr().out
+  assert "train 1 image" in capsys.readouterr().out
   with pytest.raises(UserError, match="max_pixels=0; expected at least 1"):
     prepared(tmp_path, "--max-pixels", "0", "--name", "other")
 
