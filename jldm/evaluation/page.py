@@ -33,12 +33,16 @@ class Curve(NamedTuple):
   high: Sequence[float] | None = None
 
 
+GENERATOR = '<meta name="generator" content="jldm">'  # by which a page is known as one of ours
+
+
 def html_page(title: str, lead: str, parts: Iterable[str]) -> str:
   """The whole page."""
   return "\n".join(
     (
       "<!doctype html>",
       '<html lang="en"><head><meta charset="utf-8">',
+      GENERATOR,
       '<meta name="viewport" content="width=device-width, initial-scale=1">',
       f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
       '<meta name="color-scheme" content="light dark">',

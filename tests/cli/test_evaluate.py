@@ -2,6 +2,7 @@
 again, and mistakes.
 """
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -11,7 +12,8 @@ import shutil
 from PIL import Image
 import pytest
 
-from jldm.cli import main
+from jldm.cli import evaluate as evaluate_command, main
+from jldm.core.errors import UserError
 from jldm.media import images as pictures
 from jldm.metrics.extractors import extractor
 from jldm.runs.train import train
@@ -171,3 +173,23 @@ def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
   exec(compile(code.replace('"200"', '"70"'), "evaluation.md", "exec"), {})
   results = json.loads(Path("runs/digits/evaluation/2.json").read_text())
   assert results["extractor"]["name"] == "some_pixels" and results["extractor"]["width"] == 16
+
+
+@pytest.mark.parametrize(
+  ("option", "value", "message"),
+  [
+    ("sampler", "ddim", "--sampler ddim: expected only with a stage that draws samples"),
+    ("steps", 3, "--steps 3: expected only with a stage that draws samples"),
+    ("grid", "karras", "--grid karras: expected only with a stage that draws samples"),
+    ("guidance_scale", 2.0, "--guidance-scale 2.0: expected only with a stage that draws samples"),
+    ("best", True, "--best: expected only with a stage that draws samples"),
+    ("lpips", "l.safetensors", "--lpips l.safetensors: expected only with a stage that makes a codec"),
+  ],
+)
+def test_options_of_what_is_not_judged_are_refused(option, value, message):
+  names = ("sampler", "steps", "grid", "guidance_scale", "best", "lpips")
+  args = argparse.Namespace(**dict.fromkeys(names) | {option: value})
+  with pytest.raises(UserError) as error:
+    evaluate_command.refuse_unused(args, None, None)
+  assert message in str(error.value)
+  evaluate_command.refuse_unused(args, "a stage", "a stage")

@@ -14,7 +14,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from jldm.cli import COMMANDS, Parser, edit as edit_command, main, options, sample as sample_command
+from jldm.cli import (
+  COMMANDS,
+  Parser,
+  edit as edit_command,
+  main,
+  options,
+  report as report_command,
+  sample as sample_command,
+)
+from jldm.evaluation.page import html_page
 from jldm.inference import edit
 from jldm.inference.generate import Request, Samples
 from jldm.inference.load import Origin
@@ -302,3 +311,12 @@ def test_an_option_that_would_reach_nothing_is_refused(seen, capsys, name, given
   assert main([*words_of(name), *given.split(), "--out", "O"]) == 2
   error = capsys.readouterr().err
   assert told in error and error.count("\n") == 1 and not Path("O").exists()
+
+
+def test_a_page_of_others_is_never_replaced(tmp_path, capsys):
+  (tmp_path / "mine.html").write_text("<html>mine</html>")
+  assert main(["report", "W", "--out", str(tmp_path / "mine.html")]) == 2
+  assert "mine.html' was not made by jldm report and is never replaced" in capsys.readouterr().err
+  assert (tmp_path / "mine.html").read_text() == "<html>mine</html>"
+  (tmp_path / "ours.html").write_text(html_page("title", "lead", []))
+  report_command.check_replaceable(tmp_path / "ours.html")
