@@ -57,6 +57,7 @@ def train(
   if multihost.is_primary():
     workdirs.check_data(workdir, identity)
   extractor = validate.validate_run(places, devices)
+  workdirs.check_readable(experiment)
   if wandb:
     import_wandb()
 

@@ -85,9 +85,8 @@ def check_workdir(workdir: Path, experiment: Experiment) -> list[Change]:
 
   Raises:
     UserError: it holds another experiment (with the difference) or other files, is not writable, or
-      is not a path; or the experiment cannot be read back.
+      is not a path.
   """
-  loads(dumps(experiment))
   if re.match(r"\w+:/", str(workdir)):
     raise UserError(
       f"workdir {str(workdir)!r} is an address; expected a path on a disk or share that all processes see"
@@ -108,6 +107,11 @@ def check_workdir(workdir: Path, experiment: Experiment) -> list[Change]:
       f"cannot write to workdir {str(workdir)!r}: {error.strerror}; choose another --workdir"
     ) from error
   return changed
+
+
+def check_readable(experiment: Experiment) -> None:
+  """Raises a UserError if experiment.json could not be read back, as with text where a number belongs."""
+  loads(dumps(experiment))
 
 
 def read_data_identity(workdir: Path) -> dict:

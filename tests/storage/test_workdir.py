@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -185,6 +186,15 @@ def test_a_best_denoiser_was_chosen_by_its_metric(tmp_path):
   workdirs.claim_workdir(tmp_path, changed_by("evaluation.every_steps=9"))
   shutil.rmtree(tmp_path / "denoiser" / "best")
   workdirs.claim_workdir(tmp_path, changed_by("evaluation.metric=kid"))
+
+
+def test_what_could_not_be_read_back_is_refused():
+  """In Python a field takes anything."""
+  workdirs.check_readable(DIGITS)
+  stage = dataclasses.replace(DIGITS.stage("denoiser"), log_every_steps=5.0)
+  assert "Stage.log_every_steps is 5.0; expected int" in refused(
+    workdirs.check_readable, DIGITS.with_stage(stage)
+  )
 
 
 DATA = {
