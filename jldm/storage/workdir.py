@@ -202,7 +202,11 @@ def check_shared_workdir(workdir: Path, experiment: Experiment) -> None:
       f"workdir {str(workdir)!r} of process 0 is not visible to this process; "
       "choose a --workdir that all processes share"
     )
-  check_workdir(workdir, experiment)
+  if changed := check_workdir(workdir, experiment):
+    raise UserError(
+      f"workdir {str(workdir)!r} of process 0 holds another experiment: {'; '.join(map(str, changed[:3]))}; "
+      "give every process the same settings"
+    )
 
 
 @contextlib.contextmanager

@@ -269,7 +269,9 @@ def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
   )
   workdirs.claim_workdir(tmp_path / "w", DIGITS)
   workdirs.check_shared_workdir(tmp_path / "w", DIGITS)
-  commit(tmp_path / "w", "denoiser", 1)
+  sampling = override(DIGITS, "sampling.steps", "5")
+  told = refused(workdirs.check_shared_workdir, tmp_path / "w", sampling)
+  assert "holds another experiment: sampling.steps" in told and "every process the same settings" in told
   other = override(DIGITS, "seed", "5")
   assert "holds another experiment: seed" in refused(workdirs.check_shared_workdir, tmp_path / "w", other)
 
