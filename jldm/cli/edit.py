@@ -486,7 +486,7 @@ def main(args: argparse.Namespace) -> None:
   images = read_pictures(args.image, model, args.max_pixels)
   told = edit_provenance(args, origin, params, sampling)
   task = Task(args, model, params, images, request, sampling, told)
-  check_guidance(args, model, len(task.image), given)
+  check_guidance(args, model, given)
   with options.writing(out):
     edited = kind.run(task)
     each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
@@ -546,7 +546,7 @@ def claim_names(out: Path, args: argparse.Namespace, count: int) -> list[Path]:
   return pictures.claim_names(out, count, names, f"edit {args.kind}", args.overwrite, inputs)
 
 
-def check_guidance(args: argparse.Namespace, model: Model, count: int, given: dict) -> None:
+def check_guidance(args: argparse.Namespace, model: Model, given: dict) -> None:
   """Raises a UserError for a guidance scale where there is nothing to guide to."""
   onto = getattr(args, "onto", None)
   against = any(value not in (None, -1) for value in (args.label, onto))
