@@ -48,13 +48,13 @@ def replace_file(
 def replace_folder(folder: Path) -> Iterator[Path]:
   """A temporary sibling that becomes `folder` when the block ends, or vanishes if it raises.
 
-  Raises: OSError if `folder` exists or cannot be made, or another process is making it.
+  Raises: OSError if `folder` exists when the block ends or cannot be made, or another process is making it.
   What a killed run left behind is removed by the next one.
   """
   with locked_folder(folder.with_name(f".{folder.name}.partial")) as temporary:
+    yield temporary
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
       raise FileExistsError(errno.EEXIST, "it exists, perhaps made by another process just now", str(folder))
-    yield temporary
     os.rename(temporary, folder)
 
 

@@ -38,6 +38,7 @@ def refused(capsys, *argv) -> str:
   return error
 
 
+@pytest.mark.slow
 def test_a_workdir_into_one_file_and_back(workdir, tmp_path, capsys):
   file, again = tmp_path / "digits.safetensors", tmp_path / "again"
   assert main(["convert", str(workdir), str(file), "--to", "jldm"]) == 0

@@ -40,6 +40,7 @@ def results(workdir):
   }
 
 
+@pytest.mark.slow
 def test_everything_that_a_figure_depends_on_stands_beside_it(results):
   denoiser = results["2"]
   assert denoiser["samples"] == {

@@ -127,6 +127,7 @@ def test_guidance_is_told_with_the_picture(workdir, tmp_path):
   assert provenance["guidance_rescale"] == 0.5 and provenance["negative_label"] == 7
 
 
+@pytest.mark.slow
 def test_previews_and_a_sampler_written_out_on_a_grid(workdir, tmp_path):
   options = [
     "--n",
@@ -217,6 +218,7 @@ def test_mistakes(workdir, tmp_path, capsys, options, message):
   assert not (tmp_path / "O").exists()
 
 
+@pytest.mark.slow
 def test_a_label_that_begins_with_a_minus_is_a_label(workdir, tmp_path, capsys):
   common = ["sample", "--workdir", workdir, "--n", "1", "--steps", "2", "--out", str(tmp_path / "O")]
   for words in (["--label", "-1"], ["--label=-1"]):
@@ -227,6 +229,7 @@ def test_a_label_that_begins_with_a_minus_is_a_label(workdir, tmp_path, capsys):
   assert pictures.read_provenance(tmp_path / "O" / "00001.png")["label"] == 3
 
 
+@pytest.mark.slow
 def test_a_smaller_draw_leaves_nothing_of_a_larger_one_and_nothing_of_others_is_replaced(
   workdir, tmp_path, capsys
 ):

@@ -232,6 +232,7 @@ def test_devices_of_one_process_are_its_own():
   assert own.size == 8 and own.shape["fsdp"] == own.shape["tensor"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["0", "1"])
 def test_others_that_do_not_come_are_waited_for_and_missed(process, tmp_path):
   """Only the limits are shorter than in reality."""

@@ -329,7 +329,7 @@ def test_estimates_are_shown_to_networks_that_read_them(network, share):
   with pytest.raises(
     UserError, match=r"network.self_conditioning=(True|False); expected a share such as 0.5 and True, or"
   ):
-    Diffusion(network=network, process=Flow(), self_conditioning=share).check_self_conditioning()
+    Diffusion(network=network, process=Flow(), self_conditioning=share).check_fields()
 
 
 def test_its_result_is_what_another_starts_from():

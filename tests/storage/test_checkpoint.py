@@ -295,6 +295,7 @@ with Checkpoints(pathlib.Path(sys.argv[1]), keep=1) as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment(tmp_path):
   """keep=1, so that at every moment the only committed step is the one to continue from."""
   rng, reached = random.Random(time.time_ns()), 0
