@@ -48,10 +48,6 @@ def check_selection(experiment: Experiment, model: Model) -> LoadedExtractor | N
     UserError: an extractor, a metric or a number that is not legal.
   """
   config, known = experiment.evaluation, [name for figures in judging.FIGURES.values() for name in figures]
-  if config.every_steps < 0:
-    raise UserError(
-      f"evaluation.every_steps={config.every_steps}; expected at least 1, or 0: not while training"
-    )
   if not config.every_steps:
     return None
   if config.metric not in known:

@@ -52,6 +52,7 @@ def test_a_workdir_into_one_file_and_back(workdir, tmp_path, capsys):
   assert "exists; choose another" in refused(capsys, file, workdir, "--to", "jldm")
 
 
+@pytest.mark.slow
 def test_parameters_that_do_not_fit_their_experiment(workdir, tmp_path, capsys):
   file = tmp_path / "digits.safetensors"
   assert main(["convert", str(workdir), str(file), "--to", "jldm"]) == 0

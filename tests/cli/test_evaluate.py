@@ -61,6 +61,7 @@ def test_everything_that_a_figure_depends_on_stands_beside_it(results):
   assert denoiser["stage"] == "denoiser" and denoiser["step"] == 2 and denoiser["checkpoint"] == "latest"
 
 
+@pytest.mark.slow
 def test_samples_of_an_untrained_denoiser_are_far_from_real_ones(results):
   metrics = results["2"]["metrics"]
   assert metrics["frechet"]["low"] > metrics["frechet"]["real"]["high"]

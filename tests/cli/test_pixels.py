@@ -18,6 +18,8 @@ from jldm.runs.train import train
 from tests.configs import config, shrunk
 from tests.edits import quick_edits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def experiment():

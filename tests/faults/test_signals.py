@@ -124,13 +124,17 @@ def test_sigterm_to_the_command(config, unbroken):
   assert_same_bits(unbroken, workdir, STEPS)
 
 
+# What a script runs in the background ignores SIGINT, and so would what this starts.
+HEEDS_SIGINT = ("env", "--default-signal=INT")
+
+
 @pytest.mark.slow
 def test_ctrl_c_at_random_moments_is_never_lost_and_never_a_traceback(config, unbroken):
   """Within callbacks of JAX too, of which Python's own handler loses some: the process ends every time."""
   workdir, draw = config.parent / "interrupted", random.Random(0)
   log, before = workdir.with_suffix(".log"), 0
   for stage in (None, "autoencoder", "autoencoder", None, "denoiser", "denoiser", "denoiser"):
-    with running(config, workdir) as process:
+    with running(config, workdir, prefix=HEEDS_SIGINT) as process:
       step = logged(workdir, stage) + draw.randint(1, 3) if stage else 0
       if until(lambda stage=stage, step=step: logged(workdir, stage) >= step if stage else True, process):
         time.sleep(draw.uniform(1, 4) if stage is None else draw.uniform(0, 0.2))

@@ -92,6 +92,7 @@ def test_it_is_its_formula():
   )
 
 
+@pytest.mark.slow
 def test_each_part_learns_from_its_own_terms_alone():
   params, extra = start()
 
@@ -150,6 +151,7 @@ def test_the_weight_is_bounded(inner, adversarial, weight):
   np.testing.assert_allclose(OBJECTIVE.adaptive(extra)[1], weight, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_before_the_start_it_is_the_inner_objective():
   params, extra = start()
   extra = extra | {"steps": np.float32(1)}

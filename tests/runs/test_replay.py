@@ -20,6 +20,8 @@ from jldm.train.loop import Hook
 from jldm.train.preemption import Notice
 from tests.configs import config, shrunk
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6  # as tests/runs/test_train.py has, so that programs are compiled once
 
 

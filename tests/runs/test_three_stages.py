@@ -26,6 +26,8 @@ from jldm.storage import workdir as workdirs
 from jldm.train.logging import Log
 from tests.trained import STEPS, last_state
 
+pytestmark = pytest.mark.slow
+
 CONFIG = str(Path(__file__).parent / "distillation.py")
 
 

@@ -119,8 +119,9 @@ def test_what_takes_long_is_left_and_its_step_kept():
 
 
 HELD = """
-import ctypes, sys
+import ctypes, signal, sys
 from jldm.train.preemption import watch_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script ignores it in the background
 with watch_signals(grace_s=float(sys.argv[1])) as notice:
   print("ready", flush=True)
   ctypes.CDLL(None).sleep(30)  # like a compilation: no bytecode of the main thread runs

@@ -126,6 +126,7 @@ def test_one_device_and_eight_agree(objective, accumulate):
   assert_near(eight, one)
 
 
+@pytest.mark.slow
 def test_jit_and_pmap_agree():
   step = jax.pmap(step_fn(DENOISER.loss, TX, POWER, axis_name="d"), axis_name="d", in_axes=(0, 0, None, None))
   state = jax.tree.map(lambda x: np.stack([x] * 8), first_state(DENOISER))

@@ -89,6 +89,7 @@ def test_it_is_data():
   assert from_data(to_data(SMALL)) == SMALL
 
 
+@pytest.mark.slow
 def test_stage_one_trains_all_but_what_is_frozen():
   objective, batch = Reconstruction(network=SMALL), {"image": IMAGES, "row": ROWS}
 
