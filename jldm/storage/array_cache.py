@@ -21,6 +21,7 @@ import re
 import shutil
 import tokenize
 from typing import Any
+import warnings
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from jldm.data.source import Arrays, Batch, Joined, Source, SourceSlice
 
 PART = 8192  # rows of a part
 NAME = re.compile(r"\w+")  # of an array: no name in an index leads out of its folder
-DAMAGED = (  # what reading a damaged part raises; numpy raises the last two for some headers
+DAMAGED = (  # what reading a damaged part raises; numpy raises some of them for some headers
   OSError,
   EOFError,
   ValueError,
@@ -39,6 +40,7 @@ DAMAGED = (  # what reading a damaged part raises; numpy raises the last two for
   AttributeError,
   OverflowError,
   RecursionError,
+  Warning,
   SyntaxError,
   tokenize.TokenError,
 )
@@ -176,9 +178,11 @@ def open_part(folder: str | Path) -> Source | None:
     index = json.loads((folder / "index.json").read_text())
     if not all(NAME.fullmatch(name) for name in index["arrays"]):
       return None
-    arrays = {
-      name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]
-    }
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")  # numpy takes odd headers, with a warning; none of ours is odd
+      arrays = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in index["arrays"]
+      }
     whole = all(matches_entry(arrays[name], entry, index["count"]) for name, entry in index["arrays"].items())
   except DAMAGED:
     return None
