@@ -54,7 +54,7 @@ def test_samples_are_a_folder_per_part_of_pictures_and_arrays_of_the_others(work
     arguments = ["--workdir", str(workdir), "--n", "4", "--devices", "1", "--out", str(out)]
     assert main(["sample", *arguments, "--import", CONFIG]) == 0
   others = np.load(folder / "parts.npz")
-  assert sorted(others.files) == ["labels", "text"] and others["text"].shape == (4, 5)
+  assert sorted(others.files) == ["labels", "provenance", "text"] and others["text"].shape == (4, 5)
   assert others["text"].dtype == np.uint8 and others["text"].max() < LETTERS
   whole = np.load(file)
   np.testing.assert_array_equal(whole["text"], others["text"])
