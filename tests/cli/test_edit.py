@@ -412,6 +412,8 @@ def test_the_commands_of_the_docs(workdir, files, tmp_path, monkeypatch, words):
       Image.fromarray(random.integers(0, 256, (16, 16), np.uint8)).save(word)
     if word.endswith(".npz"):
       np.savez(word, images=random.integers(0, 256, (20, 16, 16, 1), np.uint8), labels=np.arange(20) % 10)
+  if "--jump" in words:
+    words[words.index("--jump") + 1] = "1"  # of two steps
   assert main([*words[1:], "--workdir", workdir, "--steps", "2"]) == 0
   assert (Path(words[words.index("--out") + 1]) / "sheet.png").is_file()
 
