@@ -169,7 +169,7 @@ def test_every_option_at_once(experiment, unbroken, tmp_path):
     "weighting": "MinSNR()",
     "offset_noise": "0.1",
     "self_conditioning": "0.5",
-    "direction": "0.1",
+    "direction_weight": "0.1",
   }
   changed = override(
     experiment, "denoiser.optimizer", "Muon(no_decay='bias$', frozen='^denoiser/in/', weight_decay=0.1)"
