@@ -31,7 +31,7 @@ class At:
 
   t: Any
 
-  def at(self, process: Any, u: jax.Array) -> jax.Array:
+  def inverse_cdf(self, process: Any, u: jax.Array) -> jax.Array:
     return jnp.broadcast_to(self.t, u.shape)
 
 
