@@ -104,10 +104,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     module.main(args)
     sys.stdout.flush()
   except tuple(EXIT_CODES) as error:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print_last(f"error: {printable(str(error))}")
     return EXIT_CODES[type(error)]
   except Preempted as message:
-    print(message, file=sys.stderr)
+    print_last(str(message))
     return message.EXIT_CODE
   except BrokenPipeError:  # the reader of stdout, such as head, has closed it
     discard_output()
@@ -140,6 +140,13 @@ def interrupt_at_once() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGINT, before)
+
+
+def print_last(line: str) -> None:
+  """Prints a line on stderr, after what waits in the standard output."""
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+  print(line, file=sys.stderr)
 
 
 def prepare_output() -> None:
