@@ -65,17 +65,8 @@ def check_data(model: Model, data: Any) -> None:
 def check_stage(stage: Stage, devices: sharding.Devices) -> None:
   """Raises a UserError if the numbers of a stage do not fit each other or the devices."""
   name = stage.name
-  counts = (
-    "batch_size",
-    "accumulate",
-    "log_every_steps",
-    "save_every_steps",
-    "picture_every_steps",
-    "snapshot_every_steps",
-  )
-  for field in counts if stage.start and stage.makes == "codec" else ("steps", *counts):
-    if getattr(stage, field) < 1:
-      raise UserError(f"{name}.{field}={getattr(stage, field)}; expected at least 1")
+  if stage.steps < 1 and not (stage.start and stage.makes == "codec"):
+    raise UserError(f"{name}.steps={stage.steps}; expected at least 1")
   if not hasattr(stage.ema, "update"):
     raise UserError(
       f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))"
