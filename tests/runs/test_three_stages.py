@@ -31,16 +31,17 @@ pytestmark = pytest.mark.slow
 CONFIG = str(Path(__file__).parent / "distillation.py")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def classes():
-  """The table of classes is as before afterwards."""
-  with mock.patch.dict(registry.CLASSES):
-    yield
-
-
 @pytest.fixture(scope="module")
 def three():
-  return load_config(CONFIG)
+  with mock.patch.dict(registry.CLASSES):
+    yield load_config(CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def classes(three):
+  """The config's own classes are registered before each test: a command that imports it again replaces them."""
+  with mock.patch.dict(registry.CLASSES):
+    yield
 
 
 def begun(three: Experiment, unbroken: Path, workdir: Path) -> Path:
