@@ -14,6 +14,7 @@ from jldm.core.keys import check_seed
 from jldm.data.dataset import check_dataset
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
+from jldm.evaluation.choose import fit_to_data
 from jldm.evaluation.evaluate import EvaluationSettings, Record
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import figure_names
@@ -45,10 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="the stage to judge (default: the last that draws samples, and its codec)",
   )
   options.add_shared(parser, "--best")
-  parser.add_argument("--n", type=int, help="number of samples (default: the experiment's, else 1000)")
+  parser.add_argument(
+    "--n", type=int, help="number of samples (default: the experiment's, or what the data allow)"
+  )
   parser.add_argument(
     "--extractor",
-    help=f"the network that computes features: {', '.join(sorted(EXTRACTORS))} (default: the experiment's)",
+    help=f"the network that computes features: {', '.join(sorted(EXTRACTORS))} "
+    "(default: the experiment's, else one that fits the data)",
   )
   parser.add_argument(
     "--weights", help="the extractor's parameters, a .safetensors file, if jldm ships none for it"
@@ -57,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--lpips", help="weights that jldm convert --kind lpips made: adds LPIPS of reconstructions"
   )
   parser.add_argument(
-    "--metrics", default=",".join(USUAL), help=f"a comma list of {', '.join(METRICS)} (default: all but cmmd)"
+    "--metrics",
+    help=f"a comma list of {', '.join(METRICS)} (default: all but cmmd, and frechet if pictures are enough)",
   )
   options.add_shared(parser, "--sampler", "--steps", "--grid", "--guidance-scale", "--seed")
   parser.add_argument(
@@ -80,15 +85,20 @@ def main(args: argparse.Namespace) -> None:
   folder = workdirs.evaluation_folder(workdir)
   at, codec_at = stages_to_judge(experiment, args.stage, workdir)
   refuse_unused(args, at, codec_at)
-  loaded = evaluate.open_extractor(experiment.evaluation)
+  model = build_model(experiment, at and at.stage.name)
+  if at:
+    evaluate.check_pictures(model)
+  free = {name for name in ("n", "metrics") if getattr(args, name) is None}
+  loaded, settings, chosen = fit_to_data(experiment, settings, free)
+  if multihost.is_primary():
+    print_notes(chosen, workdirs.data_differences(workdir, experiment.data.fingerprint()))
   lpips = perceptual.unpack_lpips(safetensors.read(Path(args.lpips))) if args.lpips else None
   options.check_writable(folder)
   codec_step, codec = restore_result(codec_at) if codec_at else (0, load_needed(at)["codec"])
-  model = dataclasses.replace(build_model(experiment, at and at.stage.name), codec=codec.model)
+  model = dataclasses.replace(model, codec=codec.model)
   if at:
     step, denoiser = restore_result(at, best=bool(args.best))
     label = conditioner_of_kind(model, ClassLabel)
-    evaluate.check_pictures(model)
     # Raises if the model needs a condition that the samples of an evaluation are not given.
     make_branches(model, {label: -1} if label else {}, (), settings.n)
   real = evaluate.prepare_real_images(experiment, loaded, settings, folder)
@@ -113,6 +123,14 @@ def main(args: argparse.Namespace) -> None:
       record["memorisation"] = audit.record
       write_sheet(folder / f"{stem}-nearest.png", audit.sheet, "samples and their nearest pictures")
     write_results(folder / f"{stem}.json", record)
+
+
+def print_notes(chosen: str, changed: list[str]) -> None:
+  """Prints what was chosen for the data, and how they differ from those that the run was trained on."""
+  if chosen:
+    print(chosen)
+  if changed:
+    print(f"the data are not those that the run was trained on: {'; '.join(changed[:3])}")
 
 
 def stages_to_judge(
@@ -159,7 +177,7 @@ def override_evaluation(experiment: Experiment, args: argparse.Namespace) -> Exp
 
 def settings_from_args(args: argparse.Namespace, experiment: Experiment) -> EvaluationSettings:
   """The settings that the options choose; UserError for numbers and names that are not legal."""
-  metrics = tuple(args.metrics.split(","))
+  metrics = USUAL if args.metrics is None else tuple(args.metrics.split(","))
   if unknown := [name for name in metrics if name not in METRICS]:
     raise UserError(
       f"--metrics {args.metrics}: there is no {unknown[0]!r}; expected a comma list of {', '.join(METRICS)}"

@@ -7,7 +7,7 @@
 The same checkpoint, options and machine give the same bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
 import importlib.metadata
@@ -51,12 +51,14 @@ class EvaluationSettings:
   """How many pictures are drawn, how, and by which metrics they are judged.
 
   sampling: None for that of the experiment.   reference: how many training pictures to compare with, at most.
+  left_out: the reason for each metric that was left out before anything was known of the features.
   """
 
   n: int = 1000
   seed: int = 0
   sampling: Sampling | None = None
   metrics: tuple[str, ...] = judging.USUAL
+  left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
   reference: int = MOST_REAL
   batch_size: int = 250
   devices: sharding.Devices = None
@@ -93,6 +95,13 @@ def open_extractor(evaluation: Evaluation) -> LoadedExtractor:
 def sample_shape(data: Dataset) -> tuple[int, int, int]:
   """The shape (H, W, C) of samples: that of the data set's first spec."""
   return dict(data.specs[0])["image"].shape
+
+
+def open_splits(data: Dataset) -> tuple[Source, Source]:
+  """The training and the held-out pictures of the shape of samples, without augmentation."""
+  data = data.without_augmentation()
+  train, held_out = (source_of_sample_shape(data.open(split), data) for split in (data.train, data.held_out))
+  return train, held_out
 
 
 def source_of_sample_shape(source: Source | Buckets, data: Dataset) -> Source:
@@ -146,9 +155,8 @@ def prepare_real_images(
     UserError: the data are missing, too few, or do not fit the extractor.
   """
   check_evaluation(experiment, extractor, settings)
-  data = experiment.data.without_augmentation()
-  splits = (data.open(split) for split in (data.train, data.held_out))
-  train, held_out = (source_of_sample_shape(split, data) for split in splits)
+  data = experiment.data
+  train, held_out = open_splits(data)
   sets = judging.choose_real_sets(train, held_out, settings.n, settings.reference)
   reference, real = (
     features.cached_features(folder, extractor, *pictures, settings.devices)
@@ -160,7 +168,9 @@ def prepare_real_images(
     "reference": {"split": data.train, "n": len(reference)},
     "real": {"split": data.train if from_training else data.held_out, "n": len(real)},
   }
-  return RealImages(sets, judging.make_judge(reference, real, settings.metrics), extractor, record)
+  judge = judging.make_judge(reference, real, settings.metrics)
+  judge = judge._replace(left_out={**settings.left_out, **judge.left_out})
+  return RealImages(sets, judge, extractor, record)
 
 
 class EvaluatedSamples(NamedTuple):

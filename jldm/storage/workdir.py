@@ -134,16 +134,21 @@ def read_data_identity(workdir: Path) -> dict:
     ) from error
 
 
+def data_differences(workdir: Path, identity: dict) -> list[str]:
+  """How data differ from those that the run of a workdir began with; [] if not, or if that is not known."""
+  recorded = read_data_identity(workdir)
+  return differences(recorded, identity, "data") if recorded else []
+
+
 def check_data(workdir: Path, identity: dict) -> None:
   """Checks that the data are those that the run of a workdir has trained on; writes nothing.
 
   Raises:
     UserError: they are not, with the difference.
   """
-  recorded = read_data_identity(workdir)
-  if not recorded or not (workdir / "experiment.json").is_file():
+  if not (workdir / "experiment.json").is_file():
     return
-  changed = differences(recorded, identity, "data")
+  changed = data_differences(workdir, identity)
   if changed and any(last_step(workdir, name) is not None for name in read_experiment(workdir).names):
     raise UserError(
       f"workdir {str(workdir)!r} began with other data: {'; '.join(changed[:3])}; prepare them as they were, "

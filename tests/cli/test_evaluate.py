@@ -9,11 +9,13 @@ from pathlib import Path
 import re
 import shutil
 
+import numpy as np
 from PIL import Image
 import pytest
 
 from jldm.cli import evaluate as evaluate_command, main
 from jldm.core.errors import UserError
+from jldm.data.synthetic import Synthetic
 from jldm.media import images as pictures
 from jldm.metrics.extractors import extractor
 from jldm.runs.train import train
@@ -133,7 +135,7 @@ def test_another_seed_gives_others(workdir, results, capsys):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    (["--n", "64"], "64 pictures for features of width 64"),
+    (["--n", "64", "--metrics", "frechet"], "64 pictures for features of width 64"),
     (["--n", "5"], "--n 5; expected at least 20"),
     (["--n", "170"], "n=170, but 160 pictures are held out and 160 trained on; expected at most 160"),
     (["--extractor", "pixel"], "did you mean 'pixels'?"),
@@ -159,10 +161,58 @@ def test_what_was_trained_on_does_not_judge(workdir, tmp_path, capsys):
   assert "both 'train', so nothing is held out" in capsys.readouterr().err
 
 
-def test_without_an_extractor_those_that_there_are_are_told(workdir, capsys):
-  assert main(["evaluate", "--workdir", str(workdir)]) == 2
+def test_weights_without_an_extractor_are_told_those_that_there_are(workdir, capsys):
+  assert main(["evaluate", "--workdir", str(workdir), "--weights", "w.safetensors"]) == 2
   error = capsys.readouterr().err
   assert "give --extractor, one of: " in error and "fashion (the middle 28x28 of grey pictures" in error
+
+
+@pytest.mark.slow
+def test_without_options_what_fits_the_data_is_chosen(workdir, tmp_path, capsys):
+  shutil.copytree(workdir, tmp_path / "w")
+  assert main(["evaluate", "--workdir", str(tmp_path / "w"), "--steps", "2", "--devices", "1"]) == 0
+  line, *rest = capsys.readouterr().out.splitlines()
+  assert line.startswith("chosen for these data: --extractor fashion for pictures of 32x32x1; --n 160 since ")
+  results = json.loads((tmp_path / "w" / "evaluation" / "2.json").read_text())
+  assert results["extractor"]["name"] == "fashion" and results["samples"]["n"] == 160
+  assert "frechet" in results["metrics"] and not any("frechet is left out" in each for each in rest)
+
+
+@pytest.mark.slow
+def test_own_colour_pictures_of_which_few_are_held_out(tmp_path, capsys):
+  images = np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
+  np.savez(tmp_path / "mine.npz", images=images)
+  prepare = ["prepare", "npz", "--source", str(tmp_path / "mine.npz"), "--name", "mine"]
+  assert main([*prepare, "--data-dir", str(tmp_path / "data")]) == 0
+  experiment = config("photos_small")
+  data = dataclasses.replace(experiment.data, data_dir=str(tmp_path / "data"))
+  train(dataclasses.replace(shrunk(experiment), data=data), tmp_path / "w", devices=1)
+  capsys.readouterr()
+  common = ["evaluate", "--workdir", str(tmp_path / "w"), "--steps", "2", "--devices", "1"]
+  assert main(common) == 0
+  line = capsys.readouterr().out.splitlines()[0]
+  assert (
+    "--extractor pixels for pictures of 64x64x3; --n 28 since 3 pictures are held out and 57 trained on"
+    in line
+  )
+  assert "since 28 pictures are too few for features of width 192" in line
+  results = json.loads((tmp_path / "w" / "evaluation" / "2.json").read_text())
+  assert {"kid", "recall", "duplicates"} <= results["metrics"].keys() and "frechet" in results["left_out"]
+  assert main([*common, "--metrics", "frechet"]) == 2
+  error = capsys.readouterr().err
+  assert "28 pictures for features of width 192" in error and error.count("\n") == 1
+
+
+def test_other_data_than_those_of_the_training_are_one_line(workdir, tmp_path, capsys, monkeypatch):
+  shutil.copytree(workdir, tmp_path / "w")
+  (tmp_path / "w" / "data.json").write_text('{"train": {"examples": 160, "digest": "a"}}')
+  monkeypatch.setattr(
+    Synthetic, "fingerprint", lambda self: {"train": {"examples": 160, "digest": "b"}}, raising=False
+  )
+  options = [*OPTIONS, "--stage", "denoiser", "--metrics", "kid"]
+  assert main(["evaluate", "--workdir", str(tmp_path / "w"), *options]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == "the data are not those that the run was trained on: data.train.digest: 'a' -> 'b'"
 
 
 def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
