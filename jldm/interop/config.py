@@ -31,6 +31,14 @@ def config_numbers(
   return tuple(check_number(name, value, most, least) for value in values)
 
 
+def config_real(config: Mapping[str, Any], name: str, default: float, most: float) -> float:
+  """A number above 0."""
+  value = config_value(config, name, default)
+  if type(value) not in (int, float) or not 0 < value <= most:
+    raise refused(name, value, f"a number above 0, at most {most:g}")
+  return float(value)
+
+
 def config_flag(config: Mapping[str, Any], name: str) -> bool:
   value = config_value(config, name, True)
   if type(value) is not bool:

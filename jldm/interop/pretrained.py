@@ -419,19 +419,19 @@ def config_class(path: Path) -> str:
   return name if isinstance(name, str) else ""
 
 
-def parse_config(path: Path) -> Any:
-  """The JSON of a config.json."""
+def parse_config(path: Path, whose: str = "an autoencoder's") -> Any:
+  """The JSON of a config.json; `whose` it is, errors say."""
   try:
     with path.open("rb") as file:
       text = file.read(MOST_CONFIG + 1)
     if len(text) > MOST_CONFIG:
-      raise UserError(f"{str(path)!r} has more than {MOST_CONFIG} bytes; expected an autoencoder's {CONFIG}")
+      raise UserError(f"{str(path)!r} has more than {MOST_CONFIG} bytes; expected {whose} {CONFIG}")
     return json.loads(text)
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
   except (ValueError, RecursionError) as error:
     reason = safetensors.shown(str(error))
-    raise UserError(f"{str(path)!r} is no JSON ({reason}); expected an autoencoder's {CONFIG}") from error
+    raise UserError(f"{str(path)!r} is no JSON ({reason}); expected {whose} {CONFIG}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,10 +1,35 @@
-"""Multi-layer perceptrons."""
+"""Multi-layer perceptrons and their activations."""
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from jldm.core.errors import UserError
+
 Array = jax.Array
+
+
+def gelu(x: Array) -> Array:
+  return nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Array) -> Array:
+  return nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: Array) -> Array:
+  """x sigmoid(1.702 x), Hendrycks & Gimpel 2016 (1606.08415), section 2."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu, "relu": nn.relu}
+
+
+def activate(name: str, x: Array) -> Array:
+  """An activation by its name in ACTIVATIONS; UserError for another name."""
+  if name not in ACTIVATIONS:
+    raise UserError(f"activation={name!r}; expected one of {list(ACTIVATIONS)}")
+  return ACTIVATIONS[name](x)
 
 
 def dense(features: int, dtype: str, name: str) -> nn.Dense:
@@ -17,15 +42,16 @@ def split_hidden(h: Array) -> Array:
 
 
 class Mlp(nn.Module):
-  """Two dense layers around a tanh-approximated GELU, as the transformers of DiT have it."""
+  """Two dense layers around an activation: DiT's is a tanh-approximated GELU."""
 
   hidden: int
   dtype: str = "float32"
+  activation: str = "gelu_tanh"
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [..., C] -> [..., C]."""
-    h = split_hidden(nn.gelu(dense(self.hidden, self.dtype, "in")(x), approximate=True))
+    h = split_hidden(activate(self.activation, dense(self.hidden, self.dtype, "in")(x)))
     return dense(x.shape[-1], self.dtype, "out")(h)
 
 

@@ -20,6 +20,9 @@ def exact_gelu(h):
 
 FORMULAS = [  # module, width of its first layer, what it does between the two
   (Mlp(8), 8, tanh_gelu),
+  (Mlp(8, activation="gelu"), 8, exact_gelu),
+  (Mlp(8, activation="quick_gelu"), 8, lambda h: h / (1 + np.exp(-1.702 * h))),
+  (Mlp(8, activation="relu"), 8, lambda h: np.maximum(h, 0)),
   (SwiGLU(8), 16, lambda h: h[..., :8] / (1 + np.exp(-h[..., :8])) * h[..., 8:]),
   (GEGLU(8), 16, lambda h: h[..., :8] * exact_gelu(h[..., 8:])),
 ]

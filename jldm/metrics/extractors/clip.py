@@ -10,6 +10,7 @@ import jax
 
 from jldm.metrics.extractors import vit
 from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
+from jldm.nn.mlp import quick_gelu
 
 SIDE = 336
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of red, green, blue
@@ -19,7 +20,7 @@ NETWORK = vit.ViT(
   heads=16,
   patch=14,
   table=24,
-  activation=vit.quick_gelu,
+  activation=quick_gelu,
   epsilon=1e-5,
   patch_bias=False,
   first_norm=True,

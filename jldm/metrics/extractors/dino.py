@@ -12,11 +12,12 @@ import jax
 
 from jldm.metrics.extractors import vit
 from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
+from jldm.nn.mlp import gelu
 
 SIDE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
 NETWORK = vit.ViT(
-  width=384, depth=12, heads=6, patch=14, table=37, activation=vit.gelu, epsilon=1e-6, layer_scale=True
+  width=384, depth=12, heads=6, patch=14, table=37, activation=gelu, epsilon=1e-6, layer_scale=True
 )
 
 

@@ -18,15 +18,6 @@ Array = jax.Array
 Activation = Callable[[Array], Array]
 
 
-def gelu(x: Array) -> Array:
-  return nn.gelu(x, approximate=False)
-
-
-def quick_gelu(x: Array) -> Array:
-  """x sigmoid(1.702 x), Hendrycks & Gimpel 2016 (1606.08415), section 2."""
-  return x * nn.sigmoid(1.702 * x)
-
-
 class ViTBlock(nn.Module):
   """Attention and MLP after their norms, each scaled by a learned vector where `layer_scale`
   (2103.17239, eq. 4).
