@@ -8,13 +8,13 @@ WORKDIR/log_variance.png; prints how far apart they are.
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.specs import Loaded
+from jldm.diffusion.times import At
 from jldm.distributed import sharding
 from jldm.inference.load import find_stage, load
 from jldm.media import images as pictures
@@ -23,16 +23,6 @@ from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs
 
 TIMES = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class At:
-  """One time for all."""
-
-  t: Any
-
-  def inverse_cdf(self, process: Any, u: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(self.t, u.shape)
 
 
 def both(

@@ -87,6 +87,17 @@ class Uniform:
 
 
 @dataclasses.dataclass(frozen=True)
+class At:
+  """The time t [] for all, with the density that it has among uniform times."""
+
+  t: Array
+
+  def inverse_cdf(self, process: Process, u: Array) -> Array:
+    del process
+    return self.t + (u - jax.lax.stop_gradient(u))
+
+
+@dataclasses.dataclass(frozen=True)
 class LogitNormal:
   """logit(t) ~ N(logit_mean, logit_std^2): Esser et al. 2024 (2403.03206), eq. 19."""
 

@@ -37,6 +37,7 @@ NO_CHART = {
   "grad_norm",
   "psnr",
 }  # no chart of their own
+HELD_OUT_LOSS = "held_out_loss"  # and "held_out_loss/t0.1" by noise level
 NAMES = {  # of metrics
   "frechet": "Fréchet distance",
   "kid": "kernel distance (KID)",
@@ -143,10 +144,13 @@ def training_section(stage: Stage, logged: list[dict]) -> str:
   keys = sorted({key for row in logged for key in row} - NO_CHART)
   terms = [key for key in keys if not key.startswith(("held_out_", "evaluation_"))]
   terms = [key for key in terms if len(set(of(key).y)) > 1 and of(key) != of("loss")]
+  levels = [key for key in keys if key.startswith(f"{HELD_OUT_LOSS}/t")]
+  held_out = {"mean": HELD_OUT_LOSS} | {key.replace(f"{HELD_OUT_LOSS}/t", "t = "): key for key in levels}
   charts = [
     page.chart("Loss", {"loss": of("loss")}, "mean since the last line"),
     *(page.chart(key.replace("_", " "), {key: of(key)}, "") for key in terms),
     page.chart("PSNR", {"training": of("psnr"), "held out": of("held_out_psnr")}, "dB"),
+    page.chart("Held-out loss", {name: of(key) for name, key in held_out.items()}, ""),
     page.chart("Gradient norm", {"norm": of("grad_norm")}, ""),
     page.chart(
       "Step time", {"time": curve_of(times[1:])}, "milliseconds, without the first line, which compiles"

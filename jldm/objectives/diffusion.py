@@ -24,7 +24,7 @@ from jldm.core.specs import Loaded, Output
 from jldm.core.trees import like_parts, parts_of
 from jldm.diffusion.process import Process, Rates, rates
 from jldm.diffusion.target import Predict, combine, decode
-from jldm.diffusion.times import Uniform, sample_times
+from jldm.diffusion.times import At, Uniform, sample_times
 from jldm.diffusion.weighting import Unweighted, Weighting
 from jldm.models.autoencoders.posterior import is_posterior, posterior_of
 from jldm.models.codecs.codec import encode_mean, sample_latents
@@ -191,6 +191,11 @@ class Diffusion(Objective):
     """The factor on the squared error in `row`, [] or [B, 1, ...]."""
     factor = self.weighting.factor(row, r)
     return factor * expand(dt_du, r.alpha) if self.weighting.measure == "log_snr" else factor
+
+  def at_time(self, t: Array) -> "Diffusion":
+    """The loss at time t [], as one of uniform times, of conditions that are never dropped."""
+    kept = tuple(dataclasses.replace(each, dropout=0.0) for each in self.conditioners)
+    return dataclasses.replace(self, times=At(t), conditioners=kept)
 
   def result(self, params: Any, extra: Any, frozen: dict) -> Loaded:
     """The denoiser for later stages and for sampling."""

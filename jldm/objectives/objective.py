@@ -65,6 +65,10 @@ class Objective(abc.ABC):
   def check_fields(self) -> None:  # noqa: B027  there may be nothing to check
     """Raises a UserError if fields contradict each other; called before anything is trained."""
 
+  def at_time(self, t: Array) -> "Objective | None":
+    """The objective whose loss is of time t [] alone, no condition dropped; None if times are not drawn."""
+    del t
+
   def refresh(self, params: Any, extra: Any, batch: dict, key: Array) -> Any:
     """The next `extra`, computed outside the step."""
     del params, batch, key

@@ -21,7 +21,7 @@ from jldm.core.keys import row_keys
 from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.data.buckets import Buckets
-from jldm.data.source import SourceSlice, Zipped
+from jldm.data.source import Source, SourceSlice, Zipped
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import Model
 from jldm.models.autoencoders import posterior as posteriors
@@ -97,6 +97,24 @@ def open_or_write_cache(
 
   The processes share the work: each encodes some of the parts on its local devices.
   """
+  with run.clock.measure("encode"):
+    cache = array_cache.open_cache(folder)
+    if multihost.all_processes(cache is not None):
+      return cache
+    return array_cache.write_cache(
+      folder,
+      source,
+      part_encoder(run, frozen, encode, mesh),
+      jax.process_index(),
+      jax.process_count(),
+      run.notice.raise_if_requested,
+    )
+
+
+def part_encoder(
+  run: Run, frozen: Any, encode: Callable[[Any, dict], dict], mesh: Mesh
+) -> Callable[[SourceSlice], Iterator[dict]]:
+  """part -> encode(frozen, batch) of its examples, batch by batch, on the devices of this process."""
   local = sharding.local_mesh(mesh)
   batch_size = math.ceil(run.encoding_batch_size / local.size) * local.size
   placed, arrays = sharding.replicate(local, sharding.fetch(frozen)), jax.jit(encode)
@@ -109,13 +127,23 @@ def open_or_write_cache(
       yield {name: array[:count] for name, array in made.items()}
       start += count
 
+  return encode_part
+
+
+def encode_examples(run: Run, frozen: dict, source: Source, mesh: Mesh) -> dict:
+  """What `encode_training_set` has of the examples, as arrays [N, ...] in memory, nothing on disk."""
+  objective, key = run.stage.objective, jax.random.key(SOURCE_SEED)
+
+  def encode(frozen: dict, batch: dict) -> dict:
+    codec = frozen["codec"]
+    moments = posteriors.posterior_moments(codec.model.encode(codec.params, batch))
+    return moments | objective.cache(frozen, batch, row_keys(key, batch["row"]))
+
   with run.clock.measure("encode"):
-    cache = array_cache.open_cache(folder)
-    if multihost.all_processes(cache is not None):
-      return cache
-    return array_cache.write_cache(
-      folder, source, encode_part, jax.process_index(), jax.process_count(), run.notice.raise_if_requested
-    )
+    codec = {"codec": frozen["codec"]}
+    parts = list(part_encoder(run, codec, encode, mesh)(SourceSlice(source, 0, len(source))))
+    run.notice.raise_if_requested()
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def zip_sources(*sources: Any) -> Any:

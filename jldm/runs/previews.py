@@ -21,6 +21,7 @@ from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.runs import selection
+from jldm.runs.held_out import measure_loss
 from jldm.runs.run import Run, layout_of_mesh
 from jldm.train.logging import Log
 from jldm.train.loop import Hook
@@ -65,7 +66,10 @@ def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -
 
 @contextlib.contextmanager
 def preview_samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterator[MakeHooks]:
-  """Writes samples to a sheet; the last stage that draws samples also evaluates them and keeps the best."""
+  """Writes samples to a sheet, and logs the held-out loss.
+
+  The last stage that draws samples also evaluates them and keeps the best.
+  """
   stage, model = run.stage, build_model(run.experiment, run.stage.name)
   sheet_of = conditioned_sheet if picture_conditioner(model) else sample_sheet
 
@@ -83,8 +87,9 @@ def preview_samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
     return call
 
   extractor = run.extractor if stage == sampling_stage(run.experiment) else None
+  losses = measure_loss(run, frozen, held_out, mesh)
   with selection.select_best(run, model, params_of, extractor, layout_of_mesh(mesh)) as judge:
-    yield lambda log: (Hook(stage.picture_every_steps, show_on(log), at_end=True), *judge(log))
+    yield lambda log: (Hook(stage.picture_every_steps, show_on(log), at_end=True), *losses(log), *judge(log))
 
 
 PREVIEWS = {"codec": preview_reconstructions, "denoiser": preview_samples}  # by what a stage makes

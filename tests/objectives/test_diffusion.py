@@ -13,7 +13,7 @@ from jldm.core.specs import Loaded, Output
 from jldm.diffusion.process import Cosine, Flow, rates
 from jldm.diffusion.target import Predict, combine, decode, reweight
 from jldm.diffusion.times import LogitNormal, LogNormalSigma, Uniform, sample_times
-from jldm.diffusion.weighting import EDMWeighting, MinSNR, Sigmoid, TargetWeighting
+from jldm.diffusion.weighting import EDMWeighting, MinSNR, Sigmoid, TargetWeighting, Unweighted
 from jldm.distributed import sharding
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs.images import ImageCodec
@@ -112,6 +112,29 @@ def losses(network, batch=BATCH, key=KEY, params=(), **fields):
 def test_the_exact_target_has_no_loss(process, kind):
   network = Exact(process, Predict(kind))
   assert losses(network, STILL, process=process, parametrization=Predict(kind)).max() < 1e-5
+
+
+@pytest.mark.parametrize("weighting", [Unweighted(), MinSNR(), Sigmoid()])
+def test_the_mean_over_single_times_is_the_loss_of_uniform_ones(weighting):
+  objective = Diffusion(network=Translated(Flow(), Predict("v")), process=Flow(), weighting=weighting)
+  batch = {name: np.concatenate([value] * 64) for name, value in STILL.items()}
+  batch |= {"row": np.arange(512), "stratum": np.float32(np.arange(512) / 512)}
+  single = quick(lambda t: objective.at_time(t).loss({"denoiser": {}}, {}, (), CODEC, batch, KEY)[0].mean())
+  mean = np.mean([single(np.float32(t)) for t in (np.arange(32) + 0.5) / 32])
+  uniform = quick(objective.loss)({"denoiser": {}}, {}, (), CODEC, batch, KEY)[0].mean()
+  np.testing.assert_allclose(mean, uniform, rtol=0.03)
+
+
+def test_at_a_single_time_no_condition_is_dropped():
+  dropped = Diffusion(
+    network=Label(),
+    process=Flow(),
+    parametrization=Predict("x0"),
+    conditioners=(ClassLabel(classes=3, dropout=1.0),),
+  )
+  at = quick(dropped.at_time(0.5).loss)({"denoiser": {}}, {}, (), CODEC, STILL, KEY)[0]
+  kept = losses(Label(), STILL, process=Flow(), parametrization=Predict("x0"))
+  np.testing.assert_allclose(at, kept, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["x0", "eps", "flow"])

@@ -41,6 +41,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(workdir, tmp_path):
   assert whole.keys() == resumed.keys()
   for name, array in whole.items():
     np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+  held_out = lambda each: [line for line in (each / "metrics.jsonl").open() if "held_out_loss" in line]
+  assert held_out(copy) == held_out(workdir) and len(held_out(workdir)) == 2
 
 
 def test_its_previews_are_of_the_part_that_is_pictures(workdir):
