@@ -51,9 +51,10 @@ from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import Grid, Pairs
+from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import Pairs
 from jldm.samplers.per_conditioner import PerConditioner
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample

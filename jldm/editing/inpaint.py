@@ -18,7 +18,7 @@ from jldm.core.errors import UserError
 from jldm.core.keys import split_each
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Process
-from jldm.samplers.grid import repaint
+from jldm.samplers.pairs import repaint
 from jldm.samplers.sample import Denoise, Sampler, first_time, renoise, replace_z, sample
 
 Array = jax.Array

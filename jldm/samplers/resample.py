@@ -3,7 +3,7 @@
 For pairs (t, s) with s > t the step is the forward process from t to s (`renoise` of
 jldm.samplers.sample), without an evaluation.  The other pairs are the inner sampler's.  Restart, Xu et
 al. 2023 (2306.14878), algorithm 1, and RePaint, Lugmayr et al. 2022 (2201.09865), algorithm 1, are
-then grids: `restart` and `repaint` of jldm.samplers.grid.
+then grids: `restart` and `repaint` of jldm.samplers.pairs.
 """
 
 import dataclasses

@@ -15,9 +15,10 @@ from jldm.nn.attention import late_normalised
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Ratio
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import Grid, Pairs
+from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import APG, ClassifierFree, Interval, Rescale
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import Pairs
 from jldm.samplers.per_conditioner import PerConditioner
 from jldm.samplers.transforms import Threshold
 from tests.config.examples import SMALL, Network, Pair, refused

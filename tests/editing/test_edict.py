@@ -11,7 +11,8 @@ from jldm.core.keys import row_keys
 from jldm.editing.edict import EDICT, pair, single
 from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from tests.samplers.gaussian import PROCESSES, flow, gaussian, network, walk
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))

@@ -10,7 +10,8 @@ from jldm.core.trees import traced
 from jldm.diffusion.process import Flow
 from jldm.editing.image_to_image import shorten_pairs, vary_latents
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import draw_samples
 from tests.editing.samplers import A_FEW
 from tests.networks import quick

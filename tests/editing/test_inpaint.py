@@ -17,7 +17,8 @@ from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.inpaint import InpaintingSampler, inpaint_latents, repaint_pairs
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import renoise, sample
 from tests.editing.samplers import A_FEW

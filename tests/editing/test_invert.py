@@ -11,7 +11,8 @@ from jldm.diffusion.process import Flow
 from jldm.editing.edict import EDICT, pair
 from jldm.editing.invert import invert_latents, refuse_noise, reversed_pairs, revert_latents
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from tests.networks import quick
 from tests.samplers.gaussian import FLOWS, MEAN, NOISY, STD, flow, gaussian, network
 

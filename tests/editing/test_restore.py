@@ -15,8 +15,9 @@ from jldm.diffusion.process import EDM, Cosine, Flow
 from jldm.diffusion.target import Denoised
 from jldm.editing.restore import condition_on_measurement, conjugate_gradient, restore_latents
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs
 from tests.networks import quick
 
 A = np.random.default_rng(0).normal(size=(3, 5))

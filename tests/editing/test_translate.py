@@ -13,8 +13,9 @@ from jldm.diffusion.target import Denoised
 from jldm.editing.edict import EDICT
 from jldm.editing.image_to_image import shorten_pairs
 from jldm.editing.translate import translate_latents
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs
 from tests.networks import quick
 
 KEYS = row_keys(jax.random.key(1), jnp.arange(8))

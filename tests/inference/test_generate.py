@@ -22,8 +22,9 @@ from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import Grid, Pairs, restart, uniform
+from jldm.samplers.grid import Grid, uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import Pairs, restart
 from jldm.samplers.resample import Resample
 from jldm.samplers.transforms import Threshold
 from tests.configs import config

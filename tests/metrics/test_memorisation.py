@@ -18,7 +18,8 @@ from jldm.metrics import features, memorisation
 from jldm.metrics.memorisation import audit, nearest_in_pool, share_nearer_to_train
 from jldm.nn.embedding import sinusoids
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import draw_samples
 
 MIXING = np.random.default_rng(99).normal(size=(10, 30))

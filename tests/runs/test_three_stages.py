@@ -39,7 +39,7 @@ def three():
 
 @pytest.fixture(autouse=True)
 def classes(three):
-  """The config's own classes are registered before each test: a command that imports it again replaces them."""
+  """Registers the config's own classes before each test: a command that imports it again replaces them."""
   with mock.patch.dict(registry.CLASSES):
     yield
 

@@ -18,8 +18,9 @@ from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import adjacent_pairs, log_snr_uniform
+from jldm.samplers.grid import log_snr_uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import scan_steps

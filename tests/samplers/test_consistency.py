@@ -6,7 +6,8 @@ from jldm.core.keys import normal_like
 from jldm.diffusion.process import Discrete, Flow
 from jldm.samplers.consistency import Consistency, with_boundary
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from tests.samplers.gaussian import network, point, start, step, walk
 
 Z = jax.random.normal(jax.random.key(0), (8, 3))

@@ -10,7 +10,8 @@ from jldm.core.keys import normal_like, row_keys
 from jldm.core.trees import pytree
 from jldm.diffusion.process import Flow
 from jldm.samplers.ddim import DDIM, noise_kept
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import State, draw_samples
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import MEAN, PROCESSES, STD, gaussian, measured_order, network, start, step

@@ -8,7 +8,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.diffusion.process import EDM, Cosine
 from jldm.samplers.deis import DEIS, PNDM
-from jldm.samplers.grid import adjacent_pairs
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import sample
 from tests.samplers.gaussian import flow, gaussian, measured_order, network, start, step, walk
 

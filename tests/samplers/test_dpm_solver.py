@@ -10,7 +10,8 @@ from jldm.core.keys import fold_each
 from jldm.diffusion.process import Flow, half_log_snr
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import State, replace_z
 from tests.samplers.gaussian import PROCESSES, gaussian, network, start, step, walk
 

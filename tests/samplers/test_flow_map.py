@@ -21,8 +21,9 @@ from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.editing.restore import condition_on_measurement
 from jldm.samplers.consistency import with_boundary
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, pad_pairs, uniform
+from jldm.samplers.grid import uniform
 from jldm.samplers.guidance import ClassifierFree, autoguided, energy_guided, guided, thresholded
+from jldm.samplers.pairs import adjacent_pairs, pad_pairs
 from jldm.samplers.sample import State, sample
 
 STD = 0.5

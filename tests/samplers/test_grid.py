@@ -20,7 +20,8 @@ from jldm.diffusion.process import (
   timestep,
 )
 from jldm.samplers import grid
-from jldm.samplers.grid import GRIDS, adjacent_pairs, log_snr_uniform, sigma_ratio, uniform
+from jldm.samplers.grid import GRIDS, log_snr_uniform, sigma_ratio, uniform
+from jldm.samplers.pairs import adjacent_pairs, repaint, restart
 from tests.parity.schedulers import REPAINT, STEPS, TABLE_STEPS, TABLES
 from tests.samplers.gaussian import PROCESSES
 
@@ -277,15 +278,15 @@ def test_aligned_steps_begin_where_the_process_ends():
 
 def test_restart_goes_up_and_down_again():
   times = uniform(5)
-  pairs = grid.restart(times, 0.4, 0.8, repeats=2, steps=2)
+  pairs = restart(times, 0.4, 0.8, repeats=2, steps=2)
   walked = [1, 0.8, 0.6, 0.4, 0.8, 0.6, 0.4, 0.8, 0.6, 0.4, 0.2, 0]
   np.testing.assert_allclose(pairs, np.stack([walked[:-1], walked[1:]], 1), atol=1e-6)
-  inserted = grid.restart(times, 0.5, 0.9, steps=1)
+  inserted = restart(times, 0.5, 0.9, steps=1)
   walked = [1, 0.8, 0.6, 0.5, 0.9, 0.5, 0.4, 0.2, 0]
   np.testing.assert_allclose(inserted, np.stack([walked[:-1], walked[1:]], 1), atol=1e-6)
   walked = [1, 0.8, 0.6, 0.4, 0.2, 0, 1, 0]
   np.testing.assert_allclose(
-    grid.restart(times, 0.0, 1.0, steps=1), np.stack([walked[:-1], walked[1:]], 1), atol=1e-6
+    restart(times, 0.0, 1.0, steps=1), np.stack([walked[:-1], walked[1:]], 1), atol=1e-6
   )
 
 
@@ -302,13 +303,13 @@ def test_restart_goes_up_and_down_again():
 )
 def test_impossible_restarts_are_refused(options):
   with pytest.raises(UserError, match=r"^t_min="):
-    grid.restart(uniform(9, 0.9), **{"t_min": 0.2, "t_max": 0.4} | options)
+    restart(uniform(9, 0.9), **{"t_min": 0.2, "t_max": 0.4} | options)
 
 
 @pytest.mark.parametrize("steps, jump, repeats", REPAINT)
 def test_repaint_goes_where_diffusers_goes(steps, jump, repeats):
   """They go up knot by knot, and leave the last step, to the data, unsaid."""
-  pairs = np.round(np.asarray(grid.repaint(uniform(steps), jump, repeats)) * steps).astype(int)
+  pairs = np.round(np.asarray(repaint(uniform(steps), jump, repeats)) * steps).astype(int)
   walked = [pairs[0, 0]]
   for t, s in pairs:
     assert t == walked[-1]
@@ -318,10 +319,10 @@ def test_repaint_goes_where_diffusers_goes(steps, jump, repeats):
 
 
 def test_repaint_walks_every_stretch_as_often_as_asked():
-  pairs = np.round(np.asarray(grid.repaint(uniform(12), 4, 3)) * 12).astype(int)
+  pairs = np.round(np.asarray(repaint(uniform(12), 4, 3)) * 12).astype(int)
   down = [tuple(pair) for pair in pairs if pair[1] < pair[0]]
   assert {down.count((k + 1, k)) for k in range(1, 9)} == {3}
   assert down.count((1, 0)) == 1 and sum(s > t for t, s in pairs) == 4
-  np.testing.assert_array_equal(grid.repaint(uniform(12), 4, 1), adjacent_pairs(uniform(12)))
+  np.testing.assert_array_equal(repaint(uniform(12), 4, 1), adjacent_pairs(uniform(12)))
   with pytest.raises(UserError, match=r"^jump_length=0, jump_n_sample=10; expected at least 1$"):
-    grid.repaint(uniform(12), 0)
+    repaint(uniform(12), 0)

@@ -14,8 +14,9 @@ from jldm.diffusion.process import Cosine
 from jldm.diffusion.target import Denoised, Predict, denoiser
 from jldm.samplers import guidance
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
 from jldm.samplers.guidance import ClassifierFree, guided
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import draw_samples
 from tests.compiling import UNOPTIMIZED
 

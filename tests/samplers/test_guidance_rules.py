@@ -13,7 +13,6 @@ from jldm.core.trees import traced
 from jldm.diffusion.process import EDM, Cosine, Flow, LinearVP
 from jldm.diffusion.target import Denoised, Precondition, Predict, denoiser
 from jldm.samplers.ddim import DDIM
-from jldm.samplers.grid import adjacent_pairs
 from jldm.samplers.guidance import (
   APG,
   CFGPlusPlus,
@@ -26,6 +25,7 @@ from jldm.samplers.guidance import (
   guided,
   thresholded,
 )
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.sample import sample
 from tests.compiling import UNOPTIMIZED
 

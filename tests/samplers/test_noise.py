@@ -16,7 +16,8 @@ from jldm.samplers import ancestral, consistency, ddim, exponential, predictor_c
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
-from jldm.samplers.grid import adjacent_pairs, log_snr_uniform, uniform
+from jldm.samplers.grid import log_snr_uniform, uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import NOISY, STD, gaussian, network, walk

@@ -9,8 +9,9 @@ from jldm.diffusion.process import Cosine, Flow
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.unipc import UniPC
 from tests.samplers.gaussian import flow, gaussian, measured_order, walk

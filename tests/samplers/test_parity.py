@@ -29,6 +29,7 @@ from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.exponential import exponential_moments, lagrange_weights
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.unipc import UniPC
 from tests.compiling import UNOPTIMIZED
 from tests.parity.schedulers import CASES, STEPS, network
@@ -87,15 +88,15 @@ def times_of(case, process, steps):
   """Pairs [N, 2]."""
   config = case.config
   if case.scheduler.startswith("Flow"):
-    return grid.adjacent_pairs(flow_times(config.get("shift", 1.0), steps))
+    return adjacent_pairs(flow_times(config.get("shift", 1.0), steps))
   if case.scheduler.startswith("EDM"):
     made = getattr(grid, config.get("sigma_schedule", "karras"))
-    return grid.adjacent_pairs(made(process, steps, 0.002, 80.0))
+    return adjacent_pairs(made(process, steps, 0.002, 80.0))
   if case.scheduler == "LCM":
-    return grid.adjacent_pairs(grid.lcm(process, steps))
+    return adjacent_pairs(grid.lcm(process, steps))
   for name, made in {"karras": grid.karras, "exponential": grid.exponential, "beta": grid.beta_ratio}.items():
     if config.get(f"use_{name}_sigmas"):
-      return grid.adjacent_pairs(made(process, steps))
+      return adjacent_pairs(made(process, steps))
   times = spaced(case, process, steps)
   if case.scheduler in ("DDIM", "PNDM"):
     return grid.strided(
@@ -105,7 +106,7 @@ def times_of(case, process, steps):
     )
   if config.get("final_sigmas_type") == "sigma_min":
     times = times.at[-1].set(1 / process.num_train_timesteps)
-  return grid.adjacent_pairs(times)
+  return adjacent_pairs(times)
 
 
 def spaced(case, process, steps):

@@ -30,7 +30,7 @@ from jldm.samplers.consistency import with_boundary
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import adjacent_pairs, karras, pad_pairs, uniform
+from jldm.samplers.grid import karras, uniform
 from jldm.samplers.guidance import (
   APG,
   CFGZero,
@@ -43,6 +43,7 @@ from jldm.samplers.guidance import (
   thresholded,
 )
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs, pad_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.sample import draw_samples, sample, scan_steps, trajectory
 from jldm.samplers.unipc import UniPC

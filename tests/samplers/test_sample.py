@@ -16,7 +16,8 @@ from jldm.samplers.churn import Churn
 from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.sample import draw_samples, sample, trajectory
 from tests.compiling import UNOPTIMIZED

@@ -11,8 +11,9 @@ from jldm.samplers.churn import Churn, karras_gamma
 from jldm.samplers.clock import Ratio
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.dpm_solver import DPMSolverPP
-from jldm.samplers.grid import adjacent_pairs, uniform
+from jldm.samplers.grid import uniform
 from jldm.samplers.heun import Heun
+from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
 from jldm.samplers.sample import renoise, replace_z, scan_steps as run_states
