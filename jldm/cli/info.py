@@ -17,7 +17,7 @@ import numpy as np
 from jldm.config.experiment import Stage
 from jldm.config.registry import field_names
 from jldm.core.errors import UserError, printable
-from jldm.data import tfds
+from jldm.data import builder
 from jldm.inference.load import find_stage, restore_result
 from jldm.interop import flat, msgpack, pretrained, safetensors
 from jldm.media.images import read_provenance
@@ -46,9 +46,9 @@ def main(args: argparse.Namespace) -> None:
     if args.statistics:
       raise UserError(f"--statistics of {str(path)!r}: a picture has no arrays; leave it out")
     lines = describe_picture(path)
-  elif tfds.is_dataset(path):
-    folder = tfds.find_dataset(path.name, path.parent)
-    lines = [tfds.describe_dataset(folder), *tfds.describe_contents(folder)]
+  elif builder.is_dataset(path):
+    folder = builder.find_dataset(path.name, path.parent)
+    lines = [builder.describe_dataset(folder), *builder.describe_contents(folder)]
   else:
     lines = describe_published(path, args.statistics)
   for line in lines:

@@ -3,9 +3,9 @@
 import argparse
 
 from jldm.core.errors import UserError, printable
+from jldm.data.builder import describe_contents, describe_dataset
 from jldm.data.contents import MAX_BYTES
 from jldm.data.prepare import KINDS, prepare
-from jldm.data.tfds import describe_contents, describe_dataset
 from jldm.media.open import MAX_PIXELS
 
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from jldm.core.errors import UserError
 from jldm.core.files import replace_folder
-from jldm.data import photos as photographs, tfds as prepared, transforms
+from jldm.data import photos as photographs, transforms
 from jldm.data.arrays import read_idx, read_npz
 from jldm.data.buckets import Shape, format_shapes, nearest_shape
+from jldm.data.builder import find_dataset
 from jldm.data.contents import (
   MAX_BYTES,
   Contents,
@@ -149,32 +150,35 @@ def prepare(
   check_limits(kind, held_out, max_pixels, max_bytes)
   target = Path(data_dir).expanduser() / name
   if os.path.exists(target):
-    if not any(target.glob("*/dataset_info.json")):
-      raise UserError(f"'{target}' exists and is not a data set; choose another --name or --data-dir")
-    if exist_ok:
-      return prepared.find_dataset(name, data_dir)
-    raise UserError(
-      f"data set {name!r} is already in '{data_dir}'; choose another --name, delete '{target}', "
-      "or keep it with --if-missing"
-    )
+    check_existing(target, exist_ok)
+    return find_dataset(name, data_dir)
   check_data_dir(target.parent)
-  contents = KINDS[kind](
-    SourceOptions(expand(source), size, held_out=expand(held_out), max_pixels=max_pixels, max_bytes=max_bytes)
+  options = SourceOptions(
+    expand(source), size, held_out=expand(held_out), max_pixels=max_pixels, max_bytes=max_bytes
   )
-  contents, found = examine(contents, size, buckets, skip_damaged)
-  size, channels = found.size, channels or found.channels
-  record = functools.partial(
-    encode_example, shapes=(size, *buckets), pad=pad, mode="L" if channels == 1 else "RGB"
-  )
-  padded = [(height + 2 * pad, width + 2 * pad) for height, width in (size, *buckets)]
+  contents, examined = examine(KINDS[kind](options), size, buckets, skip_damaged)
+  shapes, channels = (examined.size, *buckets), channels or examined.channels
+  record = functools.partial(encode_example, shapes=shapes, pad=pad, mode="L" if channels == 1 else "RGB")
+  padded = [(height + 2 * pad, width + 2 * pad) for height, width in shapes]
   try:
     with replace_folder(target) as temporary:
-      write_dataset(temporary, name, contents, padded, channels, record, build_metadata(contents, found))
+      write_dataset(temporary, name, contents, padded, channels, record, build_metadata(contents, examined))
   except OSError as error:
     raise UserError(
       f"data set {name!r} cannot be written to '{data_dir}' ({error.strerror or error})"
     ) from error
   return target / VERSION
+
+
+def check_existing(target: Path, exist_ok: bool) -> None:
+  """Raises a UserError for a folder that exists, unless it is a data set and may stay as it is."""
+  if not any(target.glob("*/dataset_info.json")):
+    raise UserError(f"'{target}' exists and is not a data set; choose another --name or --data-dir")
+  if not exist_ok:
+    raise UserError(
+      f"data set {target.name!r} is already in '{target.parent}'; choose another --name, delete '{target}', "
+      "or keep it with --if-missing"
+    )
 
 
 def check_request(

@@ -13,9 +13,10 @@ import tensorflow_datasets as tfds
 from jldm.core.errors import UserError
 from jldm.data import tfds as module
 from jldm.data.buckets import Buckets, bucket_shapes
+from jldm.data.builder import describe_dataset, find_dataset
 from jldm.data.prepare import prepare
 from jldm.data.source import Arrays
-from jldm.data.tfds import ImageData, Records, describe_dataset, find_dataset
+from jldm.data.tfds import ImageData, Records
 
 
 @pytest.fixture
