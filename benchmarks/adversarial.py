@@ -20,7 +20,7 @@ from jldm.core.keys import stage_keys
 from jldm.data.batches import batches, in_order
 from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.metrics.image import psnr
 from jldm.models.autoencoders.discriminator import PatchDiscriminator
 from jldm.models.autoencoders.kl import KLAutoencoder
@@ -90,11 +90,11 @@ def plot(runs: dict[str, list[dict]], start_step: int) -> np.ndarray:
   held_out = {run: line(run, "held_out_psnr") for run in runs}
   return np.concatenate(
     [
-      pictures.curves(logits, "step", "logits of the discriminator, mean of a batch", height=260),
-      pictures.curves(
+      sheets.curves(logits, "step", "logits of the discriminator, mean of a batch", height=260),
+      sheets.curves(
         {"w": line(CHOSEN, "adversarial_weight", start_step)}, "step", "adaptive weight", height=260
       ),
-      pictures.curves(held_out, "step", "PSNR of held-out crops, dB", height=260),
+      sheets.curves(held_out, "step", "PSNR of held-out crops, dB", height=260),
     ]
   )
 

@@ -24,7 +24,7 @@ from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.evaluation.judge import measure_reconstructions
 from jldm.inference.load import build_model, find_stage, load_finished
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import variables
@@ -90,7 +90,7 @@ def measure(folder: Path, name: str, data_dir: str, docs: Path) -> dict:
   batches = [(codecs.pixels(batch["image"]), n) for batch, n in in_order(held_out, 60)]
   values, _ = measure_reconstructions(reconstruct, batches)
   picked = held_out[np.array(SHOWN)]["image"]
-  sheet = pictures.stack_pairs(picked, pictures.to_uint8(reconstruct(codecs.pixels(picked))), len(SHOWN))
+  sheet = sheets.stack_pairs(picked, pictures.to_uint8(reconstruct(codecs.pixels(picked))), len(SHOWN))
   pictures.write_png(docs / f"autoencoder_{slug(name)}.png", sheet, {"what": "reconstructions", "row": name})
   h, w, c = model.latent_shape
   row = {

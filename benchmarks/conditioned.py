@@ -36,7 +36,7 @@ from jldm.inference import edit
 from jldm.inference.conditions import embed_branches, make_branches
 from jldm.inference.generate import Request, sampling_pairs
 from jldm.inference.load import Model, load
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.metrics.extractors import fashion
 from jldm.metrics.image import psnr, ssim
 from jldm.models.codecs import codec as codecs
@@ -225,7 +225,7 @@ def inpainting(folder: Path, docs: Path) -> str:
   picked = {shape: slice(3 * i, 3 * i + 3) for i, shape in enumerate(list(HIDDEN)[:4])}
   pick = lambda name: np.concatenate([shown[shape, name][some] for shape, some in picked.items()])
   rows = [images[:12], *(pick(name) for name in ("shown", "replacement", "RePaint", "trained, replacement"))]
-  pictures.write_png(docs / "conditioned_inpaint.png", pictures.tile_rows(rows, 2), {"what": "inpainting"})
+  pictures.write_png(docs / "conditioned_inpaint.png", sheets.tile_rows(rows, 2), {"what": "inpainting"})
   head = "| hidden | method | evaluations | RMSE | squared error less RePaint's |"
   return "\n".join([head, "|---|---|---|---|---|", *lines])
 
@@ -269,7 +269,7 @@ def restoration(folder: Path, docs: Path) -> str:
     print(*lines[-len(results) :], sep="\n", flush=True)
   whole = f"| none | the autoencoder alone | {figures(samples(coded(*plain, images), 1), truth)} |"
   pictures.write_png(
-    docs / "conditioned_restore.png", pictures.tile_rows(side_by_side(rows), 2), {"what": "restoration"}
+    docs / "conditioned_restore.png", sheets.tile_rows(side_by_side(rows), 2), {"what": "restoration"}
   )
   head = "| spoilt by | what | PSNR of a sample | SSIM | PSNR of the mean of 4 |"
   return "\n".join([head, "|---|---|---|---|---|", whole, *lines])
@@ -319,7 +319,7 @@ def photographs(folder: Path, docs: Path) -> str:
   some = np.arange(1, len(images), 3)[:7]
   shown = pictures.to_uint8(results["the grey picture in the colours made"].reshape(made.shape))
   rows = [images[some], source[some], made[some * SAMPLES], shown[some * SAMPLES]]
-  pictures.write_png(docs / "conditioned_colour.png", pictures.tile_rows(rows), {"what": "colour"})
+  pictures.write_png(docs / "conditioned_colour.png", sheets.tile_rows(rows), {"what": "colour"})
   head = "| what | PSNR of a sample | SSIM | PSNR of the mean of 4 | PSNR of its own source |"
   return "\n".join([head, "|---|---|---|---|---|", *lines])
 
@@ -361,7 +361,7 @@ def sketches(folder: Path, docs: Path) -> str:
     lines.append(f"| {what} | {quality} {overlap:.2f} | {right:.0f} |")
     print(lines[-1], flush=True)
   rows = [images[:12], source[:12], *(made[i : 12 * SAMPLES : SAMPLES] for i in range(2))]
-  pictures.write_png(docs / "conditioned_sketch.png", pictures.tile_rows(rows), {"what": "sketch"})
+  pictures.write_png(docs / "conditioned_sketch.png", sheets.tile_rows(rows), {"what": "sketch"})
   head = "| what | PSNR of a sample | SSIM | PSNR of the mean of 4 | silhouettes, IoU | classified as the truth is, % |"
   return "\n".join([head, "|---|---|---|---|---|---|", *lines])
 

@@ -17,7 +17,7 @@ from jldm.core.specs import Loaded
 from jldm.diffusion.times import At
 from jldm.distributed import sharding
 from jldm.inference.load import find_stage, load
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.conditioner import draw_conditions, join_conditions
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs
@@ -68,7 +68,7 @@ def main() -> None:
   workdir = parser.parse_args().workdir
   sharding.configure(1)
   times, log_loss, u = measure(workdir)
-  plot = pictures.curves({"log of the loss": (times, log_loss), "learned u(t)": (times, u)}, "t", "")
+  plot = sheets.curves({"log of the loss": (times, log_loss), "learned u(t)": (times, u)}, "t", "")
   pictures.write_png(workdir / "log_variance.png", plot, {"what": "log_variance"})
   apart = np.abs(log_loss - u)
   print(

@@ -44,7 +44,7 @@ from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import build_model, load
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import Moments, feature_moments, frechet
 from jldm.metrics.image import psnr
@@ -261,7 +261,7 @@ def kept(path: Path, make: Callable[[], tuple[dict, np.ndarray]]) -> tuple[dict,
 
 def write_grid(path: Path, images: np.ndarray, labels: np.ndarray, what: str, columns: int = 10) -> None:
   shown = np.concatenate([np.flatnonzero(labels == c)[:columns] for c in np.unique(labels)])
-  pictures.write_png(path, pictures.class_rows(images[shown], labels[shown], columns), {"what": what})
+  pictures.write_png(path, sheets.class_rows(images[shown], labels[shown], columns), {"what": what})
 
 
 def row(told: dict) -> str:

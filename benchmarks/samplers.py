@@ -31,7 +31,7 @@ from jldm.diffusion.process import Cosine, Process
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, load
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import feature_moments, frechet
 from jldm.samplers.grid import Grid
@@ -223,7 +223,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
   line = lambda each: tuple(zip(*((np.log2(e["evaluations"]), np.mean(e["frechet"])) for e in each.values())))
   lines = {name: line(found["ways"][name]) for name in PLOTTED}
   lines["real pictures"] = (np.log2([min(COUNTED), max(COUNTED)]), np.full(2, np.mean(found["floor"])))
-  picture = pictures.curves(lines, "log2 of evaluations", "Frechet distance", 720, 480)
+  picture = sheets.curves(lines, "log2 of evaluations", "Frechet distance", 720, 480)
   pictures.write_png(path, picture, {"what": "quality against evaluations"})
 
 

@@ -27,7 +27,7 @@ from jldm.diffusion.weighting import TargetWeighting
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import load
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.nn.transformer import ModulatedBlock
@@ -78,7 +78,7 @@ def measure(folder: Path, network: str, target: str, steps: int) -> dict:
   shown = np.concatenate([np.flatnonzero(labels == c)[:8] for c in range(10)])
   what = {"what": "samples", "network": network, "target": target}
   pictures.write_png(
-    folder / f"{network}-{target}.png", pictures.class_rows(images[shown], labels[shown], 8), what
+    folder / f"{network}-{target}.png", sheets.class_rows(images[shown], labels[shown], 8), what
   )
   return {
     "network": network,

@@ -18,7 +18,7 @@ PUBLIC = {  # name -> the module that has it
   "generate": "jldm.inference.generate",
   "load": "jldm.inference.load",
   "register": "jldm.config.registry",
-  "show": "jldm.media.images",
+  "show": "jldm.media.sheets",
 }
 __all__ = [*PUBLIC, "__version__"]
 

@@ -24,7 +24,7 @@ def test_importing_jldm_imports_none_of_its_parts():
 
 def test_a_name_imports_its_own_part_alone():
   loaded = modules_after("import jldm; jldm.show")
-  assert "jldm.media.images" in loaded and "jax" not in loaded
+  assert "jldm.media.sheets" in loaded and "jax" not in loaded
 
 
 @pytest.mark.parametrize("name", jldm.PUBLIC)

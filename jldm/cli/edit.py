@@ -28,7 +28,7 @@ from jldm.editing.edict import EDICT
 from jldm.inference import canvas, edit
 from jldm.inference.generate import Request
 from jldm.inference.load import Model, Origin, conditioner_of_kind, load_with_origin
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage.class_names import read_class_names
@@ -152,7 +152,7 @@ def run_inpaint(task: Task) -> Edited:
 
 def blacken_unknown(image: np.ndarray, known: np.ndarray) -> np.ndarray:
   """The image for a sheet, black in its unknown pixels."""
-  return pictures.as_rgb(image) * known.astype(np.uint8)
+  return sheets.as_rgb(image) * known.astype(np.uint8)
 
 
 def added_margins(known: np.ndarray) -> tuple:

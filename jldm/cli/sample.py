@@ -20,7 +20,7 @@ from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
 from jldm.inference.generate import Request, Samples, generate
 from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, load_with_origin
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.media.parts import write_parts
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
@@ -188,8 +188,8 @@ def write_previews(out: Path, previews: Samples, provenance: dict) -> None:
   """Writes previews.png: a row per sample, its estimates of x0 and then the sample itself."""
   rows = [np.concatenate([each, image[None]]) for image, each in zip(previews.data, previews.estimates)]
   path = preview_path(out)
-  scale = max(1, round(pictures.CELL / min(previews.data.shape[1:3])))
-  pictures.write_png(path, pictures.tile_rows(rows, scale), provenance)
+  scale = max(1, round(sheets.CELL / min(previews.data.shape[1:3])))
+  pictures.write_png(path, sheets.tile_rows(rows, scale), provenance)
 
 
 def write_samples(

@@ -34,7 +34,7 @@ from jldm.evaluation.judge import Judge, Record, Sets
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, conditioner_of_kind
 from jldm.interop import safetensors
-from jldm.media import images as pictures
+from jldm.media import sheets
 from jldm.metrics import intervals, memorisation, perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS, LoadedExtractor, find_extractor, load_extractor
 from jldm.models.codecs import codec as codecs
@@ -250,7 +250,7 @@ def pairs_sheet(images: np.ndarray, sets: Sets, pairs: memorisation.SuspectPairs
     for start in range(0, len(pairs.sample), columns)
     for group in (images[pairs.sample], train, held_out)
   ]
-  return pictures.tile_rows(rows, pictures.sheet_scale(images))
+  return sheets.tile_rows(rows, sheets.sheet_scale(images))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -337,7 +337,7 @@ def worst_reconstructions(reconstructions: Reconstructions) -> np.ndarray:
   """A sheet of the pictures with the lowest PSNR, each above its reconstruction."""
   worst = np.argsort(reconstructions.values["psnr"], kind="stable")[:SHOWN]
   originals, images = reconstructions.originals[worst], reconstructions.images[worst]
-  return pictures.stack_pairs(originals, images, SHOWN // 2, pictures.sheet_scale(images))
+  return sheets.stack_pairs(originals, images, SHOWN // 2, sheets.sheet_scale(images))
 
 
 def package_versions() -> Record:

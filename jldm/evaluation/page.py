@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jldm.media.images import even_ticks
+from jldm.media.sheets import even_ticks
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = Path(__file__).with_name("page.css").read_text()

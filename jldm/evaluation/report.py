@@ -22,7 +22,7 @@ from jldm.evaluation.page import Curve
 from jldm.evaluation.records import read_evaluations, read_metrics, read_sheet
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import conditioner_of_kind, load
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 
@@ -201,7 +201,7 @@ def denoising_section(workdir: Path, devices: int | None) -> str:
   except UserError as error:
     return page.section(title, page.paragraph(f"Not drawn: {error}"))
   rows = [np.concatenate([steps, sample[None]]) for steps, sample in zip(estimates, samples)]
-  sheet = pictures.tile_rows(rows, pictures.sheet_scale(samples))
+  sheet = sheets.tile_rows(rows, sheets.sheet_scale(samples))
   sampling = sampling_to_dict(model.sampling)
   note = (
     f"Each row is one picture, from noise on the left: the estimates at {PREVIEWS} of the steps, and the "

@@ -15,7 +15,7 @@ from jldm.distributed import multihost, sharding
 from jldm.evaluation.judge import measure_reconstructions
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, sampling_stage
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.media.parts import split_pictures
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
@@ -57,7 +57,7 @@ def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -
       )
       shown = min(len(first), 4 * PREVIEW_COLUMNS)
       originals, _ = next(in_order(held_out, shown))
-      write_sheet(run, log, n, pictures.stack_pairs(originals["image"], first[:shown]), "reconstruction")
+      write_sheet(run, log, n, sheets.stack_pairs(originals["image"], first[:shown]), "reconstruction")
 
     return (Hook(stage.picture_every_steps, call, at_end=True),)
 
@@ -104,7 +104,7 @@ def sample_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh
   request = Request(n=len(labels), seed=run.seed, given=given_labels(model, labels))
   drawn = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.checked)
   shown, _ = split_pictures(drawn.data if model.parts else {"": drawn.data})
-  return next((pictures.class_rows(each, labels, PREVIEW_COLUMNS) for each in shown.values()), None)
+  return next((sheets.class_rows(each, labels, PREVIEW_COLUMNS) for each in shown.values()), None)
 
 
 def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:
@@ -119,7 +119,7 @@ def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh:
   request = Request(n=count, seed=run.seed, given=given, size=images.shape[1:3])
   made = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.checked)
   every = (images, pictures.to_uint8(shown), made.data)
-  return pictures.tile_rows(
+  return sheets.tile_rows(
     [some[i : i + PREVIEW_COLUMNS] for i in range(0, count, PREVIEW_COLUMNS) for some in every]
   )
 

@@ -12,7 +12,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.files import replace_file
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 
 
 def noise(*shape):
@@ -128,7 +128,7 @@ def test_an_npz_keeps_images_and_labels(tmp_path):
 @pytest.mark.parametrize(("pad", "scale"), [(2, 1), (0, 1), (3, 2)])
 def test_tile_puts_images_row_by_row(pad, scale):
   images = noise(5, 4, 6, 3)
-  sheet = pictures.tile(images, 2, pad, scale)
+  sheet = sheets.tile(images, 2, pad, scale)
   assert (
     sheet.shape == (3 * (4 * scale + pad) + pad, 2 * (6 * scale + pad) + pad, 3) and sheet.dtype == np.uint8
   )
@@ -137,31 +137,31 @@ def test_tile_puts_images_row_by_row(pad, scale):
     np.testing.assert_array_equal(
       sheet[top : top + 4 * scale : scale, left : left + 6 * scale : scale], image
     )
-  assert (sheet == pictures.PAPER).sum() == sheet.size - images.size * scale**2
+  assert (sheet == sheets.PAPER).sum() == sheet.size - images.size * scale**2
 
 
 def test_class_rows_sorts_by_class_and_leaves_places_empty():
   images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
-  sheet = pictures.class_rows(images, np.array([1, 0, 1, 1, 0, 1]), columns=3)[2::3, 2::3, 0]
-  assert sheet.tolist() == [[1, 4, pictures.PAPER], [0, 2, 3]]
+  sheet = sheets.class_rows(images, np.array([1, 0, 1, 1, 0, 1]), columns=3)[2::3, 2::3, 0]
+  assert sheet.tolist() == [[1, 4, sheets.PAPER], [0, 2, 3]]
 
 
 @pytest.mark.parametrize(("count", "side"), [(1, 1), (7, 3), (9, 3), (50, 4)])
 def test_one_class_is_drawn_as_a_square(count, side):
-  sheet = pictures.class_rows(np.zeros((count, 1, 1, 1), np.uint8), np.full(count, -1), columns=4)
+  sheet = sheets.class_rows(np.zeros((count, 1, 1, 1), np.uint8), np.full(count, -1), columns=4)
   assert sheet.shape == (3 * side + 2, 3 * side + 2, 1)
 
 
 def test_beside_alternates_rows():
   images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
-  sheet = pictures.stack_pairs(images, images + 100, columns=3)[2::3, 2::3, 0]
-  paper = pictures.PAPER
+  sheet = sheets.stack_pairs(images, images + 100, columns=3)[2::3, 2::3, 0]
+  paper = sheets.PAPER
   assert sheet.tolist() == [[0, 1, 2], [100, 101, 102], [3, 4, paper], [103, 104, paper]]
 
 
 def test_a_sheet_has_a_row_a_name_beside_it():
   rows = {"source": noise(1, 8, 8, 1), "a longer name": noise(3, 8, 8, 3)}
-  sheet = pictures.sheet(rows)
+  sheet = sheets.sheet(rows)
   margin = 8 + 7 * len("a longer name")
   assert sheet.shape == (2 * 66 + 2, margin + 3 * 66 + 2, 3)
   np.testing.assert_array_equal(
@@ -170,11 +170,11 @@ def test_a_sheet_has_a_row_a_name_beside_it():
   np.testing.assert_array_equal(sheet[68:132:8, margin + 134 : margin + 198 : 8], rows["a longer name"][2])
   for row in (slice(2, 66), slice(68, 132)):
     assert (sheet[row, :margin] < 128).any(), "something is written"
-  assert (sheet[2:66, margin + 68 :] == pictures.PAPER).all()
+  assert (sheet[2:66, margin + 68 :] == sheets.PAPER).all()
 
 
 def test_alpha_is_shown_over_white():
-  shown = pictures.as_rgb(np.array([[[10, 255], [10, 0], [10, 51]]], np.uint8))
+  shown = sheets.as_rgb(np.array([[[10, 255], [10, 0], [10, 51]]], np.uint8))
   assert shown.tolist() == [[[10] * 3, [255] * 3, [206] * 3]]
 
 
@@ -234,7 +234,7 @@ def test_a_film_has_the_frames(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("shape", [(), (1,), (5,)])
 def test_show_makes_one_picture_that_a_notebook_displays(channels, shape):
-  shown = pictures.show(noise(*shape, 8, 6, channels))
+  shown = sheets.show(noise(*shape, 8, 6, channels))
   count = shape[0] if shape else 1
   assert shown.mode == "RGB" and shown.size == (count * (6 * 11 + 2) + 2, 8 * 11 + 4)
   assert shown._repr_png_().startswith(b"\x89PNG")
@@ -242,16 +242,16 @@ def test_show_makes_one_picture_that_a_notebook_displays(channels, shape):
 
 def test_show_puts_images_row_by_row_with_their_own_pixels():
   images = noise(3, 70, 80, 3)
-  shown = np.asarray(pictures.show(images, columns=2))
+  shown = np.asarray(sheets.show(images, columns=2))
   assert shown.shape == (2 * 72 + 2, 2 * 82 + 2, 3)
   np.testing.assert_array_equal(shown[2:72, 84:164], images[1])
   np.testing.assert_array_equal(shown[74:144, 2:82], images[2])
-  assert (shown[74:144, 84:164] == pictures.PAPER).all()
+  assert (shown[74:144, 84:164] == sheets.PAPER).all()
 
 
 def test_show_takes_a_list_of_images_and_batches_of_several_sizes():
   one, two = noise(64, 64, 1), noise(2, 70, 90, 3)
-  shown = np.asarray(pictures.show([one, two]))
+  shown = np.asarray(sheets.show([one, two]))
   assert shown.shape == (74, 3 * 92 + 2, 3)
   np.testing.assert_array_equal(shown[2:66, 2:66], np.broadcast_to(one, (64, 64, 3)))
   np.testing.assert_array_equal(shown[2:72, 186:276], two[1])
@@ -259,13 +259,13 @@ def test_show_takes_a_list_of_images_and_batches_of_several_sizes():
 
 def test_show_writes_labels_below_their_images():
   images = noise(2, 64, 64, 3)
-  shown = np.asarray(pictures.show(images, labels=["a cat", 7]))
-  assert shown.shape == (64 + pictures.TEXT_HEIGHT + 4, 2 * 66 + 2, 3)
+  shown = np.asarray(sheets.show(images, labels=["a cat", 7]))
+  assert shown.shape == (64 + sheets.TEXT_HEIGHT + 4, 2 * 66 + 2, 3)
   np.testing.assert_array_equal(shown[2:66, 2:66], images[0])
   below = shown[66:-2]
   assert (below[:, 2:66] < 100).any() and (below[:, 68:132] < 100).any()
-  blank = np.asarray(pictures.show(images, labels=["", ""]))[66:]
-  assert (blank == pictures.PAPER).all()
+  blank = np.asarray(sheets.show(images, labels=["", ""]))[66:]
+  assert (blank == sheets.PAPER).all()
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_show_writes_labels_below_their_images():
 )
 def test_show_refuses_in_one_line(images, options, text):
   with pytest.raises(UserError) as error:
-    pictures.show(images, **options)
+    sheets.show(images, **options)
   assert text in str(error.value) and "\n" not in str(error.value)
 
 
@@ -312,7 +312,7 @@ def test_a_space_in_a_row_s_name_is_seen():
   """The widest gap between columns of letters is twice that within a word."""
 
   def widest_gap(name):
-    margin = pictures.sheet({name: np.zeros((1, 64, 64, 1), np.uint8)})[:, : 8 + 7 * len(name)]
+    margin = sheets.sheet({name: np.zeros((1, 64, 64, 1), np.uint8)})[:, : 8 + 7 * len(name)]
     inked = np.flatnonzero((margin < 128).any((0, 2)))
     return np.diff(inked).max()
 

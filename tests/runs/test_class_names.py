@@ -10,7 +10,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.data.prepare import prepare
 from jldm.data.tfds import ImageData
-from jldm.media import images as pictures
+from jldm.media import images as pictures, sheets
 from jldm.runs import train as training
 from jldm.storage.class_names import read_class_names, write_class_names
 from tests.configs import config, shrunk
@@ -57,16 +57,14 @@ def test_pictures_name_their_class(tmp_path):
 def test_the_grid_has_a_named_row_per_class():
   images = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3), np.uint8)
   labels = np.array([0, 0, 1, 1, 1, 2])
-  plain = pictures.samples_grid(images, labels)
-  named = pictures.samples_grid(
-    images, labels, ["ant", "bee\x1b", "a long name of a class with many letters"]
-  )
+  plain = sheets.samples_grid(images, labels)
+  named = sheets.samples_grid(images, labels, ["ant", "bee\x1b", "a long name of a class with many letters"])
   np.testing.assert_array_equal(named[:, -plain.shape[1] :], plain)
   margin = named[:, : -plain.shape[1]]
   assert 0 < margin.shape[1] < 200 and margin.min() < 50, "names are drawn beside the rows"
-  same = pictures.samples_grid(images, labels, ["x" * 30 + str(k) for k in range(3)])
+  same = sheets.samples_grid(images, labels, ["x" * 30 + str(k) for k in range(3)])
   assert same.shape[0] == plain.shape[0], "no class is lost where names begin alike"
   for unknown in (labels - 1, labels * 0, labels + 1):
     np.testing.assert_array_equal(
-      pictures.samples_grid(images, unknown, ["a", "b", "c"]), pictures.samples_grid(images, unknown)
+      sheets.samples_grid(images, unknown, ["a", "b", "c"]), sheets.samples_grid(images, unknown)
     )
