@@ -23,7 +23,8 @@ from jldm.core.trees import count
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
 from jldm.evaluation.judge import measure_reconstructions
-from jldm.inference.load import build_model, find_stage, load_finished
+from jldm.inference.load import load_finished
+from jldm.inference.model import build_model, find_stage
 from jldm.media import images as pictures, sheets
 from jldm.models.autoencoders.quantize import perplexity
 from jldm.models.codecs import codec as codecs

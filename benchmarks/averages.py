@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jldm.inference.load import build_model, denoiser_shapes
+from jldm.inference.model import build_model, denoiser_shapes
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.ema import reconstruct

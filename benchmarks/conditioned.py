@@ -35,7 +35,8 @@ from jldm.editing import inpaint as blended
 from jldm.inference import edit
 from jldm.inference.conditions import embed_branches, make_branches
 from jldm.inference.generate import Request, sampling_pairs
-from jldm.inference.load import Model, load
+from jldm.inference.load import load
+from jldm.inference.model import Model
 from jldm.media import images as pictures, sheets
 from jldm.metrics.extractors import fashion
 from jldm.metrics.image import psnr, ssim

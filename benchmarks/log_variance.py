@@ -16,7 +16,8 @@ import numpy as np
 from jldm.core.specs import Loaded
 from jldm.diffusion.times import At
 from jldm.distributed import sharding
-from jldm.inference.load import find_stage, load
+from jldm.inference.load import load
+from jldm.inference.model import find_stage
 from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.conditioner import draw_conditions, join_conditions
 from jldm.objectives.diffusion import Diffusion

@@ -43,7 +43,8 @@ from jldm.data.source import Arrays, Source
 from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import build_model, load
+from jldm.inference.load import load
+from jldm.inference.model import build_model
 from jldm.media import images as pictures, sheets
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import Moments, feature_moments, frechet

@@ -26,7 +26,7 @@ from jldm.config.override import override
 from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.distributed import sharding
-from jldm.inference.load import StagePlace, codec_shapes
+from jldm.inference.model import StagePlace, codec_shapes
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.runs import run as runs

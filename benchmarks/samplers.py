@@ -30,7 +30,8 @@ from jldm.config.experiment import Sampling
 from jldm.diffusion.process import Cosine, Process
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, load
+from jldm.inference.load import load
+from jldm.inference.model import Model
 from jldm.media import images as pictures, sheets
 from jldm.metrics.extractors import fashion
 from jldm.metrics.frechet import feature_moments, frechet

@@ -6,7 +6,7 @@ from pathlib import Path
 from jldm.cli.train import load_config
 from jldm.config.experiment import Experiment, Sampling
 from jldm.data.synthetic import Synthetic
-from jldm.inference.load import Model
+from jldm.inference.model import Model
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.vq import VQAutoencoder
 from jldm.models.denoisers.dit import DiT

@@ -10,7 +10,7 @@ import pytest
 
 from jldm.config.experiment import Experiment
 from jldm.inference import edit
-from jldm.inference.load import build_model, codec_shapes, denoiser_shapes
+from jldm.inference.model import build_model, codec_shapes, denoiser_shapes
 from tests.networks import quick, randomised
 
 

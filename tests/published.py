@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jldm.interop import pretrained, safetensors
+from jldm.interop import locate, pretrained, safetensors
 from tests.networks import quick
 
 PARITY = Path(__file__).parent / "parity"
@@ -49,7 +49,7 @@ def check_written(name: str, folder: Path, left_out: set[str] = frozenset()) -> 
 
 def contents(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """The config and the tensors of a folder."""
-  return json.loads((folder / pretrained.CONFIG).read_text()), safetensors.read(folder / pretrained.WEIGHTS)
+  return json.loads((folder / locate.CONFIG).read_text()), safetensors.read(folder / locate.WEIGHTS)
 
 
 def changed(name: str, **values: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 from jldm.config import serialize
 from jldm.core.trees import count
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import build_model, codec_shapes, denoiser_shapes, load
+from jldm.inference.load import load
+from jldm.inference.model import build_model, codec_shapes, denoiser_shapes
 from jldm.runs import validate
 from jldm.runs.train import train
 from tests.configs import ROOT, config, shrunk, steps_of

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jldm.cli import COMMANDS, Parser, import_option, main
-from jldm.interop import pretrained, safetensors
+from jldm.interop import locate, safetensors
 from jldm.storage import workdir as workdirs
 from tests.configs import config
 from tests.parity.drawn import SD, old_flax
@@ -121,7 +121,7 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   given = {
     "images": np.zeros((2, 16, 16, 3), np.uint8),
     "keys": jax.random.split(jax.random.key(0), 2),
-    "old": {"params": old_flax(safetensors.read(SD / pretrained.WEIGHTS))},
+    "old": {"params": old_flax(safetensors.read(SD / locate.WEIGHTS))},
     "experiment": config("digits"),
   }
   names = dict(given)

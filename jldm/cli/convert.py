@@ -27,8 +27,9 @@ from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
 from jldm.core.files import locked_folder
-from jldm.inference.load import build_model, codec_shapes, denoiser_shapes, find_stage, load, load_codec
-from jldm.interop import flat, inception, lpips as packaged, pretrained, safetensors, vae, vit
+from jldm.inference.load import load, load_codec
+from jldm.inference.model import build_model, codec_shapes, denoiser_shapes, find_stage
+from jldm.interop import flat, inception, locate, lpips as packaged, pretrained, safetensors, vae, vit
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import weights
 from jldm.metrics.extractors.extractor import find_extractor
@@ -99,22 +100,22 @@ def detect_kind(source: Path, to: str) -> str:
   if to == "diffusers" or not source.exists():
     return "autoencoder"
   if source.is_dir():
-    if pretrained.is_folder(source):
+    if locate.is_folder(source):
       return "autoencoder"
     if (source / "experiment.json").is_file():
       return "params"
     raise UserError(
-      f"{str(source)!r} has no experiment.json and no {pretrained.CONFIG}; expected a workdir, or a folder "
+      f"{str(source)!r} has no experiment.json and no {locate.CONFIG}; expected a workdir, or a folder "
       "that diffusers saved"
     )
-  if pretrained.find_config(source) is not None:
+  if locate.find_config(source) is not None:
     return "autoencoder"
   header = safetensors.read_header(source)
   kind = "autoencoder" if vae.is_compvis(header.entries) else header.metadata.get("kind")
   if kind not in {known for known, _ in RULES}:
     raise UserError(
       f"{str(source)!r} does not state its kind; give --kind, one of {', '.join(dict(RULES.keys()))}, "
-      f"or put its {pretrained.CONFIG} of diffusers beside it"
+      f"or put its {locate.CONFIG} of diffusers beside it"
     )
   return kind
 

@@ -27,7 +27,8 @@ from jldm.editing.directions import coordinate_direction, unrelated_directions
 from jldm.editing.edict import EDICT
 from jldm.inference import canvas, edit
 from jldm.inference.generate import Request
-from jldm.inference.load import Model, Origin, conditioner_of_kind, load_with_origin
+from jldm.inference.load import Origin, load_with_origin
+from jldm.inference.model import Model, conditioner_of_kind
 from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel

@@ -19,14 +19,8 @@ from jldm.evaluation.evaluate import EvaluationSettings, Record
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import figure_names
 from jldm.inference.conditions import make_branches
-from jldm.inference.load import (
-  StagePlace,
-  build_model,
-  conditioner_of_kind,
-  load_needed,
-  restore_result,
-  sampling_stage,
-)
+from jldm.inference.load import load_needed, restore_result
+from jldm.inference.model import StagePlace, build_model, conditioner_of_kind, sampling_stage
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual

@@ -18,8 +18,9 @@ from jldm.config.experiment import Stage
 from jldm.config.registry import field_names
 from jldm.core.errors import UserError, printable
 from jldm.data import builder
-from jldm.inference.load import find_stage, restore_result
-from jldm.interop import flat, msgpack, pretrained, safetensors
+from jldm.inference.load import restore_result
+from jldm.inference.model import find_stage
+from jldm.interop import flat, locate, msgpack, pretrained, safetensors
 from jldm.media.images import read_provenance
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -75,12 +76,12 @@ def describe_picture(path: Path) -> Iterator[str]:
 
 def describe_published(path: Path, statistics: bool) -> Iterator[str]:
   """The lines of a folder of diffusers, one of its files, or another file."""
-  path = pretrained.find_source(str(path))
+  path = locate.find_source(str(path))
   if path.is_dir():
-    found, file = path / pretrained.CONFIG, pretrained.weights_file(path)
+    found, file = path / locate.CONFIG, locate.weights_file(path)
   else:
-    found, file = pretrained.find_config(path), path
-  if path.is_dir() or (found and pretrained.config_class(found) in pretrained.CLASSES):
+    found, file = locate.find_config(path), path
+  if path.is_dir() or (found and locate.config_class(found) in pretrained.CLASSES):
     config = pretrained.read_config(found)
     network = pretrained.CLASSES[config["_class_name"]].network(config)
     mean, std = pretrained.read_statistics(config, network.latent_channels)

@@ -6,7 +6,7 @@ import re
 from jldm.cli import options
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
-from jldm.inference.load import find_stage
+from jldm.inference.model import find_stage
 from jldm.runs.replay import replay
 
 

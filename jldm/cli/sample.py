@@ -19,7 +19,8 @@ from jldm.core.words import count_text
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
 from jldm.inference.generate import Request, Samples, generate
-from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, load_with_origin
+from jldm.inference.load import load_with_origin
+from jldm.inference.model import Model, build_model, classes_of, conditioner_of_kind
 from jldm.media import images as pictures, sheets
 from jldm.media.parts import write_parts
 from jldm.models.codecs.tiled import Tiled

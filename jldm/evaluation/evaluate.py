@@ -32,7 +32,7 @@ from jldm.distributed import sharding
 from jldm.evaluation import features, judge as judging
 from jldm.evaluation.judge import Judge, Record, Sets
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, conditioner_of_kind
+from jldm.inference.model import Model, conditioner_of_kind
 from jldm.interop import safetensors
 from jldm.media import sheets
 from jldm.metrics import intervals, memorisation, perceptual

@@ -21,7 +21,8 @@ from jldm.evaluation.judge import Record
 from jldm.evaluation.page import Curve
 from jldm.evaluation.records import read_evaluations, read_metrics, read_sheet
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import conditioner_of_kind, load
+from jldm.inference.load import load
+from jldm.inference.model import conditioner_of_kind
 from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.inference.load import Model, resize_model
+from jldm.inference.model import Model, resize_model
 
 
 class Canvas(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
 from jldm.diffusion.target import refuse_held
-from jldm.inference.load import Model
+from jldm.inference.model import Model
 from jldm.models.codecs.codec import encode_mean
 from jldm.models.conditioners.conditioner import (
   Conditioner,

@@ -38,7 +38,7 @@ from jldm.editing.translate import translate_latents as translated
 from jldm.inference.canvas import Canvas, check_known, close_canvas, open_canvas
 from jldm.inference.conditions import Branch
 from jldm.inference.generate import Request, Setup, check_kinds, set_up
-from jldm.inference.load import Model, conditioner_of_kind, resize_model
+from jldm.inference.model import Model, conditioner_of_kind, resize_model
 from jldm.media.images import to_uint8
 from jldm.metrics.image import psnr
 from jldm.models.codecs import codec as codecs

@@ -30,7 +30,7 @@ from jldm.inference.conditions import (
   embed_branches,
   make_branches,
 )
-from jldm.inference.load import Model, resize_model
+from jldm.inference.model import Model, resize_model
 from jldm.models.codecs.codec import decode_latents
 from jldm.objectives.denoiser import bind, ravel, unravel
 from jldm.samplers.per_conditioner import PerConditioner

@@ -20,7 +20,7 @@ from jldm.diffusion import likelihood
 from jldm.diffusion.process import half_log_snr
 from jldm.diffusion.target import refuse_singular
 from jldm.inference.conditions import Branch, embed_branches, make_branches
-from jldm.inference.load import Model
+from jldm.inference.model import Model
 from jldm.models.codecs.codec import sample_latents
 from jldm.objectives.denoiser import bind
 from jldm.samplers.grid import log_snr_uniform

@@ -7,7 +7,8 @@ from jax.sharding import Mesh
 
 from jldm.core.specs import Loaded
 from jldm.distributed import sharding
-from jldm.inference import load
+from jldm.inference.load import load_needed
+from jldm.inference.model import StagePlace, frozen_shapes
 from jldm.interop import safetensors
 from jldm.metrics import perceptual
 from jldm.objectives.objective import Objective
@@ -23,15 +24,14 @@ def load_frozen(run: Run, mesh: Mesh) -> dict[str, Any]:
     UserError: a stage that is needed is not finished, or a file cannot be read.
   """
   needed = {
-    role: Loaded(each.model, sharding.shard(mesh, each.params))
-    for role, each in load.load_needed(run.at).items()
+    role: Loaded(each.model, sharding.shard(mesh, each.params)) for role, each in load_needed(run.at).items()
   }
   return needed | sharding.replicate(mesh, file_weights(run.stage.objective))
 
 
-def frozen_with_weights(at: load.StagePlace) -> dict[str, Any]:
+def frozen_with_weights(at: StagePlace) -> dict[str, Any]:
   """`load_frozen` as shapes; weights of files are read."""
-  return load.frozen_shapes(at) | file_weights(at.stage.objective)
+  return frozen_shapes(at) | file_weights(at.stage.objective)
 
 
 def file_weights(objective: Objective) -> dict:

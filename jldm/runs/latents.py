@@ -23,7 +23,7 @@ from jldm.data.batches import in_order
 from jldm.data.buckets import Buckets
 from jldm.data.source import Source, SourceSlice, Zipped
 from jldm.distributed import multihost, sharding
-from jldm.inference.load import Model
+from jldm.inference.model import Model
 from jldm.models.autoencoders import posterior as posteriors
 from jldm.models.codecs import codec as codecs
 from jldm.runs.run import Run

@@ -14,7 +14,7 @@ from jldm.data.batches import in_order
 from jldm.distributed import multihost, sharding
 from jldm.evaluation.judge import measure_reconstructions
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, build_model, classes_of, conditioner_of_kind, sampling_stage
+from jldm.inference.model import Model, build_model, classes_of, conditioner_of_kind, sampling_stage
 from jldm.media import images as pictures, sheets
 from jldm.media.parts import split_pictures
 from jldm.models.codecs import codec as codecs

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from jldm.core.errors import ReplayMismatchError, UserError
-from jldm.inference.load import find_stage
+from jldm.inference.model import find_stage
 from jldm.runs import latents, run as runs
 from jldm.runs.frozen import load_frozen
 from jldm.runs.stage import start_or_resume

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.distributed import sharding
-from jldm.inference.load import Model, StagePlace, stage_model
+from jldm.inference.model import Model, StagePlace, stage_model
 from jldm.storage import workdir as workdirs
 from jldm.train.goodput import Goodput
 from jldm.train.preemption import Notice

@@ -17,7 +17,7 @@ from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate, judge as judging
 from jldm.evaluation.evaluate import EvaluationSettings
-from jldm.inference.load import Model
+from jldm.inference.model import Model
 from jldm.metrics.extractors.extractor import LoadedExtractor
 from jldm.runs.run import Run
 from jldm.storage import workdir as workdirs

@@ -8,7 +8,7 @@ from jldm.config.experiment import Experiment
 from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
 from jldm.distributed import multihost, sharding
-from jldm.inference.load import StagePlace
+from jldm.inference.model import StagePlace
 from jldm.runs import validate
 from jldm.runs.run import Run
 from jldm.runs.stage import train_stage

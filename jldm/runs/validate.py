@@ -11,11 +11,11 @@ from jldm.core.errors import UserError
 from jldm.core.trees import named_leaves
 from jldm.distributed import sharding
 from jldm.inference.generate import sampling_pairs
-from jldm.inference.load import (
+from jldm.inference.load import check_finished
+from jldm.inference.model import (
   Model,
   StagePlace,
   build_model,
-  check_finished,
   denoiser_shapes,
   denoising_batch_shapes,
   frozen_codec,

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import autoencoders
-from jldm.inference.load import build_model
+from jldm.inference.model import build_model
 from jldm.runs import validate
 
 ROW = {

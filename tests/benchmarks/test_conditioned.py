@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks import conditioned
-from jldm.inference.load import build_model
+from jldm.inference.model import build_model
 from jldm.models.conditioners.degradation import Downsampled
 from jldm.runs import validate
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import recipes
-from jldm.inference.load import build_model as model_of
+from jldm.inference.model import build_model as model_of
 from jldm.metrics.frechet import feature_moments
 from jldm.runs import validate
 

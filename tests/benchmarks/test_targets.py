@@ -18,7 +18,7 @@ from tests.configs import config, shrunk
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
   from jldm.inference.generate import sampling_pairs
-  from jldm.inference.load import build_model
+  from jldm.inference.model import build_model
 
   experiment = targets.experiment(network, target, 10)
   assert from_data(to_data(experiment)) == experiment and experiment.stage("autoencoder") == config(

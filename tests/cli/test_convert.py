@@ -16,7 +16,7 @@ import pytest
 
 from jldm.cli import main
 from jldm.inference.load import load, load_codec
-from jldm.interop import pretrained, safetensors
+from jldm.interop import locate, pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
 from jldm.metrics.extractors.extractor import EXTRACTORS, find_extractor, load_extractor
@@ -181,7 +181,7 @@ def test_an_autoencoder_of_diffusers_into_a_workdir_and_back(tmp_path, capsys):
   assert main(["convert", str(SD), str(workdir), "--to", "jldm"]) == 0
   assert main(["convert", str(workdir), str(out), "--to", "diffusers"]) == 0
   assert "KLAutoencoder, 0.07 M parameters" in capsys.readouterr().out
-  before, after = (safetensors.read(folder / pretrained.WEIGHTS) for folder in (SD, out))
+  before, after = (safetensors.read(folder / locate.WEIGHTS) for folder in (SD, out))
   assert before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
   theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in (SD, out))
   assert {name: theirs[name] for name in ours} == ours
@@ -230,9 +230,7 @@ def test_a_name_of_the_hub(part, hub, tmp_path):
 
   hub(download)
   assert main(["convert", NAME, "w", "--to", "jldm"]) == 0
-  assert sorted(fetched) == sorted(
-    f"{part}/{file}".lstrip("/") for file in ("config.json", pretrained.WEIGHTS)
-  )
+  assert sorted(fetched) == sorted(f"{part}/{file}".lstrip("/") for file in ("config.json", locate.WEIGHTS))
   actual, expected = load_codec(tmp_path / "w"), pretrained.read_pretrained(SD)
   assert actual[0] == expected[0]
   jax.tree.map(np.testing.assert_array_equal, actual[1], expected[1])
@@ -245,7 +243,7 @@ def test_a_half_precision_variant_of_the_hub(variants, part, hub, tmp_path):
   remote, fetched = tmp_path / "remote", []
   (remote / part).mkdir(parents=True)
   shutil.copy(SD / "config.json", remote / part)
-  full = safetensors.read(SD / pretrained.WEIGHTS)
+  full = safetensors.read(SD / locate.WEIGHTS)
   for variant in variants:
     name = f"diffusion_pytorch_model.{variant}.safetensors".replace("..", ".")
     dtype = np.float16 if variant else np.float32
@@ -262,19 +260,19 @@ def test_a_half_precision_variant_of_the_hub(variants, part, hub, tmp_path):
 
   hub(download)
   assert main(["convert", NAME, "w", "--to", "jldm"]) == 0
-  taken = pretrained.WEIGHTS if "" in variants else "diffusion_pytorch_model.fp16.safetensors"
+  taken = locate.WEIGHTS if "" in variants else "diffusion_pytorch_model.fp16.safetensors"
   assert sorted(fetched) == ["config.json", taken]
   actual, expected = load_codec(tmp_path / "w"), pretrained.read_pretrained(remote / part / taken)
   assert actual[0] == expected[0]
   jax.tree.map(np.testing.assert_array_equal, actual[1], expected[1])
 
 
-@pytest.mark.parametrize("name", [pretrained.WEIGHTS, pretrained.INDEX])
+@pytest.mark.parametrize("name", [locate.WEIGHTS, locate.INDEX])
 def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
   folder = tmp_path / "vae"
   shutil.copytree(SD, folder)
-  if name == pretrained.INDEX:
-    (folder / pretrained.WEIGHTS).rename(folder / "x.safetensors")
+  if name == locate.INDEX:
+    (folder / locate.WEIGHTS).rename(folder / "x.safetensors")
     places = dict.fromkeys(safetensors.read(folder / "x.safetensors"), "x.safetensors")
     (folder / name).write_text(json.dumps({"weight_map": places}))
   assert main(["convert", str(folder / name), str(tmp_path / "w"), "--to", "jldm"]) == 0
@@ -285,7 +283,7 @@ def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
 
 
 def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
-  path = shutil.copy(SD / pretrained.WEIGHTS, tmp_path)
+  path = shutil.copy(SD / locate.WEIGHTS, tmp_path)
   line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
   kinds = "params, lpips, autoencoder, inception, dinov2, clip"
   assert f"does not state its kind; give --kind, one of {kinds}, or put its config.json" in line
@@ -367,12 +365,12 @@ def test_a_name_of_the_hub_without_its_package(hub, tmp_path, capsys):
 def damaged(folder: Path, content: bytes) -> Path:
   folder.mkdir(exist_ok=True)
   shutil.copy(SD / "config.json", folder)
-  (folder / pretrained.WEIGHTS).write_bytes(content)
+  (folder / locate.WEIGHTS).write_bytes(content)
   return folder
 
 
 def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
-  whole = (SD / pretrained.WEIGHTS).read_bytes()
+  whole = (SD / locate.WEIGHTS).read_bytes()
   for size in np.linspace(0, len(whole) - 1, 64).astype(int):
     assert "no sound safetensors file" in refused(
       capsys, damaged(tmp_path / "x", whole[:size]), tmp_path / "w", "--to", "jldm"
@@ -403,10 +401,10 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
   ],
 )
 def test_tensors_that_do_not_fit_are_told_by_name(change, message, tmp_path, capsys):
-  tensors = dict(safetensors.read(SD / pretrained.WEIGHTS))
+  tensors = dict(safetensors.read(SD / locate.WEIGHTS))
   change(tensors)
   folder = damaged(tmp_path / "x", b"")
-  safetensors.write(folder / pretrained.WEIGHTS, tensors)
+  safetensors.write(folder / locate.WEIGHTS, tensors)
   line = refused(capsys, folder, tmp_path / "w", "--to", "jldm")
   assert message in line and "quant" in line
   if "not finite" in message:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.interop import pretrained, safetensors
+from jldm.interop import locate, safetensors
 from tests.configs import ROOT
 from tests.parity.drawn import SD
 
@@ -61,7 +61,7 @@ def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
 def test_a_file_of_diffusers_beside_its_config(tmp_path, capsys):
   """As its folder; with the config of a class that is not read here, as a file."""
   shutil.copytree(SD, tmp_path / "vae")
-  file, config = tmp_path / "vae" / pretrained.WEIGHTS, tmp_path / "vae" / "config.json"
+  file, config = tmp_path / "vae" / locate.WEIGHTS, tmp_path / "vae" / "config.json"
   assert told(capsys, file).splitlines()[1:] == told(capsys, SD).splitlines()[1:]
   file = file.rename(tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors")
   assert told(capsys, tmp_path / "vae").splitlines()[1:] == told(capsys, SD).splitlines()[1:]

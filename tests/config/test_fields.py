@@ -8,7 +8,7 @@ import pytest
 from jldm.config.experiment import Experiment
 from jldm.config.serialize import dumps, from_data, loads, to_data
 from jldm.core.errors import UserError
-from jldm.inference.load import build_model
+from jldm.inference.model import build_model
 from tests.config.examples import Network, Pair, refused
 from tests.configs import config, shrunk
 

@@ -10,7 +10,7 @@ import pytest
 from jldm.config.experiment import Sampling
 from jldm.distributed import sharding
 from jldm.inference.generate import Request, sample_batch, set_up
-from jldm.inference.load import StagePlace, build_model, codec_shapes, denoiser_shapes
+from jldm.inference.model import StagePlace, build_model, codec_shapes, denoiser_shapes
 from jldm.runs import validate
 from jldm.samplers.guidance import ClassifierFree
 from jldm.train.step import make_step

@@ -17,7 +17,8 @@ from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.distributed.sharding import Layout
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import StagePlace, load
+from jldm.inference.load import load
+from jldm.inference.model import StagePlace
 from jldm.runs import train as training, validate
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES, config, shrunk, steps_of

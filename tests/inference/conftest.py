@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="module")
 def tiny():
   """The digits' model, shrunk, with random parameters."""
-  from jldm.inference.load import build_model, codec_shapes, denoiser_shapes
+  from jldm.inference.model import build_model, codec_shapes, denoiser_shapes
   from tests.configs import config, shrunk
   from tests.inference.drawing import randomised
 

@@ -5,7 +5,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.inference import canvas
-from jldm.inference.load import build_model
+from jldm.inference.model import build_model
 from tests.configs import config, shrunk
 
 MODEL = build_model(shrunk(config("fashion_mnist")))  # factor 4, patches of 2

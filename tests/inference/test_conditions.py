@@ -13,7 +13,7 @@ from jldm.inference import generate as generating
 from jldm.inference.conditions import embed_branches, make_branches
 from jldm.inference.generate import Request, set_up
 from jldm.inference.likelihood import bits_per_dim
-from jldm.inference.load import denoiser_shapes
+from jldm.inference.model import denoiser_shapes
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners import masks
 from jldm.models.conditioners.pictures import Masked, Paired

@@ -12,7 +12,7 @@ from jldm.core.specs import Loaded
 from jldm.editing.edict import EDICT
 from jldm.inference import edit
 from jldm.inference.generate import Request
-from jldm.inference.load import resize_model
+from jldm.inference.model import resize_model
 from jldm.media.images import to_uint8
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.degradation import Blurred

@@ -12,7 +12,7 @@ from jldm.diffusion.process import Flow
 from jldm.diffusion.target import Precondition, Predict
 from jldm.inference import edit
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import Model, denoiser_shapes
+from jldm.inference.model import Model, denoiser_shapes
 from jldm.models.conditioners.vector import Vector
 from jldm.objectives.diffusion import Diffusion
 from jldm.samplers.ddim import DDIM

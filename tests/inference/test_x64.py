@@ -6,7 +6,8 @@ import pytest
 
 from jldm.core.trees import named_leaves
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import StagePlace, frozen_shapes, load, result_shapes, trained_shapes
+from jldm.inference.load import load
+from jldm.inference.model import StagePlace, frozen_shapes, result_shapes, trained_shapes
 from tests.configs import config, shrunk, steps_of
 
 

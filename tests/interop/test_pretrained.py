@@ -13,7 +13,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
-from jldm.interop import pretrained, rename, safetensors, tiny, vae
+from jldm.interop import locate, pretrained, rename, safetensors, tiny, vae
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.autoencoders.quantize import FSQ, Codebook
@@ -86,18 +86,18 @@ def test_old_names_of_attention_and_a_pipelines_folder(tmp_path):
   shutil.copytree(SD, tmp_path / "vae")
   tensors = rename.publish(vae.table(network, "old diffusers"), codec["params"])
   assert "encoder.mid_block.attentions.0.proj_attn.weight" in tensors
-  safetensors.write(tmp_path / "vae" / pretrained.WEIGHTS, tensors)
+  safetensors.write(tmp_path / "vae" / locate.WEIGHTS, tensors)
   assert_equal(pretrained.read_pretrained(tmp_path)[1], codec)
 
 
 def test_parts_with_an_index(tmp_path):
   expected = pretrained.read_pretrained(SD)[1]
-  tensors = safetensors.read(SD / pretrained.WEIGHTS)
+  tensors = safetensors.read(SD / locate.WEIGHTS)
   places = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
   for part in sorted(set(places.values())):
     safetensors.write(tmp_path / part, {name: tensors[name] for name in tensors if places[name] == part})
   shutil.copy(SD / "config.json", tmp_path)
-  index = tmp_path / pretrained.INDEX
+  index = tmp_path / locate.INDEX
   index.write_text(json.dumps({"metadata": {"total_size": 1.0}, "weight_map": places}))
   assert_equal(pretrained.read_pretrained(tmp_path)[1], expected)
   (tmp_path / "part-1.safetensors").rename(tmp_path / "elsewhere")
@@ -141,7 +141,7 @@ VARIANT_PARTS = (
 @pytest.mark.parametrize("place", ["", "vae"])
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_a_half_precision_variant_alone(variant, place, tmp_path):
-  half = cast(safetensors.read(SD / pretrained.WEIGHTS), {"fp16": np.float16, "bf16": jnp.bfloat16}[variant])
+  half = cast(safetensors.read(SD / locate.WEIGHTS), {"fp16": np.float16, "bf16": jnp.bfloat16}[variant])
   published(half, tmp_path / place, f"diffusion_pytorch_model.{variant}.safetensors")
   assert_is(tmp_path, half)
 
@@ -149,7 +149,7 @@ def test_a_half_precision_variant_alone(variant, place, tmp_path):
 @pytest.mark.parametrize("part", VARIANT_PARTS)
 @pytest.mark.parametrize("index", VARIANT_INDEXES)
 def test_a_half_precision_variant_in_parts(index, part, tmp_path):
-  half = cast(safetensors.read(SD / pretrained.WEIGHTS), np.float16)
+  half = cast(safetensors.read(SD / locate.WEIGHTS), np.float16)
   shutil.copy(SD / "config.json", tmp_path)
   spelled = {"model": "diffusion_pytorch_model", "variant": "fp16"}
   places = {name: part.format(**spelled, i=1 + i % 2) for i, name in enumerate(half)}
@@ -163,8 +163,8 @@ def test_a_half_precision_variant_in_parts(index, part, tmp_path):
 
 @pytest.mark.parametrize("half_first", [False, True])
 def test_of_two_variants_the_full_one_is_taken(half_first, tmp_path):
-  full = safetensors.read(SD / pretrained.WEIGHTS)
-  files = {pretrained.WEIGHTS: full, "diffusion_pytorch_model.fp16.safetensors": cast(full, np.float16)}
+  full = safetensors.read(SD / locate.WEIGHTS)
+  files = {locate.WEIGHTS: full, "diffusion_pytorch_model.fp16.safetensors": cast(full, np.float16)}
   for name in sorted(files, reverse=half_first):
     published(files[name], tmp_path, name)
   assert_is(tmp_path, full)
@@ -172,10 +172,10 @@ def test_of_two_variants_the_full_one_is_taken(half_first, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "name", [pretrained.WEIGHTS, "diffusion_pytorch_model.fp16.safetensors", "x.safetensors"]
+  "name", [locate.WEIGHTS, "diffusion_pytorch_model.fp16.safetensors", "x.safetensors"]
 )
 def test_a_file_with_its_config_beside_it_is_read_as_its_folder(name, tmp_path, monkeypatch):
-  full = safetensors.read(SD / pretrained.WEIGHTS)
+  full = safetensors.read(SD / locate.WEIGHTS)
   published(full, tmp_path / "vae", name)
   assert_is(tmp_path / "vae" / name, full)
   monkeypatch.chdir(tmp_path / "vae")
@@ -186,13 +186,13 @@ def test_a_file_with_its_config_beside_it_is_read_as_its_folder(name, tmp_path, 
 
 
 def test_the_config_of_another_model_beside_a_file(tmp_path):
-  published(safetensors.read(SD / pretrained.WEIGHTS), tmp_path, pretrained.WEIGHTS)
+  published(safetensors.read(SD / locate.WEIGHTS), tmp_path, locate.WEIGHTS)
   for config, told in (
     ({"_class_name": "UNet2DConditionModel"}, "is of 'UNet2DConditionModel'; expected one of AutoencoderKL"),
     ({"model_type": "clip"}, "has no config.json of diffusers beside it"),
   ):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert told in refused(tmp_path / pretrained.WEIGHTS)
+    assert told in refused(tmp_path / locate.WEIGHTS)
 
 
 def test_a_file_of_compvis_describes_itself_beside_any_config(tmp_path):
@@ -200,8 +200,8 @@ def test_a_file_of_compvis_describes_itself_beside_any_config(tmp_path):
   tensors = rename.publish(vae.table(network, "CompVis"), codec["params"])
   published(tensors, tmp_path, "x.safetensors")
   assert "does not say how its latents are scaled" in refused(tmp_path / "x.safetensors")
-  published(tensors, tmp_path, pretrained.WEIGHTS)  # as its folder
-  assert_equal(pretrained.read_pretrained(tmp_path / pretrained.WEIGHTS)[1], codec)
+  published(tensors, tmp_path, locate.WEIGHTS)  # as its folder
+  assert_equal(pretrained.read_pretrained(tmp_path / locate.WEIGHTS)[1], codec)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,9 @@ def test_an_oversized_config_and_one_that_is_no_json(tmp_path):
 
 
 def test_a_folder_with_another_file_names_it(tmp_path):
-  published(safetensors.read(SD / pretrained.WEIGHTS), tmp_path, "model.safetensors")
+  published(safetensors.read(SD / locate.WEIGHTS), tmp_path, "model.safetensors")
   assert "has 'model.safetensors', none of diffusion_pytorch_model.safetensors" in refused(tmp_path)
-  assert_is(tmp_path / "model.safetensors", safetensors.read(SD / pretrained.WEIGHTS))  # as it advises
+  assert_is(tmp_path / "model.safetensors", safetensors.read(SD / locate.WEIGHTS))  # as it advises
 
 
 @pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "C64", "F8_E4M3FNUZ", "F6_E2M3"])
@@ -271,7 +271,7 @@ def test_later_dtypes_of_what_is_not_the_autoencoders(dtype, tmp_path):
   path = tmp_path / "diffusion_pytorch_model.safetensors"
   shutil.copytree(SD, tmp_path, dirs_exist_ok=True)
   add_later(path, "model.diffusion_model.out.weight", dtype)
-  assert_is(tmp_path, safetensors.read(SD / pretrained.WEIGHTS))
+  assert_is(tmp_path, safetensors.read(SD / locate.WEIGHTS))
   add_later(path, "quant.weight", dtype)
   assert "has 1 tensors beyond the 180 of this network: quant.weight" in refused(tmp_path)
 
@@ -407,16 +407,16 @@ def test_networks_that_diffusers_has_not(tmp_path):
 @pytest.mark.slow
 def test_old_flax_trees_and_their_msgpack(tmp_path):
   network, codec = pretrained.read_pretrained(SD)
-  tree = old_flax(safetensors.read(SD / pretrained.WEIGHTS))
+  tree = old_flax(safetensors.read(SD / locate.WEIGHTS))
   assert tree["encoder"]["down_blocks_0"]["downsamplers_0"]["conv"]["kernel"].shape == (3, 3, 8, 8)
   assert tree["decoder"]["mid_block"]["attentions_0"]["proj_attn"]["kernel"].shape == (16, 16)
   assert_equal(pretrained.from_flax(network, tree), codec["params"])
   assert_equal(pretrained.from_flax(network, {"params": tree}), codec["params"])
   shutil.copy(SD / "config.json", tmp_path)
-  (tmp_path / pretrained.FLAX).write_bytes(serialization.to_bytes(tree))
+  (tmp_path / locate.FLAX).write_bytes(serialization.to_bytes(tree))
   assert_equal(pretrained.read_pretrained(tmp_path)[1], codec)
   tree["encoder"]["conv_in"]["kernel"] = tree["encoder"]["conv_in"]["kernel"][:1]
-  (tmp_path / pretrained.FLAX).write_bytes(serialization.to_bytes(tree))
+  (tmp_path / locate.FLAX).write_bytes(serialization.to_bytes(tree))
   assert r"encoder.conv_in.kernel of" in refused(tmp_path)
 
 

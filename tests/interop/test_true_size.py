@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm.interop import pretrained, rename, safetensors, vae
+from jldm.interop import locate, rename, safetensors, vae
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
@@ -62,8 +62,8 @@ def folder(tmp_path_factory):
     name: rng.standard_normal(shape, np.float32) * np.float32(scale(shape)) + (len(shape) == 1)
     for name, shape in shapes.items()
   }
-  (path / pretrained.CONFIG).write_text(json.dumps(vae.config(NETWORK) | {"scaling_factor": 0.18215}))
-  safetensors.write(path / pretrained.WEIGHTS, tensors)
+  (path / locate.CONFIG).write_text(json.dumps(vae.config(NETWORK) | {"scaling_factor": 0.18215}))
+  safetensors.write(path / locate.WEIGHTS, tensors)
   return path
 
 
@@ -83,7 +83,7 @@ def said(script: str, folder: Path) -> str:
 @pytest.mark.slow
 def test_loads_one_tensor_after_the_other(folder):
   """What loading holds at most is the parameters and 256 MiB: never the file beside all of them."""
-  size = (folder / pretrained.WEIGHTS).stat().st_size
+  size = (folder / locate.WEIGHTS).stat().st_size
   grown = int(said(LOAD, folder))
   assert size <= grown < size + 256 * MIB
   print(f"{size / MIB:.0f} MiB of file, {grown / MIB:.0f} MiB held at most")

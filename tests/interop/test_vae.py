@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jldm.interop import pretrained, safetensors
+from jldm.interop import locate, pretrained, safetensors
 from jldm.models.codecs import images as codecs
 from tests.compiling import UNOPTIMIZED
 from tests.parity.drawn import inputs, parameters
@@ -31,8 +31,8 @@ def folder(name: str, path: Path) -> Path:
   if name == "large_mean":
     for side in ("encoder", "decoder"):
       arrays[f"{side}.conv_in.bias"] += 100
-  safetensors.write(path / pretrained.WEIGHTS, arrays)
-  (path / pretrained.CONFIG).write_text(json.dumps(TOLD[name]["config"]))
+  safetensors.write(path / locate.WEIGHTS, arrays)
+  (path / locate.CONFIG).write_text(json.dumps(TOLD[name]["config"]))
   return path
 
 

@@ -12,7 +12,8 @@ import pytest
 from jldm.core.keys import row_keys
 from jldm.data.synthetic import Synthetic
 from jldm.inference.generate import Request, generate
-from jldm.inference.load import build_model, find_stage, load
+from jldm.inference.load import load
+from jldm.inference.model import build_model, find_stage
 from jldm.models.codecs import codec as codecs
 from jldm.runs import latents, run as runs
 from jldm.runs.frozen import load_frozen

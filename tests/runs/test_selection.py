@@ -15,7 +15,8 @@ from jldm.cli import main
 from jldm.config.experiment import Evaluation
 from jldm.config.override import override
 from jldm.core.errors import Preempted, UserError
-from jldm.inference.load import find_stage, load, restore_result
+from jldm.inference.load import load, restore_result
+from jldm.inference.model import find_stage
 from jldm.media import images as pictures
 from jldm.runs import selection
 from jldm.runs.train import train

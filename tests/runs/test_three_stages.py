@@ -16,7 +16,8 @@ from jldm.config.experiment import Experiment, Need
 from jldm.core.errors import UserError
 from jldm.distributed import sharding
 from jldm.distributed.sharding import Layout
-from jldm.inference.load import StagePlace, find_stage, load
+from jldm.inference.load import load
+from jldm.inference.model import StagePlace, find_stage
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs import latents, run as runs, validate
 from jldm.runs.frozen import load_frozen

@@ -10,7 +10,7 @@ import pytest
 from jldm.config.override import override
 from jldm.config.serialize import dumps
 from jldm.core.errors import UserError
-from jldm.inference.load import build_model
+from jldm.inference.model import build_model
 from jldm.runs import latents
 from jldm.storage import workdir as workdirs
 from tests.configs import STAGES, config
