@@ -22,7 +22,7 @@ from jldm.config.experiment import Sampling
 from jldm.data.tfds import ImageData
 from jldm.distributed import sharding
 from jldm.editing.edict import EDICT
-from jldm.inference import edit
+from jldm.inference import edit, latent_edit
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import load
 from jldm.media import images as pictures
@@ -111,7 +111,7 @@ def invert(model: Any, params: dict) -> list[dict]:
     ("EDICT, mix 0.93", EDICT(0.93)),
   ):
     for scale in (1.0, 3.0):
-      found = edit.invert(model, params, images, of(labels), ways(50, scale, sampler))
+      found = latent_edit.invert(model, params, images, of(labels), ways(50, scale, sampler))
       z = np.abs(found.noise)
       rows.append(
         {
@@ -145,7 +145,9 @@ def translate(model: Any, params: dict) -> list[dict]:
   rows.append(told("noise of their own", fresh.data))
   for scale in (1.0, 3.0):
     for strength in (1.0, 0.8, 0.6):
-      drawn = edit.translate(model, params, images, {"label": BAG}, strength, of(SHIRT), ways(50, scale))
+      drawn = latent_edit.translate(
+        model, params, images, {"label": BAG}, strength, of(SHIRT), ways(50, scale)
+      )
       rows.append(told(f"the shirts' noise, strength {strength:g}, guidance {scale:g}", drawn))
   return rows
 
@@ -199,7 +201,7 @@ def directions(model: Any, params: dict) -> list[dict]:
   source = DATA.open(DATA.train)
   examples = source[np.arange(2000)]
   chosen = np.isin(examples["label"], (T_SHIRT, DRESS))
-  found = edit.attribute(
+  found = latent_edit.attribute(
     model, params, examples["image"][chosen], examples["label"][chosen] == DRESS, controls=4
   )
   images, _ = held_out(32, T_SHIRT)
@@ -207,7 +209,9 @@ def directions(model: Any, params: dict) -> list[dict]:
   for amount in (0.0, 1.0, 1.5, 2.0):
     moved = np.stack(
       [
-        edit.traverse(model, params, image[None], found, [amount], strength=0.3, sampling=ways(20, 1.0))[:, 0]
+        latent_edit.traverse(
+          model, params, image[None], found, [amount], strength=0.3, sampling=ways(20, 1.0)
+        )[:, 0]
         for image in images
       ],
       1,

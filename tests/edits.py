@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jldm.config.experiment import Experiment
-from jldm.inference import edit
+from jldm.inference import edit, latent_edit
 from jldm.inference.model import build_model, codec_shapes, denoiser_shapes
 from tests.networks import quick, randomised
 
@@ -24,10 +24,13 @@ def model_of(experiment: Experiment) -> tuple[Any, dict]:
 
 @contextlib.contextmanager
 def quick_edits() -> Iterator[None]:
-  """The programs of jldm.inference.edit, compiled fast."""
+  """The programs of jldm.inference.edit and latent_edit, compiled fast."""
+  programs = {name: run for name, run in (vars(edit) | vars(latent_edit)).items() if name.startswith("run_")}
   with pytest.MonkeyPatch.context() as patch:
-    for name, run in vars(edit).items():
-      if name.startswith("run_"):
-        static = [field for field in ("model", "degradation") if field in inspect.signature(run).parameters]
-        patch.setattr(edit, name, quick(run.__wrapped__, static_argnames=static))
+    for name, run in programs.items():
+      static = [field for field in ("model", "degradation") if field in inspect.signature(run).parameters]
+      program = quick(run.__wrapped__, static_argnames=static)
+      for module in (edit, latent_edit):
+        if name in vars(module):
+          patch.setattr(module, name, program)
     yield

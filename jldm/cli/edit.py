@@ -25,7 +25,7 @@ from jldm.data.arrays import read_npz
 from jldm.distributed import sharding
 from jldm.editing.directions import coordinate_direction, unrelated_directions
 from jldm.editing.edict import EDICT
-from jldm.inference import canvas, edit
+from jldm.inference import canvas, edit, latent_edit
 from jldm.inference.generate import Request
 from jldm.inference.load import Origin, load_with_origin
 from jldm.inference.model import Model, conditioner_of_kind
@@ -164,7 +164,7 @@ def added_margins(known: np.ndarray) -> tuple:
 
 
 def run_invert(task: Task) -> Edited:
-  inverted = edit.invert(task.model, task.params, task.image, *task.last)
+  inverted = latent_edit.invert(task.model, task.params, task.image, *task.last)
   out = Path(task.args.out) / "noise.npz"
   pictures.write_arrays(out, {"noise": inverted.noise}, task.provenance)
   print(
@@ -180,7 +180,9 @@ def run_invert(task: Task) -> Edited:
 def run_interpolate(task: Task) -> Edited:
   args = task.args
   both = read_pictures([*args.image, args.to], task.model, args.max_pixels)
-  images = edit.interpolate(task.model, task.params, both, args.count, args.space, args.strength, *task.last)
+  images = latent_edit.interpolate(
+    task.model, task.params, both, args.count, args.space, args.strength, *task.last
+  )
   pictures.write_gif(Path(args.out) / "interpolation.gif", images, task.provenance)
   if args.film:
     pictures.write_mp4(Path(args.out) / "interpolation.mp4", images, task.provenance)
@@ -194,7 +196,7 @@ def run_translate(task: Task) -> Edited:
   if args.onto is None:
     images = edit.paired(task.model, task.params, task.image, *task.last)
     return Edited(images, {"source": task.image} | sheet_rows("translated", images, len(task.image)))
-  images = edit.translate(
+  images = latent_edit.translate(
     task.model, task.params, task.image, label_given(task.model, args.onto), args.strength, *task.last
   )
   return Edited(images, {f"class {args.label}": task.image, f"class {args.onto}": images})
@@ -226,12 +228,12 @@ def run_directions(task: Task) -> Edited:
   args, model = task.args, task.model
   if args.examples:
     images, flags = read_examples(args, task.image)
-    vectors = edit.attribute(model, task.params, images, flags, args.space, args.controls, *task.last)
+    vectors = latent_edit.attribute(model, task.params, images, flags, args.space, args.controls, *task.last)
     name = f"{args.without} to {args.having}"
   else:
     vectors, name = channel_directions(task), f"channel {args.channel}"
   amounts = np.linspace(-args.reach, args.reach, args.count)
-  moved = edit.traverse(
+  moved = latent_edit.traverse(
     model, task.params, task.image, vectors, amounts, args.space, args.strength, *task.last
   )
   rows = {"source": task.image, name: moved[0]} | {f"control {i + 1}": row for i, row in enumerate(moved[1:])}

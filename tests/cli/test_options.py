@@ -24,7 +24,7 @@ from jldm.cli import (
   sample as sample_command,
 )
 from jldm.evaluation.page import html_page
-from jldm.inference import edit
+from jldm.inference import edit, latent_edit
 from jldm.inference.generate import Request, Samples
 from jldm.inference.load import Origin
 from jldm.media import images as pictures
@@ -124,10 +124,10 @@ def seen(monkeypatch, tmp_path):
     "interpolate": path,
     "traverse": moved,
     "attribute": lambda images, flags, space, controls, *rest: np.zeros((1 + controls, 4, 4, 4)),
-    "invert": lambda images, *rest: edit.Inverted(np.zeros((1, 4, 4, 4)), images, images, np.ones(1)),
+    "invert": lambda images, *rest: latent_edit.Inverted(np.zeros((1, 4, 4, 4)), images, images, np.ones(1)),
   }
   for name, result in results.items():
-    monkeypatch.setattr(edit, name, recorded(name, result))
+    monkeypatch.setattr(edit if name in vars(edit) else latent_edit, name, recorded(name, result))
   monkeypatch.setattr(edit_command, "load_with_origin", loaded)
   monkeypatch.setattr(sample_command, "load_with_origin", loaded)
   monkeypatch.setattr(sample_command.workdirs, "read_experiment", lambda _: shrunk(config("fashion_mnist")))

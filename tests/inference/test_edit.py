@@ -10,7 +10,7 @@ from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.specs import Loaded
 from jldm.editing.edict import EDICT
-from jldm.inference import edit
+from jldm.inference import edit, latent_edit
 from jldm.inference.generate import Request
 from jldm.inference.model import resize_model
 from jldm.media.images import to_uint8
@@ -97,16 +97,18 @@ def test_what_is_known_is_kept_and_masks_compile_nothing(tiny):
 
 
 def test_edict_comes_back(tiny):
-  found = edit.invert(*tiny, IMAGES, THREE, ways(EDICT(), 4, 1.0))
+  found = latent_edit.invert(*tiny, IMAGES, THREE, ways(EDICT(), 4, 1.0))
   assert found.noise.shape == (2, 4, 4, 8) and (found.psnr > 60).all()
   assert same(found.codec, reconstruction(*tiny)) and same(found.reconstruction, found.codec)
-  again = edit.revert(*tiny, found.noise, THREE, ways(EDICT(), 4, 1.0))
+  again = latent_edit.revert(*tiny, found.noise, THREE, ways(EDICT(), 4, 1.0))
   assert same(again, found.codec)
 
 
 def test_a_translation_onto_the_same_class_changes_nothing(tiny):
   six = Request(given={"label": 6})
-  run = lambda onto: edit.translate(*tiny, IMAGES, {"label": onto}, request=six, sampling=ways(None, 4, 2.0))
+  run = lambda onto: latent_edit.translate(
+    *tiny, IMAGES, {"label": onto}, request=six, sampling=ways(None, 4, 2.0)
+  )
   assert same(run(6), reconstruction(*tiny))
   assert not same(run(8), reconstruction(*tiny))
 
@@ -114,18 +116,18 @@ def test_a_translation_onto_the_same_class_changes_nothing(tiny):
 @pytest.mark.slow
 def test_an_interpolation_ends_at_the_reconstructions(tiny):
   for space in ("noise", "latents"):
-    images = edit.interpolate(*tiny, IMAGES, 3, space, sampling=ways(None, 2, 1.0))
+    images = latent_edit.interpolate(*tiny, IMAGES, 3, space, sampling=ways(None, 2, 1.0))
     assert images.shape == (3, 16, 16, 1) and same(images[[0, 2]], reconstruction(*tiny)), space
 
 
 @pytest.mark.slow
 def test_a_direction_of_no_length_changes_nothing_and_controls_are_as_long(tiny):
   examples = np.concatenate([IMAGES, IMAGES[:, ::-1], IMAGES[:, :, ::-1]])
-  found = edit.attribute(*tiny, examples, [1, 0, 1, 0, 1, 0], controls=2)
+  found = latent_edit.attribute(*tiny, examples, [1, 0, 1, 0, 1, 0], controls=2)
   assert found.shape == (3, 4, 4, 4)
   norms = np.linalg.norm(found.reshape(3, -1), axis=1)
   np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
-  moved = edit.traverse(*tiny, IMAGES[:1], found, [0.0, 1.0], sampling=TWO_STEPS)
+  moved = latent_edit.traverse(*tiny, IMAGES[:1], found, [0.0, 1.0], sampling=TWO_STEPS)
   assert moved.shape == (3, 2, 16, 16, 1)
   assert all(same(row[0], reconstruction(*tiny)[0]) and not same(row[1], row[0]) for row in moved)
 
@@ -153,7 +155,7 @@ def test_every_sampler_edits(tiny, name):
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])
   assert edit.restore(*tiny, IMAGES, sampling=sampling).shape == IMAGES.shape
   try:
-    found = edit.invert(*tiny, IMAGES, sampling=sampling)
+    found = latent_edit.invert(*tiny, IMAGES, sampling=sampling)
   except UserError as error:
     assert "draws noise at each step" in str(error)
   else:
@@ -198,17 +200,20 @@ def unconditional(model):
       lambda tiny: edit.image_to_image(*tiny, IMAGES, request=Request(given={"label": [1, 2, 3]})),
       "3 values of 'label' for 2 samples",
     ),
-    (lambda tiny: edit.interpolate(*tiny, IMAGES[:1]), "1 pictures and 9 places"),
+    (lambda tiny: latent_edit.interpolate(*tiny, IMAGES[:1]), "1 pictures and 9 places"),
     (
-      lambda tiny: edit.interpolate(*tiny, IMAGES, space="pixels"),
+      lambda tiny: latent_edit.interpolate(*tiny, IMAGES, space="pixels"),
       "space='pixels'; expected 'noise' or 'latents'",
     ),
     (
-      lambda tiny: edit.traverse(*tiny, IMAGES[:1], np.zeros((1, 2, 2, 4)), [1.0]),
+      lambda tiny: latent_edit.traverse(*tiny, IMAGES[:1], np.zeros((1, 2, 2, 4)), [1.0]),
       "directions of [1, 2, 2, 4]",
     ),
-    (lambda tiny: edit.attribute(*tiny, IMAGES, [1, 1]), "2 of 2 flags set; expected some of both"),
-    (lambda tiny: edit.translate(unconditional(tiny[0]), tiny[1], IMAGES, {"label": 1}), "knows no classes"),
+    (lambda tiny: latent_edit.attribute(*tiny, IMAGES, [1, 1]), "2 of 2 flags set; expected some of both"),
+    (
+      lambda tiny: latent_edit.translate(unconditional(tiny[0]), tiny[1], IMAGES, {"label": 1}),
+      "knows no classes",
+    ),
     (
       lambda tiny: edit.image_to_image(*tiny, IMAGES, request=3),
       "3 in the place of the request; expected Request(",
@@ -225,9 +230,12 @@ def test_mistakes(tiny, call, told):
 @pytest.mark.parametrize(
   ("call", "told"),
   [
-    (lambda m, p: edit.invert(m, p, IMAGES, Request(n=2)), "n=2 of an edit that draws no noise; expected 1"),
     (
-      lambda m, p: edit.translate(m, p, IMAGES, {"label": 1}, request=Request(n=2)),
+      lambda m, p: latent_edit.invert(m, p, IMAGES, Request(n=2)),
+      "n=2 of an edit that draws no noise; expected 1",
+    ),
+    (
+      lambda m, p: latent_edit.translate(m, p, IMAGES, {"label": 1}, request=Request(n=2)),
       "n=2 of an edit that draws",
     ),
     (
@@ -243,8 +251,14 @@ def test_mistakes(tiny, call, told):
       lambda m, p: edit.restore(m, p, IMAGES, Blurred(1e9)),
       "sigma=1000000000.0; expected numbers in (0, 1e6]",
     ),
-    (lambda m, p: edit.attribute(m, p, IMAGES, [0, 1], controls=-1), "controls=-1; expected at least 0"),
-    (lambda m, p: edit.traverse(m, p, IMAGES[:1], [], [np.nan]), "amounts=[nan]; expected finite numbers"),
+    (
+      lambda m, p: latent_edit.attribute(m, p, IMAGES, [0, 1], controls=-1),
+      "controls=-1; expected at least 0",
+    ),
+    (
+      lambda m, p: latent_edit.traverse(m, p, IMAGES[:1], [], [np.nan]),
+      "amounts=[nan]; expected finite numbers",
+    ),
   ],
 )
 def test_what_reaches_nothing_or_is_out_of_range_is_refused(tiny, call, told):
