@@ -7,7 +7,7 @@ tells the others, and each prints one line and exits with code 75.
 
 JAX has such a watch of its own, which ends a process by signal 6, with a C++ stack, at the moment that the
 connection to its coordination service breaks.  So that service listens on 127.0.0.1 of process 0 only, and
-the other processes reach it through HOST:PORT too: `_relay` forwards bytes to JAX, but never the end of a
+the other processes reach it through HOST:PORT too: `relay` forwards bytes to JAX, but never the end of a
 connection.
 
 All of it runs in one daemon thread, an asyncio loop, which works while the main thread compiles or waits for
@@ -28,11 +28,11 @@ import time
 from typing import Any
 
 from jldm.core.errors import RESUME_HINT, UserError
+from jldm.distributed.relay import RETRY_S, copy_both, free_port, relay
 
 BEAT_S = 1
 SILENCE_S = 10  # a process that is silent for so long is lost
 REPORT_S = 10  # how often a process that waits for the first meeting says for whom
-RETRY_S = 0.5  # between two attempts to reach process 0
 GRACE_S = 5  # how long a process may go on to tell a mistake of its own after another has failed
 LEAVE_S = 10  # how long the exit of a process may take once all have finished
 TOLD_S = 2  # how long process 0 stays for the others to read that one is lost
@@ -168,7 +168,7 @@ class Watch:
       hello = {}
     number = hello.get("process")
     if hello.get("for") == "jax":
-      await self._relay((reader, writer), self.jax_address)
+      await relay((reader, writer), self.jax_address)
       return
     peer = Peer(number, str(hello.get("host"))[:100], writer)
     if refusal := self._refusal(hello):
@@ -327,8 +327,6 @@ class Watch:
   def _spawn(self, work: Awaitable) -> None:
     self._tasks.append(self._loop.create_task(work))  # the loop itself keeps no reference
 
-  # ---- JAX's own connections
-
   async def _carry_jax(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """The JAX of this process connects to what it takes for the coordination service."""
     try:
@@ -336,26 +334,7 @@ class Watch:
     except (OSError, TimeoutError):
       writer.close()
       return
-    await self._copy_both((reader, writer), there)
-
-  async def _relay(self, there: tuple, address: str) -> None:
-    """Process 0: the JAX of another process connects to the coordination service."""
-    host, _, port = address.rpartition(":")
-    while True:
-      try:
-        here = await asyncio.open_connection(host, int(port))
-      except OSError:  # the service has not started yet
-        await asyncio.sleep(RETRY_S)
-      else:
-        return await self._copy_both(here, there)
-
-  async def _copy_both(self, jax_side: tuple, network: tuple) -> None:
-    """Copies both ways until JAX closes its side; a network that ends is kept from JAX."""
-    inward = self._loop.create_task(copy(network[0], jax_side[1]))
-    await copy(jax_side[0], network[1])
-    network[1].close()
-    inward.cancel()
-    jax_side[1].close()
+    await copy_both((reader, writer), there)
 
 
 HEARD = {  # what a line may say -> what it does
@@ -366,25 +345,6 @@ HEARD = {  # what a line may say -> what it does
   "done": Watch._hear_done,
   "finished": Watch._hear_finished,
 }
-
-
-async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-  """Copies until the reader ends; what a writer that has failed does not take is dropped."""
-  failed = False
-  with contextlib.suppress(OSError):
-    while data := await reader.read(2**16):
-      if not failed:
-        failed = not await written(writer, data)
-
-
-async def written(writer: asyncio.StreamWriter, data: bytes) -> bool:
-  """Whether the data could be written."""
-  try:
-    writer.write(data)
-    await writer.drain()
-  except OSError:
-    return False
-  return True
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -398,10 +358,3 @@ def parse(line: bytes) -> dict[str, Any]:
 
 def describe(error: BaseException) -> str:
   return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no answer"
-
-
-def free_port() -> int:
-  """A port of 127.0.0.1 that nothing listens at."""
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    return found.getsockname()[1]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from jldm.cli import edit
+from jldm.cli import edit, edit_kinds
 from jldm.core.errors import UserError
 from jldm.media.open import MAX_PIXELS
 
@@ -58,7 +58,7 @@ MASKS = {
 def test_a_mask_is_where_it_is_white_and_opaque(tmp_path, name, capsys):
   image, options = MASKS[name]
   image.save(tmp_path / "M.png", **options)
-  known = edit.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
+  known = edit_kinds.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
   np.testing.assert_array_equal(known[0, ..., 0], ~STROKE)
   assert capsys.readouterr().out == f"mask {tmp_path}/M.png: 256 of 1024 pixels (25.0%) will be repainted\n"
 
@@ -66,7 +66,7 @@ def test_a_mask_is_where_it_is_white_and_opaque(tmp_path, name, capsys):
 def test_a_mask_of_transparent_white_is_empty(tmp_path):
   Image.fromarray(layers((255, 255), (0, 0)), "LA").save(tmp_path / "M.png")
   with pytest.raises(UserError, match=r"M\.png is empty: nothing in it is white and opaque"):
-    edit.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
+    edit_kinds.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXIF.iterdir()))
@@ -75,37 +75,37 @@ def test_a_mask_with_a_malformed_tag_is_upright(tmp_path, name):
   with Image.open(EXIF / name) as image:
     exif = image.info["exif"]
   Image.fromarray(STROKE).save(tmp_path / "M.png", exif=exif)  # of orientation 6
-  known = edit.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
+  known = edit_kinds.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
   np.testing.assert_array_equal(known[0, ..., 0] == 0, np.rot90(STROKE, -1))
 
 
 def test_a_mask_that_is_no_file_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "M.png")
   with pytest.raises(UserError, match=r"M\.png cannot be read as a picture \(a FIFO"):
-    edit.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
+    edit_kinds.read_mask(str(tmp_path / "M.png"), IMAGE, MAX_PIXELS)
 
 
 def test_a_large_mask_needs_the_option(tmp_path):
   Image.fromarray(STROKE).save(tmp_path / "M.png")
   with pytest.raises(UserError, match=r"M\.png .*1024 pixels, more than max_pixels=1023; .*--max-pixels"):
-    edit.read_mask(str(tmp_path / "M.png"), IMAGE, 1023)
+    edit_kinds.read_mask(str(tmp_path / "M.png"), IMAGE, 1023)
 
 
 def examples(path):
-  return edit.read_examples(argparse.Namespace(examples=str(path), having=1, without=0), IMAGE)
+  return edit_kinds.read_examples(argparse.Namespace(examples=str(path), having=1, without=0), IMAGE)
 
 
 def test_float_pictures_are_read_by_one_rule(tmp_path, monkeypatch):
-  monkeypatch.setattr(edit.canvas, "image_channels", lambda model: 1)
+  monkeypatch.setattr(edit_kinds.canvas, "image_channels", lambda model: 1)
   paths = [str(tmp_path / f"{name}.tif") for name in "ab"]
   for path, levels in zip(paths, ([[0, 1]], [[-1, 0.5]])):
     Image.fromarray(np.array(levels, np.float32)).save(path)
-  images = edit.read_pictures(paths, None, MAX_PIXELS)
+  images = edit_kinds.read_pictures(paths, None, MAX_PIXELS)
   assert images.ravel().tolist() == [128, 255, 0, 191]
-  assert edit.read_pictures(paths[:1], None, MAX_PIXELS).ravel().tolist() == [0, 255]
+  assert edit_kinds.read_pictures(paths[:1], None, MAX_PIXELS).ravel().tolist() == [0, 255]
   Image.fromarray(np.array([[-50, 0.5]], np.float32)).save(paths[1])
   with pytest.raises(UserError, match=r"-50 ... 1; expected .*least in '.*b\.tif'"):
-    edit.read_pictures(paths, None, MAX_PIXELS)
+    edit_kinds.read_pictures(paths, None, MAX_PIXELS)
 
 
 def test_classes_by_name():

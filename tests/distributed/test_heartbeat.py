@@ -11,7 +11,7 @@ import time
 import pytest
 
 from jldm.core.errors import RESUME_HINT, UserError
-from jldm.distributed import heartbeat
+from jldm.distributed import heartbeat, relay
 from jldm.distributed.heartbeat import Watch, free_port
 
 WAIT_S = 60  # for what comes within a second or two on a machine that has nothing else to do
@@ -23,6 +23,7 @@ def quick(monkeypatch):
   limits = dict(BEAT_S=BEAT_S, SILENCE_S=SILENCE_S, RETRY_S=0.1, GRACE_S=0.5, TOLD_S=0.5)
   for name, value in (limits | {"LEAVE_S": 3600}).items():  # this process does not exit
     monkeypatch.setattr(heartbeat, name, value)
+  monkeypatch.setattr(relay, "RETRY_S", 0.1)
 
 
 class Run:
