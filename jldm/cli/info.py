@@ -91,7 +91,7 @@ def describe_published(path: Path, statistics: bool) -> Iterator[str]:
     yield f"{path}: a file of arrays"
     if file.suffix == ".safetensors":
       for name, value in safetensors.read_header(file).metadata.items():
-        yield f"  {safetensors.shown(name)}: {safetensors.shown(value[:100])}"
+        yield f"  {printable(name, 200)}: {printable(value, 100)}"
   if file.suffix == ".msgpack":
     yield from array_lines(msgpack.tensors(file), statistics)
     return

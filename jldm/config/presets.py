@@ -12,11 +12,10 @@ from typing import Any
 from jldm.config.experiment import Sampling
 from jldm.config.override import parse_object
 from jldm.config.ranges import check_ranges
-from jldm.config.registry import registered_classes
+from jldm.config.registry import registered_classes, role_of_class
 from jldm.core.errors import UserError
 from jldm.samplers.ancestral import Ancestral
-from jldm.samplers.churn import Churn
-from jldm.samplers.clock import Line, Ratio
+from jldm.samplers.clock import Line
 from jldm.samplers.consistency import Consistency
 from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
@@ -24,28 +23,11 @@ from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import Grid
 from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
 from jldm.samplers.heun import Heun
-from jldm.samplers.predictor_corrector import PredictorCorrector
-from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import Sampler
 from jldm.samplers.unipc import UniPC
 
-CLOCKS = (Line, Ratio)
-SAMPLER_CLASSES = (
-  DDIM,
-  Ancestral,
-  Heun,
-  RK4,
-  DPMSolverPP,
-  DPMSolverPPSingle,
-  UniPC,
-  DEIS,
-  PNDM,
-  Consistency,
-  Churn,
-  PredictorCorrector,
-  Resample,
-)
+SAMPLER_CLASSES, CLOCKS = role_of_class(DDIM), role_of_class(Line)
 SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
   "ddim": DDIM,
   "ddpm": Ancestral,

@@ -1,11 +1,16 @@
 """The errors that end a command, one class per exit code."""
 
+MOST_REASON = 200  # characters of a text that a file had a part in
 RESUME_HINT = "the same command goes on from the last checkpoint"
 
 
-def printable(text: str) -> str:
-  """Text with what a terminal would obey, such as the escapes of a name from a file, written out."""
-  return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+def printable(text: str, limit: int | None = None) -> str:
+  """Text with what a terminal would obey, such as the escapes of a name from a file, written out.
+
+  Has at most `limit` characters.
+  """
+  escape = lambda character: character.encode("unicode_escape").decode()
+  return "".join(each if each.isprintable() else escape(each) for each in text[:limit])[:limit]
 
 
 class UserError(ValueError):

@@ -6,7 +6,7 @@ import re
 import textwrap
 from typing import Any
 
-from jldm.core.errors import UserError
+from jldm.core.errors import MOST_REASON, UserError, printable
 from jldm.interop import safetensors, vae
 
 CONFIG, MODEL = "config.json", "diffusion_pytorch_model"
@@ -152,5 +152,5 @@ def parse_config(path: Path, whose: str = "an autoencoder's") -> Any:
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
   except (ValueError, RecursionError) as error:
-    reason = safetensors.shown(str(error))
+    reason = printable(str(error), MOST_REASON)
     raise UserError(f"{str(path)!r} is no JSON ({reason}); expected {whose} {CONFIG}") from error

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from jldm.core.errors import UserError
+from jldm.core.errors import MOST_REASON, UserError, printable
 
 MOST_ARRAYS, MOST_NAMES, MOST_DEPTH, MOST_AXES, MOST_NAME = 100_000, 4_096, 16, 16, 200
 ARRAY = 1  # flax's extension
@@ -53,10 +53,10 @@ def tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def broken(path: str | os.PathLike, error: Exception) -> str:
-  told = str(error) or type(error).__name__
-  told = "".join(character if character.isprintable() else "?" for character in told[:200])
+  reason = printable(str(error) or type(error).__name__, MOST_REASON)
   return (
-    f"{str(path)!r} is no msgpack file of a tree that flax wrote: {told}; compare its size with the source's"
+    f"{str(path)!r} is no msgpack file of a tree that flax wrote: {reason}; "
+    "compare its size with the source's"
   )
 
 

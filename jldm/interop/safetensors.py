@@ -33,7 +33,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jldm.core.errors import UserError
+from jldm.core.errors import MOST_REASON, UserError, printable
 from jldm.core.files import replace_file
 
 T = TypeVar("T")
@@ -243,7 +243,7 @@ def header(file: BinaryIO) -> Header:
     with safe_open(file.name, framework="np") as checked:
       count, metadata = len(checked.offset_keys()), checked.metadata() or {}
   except Exception as error:  # whatever the package raises, of whatever a file may hold
-    what = shown(str(error).removeprefix("Error while deserializing header: "))
+    what = printable(str(error).removeprefix("Error while deserializing header: "), MOST_REASON)
     remedies = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, what))
     raise Fault(what, next(remedies, COMPARE)) from error
   if count > MOST_ARRAYS:
@@ -258,11 +258,6 @@ def described(file: BinaryIO) -> tuple[dict[str, Any], int]:
   file.seek(0)
   (length,) = struct.unpack("<Q", file.read(8))
   return parsed(file.read(length)), 8 + length
-
-
-def shown(text: str) -> str:
-  """At most 200 characters of a text that a file had a part in, without what a terminal would obey."""
-  return "".join(character if character.isprintable() else "?" for character in text[:200])
 
 
 def parsed(text: bytes) -> dict[str, Any]:
@@ -361,7 +356,7 @@ def write(
         sort_metadata(saved)
         os.fsync(saved.fileno())
   except (OSError, SafetensorError) as error:
-    reason = error.strerror if isinstance(error, OSError) else shown(str(error))
+    reason = error.strerror if isinstance(error, OSError) else printable(str(error), MOST_REASON)
     raise UserError(f"cannot write {str(path)!r}: {reason}; choose another") from error
 
 
