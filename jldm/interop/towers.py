@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError, printable
-from jldm.interop import clip, pretrained, rename, safetensors, t5
+from jldm.interop import clip, locate, pretrained, rename, safetensors, t5
 from jldm.models.towers.clip import CLIPText
 from jldm.models.towers.t5 import T5Encoder
 from jldm.models.towers.tokenizers import FILES as TOKENIZER_FILES, Tokenizer
@@ -152,7 +152,7 @@ def is_tower(folder: Path) -> bool:
   if not (folder / CONFIG).is_file():
     return False
   try:
-    config = pretrained.parse_config(folder / CONFIG, WHOSE)
+    config = locate.parse_config(folder / CONFIG, WHOSE)
   except UserError:
     return False
   return isinstance(config, dict) and isinstance(config.get("model_type"), str)
@@ -171,7 +171,7 @@ def weights_file(folder: Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
   """The config.json of a text tower of transformers; UserError for one of another kind."""
-  config = pretrained.parse_config(folder / CONFIG, WHOSE)
+  config = locate.parse_config(folder / CONFIG, WHOSE)
   kind = config.get("model_type") if isinstance(config, dict) else None
   if kind not in MODULES:
     raise UserError(
@@ -191,7 +191,7 @@ def from_folder(folder: Path, file: Path) -> Published:
   before, family = one_tower(tensors, "", file)
   arrays = pretrained.Renamed(tensors, clip.canonical_names(tensors, before, family))
   if is_open and family == "OpenCLIP":
-    config = pretrained.parse_config(folder / OPEN_CONFIG, WHOSE)
+    config = locate.parse_config(folder / OPEN_CONFIG, WHOSE)
     network = clip.open_clip_network(as_object(config, OPEN_CONFIG), "text_projection" in arrays)
   else:
     network = clip.network(read_config(folder), "text_projection.weight" in arrays)
