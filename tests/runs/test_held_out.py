@@ -10,7 +10,8 @@ import pytest
 
 from jldm.config.override import override
 from jldm.data.synthetic import Synthetic
-from jldm.inference.load import find_stage, load
+from jldm.inference.load import load
+from jldm.inference.model import find_stage
 from jldm.runs import held_out, run as runs
 from jldm.runs.frozen import load_frozen
 from tests.trained import STEPS
