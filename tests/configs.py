@@ -63,13 +63,20 @@ def small_autoencoder(network: KLAutoencoder | VQAutoencoder) -> KLAutoencoder |
 
 
 def small_denoiser(network: DiT | UNet) -> DiT | UNet:
-  """The same kind of network with the same options."""
+  """The same kind of network with the same options; a U-Net of two scales."""
   if isinstance(network, DiT):
     block = network.block.clone(heads=2)
     return network.clone(block=block, width=8, depth=2, unroll=1)
-  widths = tuple(4 for _ in network.widths)
+  finest, *coarser = network.attention
+  attention = (finest, any(coarser))
   return network.clone(
-    widths=widths, resnets=1, heads=2, head_width=0, groups=2, token_width=min(network.token_width, 4)
+    widths=(4, 4),
+    attention=attention,
+    resnets=1,
+    heads=2,
+    head_width=0,
+    groups=2,
+    token_width=min(network.token_width, 4),
   )
 
 

@@ -41,7 +41,26 @@ AS_SHIPPED = (  # those of seconds run in both suites, in the slow one as XLA op
 )
 
 
+LONGEST = (  # a file runs in one process: those that run longest come first, so that all are busy to the end
+  "tests/test_configs.py",
+  "tests/distributed/test_layouts.py",
+  "tests/faults/test_kills.py",
+  "tests/faults/test_several.py",
+  "tests/faults/test_signals.py",
+  "tests/runs/test_train.py",
+  "tests/distributed/test_meshes.py",
+  "tests/inference/test_edit.py",
+  "tests/distributed/test_lowering.py",
+  "tests/faults/test_judged_by_several.py",
+  "tests/faults/test_killed_devices.py",
+  "tests/faults/test_lost.py",
+)
+
+
 def pytest_collection_modifyitems(config, items):
+  place = {config.rootpath / path: number for number, path in enumerate(LONGEST)}
+  if config.option.markexpr == "slow":
+    items.sort(key=lambda item: place.get(item.path, len(place)))
   for item in items:
     path = item.path.relative_to(config.rootpath)
     if not item.get_closest_marker("slow") and any(path.match(pattern) for pattern in AS_SHIPPED):

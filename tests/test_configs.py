@@ -16,7 +16,8 @@ from tests.configs import ROOT, config, shrunk, steps_of
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
-LARGE = ("celeba_hq_256", "cifar10", "imagenet_256_unet")  # U-Nets that are traced for some ten seconds
+# U-Nets that are traced for some ten seconds, and configs that others in seconds are like
+LARGE = ("celeba_hq_256", "cifar10", "imagenet_256_unet", "photos_colour", "photos_kl", "folder")
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from jldm.inference.model import (
   Model,
   StagePlace,
   build_model,
-  cached_codec_shapes,
   frozen_shapes,
   result_shapes,
   sampling_stage,
   trained_shapes,
 )
+from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -149,7 +149,7 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
     step = saved.latest()
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
-    return network, saved.restore(step, {"codec": cached_codec_shapes(ImageCodec(network))})["codec"]
+    return network, saved.restore(step, {"codec": codecs.init_shapes(ImageCodec(network))})["codec"]
 
 
 def load_average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:

@@ -1,7 +1,6 @@
 """From an experiment to a model, a static description, and the shapes of its parameters."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,7 +181,7 @@ def stage_model(at: StagePlace) -> Model:
 
 def frozen_shapes(at: StagePlace) -> dict[str, Loaded]:
   """What a stage needs, by role, as shapes; nothing is allocated."""
-  given = {role: Loaded(codec, cached_codec_shapes(codec)) for role, codec in at.given().items()}
+  given = {role: Loaded(codec, codecs.init_shapes(codec)) for role, codec in at.given().items()}
   return given | {role: result_shapes(source) for role, source in at.needed().items()}
 
 
@@ -191,7 +190,7 @@ def result_shapes(at: StagePlace) -> Loaded:
   objective = at.stage.objective
   if at.stage.makes == "codec":
     codec = ImageCodec(objective.network)
-    return Loaded(codec, cached_codec_shapes(codec))
+    return Loaded(codec, codecs.init_shapes(codec))
   frozen = frozen_shapes(at)
   return jax.eval_shape(objective.result, *trained_shapes(at, frozen), frozen)
 
@@ -232,18 +231,12 @@ def classes_of(model: Model) -> int:
 
 def codec_shapes(model: Model) -> dict:
   """The codec's parameters as shapes, nothing allocated."""
-  return cached_codec_shapes(model.codec)
+  return codecs.init_shapes(model.codec)
 
 
 def frozen_codec(model: Model) -> dict[str, Loaded]:
   """What a stage is given that needs its codec alone, as shapes."""
   return {"codec": Loaded(model.codec, codec_shapes(model))}
-
-
-@functools.lru_cache(maxsize=16)
-def cached_codec_shapes(codec: Any) -> dict:
-  """The parameters of a codec as shapes; traced once per codec, not once per check."""
-  return codecs.init_shapes(codec)
 
 
 def denoiser_shapes(model: Model) -> dict:

@@ -3,6 +3,7 @@ import pytest
 from benchmarks import autoencoders
 from jldm.inference.model import build_model
 from jldm.runs import validate
+from tests.marks import slow_after
 
 ROW = {
   "name": "VQ f4",
@@ -19,7 +20,7 @@ ROW = {
 }
 
 
-@pytest.mark.parametrize("name", autoencoders.ROWS)
+@pytest.mark.parametrize("name", slow_after(2, autoencoders.ROWS))
 def test_every_row_is_an_experiment(name):
   found = autoencoders.experiment(name, "somewhere")
   model = build_model(found)

@@ -7,9 +7,10 @@ from benchmarks import recipes
 from jldm.inference.model import build_model as model_of
 from jldm.metrics.frechet import feature_moments
 from jldm.runs import validate
+from tests.marks import slow_after
 
 
-@pytest.mark.parametrize("name", list(recipes.DENOISERS))
+@pytest.mark.parametrize("name", slow_after(2, recipes.DENOISERS))
 def test_a_recipe_builds(name):
   of, settings = recipes.DENOISERS[name]
   found = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)

@@ -12,9 +12,10 @@ from jldm.runs import validate
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from tests.configs import config, shrunk
+from tests.marks import slow_after
 
 
-@pytest.mark.parametrize("network", targets.NETWORKS)
+@pytest.mark.parametrize("network", slow_after(1, targets.NETWORKS))
 @pytest.mark.parametrize("target", targets.TARGETS)
 def test_every_row_is_an_experiment_that_can_be_sampled(network, target):
   from jldm.inference.generate import sampling_pairs

@@ -83,11 +83,17 @@ def frozen(value):
   return repr(value)
 
 
+@pytest.fixture(scope="module")
+def drawing():
+  """A small model and random parameters, which nothing here runs."""
+  return model_of(shrunk(config("fashion_mnist")))
+
+
 @pytest.fixture
-def seen(monkeypatch, tmp_path):
+def seen(drawing, monkeypatch, tmp_path):
   """Calls of the functions behind `sample` and `edit`, which are replaced, in a folder with inputs."""
   calls = []
-  model, params = model_of(shrunk(config("fashion_mnist")))
+  model, params = drawing
   monkeypatch.chdir(tmp_path)
   random = np.random.default_rng(0)
   for name in ("A", "B"):

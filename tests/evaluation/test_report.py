@@ -18,6 +18,7 @@ from tests.chromium import CHROMIUM, opened
 from tests.configs import config, shrunk
 from tests.evaluation.test_page import Tags
 
+pytestmark = pytest.mark.slow  # tests/evaluation/test_page.py and test_records.py have the parts
 HOSTILE = "<script>alert(1)</script>"
 
 

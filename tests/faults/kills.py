@@ -142,7 +142,7 @@ def check(workdir: Path, before: dict[str, int]) -> dict[str, int]:
 
 
 def dealt(deck: list[Callable], draw: random.Random, before: dict[str, int]) -> Callable:
-  """The next kind of a shuffled deck that can come yet: each comes as often as its share says."""
+  """The next kind of a shuffled deck that can come yet; later decks have each as often as its share says."""
   while True:
     for place, moment in enumerate(deck):
       if before["autoencoder"] < STEPS or moment not in (encoding, between_stages):
@@ -175,8 +175,12 @@ def finish(config: Path, workdir: Path) -> None:
 
 
 def kills(folder: Path, count: int, seed: int) -> Iterator[tuple[str, int, float]]:
-  """`count` kills, each as (its kind, the number of its workdir, its seconds); AssertionError at a fault."""
-  config, draw, deck, number = write_config(folder, STEPS, **CHANGES), random.Random(seed), [], 0
+  """`count` kills, each as (its kind, the number of its workdir, its seconds); AssertionError at a fault.
+
+  Each kind comes once before the first comes again.
+  """
+  config, draw, number = write_config(folder, STEPS, **CHANGES), random.Random(seed), 0
+  deck = draw.sample(list(MOMENTS), len(MOMENTS))
   finish(config, folder / "unbroken")
   for place in itertools.count():
     workdir, newest = folder / f"killed-{place}", dict.fromkeys(STAGES, 0)

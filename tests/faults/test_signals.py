@@ -133,7 +133,7 @@ def test_ctrl_c_at_random_moments_is_never_lost_and_never_a_traceback(config, un
   """Within callbacks of JAX too, of which Python's own handler loses some: the process ends every time."""
   workdir, draw = config.parent / "interrupted", random.Random(0)
   log, before = workdir.with_suffix(".log"), 0
-  for stage in (None, "autoencoder", "autoencoder", None, "denoiser", "denoiser", "denoiser"):
+  for stage in (None, "autoencoder", None, "denoiser", "denoiser"):
     with running(config, workdir, prefix=HEEDS_SIGINT) as process:
       step = logged(workdir, stage) + draw.randint(1, 3) if stage else 0
       if until(lambda stage=stage, step=step: logged(workdir, stage) >= step if stage else True, process):

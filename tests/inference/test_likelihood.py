@@ -16,6 +16,7 @@ from jldm.inference.likelihood import bits_per_dim
 from jldm.models.codecs import codec as codecs
 
 
+@pytest.mark.slow  # tests/diffusion/test_likelihood.py has its parts
 def test_bits_per_dim_of_a_network_that_knows_a_standard_normal(tiny):
   """A network that says v = 0 on a variance-preserving process says that data is N(0, I), exactly."""
   model, params = tiny

@@ -9,6 +9,7 @@ from jldm.inference.generate import Request, generate
 from jldm.inference.load import load
 from jldm.inference.model import StagePlace, frozen_shapes, result_shapes, trained_shapes
 from tests.configs import config, shrunk, steps_of
+from tests.marks import slow_after
 
 
 @pytest.fixture
@@ -17,7 +18,9 @@ def x64():
     yield
 
 
-@pytest.mark.parametrize("name", ["digits", "photos_vq", "fashion_inpaint", "imagenet_256_unet"])
+@pytest.mark.parametrize(
+  "name", slow_after(2, ["digits", "photos_vq", "fashion_inpaint", "imagenet_256_unet"])
+)
 def test_every_parameter_states_its_dtype(x64, name):
   experiment = shrunk(config(name))
   for stage in experiment.stages:

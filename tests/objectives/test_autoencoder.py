@@ -271,10 +271,8 @@ def assert_near(these, those, tolerance=1e-4):
     np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(
-  "devices, accumulate",
-  [(1, 4), pytest.param(8, 1, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # tests/train/test_step.py has both of a denoiser
+@pytest.mark.parametrize("devices, accumulate", [(1, 4), (8, 1), (2, 4)])
 def test_codebook_and_loss_agree_between_devices_and_in_microbatches(devices, accumulate):
   state, metrics = reference()
   assert np.abs(state.extra["codebook"]["sums"] - first_state().extra["codebook"]["sums"]).max() > 1e-3, (

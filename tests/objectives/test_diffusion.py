@@ -107,7 +107,7 @@ def losses(network, batch=BATCH, key=KEY, params=(), **fields):
   return np.asarray(values)
 
 
-@pytest.mark.parametrize("process", [Cosine(), Flow()])
+@pytest.mark.parametrize("process", [Cosine(), pytest.param(Flow(), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["x0", "eps", "v", "flow"])
 def test_the_exact_target_has_no_loss(process, kind):
   network = Exact(process, Predict(kind))
@@ -145,7 +145,13 @@ def test_losses_of_one_opinion_differ_by_the_reweighting(kind):
   np.testing.assert_allclose(other, v * reweight(Predict("v").row(r), Predict(kind).row(r), r), rtol=2e-4)
 
 
-@pytest.mark.parametrize("others", [(), (Masked(dropout=0.3),), (Paired(dropout=0.3),)])
+@pytest.mark.parametrize(
+  "others",
+  [
+    (Masked(dropout=0.3),),
+    *(pytest.param(other, marks=pytest.mark.slow) for other in ((), (Paired(dropout=0.3),))),
+  ],
+)
 def test_how_the_batch_is_split_changes_nothing(others):
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
   conditioners = (ClassLabel(classes=3, dropout=0.5), *others)
@@ -207,7 +213,9 @@ WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), TargetWeighting("eps")]
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-@pytest.mark.parametrize("times", [Uniform(), LogitNormal(0.2, 0.7)], ids=repr)
+@pytest.mark.parametrize(
+  "times", [LogitNormal(0.2, 0.7), pytest.param(Uniform(), marks=pytest.mark.slow)], ids=repr
+)
 def test_a_weighted_loss_does_not_depend_on_the_target(weighting, times):
   """The same opinion of the data costs the same, whatever it is told in."""
   losses_of = lambda row: losses(

@@ -30,6 +30,7 @@ def rows(workdir, stage):
   return {row["step"]: row for row in lines if row["stage"] == stage and "loss" in row}
 
 
+@pytest.mark.slow
 def test_a_finished_stage_of_a_constant_rate_trains_further_to_the_bits_of_one_training(
   experiment, unbroken, tmp_path, capsys
 ):
@@ -127,7 +128,11 @@ def on_folder(experiment, tmp_path_factory):
 
 @pytest.mark.parametrize(
   ("count", "shift", "words"),
-  [(48, 1, "data.held_out.examples: 4 -> 28"), (24, 1, "data.train.digest"), (24, 0, None)],
+  [
+    pytest.param(48, 1, "data.held_out.examples: 4 -> 28", marks=pytest.mark.slow),
+    (24, 1, "data.train.digest"),
+    (24, 0, None),
+  ],
 )
 def test_data_prepared_anew_between_the_stages(on_folder, tmp_path, count, shift, words):
   """Refused if they differ; the same pictures are the same data, though the files' bytes differ."""

@@ -45,6 +45,7 @@ def test_a_lost_or_damaged_latent_cache_is_rebuilt(experiment, unbroken, tmp_pat
   assert_same_end(unbroken, workdir)
 
 
+@pytest.mark.slow
 def test_source_pictures_are_encoded_beside_their_targets(experiment, unbroken, tmp_path):
   """In the cache row i has the latents of picture i and of what is made of it, and another degradation
   is another cache.

@@ -243,6 +243,7 @@ def test_with_a_condition_interrupted_or_not_it_ends_with_the_same_bits(
     drawn(model, params, [1], steps=2)
 
 
+@pytest.mark.slow
 def test_an_imported_autoencoder_is_used_as_it_is(on_imported, imported, tmp_path, capsys):
   train(on_imported, tmp_path, devices=1)
   assert "codec: latents have" not in capsys.readouterr().out  # nothing was measured

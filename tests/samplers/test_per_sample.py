@@ -46,7 +46,6 @@ from jldm.samplers.heun import Heun
 from jldm.samplers.pairs import adjacent_pairs, pad_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.sample import draw_samples, sample, scan_steps, trajectory
-from jldm.samplers.unipc import UniPC
 from tests.compiling import UNOPTIMIZED
 from tests.samplers.gaussian import SAMPLERS
 
@@ -58,8 +57,9 @@ REQUESTS = [
   adjacent_pairs(karras(Flow(), 5)),
   adjacent_pairs(uniform(2, 0.8, 0.1)),
 ]
-MAIN = [DDIM(), Ancestral(), DPMSolverPP(), Heun(), UniPC()]
+MAIN = [DDIM(), DPMSolverPP(), Heun()]
 OTHERS = [sampler for sampler in SAMPLERS if sampler not in MAIN]
+COMPILED = [Ancestral(), Heun(), PredictorCorrector(), PNDM("prk")]
 LABELS = jnp.arange(4)
 MOVES = ("all-to-all", "all-gather", "collective-permute", "all-reduce", "reduce-scatter")
 
@@ -96,7 +96,9 @@ def drawn(process, sampler, pairs, keys):
   return draw_samples(process, elementwise(process), sampler, LIKE[: len(keys)], pairs, keys)
 
 
-@pytest.mark.parametrize("sampler", MAIN[1:4] + [PredictorCorrector(), PNDM("prk")], ids=repr)
+@pytest.mark.parametrize(
+  "sampler", [DPMSolverPP(), *(pytest.param(s, marks=pytest.mark.slow) for s in COMPILED)], ids=repr
+)
 @pytest.mark.parametrize("process", [Cosine(), pytest.param(Flow(), marks=pytest.mark.slow)], ids=repr)
 def test_and_up_to_rounding_when_it_is_compiled(process, sampler):
   run = functools.partial(drawn, process, traced(sampler))
@@ -189,9 +191,12 @@ def wrapped(process, name, conditions):
   }[name]()
 
 
+WRAPPERS = ("interval, rescale", "zero", "autoguided", "thresholded", "energy")  # besides those of seconds
+
+
 @pytest.mark.parametrize(
   "name",
-  ["guided", "interval, rescale", "zero", "autoguided", "thresholded", "energy", "boundary", "everything"],
+  [*("guided", "boundary", "everything"), *(pytest.param(name, marks=pytest.mark.slow) for name in WRAPPERS)],
 )
 def test_wrappers_take_a_time_for_each_sample(name):
   @functools.partial(jax.jit, compiler_options=UNOPTIMIZED)

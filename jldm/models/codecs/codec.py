@@ -14,6 +14,7 @@ same structure, [C] each.
 """
 
 from collections.abc import Iterable
+import functools
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -87,8 +88,9 @@ def to_bytes(images: Array) -> Array:
   return jnp.clip(jnp.rint(127.5 * (images + 1)), 0, 255).astype(jnp.uint8)
 
 
+@functools.lru_cache(maxsize=16)
 def init_shapes(codec: Codec) -> dict:
-  """The parameters of a codec as shapes, nothing allocated."""
+  """The parameters of a codec as shapes, nothing allocated; traced once per codec."""
   return jax.eval_shape(codec.init, jax.random.key(0))
 
 
