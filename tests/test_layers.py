@@ -42,6 +42,8 @@ THIRD_PARTY = {  # library -> the only parts that may import it
   "imageio": "media",
   "safetensors": "interop",
   "msgpack": "interop",
+  "tokenizers": "models",
+  "sentencepiece": "models",
   "filelock": "core storage",
   "tensorboardX": "train",
   "tqdm": "train data cli",

@@ -130,12 +130,8 @@ def read_json(file: Path) -> dict[str, Any]:
   return data
 
 
-def import_library(name: str) -> Any:
-  """A library of the extra "text"; UserError if it is not installed."""
-  try:
-    return __import__(name)
-  except ImportError as error:
-    raise UserError(f"{name} is not installed, which reads tokenizers; pip install -e '.[text]'") from error
+def missing(library: str) -> UserError:
+  return UserError(f"{library} is not installed, which reads tokenizers; pip install -e '.[text]'")
 
 
 def text_of(token: Any) -> str | None:
@@ -160,14 +156,20 @@ def padding_of(config: dict[str, Any], id_of: Callable[[str], int | None], defau
 
 def read_saved(folder: Path, config: dict[str, Any]) -> Read:
   """From tokenizer.json."""
-  tokenizers = import_library("tokenizers")
+  try:
+    import tokenizers
+  except ImportError as error:
+    raise missing("tokenizers") from error
   saved = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   return of_library(saved, config, END if saved.token_to_id(END) is not None else "<pad>")
 
 
 def read_byte_pairs(folder: Path, config: dict[str, Any]) -> Read:
   """From vocab.json and merges.txt: the text in lower case, spaces made one, words as bytes."""
-  tokenizers = import_library("tokenizers")
+  try:
+    import tokenizers
+  except ImportError as error:
+    raise missing("tokenizers") from error
   vocabulary = read_json(folder / "vocab.json")
   if absent := [token for token in (START, END) if token not in vocabulary]:
     raise UserError(f"vocab.json of {str(folder)!r} has no {absent[0]}; expected that of CLIP")
@@ -212,7 +214,11 @@ def of_library(tokenizer: Any, config: dict[str, Any], padding: str) -> Read:
 
 def read_pieces(folder: Path, config: dict[str, Any]) -> Read:
   """From spiece.model: pieces, and the end of the text."""
-  pieces = import_library("sentencepiece").SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+  try:
+    import sentencepiece
+  except ImportError as error:
+    raise missing("sentencepiece") from error
+  pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
   end, padding = pieces.eos_id(), pieces.pad_id()
   if end < 0 or padding < 0:
     raise UserError(f"spiece.model of {str(folder)!r} has no {PIECE_END} or no <pad>; expected that of T5")
