@@ -2,6 +2,9 @@
 
 autoencoder   from a folder of diffusers, a file of CompVis, a name of the hub or a workdir
               to a workdir or a folder of diffusers
+dit, sit, repa, lightningdit
+              from a .safetensors file in their authors' names, dit also from a folder of diffusers,
+              with the autoencoder of --codec, to a workdir to sample from
 params        from a workdir to one .safetensors with its experiment and averaged parameters, and back
               to a workdir to sample from
 lpips         from a .safetensors of the lpips package's parameters to the file that jldm's LPIPS reads
@@ -17,23 +20,42 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jldm.cli import options
-from jldm.config.experiment import Experiment, Need, Stage
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import dumps, loads
 from jldm.core import trees
 from jldm.core.errors import UserError
 from jldm.core.files import locked_folder
+from jldm.data.tfds import ImageData
 from jldm.inference.load import load, load_codec
 from jldm.inference.model import build_model, codec_shapes, denoiser_shapes, find_stage
-from jldm.interop import flat, inception, locate, lpips as packaged, pretrained, safetensors, vae, vit
+from jldm.interop import (
+  denoisers,
+  dit,
+  flat,
+  inception,
+  latent_scale,
+  locate,
+  lpips as packaged,
+  pretrained,
+  safetensors,
+  vae,
+  vit,
+)
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import weights
 from jldm.metrics.extractors.extractor import find_extractor
+from jldm.models.conditioners.label import ClassLabel
 from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.samplers.guidance import ClassifierFree, FirstChannels, Interval
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 
@@ -58,6 +80,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="shift factor of the latents, if SOURCE does not state it (default: 0)",
   )
   parser.add_argument("--allow-nan", action="store_true", help="accept weights that are not finite")
+  parser.add_argument(
+    "--codec",
+    help="the autoencoder of a denoiser: a folder of diffusers, a file of CompVis or a workdir (default: the "
+    "vae in SOURCE)",
+  )
+  parser.add_argument(
+    "--latents-stats", metavar="FILE", help="a .safetensors file with the mean and std of a channel's latents"
+  )
+  parser.add_argument(
+    "--heads", type=int, help="heads of attention, for a transformer of a width that is not published"
+  )
+  parser.add_argument(
+    "--as-diffusers",
+    action="store_true",
+    help="compute what diffusers computes of a DiT, not what its weights were trained with",
+  )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -66,10 +104,13 @@ def main(args: argparse.Namespace) -> None:
   if (kind, args.to) not in RULES:
     legal = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
     raise UserError(f"--kind {kind} --to {args.to}: there is no such conversion; expected one of {legal}")
-  read = kind == "autoencoder" and not is_workdir(source)
+  transformer = kind in dit.FAMILIES
+  read = transformer or (kind == "autoencoder" and not is_workdir(source))
   options.settle(args, tuple(options.Only(name, lambda _: read, PUBLISHED) for name in OPTIONS))
+  options.settle(args, tuple(options.Only(name, lambda _: transformer, TRANSFORMER) for name in OF_DENOISER))
   options.check_writable(out.parent, "OUT")
-  given = {name: getattr(args, name) for name in OPTIONS} if read else {}
+  names = (*(OPTIONS if read else ()), *(OF_DENOISER if transformer else ()))
+  given = {name: getattr(args, name) for name in names}
   with alone(out), options.writing(out, "OUT"):
     check_free(out)
     print(RULES[kind, args.to](source, out, **given))
@@ -152,22 +193,105 @@ def import_params(path: Path, out: Path) -> str:
   model = build_model(experiment)
   like = {"codec": codec_shapes(model)} | denoiser_shapes(model)
   params = flat.unflatten(safetensors.tensors(path), like)
+  write_stages(out, experiment, {"codec": {"codec": params.pop("codec")}, "denoiser": {"ema": params}})
+  return f"{out}: a workdir to sample from"
+
+
+def write_stages(out: Path, experiment: Experiment, items: dict[str, dict]) -> None:
+  """A workdir whose stages are finished; `items` are those of a checkpoint, by what a stage makes."""
   workdirs.claim_workdir(out, experiment)
-  items = {"codec": {"codec": params.pop("codec")}, "denoiser": {"ema": params}}
   for stage in experiment.stages:
     with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:
       saved.save(stage.steps, items[stage.makes])
-  return f"{out}: a workdir to sample from"
 
 
 def import_autoencoder(source: Path, out: Path, **given: Any) -> str:
   """Writes a published autoencoder as a workdir, for `Pretrained` and `start`."""
   network, codec = pretrained.read_pretrained(str(source), **given)
   stage = Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0)
-  workdirs.claim_workdir(out, Experiment(stages=(stage,)))
-  with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:
-    saved.save(stage.steps, {"codec": codec})
-  return f"{out}: a workdir to start from, {describe_network(network, codec)}"
+  write_stages(out, Experiment(stages=(stage,)), {"codec": {"codec": codec}})
+  return f"{out}: a workdir to start from, {describe_network(network, codec['params'])}"
+
+
+def import_transformer(
+  family: str,
+  source: Path,
+  out: Path,
+  codec: str | None,
+  latents_stats: str | None,
+  heads: int | None,
+  as_diffusers: bool,
+  allow_nan: bool,
+  **scale: Any,
+) -> str:
+  """Writes a published transformer and its autoencoder as a workdir to sample from."""
+  found = denoisers.read_dit(source, family, heads, as_diffusers, allow_nan)
+  network, codec_params = read_codec(source, codec, latents_stats, allow_nan=allow_nan, **scale)
+  rules, (height, width, channels) = dit.FAMILIES[family], found.latent
+  if network.latent_channels != channels:
+    raise UserError(
+      f"--codec has latents of {network.latent_channels} channels, and {str(source)!r} of {channels}; "
+      "give the autoencoder that it was trained on"
+    )
+  if rules.own_statistics and np.ptp(codec_params["std"]) == 0:
+    raise UserError(
+      f"--kind {family} without --latents-stats; expected a .safetensors file with the mean and std of "
+      "latents_stats.pt: without them samples are noise"
+    )
+  guidance = ClassifierFree(rules.scale)
+  guidance = Interval(guidance, rules.log_snr_min) if rules.log_snr_min > -math.inf else guidance
+  experiment = Experiment(
+    data=ImageData(
+      name="imagenet",
+      height=height * network.factor,
+      width=width * network.factor,
+      channels=network.channels,
+      classes=found.network.classes,
+    ),
+    stages=(
+      Stage(name="autoencoder", objective=Reconstruction(network=network), steps=0),
+      Stage(
+        name="denoiser",
+        needs=(Need("codec", "autoencoder"),),
+        objective=Diffusion(
+          network=found.network,
+          process=found.process,
+          parametrization=found.parametrization,
+          conditioners=(ClassLabel(classes=found.network.classes),),
+        ),
+        steps=0,
+      ),
+    ),
+    sampling=Sampling(guidance=FirstChannels(guidance, rules.channels) if rules.channels else guidance),
+  )
+  write_stages(
+    out, experiment, {"codec": {"codec": codec_params}, "denoiser": {"ema": {"denoiser": found.params}}}
+  )
+  return f"{out}: a workdir to sample from, {describe_network(found.network, found.params)}"
+
+
+def read_codec(source: Path, codec: str | None, latents_stats: str | None, **given: Any) -> tuple[Any, dict]:
+  """The autoencoder that a denoiser's latents are of: --codec, or the one in SOURCE, a pipeline's folder.
+
+  Raises:
+    UserError: there is none, or the statistics do not fit it.
+  """
+  if codec is None:
+    if not (source.is_dir() and locate.is_folder(source / locate.PART)):
+      raise UserError(
+        f"{str(source)!r} has no autoencoder; give --codec: a folder of diffusers, or a workdir"
+      )
+    codec = str(source / locate.PART)
+  if latents_stats is not None and given["scaling_factor"] is None:
+    given["scaling_factor"] = 1.0
+  workdir = is_workdir(Path(codec))
+  network, params = load_codec(codec) if workdir else pretrained.read_pretrained(codec, **given)
+  if latents_stats is None:
+    return network, params
+  mean, std = latent_scale.statistics_of(
+    safetensors.read(latents_stats), network.latent_channels, latents_stats
+  )
+  return network, params | {"mean": mean, "std": std / given["scaling_factor"]}
 
 
 def export_autoencoder(source: Path, out: Path, **given: Any) -> str:
@@ -175,11 +299,11 @@ def export_autoencoder(source: Path, out: Path, **given: Any) -> str:
   found = load_codec(source) if is_workdir(source) else pretrained.read_pretrained(str(source), **given)
   network, codec = found
   pretrained.save(out, network, codec)
-  return f"{out}: a folder for diffusers, {describe_network(network, codec)}"
+  return f"{out}: a folder for diffusers, {describe_network(network, codec['params'])}"
 
 
-def describe_network(network: Any, codec: dict) -> str:
-  return f"{type(network).__name__}, {trees.count(codec['params']) / 1e6:.2f} M parameters"
+def describe_network(network: Any, params: Any) -> str:
+  return f"{type(network).__name__}, {trees.count(params) / 1e6:.2f} M parameters"
 
 
 def is_workdir(source: Path) -> bool:
@@ -230,6 +354,10 @@ RULES = {  # (kind, format of OUT) -> conversion
   ("lpips", "jldm"): import_lpips,
   ("autoencoder", "jldm"): import_autoencoder,
   ("autoencoder", "diffusers"): export_autoencoder,
-} | {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
+}
+RULES |= {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
+RULES |= {(family, "jldm"): functools.partial(import_transformer, family) for family in dit.FAMILIES}
 OPTIONS = ("scaling_factor", "shift_factor", "allow_nan")  # of `pretrained.read_pretrained`
-PUBLISHED = "a published autoencoder, which is no workdir"
+PUBLISHED = "a published autoencoder or denoiser, which is no workdir"
+OF_DENOISER = ("codec", "latents_stats", "heads", "as_diffusers")
+TRANSFORMER = f"--kind {', '.join(dit.FAMILIES)}"

@@ -26,7 +26,7 @@ from jldm.media.parts import write_parts
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
-from jldm.samplers.guidance import APG, ClassifierFree, Interval, Rescale
+from jldm.samplers.guidance import APG, ClassifierFree, FirstChannels, Interval, Rescale
 from jldm.storage import workdir as workdirs
 from jldm.storage.class_names import read_class_names
 
@@ -37,6 +37,7 @@ RECORDED_OPTIONS = (  # written to the provenance of each picture if they are gi
   "guidance",
   "guidance_interval",
   "guidance_rescale",
+  "guidance_channels",
   "negative_label",
   "size",
   "sigma_rel",
@@ -70,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=options.finite,
     metavar="PHI",
     help="0 to 1: how far the contrast of x0 is brought back to what it is without guidance",
+  )
+  parser.add_argument(
+    "--guidance-channels",
+    type=int,
+    metavar="N",
+    help="guide the first N channels of the latents, 0 for all (default: the experiment's)",
   )
   parser.add_argument("--negative-label", help="guide away from this class, not from no class")
   parser.add_argument("--size", help="HxW, or one number for both (default: the size of the training data)")
@@ -172,13 +179,19 @@ def preview_path(out: Path) -> Path:
 
 def refuse_idle_guidance(args: argparse.Namespace, rule: Any, guided: bool) -> None:
   """Raises a UserError for options of guidance that would change nothing."""
-  names = ("guidance", "guidance_scale", "guidance_interval", "guidance_rescale", "negative_label")
+  names = (
+    "guidance",
+    "guidance_scale",
+    "guidance_interval",
+    "guidance_rescale",
+    "guidance_channels",
+    "negative_label",
+  )
   given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
   if given and not guided and args.negative_label is None and args.guidance_scale != 1:
     text = options.option_text(*next(iter(given.items())))
     raise UserError(f"{text} without a class to guide to; give a --label, or leave it out")
-  while isinstance(rule, (Interval, Rescale)):
-    rule = rule.rule
+  rule = inner_rule(rule)
   further = {name: value for name, value in given.items() if name in names[2:]}
   if further and isinstance(rule, (ClassifierFree, APG)) and np.all(rule.guidance_scale == 1):
     text = options.option_text(*next(iter(further.items())))
@@ -207,19 +220,28 @@ def write_samples(
 
 def guidance_from_args(args: argparse.Namespace, experiment: Experiment) -> Any:
   """The guidance that the options choose; None if they choose none, so that the experiment's stays."""
-  chosen = (args.guidance, args.guidance_scale, args.guidance_interval, args.guidance_rescale)
-  if all(option is None for option in chosen):
+  further = (args.guidance_interval, args.guidance_rescale, args.guidance_channels)
+  if all(option is None for option in (args.guidance, args.guidance_scale, *further)):
     return None
-  return make_guidance(
-    args.guidance or "cfg", guidance_scale(args, experiment), args.guidance_interval, args.guidance_rescale
-  )
+  rule, channels = experiment.sampling.guidance, args.guidance_channels
+  if channels is None and isinstance(rule, FirstChannels):
+    channels = rule.channels
+  return make_guidance(args.guidance or "cfg", guidance_scale(args, experiment), *further[:2], channels)
+
+
+def inner_rule(rule: Any) -> Any:
+  """The rule that others wrap."""
+  while isinstance(rule, (FirstChannels, Interval, Rescale)):
+    rule = rule.rule
+  return rule
 
 
 def guidance_scale(args: argparse.Namespace, experiment: Experiment) -> float:
   """--guidance-scale, by default the experiment's, or 1 if its guidance has no scale."""
   if args.guidance_scale is not None:
     return args.guidance_scale
-  return sampling_to_dict(experiment.sampling).get("guidance_scale", 1.0)
+  rule = inner_rule(experiment.sampling.guidance)
+  return rule.guidance_scale if isinstance(rule, ClassifierFree) else 1.0
 
 
 def request_from_args(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:

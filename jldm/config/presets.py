@@ -21,7 +21,7 @@ from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import Grid
-from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
+from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, FirstChannels, Interval, Rescale
 from jldm.samplers.heun import Heun
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import Sampler
@@ -171,15 +171,17 @@ def make_guidance(
   scale: float = 1.0,
   interval: tuple[float, float] | None = None,
   rescale: float | None = None,
+  channels: int | None = None,
 ) -> Any:
   """A guidance rule by name.
 
   interval: the two log SNR between which guidance is used; None is everywhere.
   rescale: 0 to 1, how far the std of x0 is brought back to that of the conditional prediction.
+  channels: how many of the first channels are guided; None or 0 is all.
 
   Raises:
-    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], or an interval that
-      ends before it starts.
+    UserError: an unknown name, a scale of cfg_pp or a share outside [0, 1], an interval that ends
+      before it starts, or a negative number of channels.
   """
   if name not in GUIDANCE:
     raise UserError(f"guidance={name!r}; expected one of {sorted(GUIDANCE)}")
@@ -194,4 +196,7 @@ def make_guidance(
   rule = GUIDANCE[name](scale)
   if rescale is not None:  # of what x0 is guided to, hence within CFGPlusPlus, which changes eps
     rule = CFGPlusPlus(Rescale(rule.rule, rescale)) if name == "cfg_pp" else Rescale(rule, rescale)
-  return rule if interval is None else Interval(rule, *interval)
+  rule = rule if interval is None else Interval(rule, *interval)
+  if channels is not None and channels < 0:
+    raise UserError(f"channels={channels} of guidance; expected the first of them, at least 1, or 0 for all")
+  return FirstChannels(rule, channels) if channels else rule

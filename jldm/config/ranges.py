@@ -48,6 +48,7 @@ PICTURES = {
   "labelled_times": COUNT,
   "buckets": SIZE,
 }
+BLOCK = {"heads": SIZE, "mlp_ratio": POSITIVE, "mlp_epsilon": "[0, 1]"}
 BETAS = {"beta_start": "(0, 1)", "beta_end": "(0, 1]", "num_train_timesteps": SIZE}
 RANGES = {  # class -> field -> interval
   "AdamW": OPTIMIZER | MOMENTS,
@@ -114,6 +115,7 @@ RANGES = {  # class -> field -> interval
     "part_weights": FROM_ZERO,
   },
   "DiT": {
+    "frequency_shift": "[0, 1]",
     "patch": SIZE,
     "width": SIZE,
     "depth": SIZE,
@@ -131,8 +133,8 @@ RANGES = {  # class -> field -> interval
     "token_width": SIZE_OR_NONE,
     "groups": SIZE,
   },
-  "ModulatedBlock": {"heads": SIZE, "mlp_ratio": POSITIVE},
-  "PlainBlock": {"heads": SIZE, "mlp_ratio": POSITIVE},
+  "ModulatedBlock": BLOCK,
+  "PlainBlock": BLOCK,
   "ClassLabel": {"dropout": SHARE, "classes": SIZE},
   "Vector": {"dropout": SHARE, "scale": POSITIVE},
   "Masked": {"dropout": SHARE},
@@ -149,6 +151,7 @@ RANGES = {  # class -> field -> interval
   "CosineBetas": {"offset": SHARE, "max_beta": "(0, 1]", "num_train_timesteps": SIZE},
   "Betas": {"trained_betas": "(0, 1]"},
   "Shifted": {"shift": POSITIVE},
+  "Predict": {"time_scale": POSITIVE},
   "Precondition": {"sigma_data": POSITIVE},
   "LogitNormal": {"logit_mean": "[-20, 20]", "logit_std": "(0, 20]"},
   "LogNormalSigma": {"p_mean": "[-20, 20]", "p_std": "(0, 20]"},
@@ -168,6 +171,7 @@ RANGES = {  # class -> field -> interval
   "ClassifierFree": {"guidance_scale": SCALE},
   "APG": {"guidance_scale": SCALE, "eta": SCALE, "norm_threshold": "(0, inf]"},
   "CFGZero": {"guidance_scale": SCALE, "zero_init_above": LOG_SNR},
+  "FirstChannels": {"channels": SIZE},
   "Interval": {"log_snr_min": LOG_SNR, "log_snr_max": LOG_SNR},
   "Rescale": {"guidance_rescale": SHARE},
   "PerConditioner": {"guidance_scales": SCALE},

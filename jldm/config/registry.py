@@ -52,7 +52,7 @@ from jldm.samplers.ddim import DDIM
 from jldm.samplers.deis import DEIS, PNDM
 from jldm.samplers.dpm_solver import DPMSolverPP, DPMSolverPPSingle
 from jldm.samplers.grid import Grid
-from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, Interval, Rescale
+from jldm.samplers.guidance import APG, CFGPlusPlus, CFGZero, ClassifierFree, FirstChannels, Interval, Rescale
 from jldm.samplers.heun import Heun
 from jldm.samplers.pairs import Pairs
 from jldm.samplers.per_conditioner import PerConditioner
@@ -110,7 +110,7 @@ ROLES = (  # classes of one row may replace each other
   ),
   (Line, Ratio),
   (Grid, Pairs),
-  (ClassifierFree, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
+  (ClassifierFree, FirstChannels, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
   (Threshold,),
 )
 BUILT_IN = {cls.__name__: cls for role in ROLES for cls in role}
@@ -129,6 +129,7 @@ OPEN_FIELDS = {  # (class, field) whose annotation and default say too little ->
   ("Reconstruction", "network"): (KLAutoencoder,),
   ("Diffusion", "network"): (DiT,),
   ("Diffusion", "process"): (Flow,),
+  ("FirstChannels", "rule"): (ClassifierFree,),
   ("Interval", "rule"): (ClassifierFree,),
   ("Rescale", "rule"): (ClassifierFree,),
   ("CFGPlusPlus", "rule"): (ClassifierFree,),

@@ -36,26 +36,35 @@ TARGETS: dict[str, Callable[[Rates], Row]] = {  # a row here is all that a new t
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-  """The network gets z and t unchanged and predicts the target `prediction_type`.
+  """The network gets z unchanged and predicts the target `prediction_type`.
+
+  reverse_time: the network counts time from noise to data, 1 - t, as SiT (2401.08740) does.  Its "flow"
+    is the derivative by that time, -dz/dt.
+  time_scale: the network is given its time times this.  Networks here multiply it by 1000, so 0.001 is
+    for those that were trained on times from 0 to 1.
 
   Raises:
     UserError: `prediction_type` is not in TARGETS.
   """
 
   prediction_type: str = "v"
+  reverse_time: bool = False
+  time_scale: float = 1.0
 
   def __post_init__(self):
     if self.prediction_type not in TARGETS:
       raise UserError(f"prediction_type={self.prediction_type!r}; expected one of {sorted(TARGETS)}")
 
   def row(self, r: Rates) -> Row:
-    return TARGETS[self.prediction_type](r)
+    p, q = TARGETS[self.prediction_type](r)
+    return (-p, -q) if self.reverse_time and self.prediction_type == "flow" else (p, q)
 
   def c_in(self, r: Rates) -> Array:
     return jnp.ones_like(r.alpha)
 
   def c_noise(self, process: Process, t: Array) -> Array:
-    return timestep(process, t)
+    number = timestep(process, t)
+    return self.time_scale * (1 - number if self.reverse_time else number)
 
 
 @dataclasses.dataclass(frozen=True)

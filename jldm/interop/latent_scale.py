@@ -43,6 +43,29 @@ def read_statistics(config: Mapping[str, Any], channels: int) -> tuple[np.ndarra
   return np.float32(mean), np.float32(std / scaling)
 
 
+def statistics_of(
+  arrays: Mapping[str, np.ndarray], channels: int, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """`mean` and `std` [C] of a file that keeps them apart, as LightningDiT's latents_stats has them, of any
+  shape of C values.
+
+  Raises:
+    UserError: one of them is missing, of another size, not finite, or a std is not positive.
+  """
+  found = {}
+  for name in ("mean", "std"):
+    value = arrays.get(name)
+    if value is None or value.size != channels:
+      has = "no" if value is None else f"{value.size} values of"
+      raise UserError(f"{str(where)!r} has {has} {name}; expected {channels}, one per channel of the latents")
+    found[name] = np.asarray(value, np.float32).reshape(channels)
+  if not np.isfinite([*found["mean"], *found["std"]]).all() or found["std"].min() <= 0:
+    raise UserError(
+      f"{str(where)!r} has a std of {found['std'].min():g}; expected finite numbers, std above 0"
+    )
+  return found["mean"], found["std"]
+
+
 def write_statistics(mean: np.ndarray, std: np.ndarray) -> dict[str, Any]:
   """Equation (1) the other way: one number where all channels share it."""
   shared = all(len(set(np.asarray(values).tolist())) == 1 for values in (mean, std))

@@ -9,11 +9,12 @@ A table maps our layers to theirs, coarse to fine, and ends in axes:
 
 The names of a path are joined by "/" in our tree and by "." in theirs; "" adds nothing.  If theirs is a
 tuple, such as ("to_q", "to_k", "to_v"), our array is the concatenation of theirs along our last axis.
-The table must have all arrays of our tree.  It may have more, such as the shortcut of a block without
-one; these exist on neither side.
+If theirs has a "*", as in ("blocks", "blocks.*", BLOCK), our arrays are stacks of theirs along our
+first axis, and "*" counts along it.  The table must have all arrays of our tree.  It may have more,
+such as the shortcut of a block without one; these exist on neither side.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import re
 from typing import Any, NamedTuple
 
@@ -63,14 +64,46 @@ NORM = (("scale", "weight", Axes("c", "c")), ("bias", "bias", Axes("c", "c")))
 
 
 class Leaf(NamedTuple):
-  """One of our arrays: their names, joined along our last axis."""
+  """One of our arrays: their names, joined along our last axis, and stacked along our first for a "*"."""
 
   theirs: tuple[str, ...]
   axes: Axes
 
+  @property
+  def stacked(self) -> bool:
+    return "*" in self.theirs[0]
+
+  def numbered(self, ours: tuple[int, ...]) -> list[tuple[str, ...]]:
+    """Their names per index of our first axis; one row of them if it is no stack."""
+    if not self.stacked:
+      return [self.theirs]
+    return [tuple(name.replace("*", str(i)) for name in self.theirs) for i in range(ours[0])]
+
+  def names(self, ours: tuple[int, ...]) -> list[str]:
+    return [name for row in self.numbered(ours) for name in row]
+
   def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
     """Of each of theirs."""
-    return self.axes.shape((*ours[:-1], ours[-1] // len(self.theirs)))
+    one = ours[1:] if self.stacked else ours
+    return self.axes.shape((*one[:-1], one[-1] // len(self.theirs)))
+
+  def imported(self, ours: tuple[int, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Theirs, each read by its name -> ours; a stack is filled one of theirs at a time."""
+    rows = ([self.axes.imported(read(name)) for name in row] for row in self.numbered(ours))
+    joined = (np.concatenate(row, -1) if len(row) > 1 else row[0] for row in rows)
+    if not self.stacked:
+      return next(joined)
+    whole = np.empty(ours, np.float32)
+    for i, one in enumerate(joined):
+      whole[i] = one
+    return whole
+
+  def published(self, ours: np.ndarray) -> dict[str, np.ndarray]:
+    """Ours -> theirs by name."""
+    blocks = ours if self.stacked else ours[None]
+    parts = (np.split(block, len(self.theirs), -1) for block in blocks)
+    rows = zip(self.numbered(ours.shape), parts)
+    return {name: self.axes.published(part) for row, each in rows for name, part in zip(row, each)}
 
 
 def number_table(rows: Iterable[tuple], numbers: Iterable[Mapping[str, int]]) -> tuple:
@@ -100,7 +133,11 @@ def leaves(table: tuple, like: Any) -> dict[str, tuple[Any, Leaf]]:
 
 def published_shapes(table: tuple, like: Any) -> dict[str, tuple[int, ...]]:
   """The shapes of their tensors by name, from our tree of arrays or shapes."""
-  return {name: leaf.shape(ours.shape) for ours, leaf in leaves(table, like).values() for name in leaf.theirs}
+  return {
+    name: leaf.shape(ours.shape)
+    for ours, leaf in leaves(table, like).values()
+    for name in leaf.names(ours.shape)
+  }
 
 
 def import_tensors(
@@ -123,17 +160,10 @@ def import_tensors(
   """
   wanted = published_shapes(table, like)
   check_tensor_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where, remedy)
-  made = []
-  for ours, leaf in leaves(table, like).values():
-    parts = [
-      checked_tensor(name, tensors[name], wanted[name], allow_nan, where, remedy) for name in leaf.theirs
-    ]
-    whole = (
-      np.concatenate([leaf.axes.imported(part) for part in parts], -1)
-      if len(parts) > 1
-      else leaf.axes.imported(parts[0])
-    )
-    made.append(jnp.array(whole, ours.dtype))
+  read = lambda name: checked_tensor(name, tensors[name], wanted[name], allow_nan, where, remedy)
+  made = [
+    jnp.array(leaf.imported(ours.shape, read), ours.dtype) for ours, leaf in leaves(table, like).values()
+  ]
   return jax.tree.unflatten(jax.tree.structure(like), made)
 
 
@@ -184,6 +214,5 @@ def publish(table: tuple, tree: Any) -> dict[str, np.ndarray]:
   """Our tree -> their tensors by name, the inverse of `import_tensors`."""
   published = {}
   for ours, leaf in leaves(table, tree).values():
-    parts = np.split(np.asarray(ours), len(leaf.theirs), -1)
-    published |= {name: leaf.axes.published(part) for name, part in zip(leaf.theirs, parts)}
+    published |= leaf.published(np.asarray(ours))
   return published

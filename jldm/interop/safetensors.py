@@ -229,7 +229,7 @@ def pickle_told(path: Path) -> str:
   """What to do with a pickle, by one line for a shell that has torch."""
   line = (
     f"import torch, safetensors.torch as s; d = torch.load('{path.name}', weights_only=True); "
-    "s.save_file({k: v.clone().contiguous() for k, v in d.get('state_dict', d).items() "
+    "d = d.get('ema', d.get('state_dict', d)); s.save_file({k: v.clone().contiguous() for k, v in d.items() "
     f"if hasattr(v, 'shape')}}, '{path.stem}.safetensors')"
   )
   told = f"{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is"

@@ -10,9 +10,12 @@ from jldm.core.errors import UserError
 Array = jax.Array
 
 
-def sinusoids(x: Array, width: int, longest: float = 10_000.0) -> Array:
-  """x [...] -> [..., width] in float32: cosines, then sines, at frequencies from 1 down to 1 / longest."""
-  frequencies = jnp.exp(-jnp.log(longest) * jnp.arange(width // 2) / (width // 2))
+def sinusoids(x: Array, width: int, longest: float = 10_000.0, shift: int = 0) -> Array:
+  """x [...] -> [..., width] in float32: cosines, then sines, at frequencies from 1 down to 1 / longest.
+
+  The last frequency is 1 / longest with a shift of 1, as in diffusers' DiT, and one step above with 0.
+  """
+  frequencies = jnp.exp(-jnp.log(longest) * jnp.arange(width // 2) / (width // 2 - shift))
   angles = x[..., None].astype(jnp.float32) * frequencies
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
@@ -68,14 +71,14 @@ class LevelEmbedding(nn.Module):
   width: int
   frequencies: int = 256
   dtype: str = "float32"
+  frequency_shift: int = 0  # of `sinusoids`
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B] -> [B, width]."""
     init = nn.initializers.normal(0.02)
-    h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(
-      sinusoids(1000 * x, self.frequencies)
-    )
+    waves = sinusoids(1000 * x, self.frequencies, shift=self.frequency_shift)  # [B, frequencies]
+    h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(waves)
     return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
 
 

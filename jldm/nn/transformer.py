@@ -45,6 +45,7 @@ class Block(nn.Module):
   If there are tokens, every block attends to them between the two: PixArt-alpha, Chen et al. 2023
   (2310.00426), section 2.3.  The defaults are DiT's.  `rms_norm` and `swiglu` are LightningDiT's
   (2501.01423, section 4.3); `swiglu` has two thirds of the hidden width, for as many parameters.
+  `mlp_epsilon` is of the norm before the MLP; diffusers' DiT has 1e-5.
   """
 
   heads: int = 6
@@ -52,12 +53,13 @@ class Block(nn.Module):
   rms_norm: bool = False
   swiglu: bool = False
   qk_norm: bool = False
+  mlp_epsilon: float = 1e-6
   dtype: str = "float32"
 
   modulates: ClassVar[bool]  # whether the block uses the condition vector
 
-  def norm(self, x: Array, name: str) -> Array:
-    return block_norm(self, name)(x)
+  def norm(self, x: Array, name: str, epsilon: float = 1e-6) -> Array:
+    return block_norm(self, name, epsilon)(x)
 
   def attend(self, x: Array, angles: Array | None) -> Array:
     return SelfAttention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")(x, angles)
@@ -77,11 +79,11 @@ class Block(nn.Module):
     return Mlp(hidden, self.dtype, name="mlp")(x)
 
 
-def block_norm(block: Block, name: str) -> nn.Module:
+def block_norm(block: Block, name: str, epsilon: float = 1e-6) -> nn.Module:
   """The norm within a block and after the last: RMS norm, or layer norm, affine if nothing modulates it."""
   if block.rms_norm:
-    return RMSNorm(dtype=block.dtype, name=name)
-  return LayerNorm(affine=not block.modulates, dtype=block.dtype, name=name)
+    return RMSNorm(epsilon, block.dtype, name=name)
+  return LayerNorm(not block.modulates, epsilon, block.dtype, name=name)
 
 
 class ModulatedBlock(Block):
@@ -105,7 +107,9 @@ class ModulatedBlock(Block):
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = mod
     x = x + gate_a * self.attend(modulated(self.norm(x, "norm1"), shift_a, scale_a), angles)
     x = self.attend_to_tokens(x, tokens, mask)
-    return whole_width(x + gate_m * self.feed(modulated(self.norm(x, "norm2"), shift_m, scale_m)))
+    return whole_width(
+      x + gate_m * self.feed(modulated(self.norm(x, "norm2", self.mlp_epsilon), shift_m, scale_m))
+    )
 
 
 class PlainBlock(Block):
@@ -129,7 +133,7 @@ class PlainBlock(Block):
     del condition
     x = x + self.attend(self.norm(x, "norm1"), angles)
     x = self.attend_to_tokens(x, tokens, mask)
-    return whole_width(x + self.feed(self.norm(x, "norm2")))
+    return whole_width(x + self.feed(self.norm(x, "norm2", self.mlp_epsilon)))
 
 
 class CrossBlock(nn.Module):

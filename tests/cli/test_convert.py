@@ -16,14 +16,17 @@ import pytest
 
 from jldm.cli import main
 from jldm.inference.load import load, load_codec
-from jldm.interop import locate, pretrained, safetensors
+from jldm.interop import denoisers, dit, locate, pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
 from jldm.metrics.extractors.extractor import EXTRACTORS, find_extractor, load_extractor
 from jldm.runs.train import train
+from jldm.samplers.guidance import FirstChannels
 from jldm.storage import workdir as workdirs
 from tests.interop.later import add_later
-from tests.parity.drawn import SD
+from tests.parity.drawn import SD, parameters, places
+
+PARITY = SD.parent
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,19 @@ def test_an_extractor_says_of_which_file_it_is(reduced, tmp_path, capsys):
       "no such conversion; expected one of --kind params --to jldm, --kind lpips",
     ),
     ((".", "o", "--to", "torch"), "--to"),
-    ((".", "o", "--to", "jldm", "--kind", "unet"), "--kind"),
+    ((".", "o", "--to", "jldm", "--kind", "pixart"), "--kind"),
+    (
+      (".", "o", "--to", "jldm", "--kind", "lpips", "--codec", "vae"),
+      "--codec vae: expected only with --kind dit, sit, repa, lightningdit; leave it out",
+    ),
+    (
+      (".", "o", "--to", "jldm", "--kind", "dit"),
+      "'.' has no config.json; expected a folder of diffusers' DiT",
+    ),
+    (
+      (".", "o", "--to", "jldm", "--kind", "sit"),
+      "'.' has no config.json; expected a folder of diffusers' DiT",
+    ),
     (
       (".", "o", "--to", "jldm"),
       "has no experiment.json and no config.json; expected a workdir, or a folder that diffusers saved",
@@ -285,7 +300,7 @@ def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
 def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
   path = shutil.copy(SD / locate.WEIGHTS, tmp_path)
   line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
-  kinds = "params, lpips, autoencoder, inception, dinov2, clip"
+  kinds = "params, lpips, autoencoder, inception, dinov2, clip, dit, sit, repa, lightningdit"
   assert f"does not state its kind; give --kind, one of {kinds}, or put its config.json" in line
 
 
@@ -441,3 +456,71 @@ def test_an_out_in_no_folder_that_can_be_written_is_refused_before_the_work(tmp_
   (tmp_path / "file").write_text("in the way")
   told = refused(capsys, tmp_path / "none", tmp_path / "file" / "o", "--to", "jldm", "--kind", "lpips")
   assert "cannot write to OUT" in told
+
+
+def transformer(path: Path, family: str = "dit") -> Path:
+  """A small file in its authors' names, of the shapes that tests/parity/dit.npz keeps."""
+  told = json.loads(str(np.load(PARITY / "dit.npz")["told"]))[family]
+  safetensors.write(path, parameters(told["shapes"], told["seed"]) | {"pos_embed": places(4, 32)})
+  return path
+
+
+def convert_transformer(path: Path, out: Path, family: str, *options: str) -> list[str]:
+  words = ["convert", str(path), str(out), "--to", "jldm", "--kind", family, "--heads", "2"]
+  return [*words, *map(str, options)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", dit.FAMILIES)
+def test_a_transformer_and_its_autoencoder_draw_samples(family, tmp_path, capsys):
+  """Process, prediction, time, guidance and the scale of latents are those of the family."""
+  file, out, stats = transformer(tmp_path / "x", family), tmp_path / "w", tmp_path / "stats"
+  mean, std = np.float32([[[[1]], [[2]], [[3]], [[4]]]]), np.float32([1, 2, 3, 4])
+  safetensors.write(stats, {"mean": mean, "std": std})
+  own = ("--latents-stats", stats) if family == "lightningdit" else ()
+  assert main(convert_transformer(file, out, family, "--codec", SD, *own)) == 0
+  assert "a workdir to sample from, DiT, 0.0" in capsys.readouterr().out
+  if family in ("dit", "lightningdit"):
+    words = ["sample", "--workdir", str(out), "--label", "7", "--n", "2", "--steps", "2", "--devices", "1"]
+    assert main([*words, "--out", str(tmp_path / "s.npz")]) == 0
+    assert np.load(tmp_path / "s.npz")["images"].shape == (2, 64, 64, 3)
+  model, params = load(out)
+  rules, objective = dit.FAMILIES[family], model.objective
+  assert (objective.process, objective.parametrization) == (rules.process, rules.parametrization)
+  theirs = denoisers.read_dit(file, family, 2)
+  jax.tree.map(np.testing.assert_array_equal, params["denoiser"], theirs.params)
+  wanted = (mean.ravel(), std) if own else (np.zeros(4), np.full(4, 1 / np.float32(0.18215)))
+  np.testing.assert_allclose(params["codec"]["mean"], wanted[0])
+  np.testing.assert_allclose(params["codec"]["std"], wanted[1], rtol=1e-6)
+  guidance = workdirs.read_experiment(out).sampling.guidance
+  assert isinstance(guidance, FirstChannels) == bool(rules.channels) == (family != "repa")
+
+
+@pytest.mark.parametrize(
+  ("family", "options", "told"),
+  [
+    ("dit", (), "has no autoencoder; give --codec"),
+    ("lightningdit", ("--codec", SD), "--kind lightningdit without --latents-stats; expected"),
+    ("dit", ("--codec", PARITY / "tiny_flux"), "--codec has latents of 16 channels, and "),
+    ("dit", ("--codec", "nowhere"), "'nowhere' does not exist"),
+    ("dit", ("--codec", SD, "--as-diffusers"), "--as-diffusers: "),
+    ("dit", ("--codec", SD, "--latents-stats", "stats"), "'stats' has 3 values of mean; expected 4, one per"),
+    (
+      "dit",
+      ("--codec", SD, "--latents-stats", "flat"),
+      "'flat' has a std of 0; expected finite numbers, std",
+    ),
+    ("repa", ("--codec", SD), "lacks 2 of 31 tensors"),
+  ],
+)
+def test_a_transformer_that_cannot_be_converted(family, options, told, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  safetensors.write(tmp_path / "stats", {"mean": np.zeros(3, np.float32), "std": np.ones(4, np.float32)})
+  safetensors.write(tmp_path / "flat", {"mean": np.zeros(4, np.float32), "std": np.zeros(4, np.float32)})
+  file = transformer(tmp_path / "x", "lightningdit" if family == "lightningdit" else "dit")
+  if family == "repa":
+    arrays = safetensors.read(file)
+    safetensors.write(file, {name: value for name, value in arrays.items() if "t_embedder.mlp.2" not in name})
+  assert main(convert_transformer(file, tmp_path / "w", family, *options)) == 2
+  error = capsys.readouterr().err
+  assert told in error and error.count("\n") == 1 and not (tmp_path / "w").exists()

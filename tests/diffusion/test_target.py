@@ -77,6 +77,19 @@ def test_a_loss_is_converted_to_that_of_any_other_target(process, kind, other, x
   np.testing.assert_allclose(reweight(row, to, r) * error**2, in_other**2, rtol=1e-9, atol=1e-14)
 
 
+def test_time_may_run_from_noise_to_data():
+  """Its flow is then the derivative by that time, and the network gets 1 - t on its own scale."""
+  z = jnp.ones((2, 3))
+  t = jnp.float32([0.25, 0.75])
+  for prediction_type in TARGETS:
+    plain, reverse = Predict(prediction_type), Predict(prediction_type, reverse_time=True, time_scale=0.001)
+    r = rates(Flow(), t, z)
+    sign = -1 if prediction_type == "flow" else 1
+    assert all(np.array_equal(a, sign * b) for a, b in zip(reverse.row(r), plain.row(r)))
+    np.testing.assert_allclose(reverse.c_noise(Flow(), t), [0.00075, 0.00025], rtol=1e-6)
+    np.testing.assert_array_equal(plain.c_noise(Flow(), t), t)
+
+
 @both
 def test_known_conversions(process, x64):
   """Salimans & Ho 2022 (2202.00512), section 4: losses in x0 and eps differ by the SNR, and v lies between

@@ -20,10 +20,18 @@ def parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.nd
 def parameter(name: str, shape: tuple[int, ...], rng: np.random.RandomState) -> np.ndarray:
   value = rng.standard_normal(shape)
   if len(shape) > 1:
-    value = value if "embedding" in name else value / np.sqrt(np.prod(shape[1:]))
+    value = value if "embedding" in name and "linear" not in name else value / np.sqrt(np.prod(shape[1:]))
   else:
     value = 0.1 * value + ("norm" in name and name.endswith("weight"))
   return value.astype(np.float32)
+
+
+def places(side: int, width: int) -> np.ndarray:
+  """DiT's table of fixed places [1, side^2, width]: sines and cosines of the column, then those of the row."""
+  rate = 10_000 ** (-np.arange(width // 4) / (width / 4))
+  row, column = np.mgrid[:side, :side].reshape(2, -1, 1)
+  waves = [function(place * rate) for place in (column, row) for function in (np.sin, np.cos)]
+  return np.concatenate(waves, -1)[None].astype(np.float32)
 
 
 def inputs(factor: int, channels: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -18,6 +18,7 @@ from jldm.samplers.guidance import (
   CFGPlusPlus,
   CFGZero,
   ClassifierFree,
+  FirstChannels,
   Interval,
   Rescale,
   autoguided,
@@ -40,6 +41,7 @@ RULES = {
   "apg": APG(SCALES, 0.3, 1.5),
   "cfg_zero": CFGZero(SCALES),
   "cfg_zero from 0.6": CFGZero(SCALES, 0.6),
+  "first channel": FirstChannels(ClassifierFree(SCALES), 1),
   "two": Rescale(Interval(APG(SCALES), -6.0, 6.0), 0.5),
 }
 processes = pytest.mark.parametrize("process", PROCESSES[:3], ids=repr)
@@ -124,6 +126,19 @@ def test_scale_one_is_the_condition_alone_and_zero_none(process):
   for rule in (ClassifierFree(0.0), APG(0.0, eta=1.0), CFGPlusPlus(ClassifierFree(0.0))):
     _, null, out = answers(process, rule)
     close(out, null)
+
+
+@processes
+def test_channels_that_are_not_guided_are_those_of_the_condition(process):
+  """As DiT's `forward_with_cfg` has it: the rule on the first channels, and the condition on the others."""
+  plain = ClassifierFree(3.0)
+  (condition, _, whole), (*_, some) = answers(process, plain), answers(process, FirstChannels(plain, 1))
+  for part in ("x0", "eps"):
+    alone, guided_part, out = (getattr(each, part) for each in (condition, whole, some))
+    np.testing.assert_array_equal(out[..., :1], guided_part[..., :1])
+    np.testing.assert_array_equal(out[..., 1:], alone[..., 1:])
+    assert np.abs(guided_part - alone)[..., 1:].max() > 0.01
+  close(answers(process, FirstChannels(plain, 2))[2], whole)
 
 
 @processes

@@ -36,6 +36,7 @@ class DiT(nn.Module):
   guidance_scale: reads the scale that a distilled network imitates.
   self_conditioning: reads an earlier estimate of the data.
   log_variance: learns one number per sample from the noise level.
+  frequency_shift: 1 has the frequencies of diffusers' DiT, which are not those of the original.
   out_channels: 0 is as many as z; twice as many add a variance of every value.
   remat: what each block keeps for the backward pass, by its name in jldm.nn.remat.
   unroll: the number of blocks in the scan's body; all of them is faster on a CPU, but compiles longer.
@@ -53,6 +54,7 @@ class DiT(nn.Module):
   guidance_scale: bool = False
   self_conditioning: bool = False
   log_variance: bool = False
+  frequency_shift: int = 0
   out_channels: int = 0
   remat: str = "none"
   unroll: int = 1
@@ -75,7 +77,9 @@ class DiT(nn.Module):
     rows, columns = z.shape[1] // self.patch, z.shape[2] // self.patch
     h = with_estimate(z, estimate) if self.self_conditioning else z  # [B, H, W, C or 2 C]
     x = self.patches(with_concat(h, inputs))  # [B, L, width]
-    vectors = condition_vectors(self, noise_level, inputs, self.width, self.classes)  # [B, width] each
+    vectors = condition_vectors(  # [B, width] each
+      self, noise_level, inputs, self.width, self.classes, frequency_shift=self.frequency_shift
+    )
     leading = len(vectors) if self.in_context else 0
     if leading:
       x = jnp.concatenate([jnp.stack(vectors, 1), x], 1)  # [B, leading + L, width]

@@ -55,7 +55,13 @@ def read_tokens(inputs: Inputs, token_width: int) -> tuple[Array, Array | None]:
 
 
 def condition_vectors(
-  network: nn.Module, noise_level: Array, inputs: Inputs, width: int, classes: int, frequencies: int = 256
+  network: nn.Module,
+  noise_level: Array,
+  inputs: Inputs,
+  width: int,
+  classes: int,
+  frequencies: int = 256,
+  frequency_shift: int = 0,
 ) -> list[Array]:
   """One vector [B, width] for the noise level, and one each for label, `vector`, `to` and `guidance_scale`.
 
@@ -77,7 +83,8 @@ def condition_vectors(
   def embed_number(name: str, x: Array) -> Array:
     return LevelEmbedding(width, frequencies, network.dtype, name=name)(x)
 
-  vectors = [embed_number("level", noise_level)]
+  level = LevelEmbedding(width, frequencies, network.dtype, frequency_shift, name="level")
+  vectors = [level(noise_level)]
   if classes:
     vectors.append(LabelEmbedding(classes, width, name="label")(inputs["label"]).astype(network.dtype))
   if "vector" in inputs:
