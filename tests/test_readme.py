@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 from pathlib import Path
 import re
 import shlex
@@ -15,7 +16,7 @@ from jldm.cli import COMMANDS, Parser, import_option, main
 from jldm.interop import locate, safetensors
 from jldm.storage import workdir as workdirs
 from tests.configs import config
-from tests.parity.drawn import SD, old_flax
+from tests.parity.drawn import SD, old_flax, parameters, places
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -118,6 +119,9 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   shutil.copytree(SD, "sd-vae-ft-mse")
   assert main(["convert", "sd-vae-ft-mse", "runs/sd", "--to", "jldm"]) == 0
+  told = json.loads(str(np.load(SD.parent / "dit.npz")["told"]))["lightningdit"]
+  arrays = parameters(told["shapes"], told["seed"]) | {"pos_embed": places(4, 32)}
+  safetensors.write("lightningdit-xl.safetensors", arrays)
   given = {
     "images": np.zeros((2, 16, 16, 3), np.uint8),
     "keys": jax.random.split(jax.random.key(0), 2),

@@ -115,6 +115,7 @@ ROLES = (  # classes of one row may replace each other
 )
 BUILT_IN = {cls.__name__: cls for role in ROLES for cls in role}
 CLASSES = dict(BUILT_IN)  # `register` adds to it
+MOST_NAME = 200  # characters of a name that is none, in an error
 ELEMENTS = {  # fields that are tuples, perhaps empty -> a class of the role of their elements
   "stages": Stage,
   "needs": Need,
@@ -180,8 +181,8 @@ def is_frozen(cls: Any) -> bool:
 def unknown_class_message(name: Any) -> str:
   """The error text for a class that is not in the table."""
   return (
-    f"class {name!r} is not known; give the file that defines it, decorated with @jldm.register, as "
-    "--import FILE.py; if that is the config of the training, --import CONFIG.py"
+    f"class {repr(name)[:MOST_NAME]} is not known; give the file that defines it, decorated with "
+    "@jldm.register, as --import FILE.py; if that is the config of the training, --import CONFIG.py"
   )
 
 
