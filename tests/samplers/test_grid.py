@@ -153,13 +153,12 @@ def test_an_offset_beyond_the_chain_is_refused(steps, offset):
 
 
 def test_ratios_between_knots_are_linear():
-  """As in diffusers' Euler, while the angle is linear in the process."""
+  """As in diffusers' Euler, while the angle is linear in the process: halfway is the mean of two knots."""
+  small = Discrete(Betas((0.1, 0.2, 0.3, 0.4)))
   with jax.enable_x64(True):
-    ratios = sigma_ratio(CHAIN, np.asarray(grid.linspace(CHAIN, 7, rounded=False)))
-    knots = sigma_ratio(CHAIN, np.arange(1, 1001) / 1000)
-  np.testing.assert_allclose(
-    ratios[:-1], np.interp(np.linspace(999, 0, 7), np.arange(1000), knots), rtol=1e-9
-  )
+    ratios = sigma_ratio(small, np.asarray(grid.linspace(small, 3, rounded=False)))
+    knots = sigma_ratio(small, np.arange(1, 5) / 4)
+  np.testing.assert_allclose(ratios[:-1], [knots[3], (knots[1] + knots[2]) / 2, knots[0]], rtol=1e-9)
   with pytest.raises(UserError, match="the last is infinite"):
     grid.linspace(Discrete(rescale_betas_zero_snr=True), 7, rounded=False)
 
@@ -260,14 +259,25 @@ def test_impossible_shifts_are_refused(options):
     grid.shifted(5, **options)
 
 
+# Timesteps that the authors publish for the models; ours are those of their ratios.
+ALIGNED = {
+  "sd15": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24),
+  "sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13),
+}
+
+
+@pytest.mark.parametrize("model", ALIGNED)
+def test_aligned_steps_are_the_published_timesteps(model):
+  steps = np.asarray(timestep(CHAIN, grid.align_your_steps(CHAIN, 10, model)[:-1])) * 1000
+  np.testing.assert_allclose(steps, ALIGNED[model], atol=1.5)
+
+
 @pytest.mark.parametrize("model", grid.ALIGNED)
-def test_aligned_steps_are_the_table_and_between_it_log_linear(model):
-  table = np.array(grid.ALIGNED[model][:-1])
+def test_twice_the_aligned_steps_are_halfway_between_in_the_log(model):
   process = EDM(1000.0)
-  np.testing.assert_allclose(levels(grid.align_your_steps, process, 10, model), table, rtol=1e-9)
-  twice = levels(grid.align_your_steps, process, 20, model)
-  np.testing.assert_allclose(twice[::2], table, rtol=1e-9)
-  np.testing.assert_allclose(twice[1:-1:2], np.sqrt(table[1:] * table[:-1]), rtol=1e-9)
+  ten, twenty = (levels(grid.align_your_steps, process, steps, model) for steps in (10, 20))
+  np.testing.assert_allclose(twenty[::2], ten, rtol=1e-9)
+  np.testing.assert_allclose(twenty[1:-1:2], np.sqrt(ten[1:] * ten[:-1]), rtol=1e-9)
 
 
 def test_aligned_steps_begin_where_the_process_ends():
