@@ -45,6 +45,7 @@ COMMANDS = {
   "convert": "convert weights: a workdir to one file and back, autoencoders of diffusers, LPIPS",
   "info": "list the arrays of a file, a folder of diffusers or a workdir, or how a PNG of jldm was made",
 }
+INTERRUPT_HINTS = {"train": RESUME_HINT, "sample": "the same command draws what is missing"}
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
@@ -117,8 +118,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     print(f"error: cannot write to the standard output: {error.strerror}; send it elsewhere", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    hint = RESUME_HINT if argv[:1] == ["train"] else "the same command starts again"
-    print(f"interrupted; {hint}", file=sys.stderr)
+    print(f"interrupted; {INTERRUPT_HINTS.get(argv[0], 'the same command starts again')}", file=sys.stderr)
     return 130
   return 0
 

@@ -158,7 +158,7 @@ def model_provenance(workdir: Path, origin: Origin, params: Any, sampling: Sampl
 
 
 @contextlib.contextmanager
-def writing(out: Path, option: str = "--out") -> Iterator[None]:
+def writing(out: Path, option: str = "--out", remedy: str = "make room or choose another") -> Iterator[None]:
   """Says in one line that a disk is full or cannot be written to; what is whole there stays.
 
   Raises:
@@ -168,8 +168,7 @@ def writing(out: Path, option: str = "--out") -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f"cannot write to {option} {str(out)!r}: {error.strerror or error}; what is whole there stays, "
-      "make room or choose another"
+      f"cannot write to {option} {str(out)!r}: {error.strerror or error}; what is whole there stays, {remedy}"
     ) from error
 
 

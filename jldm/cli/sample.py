@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from jldm.core.keys import check_seed
 from jldm.core.words import count_text
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
-from jldm.inference.generate import Request, Samples, generate
+from jldm.inference.generate import Request, Samples, check_finite, generate, generate_batches
 from jldm.inference.load import load_with_origin
 from jldm.inference.model import Model, build_model, classes_of, conditioner_of_kind
 from jldm.media import images as pictures, sheets
-from jldm.media.parts import write_parts
+from jldm.media.draws import ArrayFile, DrawFiles, PartFolder, PictureFolder
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
@@ -31,6 +32,7 @@ from jldm.storage import workdir as workdirs
 from jldm.storage.class_names import read_class_names
 
 PREVIEW_STEPS, PREVIEW_COUNT = 8, 10  # of previews.png: its columns and rows
+GOES_ON = "make room, and the same command goes on, or choose another"
 RECORDED_OPTIONS = (  # written to the provenance of each picture if they are given
   "sampler",
   "eta",
@@ -132,27 +134,41 @@ def main(args: argparse.Namespace) -> None:
   origin, model, params = load_with_origin(workdir, args.sigma_rel, bool(args.best), args.stage)
   model = model if tiles is None else dataclasses.replace(model, codec=Tiled(model.codec, tiles))
   batching = dict(batch_size=args.batch_size, devices=sharding.layout_from_args(args))
-  samples = generate(model, params, request, sampling, progress=options.progress_bar, **batching).data
+  provenance = {"command": "sample"} | sampling_to_dict(sampling) | {"seed": args.seed}
+  provenance |= options.model_provenance(workdir, origin, params, sampling)
+  provenance |= {"guidance_scale": guidance_scale(args, experiment)} if args.guidance else {}
+  provenance |= {name: getattr(args, name) for name in RECORDED_OPTIONS if getattr(args, name) is not None}
+  files = open_files(out, model.parts, labels, provenance, names)
+  batches, drawn = generate_batches(
+    *(model, params, request, sampling),
+    **batching,
+    progress=options.progress_bar,
+    is_there=lambda rows: multihost.broadcast(multihost.is_primary() and files.has(rows)),
+  )
+  kept = args.n
+  with contextlib.closing(drawn):  # else the progress bar is printed once more after an error
+    for rows, batch in drawn:
+      check_finite(batch.finite)
+      kept -= len(rows)
+      if multihost.is_primary():
+        with options.writing(out, remedy=GOES_ON):
+          files.write(rows, batch.data)
   rows = np.unique(np.linspace(0, args.n - 1, PREVIEW_COUNT).round().astype(int))
   previews = (
     generate(model, params, select_rows(request, rows), sampling, **batching) if args.previews else None
   )
 
-  # 3. The files.
+  # 3. What comes last: the grid, or the .npz of all batches.
   if not multihost.is_primary():
     return
-  provenance = {"command": "sample"} | sampling_to_dict(sampling) | {"seed": args.seed}
-  provenance |= options.model_provenance(workdir, origin, params, sampling)
-  provenance |= {"guidance_scale": guidance_scale(args, experiment)} if args.guidance else {}
-  provenance |= {name: getattr(args, name) for name in RECORDED_OPTIONS if getattr(args, name) is not None}
-  with options.writing(out):
-    write_samples(out, samples, labels, provenance, names)
+  with options.writing(out, remedy=GOES_ON):
     if previews:
       write_previews(out, previews, provenance)
     for path in earlier:
       path.unlink(missing_ok=True)
+    files.finish(batches)
   what = f"{args.n} {', '.join(model.parts)}" if model.parts else count_text(args.n, "picture")
-  print(f"{what} in {out}")
+  print(f"{what} in {out}{f', of which {kept} were drawn before' if kept else ''}")
 
 
 def claim_names(out: Path, model: Model, args: argparse.Namespace) -> list[Path]:
@@ -206,16 +222,15 @@ def write_previews(out: Path, previews: Samples, provenance: dict) -> None:
   pictures.write_png(path, sheets.tile_rows(rows, scale), provenance)
 
 
-def write_samples(
-  out: Path, samples: Any, labels: np.ndarray, provenance: dict, names: Sequence[str] = ()
-) -> None:
-  """Writes pictures uint8 [N, H, W, C], or a dict of parts, to a folder or a file ending in .npz."""
-  if isinstance(samples, dict):
-    write_parts(out, samples, labels, provenance)
-  elif out.suffix == ".npz":
-    pictures.write_npz(out, samples, labels, provenance)
-  else:
-    pictures.write_samples(out, samples, labels, provenance, names)
+def open_files(
+  out: Path, parts: Sequence[str], labels: np.ndarray, provenance: dict, names: Sequence[str]
+) -> DrawFiles:
+  """What is written of a draw: a file ending in .npz, or a folder of pictures, or of parts."""
+  if out.suffix == ".npz":
+    return ArrayFile(out, labels, provenance)
+  if parts:
+    return PartFolder(out, parts, labels, provenance)
+  return PictureFolder(out, labels, provenance, names)
 
 
 def guidance_from_args(args: argparse.Namespace, experiment: Experiment) -> Any:

@@ -5,7 +5,7 @@ samples = generate(model, params, Request(n=8, given={"label": 3}))
 samples.data                                                             # uint8 [8, H, W, C]
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import numbers
@@ -245,10 +245,49 @@ def generate(
       "as in generate(model, params, Request(…), Sampling(…))"
     )
   check_kinds(request, sampling)
+  sampling = complete_sampling(model, sampling)
+  options = dict(batch_size=batch_size, devices=devices, progress=progress)
+  _, drawn = generate_batches(model, params, request, sampling, **options)
+  join = lambda *parts: np.concatenate(parts)
+  data, estimates, finite = jax.tree.map(join, *(batch for _, batch in drawn))
+  check_finite(finite)
+  return Samples(data, estimates, sampling_provenance(request, sampling))
+
+
+def complete_sampling(model: Model, sampling: Sampling | None) -> Sampling:
+  """How to draw: by default the model's own sampling, or its sampler."""
   sampling = model.sampling if sampling is None else sampling
   if sampling.sampler is None:
     sampling = dataclasses.replace(sampling, sampler=model.sampling.sampler)
+  return sampling
+
+
+class Batch(NamedTuple):
+  """Samples of a batch as `Samples` has them, and whether every value of each is finite, bool [B]."""
+
+  data: Any
+  estimates: Any
+  finite: np.ndarray
+
+
+def generate_batches(
+  model: Model,
+  params: dict,
+  request: Request,
+  sampling: Sampling | None,
+  *,
+  batch_size: int,
+  devices: sharding.Devices = None,
+  progress: Any = iter,
+  is_there: Callable[[range], bool] = lambda rows: False,
+) -> tuple[list[range], Iterator[tuple[range, Batch]]]:
+  """As `generate`: the rows of every batch, and an iterator that draws those batches that are not there.
+
+  Raises:
+    UserError: as `generate`, before anything is drawn.
+  """
   check_count("batch_size", batch_size)
+  sampling = complete_sampling(model, sampling)
   model = model if request.size is None else resize_model(model, tuple(request.size))
   setup = set_up(model, {}, request, sampling, request.n)
   noise = check_noise(request, setup.like(model))
@@ -258,18 +297,20 @@ def generate(
   sampler, pairs, rule, transforms = sharding.replicate(mesh, whole)
   params, drawn = sharding.shard(mesh, params), sharding.with_mesh(mesh, sample_batch)
   per_sample = (setup.branches, jax.random.key_data(setup.keys), noise)
-  batches = []
-  for start_row in progress(range(0, request.n, batch_size)):
-    rows = batch_rows(start_row, batch_size, request.n)
-    given, keys, begun = sharding.shard_batch(
-      mesh, jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], per_sample)
-    )
-    one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))
-    batches.append(sharding.fetch(drawn(model, one, begun, shown=shown)))
-  join = lambda *parts: np.concatenate(parts)[: request.n]
-  data, estimates, finite = jax.tree.map(join, *batches)
-  check_finite(finite)
-  return Samples(data, estimates, sampling_provenance(request, sampling))
+  starts = range(0, request.n, batch_size)
+  batches = [range(start, min(start + batch_size, request.n)) for start in starts]
+
+  def draw() -> Iterator[tuple[range, Batch]]:
+    for rows in progress([rows for rows in batches if not is_there(rows)]):
+      padded = batch_rows(rows.start, batch_size, request.n)
+      given, keys, begun = sharding.shard_batch(
+        mesh, jax.tree.map(lambda x, padded=padded: np.asarray(x)[padded], per_sample)
+      )
+      one = Setup(params, sampler, pairs, given, rule, transforms, jax.random.wrap_key_data(keys))
+      samples = sharding.fetch(drawn(model, one, begun, shown=shown))
+      yield rows, Batch(*jax.tree.map(lambda x, rows=rows: x[: len(rows)], samples))
+
+  return batches, draw()
 
 
 def check_finite(finite: np.ndarray) -> None:

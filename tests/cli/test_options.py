@@ -25,7 +25,7 @@ from jldm.cli import (
 )
 from jldm.evaluation.page import html_page
 from jldm.inference import edit, latent_edit
-from jldm.inference.generate import Request, Samples
+from jldm.inference.generate import Batch, Request, Samples
 from jldm.inference.load import Origin
 from jldm.media import images as pictures
 from jldm.models.conditioners.degradation import Downsampled
@@ -109,7 +109,8 @@ def seen(drawing, monkeypatch, tmp_path):
 
   def recorded(name, result):
     def call(model, params, *args, **kwargs):
-      calls.append([name, frozen(args), frozen({k: v for k, v in kwargs.items() if k != "progress"})])
+      kwargs = {key: value for key, value in kwargs.items() if key not in ("progress", "is_there")}
+      calls.append([name, frozen(args), frozen(kwargs)])
       calls.append([type(model.codec).__name__, frozen(vars(model.codec))])
       return result(*args)
 
@@ -140,7 +141,12 @@ def seen(drawing, monkeypatch, tmp_path):
   draw = lambda request, sampling: Samples(
     np.zeros((request.n, SIDE, SIDE, 1), np.uint8), np.zeros((request.n, 8, SIDE, SIDE, 1), np.uint8), {}
   )
+  draw_batches = lambda request, sampling: (
+    [range(request.n)],
+    (each for each in [(range(request.n), Batch(*draw(request, sampling)[:2], np.ones(request.n, bool)))]),
+  )
   monkeypatch.setattr(sample_command, "generate", recorded("generate", draw))
+  monkeypatch.setattr(sample_command, "generate_batches", recorded("generate_batches", draw_batches))
   monkeypatch.setattr(pictures, "write_mp4", lambda path, *_: Path(path).write_text("film"))
   monkeypatch.setattr(pictures, "import_imageio", lambda: None)
   return calls

@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_line_and_what_is_whole_stays(workdir, tmp_path, caps
   last = error.splitlines()[-1]  # after the progress bar
   assert last.startswith("error: cannot write to --out") and "No space left on device" in last
   assert "Traceback" not in error
-  assert sorted(path.name for path in tmp_path.rglob("*.*")) == written
+  assert sorted(path.name for path in tmp_path.rglob("*.*") if path.is_file()) == written
 
 
 def test_missing_and_foreign_workdirs(tmp_path, capsys):
@@ -336,3 +336,83 @@ def test_a_model_that_always_needs_a_condition_is_refused(tmp_path, capsys, cond
   assert (
     f"always trained with {name!r}, {kind}, and cannot sample without" in error and error.count("\n") == 1
   )
+
+
+DRAW = ["--n", "7", "--steps", "2", "--batch-size", "2", "--devices", "1"]
+
+
+def contents(out):
+  """What a draw left, file by file: the bytes of pictures, the arrays of an .npz."""
+  if out.suffix == ".npz":
+    with np.load(out) as arrays:
+      return {name: arrays[name].tobytes() for name in arrays.files}
+  return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(workdir, tmp_path_factory):
+  """A draw that nothing interrupts, as a folder and as an .npz."""
+  folder = tmp_path_factory.mktemp("whole")
+  for name in ("O", "S.npz"):
+    assert main(["sample", "--workdir", workdir, *DRAW, "--out", str(folder / name)]) == 0
+  assert sorted(path.name for path in folder.iterdir()) == ["O", "S.npz"], "nothing is left beside them"
+  return {name: contents(folder / name) for name in ("O", "S.npz")}
+
+
+def test_an_npz_of_batches_is_one_as_numpy_writes_it(whole, workdir, tmp_path):
+  out = tmp_path / "S.npz"
+  assert main(["sample", "--workdir", workdir, *DRAW, "--out", str(out)]) == 0
+  with np.load(out) as arrays:
+    assert arrays.files == ["provenance", "labels", "images"]
+    assert arrays["images"].shape == (7, 32, 32, 1) and arrays["labels"].tolist() == list(range(7))
+    np.savez_compressed(tmp_path / "numpy.npz", **dict(arrays))
+  assert out.read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["O", "S.npz"])
+@pytest.mark.parametrize(
+  "failing", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
+def test_an_interrupted_draw_goes_on_to_the_same_bits(
+  whole, workdir, tmp_path, capsys, monkeypatch, name, failing
+):
+  """Ctrl-C at a file; the same command draws no batch again that is whole."""
+  out, replace, written, drawn = tmp_path / name, os.replace, [], []
+  command = ["sample", "--workdir", workdir, *DRAW, "--out", str(out)]
+
+  def interrupted(source, target):
+    if len(written) == failing - 1:
+      raise KeyboardInterrupt
+    written.append(target)
+    replace(source, target)
+
+  monkeypatch.setattr(files.os, "replace", interrupted)
+  assert main(command) == 130
+  assert "interrupted; the same command draws what is missing" in capsys.readouterr().err
+  assert sum(path.is_file() for path in tmp_path.rglob("*")) == failing - 1
+  monkeypatch.setattr(files.os, "replace", replace)
+  monkeypatch.setattr(sample.options, "progress_bar", lambda batches: drawn.extend(batches) or iter(batches))
+  assert main(command) == 0
+  there = (failing - 1) // (2 if name == "O" else 1)
+  assert [rows.start for rows in drawn] == [0, 2, 4, 6][there:]
+  before = f", of which {2 * there} were drawn before" if there < 4 else ", of which 7 were drawn before"
+  assert capsys.readouterr().out == f"7 pictures in {out}{before if there else ''}\n"
+  assert contents(out) == whole[name] and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["O", "S.npz"])
+def test_another_draw_takes_nothing_of_an_interrupted_or_a_finished_one(
+  whole, workdir, tmp_path, monkeypatch, name
+):
+  out, drawn = tmp_path / name, []
+  command = ["sample", "--workdir", workdir, *DRAW, "--out", str(out)]
+  monkeypatch.setattr(sample.options, "progress_bar", lambda batches: drawn.extend(batches) or iter(batches))
+  with monkeypatch.context() as context:
+    context.setattr(sample.ArrayFile if name == "S.npz" else sample.PictureFolder, "finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      main([*command, "--seed", "1"])
+  drawn.clear()
+  assert main(command) == 0 and len(drawn) == 4 and contents(out) == whole[name], "after an interrupted one"
+  drawn.clear()
+  assert main(command) == 0 and len(drawn) == 4 and contents(out) == whole[name], "after a finished one"
