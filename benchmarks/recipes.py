@@ -53,7 +53,7 @@ from jldm.metrics.manifold import manifold
 from jldm.models.autoencoders.posterior import Gaussian
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
-from jldm.train.loop import fit
+from jldm.train.loop import End, fit
 from jldm.train.state import init_state
 from jldm.train.step import make_step
 
@@ -194,7 +194,9 @@ def quick(stage: Stage, source: Source, frozen: Any, seed: int = 0) -> tuple[Any
   first = next(iter(batches(source, seed, stage.batch_size, 0, 1)))
   init = lambda key, batch, frozen: init_state(*stage.objective.init(key, batch, frozen), tx, stage.ema)
   state = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key_init, first, frozen)
-  state = fit(make_step(stage.objective.loss, tx, stage.ema), state, rows, key_steps, frozen, stage.steps, ())
+  state = fit(
+    make_step(stage.objective.loss, tx, stage.ema), state, rows, key_steps, frozen, End(stage.steps), ()
+  )
   return jax.block_until_ready(state.ema[0]), time.process_time() - start
 
 

@@ -24,6 +24,7 @@ from jldm.interop import flat, locate, msgpack, pretrained, safetensors
 from jldm.media.images import read_provenance
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from jldm.storage.finished import is_finished
 
 PICTURES = (".png", ".gif", ".npz", ".mp4")  # endings of files that say how they were drawn
 
@@ -107,14 +108,14 @@ def describe_workdir(path: Path, statistics: bool) -> Iterator[str]:
   """The lines of a workdir: its stages, finished codecs and averaged denoisers."""
   experiment = workdirs.read_experiment(path)
   yield f"{path}: a workdir"
-  steps = {}
+  steps, finished = {}, {}
   for stage in experiment.stages:
     with Checkpoints(workdirs.checkpoints_folder(path, stage.name), read_only=True) as saved:
-      steps[stage.name] = saved.latest()
+      steps[stage.name], finished[stage.name] = saved.latest(), is_finished(saved, stage)
     at = "not begun" if steps[stage.name] is None else f"at step {steps[stage.name]} of {stage.steps}"
     yield f"{stage.name}: {type(stage.objective).__name__}, {at}"
   for stage in experiment.stages:
-    if steps[stage.name] is not None and (stage.makes != "codec" or steps[stage.name] == stage.steps):
+    if steps[stage.name] is not None and (stage.makes != "codec" or finished[stage.name]):
       yield from describe_result(path, stage, statistics)
 
 

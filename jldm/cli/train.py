@@ -1,12 +1,14 @@
 """`jldm train`: trains the stages of an experiment in a workdir; the same command again resumes it."""
 
 import argparse
+from pathlib import Path
 
 from jldm.cli import run_file, user_code
 from jldm.config.experiment import Experiment
 from jldm.config.override import override
 from jldm.core.errors import UserError
-from jldm.distributed import sharding
+from jldm.distributed import multihost, sharding
+from jldm.runs.fork import fork
 from jldm.runs.train import train
 
 
@@ -24,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='e.g. denoiser.steps=500 or "denoiser.objective.process=Cosine()"; repeatable',
   )
   sharding.add_arguments(parser)
+  parser.add_argument(
+    "--from", dest="source", metavar="W", help="begin from a checkpoint of another workdir, with its --step"
+  )
+  parser.add_argument(
+    "--step", type=int, metavar="N", help="the step of the checkpoint, of --stage or of the last stage begun"
+  )
   parser.add_argument("--wandb", metavar="PROJECT", help="also log to this project of Weights & Biases")
 
 
@@ -34,7 +42,13 @@ def main(args: argparse.Namespace) -> None:
     if not equals:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
+  if (args.source is None) != (args.step is None):
+    raise UserError(f"--from {args.source} and --step {args.step}; expected both or neither")
   sharding.configure(args.devices, args)
+  if args.source is not None:
+    if multihost.is_primary():
+      fork(experiment, Path(args.workdir), Path(args.source), args.step, args.stage)
+    multihost.barrier("forked")
   train(
     experiment,
     args.workdir,

@@ -66,7 +66,11 @@ class Stage:
   needs: results of other stages.  A stage that needs a "codec" trains on the codec's latents, any
     other on the data.
   start: an earlier stage, or a workdir, whose result this stage starts from.  A codec keeps its mean
-    and std; with steps=0 it is that codec unchanged.
+    and std unless `remeasure`; with steps=0 its parameters are unchanged.  A denoiser of another number
+    of classes gets a new label table.
+  patience: the number of held-out measurements without an improvement after which the stage ends; 0 is
+    never.
+  keep: the number of last checkpoints that stay; those of multiples of `keep_every_steps` stay too.
   devices: the number of devices if the caller gives none; 0 is all (on a CPU, the largest number that
     divides the batch).
   """
@@ -75,6 +79,7 @@ class Stage:
   objective: Any
   needs: tuple[Need, ...] = ()
   start: str = ""
+  remeasure: bool = False
   optimizer: Any = AdamW()
   steps: int = 10_000
   batch_size: int = 128
@@ -83,6 +88,9 @@ class Stage:
   devices: int = 0
   log_every_steps: int = 50
   save_every_steps: int = 1000
+  keep: int = 2
+  keep_every_steps: int = 0  # 0: none beyond the last
+  patience: int = 0
   picture_every_steps: int = 1000
   snapshot_every_steps: int = 1000  # of the averages, if ema is Power(...)
 
@@ -102,12 +110,14 @@ class Stage:
 class Pretrained:
   """The autoencoder of another workdir, unchanged: a Stage with steps=0 that starts there.
 
-  `batch_size` images are encoded at once.
+  `batch_size` images are encoded at once.  With `remeasure` the mean and std of its latents are those
+  of this experiment's data.
   """
 
   path: str
   name: str = "autoencoder"
   batch_size: int = 32
+  remeasure: bool = False
   makes: ClassVar[str] = "codec"
 
 

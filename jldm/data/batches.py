@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from jldm.core.shapes import batch_rows
+from jldm.data.balance import Balanced
 from jldm.data.buckets import Buckets
 from jldm.data.index import example_rows
 from jldm.data.source import Batch, Source
@@ -23,7 +24,10 @@ def read_batch(
     source, seed, step = source.at(seed, batch_size, step)
   row = np.arange(batch_size) if rows is None else rows
   place = {"row": row.astype(np.int32), "stratum": (row / batch_size).astype(np.float32)}
-  return source[example_rows(seed, step * batch_size + row, len(source))] | place
+  positions = step * batch_size + row
+  balanced = isinstance(source, Balanced)
+  rows = source.rows_at(seed, positions) if balanced else example_rows(seed, positions, len(source))
+  return source[rows] | place
 
 
 def batches(

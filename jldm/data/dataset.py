@@ -15,12 +15,14 @@ class Dataset(abc.ABC):
 
   train, held_out: the names of the splits, of which the second is never trained on.
   data_dir: the folder that it is read from; None if it is not read from a folder.
+  balance: whether every class is drawn equally often in training, which needs the array `label`.
   augmentation: the fields that change the training split, with the values that change nothing.
   """
 
   train: str
   held_out: str
   data_dir: str | None = None
+  balance: bool = False
   augmentation: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
   @property

@@ -24,6 +24,7 @@ class Synthetic(Dataset):
   count: int = 256  # images in each split
   train: str = "train"
   held_out: str = "test"
+  balance: bool = False  # whether every class is drawn equally often in training
   mirror: bool = False  # whether the training split also has every picture flipped left to right
   labelled: float = 1.0  # share of training labels that are kept; the others become -1
   labelled_times: int = 1  # how often labelled examples repeat in an epoch, if labelled < 1

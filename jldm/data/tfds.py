@@ -48,6 +48,7 @@ class ImageData(Dataset):
   width: int = 32
   channels: int = 1
   classes: int = 0  # 0: unconditional, every label reads as -1
+  balance: bool = False  # whether every class is drawn equally often in training
   mirror: bool = False  # whether the training split also has every picture flipped left to right
   labelled: float = 1.0  # share of training labels that are kept; the others become -1
   labelled_times: int = 1  # how often labelled examples repeat in an epoch, if labelled < 1
@@ -81,7 +82,7 @@ class ImageData(Dataset):
     check_class_count(self, builder)
     records, training = open_records(builder, split), split == self.train
     sources = [Records(records, self)]
-    if self.buckets or (training and self.labelled < 1):
+    if self.buckets or (training and (self.labelled < 1 or self.balance)):
       sizes, labels = scan_records(records, self, split)
       labels = views.keep_labels(labels, self.labelled) if training else labels
       times = self.labelled_times if training and self.labelled < 1 else 1

@@ -13,7 +13,12 @@ from jldm.core.errors import UserError
 from jldm.data.index import epoch_permutation
 from jldm.data.source import Batch, Source
 
-NO_AUGMENTATION = {"mirror": False, "labelled": 1.0, "labelled_times": 1}  # fields that change nothing
+NO_AUGMENTATION = {
+  "balance": False,
+  "mirror": False,
+  "labelled": 1.0,
+  "labelled_times": 1,
+}  # fields that change nothing
 LABEL_SEED = 0  # which labels are kept belongs to the data, not to a run
 
 
@@ -73,7 +78,14 @@ def repeat_labelled(rows: np.ndarray, labels: np.ndarray, times: int) -> np.ndar
 
 
 def check_views(data: Any) -> None:
-  """Raises a UserError for a share out of range, or for changes to a split that is also held out."""
+  """Raises a UserError for a share out of range, for changes to a split that is also held out, or for classes
+  to be balanced that there are not.
+  """
+  if data.balance and not data.classes:
+    raise UserError(
+      "data.balance=True and data.classes=0, which reads no label; expected the number of classes, or "
+      "data.balance=False"
+    )
   if not 0 <= data.labelled <= 1:
     raise UserError(f"data.labelled={data.labelled}; expected a share of the labels from 0 to 1")
   if data.labelled_times < 1:

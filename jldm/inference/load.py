@@ -23,6 +23,7 @@ from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from jldm.storage.finished import is_finished
 from jldm.train.ema import reconstruct
 from jldm.train.state import averaged_items
 
@@ -88,7 +89,7 @@ def check_finished(at: StagePlace) -> None:
   """Raises a UserError unless the last step of a stage is committed."""
   name = at.stage.name
   with Checkpoints(workdirs.checkpoints_folder(at.workdir, name), read_only=True) as saved:
-    if saved.latest() != at.stage.steps:
+    if not is_finished(saved, at.stage):
       raise UserError(
         f"workdir {str(at.workdir)!r} has no trained {name} yet, or one that is not finished; train it "
         f"first: "

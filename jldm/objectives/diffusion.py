@@ -38,6 +38,7 @@ from jldm.models.conditioners.conditioner import (
 from jldm.objectives.objective import Aux, Objective
 
 Array = jax.Array
+LABEL_TABLE = "label"  # of a network's parameters, one row per class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,8 +204,16 @@ class Diffusion(Objective):
     return Loaded(self, params)
 
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
-    """The state of `init` with the parameters of a trained denoiser and of its conditioners."""
-    return params | started, extra
+    """The state of `init` with the parameters of a trained denoiser and of its conditioners.
+
+    A label table of another number of classes stays as it was drawn.
+    """
+    ours, theirs = params["denoiser"], started["denoiser"]
+    size = lambda network: jax.tree.map(jnp.shape, network.get(LABEL_TABLE))
+    if size(ours) != size(theirs):
+      own = {LABEL_TABLE: ours[LABEL_TABLE]} if LABEL_TABLE in ours else {}
+      theirs = {name: value for name, value in theirs.items() if name != LABEL_TABLE} | own
+    return params | started | {"denoiser": theirs}, extra
 
 
 class Noised(NamedTuple):

@@ -19,7 +19,7 @@ from jldm.data.buckets import Buckets
 from jldm.data.index import epoch_permutation
 from jldm.data.source import Arrays
 from jldm.distributed import sharding
-from jldm.inference.load import StagePlace
+from jldm.inference.model import StagePlace
 from jldm.runs.latents import encode_examples
 from jldm.runs.run import Run
 from jldm.train.logging import Log
@@ -55,7 +55,7 @@ def measure_loss(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Callable[
       listed = ", ".join(f"{mean:.4f} at t={t}" for t, mean in zip(LEVELS, means))
       log.print_line(f"{stage.name} step {n}: held-out loss {means.mean():.4f}: {listed}")
 
-    return (Hook(stage.picture_every_steps, call, at_end=True),)
+    return (Hook(stage.picture_every_steps, call, at_end=True, measures=FIGURE),)
 
   return hooks
 

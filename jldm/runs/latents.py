@@ -188,10 +188,11 @@ def conditions_hash(codec: dict, model: Model, data: Any, identity: dict | None 
 def data_config(data: Any, identity: dict | None) -> Any:
   """What cached arrays depend on of the data: the fields, and what the examples are.
 
-  If that is known, the folder that they are read from is not part of it.
+  If that is known, the folder that they are read from is not part of it; nor ever is their order.
   """
-  fields = to_data(data)
-  return [{name: fields[name] for name in fields if name != "data_dir"}, identity] if identity else fields
+  left_out = ("balance", "data_dir") if identity else ("balance",)
+  fields = {name: value for name, value in to_data(data).items() if name not in left_out}
+  return [fields, identity] if identity else fields
 
 
 def config_hash(config: Any, arrays: Any) -> str:

@@ -59,7 +59,7 @@ def preview_reconstructions(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -
       originals, _ = next(in_order(held_out, shown))
       write_sheet(run, log, n, sheets.stack_pairs(originals["image"], first[:shown]), "reconstruction")
 
-    return (Hook(stage.picture_every_steps, call, at_end=True),)
+    return (Hook(stage.picture_every_steps, call, at_end=True, measures="held_out_psnr"),)
 
   yield make_hooks
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from jldm.core.errors import ReplayMismatchError, UserError
+from jldm.data.balance import balance
 from jldm.inference.model import find_stage
 from jldm.runs import latents, run as runs
 from jldm.runs.frozen import load_frozen
@@ -19,7 +20,7 @@ from jldm.storage import workdir as workdirs
 from jldm.storage.changes import is_continued
 from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import mean_metrics, read_rows
-from jldm.train.loop import Hook, fit
+from jldm.train.loop import End, Hook, fit
 
 THROUGHPUT = "images_per_second"  # in every line of training steps
 NOT_COMPUTED = ("stage", "step", "learning_rate", THROUGHPUT)  # by the step function
@@ -81,7 +82,7 @@ def replay(workdir: str | Path, stage: str, first: int, last: int, devices: int 
 
   stop = max(wanted)
   batches = itertools.islice(batches, stop - before[-1])
-  fit(step, state, batches, key, frozen, stop, (Hook(1, compare),), changes)
+  fit(step, state, batches, key, frozen, End(stop), (Hook(1, compare),), changes)
   return Replayed(before[-1], stop, len(equal))
 
 
@@ -121,13 +122,17 @@ def compare_line(logged: dict, computed: dict, where: str, start: str) -> None:
 def open_inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
   """The training source of a stage, and the frozen networks of its objective."""
   frozen = load_frozen(run, mesh)
+  data, order = run.experiment.data, lambda source: source
+  if data.balance or "codec" not in frozen:
+    workdirs.check_data(run.workdir, data.fingerprint())
+    train_set = data.open(data.train)
+    order = (lambda source: balance(source, train_set)) if data.balance else order
   if "codec" not in frozen:
-    workdirs.check_data(run.workdir, run.experiment.data.fingerprint())
-    return run.experiment.data.open(run.experiment.data.train), frozen
+    return order(train_set), frozen
   cache = latents.open_encoded(run, frozen["codec"].params)
   if cache is None:
     raise UserError(
       f"the latents of {str(run.workdir)!r} are missing or damaged; jldm train makes them again as long as "
       f"its {run.stage.name} is not finished"
     )
-  return cache, frozen
+  return order(cache), frozen

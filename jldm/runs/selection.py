@@ -104,7 +104,7 @@ def select_best(
         if not metrics["skipped"] and is_better(kept, n, score):
           kept.save(n, averaged_items(state.ema[0], state.extra) | {"score": score})
 
-      return (Hook(config.every_steps, call, at_end=True),)
+      return (Hook(config.every_steps, call, at_end=True, measures=f"evaluation_{config.metric}"),)
 
     yield hooks
 

@@ -9,18 +9,22 @@ from jax.sharding import Mesh
 
 from jldm.core.errors import NonFiniteError
 from jldm.core.keys import stage_keys
+from jldm.data.balance import balance, describe_classes, read_labels
 from jldm.data.batches import batches
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import load_finished
 from jldm.runs.frozen import load_frozen
 from jldm.runs.latents import encode_training_set, measure_latents
+from jldm.runs.patience import watch_figure
 from jldm.runs.previews import PREVIEWS
 from jldm.runs.run import Run, mesh_for_stage
+from jldm.runs.start import class_change
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
+from jldm.storage.finished import ended_item, is_finished
 from jldm.train.ema import Power
 from jldm.train.logging import Log
-from jldm.train.loop import Change, Hook, fit
+from jldm.train.loop import Change, End, Hook, fit
 from jldm.train.state import TrainState, init_state, join_state, split_state
 from jldm.train.step import make_step
 
@@ -32,33 +36,50 @@ def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
   """
   stage = run.stage
   mesh = mesh_for_stage(stage, run.devices)
-  with Checkpoints(workdirs.checkpoints_folder(run.workdir, stage.name)) as saved:
+  folder = workdirs.checkpoints_folder(run.workdir, stage.name)
+  with Checkpoints(folder, stage.keep, keep_every=stage.keep_every_steps) as saved:
     with run.clock.measure("restore"):
-      if saved.latest() == stage.steps:
+      if is_finished(saved, stage):
         return
       frozen = load_frozen(run, mesh)
     if not stage.steps:
-      saved.save(0, {"codec": start_params(run)})
+      saved.save(0, {"codec": with_statistics(run, start_params(run), train_set, mesh)})
       return
     source = (
       encode_training_set(run, frozen["codec"].params, train_set, mesh) if "codec" in frozen else train_set
     )
+    source = in_training_order(run, source, train_set)
     with PREVIEWS[stage.makes](run, frozen, held_out, mesh) as make_previews:
       state = fit_stage(run, source, frozen, saved, mesh, make_previews)
     last = FINAL_ITEMS[stage.makes](run, state, frozen, train_set, mesh)
-    saved.save(stage.steps, split_state(state) | last)
+    step = int(state.step)
+    ended = {} if step == stage.steps else ended_item(stage)
+    saved.save(step, split_state(state) | last | ended)
+
+
+def in_training_order(run: Run, source: Any, train_set: Any) -> Any:
+  """`source`; if classes are balanced, as one that reads them equally often, with a line of their counts."""
+  data = run.experiment.data
+  if not data.balance:
+    return source
+  if multihost.is_primary():
+    counts = describe_classes(read_labels(train_set), data.class_names())
+    print(f"{run.stage.name}: classes are drawn equally often, of {counts}", flush=True)
+  return balance(source, train_set)
 
 
 def codec_item(run: Run, state: TrainState, frozen: dict, train_set: Any, mesh: Mesh) -> dict:
-  """The codec with the mean and std of its latents, either measured or those of the codec it started from."""
+  """The item of a codec with the mean and std of its latents."""
   params = run.stage.objective.result(state.ema[0], state.extra, frozen).params
+  return {"codec": with_statistics(run, params, train_set, mesh)}
+
+
+def with_statistics(run: Run, params: dict, train_set: Any, mesh: Mesh) -> dict:
+  """A codec's parameters with the mean and std of its latents, measured or of the codec it started from."""
   start = start_params(run)
-  scale = (
-    {name: start[name] for name in ("mean", "std")}
-    if start
-    else measure_latents(run, params["params"], train_set, mesh)
-  )
-  return {"codec": params | scale}
+  if start is None or run.stage.remeasure:
+    return params | measure_latents(run, params["params"], train_set, mesh)
+  return params | {name: start[name] for name in ("mean", "std")}
 
 
 def start_params(run: Run) -> Any:
@@ -74,7 +95,7 @@ FINAL_ITEMS = {"codec": codec_item, "denoiser": lambda *_: {}}
 def fit_stage(
   run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, make_previews: Callable
 ) -> TrainState:
-  """Trains a stage up to its last step, and leaves that state for the caller to save.
+  """Trains a stage to its end, and leaves that state for the caller to save.
 
   make_previews(log) gives the hooks that show the stage while it trains.
   """
@@ -95,16 +116,18 @@ def fit_stage(
     ) as log,
     clock.measure("step"),
   ):
-    keep, log_hooks = logging_hooks(run, saved, log)
-    stop = (run.notice.hook(stage.name, stage.steps, keep),)
-    guarded = lambda hook: clock.hook("evaluation", run.notice.guard(hook, stage.name, stage.steps, keep))
-    preview_hooks = tuple(guarded(hook) for hook in make_previews(log))
+    end = End(stage.steps)
+    keep, log_hooks = logging_hooks(run, saved, log, end)
+    stop = (run.notice.hook(stage.name, end, keep),)
+    previews = tuple(clock.hook("evaluation", hook) for hook in make_previews(log))
+    preview_hooks = tuple(run.notice.guard(hook, stage.name, end, keep) for hook in previews)
+    patience_hooks = watch_figure(stage, previews, log, end, state)
     step = clock.steps(step, start, log.made_before)
     try:
       with snapshot_averages(run, state) as snapshot_hooks:
         saves = tuple(clock.hook("save", hook) for hook in snapshot_hooks)
-        hooks = log_hooks + saves + stop + preview_hooks
-        return fit(step, state, clock.waiting(train_batches), key_steps, frozen, stage.steps, hooks, changes)
+        hooks = log_hooks + saves + stop + preview_hooks + patience_hooks
+        return fit(step, state, clock.waiting(train_batches), key_steps, frozen, end, hooks, changes)
     except NonFiniteError as error:
       last = saved.latest()
       where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
@@ -113,13 +136,13 @@ def fit_stage(
       ) from error
 
 
-def logging_hooks(run: Run, saved: Checkpoints, log: Log) -> tuple[Callable, tuple[Hook, ...]]:
+def logging_hooks(run: Run, saved: Checkpoints, log: Log, end: End) -> tuple[Callable, tuple[Hook, ...]]:
   """keep(step, state, metrics), which commits a step at any time, and the hooks that log and save."""
   stage, clock = run.stage, run.clock
 
   def save(n, state, metrics):
     # After a skipped update the checkpoint before is the good one.
-    if n < stage.steps and not metrics["skipped"]:
+    if n < end.step and not metrics["skipped"]:
       saved.save(n, split_state(state))
 
   def keep(n, state, metrics):
@@ -159,6 +182,8 @@ def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mes
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
     state = join_state(saved.restore(start, split_state(like)), shapes.extra)
   else:
+    if multihost.is_primary() and (change := class_change(run.at)):
+      print(f"{stage.name}: starts from {stage.start} with a new label table; {change}", flush=True)
     started, quick = sharding.replicate(mesh, start_params(run)), sharding.quick_compile_options(mesh)
     state = jax.jit(init, out_shardings=places, compiler_options=quick)(key_init, example, frozen, started)
   step = sharding.with_mesh(mesh, make_step(stage.objective.loss, tx, stage.ema, stage.accumulate, places))

@@ -7,6 +7,7 @@ from pathlib import Path
 from jldm.config.experiment import Experiment
 from jldm.config.serialize import to_data
 from jldm.core.errors import UserError
+from jldm.data.balance import check_balance
 from jldm.distributed import multihost, sharding
 from jldm.inference.model import StagePlace
 from jldm.runs import validate
@@ -53,6 +54,7 @@ def train(
   # 2. Everything that can be refused is refused before anything is written.
   data = experiment.data
   train_set, held_out = data.open(data.train), data.open(data.held_out)
+  check_balance(data, train_set)
   identity = data.fingerprint() if multihost.is_primary() else {}
   if multihost.is_primary():
     workdirs.check_data(workdir, identity)

@@ -6,9 +6,7 @@ from typing import Any
 import jax
 
 from jldm.config.experiment import Experiment, Stage
-from jldm.config.serialize import differences, to_data
 from jldm.core.errors import UserError
-from jldm.core.trees import named_leaves
 from jldm.distributed import sharding
 from jldm.inference.generate import sampling_pairs
 from jldm.inference.load import check_finished
@@ -19,7 +17,7 @@ from jldm.inference.model import (
   denoiser_shapes,
   denoising_batch_shapes,
   frozen_codec,
-  result_shapes,
+  sampling_stage,
   stage_example,
   stage_model,
 )
@@ -30,7 +28,9 @@ from jldm.models.denoisers.unet import UNet
 from jldm.objectives.objective import check_objective
 from jldm.runs import selection
 from jldm.runs.frozen import frozen_with_weights
+from jldm.runs.held_out import is_measured
 from jldm.runs.run import mesh_for_stage
+from jldm.runs.start import check_start, check_started_shapes
 from jldm.train.state import TrainState, init_state
 
 
@@ -45,6 +45,7 @@ def validate_run(places: list[StagePlace], devices: sharding.Devices) -> Any:
   experiment = places[0].experiment
   for at in places:
     check_stage(at.stage, devices)
+    check_patience(at)
     check_needs_finished(at, places)
     check_start(at)
   for stage in experiment.stages:
@@ -71,6 +72,17 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
     raise UserError(
       f"{name}.ema={stage.ema!r}; expected an average such as Decay(0.999) or Power((0.05, 0.1))"
     )
+  if stage.remeasure and not (stage.start and stage.makes == "codec"):
+    raise UserError(
+      f"{name}.remeasure=True of a stage that makes a {stage.makes} and starts from "
+      f"{stage.start or 'nothing'!r}; expected an autoencoder that starts from a trained one"
+    )
+  if stage.keep_every_steps % stage.save_every_steps:
+    raise UserError(
+      f"{name}.keep_every_steps={stage.keep_every_steps} is not a multiple of "
+      f"{name}.save_every_steps={stage.save_every_steps}; expected 0, or one such as "
+      f"{10 * stage.save_every_steps}"
+    )
   mesh = mesh_for_stage(stage, devices)
   parts = sharding.batch_shard_count(mesh)
   if stage.batch_size % (stage.accumulate * parts):
@@ -80,24 +92,24 @@ def check_stage(stage: Stage, devices: sharding.Devices) -> None:
     )
 
 
+def check_patience(at: StagePlace) -> None:
+  """Raises a UserError if a stage ends by a figure that is not measured."""
+  stage, experiment = at.stage, at.experiment
+  judged = experiment.evaluation.every_steps and stage == sampling_stage(experiment)
+  if stage.patience and stage.makes == "denoiser" and not (judged or is_measured(at)):
+    raise UserError(
+      f"{stage.name}.patience={stage.patience}, and nothing is measured on held-out data: data.train and "
+      f"data.held_out are both {experiment.data.train!r}, or the objective has no at_time; set it to 0, or "
+      "evaluation.every_steps to more"
+    )
+
+
 def check_needs_finished(at: StagePlace, trained: list[StagePlace]) -> None:
   """Raises a UserError unless the sources of a stage are finished, or trained before it in this run."""
   start = at.started_from()
   for source in [*at.needed().values(), *([start] if start else [])]:
     if source not in trained:
       check_finished(source)
-
-
-def check_start(at: StagePlace) -> None:
-  """Raises a UserError if a stage starts from another network than its own."""
-  start, stage = at.started_from(), at.stage
-  if start is None:
-    return
-  theirs, ours = (to_data(each.objective.network) for each in (start.stage, stage))
-  if changed := differences(theirs, ours, f"{stage.name}.objective.network"):
-    raise UserError(
-      f"{stage.name}.start={stage.start!r} has another network: {'; '.join(changed[:3])}; make them equal"
-    )
 
 
 def check_model(experiment: Experiment, name: str) -> Model:
@@ -163,20 +175,3 @@ def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   check_started_shapes(at, state)
   jax.eval_shape(objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
   return state, batch, frozen
-
-
-def check_started_shapes(at: StagePlace, state: TrainState) -> None:
-  """Raises a UserError if the stage that it starts from has other arrays."""
-  start = at.started_from()
-  if start is None:
-    return
-  ours = state.params, state.extra
-  theirs = jax.eval_shape(at.stage.objective.start, *ours, result_shapes(start).params)
-  named = lambda tree: {name: f"{x.dtype}{list(x.shape)}" for name, x in named_leaves(tree).items()}
-  ours, theirs = named(ours), named(theirs)
-  if different := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
-    name = different[0]
-    raise UserError(
-      f"{at.stage.name}.start={at.stage.start!r} has other arrays, the first {name}: {theirs.get(name)}, "
-      f"expected {ours.get(name)}; make the objectives equal"
-    )

@@ -4,7 +4,7 @@
   FREE fields, FREE_OF_STAGE of a stage    change no step and may always change, except OF_THE_BEST, once a
                                            best denoiser was chosen by them.
   data.data_dir                            may change if the data are known to be the same (data.json).
-  A stage that holds no checkpoint yet     may change.
+  A stage that holds no checkpoint yet     may change; `patience`, which ends a stage, as well.
   CONTINUED fields of a stage              may change as long as steps are left to train: more `steps` of a
                                            finished stage, a lower rate after one that diverged.
 
@@ -24,6 +24,8 @@ FREE_OF_STAGE = (
   "devices",
   "log_every_steps",
   "save_every_steps",
+  "keep",
+  "keep_every_steps",
   "picture_every_steps",
   "snapshot_every_steps",
 )
@@ -82,7 +84,7 @@ def objection(
   if trained_on:
     return f"{trained_on[0]} has trained on the result of {head}"
   last = reached[head]
-  if last is None:
+  if last is None or field == "patience":
     return ""
   if not is_continued(field):
     return f"{head} is at step {last}"

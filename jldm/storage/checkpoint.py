@@ -70,11 +70,12 @@ class Checkpoints(contextlib.AbstractContextManager):
   `read_only` it changes nothing, so a training may continue at the same time.
   """
 
-  def __init__(self, folder: Path, keep: int = 2, read_only: bool = False):
-    """keep: how many committed steps stay on disk, at least 1."""
+  def __init__(self, folder: Path, keep: int = 2, read_only: bool = False, keep_every: int = 0):
+    """keep: how many of the last committed steps stay, at least 1; so do multiples of `keep_every`."""
     if keep < 1:
       raise ValueError(f"keep={keep}; expected at least 1")
     self.folder, self.keep, self.read_only = Path(folder).absolute(), keep, read_only
+    self.keep_every = keep_every
     self._verified: set[int] = set()
     self._pending: tuple[int, futures.Future] | None = None
     if not read_only:
@@ -152,6 +153,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
     if multihost.is_primary():
       for old in self.steps()[: -self.keep]:
+        if self.keep_every and old % self.keep_every == 0:
+          continue
         (self.folder / f"{old}{MANIFEST}").unlink()
         self._worker.submit(
           shutil.rmtree, self.folder / str(old)

@@ -77,6 +77,7 @@ def pretrained_stage(given: Pretrained) -> Stage:
     steps=0,
     batch_size=given.batch_size,
     start=given.path,
+    remeasure=given.remeasure,
   )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from jldm.core.errors import RESUME_HINT, Interrupted, Preempted
 from jldm.distributed import multihost
-from jldm.train.loop import IN_FLIGHT, Hook
+from jldm.train.loop import IN_FLIGHT, End, Hook
 
 GRACE_S = 25.0
 CAUSES = {signal.SIGTERM: ("stopped by SIGTERM", Preempted), signal.SIGINT: ("interrupted", Interrupted)}
@@ -68,27 +68,27 @@ class Notice:
     self.sent.append(multihost.start_any(self.requested))
     return len(self.sent) > IN_FLIGHT and bool(self.sent.popleft())
 
-  def hook(self, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
+  def hook(self, stage: str, end: End, keep: Callable[[int, Any, dict], None]) -> Hook:
     """Ends a stage after the step with the notice, once keep(step, state, metrics) has started to save it.
 
     The last step is left to the caller, who saves more.
     """
 
     def call(n, state, metrics):
-      if self.stop_agreed() and n < stop:
+      if self.stop_agreed() and n < end.step:
         keep(n, state, metrics)
         raise self.error(f" at {stage} step {n}")
 
     return Hook(1, call)
 
-  def guard(self, hook: Hook, stage: str, stop: int, keep: Callable[[int, Any, dict], None]) -> Hook:
+  def guard(self, hook: Hook, stage: str, end: End, keep: Callable[[int, Any, dict], None]) -> Hook:
     """A long hook that `raise_if_requested` may interrupt: the state of its step is saved first."""
 
     def call(n, state, metrics):
       try:
         hook.call(n, state, metrics)
       except Preempted as error:
-        if n == stop:
+        if n == end.step:
           raise
         keep(n, state, metrics)
         raise self.error(f" at {stage} step {n}") from error

@@ -13,13 +13,16 @@ pytestmark = pytest.mark.slow
 
 
 def test_what_is_judged_and_kept_beside_the_newest_is_what_one_process_keeps(tmp_path):
-  """Three folders of checkpoints are saved to after one step."""
-  every = dict(snapshot_every_steps=2, save_every_steps=2, ema="Power((0.05, 0.1))")
+  """Three folders of checkpoints are saved to after one step; classes are balanced, and patience counts."""
+  every = dict(
+    snapshot_every_steps=2, save_every_steps=2, picture_every_steps=2, ema="Power((0.05, 0.1))", patience=1
+  )
   judged = dict(extractor="pixels", n=250, every_steps=2, metric="kid")
   config = write_config(
     tmp_path,
     4,
     data__count=300,
+    data__balance=True,
     **{f"denoiser__{name}": value for name, value in every.items()},
     **{f"evaluation__{name}": value for name, value in judged.items()},
   )
@@ -37,6 +40,10 @@ def test_what_is_judged_and_kept_beside_the_newest_is_what_one_process_keeps(tmp
     for workdir in (one, two)
   ]
   np.testing.assert_allclose(*values, rtol=1e-2)
+  rows = [[json.loads(line) for line in (workdir / "metrics.jsonl").open()] for workdir in (one, two)]
+  losses = [[row["held_out_loss"] for row in each if "held_out_loss" in row] for each in rows]
+  assert len(losses[0]) == 2
+  np.testing.assert_allclose(*losses, rtol=1e-3)
   for kept in (workdirs.averages_folder, workdirs.best_folder, workdirs.checkpoints_folder):
     steps = [Checkpoints(kept(workdir, "denoiser"), read_only=True).steps() for workdir in (one, two)]
     assert steps[0] == steps[1] and steps[0], kept

@@ -366,6 +366,13 @@ def test_keep(tmp_path):
     assert (manifest["step"], {tmp_path / str(step) / name for name in manifest["files"]}) == (step, files)
 
 
+def test_multiples_stay_in_addition_to_the_last(tmp_path):
+  with Checkpoints(tmp_path, keep=1, keep_every=3) as checkpoints:
+    for step in range(1, 9):
+      checkpoints.save(step, {"state": jnp.int32(step)})
+  assert Checkpoints(tmp_path, read_only=True).steps() == [3, 6, 8]
+
+
 def test_old_step_outlives_an_uncommitted_one(tmp_path):
   save_all(tmp_path, 1)
   with Checkpoints(tmp_path, keep=1) as checkpoints:

@@ -6,7 +6,7 @@ import pytest
 
 from jldm.train import goodput
 from jldm.train.goodput import PARTS, Goodput
-from jldm.train.loop import Hook, fit
+from jldm.train.loop import End, Hook, fit
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_loop_is_compilation_first_then_lost_then_step_and_waits_for_data(now)
   with clock.measure("step"):
     hooks = (clock.hook("save", Hook(3, save)),)
     state = types.SimpleNamespace(step=3)
-    fit(clock.steps(step, 3, made_before=6), state, clock.waiting(rows()), None, None, 9, hooks)
+    fit(clock.steps(step, 3, made_before=6), state, clock.waiting(rows()), None, None, End(9), hooks)
   assert told(clock) == {"compile": 100, "data": 1.5, "lost": 2, "step": 3, "save": 20}
 
 

@@ -3,7 +3,7 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from jldm.train.loop import IN_FLIGHT, Change, Hook, fit
+from jldm.train.loop import IN_FLIGHT, Change, End, Hook, fit
 
 ROOT = object()
 FROZEN = object()
@@ -27,7 +27,7 @@ class Device:
   def fit(self, start, stop, hooks=(), batches=None):
     self.start = start
     batches = range(start + 1, stop + 1) if batches is None else batches
-    return fit(self.step, State(start), batches, ROOT, FROZEN, stop, hooks)
+    return fit(self.step, State(start), batches, ROOT, FROZEN, End(stop), hooks)
 
 
 class Metrics:
@@ -65,6 +65,20 @@ def test_hooks_are_called_in_their_order():
   assert calls == [(1, "b"), (2, "a"), (2, "b")]
 
 
+@pytest.mark.parametrize("every, last", [(1, 2), (2, 3), (5, 6)])
+def test_a_hook_may_bring_the_end_forward_to_the_step_after_its_own(every, last):
+  end, calls = End(9), []
+
+  def stop(n, state, metrics):
+    end.step = min(n + 1, end.step)
+
+  device = Device()
+  device.start = 0
+  hooks = [Hook(every, stop), Hook(4, lambda n, state, metrics: calls.append(n), at_end=True)]
+  assert fit(device.step, State(0), range(1, 10), ROOT, FROZEN, end, hooks) == State(last)
+  assert calls == [n for n in range(1, last + 1) if n % 4 == 0 or n == last]
+
+
 def test_the_host_waits_in_order():
   device = Device()
   device.fit(0, 20)
@@ -98,7 +112,7 @@ def test_changes_come_before_the_hooks_of_their_step():
 
   hook = Hook(1, lambda n, state, metrics: calls.append((type(state).__name__, n)))
   device.start = 0
-  last = fit(device.step, State(0), range(1, 6), ROOT, FROZEN, 5, [hook], [Change(2, change)])
+  last = fit(device.step, State(0), range(1, 6), ROOT, FROZEN, End(5), [hook], [Change(2, change)])
   assert last == State(5) and type(last) is State, "the state that a change returns goes on"
   expected = [
     ("State", 1),

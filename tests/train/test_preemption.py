@@ -17,7 +17,7 @@ from jldm.core.errors import RESUME_HINT, Interrupted, Preempted
 from jldm.data.source import Arrays
 from jldm.distributed import multihost
 from jldm.storage import array_cache
-from jldm.train.loop import Hook
+from jldm.train.loop import End, Hook
 from jldm.train.preemption import Notice, watch_signals
 from tests.configs import ROOT
 
@@ -90,7 +90,7 @@ def test_items_end_with_the_notice():
 def test_the_step_of_the_notice_is_kept_unless_it_is_the_last(at, kept):
   notice, calls = Notice(), []
   keep = lambda n, state, metrics: calls.append(n)
-  hook = notice.hook("denoiser", 6, keep)
+  hook = notice.hook("denoiser", End(6), keep)
   hook.call(at, None, {})
   assert not calls
   notice.requested = True
@@ -109,7 +109,9 @@ def test_what_takes_long_is_left_and_its_step_kept():
     notice.requested = True
     notice.raise_if_requested()
 
-  guarded = notice.guard(Hook(2, look, at_end=True), "denoiser", 6, lambda n, state, metrics: calls.append(n))
+  guarded = notice.guard(
+    Hook(2, look, at_end=True), "denoiser", End(6), lambda n, state, metrics: calls.append(n)
+  )
   assert (guarded.every_steps, guarded.at_end) == (2, True)
   with pytest.raises(Preempted, match="step 4"):
     guarded.call(4, None, {})
