@@ -128,6 +128,8 @@ RANGES = {  # class -> field -> interval
     "unroll": SIZE,
   },
   "UNet": {
+    "transformer_layers": SIZE,
+    "vector_layers": "[1, 2]",
     "widths": SIZE,
     "resnets": SIZE_OR_NONE,
     "heads": SIZE,

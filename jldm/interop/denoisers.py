@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Mapping
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.interop import dit, rename, safetensors
-from jldm.interop.locate import CONFIG, parse_config, weights_file
+from jldm.diffusion.process import Discrete, ScaledLinearBetas
+from jldm.diffusion.target import Predict
+from jldm.interop import dit, rename, safetensors, unet
+from jldm.interop.locate import CONFIG, WEIGHTS, parse_config, weights_file
+from jldm.interop.pretrained import Renamed
 from jldm.interop.scheduler import find_scheduler, read_scheduler
 
-TRANSFORMER = "transformer"  # of a pipeline's folder
+TRANSFORMER, UNET = "transformer", "unet"  # of a pipeline's folder
+SMALLEST = 128  # side of latents that every U-Net can divide, for its shapes
+SINGLE = "give a whole model of Stable Diffusion 1, 2 or XL"
 
 
 class Denoiser(NamedTuple):
@@ -102,3 +108,92 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
   if name != kind:
     raise UserError(f"{str(path)!r} is of {str(name)[:40]!r}; expected {kind}")
   return {name: value for name, value in config.items() if value is not None}
+
+
+def read_unet(source: str | Path, prediction_type: str | None = None, allow_nan: bool = False) -> Denoiser:
+  """A U-Net of Stable Diffusion, parameters in float32.
+
+  source: a folder of diffusers' UNet2DConditionModel or of a pipeline, or a single .safetensors file of
+    CompVis or Stability.
+  prediction_type: eps or v, of a source that does not state it: a folder without a scheduler beside it, and
+    single files of Stable Diffusion 2.
+
+  Raises:
+    UserError: the source does not exist or is of another kind, tensors do not fit, or it is not known
+      what is predicted.
+  """
+  path = Path(source)
+  if path.is_dir():
+    folder = path / UNET if (path / UNET / CONFIG).is_file() else path
+    network, shape = unet.network(read_config(folder, unet.CLASS))
+    tensors, family, remedy = safetensors.tensors(weights_file(folder)), "diffusers", rename.OWN_CONFIG
+    stated = find_scheduler(folder)
+  else:
+    whole = safetensors.tensors(path)
+    prefix = unet.PREFIX if any(name.startswith(unet.PREFIX) for name in whole) else ""
+    tensors = Renamed(whole, {name.removeprefix(prefix): name for name in whole if name.startswith(prefix)})
+    network, shape = unet.compvis_network({name: whole.entry(prefix + name).shape for name in tensors})
+    family, remedy, stated = "CompVis", SINGLE, None
+    if not unet.is_linear(network) or shape.vector:
+      prediction_type = prediction_type or "eps"
+  process, parametrization = stated_process(path, stated, prediction_type)
+  latent = (shape.side, shape.side, shape.out_channels)
+  like = shapes(network, (SMALLEST, SMALLEST, shape.out_channels), unet_inputs(network, shape))
+  params = rename.import_tensors(
+    unet.table(network, family, linear=True), like, tensors, "", allow_nan, repr(str(path)), remedy
+  )
+  return Denoiser(network, params, process, parametrization, latent)
+
+
+def stated_process(path: Path, scheduler: Path | None, prediction_type: str | None) -> tuple[Any, Any]:
+  """The process and the parametrization of a U-Net, by its scheduler or Stable Diffusion's.
+
+  Raises:
+    UserError: it is not known what is predicted, or it is stated and given otherwise.
+  """
+  if scheduler is None:
+    if prediction_type is None:
+      raise UserError(
+        f"{str(path)!r} does not say what it predicts; give prediction_type: 'v' for Stable Diffusion 2 at "
+        "768 pixels, 'eps' for its base version, 1 and XL"
+      )
+    return Discrete(ScaledLinearBetas()), Predict(prediction_type)
+  process, parametrization = read_scheduler(scheduler)
+  if prediction_type not in (None, parametrization.prediction_type):
+    raise UserError(
+      f"prediction_type={prediction_type!r}; expected {parametrization.prediction_type!r}, which "
+      f"{str(scheduler)!r} says"
+    )
+  return process, parametrization
+
+
+def unet_inputs(network: Any, shape: unet.Shape) -> dict[str, jax.ShapeDtypeStruct]:
+  """The inputs of a U-Net on latents of side SMALLEST, as shapes."""
+  of = lambda *sides: jax.ShapeDtypeStruct((1, *sides), jnp.float32)
+  inputs = {"tokens": of(1, network.token_width)}
+  if further := shape.in_channels - shape.out_channels:
+    inputs["concat"] = of(SMALLEST, SMALLEST, further)
+  return inputs | ({"vector": of(shape.vector)} if shape.vector else {})
+
+
+def save_unet(
+  folder: str | Path, network: Any, params: Any, side: int = 64, size_features: int = 256
+) -> None:
+  """Writes what diffusers' UNet2DConditionModel reads: config.json and its weights.
+
+  side: of the latents that it is for.   size_features: as in `unet.config`.
+
+  Raises:
+    UserError: a network that diffusers does not have, or a folder that cannot be written.
+  """
+  folder = Path(folder)
+  vector = params["vector"]["in"]["kernel"].shape[0] if network.vector_layers == 2 else 0
+  channels = params["in"]["kernel"].shape[2], params["out"]["kernel"].shape[3]
+  told = unet.config(network, unet.Shape(*channels, vector, side), size_features)
+  tensors = rename.publish(unet.table(network), params)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+  except OSError as error:
+    raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
+  safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})

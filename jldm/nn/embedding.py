@@ -93,3 +93,16 @@ class LabelEmbedding(nn.Module):
     """labels int [B] in -1 .. classes - 1 -> [B, width]."""
     table = self.param("table", nn.initializers.normal(0.02), (self.classes + 1, self.width), jnp.float32)
     return jnp.take(table, jnp.where(labels < 0, self.classes, labels), axis=0)
+
+
+class VectorEmbedding(nn.Module):
+  """Two dense layers on a vector: of Stable Diffusion XL's text and sizes (2307.01952, section 2.2)."""
+
+  width: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x [B, D] -> [B, width]."""
+    h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="in")(x))
+    return nn.Dense(self.width, dtype=self.dtype, name="out")(h)

@@ -157,14 +157,15 @@ class CrossBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-  """A CrossBlock on the places of an image, added to the image: LDM (2112.10752), section 3.3.
+  """CrossBlocks on the places of an image, added to the image: LDM (2112.10752), section 3.3.
 
-  It is the identity at initialisation.
+  It is the identity at initialisation.  More than one layer is a scan, whose parameters are stacked.
   """
 
   heads: int
   groups: int = 32
   dtype: str = "float32"
+  layers: int = 1
 
   @nn.compact
   def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
@@ -173,7 +174,20 @@ class SpatialTransformer(nn.Module):
     places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
     places = places.reshape(b, h * w, channels)  # [B, H W, C]
     places = nn.Dense(channels, dtype=self.dtype, name="in")(places)
-    places = CrossBlock(self.heads, self.dtype, name="block")(places, context, mask)
+    places = self.blocks(places, context, mask)  # [B, H W, C]
     zeros = nn.initializers.zeros_init()
     places = nn.Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(places)
     return x + places.reshape(x.shape)  # [B, H, W, C]
+
+  def blocks(self, places: Array, context: Array, mask: Array | None) -> Array:
+    if self.layers == 1:
+      return CrossBlock(self.heads, self.dtype, name="block")(places, context, mask)
+    scanned = nn.scan(
+      lambda block, places, context, mask: (block(places, context, mask), None),
+      variable_axes={"params": 0, "intermediates": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast,) * 2,
+      length=self.layers,
+      metadata_params={nn.PARTITION_NAME: None},
+    )
+    return scanned(CrossBlock(self.heads, self.dtype, name="blocks"), places, context, mask)[0]

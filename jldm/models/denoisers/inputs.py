@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
-from jldm.nn.embedding import LabelEmbedding, LevelEmbedding
+from jldm.nn.embedding import LabelEmbedding, LevelEmbedding, VectorEmbedding
 
 Array = jax.Array
 Inputs = dict[str, Array]
@@ -62,6 +62,7 @@ def condition_vectors(
   classes: int,
   frequencies: int = 256,
   frequency_shift: int = 0,
+  vector_layers: int = 1,
 ) -> list[Array]:
   """One vector [B, width] for the noise level, and one each for label, `vector`, `to` and `guidance_scale`.
 
@@ -88,7 +89,8 @@ def condition_vectors(
   if classes:
     vectors.append(LabelEmbedding(classes, width, name="label")(inputs["label"]).astype(network.dtype))
   if "vector" in inputs:
-    vectors.append(nn.Dense(width, dtype=network.dtype, name="vector")(inputs["vector"]))
+    embed = VectorEmbedding if vector_layers > 1 else nn.Dense
+    vectors.append(embed(width, dtype=network.dtype, name="vector")(inputs["vector"]))
   if network.target_time:
     vectors.append(embed_number("target_time", inputs["to"]))
   if network.guidance_scale:

@@ -35,6 +35,7 @@ class Layer(nn.Module):
   heads: int
   groups: int
   dtype: str
+  transformer_layers: int = 1
 
   @nn.compact
   def __call__(self, h: Array, embedding: Array, tokens: Array | None, mask: Array | None) -> Array:
@@ -44,7 +45,10 @@ class Layer(nn.Module):
       return h
     if tokens is None:
       return ImageAttention(self.heads, self.groups, self.dtype, EPSILON, name="attention")(h)
-    return SpatialTransformer(self.heads, self.groups, self.dtype, name="attention")(h, tokens, mask)
+    transformer = SpatialTransformer(
+      self.heads, self.groups, self.dtype, self.transformer_layers, name="attention"
+    )
+    return transformer(h, tokens, mask)
 
 
 class UNet(nn.Module):
@@ -56,8 +60,10 @@ class UNet(nn.Module):
   change of scale: only means of 2x2, or nearest neighbours.
 
   `classes` adds a label to the noise level.  `token_width` adds attention to tokens of that width.
-  With both, the label is the one token.  `target_time`, `guidance_scale`, `self_conditioning`,
-  `log_variance` and `remat` are as in DiT.
+  With both, the label is the one token.  Attention to tokens is a transformer, of one block or, with
+  `transformer_layers`, of as many as that has at the scale; the middle has those of the coarsest.
+  `vector_layers` is the number of dense layers on the input `vector`.  `target_time`, `guidance_scale`,
+  `self_conditioning`, `log_variance` and `remat` are as in DiT.
   """
 
   widths: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -69,6 +75,8 @@ class UNet(nn.Module):
   token_width: int = 0
   groups: int = 32
   resample_conv: bool = True
+  transformer_layers: tuple[int, ...] = ()
+  vector_layers: int = 1
   target_time: bool = False
   guidance_scale: bool = False
   self_conditioning: bool = False
@@ -129,13 +137,19 @@ class UNet(nn.Module):
       raise UserError(
         f"latents of {h}x{w}; expected sides divisible by {factor} for {len(self.widths)} widths"
       )
+    if self.transformer_layers and len(self.transformer_layers) != len(self.widths):
+      raise UserError(
+        f"transformer_layers={self.transformer_layers}; expected one number for each of widths={self.widths}"
+      )
     if len(self.attention) != len(self.widths):
       raise UserError(f"attention={self.attention}; expected one bool for each of widths={self.widths}")
 
   def embedding(self, noise_level: Array, inputs: Inputs) -> Array:
     """The vector [B, 4 widths[0]] that every resnet block adds."""
     classes = 0 if self.token_width else self.classes
-    first, *others = condition_vectors(self, noise_level, inputs, 4 * self.widths[0], classes, self.widths[0])
+    first, *others = condition_vectors(
+      self, noise_level, inputs, 4 * self.widths[0], classes, self.widths[0], vector_layers=self.vector_layers
+    )
     return sum(others, first)
 
   def context(self, inputs: Inputs) -> tuple[Array | None, Array | None]:
@@ -150,7 +164,8 @@ class UNet(nn.Module):
 
   def layer(self, scale: int, attention: bool, name: str) -> nn.Module:
     heads = self.heads_at(scale) if attention else 0
-    return remat(Layer, self.remat)(self.widths[scale], heads, self.groups, self.dtype, name=name)
+    layers = self.transformer_layers[scale] if self.transformer_layers else 1
+    return remat(Layer, self.remat)(self.widths[scale], heads, self.groups, self.dtype, layers, name=name)
 
   def heads_at(self, scale: int) -> int:
     width = self.widths[scale]
