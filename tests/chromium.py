@@ -55,7 +55,7 @@ def opened(text: str, folder: Path, width: int = 1280, dark: bool = False) -> di
     copy.as_uri(),
   ]
   done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-  found = re.search(r'data-seen="([^"]*)"', done.stdout)
-  assert found, f"the page did not load: {done.stderr[-500:]}"
+  actual = re.search(r'data-seen="([^"]*)"', done.stdout)
+  assert actual, f"the page did not load: {done.stderr[-500:]}"
   console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-  return json.loads(html.unescape(found[1])) | {"console": console}
+  return json.loads(html.unescape(actual[1])) | {"console": console}

@@ -25,8 +25,8 @@ def check_outputs(name: str) -> None:
     with jax.default_matmul_precision("highest"):
       latents = apply(codec["params"], outputs[f"{size}_images"], "encode").mean
       decoded = apply(codec["params"], outputs[f"{size}_z"], "decode")
-    for found, expected in ((latents, outputs[f"{size}_latents"]), (decoded, outputs[f"{size}_decoded"])):
-      assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
+    for actual, expected in ((latents, outputs[f"{size}_latents"]), (decoded, outputs[f"{size}_decoded"])):
+      assert np.abs(actual - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def check_written(name: str, folder: Path, left_out: set[str] = frozenset()) -> None:
@@ -35,11 +35,11 @@ def check_written(name: str, folder: Path, left_out: set[str] = frozenset()) -> 
   """
   network, codec = pretrained.read_pretrained(PARITY / name)
   pretrained.save(folder, network, codec)
-  (config, tensors), (told, written) = contents(PARITY / name), contents(folder)
-  assert set(config) - set(told) == left_out
+  (config, tensors), (written_config, written) = contents(PARITY / name), contents(folder)
+  assert set(config) - set(written_config) == left_out
   assert (
-    pretrained.MODULES[type(network)].network(told) == network
-    and told["scaling_factor"] == config["scaling_factor"]
+    pretrained.MODULES[type(network)].network(written_config) == network
+    and written_config["scaling_factor"] == config["scaling_factor"]
   )
   assert set(written) == set(tensors)
   for key, value in tensors.items():

@@ -170,8 +170,8 @@ def test_the_head_of_an_array_of_latents(cache, data):
   whole, path = (cache / "label.npy").read_bytes(), cache / "label.npy"
   at = data.draw(st.integers(0, 127))
   path.write_bytes(whole[:at] + data.draw(st.binary(min_size=1, max_size=8)) + whole[at + 1 :])
-  found = array_cache.open_part(cache)
-  assert found is None or np.array_equal(found[np.arange(4)]["label"], batch["label"])
+  actual = array_cache.open_part(cache)
+  assert actual is None or np.array_equal(actual[np.arange(4)]["label"], batch["label"])
   assert len(source) == 4
 
 

@@ -115,9 +115,11 @@ def test_no_grant_is_unused():
 def test_an_unused_grant_is_caught(tmp_path):
   (tmp_path / "jldm" / "nn").mkdir(parents=True)
   (tmp_path / "jldm" / "nn" / "dense.py").write_text("from flax import linen\nfrom jldm.nn import norm\n")
-  found = list(unused(tmp_path))
-  assert "nn may import jldm.core, and does not" in found and "models may import flax, and does not" in found
-  assert "nn may import flax, and does not" not in found
+  actual = list(unused(tmp_path))
+  assert (
+    "nn may import jldm.core, and does not" in actual and "models may import flax, and does not" in actual
+  )
+  assert "nn may import flax, and does not" not in actual
 
 
 def test_nobody_imports_the_entry_points():
@@ -133,7 +135,7 @@ def test_the_order_has_no_circle():
 
 
 @pytest.mark.parametrize(
-  ("part", "line", "told"),
+  ("part", "line", "message"),
   [
     ("diffusion", "from jldm.models import codec", "imports jldm.models; diffusion may import core"),
     ("diffusion", "from ..train.loop import fit", "imports jldm.train; diffusion may import core"),
@@ -141,12 +143,12 @@ def test_the_order_has_no_circle():
     ("nope", "import jax", "nope has no row in MAY_IMPORT"),
   ],
 )
-def test_a_part_above_is_caught(tmp_path, part, line, told):
-  assert planted(tmp_path, part, line) == [told]
+def test_a_part_above_is_caught(tmp_path, part, line, message):
+  assert planted(tmp_path, part, line) == [message]
 
 
 @pytest.mark.parametrize(
-  ("part", "line", "told"),
+  ("part", "line", "message"),
   [
     ("core", "import optax", "imports optax; only train may"),
     ("diffusion", "from flax import linen as nn", "imports flax; only " + THIRD_PARTY["flax"] + " may"),
@@ -154,8 +156,8 @@ def test_a_part_above_is_caught(tmp_path, part, line, told):
     ("cli", "from configs import digits", "imports configs; only nothing may"),
   ],
 )
-def test_a_library_out_of_place_is_caught(tmp_path, part, line, told):
-  assert planted(tmp_path, part, line) == [told]
+def test_a_library_out_of_place_is_caught(tmp_path, part, line, message):
+  assert planted(tmp_path, part, line) == [message]
 
 
 def planted(folder: Path, part: str, line: str) -> list[str]:
@@ -163,5 +165,5 @@ def planted(folder: Path, part: str, line: str) -> list[str]:
   shutil.copytree(ROOT / "jldm", folder / "jldm", ignore=shutil.ignore_patterns("__pycache__"))
   (folder / "jldm" / part).mkdir(exist_ok=True)
   (folder / "jldm" / part / "planted.py").write_text(line + "\n")
-  said = [text for text in violations(folder) if text.startswith(f"jldm/{part}/planted")]
-  return [text.removeprefix(f"jldm/{part}/planted").removeprefix(":").strip() for text in said]
+  texts = [text for text in violations(folder) if text.startswith(f"jldm/{part}/planted")]
+  return [text.removeprefix(f"jldm/{part}/planted").removeprefix(":").strip() for text in texts]

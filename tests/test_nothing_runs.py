@@ -82,12 +82,12 @@ def test_jldm_runs_nothing_that_it_reads():
   files = sorted((ROOT / "jldm").rglob("*.py"))
   assert len(files) > 80, "the check must see the package"
   of = {path.relative_to(ROOT / "jldm").as_posix(): findings(ast.parse(path.read_text())) for path in files}
-  found = {(path, what) for path, every in of.items() for what in every}
-  assert found == EXCEPTIONS.keys(), "one more is to be justified, one less to be forgotten"
+  actual = {(path, what) for path, every in of.items() for what in every}
+  assert actual == EXCEPTIONS.keys(), "one more is to be justified, one less to be forgotten"
 
 
 @pytest.mark.parametrize(
-  ("line", "told"),
+  ("line", "message"),
   [
     ("import pickle", "pickle"),
     ("from pickle import loads", "pickle"),
@@ -108,8 +108,8 @@ def test_jldm_runs_nothing_that_it_reads():
     ("def f():\n  from builtins import exec", "exec"),
   ],
 )
-def test_each_is_caught(line, told):
-  assert told in list(findings(ast.parse(line)))
+def test_each_is_caught(line, message):
+  assert message in list(findings(ast.parse(line)))
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   shutil.copytree(SD, "sd-vae-ft-mse")
   assert main(["convert", "sd-vae-ft-mse", "runs/sd", "--to", "jldm"]) == 0
-  told = json.loads(str(np.load(SD.parent / "dit.npz")["told"]))["lightningdit"]
-  arrays = parameters(told["shapes"], told["seed"]) | {"pos_embed": places(4, 32)}
+  stored = json.loads(str(np.load(SD.parent / "dit.npz")["told"]))["lightningdit"]
+  arrays = parameters(stored["shapes"], stored["seed"]) | {"pos_embed": places(4, 32)}
   safetensors.write("lightningdit-xl.safetensors", arrays)
   told = json.loads(str(np.load(SD.parent / "unet.npz")["told"]))["sd1"]
   for part, file, content in (("unet", locate.CONFIG, told["config"]), ("scheduler", scheduler.FILE, {})):

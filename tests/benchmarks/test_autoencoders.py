@@ -22,11 +22,11 @@ ROW = {
 
 @pytest.mark.parametrize("name", slow_after(2, autoencoders.ROWS))
 def test_every_row_is_an_experiment(name):
-  found = autoencoders.experiment(name, "somewhere")
-  model = build_model(found)
-  validate.check_shapes(model, found.data)
+  actual = autoencoders.experiment(name, "somewhere")
+  model = build_model(actual)
+  validate.check_shapes(model, actual.data)
   assert f"f{model.codec.factor}" in name and type(model.codec.network).__name__.startswith(name[:2])
-  assert found.data.data_dir == "somewhere" and found.data.height == (96 if "96x64" in name else 64)
+  assert actual.data.data_dir == "somewhere" and actual.data.height == (96 if "96x64" in name else 64)
 
 
 def test_the_table():

@@ -9,15 +9,15 @@ from jldm.runs import validate
 
 @pytest.mark.parametrize("name", conditioned.RUNS)
 def test_every_run_is_an_experiment_with_the_autoencoder_that_it_borrows(name):
-  found, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
-  validate.check_shapes(build_model(found), found.data)
-  denoiser = found.stage("denoiser")
-  assert found.data.data_dir == "somewhere" and (len(denoiser.objective.conditioners) == 1) == (
+  actual, lender = conditioned.experiment(name, "somewhere"), conditioned.RUNS[name][2]
+  validate.check_shapes(build_model(actual), actual.data)
+  denoiser = actual.stage("denoiser")
+  assert actual.data.data_dir == "somewhere" and (len(denoiser.objective.conditioners) == 1) == (
     name in ("plain", "colour")
   )
   if lender:
     lent = conditioned.experiment(lender, "somewhere")
-    assert (found.stage("autoencoder"), found.data, found.seed) == (
+    assert (actual.stage("autoencoder"), actual.data, actual.seed) == (
       lent.stage("autoencoder"),
       lent.data,
       lent.seed,
@@ -42,9 +42,9 @@ def test_bicubic_starts_from_the_pixels_that_are_known():
 def test_quality_is_of_single_samples_and_of_their_mean():
   truth = np.zeros((2, 16, 16, 1), np.float32)
   drawn = np.stack([truth + 0.1, truth - 0.1], 1)
-  found = conditioned.quality(drawn, truth)
-  np.testing.assert_allclose(found["psnr"], 10 * np.log10(4 / 0.01), rtol=1e-5)
-  assert found["mean_psnr"] > 100
+  actual = conditioned.quality(drawn, truth)
+  np.testing.assert_allclose(actual["psnr"], 10 * np.log10(4 / 0.01), rtol=1e-5)
+  assert actual["mean_psnr"] > 100
   np.testing.assert_allclose(
     conditioned.decibels([0.01, 1.0]), np.mean([10 * np.log10(400), 10 * np.log10(4)]), rtol=1e-6
   )

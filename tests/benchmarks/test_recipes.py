@@ -13,8 +13,8 @@ from tests.marks import slow_after
 @pytest.mark.parametrize("name", slow_after(2, recipes.DENOISERS))
 def test_a_recipe_builds(name):
   of, settings = recipes.DENOISERS[name]
-  found = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)
-  validate.check_shapes(model_of(found), found.data)
+  actual = recipes.experiment(recipes.SEARCH + recipes.AUTOENCODERS[of] + settings)
+  validate.check_shapes(model_of(actual), actual.data)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_other_pictures_score_less(reference):
 
 
 def test_a_row_has_a_cell_a_column():
-  told = {
+  scores = {
     "recipe": "a",
     "autoencoder": "f4",
     "psnr": 25.0,
@@ -51,7 +51,7 @@ def test_a_row_has_a_cell_a_column():
     "seconds": 3.0,
   }
   assert (
-    recipes.row(told).count("|")
+    recipes.row(scores).count("|")
     == recipes.HEAD.splitlines()[0].count("|")
     == recipes.HEAD.splitlines()[1].count("|")
   )
@@ -65,6 +65,6 @@ def test_what_is_kept_is_made_once(tmp_path):
     return {"seconds": 1.5}, np.full((2, 4, 4, 1), made[-1], np.uint8)
 
   for _ in range(2):
-    told, images = recipes.kept(tmp_path / "it's, seed 0", make)
-    assert told == {"seconds": 1.5} and images.shape == (2, 4, 4, 1) and not images.any()
+    scores, images = recipes.kept(tmp_path / "it's, seed 0", make)
+    assert scores == {"seconds": 1.5} and images.shape == (2, 4, 4, 1) and not images.any()
   assert made == [0]

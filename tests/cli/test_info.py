@@ -15,7 +15,7 @@ from tests.configs import ROOT
 from tests.parity.drawn import SD
 
 
-def told(capsys, *argv) -> str:
+def printed(capsys, *argv) -> str:
   assert main(["info", *map(str, argv)]) == 0
   return capsys.readouterr().out
 
@@ -25,7 +25,7 @@ def test_a_file(tmp_path, capsys):
   safetensors.write(
     path, {"a": np.float32([1, 3, np.nan]), "b": np.zeros((2, 0), np.int32)}, {"kind": "test"}
   )
-  brief, long = told(capsys, path), told(capsys, path, "--statistics")
+  brief, long = printed(capsys, path), printed(capsys, path, "--statistics")
   assert "kind: test" in brief and "a  float32  [3]" in brief and "b  int32    [2, 0]" in brief
   assert "2 arrays (1 float32, 1 int32), 0.000 M values, 0.0 MB" in brief and "not finite" not in brief
   assert (
@@ -42,18 +42,18 @@ def test_what_is_not_read_is_named_and_nothing_reaches_the_terminal_raw(tmp_path
   text = json.dumps(header).encode()
   path = tmp_path / "x.safetensors"
   path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(6))
-  out = told(capsys, path, "--statistics")
+  out = printed(capsys, path, "--statistics")
   assert "b  F4 [2, 4], a dtype that is not read here" in out and "1 arrays (1 uint8)" in out
   assert r"kind: a\x1b[31m" in out and "\x1b" not in out
 
 
 def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
-  folder = told(capsys, SD)
+  folder = printed(capsys, SD)
   assert "AutoencoderKL of diffusers" in folder and "KLAutoencoder(channels=3, latent_channels=4" in folder
   assert "std of latents: 5.48998" in folder  # 1 / 0.18215
   assert "decoder.conv_in.bias " in folder and "248 arrays" not in folder and "0.067 M values" in folder
   assert main(["convert", str(SD), str(tmp_path / "w"), "--to", "jldm"]) == 0
-  workdir = told(capsys, tmp_path / "w", "--statistics")
+  workdir = printed(capsys, tmp_path / "w", "--statistics")
   assert "autoencoder: Reconstruction, at step 0 of 0" in workdir and "denoiser" not in workdir
   assert "params/decoder/in/bias " in workdir and "0 values not finite" in workdir
 
@@ -62,25 +62,25 @@ def test_a_file_of_diffusers_beside_its_config(tmp_path, capsys):
   """As its folder; with the config of a class that is not read here, as a file."""
   shutil.copytree(SD, tmp_path / "vae")
   file, config = tmp_path / "vae" / locate.WEIGHTS, tmp_path / "vae" / "config.json"
-  assert told(capsys, file).splitlines()[1:] == told(capsys, SD).splitlines()[1:]
+  assert printed(capsys, file).splitlines()[1:] == printed(capsys, SD).splitlines()[1:]
   file = file.rename(tmp_path / "vae" / "diffusion_pytorch_model.fp16.safetensors")
-  assert told(capsys, tmp_path / "vae").splitlines()[1:] == told(capsys, SD).splitlines()[1:]
+  assert printed(capsys, tmp_path / "vae").splitlines()[1:] == printed(capsys, SD).splitlines()[1:]
   config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": None}))
-  assert "std of latents: 5.48998" in told(capsys, file)  # 1 / 0.18215, the default
+  assert "std of latents: 5.48998" in printed(capsys, file)  # 1 / 0.18215, the default
   safetensors.write(
     tmp_path / "vae" / "x.safetensors", {"a": np.zeros(3)}, {"format": "jldm", "kind": "lpips"}
   )
-  assert "AutoencoderKL" not in told(capsys, tmp_path / "vae" / "x.safetensors")  # it describes itself
+  assert "AutoencoderKL" not in printed(capsys, tmp_path / "vae" / "x.safetensors")  # it describes itself
   config.write_text('{"_class_name": "UNet2DConditionModel"}')
-  assert "a file of arrays" in (listed := told(capsys, file)) and "decoder.conv_in.bias " in listed
+  assert "a file of arrays" in (listed := printed(capsys, file)) and "decoder.conv_in.bias " in listed
 
 
-@pytest.mark.parametrize(("source", "said"), [("no", "does not exist"), (".", "has no config.json")])
-def test_mistakes(source, said, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("source", "message"), [("no", "does not exist"), (".", "has no config.json")])
+def test_mistakes(source, message, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   assert main(["info", source]) == 2
   error = capsys.readouterr().err
-  assert said in error and error.count("\n") == 1
+  assert message in error and error.count("\n") == 1
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):

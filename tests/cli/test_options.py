@@ -262,9 +262,9 @@ def words_of(name):
 
 @pytest.mark.parametrize("name", FULL)
 def test_the_table_has_every_option(name):
-  found = actions(name) if name == "sample" else actions("edit", name)
-  found = {action.option_strings[-1] for action in found}
-  assert found - {*SHARED, *PROCESSES, "--overwrite"} == FULL[name].keys()
+  actual = actions(name) if name == "sample" else actions("edit", name)
+  actual = {action.option_strings[-1] for action in actual}
+  assert actual - {*SHARED, *PROCESSES, "--overwrite"} == FULL[name].keys()
 
 
 @pytest.mark.parametrize(("name", "option"), SET, ids=[f"{name}{option}" for name, option in SET])
@@ -277,7 +277,7 @@ def test_every_option_reaches_what_it_names(seen, name, option):
 
 
 @pytest.mark.parametrize(
-  ("name", "given", "told"),
+  ("name", "given", "message"),
   [
     ("restore", "--degradation noise --noise 1 --sigma 5", "--sigma 5.0: expected only with --degr"),
     ("restore", "--degradation noise --noise 1 --factor 2", "--factor 2: expected only with --degr"),
@@ -322,10 +322,10 @@ def test_every_option_reaches_what_it_names(seen, name, option):
     ("sample", "--devices -1", "devices=-1; expected at least 1"),
   ],
 )  # fmt: skip
-def test_an_option_that_would_reach_nothing_is_refused(seen, capsys, name, given, told):
+def test_an_option_that_would_reach_nothing_is_refused(seen, capsys, name, given, message):
   assert main([*words_of(name), *given.split(), "--out", "O"]) == 2
   error = capsys.readouterr().err
-  assert told in error and error.count("\n") == 1 and not Path("O").exists()
+  assert message in error and error.count("\n") == 1 and not Path("O").exists()
 
 
 def test_a_page_of_others_is_never_replaced(tmp_path, capsys):

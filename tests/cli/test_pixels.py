@@ -82,9 +82,10 @@ def test_pictures_are_sampled_edited_judged_and_reported(workdir, tmp_path, caps
   assert main(["report", str(workdir)]) == 0
   assert "Identity" in (workdir / "report.html").read_text()
   assert main(["info", str(workdir)]) == 0
-  said = capsys.readouterr().out
+  output = capsys.readouterr().out
   assert (
-    "Identity(mean=-0.4, std=0.7, field='image')" in said and "denoiser: Diffusion, at step 2 of 2" in said
+    "Identity(mean=-0.4, std=0.7, field='image')" in output
+    and "denoiser: Diffusion, at step 2 of 2" in output
   )
 
 

@@ -153,8 +153,8 @@ def test_the_bound_of_gaussian_data_is_the_one_expected(process, samples):
     keys = row_keys(jax.random.key(7), jnp.arange(len(x0)))
     out = bound(process, plain, x0, grid, keys, samples)
     expected = expected_bound(process, x0[::2048], grid)
-    for said, known in zip(out, expected):
-      each = np.asarray(said).reshape(4, 2048)
+    for each_out, known in zip(out, expected):
+      each = np.asarray(each_out).reshape(4, 2048)
       error = each.std(1) / np.sqrt(2048)
       assert (np.abs(each.mean(1) - known) < 5 * error + 1e-9).all()
       assert (error < 0.1 * (1 + np.abs(known))).all()

@@ -192,9 +192,9 @@ def test_an_unknown_target_is_refused(kind):
 def test_a_time_at_which_the_target_says_nothing_is_refused(process, kind, times, named):
   with pytest.raises(UserError) as error:
     refuse_singular(process, Predict(kind), np.array(times))
-  told = str(error.value)
-  assert f"t = {named} " in told and kind in told and repr(process) in told
-  assert "use Predict('v') or Predict('flow'), or" in told and "\n" not in told
+  message = str(error.value)
+  assert f"t = {named} " in message and kind in message and repr(process) in message
+  assert "use Predict('v') or Predict('flow'), or" in message and "\n" not in message
 
 
 @both

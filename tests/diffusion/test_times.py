@@ -23,7 +23,7 @@ PROCESS = Cosine()
 each = pytest.mark.parametrize("times", DISTRIBUTIONS, ids=repr)
 
 
-def told(times, t):
+def sampled(times, t):
   """t [...] in the variable that a distribution is stated in, and that variable's distribution; numpy
   and scipy, float64.
   """
@@ -37,7 +37,7 @@ def told(times, t):
 
 def cumulative(times, t):
   """The distribution function at t [B]."""
-  value, distribution = told(times, t)
+  value, distribution = sampled(times, t)
   return distribution.cdf(value)
 
 
@@ -67,7 +67,7 @@ def many(times):
 @each
 def test_quantiles_are_those_of_the_distribution(times):
   t = many(times)[:64].ravel()
-  values, distribution = told(times, t)
+  values, distribution = sampled(times, t)
   q = np.linspace(0.05, 0.95, 19)
   np.testing.assert_allclose(distribution.cdf(np.quantile(values, q)), q, atol=1.5 / BATCH)
 

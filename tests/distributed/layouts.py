@@ -100,10 +100,10 @@ def restore(folder: Path, row: Row) -> None:
     )
     for saved in sorted((folder / "states").iterdir()):
       with Checkpoints(saved / name, read_only=True) as there:
-        found = there.restore(there.latest(), {"state": like})["state"]
-      jax.tree.map(np.testing.assert_array_equal, sharding.fetch(found), state)
+        actual = there.restore(there.latest(), {"state": like})["state"]
+      jax.tree.map(np.testing.assert_array_equal, sharding.fetch(actual), state)
       count += 1
-    held = max(bytes_on(device, found) for device in jax.local_devices()), nbytes(state)
+    held = max(bytes_on(device, actual) for device in jax.local_devices()), nbytes(state)
   if multihost.is_primary():
     (folder / f"{row}.json").write_text(json.dumps({"restored": count, "held": held[0], "whole": held[1]}))
 
@@ -145,13 +145,13 @@ def run(what: str, folder: Path, row: Row) -> None:
     for process in started:
       process.kill()
   if any(codes):
-    told = "\n".join(
+    logs = "\n".join(
       (folder / f"{row}.{what}.{process}.log").read_text()[-1500:] for process in range(row.processes)
     )
-    raise AssertionError(f"{what} of {row} ended with {codes}: {told}")
+    raise AssertionError(f"{what} of {row} ended with {codes}: {logs}")
 
 
-def found(folder: Path, rows: Iterable[Row]) -> dict[Row, dict]:
+def measured(folder: Path, rows: Iterable[Row]) -> dict[Row, dict]:
   """All rows, ONE among them: how far each is from it, and what it told of restoring."""
   rows, one = tuple(dict.fromkeys((ONE, *rows))), folder / str(ONE)
   for what in ("make", "restore"):
@@ -171,15 +171,15 @@ def apart(folder: Path, row: Row, one: Path) -> dict[str, float]:
   return {"losses": far, "levels": int(np.abs(images[0] - images[1]).max())}
 
 
-def table(told: dict[Row, dict]) -> list[str]:
+def table(logs: dict[Row, dict]) -> list[str]:
   heads = ("processes", "devices", "fsdp", "tensor", "losses", "samples", "state a device", "restores")
   lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-  for row, each in told.items():
+  for row, each in logs.items():
     share = f"{each['held'] / 2**10:.0f} of {each['whole'] / 2**10:.0f} KiB"
     lines.append(
       f"| {' | '.join(map(str, row))} | {each['losses']:.1e} | {each['levels']} | {share} | "
       f"{each['restored']} of "
-      f"{2 * len(told)} |"
+      f"{2 * len(logs)} |"
     )
   return lines
 
@@ -198,7 +198,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as temporary:
     folder = (args.folder or Path(temporary)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    print("\n".join(table(found(folder, ROWS))))
+    print("\n".join(table(measured(folder, ROWS))))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ EXAMPLES = jax.random.normal(jax.random.key(0), (8, 2, 3)) + 4 * LABELS[:, None,
 
 def test_a_step_takes_one_mean_to_the_other():
   with_it, without = EXAMPLES[LABELS == 1].mean(0), EXAMPLES[LABELS == 0].mean(0)
-  found = move_along(without, attribute_direction(EXAMPLES, LABELS), jnp.array([0.0, 1.0, 0.5]))
-  np.testing.assert_allclose(found, [without, with_it, (with_it + without) / 2], rtol=1e-5, atol=1e-6)
+  actual = move_along(without, attribute_direction(EXAMPLES, LABELS), jnp.array([0.0, 1.0, 0.5]))
+  np.testing.assert_allclose(actual, [without, with_it, (with_it + without) / 2], rtol=1e-5, atol=1e-6)
 
 
 def test_controls_are_as_long_and_have_no_part_along_it():

@@ -114,11 +114,11 @@ def test_a_jump_that_is_left_out_leaves_something_to_repeat():
     jump = min(10, steps - 1)
     np.testing.assert_array_equal(repaint_pairs(pairs, None, 3), repaint_pairs(pairs, jump, 3))
     assert len(repaint_pairs(pairs, None, 3)) >= steps + 2 * (jump + 1)
-  for steps, jump, repeats, told in (
+  for steps, jump, repeats, message in (
     (5, 5, 3, "jump=5 of 5 steps; expected 1 to 4"),
     (5, 0, 3, "jump=0 of 5 steps; expected 1 to 4"),
     (1, None, 3, "repeats=3 of 1 step; there is nothing to go back over"),
     (5, 2, 10**9, "repeats=1000000000 and jump=2 of 5 steps are"),
   ):
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
       repaint_pairs(adjacent_pairs(uniform(steps)), jump, repeats)

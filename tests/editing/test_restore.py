@@ -45,16 +45,16 @@ def test_the_estimate_is_the_mean_given_both(process):
   with jax.enable_x64(True):
     z = jax.random.normal(jax.random.key(0), (2, 5), jnp.float64)
     measured = jnp.broadcast_to(jnp.asarray(Y), (2, 3))
-    told = condition_on_measurement(
+    conditioned = condition_on_measurement(
       process, standard(process), lambda x: x @ A.T, measured, jnp.float64(NOISE), 1, 5
     )
     for t in (0.9, 0.5, 0.1):
       alpha, sigma = float(process.alpha(jnp.float64(t))), float(process.sigma(jnp.float64(t)))
-      said = told(z, jnp.float64(t))
+      output = conditioned(z, jnp.float64(t))
       square = alpha**2 + sigma**2
       expected = [posterior(alpha * row / square, sigma**2 / square)[0] for row in np.asarray(z)]
-      np.testing.assert_allclose(said.x0, expected, rtol=1e-8, atol=1e-9)
-      np.testing.assert_allclose(alpha * said.x0 + sigma * said.eps, z, rtol=1e-9)
+      np.testing.assert_allclose(output.x0, expected, rtol=1e-8, atol=1e-9)
+      np.testing.assert_allclose(alpha * output.x0 + sigma * output.eps, z, rtol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DDIM(1.0), Heun()], ids=repr)
@@ -86,11 +86,11 @@ def test_a_measurement_that_is_not_linear_is_linearised_again():
   process, t = Flow(), jnp.float32(0.5)
   z, measured = jnp.full((1, 4), 0.2), jnp.full((1, 4), 0.6)
   measure = lambda x: jnp.tanh(2 * x)
-  told = [
+  conditioned = [
     condition_on_measurement(process, standard(process), measure, measured, jnp.float32(0.01), rounds, 4)
     for rounds in (1, 4)
   ]
-  misfit = [float(jnp.abs(measure(denoise(z, t).x0) - measured).max()) for denoise in told]
+  misfit = [float(jnp.abs(measure(denoise(z, t).x0) - measured).max()) for denoise in conditioned]
   assert misfit[1] < 1e-3 < misfit[0]
 
 
@@ -99,8 +99,8 @@ def test_each_sample_is_solved_by_itself_and_a_solved_one_stays():
   matrices = matrices @ matrices.swapaxes(1, 2) + np.eye(4, dtype=np.float32)
   b = jnp.asarray(np.random.default_rng(2).normal(size=(3, 4)), jnp.float32).at[1].set(0)
   operator = lambda some: lambda x: jnp.einsum("bij,bj->bi", some, x)
-  found = conjugate_gradient(operator(matrices), b, 8)
+  actual = conjugate_gradient(operator(matrices), b, 8)
   np.testing.assert_allclose(
-    found, np.linalg.solve(matrices, np.asarray(b)[..., None])[..., 0], rtol=1e-3, atol=1e-5
+    actual, np.linalg.solve(matrices, np.asarray(b)[..., None])[..., 0], rtol=1e-3, atol=1e-5
   )
-  np.testing.assert_allclose(conjugate_gradient(operator(matrices[:1]), b[:1], 8), found[:1], rtol=1e-5)
+  np.testing.assert_allclose(conjugate_gradient(operator(matrices[:1]), b[:1], 8), actual[:1], rtol=1e-5)

@@ -41,11 +41,11 @@ PLAIN = load_extractor(
 @pytest.mark.parametrize("devices", [1, 3, 8])
 def test_batches_and_devices_change_nothing(batch_size, devices):
   loaded = PLAIN._replace(definition=dataclasses.replace(PLAIN.definition, batch_size=batch_size))
-  found = features.extract_features(loaded, SOURCE, ROWS, devices)
+  actual = features.extract_features(loaded, SOURCE, ROWS, devices)
   flat = SOURCE.arrays["image"][ROWS].reshape(11, -1).astype(np.float32)
-  np.testing.assert_allclose(found.features, flat @ PLAIN.params["w"], rtol=1e-6)
-  np.testing.assert_array_equal(found.logits, flat[:, :3])
-  np.testing.assert_array_equal(found.labels, ROWS % 3)
+  np.testing.assert_allclose(actual.features, flat @ PLAIN.params["w"], rtol=1e-6)
+  np.testing.assert_array_equal(actual.logits, flat[:, :3])
+  np.testing.assert_array_equal(actual.labels, ROWS % 3)
 
 
 def test_what_is_kept_is_of_these_pictures_and_this_extractor(tmp_path):

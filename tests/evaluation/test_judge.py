@@ -60,8 +60,8 @@ def test_else_training_pictures_are_set_aside():
   [([0, 0, 0, 1], 8, [6, 2]), ([0, 1, 2], 10, [4, 3, 3]), ([2, 2, -1, 0], 3, [1, 0, 2]), ([-1, -1], 2, [])],
 )
 def test_labels_in_proportion(labels, n, counts):
-  found = judging.proportional_labels(np.array(labels), n)
-  assert len(found) == n and np.bincount(found[found >= 0]).tolist() == counts
+  actual = judging.proportional_labels(np.array(labels), n)
+  assert len(actual) == n and np.bincount(actual[actual >= 0]).tolist() == counts
 
 
 def clothes(n: int, seed: int, spread: float = 1.0, right: float = 0.9) -> Features:
@@ -140,8 +140,8 @@ def test_too_few_pictures_for_a_covariance_are_refused():
 
 def test_a_classifier_of_other_classes_does_not_judge():
   others = clothes(150, 1, right=0.2)
-  found = judging.make_judge(REFERENCE, others, ("agreement", "inception_score"))
-  assert found.metrics == ("inception_score",) and "its classes are others" in found.left_out["agreement"]
+  actual = judging.make_judge(REFERENCE, others, ("agreement", "inception_score"))
+  assert actual.metrics == ("inception_score",) and "its classes are others" in actual.left_out["agreement"]
   none = judging.make_judge(
     REFERENCE, dataclasses.replace(REAL, logits=np.zeros((150, 0))), ("agreement", "inception_score", "kid")
   )

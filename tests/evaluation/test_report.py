@@ -62,7 +62,7 @@ def test_everything_is_there(text):
   tags = Tags(text).found
   assert sum(tag == "img" for tag, _ in tags) == 6, "two steps of samples, and one each of the others"
   assert "step 1</figcaption>" in text and "step 2</figcaption>" in text
-  for said in (
+  for words in (
     "Loss",
     "Step time",
     "PSNR",
@@ -70,7 +70,7 @@ def test_everything_is_there(text):
     "&quot;steps&quot;: 2",
     "jaxlib",
   ):
-    assert said in text, said
+    assert words in text, words
 
 
 def test_nothing_of_a_workdir_is_markup(workdir, text, tmp_path):

@@ -33,10 +33,10 @@ from tests.configs import STAGES
 from tests.faults.processes import (
   DEADLINE_S,
   assert_same_bits,
+  log_lines,
   logged,
   restored,
   running,
-  said,
   until,
   write_config,
 )
@@ -165,13 +165,13 @@ def kill(
       before = {stage: max(before[stage], *steps) for stage, steps in committed(workdir).items()}
       process.send_signal(signal.SIGKILL)
     code = process.wait(DEADLINE_S)
-  assert code in (0, -signal.SIGKILL), f"exit code {code}: {said(log)[-3:]}"
+  assert code in (0, -signal.SIGKILL), f"exit code {code}: {log_lines(log)[-3:]}"
   return (moment.__name__ if code else None), check(workdir, before)
 
 
 def finish(config: Path, workdir: Path) -> None:
   with running(config, workdir) as process:
-    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
+    assert process.wait(DEADLINE_S) == 0, log_lines(workdir.with_suffix(".log"))
 
 
 def kills(folder: Path, count: int, seed: int) -> Iterator[tuple[str, int, float]]:
@@ -214,9 +214,9 @@ def main() -> None:
         bar.update()
         bar.set_postfix_str(f"{kind.replace('_', ' ')} in workdir {place}")
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  told = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in counts.most_common())
+  summary = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in counts.most_common())
   print(
-    f"{args.count} kills ({told}); no committed checkpoint lost, the newest always read, {place + 1} "
+    f"{args.count} kills ({summary}); no committed checkpoint lost, the newest always read, {place + 1} "
     f"trainings ended with "
     f"the bits of the unbroken one; {sorted(seconds)[len(seconds) // 2]:.1f} s a kill (median), "
     f"{time.monotonic() - began:.0f} s in all, {used.ru_utime + used.ru_stime:.0f} s of them of one core"

@@ -69,12 +69,12 @@ def start(
 
 
 def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    return found.getsockname()[1]
+  with socket.socket() as actual:
+    actual.bind(("127.0.0.1", 0))
+    return actual.getsockname()[1]
 
 
-def said(log: Path) -> list[str]:
+def log_lines(log: Path) -> list[str]:
   """The lines that a training said which are not of its progress bars."""
   lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
   return [

@@ -22,7 +22,7 @@ from jldm.distributed import heartbeat
 from jldm.storage import workdir as workdirs
 from tests.configs import STAGES
 from tests.faults import kills
-from tests.faults.processes import DEADLINE_S, both, logged, said, until, write_config
+from tests.faults.processes import DEADLINE_S, both, log_lines, logged, until, write_config
 
 LIMIT_S = heartbeat.SILENCE_S + 10
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP)
@@ -64,9 +64,9 @@ def saving(workdir: Path, draw: random.Random, began: int) -> Callable[[], bool]
   left = uncommitted(workdir)
 
   def now():
-    found = uncommitted(workdir)
-    left.intersection_update(found)
-    return bool(found - left)
+    actual = uncommitted(workdir)
+    left.intersection_update(actual)
+    return bool(actual - left)
 
   return now
 
@@ -140,15 +140,15 @@ def watched(case: Case, other: subprocess.Popen, log: Path, began: float) -> Out
   """What the other process does from the signal on."""
   waiting = f"waiting for process {case.victim}"
   while time.monotonic() < began + DEADLINE_S:  # its start takes as long as the machine is busy
-    lines, code, seconds = said(log), other.poll(), time.monotonic() - began
+    lines, code, seconds = log_lines(log), other.poll(), time.monotonic() - began
     if code is None and waiting in "\n".join(lines):
       return Outcome(case, seconds, "", met=False)
     if code == 0:
       return None  # all had finished
     if code is not None:
-      return Outcome(case, seconds, fault(case, code, said(log), seconds))
+      return Outcome(case, seconds, fault(case, code, log_lines(log), seconds))
     time.sleep(0.05)
-  return Outcome(case, DEADLINE_S, f"neither an end nor a line: {said(log)[-3:]}")
+  return Outcome(case, DEADLINE_S, f"neither an end nor a line: {log_lines(log)[-3:]}")
 
 
 def fault(case: Case, code: int, lines: list[str], seconds: float) -> str:
@@ -160,8 +160,8 @@ def fault(case: Case, code: int, lines: list[str], seconds: float) -> str:
     f"{len(naming)} lines that name it": len(naming) != 1,
     "a stack": any(word in line for line in lines for word in OF_CXX),
   }
-  found = ", ".join(text for text, is_wrong in wrong.items() if is_wrong)
-  return f"{found}: {lines[-3:]}" if found else ""
+  actual = ", ".join(text for text, is_wrong in wrong.items() if is_wrong)
+  return f"{actual}: {lines[-3:]}" if actual else ""
 
 
 def dealt(draw: random.Random) -> Iterator[Case]:
@@ -212,9 +212,9 @@ def main() -> None:
       good += not outcome.fault
       longest = max(longest, outcome.seconds * outcome.met)
       kinds[outcome.case.signal.name] += 1
-  told = ", ".join(f"{number} by {name}" for name, number in sorted(kinds.items()))
+  summary = ", ".join(f"{number} by {name}" for name, number in sorted(kinds.items()))
   print(
-    f"{good} of {args.count} ({told}) were noticed as they should be, the slowest after {longest:.1f} s; "
+    f"{good} of {args.count} ({summary}) were noticed as they should be, the slowest after {longest:.1f} s; "
     f"{time.monotonic() - began:.0f} s in all"
   )
 

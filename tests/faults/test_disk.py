@@ -16,7 +16,7 @@ from jldm.core.errors import UserError
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES
-from tests.faults.processes import DEADLINE_S, assert_same_bits, running, said, write_config
+from tests.faults.processes import DEADLINE_S, assert_same_bits, log_lines, running, write_config
 
 STEPS = 12
 
@@ -37,12 +37,12 @@ def small_disk(tmp_path):
 
 def committed(workdir) -> dict[str, list[int]]:
   """The committed steps of each stage, the newest of which is sound."""
-  found = {}
+  actual = {}
   for stage in STAGES:
     with Checkpoints(workdirs.checkpoints_folder(workdir, stage), read_only=True) as saved:
-      found[stage] = saved.steps()
-      assert saved.latest() == (found[stage][-1] if found[stage] else None)
-  return found
+      actual[stage] = saved.steps()
+      assert saved.latest() == (actual[stage][-1] if actual[stage] else None)
+  return actual
 
 
 @pytest.mark.slow
@@ -61,8 +61,8 @@ def test_a_training_whose_disk_fills_goes_on_once_there_is_room(tmp_path, small_
       ends.append(process.wait(DEADLINE_S))
     if not ends[-1]:
       break
-    line = said(tmp_path / f"{size}.log")[-1]
-    assert ends[-1] == 2 and line.startswith("error: ") and "No space left on device" in line, said(
+    line = log_lines(tmp_path / f"{size}.log")[-1]
+    assert ends[-1] == 2 and line.startswith("error: ") and "No space left on device" in line, log_lines(
       tmp_path / f"{size}.log"
     )
     assert "Traceback" not in (tmp_path / f"{size}.log").read_text()
@@ -74,7 +74,7 @@ def test_a_training_whose_disk_fills_goes_on_once_there_is_room(tmp_path, small_
   assert resize("ro")
   with running(config, workdir, log=tmp_path / "ro.log") as process:
     assert process.wait(DEADLINE_S) == 2
-  (line,) = said(tmp_path / "ro.log")
+  (line,) = log_lines(tmp_path / "ro.log")
   assert "Read-only file system" in line
 
 
@@ -109,8 +109,8 @@ def test_what_a_disk_says_is_one_line(tmp_path, name):
   import errno
 
   code = getattr(errno, name)
-  told = f"cannot write to workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
-  with pytest.raises(UserError, match=told) as error, workdirs.user_error_if_disk_fails(tmp_path):
+  message = f"cannot write to workdir .*metrics.jsonl: {os.strerror(code)}; .*goes on"
+  with pytest.raises(UserError, match=message) as error, workdirs.user_error_if_disk_fails(tmp_path):
     raise OSError(code, os.strerror(code), str(tmp_path / "metrics.jsonl"))
   assert "\n" not in str(error.value)
 

@@ -49,17 +49,17 @@ def test_a_flip_anywhere_in_a_checkpoint_is_noticed_or_changes_nothing(trained, 
     path.write_bytes(flipped(data, rng))
     with Checkpoints(folder, read_only=True) as saved:
       step = saved.latest()
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     if step == STEPS:
       unnoticed.append(path)
       assert values(folder / str(STEPS)) == whole, path
     else:
       assert (
         step == STEPS - 2
-        and told.startswith(f"checkpoint {folder / str(STEPS)} is damaged: ")
-        and told.count("\n") == 1
+        and message.startswith(f"checkpoint {folder / str(STEPS)} is damaged: ")
+        and message.count("\n") == 1
       )
-      assert f"; using step {step} instead" in told
+      assert f"; using step {step} instead" in message
     path.write_bytes(data)
   assert not unnoticed, "the manifest says every byte"
   with Checkpoints(folder, read_only=True) as saved:
@@ -79,10 +79,10 @@ def test_training_goes_on_from_the_step_before_the_damaged_one(experiment, train
     )
     path.write_bytes(flipped(path.read_bytes(), random.Random(0)))
     train(experiment, workdir, devices=1)
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-      f"checkpoint {latest / str(STEPS)} is damaged" in told
-      and f"using step {STEPS - 2} instead (moved to" in told
+      f"checkpoint {latest / str(STEPS)} is damaged" in message
+      and f"using step {STEPS - 2} instead (moved to" in message
     )
     assert values(latest / str(STEPS)) == values(workdirs.checkpoints_folder(trained, stage) / str(STEPS))
 

@@ -7,7 +7,7 @@ import pytest
 
 from jldm.train.goodput import PARTS
 from jldm.train.logging import read_rows
-from tests.faults.processes import DEADLINE_S, logged, running, said, until, write_config
+from tests.faults.processes import DEADLINE_S, log_lines, logged, running, until, write_config
 
 STEPS = 12
 
@@ -22,7 +22,7 @@ def test_the_parts_add_up_to_the_wall_clock_and_what_a_kill_cost_is_lost(tmp_pat
     assert process.wait(DEADLINE_S) == -signal.SIGKILL
   began = time.time()
   with running(config, workdir) as process:
-    assert process.wait(DEADLINE_S) == 0, said(tmp_path / "w.log")
+    assert process.wait(DEADLINE_S) == 0, log_lines(tmp_path / "w.log")
   wall = path.stat().st_mtime - began
   *_, (_, last) = read_rows(path)
   assert (last["stage"], last["step"]) == ("denoiser", STEPS) and "seconds" in last

@@ -7,7 +7,7 @@ import pytest
 
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
-from tests.faults.processes import DEADLINE_S, both, running, said, write_config
+from tests.faults.processes import DEADLINE_S, both, log_lines, running, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,8 @@ def test_what_is_judged_and_kept_beside_the_newest_is_what_one_process_keeps(tmp
   )
   one, two = tmp_path / "one", tmp_path / "two"
   with both(config, two) as (started, logs):
-    assert [process.wait(DEADLINE_S) for process in started] == [0, 0], [said(log)[-3:] for log in logs]
-  assert not [line for line in said(logs[1]) if "Gloo" not in line], "the first alone speaks"
+    assert [process.wait(DEADLINE_S) for process in started] == [0, 0], [log_lines(log)[-3:] for log in logs]
+  assert not [line for line in log_lines(logs[1]) if "Gloo" not in line], "the first alone speaks"
   with running(config, one) as process:
     assert process.wait(DEADLINE_S) == 0
   values = [

@@ -65,8 +65,8 @@ def run(*case) -> tuple[int, str]:
       command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
       started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     other = started[1 - case[1]]
-    _, told = other.communicate(timeout=90)
-    return other.returncode, told
+    _, output = other.communicate(timeout=90)
+    return other.returncode, output
   finally:
     for process in started:
       process.kill()
@@ -76,15 +76,15 @@ def run(*case) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LOST, ids=str)
 def test_it_is_named_and_the_other_ends(case):
-  code, told = run(*case)
-  assert code == Preempted.EXIT_CODE, told
-  assert told.count(f"process {case[1]} of this run (on ") == 1, told
-  assert not any(word in told for word in OF_CXX), told
+  code, output = run(*case)
+  assert code == Preempted.EXIT_CODE, output
+  assert output.count(f"process {case[1]} of this run (on ") == 1, output
+  assert not any(word in output for word in OF_CXX), output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FINISHED, ids=str)
 def test_once_all_have_finished_nobody_is_lost(case):
-  code, told = run(*case)
-  assert code == 0 and "of this run" not in told, told
-  assert not any(word in told for word in OF_CXX), told
+  code, output = run(*case)
+  assert code == 0 and "of this run" not in output, output
+  assert not any(word in output for word in OF_CXX), output

@@ -13,7 +13,7 @@ from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from tests.configs import STAGES
 from tests.faults import several
-from tests.faults.processes import DEADLINE_S, assert_same_bits, both, logged, said, until, write_config
+from tests.faults.processes import DEADLINE_S, assert_same_bits, both, log_lines, logged, until, write_config
 from tests.faults.several import Case, fault
 
 pytestmark = pytest.mark.slow
@@ -48,16 +48,16 @@ def committed(workdir, stage) -> list[int]:
 def test_whichever_is_asked_to_end_or_dies_both_end_and_go_on_to_the_same_bits(config):
   unbroken, workdir = config.parent / "unbroken", config.parent / "w"
   with both(config, unbroken) as (started, logs):
-    assert ends(started) == [0, 0], said(logs[0])
+    assert ends(started) == [0, 0], log_lines(logs[0])
   asked = 0
   for number, (which, stage) in enumerate(((1, "autoencoder"), (0, "denoiser"))):
     with both(config, workdir) as (started, logs):
       assert until(lambda stage=stage: logged(workdir, stage) > 1, started[0])
       before = committed(workdir, stage)
       started[which].send_signal(signal.SIGTERM)
-      assert ends(started) == [Preempted.EXIT_CODE] * 2, [said(log) for log in logs]
-      (line,) = [line for line in said(logs[0]) if "SIGTERM" in line]
-      assert RESUME_HINT in line and line in said(logs[1]), "both stopped after the same step"
+      assert ends(started) == [Preempted.EXIT_CODE] * 2, [log_lines(log) for log in logs]
+      (line,) = [line for line in log_lines(logs[0]) if "SIGTERM" in line]
+      assert RESUME_HINT in line and line in log_lines(logs[1]), "both stopped after the same step"
       assert number or "autoencoder step" in line
       asked += committed(workdir, stage) != before
     assert not (workdir / "lock").exists()
@@ -68,9 +68,9 @@ def test_whichever_is_asked_to_end_or_dies_both_end_and_go_on_to_the_same_bits(c
       started[1].send_signal(signal.SIGKILL)
       died = time.monotonic()
       code = started[0].wait(DEADLINE_S)
-      assert not fault(Case("denoiser", signal.SIGKILL, 1), code, said(logs[0]), time.monotonic() - died)
+      assert not fault(Case("denoiser", signal.SIGKILL, 1), code, log_lines(logs[0]), time.monotonic() - died)
   with both(config, workdir) as (started, logs):
-    assert ends(started) == [0, 0], said(logs[0])
+    assert ends(started) == [0, 0], log_lines(logs[0])
   assert_same_bits(unbroken, workdir, STEPS)
 
 
@@ -92,12 +92,14 @@ def test_a_mistake_of_one_is_told_once_and_ends_both(config, tmp_path):
   with both(config, tmp_path / "here", tmp_path / "there") as (started, logs):
     codes = ends(started)
     assert codes == [Preempted.EXIT_CODE, 2]
-    assert "has ended with exit code 2; its own output says why" in said(logs[0])[-1]
-    assert "is not visible to this process; choose a --workdir that all processes share" in said(logs[1])[-1]
+    assert "has ended with exit code 2; its own output says why" in log_lines(logs[0])[-1]
+    assert (
+      "is not visible to this process; choose a --workdir that all processes share" in log_lines(logs[1])[-1]
+    )
   (tmp_path / "taken").mkdir()
   (tmp_path / "taken" / "other.txt").write_text("of someone else")
   with both(config, tmp_path / "taken") as (started, logs):
     codes = ends(started)
     assert codes == [2, Preempted.EXIT_CODE]
-    assert "process 0 of this run (on " in said(logs[1])[-1]
-    assert "is not empty and not a workdir" in said(logs[0])[-1]
+    assert "process 0 of this run (on " in log_lines(logs[1])[-1]
+    assert "is not empty and not a workdir" in log_lines(logs[0])[-1]

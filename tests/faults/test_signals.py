@@ -19,7 +19,15 @@ from jldm.storage.checkpoint import Checkpoints
 from jldm.train.logging import Log
 from jldm.train.preemption import GRACE_S
 from tests.configs import STAGES
-from tests.faults.processes import DEADLINE_S, assert_same_bits, logged, running, said, until, write_config
+from tests.faults.processes import (
+  DEADLINE_S,
+  assert_same_bits,
+  log_lines,
+  logged,
+  running,
+  until,
+  write_config,
+)
 
 STEPS = 12
 EVERY = dict(save_every_steps=5, picture_every_steps=4)
@@ -38,7 +46,7 @@ def unbroken(config):
   """
   workdir = config.parent / "unbroken"
   with running(config, workdir) as process:
-    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
+    assert process.wait(DEADLINE_S) == 0, log_lines(workdir.with_suffix(".log"))
   return workdir
 
 
@@ -55,7 +63,7 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
   experiment, workdir = load_config(str(config)), tmp_path / "w"
   train(experiment, tmp_path / "unbroken", devices=1)
 
-  def at(where, name, told, when=lambda *args: True):
+  def at(where, name, message, when=lambda *args: True):
     """Runs until the notice, which comes as `where.name` is called."""
     original, sent = getattr(where, name), []
 
@@ -67,7 +75,7 @@ def test_wherever_the_notice_comes_the_run_goes_on_to_the_same_bits(config, tmp_
 
     with monkeypatch.context() as patch:
       patch.setattr(where, name, call)
-      with pytest.raises(Preempted, match=told):
+      with pytest.raises(Preempted, match=message):
         train(experiment, workdir, devices=1)
     assert not (workdir / "lock").exists()
 
@@ -98,12 +106,12 @@ def test_a_second_trainer_is_refused_and_a_killed_one_taken_over_from(config, un
     process.send_signal(signal.SIGSTOP)  # so that it does not end meanwhile
     with running(config, workdir, log=log) as second:
       assert second.wait(DEADLINE_S) == 2
-    (line,) = said(log)
+    (line,) = log_lines(log)
     assert f"is in training by pid {process.pid} on {socket.gethostname()!r}" in line
   with running(config, workdir) as third:
     assert third.wait(DEADLINE_S) == 0
-  told = f"{workdir / 'lock'} is of pid {process.pid}, which has ended; it is taken over\n"
-  assert told in workdir.with_suffix(".log").read_text()
+  message = f"{workdir / 'lock'} is of pid {process.pid}, which has ended; it is taken over\n"
+  assert message in workdir.with_suffix(".log").read_text()
   assert_same_bits(unbroken, workdir, STEPS)
 
 
@@ -114,13 +122,15 @@ def test_sigterm_to_the_command(config, unbroken):
     assert until(lambda: logged(workdir, "denoiser") >= 2, process)
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
-    assert process.wait(DEADLINE_S) == 75, said(workdir.with_suffix(".log"))
+    assert process.wait(DEADLINE_S) == 75, log_lines(workdir.with_suffix(".log"))
     assert time.monotonic() - began < GRACE_S
   step = logged(workdir, "denoiser")
-  assert said(workdir.with_suffix(".log"))[-1] == f"stopped by SIGTERM at denoiser step {step}; {RESUME_HINT}"
+  assert (
+    log_lines(workdir.with_suffix(".log"))[-1] == f"stopped by SIGTERM at denoiser step {step}; {RESUME_HINT}"
+  )
   assert committed(workdir, "denoiser")[-1] == step < STEPS
   with running(config, workdir) as process:
-    assert process.wait(DEADLINE_S) == 0, said(workdir.with_suffix(".log"))
+    assert process.wait(DEADLINE_S) == 0, log_lines(workdir.with_suffix(".log"))
   assert_same_bits(unbroken, workdir, STEPS)
 
 

@@ -65,7 +65,7 @@ def test_grown_has_the_picture_within():
 
 
 @pytest.mark.parametrize(
-  ("call", "told"),
+  ("call", "message"),
   [
     (
       lambda opened: canvas.open_canvas(MODEL, random(1, 8, 8, 3)),
@@ -83,7 +83,7 @@ def test_grown_has_the_picture_within():
     (lambda opened: canvas.extend_pictures(random(1, 6, 8, 1), 1, -1, 0, 0), "margins 1,-1,0,0"),
   ],
 )
-def test_mistakes(call, told):
+def test_mistakes(call, message):
   with pytest.raises(UserError) as error:
     call(canvas.open_canvas(MODEL, random(1, 6, 8, 1)))
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)

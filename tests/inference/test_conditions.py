@@ -54,22 +54,22 @@ def condition(model, params, name, value):
 
 def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(masked):
   model, params = masked
-  told = condition(model, params, "masked", (PICTURES, KNOWN))
+  inputs = condition(model, params, "masked", (PICTURES, KNOWN))
   shown = np.asarray(masks.fill_hidden(codecs.pixels(PICTURES), KNOWN))
   raw = np.asarray(model.codec.encode(params["codec"], {"image": shown}).mean)
   known = KNOWN[:, ::8, ::8]
-  assert told.shape == (5, 4, 4, 5) and 0 < known.mean() < 1
-  np.testing.assert_allclose(told[..., :-1], raw, rtol=1e-4, atol=1e-4)
-  np.testing.assert_array_equal(told[..., -1:], known)
+  assert inputs.shape == (5, 4, 4, 5) and 0 < known.mean() < 1
+  np.testing.assert_allclose(inputs[..., :-1], raw, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(inputs[..., -1:], known)
   secret = np.where(KNOWN == 1, PICTURES, 255 - PICTURES)
-  np.testing.assert_array_equal(condition(model, params, "masked", (secret, KNOWN)), told)
+  np.testing.assert_array_equal(condition(model, params, "masked", (secret, KNOWN)), inputs)
 
 
 def test_a_conditioned_sample_depends_on_its_own_condition_alone(paired):
   model, params = paired
-  told = condition(model, params, "paired", PICTURES)
+  inputs = condition(model, params, "paired", PICTURES)
   np.testing.assert_allclose(
-    told, model.codec.encode(params["codec"], {"image": PICTURES}).mean, rtol=1e-4, atol=1e-4
+    inputs, model.codec.encode(params["codec"], {"image": PICTURES}).mean, rtol=1e-4, atol=1e-4
   )
   run = lambda images, **options: draw(
     model, params, LABELS, steps=2, given={"paired": images}, **options
@@ -130,7 +130,7 @@ def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):
 
 
 @pytest.mark.parametrize(
-  ("call", "told"),
+  ("call", "inputs"),
   [
     (
       lambda tiny, masked, paired: draw(*paired, [1]),
@@ -170,7 +170,7 @@ def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):
     ),
   ],
 )
-def test_mistakes_with_conditions(tiny, masked, paired, call, told):
+def test_mistakes_with_conditions(tiny, masked, paired, call, inputs):
   with pytest.raises(UserError) as error:
     call(tiny, masked, paired)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert inputs in str(error.value) and "\n" not in str(error.value)

@@ -97,11 +97,11 @@ def test_what_is_known_is_kept_and_masks_compile_nothing(tiny):
 
 
 def test_edict_comes_back(tiny):
-  found = latent_edit.invert(*tiny, IMAGES, THREE, ways(EDICT(), 4, 1.0))
-  assert found.noise.shape == (2, 4, 4, 8) and (found.psnr > 60).all()
-  assert same(found.codec, reconstruction(*tiny)) and same(found.reconstruction, found.codec)
-  again = latent_edit.revert(*tiny, found.noise, THREE, ways(EDICT(), 4, 1.0))
-  assert same(again, found.codec)
+  actual = latent_edit.invert(*tiny, IMAGES, THREE, ways(EDICT(), 4, 1.0))
+  assert actual.noise.shape == (2, 4, 4, 8) and (actual.psnr > 60).all()
+  assert same(actual.codec, reconstruction(*tiny)) and same(actual.reconstruction, actual.codec)
+  again = latent_edit.revert(*tiny, actual.noise, THREE, ways(EDICT(), 4, 1.0))
+  assert same(again, actual.codec)
 
 
 @pytest.mark.slow
@@ -124,11 +124,11 @@ def test_an_interpolation_ends_at_the_reconstructions(tiny):
 @pytest.mark.slow
 def test_a_direction_of_no_length_changes_nothing_and_controls_are_as_long(tiny):
   examples = np.concatenate([IMAGES, IMAGES[:, ::-1], IMAGES[:, :, ::-1]])
-  found = latent_edit.attribute(*tiny, examples, [1, 0, 1, 0, 1, 0], controls=2)
-  assert found.shape == (3, 4, 4, 4)
-  norms = np.linalg.norm(found.reshape(3, -1), axis=1)
+  actual = latent_edit.attribute(*tiny, examples, [1, 0, 1, 0, 1, 0], controls=2)
+  assert actual.shape == (3, 4, 4, 4)
+  norms = np.linalg.norm(actual.reshape(3, -1), axis=1)
   np.testing.assert_allclose(norms, norms[0], rtol=1e-5)
-  moved = latent_edit.traverse(*tiny, IMAGES[:1], found, [0.0, 1.0], sampling=TWO_STEPS)
+  moved = latent_edit.traverse(*tiny, IMAGES[:1], actual, [0.0, 1.0], sampling=TWO_STEPS)
   assert moved.shape == (3, 2, 16, 16, 1)
   assert all(same(row[0], reconstruction(*tiny)[0]) and not same(row[1], row[0]) for row in moved)
 
@@ -161,11 +161,11 @@ def test_every_sampler_edits(tiny, name):
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])
   assert edit.restore(*tiny, IMAGES, sampling=sampling).shape == IMAGES.shape
   try:
-    found = latent_edit.invert(*tiny, IMAGES, sampling=sampling)
+    actual = latent_edit.invert(*tiny, IMAGES, sampling=sampling)
   except UserError as error:
     assert "draws noise at each step" in str(error)
   else:
-    assert np.isfinite(found.noise).all()
+    assert np.isfinite(actual.noise).all()
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def unconditional(model):
 
 
 @pytest.mark.parametrize(
-  ("call", "told"),
+  ("call", "message"),
   [
     (
       lambda tiny: edit.image_to_image(*tiny, IMAGES, request=Request(given={"label": [1, 2, 3]})),
@@ -228,14 +228,14 @@ def unconditional(model):
     (lambda tiny: edit.paired(*tiny, IMAGES), "not trained on pairs"),
   ],
 )
-def test_mistakes(tiny, call, told):
+def test_mistakes(tiny, call, message):
   with pytest.raises(UserError) as error:
     call(tiny)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-  ("call", "told"),
+  ("call", "message"),
   [
     (
       lambda m, p: latent_edit.invert(m, p, IMAGES, Request(n=2)),
@@ -268,7 +268,7 @@ def test_mistakes(tiny, call, told):
     ),
   ],
 )
-def test_what_reaches_nothing_or_is_out_of_range_is_refused(tiny, call, told):
+def test_what_reaches_nothing_or_is_out_of_range_is_refused(tiny, call, message):
   with pytest.raises(UserError) as error:
     call(*tiny)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)

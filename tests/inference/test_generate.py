@@ -92,7 +92,7 @@ def test_one_step_is_finite(tiny, sampler):
 
 
 @pytest.mark.parametrize(
-  "call, told",
+  "call, message",
   [
     (lambda tiny: draw(*tiny, [10]), "label=10; expected -1 (unconditional) or 0 to 9"),
     (lambda tiny: draw(*tiny, [-2]), "label=-2"),
@@ -162,10 +162,10 @@ def test_one_step_is_finite(tiny, sampler):
     (lambda tiny: draw(*tiny, [1], grid=Grid("leading")), "expected a Discrete process"),
   ],
 )
-def test_mistakes(tiny, call, told):
+def test_mistakes(tiny, call, message):
   with pytest.raises(UserError) as error:
     call(tiny)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -193,17 +193,17 @@ def test_an_untrained_workdir_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("size", "told"),
+  ("size", "message"),
   [
     ((30, 32), "size 30x32; expected sides divisible by the autoencoder's factor 8"),
     ((0, 32), "size 0x32; expected sides divisible"),
     ((24, 32), "latents of 3x4; expected sides divisible by patch=2"),
   ],
 )
-def test_an_illegal_size_is_refused(tiny, size, told):
+def test_an_illegal_size_is_refused(tiny, size, message):
   with pytest.raises(UserError) as error:
     draw(*tiny, [1], steps=2, size=size)
-  assert told in str(error.value)
+  assert message in str(error.value)
 
 
 def test_samplers_by_name_and_written_out():

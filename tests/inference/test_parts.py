@@ -73,7 +73,7 @@ def test_noise_is_the_ravel_of_what_is_drawn():
 
 
 @pytest.mark.parametrize(
-  "given, told",
+  "given, message",
   [
     ({"sound": 1}, "'sound' is given, and the model knows image, text"),
     ({"text": IDS[0, :3]}, r"text: caption is uint8 \[1, 3\]; expected uint8 \[5\] or \[n, 5\]"),
@@ -81,8 +81,8 @@ def test_noise_is_the_ravel_of_what_is_drawn():
     ({"text": IDS[:3]}, "3 values of 'text' for 4 samples; expected one, or one per sample"),
   ],
 )
-def test_what_cannot_be_given(given, told):
-  with pytest.raises(UserError, match=told):
+def test_what_cannot_be_given(given, message):
+  with pytest.raises(UserError, match=message):
     drawn(given=given)
 
 

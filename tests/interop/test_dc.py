@@ -29,7 +29,7 @@ def test_the_default_is_sana():
 
 
 @pytest.mark.parametrize(
-  "values, told",
+  "values, message",
   [
     ({"decoder_layers_per_block": [0, 0, 1]}, "only the first, of the finest level, may be 0"),
     ({"decoder_layers_per_block": [0, 2]}, "expected 3 values, one a level"),
@@ -53,13 +53,13 @@ def test_the_default_is_sana():
     ),
   ],
 )
-def test_what_it_cannot_be(values, told):
-  with pytest.raises(UserError, match=told):
+def test_what_it_cannot_be(values, message):
+  with pytest.raises(UserError, match=message):
     dc.network(changed("dc_in", **values))
 
 
 @pytest.mark.parametrize(
-  "levels, told",
+  "levels, message",
   [
     (
       (Level(8, 1, LinearAttention(4)), Level(8, 1, LinearAttention(8))),
@@ -68,6 +68,6 @@ def test_what_it_cannot_be(values, told):
     ((Level(8, 1, Convolutions("batch")), Level(8, 1)), "in its encoder, where diffusers has Convolutions"),
   ],
 )
-def test_what_diffusers_cannot_be(levels, told):
-  with pytest.raises(UserError, match=told.replace("[", r"\[").replace("]", r"\]")):
+def test_what_diffusers_cannot_be(levels, message):
+  with pytest.raises(UserError, match=message.replace("[", r"\[").replace("]", r"\]")):
     dc.config(DCAutoencoder(encoder_levels=levels, decoder_levels=(Level(8, 1), Level(8, 1))))

@@ -54,27 +54,27 @@ def written(path: Path, family: str, **changes) -> Path:
   return path
 
 
-def close(found, expected):
-  assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+def close(actual, expected):
+  assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-def output(found: denoisers.Denoiser, noise_level, rows=slice(None)):
+def output(actual: denoisers.Denoiser, noise_level, rows=slice(None)):
   with jax.default_matmul_precision("highest"):
-    return quick(found.network.apply)(
-      {"params": found.params}, Z[rows], noise_level[rows], {"label": LABEL[rows]}
+    return quick(actual.network.apply)(
+      {"params": actual.params}, Z[rows], noise_level[rows], {"label": LABEL[rows]}
     )
 
 
 @families("dit", "lightningdit")
 def test_a_file_gives_what_its_authors_network_gives(family, tmp_path):
   """At the times of its own convention, and in a batch of one too."""
-  found = denoisers.read_dit(written(tmp_path, family), family, HEADS)
-  assert found.latent == (8, 8, 4) and found.network.classes == CLASSES
-  t = 1 - LEVEL if found.parametrization.reverse_time else LEVEL
+  actual = denoisers.read_dit(written(tmp_path, family), family, HEADS)
+  assert actual.latent == (8, 8, 4) and actual.network.classes == CLASSES
+  t = 1 - LEVEL if actual.parametrization.reverse_time else LEVEL
   t = t + 1 / 1000 if family == "dit" else t  # timestep i of a chain is our time (i + 1) / 1000
-  noise_level = np.asarray(found.parametrization.c_noise(found.process, jnp.asarray(t)))
+  noise_level = np.asarray(actual.parametrization.c_noise(actual.process, jnp.asarray(t)))
   for rows in (slice(None), slice(1)):
-    made, expected = output(found, noise_level, rows), KEPT[f"{family}/value"][rows]
+    made, expected = output(actual, noise_level, rows), KEPT[f"{family}/value"][rows]
     close(made.value, expected[..., :4])
     if family == "dit":
       close(made.variance, expected[..., 4:])
@@ -85,15 +85,15 @@ def test_a_file_gives_what_its_authors_network_gives(family, tmp_path):
 @families("sit", "repa")
 def test_samples_are_those_of_its_own_convention(family, tmp_path):
   """Euler from 0 to 1, Euler from 1 to 0, and DDIM on a chain of betas, each in the words of its authors."""
-  found = denoisers.read_dit(written(tmp_path, family), family, HEADS)
-  apply = lambda z, level, *_: found.network.apply({"params": found.params}, z, level, {"label": LABEL})
-  denoise = denoiser(found.process, found.parametrization, apply)
+  actual = denoisers.read_dit(written(tmp_path, family), family, HEADS)
+  apply = lambda z, level, *_: actual.network.apply({"params": actual.params}, z, level, {"label": LABEL})
+  denoise = denoiser(actual.process, actual.parametrization, apply)
   times = np.linspace(1, 0, STEPS + 1)
   if family == "dit":
     times = np.append(np.linspace(999, 0, STEPS).round() + 1, 0) / 1000
   pairs, keys = jnp.float32(np.stack([times[:-1], times[1:]], 1)), jax.random.split(jax.random.key(0), 3)
   with jax.default_matmul_precision("highest"):
-    made = quick(lambda z: sample(found.process, denoise, DDIM(), z, pairs, keys))(Z)
+    made = quick(lambda z: sample(actual.process, denoise, DDIM(), z, pairs, keys))(Z)
   close(made, KEPT[f"{family}/sample"])
 
 
@@ -113,22 +113,22 @@ def test_a_pipelines_folder_has_its_scheduler(tmp_path):
   (tmp_path / "transformer").mkdir()
   (tmp_path / "scheduler").mkdir()
   written(tmp_path / "transformer", "diffusers")
-  told = {
+  stored = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.001,
     "beta_end": 0.01,
     "prediction_type": "v_prediction",
   }
-  (tmp_path / "scheduler" / scheduler.FILE).write_text(json.dumps(told))
-  found = denoisers.read_dit(tmp_path, "dit")
-  assert (found.process, found.parametrization) == (Discrete(ScaledLinearBetas(0.001, 0.01)), Predict("v"))
+  (tmp_path / "scheduler" / scheduler.FILE).write_text(json.dumps(stored))
+  actual = denoisers.read_dit(tmp_path, "dit")
+  assert (actual.process, actual.parametrization) == (Discrete(ScaledLinearBetas(0.001, 0.01)), Predict("v"))
 
 
 def test_the_largest_has_the_published_number_of_parameters():
   """DiT-XL/2 with its variance, 2212.09748, table 4: 675 million, with the fixed table of places."""
   network = dit("XL", classes=1000, out_channels=8)
-  found = denoisers.shapes(network, (32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
-  assert count(found) + 256 * 1152 == 675_129_632
+  actual = denoisers.shapes(network, (32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
+  assert count(actual) + 256 * 1152 == 675_129_632
 
 
 def test_the_conventions():
@@ -141,12 +141,12 @@ def test_the_conventions():
 def test_a_file_of_several_devices_and_half_precision(tmp_path):
   arrays = {f"module.{name}": np.float16(value) for name, value in tensors("sit").items()}
   safetensors.write(tmp_path / "x.safetensors", arrays)
-  found = denoisers.read_dit(tmp_path / "x.safetensors", "sit", HEADS)
-  assert found.params["in"]["kernel"].dtype == jnp.float32
+  actual = denoisers.read_dit(tmp_path / "x.safetensors", "sit", HEADS)
+  assert actual.params["in"]["kernel"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
-  ("family", "changes", "told"),
+  ("family", "changes", "stored"),
   [
     ("dit", {"pos_embed": places(4, 32) + 0.1}, "up to 0.1 off the fixed sinusoids; expected those"),
     ("dit", {"pos_embed": places(4, 32)[:, :15]}, "is [1, 15, 32]; expected [1, side * side, 32]"),
@@ -160,28 +160,28 @@ def test_a_file_of_several_devices_and_half_precision(tmp_path):
     ),
   ],
 )  # fmt: skip
-def test_a_file_that_does_not_fit(family, changes, told, tmp_path):
+def test_a_file_that_does_not_fit(family, changes, stored, tmp_path):
   with pytest.raises(UserError) as error:
     denoisers.read_dit(written(tmp_path, family, **changes), family, HEADS)
-  assert told in str(error.value)
+  assert stored in str(error.value)
 
 
 @pytest.mark.parametrize(
-  ("heads", "told"),
+  ("heads", "stored"),
   [
     (None, "a width of 32 says nothing about heads (published: 6 of width 384, 12 of width 768, "),
     (3, "--heads 3 does not divide a width of 32; expected a divisor"),
   ],
 )
-def test_heads(heads, told, tmp_path):
+def test_heads(heads, stored, tmp_path):
   with pytest.raises(UserError) as error:
     denoisers.read_dit(written(tmp_path, "dit"), "dit", heads)
-  assert told in str(error.value)
+  assert stored in str(error.value)
   assert denoisers.read_dit(written(tmp_path, "lightningdit"), "lightningdit").network.block.heads == HEADS
 
 
 @pytest.mark.parametrize(
-  ("values", "told"),
+  ("values", "stored"),
   [
     (
       {"_class_name": "SD3Transformer2DModel"},
@@ -194,12 +194,12 @@ def test_heads(heads, told, tmp_path):
     ({"num_layers": 3}, "lacks"),
   ],
 )
-def test_a_folder_that_does_not_fit(values, told, tmp_path):
+def test_a_folder_that_does_not_fit(values, stored, tmp_path):
   written(tmp_path, "diffusers")
   (tmp_path / locate.CONFIG).write_text(json.dumps(TOLD["diffusers"]["config"] | values))
   with pytest.raises(UserError) as error:
     denoisers.read_dit(tmp_path, "dit")
-  assert told in str(error.value)
+  assert stored in str(error.value)
 
 
 def test_blocks_with_embedders_of_their_own_are_refused(tmp_path):
@@ -210,7 +210,7 @@ def test_blocks_with_embedders_of_their_own_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("config", "told"),
+  ("config", "stored"),
   [
     ({"prediction_type": "flow"}, "prediction_type=flow; expected one of epsilon, v_prediction, sample"),
     (
@@ -222,8 +222,8 @@ def test_blocks_with_embedders_of_their_own_are_refused(tmp_path):
     ([], "is a list; expected a scheduler_config.json of diffusers"),
   ],
 )
-def test_a_scheduler_that_is_none(config, told, tmp_path):
+def test_a_scheduler_that_is_none(config, stored, tmp_path):
   (tmp_path / scheduler.FILE).write_text(json.dumps(config))
   with pytest.raises(UserError) as error:
     scheduler.read_scheduler(scheduler.find_scheduler(tmp_path))
-  assert told in str(error.value)
+  assert stored in str(error.value)

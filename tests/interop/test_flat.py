@@ -23,7 +23,7 @@ def test_there_and_back():
 
 
 @pytest.mark.parametrize(
-  "change, told",
+  "change, message",
   [
     ({"codec/mean": None}, "1 arrays do not fit: codec/mean is missing"),
     ({"more": np.zeros(2)}, "'more' is in surplus"),
@@ -34,9 +34,9 @@ def test_there_and_back():
     ),
   ],
 )
-def test_what_does_not_fit_is_told(change, told):
+def test_what_does_not_fit_is_told(change, message):
   arrays = {name: value for name, value in (flatten(TREE) | change).items() if value is not None}
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     unflatten(arrays, TREE)
 
 

@@ -40,12 +40,12 @@ def test_names_and_axes():
 
 
 @pytest.mark.parametrize(
-  "name, value, told",
+  "name, value, message",
   [
     ("AuxLogits.fc.weight", np.zeros((2, 2)), "'AuxLogits.fc.weight' is not in the FID network"),
     ("fc.weight", np.zeros(2), r"fc.weight is \[2\]; expected 2 axes"),
   ],
 )
-def test_other_files_are_refused(name, value, told):
-  with pytest.raises(UserError, match=told):
+def test_other_files_are_refused(name, value, message):
+  with pytest.raises(UserError, match=message):
     rename(published() | {name: value})

@@ -12,13 +12,13 @@ from jldm.interop.lpips import CONVOLUTIONS, rename
 def packaged(network: str = "alex") -> dict:
   """Names as in the package's state, with shapes shrunk to [2, 3, 1, 1]."""
   slices = {0: 1, 3: 2, 6: 3, 8: 4, 10: 5}
-  rng, found = np.random.default_rng(0), {"scaling_layer.shift": np.zeros((1, 3, 1, 1))}
+  rng, actual = np.random.default_rng(0), {"scaling_layer.shift": np.zeros((1, 3, 1, 1))}
   for place in CONVOLUTIONS[network]:
-    found[f"net.slice{slices[place]}.{place}.weight"] = rng.normal(size=(2, 3, 5, 4))
-    found[f"net.slice{slices[place]}.{place}.bias"] = rng.normal(size=2)
+    actual[f"net.slice{slices[place]}.{place}.weight"] = rng.normal(size=(2, 3, 5, 4))
+    actual[f"net.slice{slices[place]}.{place}.bias"] = rng.normal(size=2)
   for i in range(5):
-    found[f"lin{i}.model.1.weight"] = found[f"lins.{i}.model.1.weight"] = rng.normal(size=(1, 2, 1, 1))
-  return found
+    actual[f"lin{i}.model.1.weight"] = actual[f"lins.{i}.model.1.weight"] = rng.normal(size=(1, 2, 1, 1))
+  return actual
 
 
 def test_kernels_are_turned_and_constants_left_out():
@@ -45,7 +45,7 @@ def test_torchvisions_names_are_known_too():
 
 
 @pytest.mark.parametrize(
-  "change, told",
+  "change, message",
   [
     (
       lambda arrays: arrays.pop("net.slice2.3.weight") is arrays.pop("net.slice2.3.bias"),
@@ -62,8 +62,8 @@ def test_torchvisions_names_are_known_too():
     ),
   ],
 )
-def test_other_files_are_refused(change, told):
+def test_other_files_are_refused(change, message):
   arrays = packaged()
   change(arrays)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     rename(arrays)

@@ -29,16 +29,16 @@ def path(tmp_path):
 
 def test_what_flax_writes_is_read(path):
   path.write_bytes(serialization.to_bytes(TREE))
-  found = msgpack.tensors(path)
-  assert len(found) == 24 and found["b/n"].shape == ()
+  actual = msgpack.tensors(path)
+  assert len(actual) == 24 and actual["b/n"].shape == ()
   for name, value in (
     ("a/kernel", TREE["a"]["kernel"]),
     ("a/bias", TREE["a"]["bias"]),
     ("b/c/scale", TREE["b"]["c"]["scale"]),
   ):
-    assert found[name].dtype == value.dtype and found[name].shape == value.shape
-    assert found[name].tobytes() == value.tobytes() and not found[name].flags.writeable
-  assert found["with_a_name_of_more_than_thirty_one_letters/7"] == [7]
+    assert actual[name].dtype == value.dtype and actual[name].shape == value.shape
+    assert actual[name].tobytes() == value.tobytes() and not actual[name].flags.writeable
+  assert actual["with_a_name_of_more_than_thirty_one_letters/7"] == [7]
 
 
 def array(shape=b"\x91\x02", dtype=b"\xa7float32", data=b"\xc4\x08" + bytes(8), kind=1, size=None) -> bytes:
@@ -47,7 +47,7 @@ def array(shape=b"\x91\x02", dtype=b"\xa7float32", data=b"\xc4\x08" + bytes(8), 
 
 
 @pytest.mark.parametrize(
-  ("content", "told"),
+  ("content", "message"),
   [
     (b"", "empty file"),
     (b"\x93\x01\x02\x03", r"3 exceeds max_array_len\(0\)"),
@@ -81,16 +81,16 @@ def array(shape=b"\x91\x02", dtype=b"\xa7float32", data=b"\xc4\x08" + bytes(8), 
     (b"\x81\xa1a" * 40 + b"\x80", "more than 16 deep"),
   ],
 )
-def test_what_flax_has_not_written_is_told(path, content, told):
+def test_what_flax_has_not_written_is_told(path, content, message):
   path.write_bytes(content)
-  with pytest.raises(UserError, match=told) as error:
+  with pytest.raises(UserError, match=message) as error:
     msgpack.tensors(path)
   assert str(error.value).isprintable() and str(path) in str(error.value)
 
 
 def test_what_is_no_file_is_told(tmp_path):
-  for name, told in (("missing", "No such file"), (".", "directory")):
-    with pytest.raises(UserError, match=told):
+  for name, message in (("missing", "No such file"), (".", "directory")):
+    with pytest.raises(UserError, match=message):
       msgpack.tensors(tmp_path / name)
 
 
@@ -121,8 +121,8 @@ def test_whatever_a_file_holds_our_errors_alone_are_raised(path, content):
   path.write_bytes(content)
   tracemalloc.start()
   try:
-    found = msgpack.tensors(path)
-    assert sum(found[name].nbytes for name in found) <= len(content)
+    actual = msgpack.tensors(path)
+    assert sum(actual[name].nbytes for name in actual) <= len(content)
   except UserError as error:
     assert str(error).isprintable()
   finally:

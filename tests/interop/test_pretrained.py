@@ -55,14 +55,14 @@ def test_what_is_saved_is_loaded(network, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("mean", "std", "said"),
+  ("mean", "std", "scale"),
   [
     (0.0, 1 / 0.18215, {"scaling_factor": 0.18215}),
     (0.0609, 1 / 1.5305, {"scaling_factor": 1.5305, "shift_factor": 0.0609}),
     ((0.1, -0.2, 0.3, 0.0), (1.0, 2.0, 3.0, 4.0), None),
   ],
 )
-def test_the_scale_of_latents_is_the_configs(mean, std, said, tmp_path):
+def test_the_scale_of_latents_is_the_configs(mean, std, scale, tmp_path):
   network = NETWORKS[0]
   codec = codec_of(network) | {
     "mean": np.float32(np.broadcast_to(mean, 4)),
@@ -70,8 +70,8 @@ def test_the_scale_of_latents_is_the_configs(mean, std, said, tmp_path):
   }
   pretrained.save(tmp_path, network, codec)
   config = json.loads((tmp_path / "config.json").read_text())
-  if said:
-    assert {name: config.get(name) for name in ("scaling_factor", "shift_factor") if name in config} == said
+  if scale:
+    assert {name: config.get(name) for name in ("scaling_factor", "shift_factor") if name in config} == scale
   back = pretrained.read_pretrained(tmp_path)[1]
   assert_equal([np.asarray(back[name]) for name in ("mean", "std")], [codec["mean"], codec["std"]])
 
@@ -181,18 +181,18 @@ def test_a_file_with_its_config_beside_it_is_read_as_its_folder(name, tmp_path, 
   monkeypatch.chdir(tmp_path / "vae")
   assert_is(name, full)
   (tmp_path / "vae" / "config.json").unlink()
-  told = refused(name)
-  assert f"{name!r} has no config.json of diffusers beside it, and is no autoencoder of CompVis" in told
+  message = refused(name)
+  assert f"{name!r} has no config.json of diffusers beside it, and is no autoencoder of CompVis" in message
 
 
 def test_the_config_of_another_model_beside_a_file(tmp_path):
   published(safetensors.read(SD / locate.WEIGHTS), tmp_path, locate.WEIGHTS)
-  for config, told in (
+  for config, message in (
     ({"_class_name": "UNet2DConditionModel"}, "is of 'UNet2DConditionModel'; expected one of AutoencoderKL"),
     ({"model_type": "clip"}, "has no config.json of diffusers beside it"),
   ):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert told in refused(tmp_path / locate.WEIGHTS)
+    assert message in refused(tmp_path / locate.WEIGHTS)
 
 
 def test_a_file_of_compvis_describes_itself_beside_any_config(tmp_path):
@@ -256,7 +256,7 @@ def test_an_oversized_config_and_one_that_is_no_json(tmp_path):
   (tmp_path / "config.json").write_text("{" + " " * 2**20 + "}")
   assert "has more than 1048576 bytes; expected an autoencoder's config.json" in refused(tmp_path)
   (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL",\n}')
-  assert "is no JSON (" in (told := refused(tmp_path)) and "line 2 column 1" in told
+  assert "is no JSON (" in (message := refused(tmp_path)) and "line 2 column 1" in message
 
 
 def test_a_folder_with_another_file_names_it(tmp_path):
@@ -287,13 +287,13 @@ def changed(folder: Path, change) -> None:
 def refused(source, **options) -> str:
   with pytest.raises(UserError) as error:
     pretrained.read_pretrained(source, **options)
-  told = str(error.value)
-  assert told.isprintable() and len(told) < 700 + len(str(source))
-  return told
+  message = str(error.value)
+  assert message.isprintable() and len(message) < 700 + len(str(source))
+  return message
 
 
 @pytest.mark.parametrize(
-  ("name", "value", "told"),
+  ("name", "value", "message"),
   [
     ("_class_name", "UNet2DModel", "is of 'UNet2DModel'; expected one of AutoencoderKL, VQModel"),
     ("act_fn", "gelu", "act_fn='gelu'; expected 'silu'"),
@@ -322,9 +322,9 @@ def refused(source, **options) -> str:
     ),
   ],
 )
-def test_a_config_that_does_not_fit(name, value, told, tmp_path):
+def test_a_config_that_does_not_fit(name, value, message, tmp_path):
   changed(tmp_path, lambda config: config.update({name: value}))
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     pretrained.read_pretrained(tmp_path)
 
 
@@ -394,12 +394,12 @@ def test_a_file_of_compvis_must_say_its_scale(tmp_path):
 
 
 def test_networks_that_diffusers_has_not(tmp_path):
-  for network, told in (
+  for network, message in (
     (KLAutoencoder(**TINY, patch=2), "patch=2"),
     (KLAutoencoder(**TINY, features=8), "features=8"),
     (VQAutoencoder(FSQ((3, 3)), **TINY, latent_channels=2), "FSQ"),
   ):
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
       pretrained.save(tmp_path / "x", network, codec_of(network))
   assert not (tmp_path / "x").exists()
 
@@ -439,7 +439,7 @@ GREY = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, gr
 
 
 @pytest.mark.parametrize(
-  ("images", "told"),
+  ("images", "message"),
   [
     (
       np.zeros((1, 8, 8), np.uint8),
@@ -463,10 +463,10 @@ GREY = KLAutoencoder(channels=1, latent_channels=2, widths=(4, 4), resnets=1, gr
     (np.zeros((1, 8, 8, 1), np.int32), "images of int32; expected uint8, or floats in [-1, 1]"),
   ],
 )
-def test_images_that_are_no_batch_of_pixels_are_one_clear_error(images, told):
+def test_images_that_are_no_batch_of_pixels_are_one_clear_error(images, message):
   with pytest.raises(UserError) as error:
     pretrained.Autoencoder(GREY).encode({}, images)
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_latents_that_are_no_batch_and_one_key_for_a_batch_are_one_clear_error():

@@ -66,7 +66,7 @@ def test_half_precision_is_cast_and_a_dense_layer_may_be_a_1x1_convolution():
 
 
 @pytest.mark.parametrize(
-  ("change", "told"),
+  ("change", "message"),
   [
     (
       lambda t: t.pop("mid.0.to_k.bias"),
@@ -94,10 +94,10 @@ def test_half_precision_is_cast_and_a_dense_layer_may_be_a_1x1_convolution():
     ),
   ],
 )
-def test_what_does_not_fit_is_told_by_name(change, told):
+def test_what_does_not_fit_is_told_by_name(change, message):
   theirs = rename.publish(TABLE, tree())
   change(theirs)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     rename.import_tensors(TABLE, tree(), theirs)
 
 

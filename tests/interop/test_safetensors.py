@@ -62,12 +62,12 @@ def path(tmp_path):
 
 def test_what_is_written_is_read(path):
   safetensors.write(path, TENSORS, {"kind": "test", "a": "b"})
-  found = safetensors.read(path)
-  assert found.keys() == TENSORS.keys()
+  actual = safetensors.read(path)
+  assert actual.keys() == TENSORS.keys()
   for name, value in TENSORS.items():
-    assert found[name].dtype == value.dtype and found[name].shape == np.shape(value), name
-    assert found[name].tobytes() == np.asarray(value).tobytes(), name
-    assert not found[name].flags.writeable and found[name].flags.aligned
+    assert actual[name].dtype == value.dtype and actual[name].shape == np.shape(value), name
+    assert actual[name].tobytes() == np.asarray(value).tobytes(), name
+    assert not actual[name].flags.writeable and actual[name].flags.aligned
   assert safetensors.read_header(path).metadata == {"a": "b", "kind": "test"}
   assert os.listdir(path.parent) == [path.name]
 
@@ -86,11 +86,11 @@ def test_the_format_as_others_write_it(path):
   data = struct.pack("<B", 3) + struct.pack("<2f", 1.5, -2.0) + struct.pack("<H", 0x3FC0)
   header = one(offsets=(1, 9)) | one("U8", (), (0, 1), "b") | one("BF16", (1, 1), (9, 11), "c")
   path.write_bytes(stored({"__metadata__": {"format": "pt"}} | header, data))
-  found = safetensors.read(path)
+  actual = safetensors.read(path)
   assert (
-    found["a"].tolist() == [1.5, -2]
-    and found["b"].tolist() == 3
-    and found["c"].astype(np.float32).tolist() == [[1.5]]
+    actual["a"].tolist() == [1.5, -2]
+    and actual["b"].tolist() == 3
+    and actual["c"].astype(np.float32).tolist() == [[1.5]]
   )
   assert safetensors.read_header(path).metadata == {"format": "pt"}
 
@@ -201,14 +201,14 @@ def sound() -> bytes:
 def read_or_refuse(path) -> int:
   """How many arrays a file has, touching every byte of them; 0 if it is refused."""
   try:
-    found = safetensors.read(path)
+    actual = safetensors.read(path)
   except UserError as error:
     assert str(error).isprintable()
     return 0
-  assert sum(value.nbytes for value in found.values()) <= path.stat().st_size
-  for value in found.values():
+  assert sum(value.nbytes for value in actual.values()) <= path.stat().st_size
+  for value in actual.values():
     value.sum()
-  return len(found)
+  return len(actual)
 
 
 def test_no_damage_shows_a_traceback_or_costs_memory(path):
@@ -272,16 +272,16 @@ def test_a_failed_write_leaves_what_was_there(path, tmp_path):
 
 def test_arrays_are_mapped_one_by_one(path):
   safetensors.write(path, TENSORS)
-  found = safetensors.tensors(path)
-  assert found.keys() == TENSORS.keys() and len(found) == len(TENSORS)
+  actual = safetensors.tensors(path)
+  assert actual.keys() == TENSORS.keys() and len(actual) == len(TENSORS)
   for name, value in TENSORS.items():
-    assert found[name].tobytes() == np.asarray(value).tobytes() and found[name].dtype == value.dtype
-    assert found.entry(name).shape == np.shape(value)
-  held = found["conv/kernel"]
+    assert actual[name].tobytes() == np.asarray(value).tobytes() and actual[name].dtype == value.dtype
+    assert actual.entry(name).shape == np.shape(value)
+  held = actual["conv/kernel"]
   path.write_bytes(path.read_bytes()[:-1])
-  cut = max(TENSORS, key=lambda name: found.entry(name).end)
+  cut = max(TENSORS, key=lambda name: actual.entry(name).end)
   with pytest.raises(UserError, match="cut short since it was opened"):
-    found[cut]
+    actual[cut]
   assert held.sum() == TENSORS["conv/kernel"].sum() or cut == "conv/kernel"
 
 
@@ -408,8 +408,8 @@ def test_whatever_a_file_holds_our_errors_alone_are_raised(path, content):
   path.write_bytes(content)
   tracemalloc.start()
   try:
-    found = safetensors.tensors(path)
-    assert sum(found[name].nbytes for name in found) <= len(content)
+    actual = safetensors.tensors(path)
+    assert sum(actual[name].nbytes for name in actual) <= len(content)
   except UserError as error:
     assert str(error).isprintable() and str(path) in str(error)
   finally:
@@ -463,9 +463,9 @@ def test_a_later_dtype_is_refused_only_if_it_is_asked_for(path, dtype):
   size = LATER[dtype]  # bytes of 8 values
   header = one(dtype, (8,), (0, size), "odd") | one(offsets=(size, size + 8))
   path.write_bytes(stored(header, bytes(size) + struct.pack("<2f", 1.5, -2.0)))
-  found = safetensors.tensors(path)
-  assert found["a"].tolist() == [1.5, -2] and found.entry("odd").shape == (8,)
-  for ask in (lambda: found["odd"], lambda: safetensors.read(path)):
+  actual = safetensors.tensors(path)
+  assert actual["a"].tolist() == [1.5, -2] and actual.entry("odd").shape == (8,)
+  for ask in (lambda: actual["odd"], lambda: safetensors.read(path)):
     with pytest.raises(UserError, match=f"'odd' of .* has dtype {dtype}, none of BOOL .* F64") as error:
       ask()
     assert str(path) in str(error.value)
@@ -478,8 +478,8 @@ def test_the_package_reads_what_is_written(path, kind):
   safetensors.write(path, {"b": value, "a": np.zeros(3)}, {"z": "1", "a": "2", "m": "3"})
   with published.safe_open(path, framework="np") as file:
     assert sorted(file.keys()) == ["a", "b"] and file.metadata() == {"z": "1", "a": "2", "m": "3"}
-  found = dict(published.deserialize(path.read_bytes()))
-  assert bytes(found["b"]["data"]) == value.tobytes() and found["b"]["shape"] == [4]
+  actual = dict(published.deserialize(path.read_bytes()))
+  assert bytes(actual["b"]["data"]) == value.tobytes() and actual["b"]["shape"] == [4]
 
 
 def test_metadata_do_not_change_the_bytes_by_their_order(path):

@@ -24,7 +24,7 @@ def test_an_empty_config_is_the_published_one():
 
 
 @pytest.mark.parametrize(
-  "values, told",
+  "values, message",
   [
     ({"act_fn": "elu"}, "config.json has act_fn=elu; expected one of relu, silu, gelu, mish"),
     ({"upsample_fn": "bilinear"}, "upsample_fn=bilinear; expected nearest"),
@@ -34,6 +34,6 @@ def test_an_empty_config_is_the_published_one():
     ({"decoder_block_out_channels": [8, 8, 9]}, "jldm has one width alone, and as many levels of both"),
   ],
 )
-def test_what_it_cannot_be(values, told):
-  with pytest.raises(UserError, match=told):
+def test_what_it_cannot_be(values, message):
+  with pytest.raises(UserError, match=message):
     tiny.network(changed("tiny_sd", **values))

@@ -24,17 +24,17 @@ FIVES = ("relu", "gated")
 CLOSE = 1e-5
 
 
-def told(name: str) -> dict:
+def stored(name: str) -> dict:
   return next(each[name] for each in TOLD.values() if name in each)
 
 
 def folder(name: str, path: Path, rename_tensor=lambda name: name, **config) -> Path:
   """What transformers, or OpenCLIP, saved, written anew."""
-  arrays = parameters(told(name)["shapes"], told(name)["seed"])
+  arrays = parameters(stored(name)["shapes"], stored(name)["seed"])
   path.mkdir(exist_ok=True)
   safetensors.write(path / towers.WEIGHTS, {rename_tensor(key): value for key, value in arrays.items()})
   file = towers.OPEN_CONFIG if name == "open" else towers.CONFIG
-  (path / file).write_text(json.dumps(told(name)["config"] | config))
+  (path / file).write_text(json.dumps(stored(name)["config"] | config))
   return path
 
 
@@ -44,8 +44,8 @@ def encoded(tower, params, ids, mask=None):
     return apply(params, ids, mask)
 
 
-def difference(found, wanted) -> float:
-  return np.abs(found - wanted).max() / np.abs(wanted).max()
+def difference(actual, wanted) -> float:
+  return np.abs(actual - wanted).max() / np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", [*SMALL, "open"])
@@ -59,7 +59,7 @@ def test_clip_gives_the_same_after_every_block(name, tmp_path):
 
 
 def test_pooling_is_at_the_greatest_id_or_at_the_first_end():
-  greatest, first = (clip.network(told(name)["config"]) for name in ("quick", "exact"))
+  greatest, first = (clip.network(stored(name)["config"]) for name in ("quick", "exact"))
   assert (greatest.end_token, first.end_token) == (0, 55)
   np.testing.assert_array_equal(greatest.end_places(CLIP["ids"]), [4, 9, 10, 6])
   np.testing.assert_array_equal(first.end_places(CLIP["ids"]), [7, 2, 10, 3])
@@ -90,8 +90,8 @@ def test_names_with_and_without_text_model_and_with_position_ids(name, tmp_path)
 
 @pytest.mark.parametrize("name", LARGE)
 def test_the_published_sizes_of_clip_have_the_published_names_and_shapes(name):
-  shapes = {key: tuple(shape) for key, shape in told(name)["shapes"].items()}
-  network = clip.network(told(name)["config"] | {"model_type": "clip_text_model"}, "bigG" in name)
+  shapes = {key: tuple(shape) for key, shape in stored(name)["shapes"].items()}
+  network = clip.network(stored(name)["config"] | {"model_type": "clip_text_model"}, "bigG" in name)
   like = towers.init_shapes(network)
   bare = lambda names: {key.removeprefix("text_model."): shape for key, shape in names.items()}
   assert rename.published_shapes(clip.table(network), like) == bare(shapes)
@@ -102,8 +102,8 @@ def test_the_published_sizes_of_clip_have_the_published_names_and_shapes(name):
 
 @pytest.mark.parametrize(("name", "millions"), [("t5-small", 35.3), ("t5-v1.1-xxl", 4762.3)])
 def test_the_published_sizes_of_t5_have_the_published_names_and_shapes(name, millions):
-  shapes = {key: tuple(shape) for key, shape in told(name)["shapes"].items()}
-  network = t5.network(told(name)["config"])
+  shapes = {key: tuple(shape) for key, shape in stored(name)["shapes"].items()}
+  network = t5.network(stored(name)["config"])
   like = towers.init_shapes(network)
   assert rename.published_shapes(t5.table(network), like) == shapes
   assert round(trees.count(like) / 1e6, 1) == millions
@@ -151,12 +151,12 @@ def test_towers_in_the_file_of_a_whole_model(tmp_path):
   safetensors.write(file, first | second | {"model.diffusion_model.out.weight": np.zeros(2, np.float32)})
   with pytest.raises(UserError, match=r"text transformers 'a.0.transformer', 'a.1.model'; give part="):
     towers.load_tower(file)
-  tower, found = towers.load_tower(file, part="a.0.transformer")
+  tower, actual = towers.load_tower(file, part="a.0.transformer")
   assert tower.network == network.clone(end_token=0)
-  jax.tree.map(np.testing.assert_array_equal, found, params)
-  tower, found = towers.load_tower(file, part="a.1.model")
+  jax.tree.map(np.testing.assert_array_equal, actual, params)
+  tower, actual = towers.load_tower(file, part="a.1.model")
   assert tower.network == network.clone(end_token=0, activation="gelu")
-  jax.tree.map(np.testing.assert_array_equal, found, params)
+  jax.tree.map(np.testing.assert_array_equal, actual, params)
 
 
 @pytest.mark.parametrize(

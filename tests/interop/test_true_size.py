@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
   return path
 
 
-def said(script: str, folder: Path) -> str:
+def printed_by(script: str, folder: Path) -> str:
   environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
   done = subprocess.run(
     [sys.executable, "-c", script.format(folder=str(folder))],
@@ -84,14 +84,14 @@ def said(script: str, folder: Path) -> str:
 def test_loads_one_tensor_after_the_other(folder):
   """What loading holds at most is the parameters and 256 MiB: never the file beside all of them."""
   size = (folder / locate.WEIGHTS).stat().st_size
-  grown = int(said(LOAD, folder))
+  grown = int(printed_by(LOAD, folder))
   assert size <= grown < size + 256 * MIB
   print(f"{size / MIB:.0f} MiB of file, {grown / MIB:.0f} MiB held at most")
 
 
 @pytest.mark.slow
 def test_encodes_and_decodes_512_pixels(folder):
-  said(RUN, folder)
+  printed_by(RUN, folder)
 
 
 def test_the_number_of_parameters_is_the_published_one():

@@ -48,7 +48,7 @@ def single(path: Path, name: str) -> Path:
   return path / "x.safetensors"
 
 
-def check_output(name: str, found: denoisers.Denoiser, rows: slice) -> None:
+def check_output(name: str, actual: denoisers.Denoiser, rows: slice) -> None:
   given = {key: KEPT[f"{name}/{key}"][rows] for key in ("z", "level", "tokens", "value")}
   inputs = {"tokens": given["tokens"]}
   if given["z"].shape[-1] > 4:
@@ -57,8 +57,8 @@ def check_output(name: str, found: denoisers.Denoiser, rows: slice) -> None:
     text, sizes = (KEPT[f"{name}/{key}"][rows] for key in ("text", "sizes"))
     inputs["vector"] = np.concatenate([text, np.asarray(sinusoids(sizes, 8)).reshape(len(sizes), -1)], -1)
   with jax.default_matmul_precision("highest"):
-    value = quick(found.network.apply)(
-      {"params": found.params}, given["z"][..., :4], given["level"], inputs
+    value = quick(actual.network.apply)(
+      {"params": actual.params}, given["z"][..., :4], given["level"], inputs
     ).value
   assert np.abs(value - given["value"]).max() <= TOLERANCE * np.abs(given["value"]).max()
 
@@ -66,8 +66,8 @@ def check_output(name: str, found: denoisers.Denoiser, rows: slice) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_gives_what_diffusers_gives(name, tmp_path):
-  found = denoisers.read_unet(written(tmp_path, name), "eps")
-  check_output(name, found, slice(None))
+  actual = denoisers.read_unet(written(tmp_path, name), "eps")
+  check_output(name, actual, slice(None))
 
 
 @pytest.mark.parametrize("name", slow_but("sd1"))
@@ -97,8 +97,8 @@ def test_a_single_file_is_the_folder(name, tmp_path, monkeypatch):
 def test_it_writes_what_it_read(name, tmp_path):
   """The same tensors, bit for bit, and a config of the same network."""
   folder = written(tmp_path / "f", name)
-  found = denoisers.read_unet(folder, "eps")
-  denoisers.save_unet(tmp_path / "out", found.network, found.params, side=8, size_features=8)
+  actual = denoisers.read_unet(folder, "eps")
+  denoisers.save_unet(tmp_path / "out", actual.network, actual.params, side=8, size_features=8)
   again, before = (safetensors.read(path / locate.WEIGHTS) for path in (tmp_path / "out", folder))
   assert again.keys() == before.keys()
   for key, value in before.items():
@@ -138,7 +138,7 @@ def test_the_published_networks():
 
 
 @pytest.mark.parametrize(
-  ("values", "told"),
+  ("values", "message"),
   [
     ({"_class_name": "UNet2DModel"}, "is of 'UNet2DModel'; expected UNet2DConditionModel"),
     ({"act_fn": "gelu"}, "act_fn=gelu; expected 'silu'"),
@@ -157,10 +157,10 @@ def test_the_published_networks():
     ({"in_channels": 3}, "in_channels=3; expected a whole number from 4"),
   ],
 )  # fmt: skip
-def test_a_folder_that_does_not_fit(values, told, tmp_path):
+def test_a_folder_that_does_not_fit(values, message, tmp_path):
   with pytest.raises(UserError) as error:
     denoisers.read_unet(written(tmp_path, "sd1", **values), "eps")
-  assert told in str(error.value) and "\n" not in str(error.value)
+  assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_part(tmp_path):
@@ -176,16 +176,16 @@ def test_what_is_predicted_stands_beside_the_network(tmp_path):
   with pytest.raises(UserError, match="does not say what it predicts; give prediction_type: 'v' for Stable"):
     denoisers.read_unet(tmp_path)
   (tmp_path / "scheduler").mkdir()
-  told = {
+  message = {
     "prediction_type": "v_prediction",
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
   }
-  (tmp_path / "scheduler" / scheduler.FILE).write_text(json.dumps(told))
+  (tmp_path / "scheduler" / scheduler.FILE).write_text(json.dumps(message))
   for place in (tmp_path, tmp_path / "unet"):
-    found = denoisers.read_unet(place)
-    assert (found.process, found.parametrization) == (Discrete(ScaledLinearBetas()), Predict("v"))
+    actual = denoisers.read_unet(place)
+    assert (actual.process, actual.parametrization) == (Discrete(ScaledLinearBetas()), Predict("v"))
   with pytest.raises(UserError, match="prediction_type='eps'; expected 'v', which "):
     denoisers.read_unet(tmp_path, "eps")
 
@@ -206,14 +206,14 @@ def test_a_single_file_that_does_not_fit(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("fields", "told"),
+  ("fields", "message"),
   [
     ({"log_variance": True}, "log_variance=True, which diffusers' UNet2DConditionModel has not"),
     ({"token_width": 0}, "token_width=0, which"),
     ({"resample_conv": False}, "resample_conv=False, which"),
   ],
 )
-def test_what_diffusers_cannot_be(fields, told):
+def test_what_diffusers_cannot_be(fields, message):
   with pytest.raises(UserError) as error:
     unet.config(UNet(token_width=768).clone(**fields), unet.Shape(4, 4, 0, 64))
-  assert told in str(error.value)
+  assert message in str(error.value)

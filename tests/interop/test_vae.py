@@ -44,10 +44,10 @@ def check_outputs(name: str, network, codec: dict, tolerance: float) -> None:
   encode, decode, quantize = method("encode"), method("decode"), method("quantize")
   with jax.default_matmul_precision("highest"):
     for size, (images, latents) in inputs(network.factor, network.latent_channels).items():
-      found = dict(encode(variables, images)._asdict(), decoded=decode(variables, latents))
-      for what in found.keys() - ({"log_variance"} if f"{name}/{size}/codes" in KEPT else set()):
+      actual = dict(encode(variables, images)._asdict(), decoded=decode(variables, latents))
+      for what in actual.keys() - ({"log_variance"} if f"{name}/{size}/codes" in KEPT else set()):
         wanted = KEPT[f"{name}/{size}/{what}"]
-        assert np.abs(found[what] - wanted).max() <= tolerance * np.abs(wanted).max(), (size, what)
+        assert np.abs(actual[what] - wanted).max() <= tolerance * np.abs(wanted).max(), (size, what)
       if f"{name}/{size}/codes" in KEPT:
         assert np.array_equal(quantize(variables, latents)[1], KEPT[f"{name}/{size}/codes"])
 

@@ -29,9 +29,9 @@ def plain_frechet(a, b):
 
 def test_statistics_are_numpys():
   features = np.random.default_rng(0).normal(3, 2, (50, 7)).astype(np.float32)
-  found = feature_moments(features)
-  np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(0))
-  np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64).T))
+  actual = feature_moments(features)
+  np.testing.assert_allclose(actual.mean, features.astype(np.float64).mean(0))
+  np.testing.assert_allclose(actual.covariance, np.cov(features.astype(np.float64).T))
 
 
 def test_of_commuting_gaussians_it_is_that_of_their_deviations():
@@ -82,15 +82,15 @@ def test_it_is_symmetric_and_follows_scale():
 
 
 @pytest.mark.parametrize(
-  ("features", "told"),
+  ("features", "message"),
   [
     (np.zeros((1, 3)), "at least 2 rows"),
     (np.zeros(3), "at least 2 rows"),
     (np.full((3, 3), np.nan), "not finite"),
   ],
 )
-def test_what_has_no_covariance_is_refused(features, told):
-  with pytest.raises(UserError, match=told):
+def test_what_has_no_covariance_is_refused(features, message):
+  with pytest.raises(UserError, match=message):
     feature_moments(features)
 
 
@@ -127,18 +127,20 @@ def test_parts_and_processes_merge_exactly():
     streamed = streamed.add(features[start:stop])
   parts = [part.add(some) for part, some in zip(parts, (features[:33], features[33:]))]
   whole = feature_moments(features, "a")
-  for found in (
+  for actual in (
     streamed.moments(),
     parts[0].merge(parts[1]).moments(),
     Running("a").merge(streamed).moments(),
   ):
-    assert found.count == 101 and found.source == "a"
-    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-14)
-    np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-11)
+    assert actual.count == 101 and actual.source == "a"
+    np.testing.assert_allclose(actual.mean, whole.mean, rtol=1e-14)
+    np.testing.assert_allclose(
+      actual.covariance, np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize(
-  "act, told",
+  "act, message",
   [
     (lambda one: one.add(np.zeros((3, 7))), r"shape \(3, 7\); expected \[N, 6\]"),
     (lambda one: one.add(np.full((3, 6), np.inf)), "not finite"),
@@ -147,8 +149,8 @@ def test_parts_and_processes_merge_exactly():
     (lambda one: Running("a").add(np.zeros((1, 6))).moments(), "of 1 images; expected at least 2"),
   ],
 )
-def test_parts_that_do_not_add_up_are_refused(act, told):
-  with pytest.raises(UserError, match=told):
+def test_parts_that_do_not_add_up_are_refused(act, message):
+  with pytest.raises(UserError, match=message):
     act(Running("a").add(np.zeros((2, 6))))
 
 
@@ -158,23 +160,23 @@ def test_the_interval_holds_what_draws_give_on_average(n, width):
   rng = np.random.default_rng(0)
   turn = rng.normal(size=(width, width)) / width**0.5
   draw = lambda shift: np.exp(0.3 * rng.normal(size=(n, width))) @ (turn + shift)
-  found = np.array([frechet_interval(draw(0), draw(0.05)) for _ in range(200)])
-  average = found[:, 0].mean()
-  held = ((found[:, 1] <= average) & (average <= found[:, 2])).mean()
+  actual = np.array([frechet_interval(draw(0), draw(0.05)) for _ in range(200)])
+  average = actual[:, 0].mean()
+  held = ((actual[:, 1] <= average) & (average <= actual[:, 2])).mean()
   assert 0.89 < held <= 1, held
-  assert 0.7 < 3.92 * found[:, 0].std() / (found[:, 2] - found[:, 1]).mean() < 1.2
+  assert 0.7 < 3.92 * actual[:, 0].std() / (actual[:, 2] - actual[:, 1]).mean() < 1.2
 
 
 def test_the_interval_is_around_the_distance():
   real, samples = FIXTURE["real"], FIXTURE["samples"]
-  found = frechet_interval(real, samples)
+  actual = frechet_interval(real, samples)
   np.testing.assert_allclose(
-    found.value, frechet(feature_moments(real), feature_moments(samples)), rtol=1e-12
+    actual.value, frechet(feature_moments(real), feature_moments(samples)), rtol=1e-12
   )
   wider = frechet_interval(real, samples, level=0.99)
-  assert wider.low < found.low < found.value < found.high < wider.high
+  assert wider.low < actual.low < actual.value < actual.high < wider.high
   swapped = frechet_interval(samples, real)
-  np.testing.assert_allclose(swapped, found, rtol=1e-9)
+  np.testing.assert_allclose(swapped, actual, rtol=1e-9)
 
 
 def test_features_that_are_always_zero_do_no_harm():

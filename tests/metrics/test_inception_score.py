@@ -34,13 +34,13 @@ def test_predictions_that_are_sure_and_classes_that_nobody_predicts_are_counted(
 
 
 @pytest.mark.parametrize(
-  "logits, splits, told",
+  "logits, splits, message",
   [
     (np.zeros((9, 3)), 5, "splits=5 of 9 samples; expected 1 to 4"),
     (np.zeros((9, 3)), 0, "splits=0"),
     (np.full((9, 3), np.nan), 2, "not finite"),
   ],
 )
-def test_what_means_nothing_is_refused(logits, splits, told):
-  with pytest.raises(UserError, match=told):
+def test_what_means_nothing_is_refused(logits, splits, message):
+  with pytest.raises(UserError, match=message):
     inception_score(logits, splits)

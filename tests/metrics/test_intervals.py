@@ -13,18 +13,18 @@ def test_the_mean_and_its_jackknife_are_the_textbooks():
   np.testing.assert_allclose(
     mean_interval(terms), (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.959964 * error)), rtol=1e-6
   )
-  found = jackknife(lambda x: {"mean": x.mean()}, terms, groups=200)[
+  actual = jackknife(lambda x: {"mean": x.mean()}, terms, groups=200)[
     "mean"
   ]  # a group each: exactly the standard error
   np.testing.assert_allclose(
-    found, (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.971957 * error)), rtol=1e-6
+    actual, (terms.mean(), *(terms.mean() + np.array([-1, 1]) * 1.971957 * error)), rtol=1e-6
   )
 
 
 def test_a_share_is_wilsons():
   """Newcombe 1998, Statistics in Medicine 17, table I, has 81 of 263."""
-  found = proportion_interval(np.arange(263) < 81)
-  np.testing.assert_allclose(found, (0.30798, 0.2553, 0.3662), atol=5e-5)
+  actual = proportion_interval(np.arange(263) < 81)
+  np.testing.assert_allclose(actual, (0.30798, 0.2553, 0.3662), atol=5e-5)
   sure = proportion_interval(np.ones(10, bool))
   assert sure.value == sure.high == 1 and 0.7 < sure.low < 0.75
 

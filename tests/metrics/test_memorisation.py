@@ -58,24 +58,24 @@ def test_a_planted_model_of_64_pictures():
   rng = np.random.default_rng(0)
   train, held_out = drawn(rng, 64), drawn(rng, 300)
   which = rng.integers(0, 64, 200)
-  found = audit(noisy(rng, train[which], 0.05), train, held_out, pairs=10)
-  assert found.flagged and found.nearer == found.copies == 1 and found.copies_chance < 1e-9
-  pairs = found.pairs
+  actual = audit(noisy(rng, train[which], 0.05), train, held_out, pairs=10)
+  assert actual.flagged and actual.nearer == actual.copies == 1 and actual.copies_chance < 1e-9
+  pairs = actual.pairs
   assert len(set(pairs.train)) == 10
   np.testing.assert_array_equal(pairs.train, which[pairs.sample])  # the picture that was copied
   r = pairs.to_train / pairs.to_held_out
-  assert (np.diff(r) >= 0).all() and r.max() < found.limit
+  assert (np.diff(r) >= 0).all() and r.max() < actual.limit
 
 
 def test_chances_are_those_of_samplers_that_copy_nothing():
-  found = []
+  actual = []
   for seed in range(150):
     rng = np.random.default_rng(seed)
-    found.append(audit(drawn(rng, 60), drawn(rng, 120), drawn(rng, 120), pairs=1))
+    actual.append(audit(drawn(rng, 60), drawn(rng, 120), drawn(rng, 120), pairs=1))
   for name, size in (("nearer_chance", 0.2), ("copies_chance", 0.2)):
-    rate = np.mean([getattr(each, name) < size for each in found])
+    rate = np.mean([getattr(each, name) < size for each in actual])
     assert rate < size + 3 * (size * (1 - size) / 150) ** 0.5, name
-  np.testing.assert_allclose(np.mean([each.nearer for each in found]), 0.5, atol=0.02)
+  np.testing.assert_allclose(np.mean([each.nearer for each in actual]), 0.5, atol=0.02)
 
 
 def test_a_shared_picture_is_one_witness():
@@ -136,7 +136,7 @@ def test_exact_copies_of_held_out_pictures_are_no_copies():
 
 
 @pytest.mark.parametrize(
-  "sets, told",
+  "sets, message",
   [
     (
       (np.zeros((19, 3)), np.zeros((30, 3)), np.zeros((30, 3))),
@@ -146,8 +146,8 @@ def test_exact_copies_of_held_out_pictures_are_no_copies():
     ((np.full((30, 3), np.nan), np.zeros((30, 3)), np.zeros((30, 3))), "not finite"),
   ],
 )
-def test_what_cannot_be_audited_is_refused(sets, told):
-  with pytest.raises(UserError, match=told):
+def test_what_cannot_be_audited_is_refused(sets, message):
+  with pytest.raises(UserError, match=message):
     audit(*sets)
 
 
@@ -204,6 +204,6 @@ def test_a_denoiser_overfit_to_64_digits_is_flagged_and_one_of_all_is_not(count,
   digits = load_digits().data / 8 - 1
   digits = digits[np.random.default_rng(0).permutation(len(digits))]
   held_out, train = digits[:500], digits[500:][:count]
-  found = audit(samples_of_a_denoiser(np.float32(train), steps, jax.random.key(0)), train, held_out)
-  assert found.flagged == copies, found
-  assert (found.nearer > 0.8) == (found.copies > 0.1) == copies
+  actual = audit(samples_of_a_denoiser(np.float32(train), steps, jax.random.key(0)), train, held_out)
+  assert actual.flagged == copies, actual
+  assert (actual.nearer > 0.8) == (actual.copies > 0.1) == copies

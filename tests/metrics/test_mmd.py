@@ -20,9 +20,9 @@ def sets(rows: int, columns: int, others: int = 25):
 
 
 def test_kid_is_torch_fidelitys():
-  found = kid(FIXTURE["real"], FIXTURE["samples"], SUBSETS, SUBSET_SIZE, SEED)
-  np.testing.assert_allclose(found, FIXTURE["kid"], rtol=1e-6)
-  assert kid(FIXTURE["real"], FIXTURE["samples"], SUBSETS, SUBSET_SIZE, SEED + 1).mean != found.mean
+  actual = kid(FIXTURE["real"], FIXTURE["samples"], SUBSETS, SUBSET_SIZE, SEED)
+  np.testing.assert_allclose(actual, FIXTURE["kid"], rtol=1e-6)
+  assert kid(FIXTURE["real"], FIXTURE["samples"], SUBSETS, SUBSET_SIZE, SEED + 1).mean != actual.mean
 
 
 def test_the_gaussian_kernel_is_torch_fidelitys():
@@ -54,22 +54,22 @@ def test_cmmd_is_its_definition():
 
 def test_unbiased_is_zero_on_average_and_cmmd_is_not_below():
   rng = np.random.default_rng(0)
-  found = [kernel_distance(*rng.normal(size=(2, 50, 4))).value for _ in range(200)]
-  assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5
-  assert min(found) < 0 <= min(cmmd(*rng.normal(size=(2, 50, 4))).value for _ in range(20))
+  actual = [kernel_distance(*rng.normal(size=(2, 50, 4))).value for _ in range(200)]
+  assert abs(np.mean(actual)) < 4 * np.std(actual) / 200**0.5
+  assert min(actual) < 0 <= min(cmmd(*rng.normal(size=(2, 50, 4))).value for _ in range(20))
 
 
 @pytest.mark.parametrize("measure", [kernel_distance, cmmd])
 def test_the_interval_holds_what_draws_give_on_average(measure):
   rng = np.random.default_rng(0)
-  found = np.array([measure(rng.normal(size=(200, 5)), rng.normal(0.4, 1.1, (150, 5))) for _ in range(200)])
-  average = found[:, 0].mean()
-  assert 0.89 < ((found[:, 1] <= average) & (average <= found[:, 2])).mean() <= 1
-  assert 0.8 < 3.92 * found[:, 0].std() / (found[:, 2] - found[:, 1]).mean() < 1.2
+  actual = np.array([measure(rng.normal(size=(200, 5)), rng.normal(0.4, 1.1, (150, 5))) for _ in range(200)])
+  average = actual[:, 0].mean()
+  assert 0.89 < ((actual[:, 1] <= average) & (average <= actual[:, 2])).mean() <= 1
+  assert 0.8 < 3.92 * actual[:, 0].std() / (actual[:, 2] - actual[:, 1]).mean() < 1.2
 
 
 @pytest.mark.parametrize(
-  "act, told",
+  "act, message",
   [
     (
       lambda a, b: kid(a, b, 2, 26),
@@ -82,6 +82,6 @@ def test_the_interval_holds_what_draws_give_on_average(measure):
     (lambda a, b: kernel_distance(a[:1], b), "at least 2 rows"),
   ],
 )
-def test_what_means_nothing_is_refused(act, told):
-  with pytest.raises(UserError, match=told):
+def test_what_means_nothing_is_refused(act, message):
+  with pytest.raises(UserError, match=message):
     act(*sets(40, 3))

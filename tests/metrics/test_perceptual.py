@@ -82,7 +82,7 @@ def test_small_images_are_refused():
 
 
 @pytest.mark.parametrize(
-  "change, told",
+  "change, message",
   [
     (lambda arrays: arrays.pop("conv3/bias"), r"of alex, 'conv3/bias' is missing"),
     (lambda arrays: arrays.update({"conv9/bias": np.zeros(2)}), r"of alex, 'conv9/bias' is not a part"),
@@ -92,8 +92,8 @@ def test_small_images_are_refused():
     ),
   ],
 )
-def test_what_is_not_ours_is_told(change, told):
+def test_what_is_not_ours_is_told(change, message):
   arrays = rename(theirs("alex"))
   change(arrays)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     perceptual.unpack_lpips(arrays)

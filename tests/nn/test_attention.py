@@ -210,15 +210,15 @@ def test_a_mask_of_all_keys_is_no_mask(kernel):
 
 
 @pytest.mark.parametrize(
-  "mask, told",
+  "mask, message",
   [
     (np.ones((2, 7), np.float32), r"a mask float32\[2, 7\]"),
     (np.ones((2, 5, 7), bool), r"a mask bool\[2, 5, 7\]"),
   ],
 )
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_masks_that_are_none_are_refused(kernel, mask, told):
-  with pytest.raises(UserError, match=told + r"; expected bool \[B, M\] or \[B, 1, L, M\]"):
+def test_masks_that_are_none_are_refused(kernel, mask, message):
+  with pytest.raises(UserError, match=message + r"; expected bool \[B, M\] or \[B, 1, L, M\]"):
     kernel(Q, K, V, mask)
 
 

@@ -60,8 +60,8 @@ def test_each_policy_keeps_less_and_has_the_same_parameters(network, inputs):
     name: jax.eval_shape(network.clone(remat=name).init, jax.random.key(0), *inputs) for name in POLICIES
   }
   assert shapes["none"] == shapes["dots"] == shapes["full"]
-  found = {name: kept(network.clone(remat=name), inputs, shapes["none"]["params"]) for name in POLICIES}
-  assert found["none"] > found["dots"] > found["full"]
+  actual = {name: kept(network.clone(remat=name), inputs, shapes["none"]["params"]) for name in POLICIES}
+  assert actual["none"] > actual["dots"] > actual["full"]
 
 
 @pytest.mark.parametrize("network, inputs", TRAINED)
@@ -74,9 +74,9 @@ def test_loss_and_gradients_are_the_same(network, inputs):
   (value, grads), *others = (jax.device_get(program(params)) for program in programs.values())
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
   assert all(leaf.any() for leaf in jax.tree.leaves(grads)), "every parameter learns"
-  for other, found in others:
+  for other, actual in others:
     np.testing.assert_allclose(other, value, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest), found, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * largest), actual, grads)
   if isinstance(network, DiT):  # a loop's values are kept in one piece, on a CPU too
     temporary = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     assert temporary["none"] > 2 * temporary["dots"] > 2 * temporary["full"]

@@ -86,9 +86,9 @@ def test_it_is_its_formula():
   assert values.shape == (8,) and values.dtype == jnp.float32
   np.testing.assert_allclose(values, inner - weight * fake + told, rtol=1e-4)
   assert aux.metrics.keys() == inner_aux.metrics.keys() | {"d_real", "d_fake", "d_loss", "adversarial_weight"}
-  found = [aux.metrics[name] for name in ("d_real", "d_fake", "d_loss", "adversarial_weight", "psnr")]
+  actual = [aux.metrics[name] for name in ("d_real", "d_fake", "d_loss", "adversarial_weight", "psnr")]
   np.testing.assert_allclose(
-    found, [real.mean(), fake.mean(), told.mean(), weight, inner_aux.metrics["psnr"]], rtol=1e-4
+    actual, [real.mean(), fake.mean(), told.mean(), weight, inner_aux.metrics["psnr"]], rtol=1e-4
   )
 
 
@@ -160,10 +160,10 @@ def test_before_the_start_it_is_the_inner_objective():
   np.testing.assert_array_equal(values, loss_of(INNER, params["autoencoder"], {}, batch_of(0), KEY)[0])
   assert aux.extra["steps"] == 2
   assert not any(jax.tree.leaves(jax.tree.map(np.any, aux.extra["gradients"])))
-  found = gradient(params, extra)
+  actual = gradient(params, extra)
   alone = quick(jax.grad(lambda params: loss_of(INNER, params, {}, batch_of(0), KEY)[0].mean()))
-  assert_near(found["autoencoder"], alone(params["autoencoder"]))
-  assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(found["discriminator"]))
+  assert_near(actual["autoencoder"], alone(params["autoencoder"]))
+  assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(actual["discriminator"]))
 
 
 def test_from_the_first_step_on_the_discriminator_learns_and_then_the_autoencoder():

@@ -99,7 +99,7 @@ def test_an_estimate_reaches_a_network_that_was_trained_with_them(branches, rule
 
 def test_the_estimate_and_the_noise_levels_are_as_they_come():
   """By hand: z, level, conditions, estimate and level of the target time."""
-  found = answer(objective(0.5, "flow"), BRANCHES[:1], estimate=ESTIMATE, to=T / 2)
+  actual = answer(objective(0.5, "flow"), BRANCHES[:1], estimate=ESTIMATE, to=T / 2)
   levels = [Predict().c_noise(Flow(), t) for t in (T, T / 2)]
   inputs = {
     "label": BRANCHES[0]["label"]["label"],
@@ -108,8 +108,8 @@ def test_the_estimate_and_the_noise_levels_are_as_they_come():
   }
   output = Network(True).apply({"params": PARAMS["denoiser"]}, Z, levels[0], inputs, ESTIMATE)
   t = T[:, None, None, None]
-  np.testing.assert_allclose(found.x0, Z - t * output.value, rtol=1e-4, atol=1e-5)  # z = (1 - t) x0 + t eps
-  np.testing.assert_allclose(found.variance, output.variance, rtol=1e-5)
+  np.testing.assert_allclose(actual.x0, Z - t * output.value, rtol=1e-4, atol=1e-5)  # z = (1 - t) x0 + t eps
+  np.testing.assert_allclose(actual.variance, output.variance, rtol=1e-5)
 
 
 @KINDS
@@ -130,20 +130,20 @@ def test_a_class_and_a_mask_are_guided_by_a_scale_each():
   assert all((np.abs(a.x0 - b.x0).max((1, 2, 3)) > 0.1).all() for a, b in itertools.pairwise(each)), (
     "no branch is another"
   )
-  found = answer(objective(), BRANCHES, RULE)
+  actual = answer(objective(), BRANCHES, RULE)
   for part in ("x0", "eps"):
     e = [getattr(one, part) for one in each]
     label, mask = RULE.guidance_scales[0], RULE.guidance_scales[1][:, None, None, None]
     np.testing.assert_allclose(
-      getattr(found, part), e[2] + label * (e[0] - e[1]) + mask * (e[1] - e[2]), rtol=1e-4, atol=1e-4
+      getattr(actual, part), e[2] + label * (e[0] - e[1]) + mask * (e[1] - e[2]), rtol=1e-4, atol=1e-4
     )
-  np.testing.assert_allclose(found.variance, each[0].variance, rtol=1e-5)
+  np.testing.assert_allclose(actual.variance, each[0].variance, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scales, branch", [((1.0, 1.0), 0), ((0.0, 1.0), 1), ((0.0, 0.0), 2)])
 def test_at_its_ends_guidance_is_one_of_the_branches(scales, branch):
-  found = answer(objective(), BRANCHES, PerConditioner(("label", "masked"), scales))
-  np.testing.assert_allclose(found.x0, answer(objective(), [BRANCHES[branch]]).x0, rtol=1e-4, atol=1e-4)
+  actual = answer(objective(), BRANCHES, PerConditioner(("label", "masked"), scales))
+  np.testing.assert_allclose(actual.x0, answer(objective(), [BRANCHES[branch]]).x0, rtol=1e-4, atol=1e-4)
 
 
 def test_for_one_conditioner_it_is_classifier_free_guidance():

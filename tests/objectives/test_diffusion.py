@@ -77,8 +77,8 @@ class Translated(nn.Module):
 
   def __call__(self, z, noise_level, inputs, estimate=None):
     r = rates(self.process, noise_level, z)
-    said = decode(Predict("v").row(r), r, z, jnp.sin(3 * z) + r.sigma)
-    return Output(combine(self.parametrization.row(r), said.x0, said.eps))
+    opinion = decode(Predict("v").row(r), r, z, jnp.sin(3 * z) + r.sigma)
+    return Output(combine(self.parametrization.row(r), opinion.x0, opinion.eps))
 
 
 class Told(nn.Module):
@@ -347,12 +347,13 @@ class Opposite(nn.Module):
 
 
 @pytest.mark.parametrize(
-  ("fields", "told"), [({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1")]
+  ("fields", "message"),
+  [({"self_conditioning": -0.1}, "self_conditioning=-0.1; expected a share from 0 to 1")],
 )
-def test_mistakes_are_refused(fields, told):
+def test_mistakes_are_refused(fields, message):
   with pytest.raises(UserError) as error:
     Diffusion(network=Told(), process=Flow(), **fields)
-  assert str(error.value) == told
+  assert str(error.value) == message
 
 
 @pytest.mark.parametrize(("network", "share"), [(Told(), 0.5), (Remembering(), 0.0)])

@@ -202,8 +202,8 @@ def test_a_part_that_is_given_decides_the_other(trained, part):
   batch = examples(np.arange(60))
   data, _ = quick(lambda trained: drawn(trained, holding(part, batch), 60))(trained)
   assert data.keys() == set(PARTS) - {part}
-  found = greys(data) if part == "text" else letters(data)
-  assert (found == np.arange(60) % LETTERS).mean() > 0.95
+  actual = greys(data) if part == "text" else letters(data)
+  assert (actual == np.arange(60) % LETTERS).mean() > 0.95
 
 
 def test_guidance_pushes_from_a_part_that_is_not_known(trained):
@@ -261,7 +261,7 @@ def test_rules_that_take_norms_combine_each_part_by_itself(rule):
   objective = Diffusion(network=Text(), process=Flow(), parametrization=Predict("x0"))
   branches = [{"label": {"label": np.float32([1, 2, 3])}}, {"label": {"label": np.float32([0, 0, 0])}}]
   z, t = randoms(3), np.float32(0.6)
-  found = unravel(quick(bind(objective, {"denoiser": {}}, branches, rule, like(3)))(ravel(z), t).x0, like(3))
+  actual = unravel(quick(bind(objective, {"denoiser": {}}, branches, rule, like(3)))(ravel(z), t).x0, like(3))
   alone = [bind(objective, {"denoiser": {}}, [branch], None, like(3))(ravel(z), t) for branch in branches]
   x0, eps = (
     jax.tree.map(lambda a, b: jnp.stack([a, b], 1), *(unravel(one[i], like(3)) for one in alone))
@@ -269,9 +269,9 @@ def test_rules_that_take_norms_combine_each_part_by_itself(rule):
   )
   for name in PARTS:
     expected = rule(Flow(), z[name], t, Denoised(x0[name], eps[name])).x0
-    np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual[name], expected, rtol=1e-4, atol=1e-5)
   flat = rule(Flow(), ravel(z), t, Denoised(*(jnp.stack([one[i] for one in alone], 1) for i in (0, 1)))).x0
-  assert max(np.abs(unravel(flat, like(3))[name] - found[name]).max() for name in PARTS) > 1e-2, (
+  assert max(np.abs(unravel(flat, like(3))[name] - actual[name]).max() for name in PARTS) > 1e-2, (
     "raveled first it is another"
   )
 
@@ -284,7 +284,7 @@ def test_a_ravel_comes_back():
 
 
 @pytest.mark.parametrize(
-  "process, parametrization, times, told",
+  "process, parametrization, times, message",
   [
     (
       Flow(),
@@ -306,8 +306,8 @@ def test_a_ravel_comes_back():
     ),
   ],
 )
-def test_times_at_which_no_part_can_be_held(process, parametrization, times, told):
-  with pytest.raises(UserError, match=told):
+def test_times_at_which_no_part_can_be_held(process, parametrization, times, message):
+  with pytest.raises(UserError, match=message):
     refuse_held(process, parametrization, np.float32(times))
 
 
@@ -318,7 +318,7 @@ def test_times_at_which_parts_can_be_held(process):
 
 
 @pytest.mark.parametrize(
-  "branches, keys, told",
+  "branches, keys, message",
   [
     (
       [holding("text", examples(np.arange(2)))],
@@ -332,8 +332,8 @@ def test_times_at_which_parts_can_be_held(process):
     ),
   ],
 )
-def test_what_cannot_be_bound(branches, keys, told):
-  with pytest.raises(UserError, match=told):
+def test_what_cannot_be_bound(branches, keys, message):
+  with pytest.raises(UserError, match=message):
     bind(OBJECTIVE, {}, branches, None, like(2), keys if keys is None else row_keys(keys, np.arange(2)))
 
 

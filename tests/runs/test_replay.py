@@ -159,9 +159,9 @@ def test_a_resumed_run_has_the_lines_of_one_that_was_not(experiment, workdir, tm
   with Checkpoints(folder / "denoiser" / "latest", read_only=True) as saved:
     assert saved.steps() == [3]
   train(experiment, folder, devices=1)
-  said = lambda path: [
+  lines_of = lambda path: [
     {name: value for name, value in row.items() if name != replays.THROUGHPUT}
     for _, row in read_rows(path / "metrics.jsonl")
     if "loss" in row
   ]
-  assert said(folder) == said(workdir)
+  assert lines_of(folder) == lines_of(workdir)

@@ -62,8 +62,8 @@ def test_other_classes_get_a_new_label_table_and_all_else_is_kept(
   experiment, unbroken, tmp_path, capsys, classes
 ):
   train(tuned(of_classes(experiment, classes), unbroken), tmp_path / "w", devices=1)
-  told = f"new label table; denoiser.objective.network.classes: 10 -> {classes}"
-  assert (told in capsys.readouterr().out) == (classes != 10)
+  message = f"new label table; denoiser.objective.network.classes: 10 -> {classes}"
+  assert (message in capsys.readouterr().out) == (classes != 10)
   theirs, ours = (load(workdir)[1]["denoiser"] for workdir in (unbroken, tmp_path / "w"))
   tables = [network.pop("label", {}).get("table") for network in (theirs, ours)]
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -143,9 +143,11 @@ def test_power_averages_are_kept_and_made_into_others(unbroken, experiment, tmp_
   for item in workdirs.averages_folder(workdir, "denoiser").glob("*/0.2"):
     shutil.rmtree(item)
   for manifest in workdirs.averages_folder(workdir, "denoiser").glob("*.manifest.json"):
-    said = json.loads(manifest.read_text())
-    said["files"] = {name: value for name, value in said["files"].items() if not name.startswith("0.2/")}
-    manifest.write_text(json.dumps(said))
+    content = json.loads(manifest.read_text())
+    content["files"] = {
+      name: value for name, value in content["files"].items() if not name.startswith("0.2/")
+    }
+    manifest.write_text(json.dumps(content))
   made = load(workdir, 0.20)[1]["denoiser"]
   largest = max(np.abs(x).max() for x in jax.tree.leaves(tracked[0.20]))
   for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(tracked[0.20])):

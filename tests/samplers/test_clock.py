@@ -30,10 +30,10 @@ def test_y_is_made_of_x0_and_eps_and_its_slope_is_their_derivative(process, cloc
   """
   with jax.enable_x64(True):
     t, s = jnp.float64(0.6), jnp.float64(0.2)
-    found = network(process)(jnp.asarray(Z, jnp.float64), t)
-    z_t = process.alpha(t) * found.x0 + process.sigma(t) * found.eps
-    y = z_t / clock.scale(process, t) + (clock.tau(process, s) - clock.tau(process, t)) * clock.slope(found)
-    np.testing.assert_allclose(clock.scale(process, s) * y, euler_step(process, found, s), rtol=1e-9)
+    actual = network(process)(jnp.asarray(Z, jnp.float64), t)
+    z_t = process.alpha(t) * actual.x0 + process.sigma(t) * actual.eps
+    y = z_t / clock.scale(process, t) + (clock.tau(process, s) - clock.tau(process, t)) * clock.slope(actual)
+    np.testing.assert_allclose(clock.scale(process, s) * y, euler_step(process, actual, s), rtol=1e-9)
 
 
 def test_line_is_regular_at_both_ends():

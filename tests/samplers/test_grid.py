@@ -129,8 +129,8 @@ def test_levels_between_knots_are_nearly_those_of_diffusers(name, make):
   """At the same ratio: there the log of the ratio is linear between knots, here the angle."""
   for steps in STEPS:
     with jax.enable_x64(True):
-      told = np.asarray(timestep(CHAIN, make(CHAIN, steps)[:-1])) * 1000
-    assert np.abs(told - FIXTURE[f"{name}.{steps}"]).max() < 0.06
+      timesteps = np.asarray(timestep(CHAIN, make(CHAIN, steps)[:-1])) * 1000
+    assert np.abs(timesteps - FIXTURE[f"{name}.{steps}"]).max() < 0.06
 
 
 def test_strides_need_not_adjoin():
@@ -188,9 +188,9 @@ def test_grids_of_ratios_are_even_in_their_measure(process):
     (grid.exponential, np.log),
     (grid.beta_ratio, lambda r: special.betainc(0.6, 0.6, (r - r[-1]) / (r[0] - r[-1]))),
   ):
-    found = levels(make, process, 9, 0.05, 10.0)
-    np.testing.assert_allclose(found[[0, -1]], [10, 0.05], rtol=1e-9)
-    np.testing.assert_allclose(np.diff(measure(found), 2), 0, atol=1e-7)
+    actual = levels(make, process, 9, 0.05, 10.0)
+    np.testing.assert_allclose(actual[[0, -1]], [10, 0.05], rtol=1e-9)
+    np.testing.assert_allclose(np.diff(measure(actual), 2), 0, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def pndm(case, steps, late):
   z = theirs(case, steps)[0]
   past, walked, is_plms = [], [z], case.config.get("skip_prk_steps", False)
 
-  def found(z, t):
+  def actual(z, t):
     alpha, sigma = rates(case, t)
     v = output(z, sigma / alpha)
     return v if late else alpha * v + sigma * z
@@ -335,14 +335,14 @@ def pndm(case, steps, late):
     return alpha_s * (z - sigma * eps) / alpha + sigma_s * eps
 
   for k, (t, s) in enumerate(np.asarray(times_of(case, process_of(case), steps))):
-    past = [found(z, t), *past][:4]
+    past = [actual(z, t), *past][:4]
     if k == 0 and is_plms:
-      said = (past[0] + found(moved(t, s, past[0]), s)) / 2
+      said = (past[0] + actual(moved(t, s, past[0]), s)) / 2
     elif k < 3 and not is_plms:
       middle = (t + s) / 2
-      second = found(moved(t, middle, past[0]), middle)
-      third = found(moved(t, middle, second), middle)
-      said = (past[0] + 2 * second + 2 * third + found(moved(t, s, third), s)) / 6
+      second = actual(moved(t, middle, past[0]), middle)
+      third = actual(moved(t, middle, second), middle)
+      said = (past[0] + 2 * second + 2 * third + actual(moved(t, s, third), s)) / 6
     else:
       weights = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
       said = sum(weight * each for weight, each in zip(weights[len(past)], past))

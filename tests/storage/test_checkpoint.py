@@ -526,10 +526,10 @@ def test_quiet_about_itself_only(tmp_path, caplog):
     save_all(tmp_path, 1, 2)
     Checkpoints(tmp_path, read_only=True).restore(2, {"state": make_state(2)})
     logging.getLogger("absl").info("the user's own")
-  told = [
+  messages = [
     record.message for record in caplog.records if record.name == "absl" and record.levelno < logging.WARNING
   ]
-  assert told == ["the user's own"]
+  assert messages == ["the user's own"]
 
 
 def test_readable_by_orbax_alone(tmp_path):

@@ -218,6 +218,6 @@ def test_of_a_training_it_equals_the_tracked_one(width, every, step):
   _, averages = training()
   when = [t for t in range(1, STEPS + 1) if t % every == 0 or t == STEPS]
   snapshots = [((t, TRACKED[i]), lambda t=t, i=i: averages[t - 1][i]) for t in when for i in (0, 1)]
-  said = reconstruct(width, step, snapshots)
-  assert jax.tree.structure(said) == jax.tree.structure(averages[0][0])
-  assert error(ravel_pytree(said)[0], ravel_pytree(averages[step - 1][TRACKED.index(width)])[0]) < 1e-6
+  averaged = reconstruct(width, step, snapshots)
+  assert jax.tree.structure(averaged) == jax.tree.structure(averages[0][0])
+  assert error(ravel_pytree(averaged)[0], ravel_pytree(averages[step - 1][TRACKED.index(width)])[0]) < 1e-6

@@ -17,7 +17,7 @@ def now(monkeypatch):
   return clock
 
 
-def told(clock: Goodput) -> dict[str, float]:
+def seconds_of(clock: Goodput) -> dict[str, float]:
   line = clock.seconds_by_part()
   assert sum(line[f"seconds_{part}"] for part in PARTS) == pytest.approx(line["seconds"], abs=1e-2)
   return {part: line[f"seconds_{part}"] for part in PARTS if line[f"seconds_{part}"]}
@@ -34,9 +34,9 @@ def test_what_is_nested_is_of_the_inner_part(now):
       now[0] += 16
     now[0] += 32
   now[0] += 64
-  assert told(clock) == {"start": 66, "step": 33, "save": 20, "evaluation": 8}
+  assert seconds_of(clock) == {"start": 66, "step": 33, "save": 20, "evaluation": 8}
   now[0] += 1
-  assert told(clock)["start"] == 67 and clock.seconds_by_part()["seconds"] == 128
+  assert seconds_of(clock)["start"] == 67 and clock.seconds_by_part()["seconds"] == 128
 
 
 def test_a_part_ends_with_what_it_raises(now):
@@ -45,7 +45,7 @@ def test_a_part_ends_with_what_it_raises(now):
     now[0] += 1
     raise KeyError
   now[0] += 2
-  assert told(clock) == {"encode": 1, "start": 2}
+  assert seconds_of(clock) == {"encode": 1, "start": 2}
   with pytest.raises(ValueError, match="part='sleep'; expected one of"):
     clock.switch("sleep")
 
@@ -70,7 +70,7 @@ def test_a_loop_is_compilation_first_then_lost_then_step_and_waits_for_data(now)
     hooks = (clock.hook("save", Hook(3, save)),)
     state = types.SimpleNamespace(step=3)
     fit(clock.steps(step, 3, made_before=6), state, clock.waiting(rows()), None, None, End(9), hooks)
-  assert told(clock) == {"compile": 100, "data": 1.5, "lost": 2, "step": 3, "save": 20}
+  assert seconds_of(clock) == {"compile": 100, "data": 1.5, "lost": 2, "step": 3, "save": 20}
 
 
 def test_the_first_second_is_that_of_the_process():

@@ -182,9 +182,9 @@ def test_muon_makes_matrices_orthogonal():
   tx = Muon(schedule=Constant(peak=1.0), clip_norm=0, momentum=0.0).build(1)
   params, gradients = tree(0), tree(1)
   updates = quick(tx.update)(gradients, tx.init(params), params)[0]
-  said, gradients = paths(updates), paths(gradients)
+  updated, gradients = paths(updates), paths(gradients)
   matrices = {"blocks/mlp/in/kernel", "blocks/qkv/kernel", "level/kernel"}
-  for path, update in said.items():
+  for path, update in updated.items():
     if path not in matrices:
       np.testing.assert_allclose(update, -np.sign(gradients[path]), rtol=1e-3, err_msg=f"{path} is Adam's")
       continue

@@ -26,10 +26,10 @@ def updated(tx, params, steps=3):
 
 def test_each_part_has_its_own_optimizer():
   """As each alone: gradients of seed n are drawn leaf by leaf, so a part is trained amid the whole."""
-  found = updated(BOTH.build(10), PARAMS)
+  actual = updated(BOTH.build(10), PARAMS)
   for part, alone in (("discriminator", FAST), ("autoencoder", SLOW)):
     expected = updated(alone.build(10), PARAMS)[part]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found[part], expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual[part], expected)
 
 
 def test_a_part_clips_its_own_norm():
@@ -43,24 +43,24 @@ def test_a_part_clips_its_own_norm():
 
 def test_three_parts():
   nested = PerPart(where="kernel$", part=FAST, rest=BOTH).build(10)
-  found, kernels, others = (
+  actual, kernels, others = (
     updated(nested, PARAMS),
     updated(FAST.build(10), PARAMS),
     updated(BOTH.build(10), PARAMS),
   )
   for part in PARAMS:
-    np.testing.assert_allclose(found[part]["conv"]["kernel"], kernels[part]["conv"]["kernel"], rtol=1e-6)
-    np.testing.assert_allclose(found[part]["conv"]["bias"], others[part]["conv"]["bias"], rtol=1e-6)
+    np.testing.assert_allclose(actual[part]["conv"]["kernel"], kernels[part]["conv"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(actual[part]["conv"]["bias"], others[part]["conv"]["bias"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-  "where, told",
+  "where, message",
   [
     ("^generator/", "where='.generator/' matches no parameter's path"),
     ("conv", "or in all of them"),
     ("(", "is no regex"),
   ],
 )
-def test_a_regex_that_divides_nothing_is_refused(where, told):
-  with pytest.raises(UserError, match=told):
+def test_a_regex_that_divides_nothing_is_refused(where, message):
+  with pytest.raises(UserError, match=message):
     PerPart(where=where).build(10).init(PARAMS)

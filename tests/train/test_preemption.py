@@ -65,16 +65,16 @@ def test_an_ignored_signal_stays_ignored(request):
 
 
 def test_in_another_thread_it_never_comes():
-  found = []
+  actual = []
 
   def run():
     with watch_signals() as notice:
-      found.append(notice.requested)
+      actual.append(notice.requested)
 
   thread = threading.Thread(target=run)
   thread.start()
   thread.join()
-  assert found == [False]
+  assert actual == [False]
 
 
 def test_items_end_with_the_notice():
@@ -158,14 +158,14 @@ def test_processes_with_parts_of_their_own_meet_once_whichever_was_asked(asked, 
   """As they encode latents, two threads for two processes: a process too few at a meeting would break
   the barrier.
   """
-  told, barrier, ends = [False, False], threading.Barrier(2, timeout=20), [None, None]
+  flags, barrier, ends = [False, False], threading.Barrier(2, timeout=20), [None, None]
 
   def any_of(flag):
-    told[int(threading.current_thread().name)] = flag
+    flags[int(threading.current_thread().name)] = flag
     barrier.wait()
-    found = any(told)
+    actual = any(flags)
     barrier.wait()
-    return found
+    return actual
 
   monkeypatch.setattr(multihost, "any_process", any_of)
   monkeypatch.setattr(array_cache, "PART", 2)

@@ -234,8 +234,10 @@ def test_the_state_is_donated_and_the_rest_is_not(ema):
 
 def test_microbatches_agree_with_the_whole():
   """Gradients, other state and metrics."""
-  (whole, told), (parts, parts_told) = (toy(n)(toy_state(), toy_batch(0), ROOT, 0.25) for n in (1, 4))
-  assert_near(jax.device_get((parts, parts_told)), jax.device_get((whole, told)), 1e-5)
+  (whole, metrics_of_whole), (parts, metrics_of_parts) = (
+    toy(n)(toy_state(), toy_batch(0), ROOT, 0.25) for n in (1, 4)
+  )
+  assert_near(jax.device_get((parts, metrics_of_parts)), jax.device_get((whole, metrics_of_whole)), 1e-5)
   assert whole.extra["seen"] != 0
 
 

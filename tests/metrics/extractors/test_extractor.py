@@ -41,16 +41,16 @@ def test_names_are_not_taken_twice(registry):
 
 
 @pytest.mark.parametrize(
-  ("name", "told"),
+  ("name", "message"),
   [
     ("fasion", "did you mean 'fashion'? expected one of clip"),
     ("zzz", "extractor='zzz'; expected one of clip"),
   ],
 )
-def test_unknown_names_are_told(name, told):
+def test_unknown_names_are_told(name, message):
   with pytest.raises(UserError) as error:
     find_extractor(name)
-  assert told in str(error.value)
+  assert message in str(error.value)
 
 
 def test_the_source_tells_weights_version_and_preprocessing_apart():

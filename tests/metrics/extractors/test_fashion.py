@@ -52,8 +52,8 @@ def test_packed_parameters_come_back(tmp_path):
 
 
 def test_features_and_classes(images):
-  found, classes = fashion.fashion_features(images), fashion.classify(images)
-  assert found.shape == (7, fashion.FEATURES) and found.dtype == np.float32 and np.isfinite(found).all()
+  actual, classes = fashion.fashion_features(images), fashion.classify(images)
+  assert actual.shape == (7, fashion.FEATURES) and actual.dtype == np.float32 and np.isfinite(actual).all()
   assert classes.shape == (7,) and classes.dtype == np.int32 and set(classes) <= set(range(fashion.CLASSES))
   assert fashion.fashion_features(images[:0]).shape == (0, fashion.FEATURES)
 

@@ -22,15 +22,15 @@ def params() -> dict:
   return inception.load_inception(rename(randomised(json.loads(str(FIXTURE["shapes"])))))
 
 
-def close(found, expected, most=2e-5):
-  assert found.shape == expected.shape and found.dtype == jnp.float32
-  assert np.abs(found - expected).max() <= most * np.abs(expected).max()
+def close(actual, expected, most=2e-5):
+  assert actual.shape == expected.shape and actual.dtype == jnp.float32
+  assert np.abs(actual - expected).max() <= most * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_pictures_are_resized_as_tensorflow_did(case):
-  found = inception.preprocess_inception(pictures(CASES[case]))
-  np.testing.assert_array_equal(found[:, ::17, ::17], FIXTURE[f"{case}_resized"])
+  actual = inception.preprocess_inception(pictures(CASES[case]))
+  np.testing.assert_array_equal(actual[:, ::17, ::17], FIXTURE[f"{case}_resized"])
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -33,34 +33,34 @@ def params(kind: str) -> dict:
   return vit.load_vit(REDUCED[kind], kind, rename(kind, theirs(kind)))
 
 
-def apart(found, expected) -> float:
-  assert found.shape == expected.shape and found.dtype == np.float32
-  return np.abs(found - expected).max() / np.abs(expected).max()
+def apart(actual, expected) -> float:
+  assert actual.shape == expected.shape and actual.dtype == np.float32
+  return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind, case", [(kind, case) for kind, cases in PIXELS.items() for case in cases])
 def test_features_are_transformers(kind, case):
-  found = quick(functools.partial(vit.extract_vit, REDUCED[kind]))(
+  actual = quick(functools.partial(vit.extract_vit, REDUCED[kind]))(
     params(kind), noise((2, *PIXELS[kind][case], 3))
   )
-  assert found.logits is None
-  assert apart(np.asarray(found.features), FIXTURE[f"{kind}_{case}"]) < 2e-5
+  assert actual.logits is None
+  assert apart(np.asarray(actual.features), FIXTURE[f"{kind}_{case}"]) < 2e-5
 
 
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_are_pillows(kind, case):
   each = MODULES[kind]
-  found = np.asarray(vit.preprocess_vit(pictures(CASES[case]), each.SIDE, each.MEAN, each.STD))
-  assert found.shape[1:] == (each.SIDE, each.SIDE, 3)
-  assert apart(found[:, ::13, ::11], FIXTURE[f"{kind}_{case}_seen"]) < 2e-5
+  actual = np.asarray(vit.preprocess_vit(pictures(CASES[case]), each.SIDE, each.MEAN, each.STD))
+  assert actual.shape[1:] == (each.SIDE, each.SIDE, 3)
+  assert apart(actual[:, ::13, ::11], FIXTURE[f"{kind}_{case}_seen"]) < 2e-5
 
 
 def test_transformers_itself_rounds_them_to_bytes_on_each_axis():
-  found = np.asarray(vit.preprocess_vit(64 + pictures(CASES["small"]) // 2, clip.SIDE, clip.MEAN, clip.STD))[
+  actual = np.asarray(vit.preprocess_vit(64 + pictures(CASES["small"]) // 2, clip.SIDE, clip.MEAN, clip.STD))[
     :, ::13, ::11
   ]
-  assert np.abs(found - FIXTURE["clip_processed"]).max() < 1.5 / 255 / min(clip.STD)
+  assert np.abs(actual - FIXTURE["clip_processed"]).max() < 1.5 / 255 / min(clip.STD)
 
 
 def test_grey_pictures_have_three_equal_channels():
@@ -100,7 +100,7 @@ def test_the_names_that_files_have():
 
 
 @pytest.mark.parametrize(
-  "kind, change, told",
+  "kind, change, message",
   [
     (
       "dinov2",
@@ -121,7 +121,7 @@ def test_the_names_that_files_have():
     ("dinov2", {"layernorm.bias": None}, "'norm_last/bias' is missing from the weights of 'dinov2'"),
   ],
 )
-def test_other_files_are_refused(kind, change, told):
+def test_other_files_are_refused(kind, change, message):
   arrays = {name: value for name, value in (theirs(kind) | change).items() if value is not None}
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     vit.load_vit(REDUCED[kind], kind, rename(kind, arrays))

@@ -22,16 +22,16 @@ ARRAYS = {"fc/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "fc/bias": 
 
 
 def test_the_hash_is_of_values_names_and_shapes_alone():
-  found = weights.arrays_digest(ARRAYS)
-  assert found == weights.arrays_digest(dict(reversed(ARRAYS.items())))
-  assert found == weights.arrays_digest({name: value.astype(np.float64) for name, value in ARRAYS.items()})
-  assert found == weights.arrays_digest(
+  actual = weights.arrays_digest(ARRAYS)
+  assert actual == weights.arrays_digest(dict(reversed(ARRAYS.items())))
+  assert actual == weights.arrays_digest({name: value.astype(np.float64) for name, value in ARRAYS.items()})
+  assert actual == weights.arrays_digest(
     {"fc/kernel": np.asfortranarray(ARRAYS["fc/kernel"]), "fc/bias": ARRAYS["fc/bias"]}
   )
-  assert found == script.digest(ARRAYS), "the script that reads the published file has the same"
+  assert actual == script.digest(ARRAYS), "the script that reads the published file has the same"
   turned = ARRAYS["fc/kernel"].reshape(3, 2)
   for changed in ({"fc/bias": np.float32([1, 1, 1.0000001])}, {"fc/kernel": turned}, {"fc/more": np.ones(1)}):
-    assert found != weights.arrays_digest(ARRAYS | changed)
+    assert actual != weights.arrays_digest(ARRAYS | changed)
 
 
 def test_official_is_what_comes_of_the_published_file_unchanged():
@@ -45,7 +45,7 @@ def test_official_is_what_comes_of_the_published_file_unchanged():
 
 
 @pytest.mark.parametrize(
-  "change, told",
+  "change, message",
   [
     (
       {"fc/bias": None},
@@ -56,9 +56,9 @@ def test_official_is_what_comes_of_the_published_file_unchanged():
     ({"fc/bias": np.float32([1, np.nan, 1])}, "fc/bias of the weights of 'inception' is not finite"),
   ],
 )
-def test_what_does_not_fit_is_told(change, told):
+def test_what_does_not_fit_is_told(change, message):
   arrays = {name: value for name, value in (ARRAYS | change).items() if value is not None}
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     unpack(arrays)
 
 

@@ -55,7 +55,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
-  "changes, told",
+  "changes, message",
   [
     ({"encoder_levels": (Level(4, 1), Level(12, 1))}, "averages 16 channels to 12; expected a divisor of 16"),
     (
@@ -66,8 +66,8 @@ def test_sizes_that_do_not_fit_are_refused():
     ({"latent_channels": 3}, "averages 8 channels to 3"),
   ],
 )
-def test_widths_that_shortcuts_cannot_join_are_refused(changes, told):
-  with pytest.raises(UserError, match=told):
+def test_widths_that_shortcuts_cannot_join_are_refused(changes, message):
+  with pytest.raises(UserError, match=message):
     jax.eval_shape(SMALL.clone(in_shortcut=False, **changes).init, jax.random.key(0), IMAGES, KEYS)
 
 

@@ -114,15 +114,15 @@ def test_perplexity(counts, expected):
 
 
 @pytest.mark.parametrize(
-  "change, told",
+  "change, message",
   [
     (dict(size=1), "size=1 of a codebook; expected at least 2"),
     (dict(decay=1.0), "decay=1.0 of a codebook; expected at least 0 and below 1"),
     (dict(restart_every_steps=-1), "restart_every_steps=-1; expected at least 0"),
   ],
 )
-def test_numbers_out_of_range(change, told):
-  with pytest.raises(UserError, match=told):
+def test_numbers_out_of_range(change, message):
+  with pytest.raises(UserError, match=message):
     Codebook(**change)
 
 

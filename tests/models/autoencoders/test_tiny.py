@@ -31,14 +31,14 @@ def test_the_default_is_that_of_stable_diffusion():
 
 
 @pytest.mark.parametrize(
-  "options, told",
+  "options, message",
   [
     ({"activation": "tanh"}, "activation='tanh'; expected one of relu, silu, gelu, mish"),
     ({"decoder_blocks": (1,)}, "blocks of 2 and 1 levels; expected as many of both"),
   ],
 )
-def test_what_it_cannot_be(options, told):
-  with pytest.raises(UserError, match=told):
+def test_what_it_cannot_be(options, message):
+  with pytest.raises(UserError, match=message):
     random_params(SMALL.clone(**options), IMAGES, KEYS)
 
 

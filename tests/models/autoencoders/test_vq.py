@@ -87,7 +87,7 @@ def test_reconstruction_is_the_decoded_latents(variables):
 
 def test_bottleneck_is_the_commitment_and_the_next_codebook(variables):
   @quick
-  def told(variables):
+  def quantized_by(variables):
     posterior = apply(variables, "encode", IMAGES)
     posterior = posterior._replace(mean=posterior.mean + 0.1)
     return (
@@ -96,7 +96,7 @@ def test_bottleneck_is_the_commitment_and_the_next_codebook(variables):
       apply(variables, "quantize", posterior.mean),
     )
 
-  z, (costs, metrics, extra), (quantized, codes) = jax.device_get(told(variables))
+  z, (costs, metrics, extra), (quantized, codes) = jax.device_get(quantized_by(variables))
   np.testing.assert_allclose(costs["commitment"], np.square(z - quantized).mean((1, 2, 3)), rtol=1e-4)
   assert costs["commitment"].min() > 0
   expected = VQ.quantizer.update(variables["codebook"], z, codes)

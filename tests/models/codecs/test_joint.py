@@ -64,7 +64,7 @@ def test_a_place_of_latents_is_known_if_all_its_pixels_are():
 
 
 @pytest.mark.parametrize(
-  "codec, data, told",
+  "codec, data, message",
   [
     (IMAGES, spec(image=(np.uint8, (2, 4, 3))), "data has 3 channels and the autoencoder 1; make them equal"),
     (
@@ -84,13 +84,13 @@ def test_a_place_of_latents_is_known_if_all_its_pixels_are():
     ),
   ],
 )
-def test_data_that_do_not_fit(codec, data, told):
-  with pytest.raises(UserError, match=told):
+def test_data_that_do_not_fit(codec, data, message):
+  with pytest.raises(UserError, match=message):
     codec.latent_spec(data)
 
 
 @pytest.mark.parametrize(
-  "make, told",
+  "make, message",
   [
     (lambda: Identity(std=0.0), "std=0.0.; expected numbers above 0"),
     (lambda: Tiled(Identity(), Exact(2)), "tiles of Identity, which has no autoencoder; leave the tiles out"),
@@ -102,8 +102,8 @@ def test_data_that_do_not_fit(codec, data, told):
     (lambda: Joint((("a__b", IMAGES), ("c", IMAGES))), "without __"),
   ],
 )
-def test_codecs_that_cannot_be(make, told):
-  with pytest.raises(UserError, match=told):
+def test_codecs_that_cannot_be(make, message):
+  with pytest.raises(UserError, match=message):
     make()
 
 

@@ -135,7 +135,7 @@ def test_encoding_in_blended_tiles():
 
 
 @pytest.mark.parametrize(
-  "make, told",
+  "make, message",
   [
     (lambda: Exact(0), "tile=0; expected at least 1 latent"),
     (lambda: Blended(0), "tile=0; expected at least 1 latent"),
@@ -146,8 +146,8 @@ def test_encoding_in_blended_tiles():
     ),
   ],
 )
-def test_what_cannot_be_is_refused(make, told):
-  with pytest.raises(UserError, match=told):
+def test_what_cannot_be_is_refused(make, message):
+  with pytest.raises(UserError, match=message):
     make()
 
 

@@ -95,7 +95,7 @@ def test_gradients_pass():
 
 
 @pytest.mark.parametrize(
-  ("build", "told"),
+  ("build", "message"),
   [
     (lambda: Noisy(-1.0), "std=-1.0 of Noisy; expected a number from 0"),
     (lambda: Blurred(0.0), "sigma=0.0 of Blurred; expected a number above 0, in pixels"),
@@ -109,7 +109,7 @@ def test_gradients_pass():
     ),
   ],
 )
-def test_mistakes_are_refused(build, told):
+def test_mistakes_are_refused(build, message):
   with pytest.raises(UserError) as error:
     build()
-  assert told in str(error.value)
+  assert message in str(error.value)

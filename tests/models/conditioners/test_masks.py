@@ -75,10 +75,10 @@ def test_shares_of_places():
 
 def test_filled_hides_what_is_unknown():
   images, known = jnp.arange(12.0).reshape(1, 2, 3, 2), jnp.zeros((1, 2, 3, 1)).at[:, :, :2].set(1)
-  found = masks.fill_hidden(images, known)
-  np.testing.assert_array_equal(found, masks.fill_hidden(images + 9 * (1 - known), known))
-  np.testing.assert_array_equal(found[:, :, :2], images[:, :, :2])
-  np.testing.assert_allclose(found[0, :, 2], [[4, 5]] * 2)
+  actual = masks.fill_hidden(images, known)
+  np.testing.assert_array_equal(actual, masks.fill_hidden(images + 9 * (1 - known), known))
+  np.testing.assert_array_equal(actual[:, :, :2], images[:, :, :2])
+  np.testing.assert_allclose(actual[0, :, 2], [[4, 5]] * 2)
 
 
 def test_unknown_shapes_are_refused():

@@ -257,7 +257,7 @@ def test_twice_the_channels_are_value_and_variance():
 
 
 @pytest.mark.parametrize(
-  "fields, told",
+  "fields, message",
   [
     ({"out_channels": 3}, "out_channels=3; expected 0, or 2 or 4 for z of 2"),
     (
@@ -268,10 +268,10 @@ def test_twice_the_channels_are_value_and_variance():
     ({"block": ModulatedBlock(heads=3)}, "heads=3 does not divide a width of 8"),
   ],
 )
-def test_fields_that_contradict_each_other_are_refused(fields, told):
+def test_fields_that_contradict_each_other_are_refused(fields, message):
   with pytest.raises(UserError) as error:
     random_params(SMALL.clone(**fields), Z, LEVEL, INPUTS)
-  assert str(error.value) == told
+  assert str(error.value) == message
 
 
 def test_networks_are_values_and_the_blocks_dtype_is_the_networks(params):

@@ -121,7 +121,7 @@ def test_a_vector_of_the_training_is_not_left_out_in_silence(name):
 
 
 @pytest.mark.parametrize(
-  "changed, told",
+  "changed, message",
   [
     ({"tokens": INPUTS["tokens"][..., :6]}, "tokens of shape (3, 4, 6); expected [B, M, 7]"),
     ({"tokens": INPUTS["tokens"][0]}, "tokens of shape (4, 7); expected [B, M, 7]"),
@@ -131,10 +131,10 @@ def test_a_vector_of_the_training_is_not_left_out_in_silence(name):
     ),
   ],
 )
-def test_tokens_that_do_not_fit_are_refused(changed, told):
+def test_tokens_that_do_not_fit_are_refused(changed, message):
   with pytest.raises(UserError) as error:
     read_tokens(INPUTS | changed, 7)
-  assert str(error.value) == told
+  assert str(error.value) == message
 
 
 def test_an_estimate_stands_behind_z_and_is_zero_if_there_is_none():

@@ -81,7 +81,7 @@ def test_shapes_and_dtypes(widths, attention, resnets, height, width, dtype, res
 
 
 @pytest.mark.parametrize(
-  "fields, inputs, told",
+  "fields, inputs, message",
   [
     (
       {},
@@ -113,10 +113,10 @@ def test_shapes_and_dtypes(widths, attention, resnets, height, width, dtype, res
     ),
   ],
 )
-def test_what_does_not_fit_is_refused(fields, inputs, told):
+def test_what_does_not_fit_is_refused(fields, inputs, message):
   with pytest.raises(UserError) as error:
     random_params(SMALL.clone(**fields), *inputs)
-  assert str(error.value) == told
+  assert str(error.value) == message
 
 
 def test_it_starts_by_saying_zero():
