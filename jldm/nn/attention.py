@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.nn.dense import Dense
 from jldm.nn.embedding import rotate
 from jldm.nn.norm import RMSNorm
 
@@ -97,14 +98,14 @@ class SelfAttention(nn.Module):
   def __call__(self, x: Array, angles: Array | None = None, mask: Array | None = None) -> Array:
     """x [B, L, C], rotary angles [L, C / heads / 2], mask bool [B, L] or [B, 1, L, L] -> [B, L, C]."""
     init = nn.initializers.xavier_uniform()
-    qkv = nn.Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)  # [B, L, 3 C]
+    qkv = Dense(3 * x.shape[-1], kernel_init=init, dtype=self.dtype, name="qkv")(x)  # [B, L, 3 C]
     q, k, v = (by_heads(split_heads(part, self.heads)) for part in jnp.split(qkv, 3, -1))  # [B, L, N, D]
     if self.qk_norm:
       q, k = (RMSNorm(dtype=self.dtype, name=f"norm_{name}")(part) for name, part in (("q", q), ("k", k)))
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
     out = self.kernel(q, k, v, mask).reshape(x.shape)  # [B, L, N D]
-    return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)
+    return Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)
 
 
 class CrossAttention(nn.Module):
@@ -124,8 +125,8 @@ class CrossAttention(nn.Module):
     init = nn.initializers.xavier_uniform()
     parts = []
     for name, tokens in (("q", x), ("k", context), ("v", context)):
-      part = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(tokens)
+      part = Dense(x.shape[-1], use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(tokens)
       parts.append(by_heads(split_heads(part, self.heads)))  # [B, L or M, N, D]
     out = self.kernel(*parts, mask).reshape(x.shape)  # [B, L, N D]
     out_init = nn.initializers.zeros_init() if self.zero_init else init
-    return nn.Dense(x.shape[-1], kernel_init=out_init, dtype=self.dtype, name="out")(out)
+    return Dense(x.shape[-1], kernel_init=out_init, dtype=self.dtype, name="out")(out)

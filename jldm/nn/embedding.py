@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.core.errors import UserError
+from jldm.nn.dense import Dense
 
 Array = jax.Array
 
@@ -78,8 +79,8 @@ class LevelEmbedding(nn.Module):
     """x [B] -> [B, width]."""
     init = nn.initializers.normal(0.02)
     waves = sinusoids(1000 * x, self.frequencies, shift=self.frequency_shift)  # [B, frequencies]
-    h = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(waves)
-    return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
+    h = Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(waves)
+    return Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(h))
 
 
 class LabelEmbedding(nn.Module):
@@ -104,5 +105,5 @@ class VectorEmbedding(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, D] -> [B, width]."""
-    h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="in")(x))
-    return nn.Dense(self.width, dtype=self.dtype, name="out")(h)
+    h = nn.silu(Dense(self.width, dtype=self.dtype, name="in")(x))
+    return Dense(self.width, dtype=self.dtype, name="out")(h)

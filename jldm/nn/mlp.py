@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.nn.dense import Dense
 
 Array = jax.Array
 
@@ -32,8 +33,8 @@ def activate(name: str, x: Array) -> Array:
   return ACTIVATIONS[name](x)
 
 
-def dense(features: int, dtype: str, name: str) -> nn.Dense:
-  return nn.Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
+def dense(features: int, dtype: str, name: str) -> Dense:
+  return Dense(features, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
 
 
 def split_hidden(h: Array) -> Array:

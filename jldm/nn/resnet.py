@@ -4,6 +4,7 @@ from flax import linen as nn
 import jax
 
 from jldm.nn.attention import Kernel, SelfAttention, attend
+from jldm.nn.dense import Dense
 from jldm.nn.norm import GroupNorm
 
 Array = jax.Array
@@ -28,7 +29,7 @@ class ResnetBlock(nn.Module):
     conv = lambda i, h: nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name=f"conv{i}")(h)
     h = conv(1, nn.silu(norm(1, x)))
     if embedding is not None:
-      h = h + nn.Dense(self.features, dtype=self.dtype, name="embedding")(nn.silu(embedding))[:, None, None]
+      h = h + Dense(self.features, dtype=self.dtype, name="embedding")(nn.silu(embedding))[:, None, None]
     h = nn.with_logical_constraint(h, ("batch", "rows", "columns", "hidden"))
     h = conv(2, nn.silu(norm(2, h)))
     if x.shape[-1] != self.features:

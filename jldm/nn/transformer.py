@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.nn.attention import CrossAttention, SelfAttention
+from jldm.nn.dense import Dense
 from jldm.nn.mlp import GEGLU, Mlp, SwiGLU
 from jldm.nn.norm import GroupNorm, LayerNorm, RMSNorm
 
@@ -29,7 +30,7 @@ class Modulation(nn.Module):
   def __call__(self, condition: Array) -> list[Array]:
     """condition [B, D] -> `parts` arrays [B, 1, width]."""
     zeros = nn.initializers.zeros_init()
-    dense = nn.Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")
+    dense = Dense(self.parts * self.width, kernel_init=zeros, dtype=self.dtype, name="dense")
     out = dense(nn.silu(condition))  # [B, parts width]
     return jnp.split(out[:, None], self.parts, -1)  # [B, 1, parts width] -> parts x [B, 1, width]
 
@@ -173,10 +174,10 @@ class SpatialTransformer(nn.Module):
     b, h, w, channels = x.shape
     places = GroupNorm(self.groups, dtype=self.dtype, name="norm")(x)
     places = places.reshape(b, h * w, channels)  # [B, H W, C]
-    places = nn.Dense(channels, dtype=self.dtype, name="in")(places)
+    places = Dense(channels, dtype=self.dtype, name="in")(places)
     places = self.blocks(places, context, mask)  # [B, H W, C]
     zeros = nn.initializers.zeros_init()
-    places = nn.Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(places)
+    places = Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(places)
     return x + places.reshape(x.shape)  # [B, H, W, C]
 
   def blocks(self, places: Array, context: Array, mask: Array | None) -> Array:

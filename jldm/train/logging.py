@@ -181,7 +181,7 @@ class Log:
     }
     self.bar = Bar(**shown, **quiet)
     self.pending, self.since = [], time.perf_counter()
-    self.wandb, self.learning_rate = wandb, learning_rate
+    self.wandb, self.learning_rate = wandb, learning_rate and jax.jit(learning_rate)  # op by op is 9 programs
     if wandb is not None:
       wandb.define_metric(f"{stage}/step")
       wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")

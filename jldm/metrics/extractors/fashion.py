@@ -22,6 +22,7 @@ import numpy as np
 from jldm.core.errors import UserError
 from jldm.core.shapes import batch_rows
 from jldm.metrics.extractors.extractor import Extracted, Extractor, refuse_weights, register_extractor
+from jldm.nn.dense import Dense
 from jldm.nn.norm import GroupNorm
 
 Array = jax.Array
@@ -53,7 +54,7 @@ class Classifier(nn.Module):
         h = h + norm_silu_conv(norm_silu_conv(h, width, f"{name}_1"), width, f"{name}_2")
     h = norm_silu_conv(h, FEATURES, "wide")
     features = nn.silu(GroupNorm(8, name="norm")(h)).mean((1, 2))
-    return features, nn.Dense(self.classes, name="out")(features)
+    return features, Dense(self.classes, name="out")(features)
 
 
 def norm_silu_conv(h: Array, width: int, name: str, stride: int = 1) -> Array:

@@ -21,6 +21,7 @@ import numpy as np
 
 from jldm.metrics.extractors import weights
 from jldm.metrics.extractors.extractor import Extracted, Extractor, register_extractor
+from jldm.nn.dense import Dense
 
 Array = jax.Array
 
@@ -187,7 +188,7 @@ class Inception(nn.Module):
     for name, branches in BLOCKS.items():
       h = InceptionBlock(branches, name=name)(h)
     features = h.mean((1, 2))
-    return features, nn.Dense(CLASSES, use_bias=False, name="fc")(features)
+    return features, Dense(CLASSES, use_bias=False, name="fc")(features)
 
 
 def resize_bilinear(images: Array, side: int = SIDE) -> Array:

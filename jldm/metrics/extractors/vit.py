@@ -12,6 +12,7 @@ import numpy as np
 from jldm.metrics.extractors import weights
 from jldm.metrics.extractors.extractor import Extracted
 from jldm.nn.attention import SelfAttention
+from jldm.nn.dense import Dense
 from jldm.nn.norm import LayerNorm
 
 Array = jax.Array
@@ -39,8 +40,8 @@ class ViTBlock(nn.Module):
       else h
     )
     x = x + scaled(1, SelfAttention(self.heads, name="attention")(norm(1)(x)))
-    h = self.activation(nn.Dense(4 * width, name="in")(norm(2)(x)))
-    return x + scaled(2, nn.Dense(width, name="out")(h)), None
+    h = self.activation(Dense(4 * width, name="in")(norm(2)(x)))
+    return x + scaled(2, Dense(width, name="out")(h)), None
 
 
 class ViT(nn.Module):
@@ -79,7 +80,7 @@ class ViT(nn.Module):
     scan = nn.scan(ViTBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
     h, _ = scan(self.heads, self.activation, self.layer_scale, self.epsilon, name="blocks")(h)
     h = LayerNorm(epsilon=self.epsilon, name="norm_last")(h[:, 0])
-    return nn.Dense(self.projection, use_bias=False, name="projection")(h) if self.projection else h
+    return Dense(self.projection, use_bias=False, name="projection")(h) if self.projection else h
 
 
 def bicubic_weights(size: int, wanted: int) -> np.ndarray:

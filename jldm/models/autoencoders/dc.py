@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.models.autoencoders.kl import check_images
 from jldm.models.autoencoders.posterior import Bottleneck, Gaussian, point
+from jldm.nn.dense import Dense
 from jldm.nn.norm import FrozenBatchNorm, RMSNorm
 from jldm.nn.resample import Upsample, shuffle, unshuffle
 
@@ -72,7 +73,7 @@ class LinearAttention(nn.Module):
     if channels % self.width:
       raise UserError(f"heads {self.width} wide do not divide {channels} channels")
     norm = lambda name: NORMS["rms"](self.dtype, name)
-    qkv = nn.Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(x)
+    qkv = Dense(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(x)
     conv = lambda side, groups, name: nn.Conv(
       3 * channels,
       (side, side),
@@ -87,20 +88,18 @@ class LinearAttention(nn.Module):
       for i, side in enumerate(self.scales)
     ]
     h = linear_attention(jnp.concatenate([qkv, *further], -1), self.width).astype(self.dtype)
-    x = x + norm("attention_norm")(
-      nn.Dense(channels, use_bias=False, dtype=self.dtype, name="attention_out")(h)
-    )
+    x = x + norm("attention_norm")(Dense(channels, use_bias=False, dtype=self.dtype, name="attention_out")(h))
     return x + norm("gate_norm")(self.gated(x))
 
   def gated(self, x: Array) -> Array:
     """x [B, H, W, C] -> the same: a convolution of each of 8 C channels, of which half gate the others."""
     channels = x.shape[-1]
-    h = nn.silu(nn.Dense(8 * channels, dtype=self.dtype, name="gate_in")(x))
+    h = nn.silu(Dense(8 * channels, dtype=self.dtype, name="gate_in")(x))
     h = nn.Conv(
       8 * channels, (3, 3), padding=1, feature_group_count=8 * channels, dtype=self.dtype, name="gate_depth"
     )(h)
     value, gate = jnp.split(h, 2, -1)
-    return nn.Dense(channels, use_bias=False, dtype=self.dtype, name="gate_out")(value * nn.silu(gate))
+    return Dense(channels, use_bias=False, dtype=self.dtype, name="gate_out")(value * nn.silu(gate))
 
 
 def linear_attention(qkv: Array, width: int) -> Array:

@@ -8,6 +8,7 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Output
 from jldm.models.denoisers.inputs import Inputs, condition_vectors, read_tokens, with_concat, with_estimate
 from jldm.models.denoisers.log_variance import LogVariance
+from jldm.nn.dense import Dense
 from jldm.nn.embedding import grid_angles, grid_sinusoids
 from jldm.nn.remat import remat
 from jldm.nn.resample import depth_to_space, space_to_depth
@@ -113,8 +114,8 @@ class DiT(nn.Module):
     if not (self.block.modulates or self.in_context):
       raise UserError(f"{type(self.block).__name__} does not see the noise level; expected in_context=True")
 
-  def dense(self, features: int, init: nn.initializers.Initializer, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+  def dense(self, features: int, init: nn.initializers.Initializer, name: str) -> Dense:
+    return Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
   def patches(self, x: Array) -> Array:
     """[B, H, W, C] -> its embedded patches with position embeddings, [B, L, width], row by row."""

@@ -89,7 +89,7 @@ def condition_vectors(
   if classes:
     vectors.append(LabelEmbedding(classes, width, name="label")(inputs["label"]).astype(network.dtype))
   if "vector" in inputs:
-    embed = VectorEmbedding if vector_layers > 1 else nn.Dense
+    embed = VectorEmbedding if vector_layers > 1 else Dense
     vectors.append(embed(width, dtype=network.dtype, name="vector")(inputs["vector"]))
   if network.target_time:
     vectors.append(embed_number("target_time", inputs["to"]))

@@ -3,6 +3,7 @@
 from flax import linen as nn
 import jax
 
+from jldm.nn.dense import Dense
 from jldm.nn.embedding import sinusoids
 
 Array = jax.Array
@@ -20,4 +21,4 @@ class LogVariance(nn.Module):
   def __call__(self, noise_level: Array) -> Array:
     """noise_level [B] -> [B]."""
     zeros = nn.initializers.zeros_init()
-    return nn.Dense(1, kernel_init=zeros, name="dense")(sinusoids(1000 * noise_level, self.frequencies))[:, 0]
+    return Dense(1, kernel_init=zeros, name="dense")(sinusoids(1000 * noise_level, self.frequencies))[:, 0]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jldm.core.errors import UserError
 from jldm.models.towers.tower import Encoded
 from jldm.nn.attention import SelfAttention
+from jldm.nn.dense import Dense
 from jldm.nn.mlp import Mlp
 from jldm.nn.norm import LayerNorm
 
@@ -85,7 +86,7 @@ class CLIPText(nn.Module):
     tokens, last = states[-1 - self.skip], norm(x)
     pooled = last[jnp.arange(len(ids)), self.end_places(ids)]  # [B, width]
     if self.projection:
-      pooled = nn.Dense(self.projection, use_bias=False, dtype=self.dtype, name="projection")(pooled)
+      pooled = Dense(self.projection, use_bias=False, dtype=self.dtype, name="projection")(pooled)
     tokens = norm(tokens) if self.final_norm else tokens
     return Encoded(tokens.astype(jnp.float32), pooled.astype(jnp.float32))
 

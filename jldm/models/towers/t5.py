@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jldm.models.towers.tower import Encoded
+from jldm.nn.dense import Dense
 from jldm.nn.mlp import activate, split_hidden
 from jldm.nn.norm import RMSNorm
 
@@ -38,7 +39,7 @@ class T5Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Array, bias: Array) -> Array:
     """x [B, L, C], bias float32 [1 or B, heads, L, L] on the logits -> [B, L, C]."""
-    dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
+    dense = lambda features, name: Dense(features, use_bias=False, dtype=self.dtype, name=name)
     each = (dense(self.heads * self.head_width, name)(x) for name in "qkv")
     q, k, v = (part.reshape(*x.shape[:2], self.heads, self.head_width) for part in each)  # [B, L, N, D]
     logits = jnp.einsum("blnd,bmnd->bnlm", q, k, preferred_element_type=jnp.float32) + bias
@@ -60,7 +61,7 @@ class T5Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x [B, L, C] -> [B, L, C]."""
-    dense = lambda features, name: nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
+    dense = lambda features, name: Dense(features, use_bias=False, dtype=self.dtype, name=name)
     h = split_hidden(dense(self.hidden, "in")(x))
     if self.gated:
       h = activate(self.activation, split_hidden(dense(self.hidden, "gate")(x))) * h
