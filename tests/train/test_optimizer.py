@@ -100,20 +100,20 @@ def test_the_schedule_is_walked_by_updates():
   np.testing.assert_allclose(sizes, rates(WarmupCosine(peak=1.0, warmup_steps=2), 6, 6), atol=1e-4)
 
 
-@pytest.mark.parametrize("clip_norm, weight_decay", [(0.5, 0.1), (1e6, 0.0)])
-def test_adamw_is_that_of_optax_bit_for_bit(clip_norm, weight_decay):
+@pytest.mark.parametrize("clip_norm, weight_decay, rtol", [(0.0, 0.1, 0), (0.5, 0.1, 1e-5), (1e6, 0.0, 1e-5)])
+def test_adamw_is_that_of_optax(clip_norm, weight_decay, rtol):
+  """Bit for bit; with clipping, which is one product here and two steps there, to rounding."""
   optimizer, params = AdamW(weight_decay=weight_decay, clip_norm=clip_norm), tree(0)
-  tx = optax.chain(
-    optax.clip_by_global_norm(clip_norm),
-    optax.adamw(WarmupCosine().build(4), 0.9, 0.999, weight_decay=weight_decay),
-  )
+  tx = optax.adamw(WarmupCosine().build(4), 0.9, 0.999, weight_decay=weight_decay)
+  tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx) if clip_norm else tx
   state, update = tx.init(params), quick(tx.update)
   for n in range(4):
     updates, state = update(tree(n + 1), state, params)
     params = optax.apply_updates(params, updates)
   ours = train(optimizer, 4)
   assert jax.tree.structure(ours) == jax.tree.structure((params, state))
-  jax.tree.map(np.testing.assert_array_equal, ours, jax.device_get((params, state)))
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=0.1 * rtol)
+  jax.tree.map(close, ours, jax.device_get((params, state)))
 
 
 @pytest.mark.parametrize("momentum, relative, min_dim_size_to_factor", [(0.0, False, 128), (0.9, True, 4)])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jldm.core.errors import UserError
+from jldm.nn.dense import Dense
 from jldm.nn.embedding import LabelEmbedding, LevelEmbedding, VectorEmbedding
 
 Array = jax.Array
