@@ -7,6 +7,8 @@ dit, sit, repa, lightningdit
               with the autoencoder of --codec, to a workdir to sample from
 params        from a workdir to one .safetensors with its experiment and averaged parameters, and back
               to a workdir to sample from
+text          from the folder of a text encoder, CLIP's or T5's, or of a pipeline that has one
+              to a workdir with its tokenizer, or back to a folder of transformers
 lpips         from a .safetensors of the lpips package's parameters to the file that jldm's LPIPS reads
 inception, dinov2, clip
               likewise for the networks of `jldm evaluate --extractor`: tests/parity/inception.py makes
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from jldm.cli import options
+from jldm.cli.text_encoders import export_tower, import_tower, is_tower_workdir
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import dumps, loads
 from jldm.core import trees
@@ -46,6 +49,7 @@ from jldm.interop import (
   lpips as packaged,
   pretrained,
   safetensors,
+  towers,
   vae,
   vit,
 )
@@ -138,6 +142,8 @@ def alone(out: Path) -> Iterator[None]:
 
 def detect_kind(source: Path, to: str) -> str:
   """The kind of a source, read from it; UserError if it does not state one."""
+  if source.is_dir() and (towers.is_tower(source) or is_tower_workdir(source)):
+    return "text"
   if to == "diffusers" or not source.exists():
     return "autoencoder"
   if source.is_dir():
@@ -174,9 +180,13 @@ def export_params(workdir: Path, out: Path) -> str:
     dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "") for codec in trained
   ]
   (source,) = [codec.name for codec in trained] or [at.given()["codec"]]
-  stage = dataclasses.replace(at.stage, objective=model.objective, needs=(Need("codec", source),), start="")
+  kept = [need for need in at.stage.needs if need.role in model.conditioners]  # towers stay where they are
+  needs = (Need("codec", source), *kept)
+  stage = dataclasses.replace(at.stage, objective=model.objective, needs=needs, start="")
   experiment = dataclasses.replace(at.experiment, stages=(*trained, stage))
-  arrays = flat.flatten(params)
+  arrays = flat.flatten(
+    {name: each for name, each in params.items() if name not in [need.role for need in kept]}
+  )
   safetensors.write(out, arrays, {"format": "jldm", "kind": "params", "experiment": dumps(experiment)})
   return f"{out}: {describe_arrays(arrays)}"
 
@@ -354,6 +364,8 @@ RULES = {  # (kind, format of OUT) -> conversion
   ("lpips", "jldm"): import_lpips,
   ("autoencoder", "jldm"): import_autoencoder,
   ("autoencoder", "diffusers"): export_autoencoder,
+  ("text", "jldm"): import_tower,
+  ("text", "diffusers"): export_tower,
 }
 RULES |= {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
 RULES |= {(family, "jldm"): functools.partial(import_transformer, family) for family in dit.FAMILIES}

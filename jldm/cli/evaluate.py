@@ -20,7 +20,7 @@ from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import figure_names
 from jldm.inference.conditions import make_branches
 from jldm.inference.load import load_needed, restore_result
-from jldm.inference.model import StagePlace, build_model, conditioner_of_kind, sampling_stage
+from jldm.inference.model import StagePlace, build_model, conditioner_of_kind, sampling_stage, with_frozen
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual
@@ -88,10 +88,11 @@ def main(args: argparse.Namespace) -> None:
     print_notes(chosen, workdirs.data_differences(workdir, experiment.data.fingerprint()))
   lpips = perceptual.unpack_lpips(safetensors.read(Path(args.lpips))) if args.lpips else None
   options.check_writable(folder)
-  codec_step, codec = restore_result(codec_at) if codec_at else (0, load_needed(at)["codec"])
+  frozen = load_needed(at) if at else {}
+  codec_step, codec = restore_result(codec_at) if codec_at else (0, frozen["codec"])
   model = dataclasses.replace(model, codec=codec.model)
   if at:
-    step, denoiser = restore_result(at, best=bool(args.best))
+    step, denoiser = restore_result(at, frozen, best=bool(args.best))
     label = conditioner_of_kind(model, ClassLabel)
     # Raises if the model needs a condition that the samples of an evaluation are not given.
     make_branches(model, {label: -1} if label else {}, (), settings.n)
@@ -107,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
     write_results(folder / f"{stem}.json", record)
 
   if at:
-    params = denoiser.params | {"codec": codec.params}
+    params = with_frozen(model, denoiser.params, frozen)
     samples = evaluate.generate_samples(model, params, real, settings, options.progress_bar)
     stem = str(step) if at.stage == sampling_stage(experiment) else f"{at.stage.name}-{step}"
     record = {"stage": at.stage.name, "step": step, "checkpoint": "best" if args.best else "latest"}

@@ -49,6 +49,8 @@ PICTURES = {
   "buckets": SIZE,
 }
 BLOCK = {"heads": SIZE, "mlp_ratio": POSITIVE, "mlp_epsilon": "[0, 1]"}
+IDS = "[0, 1048576]"
+TOWER = {"vocabulary": SIZE, "width": SIZE, "depth": SIZE, "heads": SIZE, "hidden": SIZE, "epsilon": "(0, 1]"}
 BETAS = {"beta_start": "(0, 1)", "beta_end": "(0, 1]", "num_train_timesteps": SIZE}
 RANGES = {  # class -> field -> interval
   "AdamW": OPTIMIZER | MOMENTS,
@@ -76,7 +78,7 @@ RANGES = {  # class -> field -> interval
   "Sampling": {"steps": SIZE},
   "Evaluation": {"n": COUNT, "every_steps": COUNT_OR_NONE},
   "ImageData": PICTURES,
-  "Synthetic": PICTURES | {"count": COUNT},
+  "Synthetic": PICTURES | {"count": COUNT, "caption": SIZE_OR_NONE},
   "Reconstruction": {
     "l1_weight": FROM_ZERO,
     "l2_weight": FROM_ZERO,
@@ -144,6 +146,10 @@ RANGES = {  # class -> field -> interval
   "Vector": {"dropout": SHARE, "scale": POSITIVE},
   "Masked": {"dropout": SHARE},
   "Paired": {"dropout": SHARE},
+  "Text": {"dropout": SHARE},
+  "Tokenizer": {"length": SIZE_OR_NONE},
+  "CLIPText": TOWER | {"length": SIZE, "skip": COUNT_OR_NONE, "projection": SIZE_OR_NONE, "end_token": IDS},
+  "T5Encoder": TOWER | {"head_width": SIZE, "buckets": SIZE, "max_distance": COUNT},
   "Edges": {"sigma": POSITIVE, "strength": POSITIVE},
   "Noisy": {"std": FROM_ZERO},
   "Blurred": {"sigma": POSITIVE},

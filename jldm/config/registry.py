@@ -37,13 +37,18 @@ from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
+from jldm.models.conditioners.text import Text
 from jldm.models.conditioners.vector import Vector
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
+from jldm.models.towers.clip import CLIPText
+from jldm.models.towers.t5 import T5Encoder
+from jldm.models.towers.tokenizers import Tokenizer
 from jldm.nn.transformer import ModulatedBlock, PlainBlock
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
+from jldm.objectives.tower import Tower
 from jldm.samplers.ancestral import Ancestral
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Line, Ratio
@@ -82,7 +87,10 @@ ROLES = (  # classes of one row may replace each other
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),
-  (ClassLabel, Vector, Masked, Paired),
+  (ClassLabel, Vector, Masked, Paired, Text),
+  (CLIPText, T5Encoder),
+  (Tokenizer,),
+  (Tower,),
   (Grey, Edges, Noisy, Blurred, Downsampled, Missing, Mixture),
   (ModulatedBlock, PlainBlock),
   (Cosine, Flow, LinearVP, EDM, Discrete, Shifted),
@@ -124,7 +132,9 @@ ELEMENTS = {  # fields that are tuples, perhaps empty -> a class of the role of 
 }
 OPEN_FIELDS = {  # (class, field) whose annotation and default say too little -> classes of its roles
   ("Experiment", "data"): (ImageData, type(None)),
-  ("Stage", "objective"): (Reconstruction, Diffusion),
+  ("Stage", "objective"): (Reconstruction, Diffusion, Tower),
+  ("Tower", "network"): (CLIPText,),
+  ("Text", "tower"): (CLIPText,),
   ("Sampling", "sampler"): (DDIM, type(None)),
   ("ImageCodec", "network"): (KLAutoencoder,),
   ("Reconstruction", "network"): (KLAutoencoder,),

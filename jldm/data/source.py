@@ -1,5 +1,6 @@
 """Sources of examples: random access by number, a batch at a time."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Protocol
 
@@ -65,6 +66,21 @@ class Joined:
       for name, array in self.sources[number][places[selected]].items():
         batch.setdefault(name, np.empty((len(rows), *array.shape[1:]), array.dtype))[selected] = array
     return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Extended:
+  """The examples of a source with further arrays, extend(batch), computed when they are read."""
+
+  source: Source
+  extend: Callable[[Batch], Batch]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, rows: np.ndarray) -> Batch:
+    batch = self.source[rows]
+    return batch | self.extend(batch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,13 +28,15 @@ class Synthetic(Dataset):
   mirror: bool = False  # whether the training split also has every picture flipped left to right
   labelled: float = 1.0  # share of training labels that are kept; the others become -1
   labelled_times: int = 1  # how often labelled examples repeat in an epoch, if labelled < 1
+  caption: int = 0  # bytes of an example's caption, which names its class; 0: none
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width), over which the images are dealt out
   augmentation = views.NO_AUGMENTATION
 
   @property
   def specs(self) -> tuple[Spec, ...]:
     """The arrays of one example, one spec per shape of pictures."""
-    return picture_specs(self, contrast=(np.float32, (1,)))
+    caption = {"caption": (np.uint8, (self.caption,))} if self.caption else {}
+    return picture_specs(self, contrast=(np.float32, (1,)), **caption)
 
   def open(self, split: str) -> Source | Buckets:
     """The images, labels and contrasts of a split, the same at every call.
@@ -63,12 +65,18 @@ class Synthetic(Dataset):
           "label": label[rows],
           "contrast": np.asarray(contrast[rows, 0, 0], np.float32),
         }
+        | ({"caption": self.captions(kind[rows])} if self.caption else {})
       )
       for shape, rows in groups
       if len(rows)
     ]
     sources = [views.Mirrored(source) for source in sources] if training and self.mirror else sources
     return Buckets(tuple(sources)) if self.buckets else sources[0]
+
+  def captions(self, kind: np.ndarray) -> np.ndarray:
+    """UTF-8 bytes uint8 [n, caption], cut or padded with zeros: "waves of class 3"."""
+    texts = [f"waves of class {each}".encode()[: self.caption].ljust(self.caption, b"\0") for each in kind]
+    return np.frombuffer(b"".join(texts), np.uint8).reshape(len(kind), self.caption)
 
   def waves(
     self, shape: tuple[int, int], kind: np.ndarray, phase: np.ndarray, contrast: np.ndarray

@@ -18,14 +18,19 @@ from jldm.inference.model import (
   result_shapes,
   sampling_stage,
   trained_shapes,
+  with_frozen,
 )
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
+from jldm.models.conditioners.text import Text
+from jldm.models.towers.tokenizers import Tokenizer
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
 from jldm.storage.finished import is_finished
 from jldm.train.ema import reconstruct
 from jldm.train.state import averaged_items
+
+TOKENIZER = "tokenizer"  # the folder of a workdir that an imported text tower has its tokenizer in
 
 
 def load(
@@ -66,7 +71,7 @@ def load_with_origin(
   at = StagePlace(experiment, sampling_stage(experiment, stage), Path(workdir))
   frozen = load_needed(at)
   step, loaded = restore_result(at, frozen, best, sigma_rel)
-  return Origin(at.stage.name, step), model, loaded.params | {"codec": frozen["codec"].params}
+  return Origin(at.stage.name, step), model, with_frozen(model, loaded.params, frozen)
 
 
 def load_needed(at: StagePlace) -> dict[str, Loaded]:
@@ -151,6 +156,21 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
     if step is None or "codec" not in saved.items(step):
       raise UserError(f"workdir {str(workdir)!r} has no finished {stage.name}; run train.py on it first")
     return network, saved.restore(step, {"codec": codecs.init_shapes(ImageCodec(network))})["codec"]
+
+
+def text_conditioner(workdir: str | Path, **fields: Any) -> Text:
+  """The conditioner of the text tower that `jldm convert` made a workdir of; `fields` are those of Text.
+
+  Raises:
+    UserError: not a workdir, or one without a text tower.
+  """
+  stage = workdirs.read_experiment(Path(workdir)).last("tower")
+  if stage is None:
+    raise UserError(
+      f"workdir {str(workdir)!r} has no text tower; make one: jldm convert FOLDER {workdir} --to jldm"
+    )
+  defaults = {"tower": stage.objective.network, "tokenizer": Tokenizer(str(Path(workdir) / TOKENIZER))}
+  return Text(**(defaults | fields))
 
 
 def load_average(workdir: Path, sigma_rel: float, like: Any, stage: str) -> Any:

@@ -14,6 +14,7 @@ from jldm.models.autoencoders.posterior import posterior_moments
 from jldm.models.codecs import codec as codecs
 from jldm.models.codecs.images import ImageCodec
 from jldm.models.codecs.joint import Joint
+from jldm.models.conditioners.conditioner import tower_params, with_derived
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
 
@@ -205,7 +206,8 @@ def stage_example(at: StagePlace, frozen: dict, size: int = 1) -> dict:
   """A batch that a stage trains on, as shapes: of the codec's latents if it needs one, else of the data."""
   if "codec" in frozen:
     return denoising_batch_shapes(stage_model(at), size, frozen)
-  return batch_shapes(at.experiment.data.specs[0], size) | batch_fields(size)
+  data = at.experiment.data
+  return (batch_shapes(data.specs[0], size) if data else {}) | batch_fields(size)
 
 
 def batch_fields(size: int) -> dict:
@@ -229,14 +231,24 @@ def classes_of(model: Model) -> int:
   return model.conditioners[name].classes if name else 0
 
 
+def with_frozen(model: Model, params: dict, frozen: dict[str, Loaded]) -> dict:
+  """The parameters that sampling needs: trained ones, the codec's and those of the conditioners' towers."""
+  return params | {"codec": frozen["codec"].params} | tower_params(tuple(model.conditioners.values()), frozen)
+
+
 def codec_shapes(model: Model) -> dict:
   """The codec's parameters as shapes, nothing allocated."""
   return codecs.init_shapes(model.codec)
 
 
 def frozen_codec(model: Model) -> dict[str, Loaded]:
-  """What a stage is given that needs its codec alone, as shapes."""
-  return {"codec": Loaded(model.codec, codec_shapes(model))}
+  """What a stage is given that needs its codec and the towers of its conditioners, as shapes."""
+  towers = {name: each.tower for name, each in model.conditioners.items() if each.tower is not None}
+  init = lambda network: network.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+  return {"codec": Loaded(model.codec, codec_shapes(model))} | {
+    name: Loaded(network, jax.eval_shape(lambda network=network: init(network)))
+    for name, network in towers.items()
+  }
 
 
 def denoiser_shapes(model: Model) -> dict:
@@ -260,7 +272,8 @@ def denoising_batch_shapes(model: Model, size: int = 1, frozen: dict | None = No
 
   model.codec.latent_spec(model.data)
   frozen = frozen_codec(model) if frozen is None else frozen
-  return jax.eval_shape(kept, frozen, batch_shapes(model.data, size), key_shapes(size)) | batch_fields(size)
+  example = with_derived(tuple(model.conditioners.values()), model.data)
+  return jax.eval_shape(kept, frozen, batch_shapes(example, size), key_shapes(size)) | batch_fields(size)
 
 
 def resize_model(model: Model, size: tuple[int, int]) -> Model:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 from pathlib import Path
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from jldm.core.errors import UserError, printable
 from jldm.interop import clip, locate, pretrained, rename, safetensors, t5
 from jldm.models.towers.clip import CLIPText
 from jldm.models.towers.t5 import T5Encoder
-from jldm.models.towers.tokenizers import FILES as TOKENIZER_FILES, Tokenizer
+from jldm.models.towers.tokenizers import FILES as TOKENIZER_FILES, Tokenizer, check_vocabulary
 from jldm.models.towers.tower import Encoded
 
 CONFIG, OPEN_CONFIG, WEIGHTS = "config.json", "open_clip_config.json", "model.safetensors"
@@ -38,7 +39,6 @@ MODULES = {"clip_text_model": clip, "clip": clip, "t5": t5}  # by model_type of 
 OURS = {CLIPText: clip, T5Encoder: t5}
 PART = "text_encoder"  # of a pipeline's folder
 DTYPES = ("float32", "bfloat16")
-PADDED = 128  # vocabularies of towers may be rounded up to a multiple of this
 WHOSE = "a text encoder's"
 
 
@@ -89,7 +89,7 @@ def load_tower(
   params = rename.import_tensors(published.table, like, published.tensors, published.others, allow_nan, where)
   tokenizer = find_tokenizer(published.file.parent)
   if tokenizer is not None:
-    check_tokenizer(network, tokenizer)
+    check_vocabulary(tokenizer, network)
   return TextTower(network, tokenizer), params
 
 
@@ -240,14 +240,15 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
   return None
 
 
-def check_tokenizer(network: Any, tokenizer: Tokenizer) -> None:
-  """Raises a UserError unless the tokenizer has the ids of the network, which may be rounded up."""
-  ids, rows = tokenizer.vocabulary, network.vocabulary
-  if not rows - PADDED < ids <= rows:
-    raise UserError(
-      f"tokenizer {tokenizer.path!r} has {ids} ids, and vocab_size of the text encoder is {rows}; give the "
-      "tokenizer that belongs to it"
-    )
+def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+  """Copies the files of a tokenizer; UserError if they cannot be written."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*TOKENIZER_FILES, "tokenizer_config.json"):
+      if (Path(tokenizer.path) / name).is_file():
+        shutil.copyfile(Path(tokenizer.path) / name, folder / name)
+  except OSError as error:
+    raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
 
 
 def save_tower(folder: str | Path, network: Any, params: dict) -> None:

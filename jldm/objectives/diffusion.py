@@ -34,6 +34,7 @@ from jldm.models.conditioners.conditioner import (
   check_names,
   draw_conditions,
   join_conditions,
+  tower_params,
 )
 from jldm.objectives.objective import Aux, Objective
 
@@ -113,6 +114,7 @@ class Diffusion(Objective):
 
   def inputs(self, params: Any, frozen: dict, batch: dict, key: Array) -> dict:
     """The network's inputs besides z in training."""
+    params = params | tower_params(self.conditioners, frozen)
     keys = jax.random.split(key, max(len(self.conditioners), 1))[: len(self.conditioners)]
     each = [row_keys(key_own, batch["row"]) for key_own in keys]
     return join_conditions(
@@ -121,9 +123,19 @@ class Diffusion(Objective):
 
   def cache(self, frozen: dict, batch: dict, keys: Array) -> dict:
     """The arrays kept of each example besides its moments; keys [B] draw what stays the same in training."""
+    towers = tower_params(self.conditioners, frozen)
     return cached_conditions(
-      self.conditioners, {}, batch, functools.partial(encode_mean, frozen["codec"]), keys
+      self.conditioners, towers, batch, functools.partial(encode_mean, frozen["codec"]), keys
     )
+
+  def settle(self, frozen: dict) -> dict:
+    """Of towers whose outputs are cached, the null conditions alone."""
+    settled = {
+      each.name: Loaded(each.tower, jax.jit(each.settle)(frozen[each.name].params))
+      for each in self.conditioners
+      if each.tower is not None and each.cached
+    }
+    return frozen | settled
 
   def loss(
     self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array

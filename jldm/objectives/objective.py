@@ -62,6 +62,10 @@ class Objective(abc.ABC):
   def start(self, params: Any, extra: Any, started: Any) -> tuple[Any, Any]:
     """The state of `init` with the parameters of a result of this kind."""
 
+  def settle(self, frozen: dict) -> dict:
+    """`frozen` as the steps of a training need it, after `cache` has used the whole."""
+    return frozen
+
   def check_fields(self) -> None:  # noqa: B027  there may be nothing to check
     """Raises a UserError if fields contradict each other; called before anything is trained."""
 

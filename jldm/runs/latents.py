@@ -5,11 +5,12 @@ W/conditions/<hash>/   what the denoiser's conditioners cache of each example; t
                        conditioners and of the mean and std of the latents
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import hashlib
 import json
 import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,15 +22,17 @@ from jldm.core.keys import row_keys
 from jldm.core.specs import Loaded
 from jldm.data.batches import in_order
 from jldm.data.buckets import Buckets
-from jldm.data.source import Source, SourceSlice, Zipped
+from jldm.data.source import Extended, Source, SourceSlice, Zipped
 from jldm.distributed import multihost, sharding
 from jldm.inference.model import Model
 from jldm.models.autoencoders import posterior as posteriors
 from jldm.models.codecs import codec as codecs
+from jldm.models.conditioners.conditioner import tower_params
 from jldm.runs.run import Run
 from jldm.storage import array_cache
 
 LEAST_SIGNAL = 0.01  # the share of a channel's variance below which it is taken for noise
+NOTHING: Mapping = MappingProxyType({})
 SOURCE_SEED = 0  # of the noise and masks of source pictures, which belong to the data and not to a run
 
 
@@ -61,22 +64,46 @@ def collapse_warning(stage: str, signal: np.ndarray) -> str:
   )
 
 
-def encode_training_set(run: Run, codec: dict, source: Any, mesh: Mesh) -> Any:
+def encode_training_set(
+  run: Run, codec: dict, source: Any, mesh: Mesh, frozen: Mapping[str, Loaded] = NOTHING
+) -> Any:
   """What the denoiser trains on: the moments of the training set, with what its conditioners cache.
 
-  Both are read from disk, or computed and written if they are not there.
+  Both are read from disk, or computed and written if they are not there.  `frozen` has the towers of the
+  conditioners.
   """
   cached = cache_moments(run, codec, source, mesh)
   if not run.model.conditioners:
     return cached
-  frozen, objective = {"codec": Loaded(run.model.codec, codec)}, run.model.objective
+  towers = towers_of(run.model, frozen)
+  needed, objective = {"codec": Loaded(run.model.codec, codec)} | towers, run.model.objective
   key = jax.random.key(SOURCE_SEED)
 
   def conditions(frozen: dict, batch: dict) -> dict:
     return objective.cache(frozen, batch, row_keys(key, batch["row"]))
 
   return zip_sources(
-    cached, open_or_write_cache(run, conditions_folder(run, codec), frozen, conditions, source, mesh)
+    cached,
+    open_or_write_cache(
+      run, conditions_folder(run, codec, towers), needed, conditions, with_derived(run.model, source), mesh
+    ),
+  )
+
+
+def towers_of(model: Model, frozen: dict[str, Loaded]) -> dict[str, Loaded]:
+  """The towers of a model's conditioners, by name."""
+  return {name: frozen[name] for name in tower_params(tuple(model.conditioners.values()), frozen)}
+
+
+def with_derived(model: Model, source: Any) -> Any:
+  """The source with the arrays that a model's conditioners derive of an example."""
+  if isinstance(source, Buckets):
+    return Buckets(tuple(with_derived(model, each) for each in source.sources))
+  derive = lambda batch: {
+    name: array for each in model.conditioners.values() for name, array in each.derive(batch).items()
+  }
+  return (
+    Extended(source, derive) if any(each.derived_spec() for each in model.conditioners.values()) else source
   )
 
 
@@ -140,8 +167,9 @@ def encode_examples(run: Run, frozen: dict, source: Source, mesh: Mesh) -> dict:
     return moments | objective.cache(frozen, batch, row_keys(key, batch["row"]))
 
   with run.clock.measure("encode"):
-    codec = {"codec": frozen["codec"]}
-    parts = list(part_encoder(run, codec, encode, mesh)(SourceSlice(source, 0, len(source))))
+    needed = {"codec": frozen["codec"]} | towers_of(run.model, frozen)
+    source = with_derived(run.model, source)
+    parts = list(part_encoder(run, needed, encode, mesh)(SourceSlice(source, 0, len(source))))
     run.notice.raise_if_requested()
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -153,9 +181,11 @@ def zip_sources(*sources: Any) -> Any:
   return Zipped(sources)
 
 
-def open_encoded(run: Run, codec: dict) -> Any:
+def open_encoded(run: Run, codec: dict, frozen: Mapping[str, Loaded] = NOTHING) -> Any:
   """What `encode_training_set` wrote; None if some of it is missing or damaged."""
-  folders = [moments_folder(run, codec)] + ([conditions_folder(run, codec)] if run.model.conditioners else [])
+  folders = [moments_folder(run, codec)]
+  if run.model.conditioners:
+    folders.append(conditions_folder(run, codec, towers_of(run.model, frozen)))
   caches = [array_cache.open_cache(folder) for folder in folders]
   if any(cache is None for cache in caches):
     return None
@@ -166,10 +196,9 @@ def moments_folder(run: Run, codec: dict) -> Path:
   return run.workdir / "latents" / moments_hash(codec, run.model, run.experiment.data, run.data_identity)
 
 
-def conditions_folder(run: Run, codec: dict) -> Path:
-  return (
-    run.workdir / "conditions" / conditions_hash(codec, run.model, run.experiment.data, run.data_identity)
-  )
+def conditions_folder(run: Run, codec: dict, towers: Mapping[str, Loaded] = NOTHING) -> Path:
+  hashed = conditions_hash(codec, run.model, run.experiment.data, run.data_identity, towers)
+  return run.workdir / "conditions" / hashed
 
 
 def moments_hash(codec: dict, model: Model, data: Any, identity: dict | None = None) -> str:
@@ -179,10 +208,15 @@ def moments_hash(codec: dict, model: Model, data: Any, identity: dict | None = N
   )
 
 
-def conditions_hash(codec: dict, model: Model, data: Any, identity: dict | None = None) -> str:
-  """The hash of what cached conditions depend on: conditioners, codec with its parameters, data."""
+def conditions_hash(
+  codec: dict, model: Model, data: Any, identity: dict | None = None, towers: Mapping[str, Loaded] = NOTHING
+) -> str:
+  """The hash of what cached conditions depend on: conditioners, codec and towers with their parameters,
+  data.
+  """
   network = without_execution_fields(to_data(model.codec))
-  return config_hash([network, data_config(data, identity), to_data(model.objective.conditioners)], codec)
+  arrays = [codec, {name: each.params for name, each in towers.items()}] if towers else codec
+  return config_hash([network, data_config(data, identity), to_data(model.objective.conditioners)], arrays)
 
 
 def data_config(data: Any, identity: dict | None) -> Any:

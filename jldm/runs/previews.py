@@ -14,7 +14,14 @@ from jldm.data.batches import in_order
 from jldm.distributed import multihost, sharding
 from jldm.evaluation.judge import measure_reconstructions
 from jldm.inference.generate import Request, generate
-from jldm.inference.model import Model, build_model, classes_of, conditioner_of_kind, sampling_stage
+from jldm.inference.model import (
+  Model,
+  build_model,
+  classes_of,
+  conditioner_of_kind,
+  sampling_stage,
+  with_frozen,
+)
 from jldm.media import images as pictures, sheets
 from jldm.media.parts import split_pictures
 from jldm.models.codecs import codec as codecs
@@ -75,7 +82,7 @@ def preview_samples(run: Run, frozen: dict, held_out: Any, mesh: Mesh) -> Iterat
 
   def params_of(state):
     loaded = stage.objective.result(state.ema[0], state.extra, frozen)
-    return loaded.params | {"codec": frozen["codec"].params}
+    return with_frozen(model, loaded.params, frozen)
 
   def show_on(log):
     def call(n, state, metrics):

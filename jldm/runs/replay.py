@@ -129,10 +129,10 @@ def open_inputs(run: runs.Run, mesh: jax.sharding.Mesh) -> tuple:
     order = (lambda source: balance(source, train_set)) if data.balance else order
   if "codec" not in frozen:
     return order(train_set), frozen
-  cache = latents.open_encoded(run, frozen["codec"].params)
+  cache = latents.open_encoded(run, frozen["codec"].params, frozen)
   if cache is None:
     raise UserError(
       f"the latents of {str(run.workdir)!r} are missing or damaged; jldm train makes them again as long as "
       f"its {run.stage.name} is not finished"
     )
-  return order(cache), frozen
+  return order(cache), run.stage.objective.settle(frozen)

@@ -46,11 +46,13 @@ def train_stage(run: Run, train_set: Any, held_out: Any) -> None:
       saved.save(0, {"codec": with_statistics(run, start_params(run), train_set, mesh)})
       return
     source = (
-      encode_training_set(run, frozen["codec"].params, train_set, mesh) if "codec" in frozen else train_set
+      encode_training_set(run, frozen["codec"].params, train_set, mesh, frozen)
+      if "codec" in frozen
+      else train_set
     )
     source = in_training_order(run, source, train_set)
     with PREVIEWS[stage.makes](run, frozen, held_out, mesh) as make_previews:
-      state = fit_stage(run, source, frozen, saved, mesh, make_previews)
+      state = fit_stage(run, source, stage.objective.settle(frozen), saved, mesh, make_previews)
     last = FINAL_ITEMS[stage.makes](run, state, frozen, train_set, mesh)
     step = int(state.step)
     ended = {} if step == stage.steps else ended_item(stage)

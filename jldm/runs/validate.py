@@ -17,10 +17,12 @@ from jldm.inference.model import (
   denoiser_shapes,
   denoising_batch_shapes,
   frozen_codec,
+  result_shapes,
   sampling_stage,
   stage_example,
   stage_model,
 )
+from jldm.models.conditioners.conditioner import tower_params
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.denoisers.contract import check_network
 from jldm.models.denoisers.dit import DiT
@@ -44,6 +46,7 @@ def validate_run(places: list[StagePlace], devices: sharding.Devices) -> Any:
   """
   experiment = places[0].experiment
   for at in places:
+    check_towers(at)
     check_stage(at.stage, devices)
     check_patience(at)
     check_needs_finished(at, places)
@@ -110,6 +113,25 @@ def check_needs_finished(at: StagePlace, trained: list[StagePlace]) -> None:
   for source in [*at.needed().values(), *([start] if start else [])]:
     if source not in trained:
       check_finished(source)
+
+
+def check_towers(at: StagePlace) -> None:
+  """Raises a UserError unless the towers of a stage's conditioners are among its needs, and those that it
+  names.
+  """
+  if at.stage.makes == "tower":
+    raise UserError(
+      f"{at.stage.name} is a text tower, which is imported and not trained; leave it out of the stages and "
+      "name its workdir in needs"
+    )
+  if at.stage.makes != "denoiser":
+    return
+  conditioners = at.stage.objective.conditioners
+  needed = {role: source for role, source in at.needed().items() if source.stage.makes == "tower"}
+  tower_params(conditioners, {role: result_shapes(source) for role, source in needed.items()})
+  for each in conditioners:
+    if each.tower is not None:
+      each.check_tower(needed[each.name].stage.objective.network)
 
 
 def check_model(experiment: Experiment, name: str) -> Model:

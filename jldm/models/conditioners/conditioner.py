@@ -10,10 +10,11 @@ classifier-free guidance (Ho & Salimans 2022, 2207.12598).
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jldm.core.errors import UserError
 from jldm.core.keys import split_each
@@ -32,6 +33,12 @@ HELD = "held"  # parts of the latents that are given: (value, time, use) by part
 RESERVED = ("denoiser", "codec")  # other parts of the parameters have these names
 
 
+class Settled(NamedTuple):
+  """What a step needs of a tower whose outputs are cached: the null condition, [1, ...]."""
+
+  null: dict[str, Array]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioner:
   """The contract, with defaults for most conditioners.
@@ -42,6 +49,7 @@ class Conditioner:
   guided: whether guidance pushes away from `null` if a request names nothing else.
   fields: the arrays of a batch that `draw_inputs` reads.
   cached: `embed` is computed once per example, and kept with the latents.
+  tower: a network that was trained elsewhere; `embed` and `null` take its parameters, frozen[name].
 
   Raises:
     UserError: a dropout outside [0, 1], or a reserved name.
@@ -53,6 +61,7 @@ class Conditioner:
 
   fields = ()
   cached = False
+  tower = None
 
   def __post_init__(self):
     if not 0 <= self.dropout <= 1:
@@ -61,6 +70,15 @@ class Conditioner:
       raise UserError(
         f"a conditioner named {self.name!r}; expected an identifier other than {', '.join(RESERVED)}"
       )
+
+  def derived_spec(self) -> Spec:
+    """The arrays that `derive` makes of an example."""
+    return ()
+
+  def derive(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Further arrays of a batch that the host computes before it is placed, such as ids of captions."""
+    del batch
+    return {}
 
   def draw_inputs(self, batch: dict, keys: Array) -> Inputs:
     """The inputs [B, ...] of a training batch; keys [B] are for random ones."""
@@ -84,6 +102,13 @@ class Conditioner:
     del params
     return jax.tree.map(jnp.zeros_like, like)
 
+  def check_tower(self, network: Any) -> None:
+    """Raises a UserError unless an imported network is `tower`."""
+
+  def settle(self, params: Any) -> Settled:
+    """The parameters of `tower` as `null` needs them in training, when `embed` is cached."""
+    raise NotImplementedError
+
 
 def check_names(conditioners: Sequence[Conditioner]) -> None:
   """Raises a UserError if two conditioners have one name."""
@@ -98,11 +123,35 @@ def check_names(conditioners: Sequence[Conditioner]) -> None:
 def check_fields(conditioner: Conditioner, batch: dict) -> None:
   """Raises a UserError if a batch lacks an array that a conditioner reads."""
   for field in conditioner.fields:
-    if field not in batch:
-      raise UserError(
-        f"conditioner {conditioner.name!r} reads {field!r}, and the data has {', '.join(sorted(batch))}; "
-        "expected one of those"
-      )
+    check_field(conditioner, field, batch)
+
+
+def check_field(conditioner: Conditioner, field: str, batch: dict) -> None:
+  if field not in batch:
+    raise UserError(
+      f"conditioner {conditioner.name!r} reads {field!r}, and the data has {', '.join(sorted(batch))}; "
+      "expected one of those"
+    )
+
+
+def tower_params(conditioners: Sequence[Conditioner], frozen: dict) -> dict:
+  """The parameters of the conditioners' towers, by name, of what a stage needs.
+
+  Raises:
+    UserError: a tower is not among it.
+  """
+  named = [conditioner.name for conditioner in conditioners if conditioner.tower is not None]
+  if missing := [name for name in named if name not in frozen]:
+    raise UserError(
+      f"conditioner {missing[0]!r} has a tower, which is not among needs; expected "
+      f"Need({missing[0]!r}, 'runs/…'), the workdir that jldm convert made of it"
+    )
+  return {name: frozen[name].params for name in named}
+
+
+def with_derived(conditioners: Sequence[Conditioner], data: Spec) -> Spec:
+  """The arrays of an example with those that conditioners derive."""
+  return tuple(data) + tuple(one for conditioner in conditioners for one in conditioner.derived_spec())
 
 
 def array_name(conditioner: Conditioner, key: str) -> str:
@@ -197,5 +246,7 @@ def add_masks(conditions: list[dict[str, Array]]) -> list[dict[str, Array]]:
 
 def blank_inputs(conditioner: Conditioner, data: Spec) -> Inputs:
   """Inputs [1, ...] of zeros, in the shapes of those drawn from `data`, for requests that give none."""
-  shapes = jax.eval_shape(conditioner.draw_inputs, batch_shapes(data, 1), key_shapes(1))
+  shapes = jax.eval_shape(
+    conditioner.draw_inputs, batch_shapes(with_derived([conditioner], data), 1), key_shapes(1)
+  )
   return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

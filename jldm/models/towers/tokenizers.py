@@ -27,6 +27,7 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model")
 MOST_BYTES = 2**27  # of a file
 MOST_LENGTH = 2**16  # a greater model_max_length of tokenizer_config.json means none
+ROUNDED = 128  # tables of towers may have rows up to a multiple of this
 LENGTHS = {"vocab.json": 77, "tokenizer.json": 77, "spiece.model": 512}  # of files that do not say
 
 
@@ -67,6 +68,16 @@ class Tokenizer:
   def vocabulary(self) -> int:
     """How many ids there are."""
     return read_folder(self.path).vocabulary
+
+
+def check_vocabulary(tokenizer: Tokenizer, network: Any) -> None:
+  """Raises a UserError unless a tokenizer has the ids of a tower, whose table may be rounded up."""
+  ids, rows = tokenizer.vocabulary, network.vocabulary
+  if not rows - ROUNDED < ids <= rows:
+    raise UserError(
+      f"tokenizer {tokenizer.path!r} has {ids} ids, and vocab_size of the text encoder is {rows}; give the "
+      "tokenizer that belongs to it"
+    )
 
 
 class Read(NamedTuple):

@@ -1,0 +1,149 @@
+"""A denoiser that reads captions by an imported text tower: trained, resumed and sampled by prompts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jldm.cli import main
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
+from jldm.core.errors import UserError
+from jldm.data.synthetic import Synthetic
+from jldm.diffusion.process import Flow
+from jldm.inference.generate import Request, generate
+from jldm.inference.load import load, text_conditioner
+from jldm.models.codecs.images import Identity
+from jldm.models.denoisers.dit import DiT
+from jldm.nn.transformer import ModulatedBlock
+from jldm.objectives.diffusion import Diffusion
+from jldm.runs.train import train
+from jldm.samplers.ddim import DDIM
+from tests.towers import NETWORK, write_tower
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory):
+  """The workdir of an imported text tower."""
+  folder = tmp_path_factory.mktemp("tower")
+  write_tower(folder / "text_encoder")
+  assert main(["convert", str(folder / "text_encoder"), str(folder / "clip"), "--to", "jldm"]) == 0
+  return folder / "clip"
+
+
+def captioned(tower, **fields) -> Experiment:
+  network = DiT(block=ModulatedBlock(heads=2), patch=4, width=16, depth=1, token_width=NETWORK.width)
+  objective = Diffusion(
+    network=network, process=Flow(), conditioners=(text_conditioner(tower, dropout=0.5, **fields),)
+  )
+  stage = Stage(
+    name="denoiser",
+    objective=objective,
+    needs=(Need("codec", Identity()), Need("text", str(tower))),
+    steps=2,
+    batch_size=8,
+    picture_every_steps=2,
+    save_every_steps=1,
+  )
+  data = Synthetic(height=8, width=8, count=16, caption=20)
+  return Experiment(data=data, stages=(stage,), sampling=Sampling(sampler=DDIM(), steps=2))
+
+
+@pytest.fixture(scope="module")
+def trained(tower, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("text") / "w"
+  train(captioned(tower, pooled=True), workdir, devices=1)
+  return workdir
+
+
+def test_prompts_per_sample_and_what_they_push_from(trained):
+  model, params = load(trained)
+  assert params["text"]["tokens"]["embedding"].shape == (NETWORK.vocabulary, NETWORK.width)
+  prompts = ["waves of class 0", "cat", ""]
+  draw = lambda **fields: generate(model, params, Request(n=3, **fields)).data
+  drawn = draw(given={"text": prompts})
+  assert drawn.shape == (3, 8, 8, 1) and drawn.dtype == np.uint8
+  np.testing.assert_array_equal(drawn, draw(given={"text": prompts}))
+  alone = generate(model, params, Request(n=1, given={"text": "cat"}, rows=[1])).data
+  assert np.abs(alone[0].astype(int) - drawn[1]).max() <= 1
+  same = draw(given={"text": prompts}, against=({"text": ""},))
+  assert np.abs(same.astype(int) - drawn).max() <= 1, "the null is the empty prompt"
+  plain = draw()
+  assert np.abs(plain[2].astype(int) - drawn[2]).max() <= 1, "no prompt is the empty prompt"
+  with pytest.raises(UserError, match="2 values of 'text' for 3 samples"):
+    draw(given={"text": ["a", "b"]})
+
+
+def test_the_denoiser_hears_the_words(trained):
+  model, params = load(trained)
+  keys = sorted(params["denoiser"]["blocks"])
+  assert "cross_attention" in keys and "vector" in params["denoiser"]
+  loud = dict(params, denoiser=dict(params["denoiser"]))
+  kernel = params["denoiser"]["vector"]["kernel"]
+  loud["denoiser"]["vector"] = {"kernel": kernel + 1, "bias": params["denoiser"]["vector"]["bias"]}
+  out = params["denoiser"]["out"]["kernel"]
+  loud["denoiser"]["out"] = {"kernel": out + 0.1, "bias": params["denoiser"]["out"]["bias"]}
+  loud["denoiser"]["modulation"] = {
+    "dense": {name: each + 0.1 for name, each in params["denoiser"]["modulation"]["dense"].items()}
+  }
+  draw = lambda prompt: generate(model, loud, Request(n=1, given={"text": prompt})).data.astype(int)
+  assert np.abs(draw("cat") - draw("waves of class 2")).max() > 1
+
+
+def test_its_params_leave_the_tower_where_it_is(trained, tmp_path, capsys):
+  assert main(["convert", str(trained), str(tmp_path / "x.safetensors"), "--to", "jldm"]) == 0
+  assert main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "w"), "--to", "jldm"]) == 0
+  capsys.readouterr()
+  (model, params), (_, others) = load(tmp_path / "w"), load(trained)
+  np.testing.assert_array_equal(params["text"]["places"], others["text"]["places"])
+  assert model.conditioners["text"].tower == NETWORK
+
+
+def test_the_step_reads_the_null_condition_alone(tower, trained):
+  """A resumed run reads the same cache, and its steps hold no tower."""
+  folders = list((trained / "conditions").iterdir())
+  assert len(folders) == 1
+  arrays = {path.stem: np.load(path) for path in folders[0].glob("0-0/*.npy")}
+  assert arrays["text__tokens"].shape == (16, 6, NETWORK.width)
+  assert len(np.unique(arrays["text__tokens"].reshape(16, -1), axis=0)) == 1, "of one class"
+  train(captioned(tower, pooled=True), trained, devices=1)
+  assert list((trained / "conditions").iterdir()) == folders
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (
+      lambda stage: dataclasses.replace(stage, needs=stage.needs[:1]),
+      "'text' has a tower, which is not among",
+    ),
+    (
+      lambda stage: dataclasses.replace(
+        stage,
+        objective=dataclasses.replace(
+          stage.objective,
+          conditioners=(dataclasses.replace(stage.objective.conditioners[0], tower=NETWORK.clone(depth=3)),),
+        ),
+      ),
+      "what the stage needs as 'text' is CLIPText",
+    ),
+  ],
+)
+def test_stages_that_do_not_fit_are_refused_before_anything_is_written(change, words, tower, tmp_path):
+  experiment = captioned(tower)
+  experiment = experiment.with_stage(change(experiment.stage("denoiser")))
+  with pytest.raises(UserError, match=words):
+    train(experiment, tmp_path / "w", devices=1)
+
+
+def test_info_and_back_to_transformers(tower, tmp_path, capsys):
+  assert main(["info", str(tower.parent / "text_encoder")]) == 0
+  brief = capsys.readouterr().out
+  assert "a text encoder" in brief and "CLIPText(vocabulary=10" in brief and "10 ids, 6 per text" in brief
+  assert main(["info", str(tower)]) == 0
+  assert "text: Tower, at step 0 of 0" in capsys.readouterr().out
+  assert main(["convert", str(tower), str(tmp_path / "out"), "--to", "diffusers"]) == 0
+  for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+    one, other = (
+      (folder / name).read_bytes() for folder in (tower.parent / "text_encoder", tmp_path / "out")
+    )
+    assert one == other
