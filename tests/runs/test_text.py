@@ -1,6 +1,8 @@
 """A denoiser that reads captions by an imported text tower: trained, resumed and sampled by prompts."""
 
 import dataclasses
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs.train import train
 from jldm.samplers.ddim import DDIM
+from tests.configs import ROOT
+from tests.networks import randomised
 from tests.towers import NETWORK, write_tower
 
 
@@ -55,6 +59,7 @@ def trained(tower, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_prompts_per_sample_and_what_they_push_from(trained):
   model, params = load(trained)
   assert params["text"]["tokens"]["embedding"].shape == (NETWORK.vocabulary, NETWORK.width)
@@ -73,22 +78,15 @@ def test_prompts_per_sample_and_what_they_push_from(trained):
     draw(given={"text": ["a", "b"]})
 
 
+@pytest.mark.slow
 def test_the_denoiser_hears_the_words(trained):
   model, params = load(trained)
-  keys = sorted(params["denoiser"]["blocks"])
-  assert "cross_attention" in keys and "vector" in params["denoiser"]
-  loud = dict(params, denoiser=dict(params["denoiser"]))
-  kernel = params["denoiser"]["vector"]["kernel"]
-  loud["denoiser"]["vector"] = {"kernel": kernel + 1, "bias": params["denoiser"]["vector"]["bias"]}
-  out = params["denoiser"]["out"]["kernel"]
-  loud["denoiser"]["out"] = {"kernel": out + 0.1, "bias": params["denoiser"]["out"]["bias"]}
-  loud["denoiser"]["modulation"] = {
-    "dense": {name: each + 0.1 for name, each in params["denoiser"]["modulation"]["dense"].items()}
-  }
+  loud = params | {"denoiser": randomised(params["denoiser"], scale=0.1)}
   draw = lambda prompt: generate(model, loud, Request(n=1, given={"text": prompt})).data.astype(int)
   assert np.abs(draw("cat") - draw("waves of class 2")).max() > 1
 
 
+@pytest.mark.slow
 def test_its_params_leave_the_tower_where_it_is(trained, tmp_path, capsys):
   assert main(["convert", str(trained), str(tmp_path / "x.safetensors"), "--to", "jldm"]) == 0
   assert main(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "w"), "--to", "jldm"]) == 0
@@ -98,6 +96,7 @@ def test_its_params_leave_the_tower_where_it_is(trained, tmp_path, capsys):
   assert model.conditioners["text"].tower == NETWORK
 
 
+@pytest.mark.slow
 def test_the_step_reads_the_null_condition_alone(tower, trained):
   """A resumed run reads the same cache, and its steps hold no tower."""
   folders = list((trained / "conditions").iterdir())
@@ -147,3 +146,14 @@ def test_info_and_back_to_transformers(tower, tmp_path, capsys):
       (folder / name).read_bytes() for folder in (tower.parent / "text_encoder", tmp_path / "out")
     )
     assert one == other
+
+
+def test_the_page_runs_with_a_tiny_tower_in_the_place_of_the_published(tower, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(tower.parent / "text_encoder", "stable-diffusion-v1-5/text_encoder")
+  shutil.copytree(tower, "runs/clip")
+  names: dict = {}
+  for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "text.md").read_text(), re.S):
+    exec(compile(block, "docs/text.md", "exec"), names)
+  assert names["tokens"].shape == (2, 6, NETWORK.width) and names["pooled"].shape == (2, 5)
+  assert names["stage"].objective.conditioners[0].tower == NETWORK
