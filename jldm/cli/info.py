@@ -128,7 +128,10 @@ def describe_workdir(path: Path, statistics: bool) -> Iterator[str]:
     with Checkpoints(workdirs.checkpoints_folder(path, stage.name), read_only=True) as saved:
       steps[stage.name], finished[stage.name] = saved.latest(), is_finished(saved, stage)
     at = "not begun" if steps[stage.name] is None else f"at step {steps[stage.name]} of {stage.steps}"
-    yield f"{stage.name}: {type(stage.objective).__name__}, {at}"
+    early = (
+      ", where its patience ended it" if finished[stage.name] and steps[stage.name] < stage.steps else ""
+    )
+    yield f"{stage.name}: {type(stage.objective).__name__}, {at}{early}"
   for stage in experiment.stages:
     if steps[stage.name] is not None and (stage.makes != "codec" or finished[stage.name]):
       yield from describe_result(path, stage, statistics)

@@ -43,7 +43,10 @@ def main(args: argparse.Namespace) -> None:
       raise UserError(f"--set {assignment}; expected PATH=VALUE, such as denoiser.steps=500")
     experiment = override(experiment, path, text)
   if (args.source is None) != (args.step is None):
-    raise UserError(f"--from {args.source} and --step {args.step}; expected both or neither")
+    came = (
+      f"--step {args.step} without --from" if args.source is None else f"--from {args.source} without --step"
+    )
+    raise UserError(f"{came}; expected --from W --step N, or neither")
   sharding.configure(args.devices, args)
   if args.source is not None:
     if multihost.is_primary():

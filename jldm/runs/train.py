@@ -70,7 +70,7 @@ def train(
     clock = Goodput()
 
     # 4. The stages.  Running the same command again resumes the run:
-    #   a. A stage whose last step is committed is finished and is skipped.
+    #   a. A stage whose last step is committed, or that its patience ended, is finished and is skipped.
     #   b. Any other resumes from its newest good checkpoint; a damaged one is reported and set aside.
     #   c. Data and keys are functions of (seed, stage name, step), so a resumed run ends with the same bits.
     #   d. The result of a stage, such as a codec with its mean and std, is committed with the last step.

@@ -3,6 +3,7 @@
 experiment.json                 the experiment with every Pretrained stage resolved
 data.json                       what the data were when the run began
 changes.jsonl                   what was changed of the experiment since, and the steps that were committed
+from.json                       the checkpoint of another workdir that the run began from, if it did
 classes.json                    the names of the classes, if the data set has names
 <stage>/latest/<step>/          checkpoints of each stage; the last one of an autoencoder holds the codec
 <stage>/best/<step>/            the denoiser with the best score while training

@@ -65,6 +65,8 @@ def test_everything_is_there(text):
   for words in (
     "Loss",
     "Step time",
+    "Held-out loss",
+    "t = 0.1</span>",
     "PSNR",
     "against 160 pictures of train",
     "&quot;steps&quot;: 2",

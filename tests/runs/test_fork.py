@@ -83,5 +83,9 @@ def test_mistakes_are_one_line_and_leave_nothing(command, capsys, options, words
 
 def test_a_step_alone_is_refused(tmp_path, capsys):
   config = write_config(tmp_path, STEPS)
-  assert main(["train", "--config", str(config), "--workdir", str(tmp_path / "w"), "--step", "4"]) == 2
-  assert "--from None and --step 4; expected both or neither" in capsys.readouterr().err
+  for options, words in (
+    (["--step", "4"], "--step 4 without --from; expected --from W --step N, or neither"),
+    (["--from", "W"], "--from W without --step; expected --from W --step N, or neither"),
+  ):
+    assert main(["train", "--config", str(config), "--workdir", str(tmp_path / "w"), *options]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "w").exists()

@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from jldm.cli.info import describe_workdir
 from jldm.cli.train import load_config
 from jldm.config import registry
 from jldm.config.override import override
@@ -69,6 +70,9 @@ def measured(workdir):
 
 def test_it_ends_after_so_many_measurements_and_is_finished(still, ended, tmp_path, capfd):
   assert committed(ended) == [12, LAST]
+  assert f"denoiser: Diffusion, at step {LAST} of 40, where its patience ended it" in list(
+    describe_workdir(ended, statistics=False)
+  )
   assert [json.loads(line)["step"] for line in measured(ended)] == [4, 8, 12, LAST]
   copy = shutil.copytree(ended, tmp_path / "w")
   train(still, copy, devices=1)
