@@ -241,15 +241,15 @@ def main(args: argparse.Namespace) -> None:
   given = label_given(model, args.label)
   request = Request(n=getattr(args, "n", None) or 1, seed=args.seed, given=given)
   images = read_pictures(args.image, model, args.max_pixels)
-  told = edit_provenance(args, origin, params, sampling)
-  task = Task(args, model, params, images, request, sampling, told)
+  provenance = edit_provenance(args, origin, params, sampling)
+  task = Task(args, model, params, images, request, sampling, provenance)
   check_guidance(args, model, given)
   with options.writing(out):
     edited = kind.run(task)
     each, count = edited.each or [{}] * len(edited.images), len(edited.images) // len(task.image)
     sources = [{"source_sha256": file_digest(path)} for path in args.image for _ in range(count)]
     each = [source | further for source, further in zip(sources, each, strict=True)]
-    pictures.write_edits(out, edited.images, edited.rows, told, each)
+    pictures.write_edits(out, edited.images, edited.rows, provenance, each)
     for path in left:
       path.unlink(missing_ok=True)
   print(f"{count_text(len(edited.images), 'picture')} in {out}")
@@ -272,8 +272,8 @@ def check_args(args: argparse.Namespace, kind: Kind) -> tuple[Path, list[Path]]:
   check_seed(args.seed, "--seed")
   resolve_labels(args, read_class_names(Path(args.workdir)))
   options.settle(args, kind.rules)
-  if told := kind.missing(args):
-    raise UserError(told)
+  if message := kind.missing(args):
+    raise UserError(message)
   if "n" in args and args.n is None and "n" not in [rule.option for rule in kind.rules]:
     args.n = 1
   if getattr(args, "film", False):

@@ -129,8 +129,8 @@ def describe_contents(folder: Path) -> Iterator[str]:
   counts, unlabelled = metadata.get("counts", {}), metadata.get("unlabelled", {})
   width = max((len(name) for name in names[:MOST_CLASSES]), default=0)
   for label, name in enumerate(names[:MOST_CLASSES]):
-    told = ", ".join(f"{split} {each[label]}" for split, each in counts.items())
-    yield f"  label {label:{len(str(len(names) - 1))}}  {name:{width}}  {told}".rstrip()
+    shares = ", ".join(f"{split} {each[label]}" for split, each in counts.items())
+    yield f"  label {label:{len(str(len(names) - 1))}}  {name:{width}}  {shares}".rstrip()
   if len(names) > MOST_CLASSES:
     yield f"  and {len(names) - MOST_CLASSES} more classes, up to {names[-1]!r}"
   yield from (f"  unlabelled: {split} {count}" for split, count in unlabelled.items())

@@ -17,8 +17,8 @@ ADVICE = "; replace or remove it"  # the end of what `transforms.read_picture` s
 MOST_DAMAGED = 5  # damaged pictures that an error names
 
 
-class Found(NamedTuple):
-  """What the first pass over all pictures finds."""
+class Examined(NamedTuple):
+  """What the first pass over all pictures learns."""
 
   size: Shape
   channels: int
@@ -27,8 +27,8 @@ class Found(NamedTuple):
 
 def examine(
   contents: Contents, size: Shape | None, buckets: tuple[Shape, ...], skip_damaged: bool
-) -> tuple[Contents, Found]:
-  """Decodes everything once -> the examples that are sound, and what was found.
+) -> tuple[Contents, Examined]:
+  """Decodes everything once -> the examples that are sound, and what it learned of them.
 
   Raises:
     UserError: pictures that cannot be read, unless they are skipped; pictures of different sizes
@@ -58,8 +58,8 @@ def examine(
   left_out = contents.left_out | ({"damaged": reasons} if damaged else {})
   size = size or common_size(sound)
   grey = all(measured.grey for _, measured in sound.values())
-  found = Found(size, 1 if grey else 3, list_conversions(sound, (size, *buckets), levels))
-  return contents._replace(splits=splits, left_out=left_out), found
+  examined = Examined(size, 1 if grey else 3, list_conversions(sound, (size, *buckets), levels))
+  return contents._replace(splits=splits, left_out=left_out), examined
 
 
 def measure_example(example: Example) -> Measured | UserError:
@@ -113,7 +113,7 @@ def list_conversions(
   return conversions
 
 
-def build_metadata(contents: Contents, found: Found) -> dict[str, Any]:
+def build_metadata(contents: Contents, examined: Examined) -> dict[str, Any]:
   """What metadata.json says besides the shapes; see `prepare`."""
   labels = {split: [example.label for example in group] for split, group in contents.splits.items()}
   counts = {
@@ -124,7 +124,7 @@ def build_metadata(contents: Contents, found: Found) -> dict[str, Any]:
   some = lambda files: {"count": len(files), "first": files[:MOST_NAMED]}
   optional = {
     "unlabelled": unlabelled,
-    "converted": {note: some(files) for note, files in found.conversions.items()},
+    "converted": {note: some(files) for note, files in examined.conversions.items()},
     "left_out": {reason: some(files) for reason, files in contents.left_out.items()},
     "notes": list(contents.notes),
   }

@@ -198,8 +198,8 @@ def measure_picture(image: Image.Image) -> Measured:
     f"decoded from over {LARGE_PIXELS} pixels": height * width > LARGE_PIXELS,
     "the first frame of several": has_more_frames(image),
   }
-  told = tuple(note for note, applies in notes.items() if applies)
-  return Measured(height, width, grey, levels if image.mode == "F" else None, told)
+  applied = tuple(note for note, applies in notes.items() if applies)
+  return Measured(height, width, grey, levels if image.mode == "F" else None, applied)
 
 
 def has_more_frames(image: Image.Image) -> bool:

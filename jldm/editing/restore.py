@@ -8,9 +8,9 @@ models", section 3.  Given y too, its mean is about the x that minimises
 
 with `measure` a decoder and a degradation, so that the misfit is in pixels.  Gauss-Newton
 linearises it, and conjugate gradients solve (J'J r^2 / noise^2 + 1) d = r^2 / noise^2 J'(y -
-measure(x)) + x0_hat - x; no gradient goes through the denoiser.  DiffPIR, Zhu et al. 2023
-(2305.08995), eq. 12, is (1) with a schedule for r.  It is the exact posterior where data are
-standard normal and `measure` is linear.
+measure(x)) + x0_hat - x; no gradient goes through the denoiser.  The result is the exact posterior mean if
+data are standard normal and `measure` is linear.  DiffPIR, Zhu et al. 2023 (2305.08995), eq. 12, is (1)
+with a schedule for r.
 """
 
 from collections.abc import Callable
@@ -53,8 +53,8 @@ def condition_on_measurement(
       transpose = jax.linear_transpose(forward, x)
       normal = lambda d, forward=forward, transpose=transpose: d + weight * transpose(forward(d))[0]
       x = x + conjugate_gradient(normal, weight * transpose(measured - predicted)[0] + x0_hat - x, solves)
-    moved = jnp.where(sigma > 0, alpha * (x0_hat - x) / jnp.where(sigma > 0, sigma, 1), 0)
-    return Denoised(x, eps + moved, variance)
+    eps_change = jnp.where(sigma > 0, alpha * (x0_hat - x) / jnp.where(sigma > 0, sigma, 1), 0)
+    return Denoised(x, eps + eps_change, variance)
 
   return denoise_conditioned
 
@@ -66,14 +66,11 @@ def conjugate_gradient(operator: Callable[[Array], Array], b: Array, count: int)
 
   def body(_, carried):
     x, residual, direction = carried
-    through = operator(direction)
-    length = ratio(dot(residual, residual), dot(direction, through))
-    after = residual - length * through
-    return (
-      x + length * direction,
-      after,
-      after + ratio(dot(after, after), dot(residual, residual)) * direction,
-    )
+    image = operator(direction)
+    length = ratio(dot(residual, residual), dot(direction, image))
+    new_residual = residual - length * image
+    share = ratio(dot(new_residual, new_residual), dot(residual, residual))
+    return x + length * direction, new_residual, new_residual + share * direction
 
   return jax.lax.fori_loop(0, count, body, (jnp.zeros_like(b), b, b))[0]
 

@@ -105,7 +105,7 @@ def weights_file(folder: Path) -> Path:
       "indexes; give the path of that file if it is the autoencoder's"
     )
   if pickles := [path for path in there if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]:
-    raise UserError(safetensors.pickle_told(pickles[0]))
+    raise UserError(safetensors.pickle_message(pickles[0]))
   raise UserError(
     f"{str(folder)!r} has none of {WEIGHTS}, its fp16 and bf16 variants, their indexes, {FLAX}; put one there"
   )

@@ -146,8 +146,8 @@ def index_headers(path: Path) -> dict[Path, Header]:
     if not (path.parent / part).exists():
       raise UserError(f"{str(path)!r} names the part {part!r}, which is not beside it; get it there")
     headers[path.parent / part] = read_header(path.parent / part)
-    told = {name for name, where in parts.items() if where == part}
-    if odd := sorted(told ^ set(headers[path.parent / part].entries)):
+    named = {name for name, where in parts.items() if where == part}
+    if odd := sorted(named ^ set(headers[path.parent / part].entries)):
       raise UserError(
         f"{str(path)!r} and its part {part!r} disagree on {odd[0][:80]!r}; take both from one source"
       )
@@ -192,7 +192,7 @@ def opened(path: str | os.PathLike, use: Callable[[BinaryIO], T]) -> T:
       try:
         return use(file)
       except Fault as fault:
-        raise UserError(fault_told(Path(path), file, fault)) from fault
+        raise UserError(fault_message(Path(path), file, fault)) from fault
   except OSError as error:
     raise UserError(f"cannot read {str(path)!r}: {error.strerror}; expected a .safetensors file") from error
 
@@ -202,14 +202,14 @@ def check_regular(file: BinaryIO) -> None:
     raise Fault("it is not a regular file", "give a file")
 
 
-def fault_told(path: Path, file: BinaryIO, fault: Fault) -> str:
+def fault_message(path: Path, file: BinaryIO, fault: Fault) -> str:
   """What is wrong with a file, and what to do about it: by how the file begins, if it is of another kind."""
   details, remedy = os.fstat(file.fileno()), fault.remedy
   if stat.S_ISREG(details.st_mode):
     file.seek(0)
     beginning = file.read(64)
     if beginning.startswith(PICKLES):
-      return pickle_told(path)
+      return pickle_message(path)
     if not INDEX_NAME.fullmatch(path.name):
       remedy = remedy_of(beginning, details.st_size, remedy)
   return f"{str(path)!r}, of {details.st_size} bytes, is no sound safetensors file: {fault}; {remedy}"
@@ -218,22 +218,22 @@ def fault_told(path: Path, file: BinaryIO, fault: Fault) -> str:
 def remedy_of(beginning: bytes, size: int, otherwise: str) -> str:
   """What to do about a file of another kind, or one without its end, by how it begins."""
   is_text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in beginning)
-  kinds = [told for text, told in TEXTS.items() if is_text and beginning.lstrip().startswith(text)]
+  kinds = [remedy for text, remedy in TEXTS.items() if is_text and beginning.lstrip().startswith(text)]
   if kinds:
     return kinds[0]
   is_cut = int.from_bytes(beginning[:8], "little") > size - 8
   return COMPARE if is_cut else otherwise
 
 
-def pickle_told(path: Path) -> str:
+def pickle_message(path: Path) -> str:
   """What to do with a pickle, by one line for a shell that has torch."""
   line = (
     f"import torch, safetensors.torch as s; d = torch.load('{path.name}', weights_only=True); "
     "d = d.get('ema', d.get('state_dict', d)); s.save_file({k: v.clone().contiguous() for k, v in d.items() "
     f"if hasattr(v, 'shape')}}, '{path.stem}.safetensors')"
   )
-  told = f"{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is"
-  return f'{told}: python -c "{line}"'
+  reason = f"{str(path)!r} is a pickle, which may run code, and is not opened; convert it where torch is"
+  return f'{reason}: python -c "{line}"'
 
 
 def header(file: BinaryIO) -> Header:

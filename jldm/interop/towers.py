@@ -160,7 +160,7 @@ def weights_file(folder: Path) -> Path:
       return folder / name
   pickles = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
   if pickles:
-    raise UserError(safetensors.pickle_told(pickles[0]))
+    raise UserError(safetensors.pickle_message(pickles[0]))
   raise UserError(f"{str(folder)!r} has no {WEIGHTS}, its index or fp16 variant; put one there")
 
 

@@ -68,8 +68,8 @@ def read_provenance(path: str | os.PathLike) -> dict | None:
 
 def read_picture_text(path: Path) -> dict | None:
   """The provenance of a PNG, or of a GIF's comment."""
-  told = lambda picture: (picture.info.get("jldm"), picture.info.get("comment"))
-  text, comment = opening.decode_picture(path, told, header_only=True, formats=("PNG", "GIF"))
+  texts = lambda picture: (picture.info.get("jldm"), picture.info.get("comment"))
+  text, comment = opening.decode_picture(path, texts, header_only=True, formats=("PNG", "GIF"))
   if isinstance(comment, bytes) and comment.startswith(COMMENT):  # of a GIF
     return json.loads(comment)["jldm"]
   return json.loads(text) if text else None
@@ -83,9 +83,9 @@ def read_array_text(path: Path) -> dict | None:
 
 def read_film_text(path: Path) -> dict | None:
   """The provenance in the comment of a film."""
-  _, found, rest = path.read_bytes().partition(COMMENT)
+  _, comment, rest = path.read_bytes().partition(COMMENT)
   return (
-    json.JSONDecoder().raw_decode((COMMENT + rest).decode(errors="replace"))[0]["jldm"] if found else None
+    json.JSONDecoder().raw_decode((COMMENT + rest).decode(errors="replace"))[0]["jldm"] if comment else None
   )
 
 
@@ -170,9 +170,9 @@ def write_npz(
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, Any], provenance: dict | None = None) -> None:
   """Writes arrays by name and, as JSON, the array `provenance`; a part of that name keeps its own."""
-  told = {} if provenance is None else {PROVENANCE: np.array(json.dumps(provenance))}
+  further = {} if provenance is None else {PROVENANCE: np.array(json.dumps(provenance))}
   with replace_file(Path(path)) as file:
-    np.savez_compressed(file, **told | arrays)
+    np.savez_compressed(file, **further | arrays)
 
 
 def write_samples(

@@ -2,20 +2,15 @@
 
   (1)  nearer   The share of samples whose nearest picture was trained on, in a pool of as many training as
                 held-out pictures.  A sampler that copies nothing gets 1/2, whatever else is wrong with it.
-                With
-                c_j samples nearest to the j-th of n pictures, the count is sum_j c_j B_j for a random half
-                B, of
-                variance (sum c^2 - (sum c)^2 / n) n / (4 (n - 1)): samples that share a picture are not
-                independent.
-  (2)  copies   The share of samples with a small r = d(training pictures) / d(held-out pictures), d the
-  distance to
-                the nearest: below the limit that 99 of 100 held-out pictures exceed, which are not compared
-                with
-                themselves.  If samples are like held-out pictures, the number of N samples below the k-th
-                smallest
-                of M such r is beta-binomial (N; k, M - k + 1).  We test k = M / 100 and k = 1, which is
-                stronger
-                if the split has no twins.  Of samples that share a training picture only the first counts.
+                Samples that share a nearest picture are not independent: if the j-th of the n pictures is
+                nearest to c_j samples, the count is sum_j c_j B_j, where B is 1 for a random half of them,
+                of variance (sum c^2 - (sum c)^2 / n) n / (4 (n - 1)).
+  (2)  copies   The share of samples with a small r = d(training pictures) / d(held-out pictures), where d is
+                the distance to the nearest.  Small is below the limit that 99 of 100 held-out pictures
+                exceed; these are not compared with themselves.  If samples are like held-out pictures, the
+                number of N samples below the k-th smallest of M such r is beta-binomial
+                (N; k, M - k + 1).  We test k = M / 100, and k = 1, which is stronger if the split has no
+                twins.  Of samples that share a training picture only the first counts.
 
 (1) detects that many samples lean to the training pictures, (2) that a few are copies.  Both test whether
 samples are nearer to training pictures than new pictures are, as in Meehan et al. 2020 (2004.05675).  The
@@ -133,26 +128,24 @@ def audit(
   control = distance_ratio(
     nearest_in_pool(held_out[chosen], train)[1], nearest_in_pool(held_out[chosen], held_out, chosen)[1]
   )
-  (in_train, to_train), (in_held_out, to_held_out) = (
-    nearest_in_pool(samples, train),
-    nearest_in_pool(samples, held_out),
-  )
+  in_train, to_train = nearest_in_pool(samples, train)
+  in_held_out, to_held_out = nearest_in_pool(samples, held_out)
   r = distance_ratio(to_train, to_held_out)
-  limits, nearest_ratios = np.sort(control), r[np.unique(in_train, return_index=True)[1]]
-  least = max(len(control) // 100, 1)
-  chances = [
-    stats.betabinom.sf(
-      (nearest_ratios < limits[k - 1]).sum() - 1, len(nearest_ratios), k, len(control) - k + 1
-    )
-    for k in (1, least)
-  ]
-  copies_chance, limit = min(1.0, 2 * float(min(chances))), float(limits[least - 1])
+  copies_chance, limit = copies_test(r[np.unique(in_train, return_index=True)[1]], control)
 
   order = np.argsort(r, kind="stable")
   first = order[np.sort(np.unique(in_train[order], return_index=True)[1])[:pairs]]
   shown = SuspectPairs(first, *(each[first] for each in (in_train, in_held_out, to_train, to_held_out)))
   flagged = min(nearer_chance, copies_chance) < level / 2
   return Audit(nearer, nearer_chance, float(np.mean(r < limit)), copies_chance, limit, bool(flagged), shown)
+
+
+def copies_test(ratios: np.ndarray, control: np.ndarray) -> tuple[float, float]:
+  """(2) of the r of samples [N] and of held-out pictures [M]: its chance, and the limit of r."""
+  limits, least = np.sort(control), max(len(control) // 100, 1)
+  below = lambda k: (ratios < limits[k - 1]).sum()
+  chances = [stats.betabinom.sf(below(k) - 1, len(ratios), k, len(control) - k + 1) for k in (1, least)]
+  return min(1.0, 2 * float(min(chances))), float(limits[least - 1])
 
 
 def distance_ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

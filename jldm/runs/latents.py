@@ -54,7 +54,7 @@ def measure_latents(run: Run, params: Any, train_set: Any, mesh: Mesh) -> dict:
 
 
 def collapse_warning(stage: str, signal: np.ndarray) -> str:
-  """What to say of channels, signal [C], that are noise alone; nothing if none is."""
+  """A line about channels, signal [C], that are noise alone; "" if none is."""
   noise = int((signal < LEAST_SIGNAL).sum())
   if not noise:
     return ""
@@ -67,7 +67,7 @@ def collapse_warning(stage: str, signal: np.ndarray) -> str:
 def encode_training_set(
   run: Run, codec: dict, source: Any, mesh: Mesh, frozen: Mapping[str, Loaded] = NOTHING
 ) -> Any:
-  """What the denoiser trains on: the moments of the training set, with what its conditioners cache.
+  """The source that the denoiser trains on: the moments of the training set, and what conditioners cache.
 
   Both are read from disk, or computed and written if they are not there.  `frozen` has the towers of the
   conditioners.
@@ -144,21 +144,21 @@ def part_encoder(
   """part -> encode(frozen, batch) of its examples, batch by batch, on the devices of this process."""
   local = sharding.local_mesh(mesh)
   batch_size = math.ceil(run.encoding_batch_size / local.size) * local.size
-  placed, arrays = sharding.replicate(local, sharding.fetch(frozen)), jax.jit(encode)
+  frozen, encode = sharding.replicate(local, sharding.fetch(frozen)), jax.jit(encode)
 
   def encode_part(part: SourceSlice) -> Iterator[dict]:
     start = part.start
     for batch, count in run.notice.checked(in_order(part, batch_size), alone=True):
       rows = {"row": np.arange(start, start + batch_size, dtype=np.uint32)}
-      made = jax.device_get(arrays(placed, sharding.shard_batch(local, batch | rows)))
-      yield {name: array[:count] for name, array in made.items()}
+      encoded = jax.device_get(encode(frozen, sharding.shard_batch(local, batch | rows)))
+      yield {name: array[:count] for name, array in encoded.items()}
       start += count
 
   return encode_part
 
 
 def encode_examples(run: Run, frozen: dict, source: Source, mesh: Mesh) -> dict:
-  """What `encode_training_set` has of the examples, as arrays [N, ...] in memory, nothing on disk."""
+  """The arrays of `encode_training_set` for a few examples, [N, ...], in memory and never on disk."""
   objective, key = run.stage.objective, jax.random.key(SOURCE_SEED)
 
   def encode(frozen: dict, batch: dict) -> dict:
@@ -202,7 +202,7 @@ def conditions_folder(run: Run, codec: dict, towers: Mapping[str, Loaded] = NOTH
 
 
 def moments_hash(codec: dict, model: Model, data: Any, identity: dict | None = None) -> str:
-  """The hash of what cached moments depend on: the codec, the encoder's parameters and the data."""
+  """A hash of everything that cached moments depend on: codec, encoder's parameters, data."""
   return config_hash(
     [without_execution_fields(to_data(model.codec)), data_config(data, identity)], codec["params"]
   )

@@ -1,10 +1,10 @@
-"""One trainer a workdir: `W/lock`, {"pid", "host", "started", "since"}.
+"""One trainer per workdir: `W/lock`, {"pid", "host", "started", "since"}.
 
-Two things keep a second trainer out: the kernel's lock on the file (flock, by `filelock`), which ends
-with its holder however that ends, and what the file says, which is read too because not every file system
-tells one machine of another's lock: NFS does unless it is mounted with nolock or local_lock, and
-where flock is not known at all the file alone must do.  filelock.FileLock opens the file by itself, and
-some of its versions empty it; lock_descriptor locks the file that is open here.  So
+Two things keep a second trainer out.  The first is the kernel's lock on the file (flock, by `filelock`),
+which ends with its holder, however that ends.  The second is the content of the file: not every file system
+shows one machine the locks of another (NFS does not if it is mounted with nolock or local_lock), and some
+have no flock at all.  filelock.FileLock opens the file by itself, and some of its versions empty it, so
+lock_descriptor locks the file that is open here.  Thus
 
   a holder that lives, on this host or by flock                   is refused, with its pid and host;
   one of this host that has ended, its pid perhaps in use again   is taken over from, with a line;
@@ -79,7 +79,7 @@ def _opened(path: Path) -> IO[str]:
         raise
     if not granted:
       with file:
-        raise UserError(_told(path, _holder(file)))
+        raise UserError(_refusal(path, _holder(file)))
     if _is_at(file, path):
       return file
     file.close()  # its holder left, and removed it, between our opening and locking it
@@ -105,18 +105,18 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _holder(file: IO[str]) -> dict:
-  """What a lock says of its holder; nothing where a kill came before it was written, or it is damaged."""
+  """The holder that a lock names; {} if it is damaged, or its holder was killed before writing it."""
   file.seek(0)
   try:
-    found = json.loads(file.read(4096))
+    holder = json.loads(file.read(4096))
   except (ValueError, RecursionError):
     return {}
   kinds = {"pid": int, "host": str, "started": str, "since": str}
-  whole = isinstance(found, dict) and all(type(found.get(name)) is kind for name, kind in kinds.items())
-  return found if whole and found["pid"] > 0 and found["since"].isprintable() else {}
+  whole = isinstance(holder, dict) and all(type(holder.get(name)) is kind for name, kind in kinds.items())
+  return holder if whole and holder["pid"] > 0 and holder["since"].isprintable() else {}
 
 
-def _told(path: Path, holder: dict) -> str:
+def _refusal(path: Path, holder: dict) -> str:
   who = (
     "another process" if not holder else f"pid {holder['pid']} on {holder['host']!r} since {holder['since']}"
   )
@@ -126,13 +126,13 @@ def _told(path: Path, holder: dict) -> str:
 
 
 def _refuse_others(path: Path, holder: dict) -> None:
-  """What flock, which was granted, does not say."""
+  """Raises a UserError for a holder that lives, or may, although flock was granted; else takes over."""
   if not holder:
     return
   if holder["host"] != socket.gethostname():
     raise UserError(
-      f"{_told(path, holder)}; if it has ended (which {socket.gethostname()!r} cannot see), remove {path}"
+      f"{_refusal(path, holder)}; if it has ended (which {socket.gethostname()!r} cannot see), remove {path}"
     )
   if holder["pid"] != os.getpid() and start_of(holder["pid"]) == holder["started"]:
-    raise UserError(_told(path, holder))
+    raise UserError(_refusal(path, holder))
   print(f"{path} is of pid {holder['pid']}, which has ended; it is taken over", file=sys.stderr, flush=True)

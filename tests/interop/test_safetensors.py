@@ -287,7 +287,7 @@ def test_arrays_are_mapped_one_by_one(path):
 
 def test_the_line_for_a_pickle_unties_tensors_that_share_memory():
   """Else save_file refuses them, such as the lpips package's heads, which it holds under two names."""
-  line = safetensors.pickle_told(Path("model.ckpt")).partition('python -c "')[2]
+  line = safetensors.pickle_message(Path("model.ckpt")).partition('python -c "')[2]
   compile(line.removesuffix('"'), "line", "exec")
   assert "k: v.clone().contiguous() for k, v in" in line
 
