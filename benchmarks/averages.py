@@ -41,8 +41,8 @@ def main() -> None:
       for width in others:
         snapshots = [((step, a), lambda step=step, a=a: load(step, a)) for step in chosen for a in first]
         errors.append(relative_error(reconstruct(width, steps[-1], snapshots), load(steps[-1], width)))
-      told = " | ".join(f"{error:.1e}" for error in errors)
-      print(f"| {len(chosen)} | {chosen[-1] - chosen[-2]} steps | {told} |", flush=True)
+      cells = " | ".join(f"{error:.1e}" for error in errors)
+      print(f"| {len(chosen)} | {chosen[-1] - chosen[-2]} steps | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

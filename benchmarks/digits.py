@@ -71,30 +71,30 @@ def read_samples(folder: Path) -> tuple[np.ndarray, list[dict]]:
     ValueError: no samples, or not all of one draw.
   """
   paths = sorted(folder.glob("[0-9]*.png"))
-  told = [read_provenance(path) for path in paths]
-  if not paths or None in told:
+  notes = [read_provenance(path) for path in paths]
+  if not paths or None in notes:
     raise ValueError(
       f"{str(folder)!r} has no pictures that jldm drew, or others among them; expected one draw"
     )
   draws = {
-    json.dumps({k: v for k, v in one.items() if k not in ("index", "label")}, sort_keys=True) for one in told
+    json.dumps({k: v for k, v in one.items() if k not in ("index", "label")}, sort_keys=True) for one in notes
   }
-  if len(draws) > 1 or [one["index"] for one in told] != list(range(len(told))):
+  if len(draws) > 1 or [one["index"] for one in notes] != list(range(len(notes))):
     raise ValueError(f"{str(folder)!r} mixes several draws; empty it and draw again")
-  return np.stack([np.asarray(Image.open(path).convert("L"))[..., None] for path in paths]), told
+  return np.stack([np.asarray(Image.open(path).convert("L"))[..., None] for path in paths]), notes
 
 
 def check(folder: Path) -> dict:
   """Both figures, and how the samples in `folder` were drawn."""
-  images, told = read_samples(folder)
-  labels = np.array([one["label"] for one in told])
+  images, notes = read_samples(folder)
+  labels = np.array([one["label"] for one in notes])
   return {
     "class_agreement": class_agreement(images, labels),
     "std_ratio": std_ratio(images, labels),
-    "guidance_scale": told[0]["guidance_scale"],
+    "guidance_scale": notes[0]["guidance_scale"],
     "n": len(images),
-    "steps": told[0]["steps"],
-    "seed": told[0]["seed"],
+    "steps": notes[0]["steps"],
+    "seed": notes[0]["seed"],
   }
 
 

@@ -42,9 +42,9 @@ def measured(
 def row(name: str, size: int, each: np.ndarray) -> str:
   """One line of the table."""
   value, low, high = each.T
-  mean, spread, told = value.mean(), value.std(ddof=1), (high - low).mean() / (2 * 1.96)
+  mean, spread, claimed = value.mean(), value.std(ddof=1), (high - low).mean() / (2 * 1.96)
   held = int(((low <= mean) & (mean <= high)).sum())
-  return f"| {name} | {size} | {mean:.3g} | {spread:.2g} | {told:.2g} | {held} of {len(value)} |"
+  return f"| {name} | {size} | {mean:.3g} | {spread:.2g} | {claimed:.2g} | {held} of {len(value)} |"
 
 
 def main() -> None:

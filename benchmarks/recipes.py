@@ -207,7 +207,7 @@ class Codec(NamedTuple):
 
   params: dict
   latents: Arrays
-  told: dict
+  scores: dict
   back: np.ndarray
 
 
@@ -222,9 +222,9 @@ def codec(found: Experiment, source: Arrays, held_out: np.ndarray, seed: int) ->
   whole = {"params": params} | codecs.measure_statistics([Gaussian(mean, log_variance)])._asdict()
   used += time.process_time() - start
   value, back = reconstructed(network, whole, held_out)
-  told = {"autoencoder_steps": stage.steps, "psnr": value, "seconds": used}
+  scores = {"autoencoder_steps": stage.steps, "psnr": value, "seconds": used}
   return Codec(
-    whole, Arrays({"mean": mean, "log_variance": log_variance, "label": source.arrays["label"]}), told, back
+    whole, Arrays({"mean": mean, "log_variance": log_variance, "label": source.arrays["label"]}), scores, back
   )
 
 
@@ -255,9 +255,9 @@ def kept(path: Path, make: Callable[[], tuple[dict, np.ndarray]]) -> tuple[dict,
   """Facts and pictures of `make`, which is called only where PATH.json, written last, is missing."""
   facts, images = Path(f"{path}.json"), Path(f"{path}.npz")
   if not facts.is_file():
-    told, made = make()
+    scores, made = make()
     np.savez_compressed(images, images=made)
-    facts.write_text(json.dumps(told) + "\n")
+    facts.write_text(json.dumps(scores) + "\n")
   with np.load(images, allow_pickle=False) as stored:
     return json.loads(facts.read_text()), stored["images"]
 
@@ -267,10 +267,10 @@ def write_grid(path: Path, images: np.ndarray, labels: np.ndarray, what: str, co
   pictures.write_png(path, sheets.class_rows(images[shown], labels[shown], columns), {"what": what})
 
 
-def row(told: dict) -> str:
+def row(scores: dict) -> str:
   """One line of the table."""
-  cells = [told["recipe"], told.get("autoencoder", ""), str(told.get("seed", ""))]
-  number = lambda name, digits: f"{told[name]:.{digits}f}" if name in told else ""
+  cells = [scores["recipe"], scores.get("autoencoder", ""), str(scores.get("seed", ""))]
+  number = lambda name, digits: f"{scores[name]:.{digits}f}" if name in scores else ""
   cells += [
     number("psnr", 1),
     number("reconstruction", 3),
@@ -308,13 +308,13 @@ def search(options: argparse.Namespace) -> None:
     first, back = kept(options.folder / f"autoencoder {of}, seed {seed}", lambda: train_codec(of, seed)[2:])  # noqa: B023
     second, images = kept(path, lambda: recipe(found, train_codec(of, seed), seed))  # noqa: B023 (used at once)
     write_grid(Path(f"{path}.png"), images, LABELS, name)
-    told = (
+    scores = (
       {"recipe": name, "autoencoder": of, "seed": seed, "reconstruction": reference.distance(back)}
       | first
       | second
     )
     print(
-      row(told | reference.score(images, LABELS) | {"seconds": first["seconds"] + second["seconds"]}),
+      row(scores | reference.score(images, LABELS) | {"seconds": first["seconds"] + second["seconds"]}),
       flush=True,
     )
 
@@ -333,10 +333,10 @@ def final(options: argparse.Namespace) -> None:
   }
   model, params = load(options.folder)
   value, back = reconstructed(model.codec.network, params["codec"], reference.images[:SAMPLES])
-  told = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps
-  told |= reference.score(images, LABELS) | {"seconds": used}
-  (options.folder / "score.json").write_text(json.dumps(told, indent=2) + "\n")
-  print(f"{HEAD}\n{row(told)}")
+  scores = {"recipe": options.folder.name, "psnr": value, "reconstruction": reference.distance(back)} | steps
+  scores |= reference.score(images, LABELS) | {"seconds": used}
+  (options.folder / "score.json").write_text(json.dumps(scores, indent=2) + "\n")
+  print(f"{HEAD}\n{row(scores)}")
 
 
 def ways(options: argparse.Namespace) -> None:
@@ -348,8 +348,8 @@ def ways(options: argparse.Namespace) -> None:
       sampler=presets.make_sampler(name), steps=steps, guidance=presets.make_guidance(scale=scale)
     )
     images = drawn(options.folder, sampling)
-    told = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
-    print(row(told | reference.score(images, LABELS)), flush=True)
+    scores = {"recipe": f"{name}, {steps} steps", "autoencoder": f"{scale}"}
+    print(row(scores | reference.score(images, LABELS)), flush=True)
 
 
 WAYS = (

@@ -210,11 +210,11 @@ def noise_table(found: dict[str, list[float]]) -> str:
 
 def quality_table(found: dict[str, Any]) -> str:
   lines = [f"| sampler | {' | '.join(map(str, COUNTED))} |", "|---" * (1 + len(COUNTED)) + "|"]
-  said = lambda values: f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+  mean_and_spread = lambda values: f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
   for name, each in found["ways"].items():
     lines.append(
       f"| {name} | "
-      + " | ".join(said(each[str(n)]["frechet"]) if str(n) in each else "" for n in COUNTED)
+      + " | ".join(mean_and_spread(each[str(n)]["frechet"]) if str(n) in each else "" for n in COUNTED)
       + " |"
     )
   return "\n".join(lines) + "\n"

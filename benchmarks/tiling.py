@@ -70,8 +70,8 @@ def row(name: str, side: int, folder: str) -> str:
   found, path = np.asarray(found if method == "decode" else found.mean), Path(folder) / f"{method}.npy"
   if tiles is None:
     np.save(path, found)
-  told = compared(np.load(path), found, tiles, side) if path.exists() else ("",) * 3
-  return f"| {name} | {temporaries:.0f} | {held:.0f} | {seconds:.0f} | {' | '.join(told)} |"
+  cells = compared(np.load(path), found, tiles, side) if path.exists() else ("",) * 3
+  return f"| {name} | {temporaries:.0f} | {held:.0f} | {seconds:.0f} | {' | '.join(cells)} |"
 
 
 def drawn(side: int, method: str) -> tuple[Any, np.ndarray]:

@@ -130,8 +130,8 @@ def test_a_manifest(steps, data):
 def test_a_manifest_names_nothing_outside_its_step(steps, name, capsys):
   outside = steps / "outside"
   outside.write_bytes(b"secret")
-  said = {"step": 2, "files": {name: [6, hashlib.blake2b(b"secret").hexdigest()]}}
-  (steps / "2.manifest.json").write_text(json.dumps(said))
+  content = {"step": 2, "files": {name: [6, hashlib.blake2b(b"secret").hexdigest()]}}
+  (steps / "2.manifest.json").write_text(json.dumps(content))
   assert Checkpoints(steps, read_only=True).latest() == 1
   assert f"2 is damaged: {name} is missing" in capsys.readouterr().err
 

@@ -17,5 +17,5 @@ def test_the_plot_shows_what_was_measured():
   )
 
 
-def test_the_discriminator_starts_when_it_is_told():
+def test_the_discriminator_starts_when_it_is_reported():
   assert objective(500).start_step == 500 and objective(500).inner.network == objective(0).network

@@ -415,7 +415,7 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path, capsys):
     ),
   ],
 )
-def test_tensors_that_do_not_fit_are_told_by_name(change, message, tmp_path, capsys):
+def test_tensors_that_do_not_fit_are_reported_by_name(change, message, tmp_path, capsys):
   tensors = dict(safetensors.read(SD / locate.WEIGHTS))
   change(tensors)
   folder = damaged(tmp_path / "x", b"")

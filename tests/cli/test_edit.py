@@ -132,7 +132,7 @@ def test_every_edit_keeps_the_size_and_says_where_it_is_from(workdir, files, tmp
   assert sheet["source_sha256"] == [provenance["source_sha256"]] and set(provenance) >= set(sheet)
 
 
-def test_what_is_not_masked_is_bit_identical_and_the_mask_is_told(workdir, files, tmp_path):
+def test_what_is_not_masked_is_bit_identical_and_the_mask_is_reported(workdir, files, tmp_path):
   assert edited(workdir, files, tmp_path, "inpaint", "--mask", "{files}/M.png") == 0
   source, known = opened(files / "A.png"), opened(files / "M.png") == 0
   image = opened(tmp_path / "00000.png")
@@ -227,7 +227,7 @@ def test_several_pictures_are_edited_each_and_told_apart(workdir, files, tmp_pat
   assert opened(tmp_path / "AB" / "sheet.png").shape[0] == 5 * (SIZE[0] * 3 + 2) + 2
 
 
-def test_each_strength_is_a_row_and_told(workdir, files, tmp_path):
+def test_each_strength_is_a_row_and_is_reported(workdir, files, tmp_path):
   assert edited(workdir, files, tmp_path, "image-to-image", "--strength", "0,0.5,1") == 0
   assert [pictures.read_provenance(tmp_path / f"{i:05d}.png")["strength"] for i in range(3)] == [0, 0.5, 1]
   assert opened(tmp_path / "sheet.png").shape[0] == 4 * (SIZE[0] * 3 + 2) + 2
@@ -361,23 +361,25 @@ def test_what_others_made_is_never_replaced_and_what_another_command_made_if_ask
 
 def test_a_picture_says_which_model_made_it_and_how(workdir, files, tmp_path, capsys):
   assert edited(workdir, files, tmp_path, "invert") == 0
-  told = pictures.read_provenance(tmp_path / "00000.png")
-  assert told == pictures.read_provenance(tmp_path / "noise.npz") | {
+  written = pictures.read_provenance(tmp_path / "00000.png")
+  assert written == pictures.read_provenance(tmp_path / "noise.npz") | {
     "index": 0,
-    "source_sha256": told["source_sha256"],
+    "source_sha256": written["source_sha256"],
   }
-  assert (told["model"], told["stage"], told["step"], told["version"]) == (
+  assert (written["model"], written["stage"], written["step"], written["version"]) == (
     "W",
     "denoiser",
     2,
     jldm.__version__,
   )
-  assert told["resolved"]["sampler"] == repr(EDICT()) and told["resolved"]["steps"] == 2
-  assert re.fullmatch("[0-9a-f]{64}", told["params_sha256"])
+  assert written["resolved"]["sampler"] == repr(EDICT()) and written["resolved"]["steps"] == 2
+  assert re.fullmatch("[0-9a-f]{64}", written["params_sha256"])
   capsys.readouterr()
   assert main(["info", str(tmp_path / "00000.png")]) == 0
   shown = capsys.readouterr().out
-  assert f"  params_sha256: {told['params_sha256']}" in shown and "EDICT" in shown and "  step: 2\n" in shown
+  assert (
+    f"  params_sha256: {written['params_sha256']}" in shown and "EDICT" in shown and "  step: 2\n" in shown
+  )
 
 
 def test_a_film_without_imageio_is_refused_before_the_work(workdir, files, tmp_path, capsys, monkeypatch):

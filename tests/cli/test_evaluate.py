@@ -147,7 +147,7 @@ def test_another_seed_gives_others(workdir, results, capsys):
     (["--data-dir", "x"], "has no data_dir"),
   ],
 )
-def test_mistakes_are_told_in_one_line(workdir, capsys, options, message):
+def test_mistakes_are_reported_in_one_line(workdir, capsys, options, message):
   assert main(["evaluate", "--workdir", str(workdir), *OPTIONS, "--stage", "denoiser", *options]) == 2
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
@@ -161,7 +161,7 @@ def test_what_was_trained_on_does_not_judge(workdir, tmp_path, capsys):
   assert "both 'train', so nothing is held out" in capsys.readouterr().err
 
 
-def test_weights_without_an_extractor_are_told_those_that_there_are(workdir, capsys):
+def test_weights_without_an_extractor_are_reported_those_that_there_are(workdir, capsys):
   assert main(["evaluate", "--workdir", str(workdir), "--weights", "w.safetensors"]) == 2
   error = capsys.readouterr().err
   assert "give --extractor, one of: " in error and "fashion (the middle 28x28 of grey pictures" in error

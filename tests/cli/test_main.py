@@ -38,7 +38,7 @@ def test_a_wrong_command_line(capsys, argv, message):
   assert message in refused(capsys, *argv)
 
 
-def test_no_command_is_asking_for_help_and_the_version_is_told(capsys):
+def test_no_command_is_asking_for_help_and_the_version_is_reported(capsys):
   for argv, words in (([], "usage: jldm"), (["--version"], f"jldm {jldm.__version__}")):
     with pytest.raises(SystemExit) as ended:
       main(argv)

@@ -198,7 +198,7 @@ def test_linked_folders_are_read_and_circles_end(tmp_path, capsys):
   assert "left out: 1 folder linked to more than once (cat/again)" in out
 
 
-def test_folders_that_cannot_be_read_are_told(tmp_path, capsys, monkeypatch):
+def test_folders_that_cannot_be_read_are_reported(tmp_path, capsys, monkeypatch):
   save(tmp_path / "S" / "cat" / "a.png")
   save(tmp_path / "S" / "cat" / "locked" / "b.png")
   scandir = os.scandir
@@ -248,7 +248,7 @@ def test_a_class_called_train_next_to_others_is_a_class(tmp_path):
   assert json.loads((folder / "metadata.json").read_text())["classes"] == ["bus", "test", "train"]
 
 
-def test_one_class_of_folders_is_told(tmp_path, capsys):
+def test_one_class_of_folders_is_reported(tmp_path, capsys):
   for name in ("2020", "2021"):
     save(tmp_path / "S" / "images" / name / "a.png")
   prepared(tmp_path)
@@ -281,7 +281,7 @@ def test_wrong_held_out_folders(tmp_path):
   assert not (tmp_path / "data").exists()
 
 
-def test_small_pictures_are_told_of(tmp_path, capsys):
+def test_small_pictures_are_reported_of(tmp_path, capsys):
   save(tmp_path / "S" / "small.png", (4, 4))
   save(tmp_path / "S" / "wide.png", (8, 40))
   save(tmp_path / "S" / "large.png", (40, 40))

@@ -90,7 +90,7 @@ def test_a_folder_of_pictures_with_provenance(workdir, tmp_path):
   assert provenance["guidance_scale"] == 2 and provenance["seed"] == 0
 
 
-def test_guidance_is_told_with_the_picture(workdir, tmp_path):
+def test_guidance_is_reported_with_the_picture(workdir, tmp_path):
   out = tmp_path / "O"
   options = [
     "--guidance",

@@ -48,7 +48,7 @@ def test_an_unwritable_workdir(tmp_path, capsys):
   assert code == 2 and "choose another --workdir" in error and error.count("\n") == 1
 
 
-def test_a_missing_data_set_is_told_within_seconds(tmp_path):
+def test_a_missing_data_set_is_reported_within_seconds(tmp_path):
   """The whole command, as a person runs it, without a network."""
   began = time.monotonic()
   command = [

@@ -113,7 +113,7 @@ def test_an_override_replaces_one_leaf(path, text, value):
     ("denoiser.objective.conditioners", "(Masked(), Masked())", "several conditioners are named 'masked'"),
   ],
 )
-def test_an_override_that_does_not_fit_is_told(path, text, message):
+def test_an_override_that_does_not_fit_is_reported(path, text, message):
   assert message in refused(override, SMALL, path, text)
 
 

@@ -1,4 +1,4 @@
-"""One of a thing is told in the singular."""
+"""One of a thing is written in the singular."""
 
 from jldm.core.words import count_text
 

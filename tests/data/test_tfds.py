@@ -83,7 +83,7 @@ def test_a_missing_data_set_says_how_to_make_it(name, ways):
   assert refused(ImageData(name=name, data_dir="my data")) == expected
 
 
-def test_a_missing_data_set_is_told_at_once(tmp_path):
+def test_a_missing_data_set_is_reported_at_once(tmp_path):
   code = (
     "import sys\nfrom jldm.data.tfds import ImageData\ntry:\n  ImageData(name='mnist').open('train')\n"
     "except ValueError as error:\n  print(error)\nassert 'tensorflow_datasets' not in sys.modules"

@@ -213,7 +213,7 @@ def test_one_beta_cannot_be_scaled_to_nothing():
     Discrete(Betas((0.1,)), rescale_betas_zero_snr=True)
 
 
-def test_a_network_is_told_the_time_that_it_knows():
+def test_a_network_is_reported_the_time_that_it_knows():
   t = jnp.linspace(0, 1, 5)
   np.testing.assert_array_equal(timestep(Flow(), t), t)
   np.testing.assert_allclose(timestep(Shifted(Flow(), 3.0), t), [0, 0.5, 0.75, 0.9, 1], rtol=1e-6)

@@ -36,8 +36,8 @@ class Run:
     self.lost: dict[int, list[str]] = {}
 
   def start(self, number: int, count: int | None = None) -> Watch:
-    told = self.lost.setdefault(number, [])
-    watch = Watch(self.address, count or self.count, number, told.append)
+    texts = self.lost.setdefault(number, [])
+    watch = Watch(self.address, count or self.count, number, texts.append)
     self.loops.append(watch._loop)
     watch.start()
     self.watches[number] = watch
@@ -146,13 +146,13 @@ def test_process_0_that_is_not_there_is_missed(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "number, count, told",
+  "number, count, texts",
   [(1, 3, "was started with --processes 2, not 3"), (1, 2, "to which another process 1 is connected")],
 )
-def test_one_that_does_not_belong_is_refused(run, number, count, told):
+def test_one_that_does_not_belong_is_refused(run, number, count, texts):
   whole = run(2, (0, 1))
   whole.watches[0].meet(WAIT_S)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=texts):
     whole.start(number, count).meet(1)
   assert not whole.lost[0]
 

@@ -58,7 +58,7 @@ def test_a_batch_or_device_count_that_does_not_fit_is_refused_with_the_nearest_l
 
 
 @pytest.mark.parametrize("batch_size, devices", [(12, 8), (100, 3), (5, 8), (1001, 6)])
-def test_what_is_told_to_use_does_fit(batch_size, devices):
+def test_what_is_reported_to_use_does_fit(batch_size, devices):
   sizes, counts = refused(batch_size, devices).split("; use batch size ")[1].split(", or --devices ")
   for size in sizes.split(" or "):
     sharding.mesh_for(int(size), devices)

@@ -80,10 +80,10 @@ def test_nothing_of_a_workdir_is_markup(workdir, text, tmp_path):
   copy = tmp_path / "w"
   shutil.copytree(workdir, copy)
   path = workdirs.evaluation_folder(copy) / "2.json"
-  told = json.loads(path.read_text())
-  told["metrics"] = {f"{HOSTILE}{name}": each for name, each in told["metrics"].items()}
-  told["extractor"]["name"] = told["versions"]["jax"] = told["left_out"][HOSTILE] = HOSTILE
-  path.write_text(json.dumps(told))
+  judged = json.loads(path.read_text())
+  judged["metrics"] = {f"{HOSTILE}{name}": each for name, each in judged["metrics"].items()}
+  judged["extractor"]["name"] = judged["versions"]["jax"] = judged["left_out"][HOSTILE] = HOSTILE
+  path.write_text(json.dumps(judged))
   with (copy / "metrics.jsonl").open("a") as file:
     file.write(
       json.dumps({"stage": "denoiser", "step": 3, "loss": 1.0, f"{HOSTILE}term": 2.0, HOSTILE: HOSTILE})
@@ -108,7 +108,7 @@ def test_a_run_that_has_only_begun(workdir, tmp_path):
   )
 
 
-def test_an_evaluation_that_is_none_is_told(workdir, tmp_path):
+def test_an_evaluation_that_is_none_is_reported(workdir, tmp_path):
   copy = tmp_path / "w"
   shutil.copytree(workdir, copy)
   (workdirs.evaluation_folder(copy) / "2.json").write_text("[]")

@@ -88,7 +88,7 @@ def test_whatever_happens_to_one_the_other_names_it_and_ends(hit, case):
   assert case.victim == 0 or not (hit[1] / "lock").exists(), "the one that is left releases the workdir"
 
 
-def test_a_mistake_of_one_is_told_once_and_ends_both(config, tmp_path):
+def test_a_mistake_of_one_is_reported_once_and_ends_both(config, tmp_path):
   with both(config, tmp_path / "here", tmp_path / "there") as (started, logs):
     codes = ends(started)
     assert codes == [Preempted.EXIT_CODE, 2]

@@ -52,7 +52,7 @@ def condition(model, params, name, value):
   return np.asarray(jax.jit(embed_branches, static_argnums=0)(model, params, whole)[0][name]["concat"])
 
 
-def test_what_a_masked_model_is_told_is_the_latents_of_what_is_known_and_where(masked):
+def test_what_a_masked_model_is_reported_is_the_latents_of_what_is_known_and_where(masked):
   model, params = masked
   inputs = condition(model, params, "masked", (PICTURES, KNOWN))
   shown = np.asarray(masks.fill_hidden(codecs.pixels(PICTURES), KNOWN))

@@ -169,7 +169,7 @@ def test_every_sampler_edits(tiny, name):
 
 
 @pytest.mark.slow
-def test_a_model_of_masks_is_told_the_mask():
+def test_a_model_of_masks_is_reported_the_mask():
   masked = conditioned(Masked())
   filled = edit.inpaint(*masked, IMAGES, KNOWN, request=THREE, sampling=TWO_STEPS)
   np.testing.assert_array_equal(filled[:, KNOWN == 1], IMAGES[:, KNOWN == 1])

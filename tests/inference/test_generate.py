@@ -184,7 +184,7 @@ def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
     draw(model, params, [1])
 
 
-def test_an_untrained_workdir_is_told(tmp_path):
+def test_an_untrained_workdir_is_reported(tmp_path):
   from jldm.storage import workdir
 
   workdir.claim_workdir(tmp_path / "w", config("digits"))

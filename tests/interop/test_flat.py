@@ -34,7 +34,7 @@ def test_there_and_back():
     ),
   ],
 )
-def test_what_does_not_fit_is_told(change, message):
+def test_what_does_not_fit_is_reported(change, message):
   arrays = {name: value for name, value in (flatten(TREE) | change).items() if value is not None}
   with pytest.raises(UserError, match=message):
     unflatten(arrays, TREE)

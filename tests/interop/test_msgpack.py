@@ -81,14 +81,14 @@ def array(shape=b"\x91\x02", dtype=b"\xa7float32", data=b"\xc4\x08" + bytes(8), 
     (b"\x81\xa1a" * 40 + b"\x80", "more than 16 deep"),
   ],
 )
-def test_what_flax_has_not_written_is_told(path, content, message):
+def test_what_flax_has_not_written_is_reported(path, content, message):
   path.write_bytes(content)
   with pytest.raises(UserError, match=message) as error:
     msgpack.tensors(path)
   assert str(error.value).isprintable() and str(path) in str(error.value)
 
 
-def test_what_is_no_file_is_told(tmp_path):
+def test_what_is_no_file_is_reported(tmp_path):
   for name, message in (("missing", "No such file"), (".", "directory")):
     with pytest.raises(UserError, match=message):
       msgpack.tensors(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Published folders and files into codecs and back; what is bad is told in one line."""
+"""Published folders and files into codecs and back; what is bad is refused in one line."""
 
 import json
 from pathlib import Path

@@ -94,7 +94,7 @@ def test_half_precision_is_cast_and_a_dense_layer_may_be_a_1x1_convolution():
     ),
   ],
 )
-def test_what_does_not_fit_is_told_by_name(change, message):
+def test_what_does_not_fit_is_reported_by_name(change, message):
   theirs = rename.publish(TABLE, tree())
   change(theirs)
   with pytest.raises(UserError, match=message):

@@ -158,7 +158,7 @@ def test_nothing_but_the_header_is_read_before_use(path):
     (stored(one("BOOL", (2,), (0, 2)), b"\x01\x02"), "neither 0 nor 1"),
   ],
 )
-def test_what_breaks_the_format_is_told(path, content, told):
+def test_what_breaks_the_format_is_reported(path, content, told):
   assert told in refused(path, content)
 
 
@@ -181,7 +181,7 @@ def test_the_advice_is_true_of_the_fault(path, content, told):
   assert told in message and ("download it again" in message) == ("compare its size" in message)
 
 
-def test_what_is_no_file_is_told(tmp_path):
+def test_what_is_no_file_is_reported(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   for name, told in (("missing", "No such file"), (".", "directory"), ("pipe", "not a regular file")):
     with pytest.raises(UserError, match=told):
@@ -296,7 +296,7 @@ def test_the_line_for_a_pickle_unties_tensors_that_share_memory():
   "content",
   [b"PK\x03\x04" + bytes(100), b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x04\x95" + bytes(20)],
 )
-def test_a_pickle_is_told_with_the_way_around_it(tmp_path, content):
+def test_a_pickle_is_reported_with_the_way_around_it(tmp_path, content):
   path = tmp_path / "model.ckpt"
   path.write_bytes(content)
   for read in (safetensors.read, safetensors.tensors, safetensors.read_header):

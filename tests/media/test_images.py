@@ -97,18 +97,18 @@ def test_pictures_of_others_are_never_replaced(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.npz", "a.mp4"])
 def test_every_file_says_how_it_was_made_and_another_s_says_nothing(tmp_path, name):
-  told, images = {"command": "sample", "seed": 7, "text": "Zürich"}, noise(3, 8, 8, 1)
+  origin, images = {"command": "sample", "seed": 7, "text": "Zürich"}, noise(3, 8, 8, 1)
   path = tmp_path / name
   if name == "a.mp4":
     pytest.importorskip("imageio_ffmpeg")
   write = {
-    "a.png": lambda: pictures.write_png(path, images[0], told),
-    "a.gif": lambda: pictures.write_gif(path, images, told),
-    "a.npz": lambda: pictures.write_npz(path, images, [0, 1, 2], told),
-    "a.mp4": lambda: pictures.write_mp4(path, images, told),
+    "a.png": lambda: pictures.write_png(path, images[0], origin),
+    "a.gif": lambda: pictures.write_gif(path, images, origin),
+    "a.npz": lambda: pictures.write_npz(path, images, [0, 1, 2], origin),
+    "a.mp4": lambda: pictures.write_mp4(path, images, origin),
   }
   write[name]()
-  assert pictures.read_provenance(path) == told and pictures.is_made_by(path, "sample")
+  assert pictures.read_provenance(path) == origin and pictures.is_made_by(path, "sample")
   assert not pictures.is_made_by(path, "edit invert") and pictures.is_made_by(path, "edit invert", True)
   path.write_bytes(path.read_bytes()[:40])
   assert pictures.provenance_or_none(path) is None
@@ -178,7 +178,7 @@ def test_alpha_is_shown_over_white():
   assert shown.tolist() == [[[10] * 3, [255] * 3, [206] * 3]]
 
 
-def test_edits_are_numbered_and_each_is_told(tmp_path):
+def test_edits_are_numbered_and_each_is_reported(tmp_path):
   images = noise(2, 8, 8, 2)
   pictures.write_edits(
     tmp_path, images, {"edited": images}, {"edit": "invert"}, [{"share": 0.0}, {"share": 1.0}]

@@ -214,7 +214,7 @@ def test_a_profile_of_srgb_changes_no_pixel(tmp_path):
 
 
 @pytest.mark.parametrize("profile", [b"no profile", bytes(200), matrix_profile(WIDE)[:150]])
-def test_a_profile_that_cannot_be_read_leaves_the_colours_and_is_told(tmp_path, profile):
+def test_a_profile_that_cannot_be_read_leaves_the_colours_and_is_reported(tmp_path, profile):
   Image.fromarray(PIXELS).save(tmp_path / "a.png", icc_profile=profile)
   np.testing.assert_array_equal(decoded(tmp_path / "a.png"), PIXELS)
   (note,) = transforms.read_picture(tmp_path / "a.png", transforms.measure_picture).notes

@@ -19,7 +19,7 @@ def test_it_is_torch_fidelitys(name, seed):
   )
 
 
-def test_it_counts_the_classes_that_are_told_apart():
+def test_it_counts_the_classes_that_are_reported_apart():
   sure = 1e3 * np.eye(7)[np.arange(70) % 7]
   np.testing.assert_allclose(inception_score(sure, splits=1).mean, 7, rtol=1e-9)
   np.testing.assert_allclose(inception_score(np.ones((70, 7)), splits=5), (1, 0), atol=1e-12)

@@ -92,7 +92,7 @@ def test_small_images_are_refused():
     ),
   ],
 )
-def test_what_is_not_ours_is_told(change, message):
+def test_what_is_not_ours_is_reported(change, message):
   arrays = rename(theirs("alex"))
   change(arrays)
   with pytest.raises(UserError, match=message):

@@ -81,14 +81,14 @@ def test_it_is_its_formula():
   x, back, inner, inner_aux = quick(inner_terms)(params)
   real, fake = (np.float64(quick(logits)(params, images)).mean((1, 2)) for images in (x, back))
   each = lambda sign, images: np.maximum(0, 1 + sign * np.float64(quick(logits)(params, images))).mean((1, 2))
-  told = 0.5 * (each(-1, x) + each(1, back))
+  loss_of_both = 0.5 * (each(-1, x) + each(1, back))
   weight = expected_weight(extra)
   assert values.shape == (8,) and values.dtype == jnp.float32
-  np.testing.assert_allclose(values, inner - weight * fake + told, rtol=1e-4)
+  np.testing.assert_allclose(values, inner - weight * fake + loss_of_both, rtol=1e-4)
   assert aux.metrics.keys() == inner_aux.metrics.keys() | {"d_real", "d_fake", "d_loss", "adversarial_weight"}
   actual = [aux.metrics[name] for name in ("d_real", "d_fake", "d_loss", "adversarial_weight", "psnr")]
   np.testing.assert_allclose(
-    actual, [real.mean(), fake.mean(), told.mean(), weight, inner_aux.metrics["psnr"]], rtol=1e-4
+    actual, [real.mean(), fake.mean(), loss_of_both.mean(), weight, inner_aux.metrics["psnr"]], rtol=1e-4
   )
 
 
@@ -117,12 +117,12 @@ def test_each_part_learns_from_its_own_terms_alone():
 def test_neither_part_learns_from_the_terms_of_the_other():
   params, _ = start()
   fooled = lambda params: OBJECTIVE.generator_loss(params["discriminator"], inner_terms(params)[1])[0].mean()
-  told = lambda params: OBJECTIVE.discriminator_loss(params["discriminator"], *inner_terms(params)[:2])[
-    0
-  ].mean()
+  loss_of_both = lambda params: OBJECTIVE.discriminator_loss(
+    params["discriminator"], *inner_terms(params)[:2]
+  )[0].mean()
   nothing = lambda tree: all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(tree))
   assert nothing(quick(jax.grad(fooled))(params))
-  of_told = quick(jax.grad(told))(params)
+  of_told = quick(jax.grad(loss_of_both))(params)
   assert nothing(of_told["autoencoder"]) and not nothing(of_told["discriminator"])
 
 
@@ -256,23 +256,24 @@ def test_a_codebook_is_the_inner_objectives():
 
 
 @pytest.mark.parametrize(
-  "change, told",
+  "change, loss_of_both",
   [
     ({"start_step": -1}, "start_step=-1"),
     ({"weight": -0.5}, "weight=-0.5"),
     ({"decay": 1.0}, "decay=1.0; expected at least"),
   ],
 )
-def test_numbers_that_are_not_legal_are_refused(change, told):
-  with pytest.raises(UserError, match=told):
+def test_numbers_that_are_not_legal_are_refused(change, loss_of_both):
+  with pytest.raises(UserError, match=loss_of_both):
     dataclasses.replace(OBJECTIVE, **change)
 
 
 @pytest.mark.parametrize(
-  "last, told", [("decoder/put/kernel", "no 'put', but"), ("decoder/out/kernel/x", "no 'x', but an array")]
+  "last, loss_of_both",
+  [("decoder/put/kernel", "no 'put', but"), ("decoder/out/kernel/x", "no 'x', but an array")],
 )
-def test_a_last_kernel_that_is_not_there_is_refused(last, told):
-  with pytest.raises(UserError, match=told):
+def test_a_last_kernel_that_is_not_there_is_refused(last, loss_of_both):
+  with pytest.raises(UserError, match=loss_of_both):
     jax.eval_shape(dataclasses.replace(OBJECTIVE, last_kernel=last).init, KEY, batch_of(0), {})
 
 

@@ -382,7 +382,7 @@ class Beside(nn.Module):
     return Output(jnp.zeros_like(z) + inputs["concat"].sum(-1, keepdims=True))
 
 
-def test_a_pair_is_told_standardised():
+def test_a_pair_is_reported_standardised():
   """From the pictures to the network: what `cache` keeps of them is what it is given."""
   objective = Diffusion(
     network=Beside(),

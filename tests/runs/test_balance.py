@@ -12,7 +12,7 @@ from tests.trained import STEPS
 
 
 @pytest.mark.slow
-def test_classes_are_told_and_lines_replayed(experiment, unbroken, tmp_path, capsys):
+def test_classes_are_reported_and_lines_replayed(experiment, unbroken, tmp_path, capsys):
   """On the latents that were encoded without it."""
   balanced = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, balance=True))
   workdirs.claim_workdir(tmp_path / "w", balanced)

@@ -126,7 +126,7 @@ def test_the_first_of_the_best_counts_and_what_is_not_finite_never():
   assert best_place({}, lower=True) == 0
 
 
-def test_what_cannot_end_it_is_told_before_training(experiment, tmp_path):
+def test_what_cannot_end_it_is_reported_before_training(experiment, tmp_path):
   wrong = changed(experiment, denoiser__patience=2, data__held_out="train")
   with pytest.raises(UserError, match=r"denoiser.patience=2, .* both 'train'.*set it to 0"):
     train(wrong, tmp_path / "w", devices=1)

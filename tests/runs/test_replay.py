@@ -113,7 +113,7 @@ def test_ranges_that_cannot_be_replayed(workdir, steps, message):
 
 
 @pytest.mark.parametrize("lost", ["latents", "conditions"])
-def test_lost_latents_are_told(workdir, tmp_path, lost):
+def test_lost_latents_are_reported(workdir, tmp_path, lost):
   folder = tmp_path / "w"
   shutil.copytree(workdir, folder)
   shutil.rmtree(folder / lost)

@@ -186,7 +186,7 @@ def test_only_what_is_better_and_newer_is_kept(tmp_path):
     ("evaluation.extractor", "dinov2", "comes without weights"),
   ],
 )
-def test_what_cannot_be_judged_is_told_before_training(judged, tmp_path, path, text, message):
+def test_what_cannot_be_judged_is_reported_before_training(judged, tmp_path, path, text, message):
   with pytest.raises(UserError) as error:
     train(override(judged, path, text), tmp_path / "w", devices=1)
   assert message in str(error.value) and not (tmp_path / "w").exists()

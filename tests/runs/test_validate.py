@@ -1,4 +1,4 @@
-"""What cannot be trained is told in one line before anything is written."""
+"""What cannot be trained is refused in one line before anything is written."""
 
 import dataclasses
 
@@ -75,13 +75,13 @@ def test_what_could_not_be_sampled_is_not_trained(experiment, tmp_path, change, 
     ("autoencoder.optimizer.no_decay", "nothing_like_it", "no_decay='nothing_like_it'"),
   ],
 )
-def test_regexes_that_find_nothing_are_told_before_training(experiment, tmp_path, path, text, message):
+def test_regexes_that_find_nothing_are_reported_before_training(experiment, tmp_path, path, text, message):
   with pytest.raises(UserError) as error:
     train(override(experiment, path, text), tmp_path / "w", devices=1)
   assert message in str(error.value) and not (tmp_path / "w").exists()
 
 
-def test_an_average_that_is_a_number_is_told(experiment, tmp_path):
+def test_an_average_that_is_a_number_is_reported(experiment, tmp_path):
   number = experiment.with_stage(dataclasses.replace(experiment.stage("denoiser"), ema=0.999))
   with pytest.raises(UserError, match=r"denoiser.ema=0.999; expected an average such as Decay\(0.999\)"):
     train(number, tmp_path / "w", devices=1)
@@ -104,7 +104,7 @@ def test_lpips_weights_are_looked_for_before_training(experiment, tmp_path, chan
   assert message in str(error.value) and not (tmp_path / "w").exists()
 
 
-def test_a_condition_that_does_not_fit_the_pictures_is_told_before_training(experiment, tmp_path):
+def test_a_condition_that_does_not_fit_the_pictures_is_reported_before_training(experiment, tmp_path):
   changed = with_conditioner(experiment, "Paired(degradation=Downsampled(5))")
   with pytest.raises(
     UserError, match=r"pictures of 32x32; expected sides divisible by Downsampled\(factor=5\).factor"

@@ -329,24 +329,24 @@ def pndm(case, steps, late):
     v = output(z, sigma / alpha)
     return v if late else alpha * v + sigma * z
 
-  def moved(t, s, said):
+  def moved(t, s, prediction):
     (alpha, sigma), (alpha_s, sigma_s) = rates(case, t), rates(case, s)
-    eps = alpha * said + sigma * z if late else said
+    eps = alpha * prediction + sigma * z if late else prediction
     return alpha_s * (z - sigma * eps) / alpha + sigma_s * eps
 
   for k, (t, s) in enumerate(np.asarray(times_of(case, process_of(case), steps))):
     past = [actual(z, t), *past][:4]
     if k == 0 and is_plms:
-      said = (past[0] + actual(moved(t, s, past[0]), s)) / 2
+      prediction = (past[0] + actual(moved(t, s, past[0]), s)) / 2
     elif k < 3 and not is_plms:
       middle = (t + s) / 2
       second = actual(moved(t, middle, past[0]), middle)
       third = actual(moved(t, middle, second), middle)
-      said = (past[0] + 2 * second + 2 * third + actual(moved(t, s, third), s)) / 6
+      prediction = (past[0] + 2 * second + 2 * third + actual(moved(t, s, third), s)) / 6
     else:
       weights = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
-      said = sum(weight * each for weight, each in zip(weights[len(past)], past))
-    z = moved(t, s, said)
+      prediction = sum(weight * each for weight, each in zip(weights[len(past)], past))
+    z = moved(t, s, prediction)
     walked.append(z)
   return np.stack(walked)
 

@@ -267,7 +267,7 @@ def test_an_address_is_no_path(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_shared_is_told_of(tmp_path):
+def test_a_folder_that_is_not_shared_is_reported_of(tmp_path):
   assert "is not visible to this process; choose a --workdir that all processes share" in refused(
     workdirs.check_shared_workdir, tmp_path / "w", DIGITS
   )
@@ -329,7 +329,7 @@ def test_what_is_not_a_workdir_is_not_read(tmp_path, inner, message):
 
 
 @pytest.mark.parametrize("text", ["", dumps(DIGITS)[:100], "[]"])
-def test_a_damaged_experiment_is_told(tmp_path, text):
+def test_a_damaged_experiment_is_reported(tmp_path, text):
   (tmp_path / "experiment.json").write_text(text)
   assert "not an experiment" in refused(workdirs.read_experiment, tmp_path)
   assert "not an experiment" in refused(workdirs.check_workdir, tmp_path, DIGITS)

@@ -135,7 +135,7 @@ def test_the_board_is_read_back_by_tensorboards_own_format(tmp_path):
   assert (events[2].step, point.tag, point.simple_value) == (5, "held_out_psnr", 21.5)
 
 
-def test_a_full_disk_is_told_of_at_once(tmp_path):
+def test_a_full_disk_is_reported_of_at_once(tmp_path):
   with Log(tmp_path, "denoiser", 0, 50, 4) as log:
     log.path = Path("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
@@ -277,12 +277,12 @@ def test_both_stages_go_into_one_run_under_steps_of_their_own(tmp_path):
       for step in (1, 2):
         collect(log, (step,))
         log.write(step, None, {})
-  told = [
+  printed = [
     {name.partition("/")[2]: value for name, value in row.items()}
     | {"stage": next(iter(row)).partition("/")[0]}
     for row in run.rows
   ]
-  assert told == lines(tmp_path) and len(told) == 4
+  assert printed == lines(tmp_path) and len(printed) == 4
   assert run.metrics["autoencoder/*"] == "autoencoder/step" and run.metrics["denoiser/*"] == "denoiser/step"
 
 
@@ -318,7 +318,7 @@ def test_an_id_that_a_kill_left_empty_is_made_anew(tmp_path, fake):
   assert start_wandb("p", tmp_path, {}).options["id"] == start_wandb("p", tmp_path, {}).options["id"] != ""
 
 
-def test_a_package_that_is_missing_is_told_how_to_get(tmp_path, monkeypatch):
+def test_a_package_that_is_missing_is_reported_how_to_get(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(UserError, match=r"--wandb needs .*pip install 'jldm\[wandb\]'"):
     start_wandb("p", tmp_path, {})
@@ -365,7 +365,7 @@ def test_the_package_itself_without_a_network(tmp_path):
     "PYTHONPATH": ":".join(filter(None, sys.path)),
   }
   (tmp_path / "w").mkdir()
-  told = [
+  printed = [
     subprocess.run(
       [sys.executable, "-c", OFFLINE, str(tmp_path / "w")],
       env=environment,
@@ -377,6 +377,6 @@ def test_the_package_itself_without_a_network(tmp_path):
     ).stdout
     for _ in range(2)
   ]
-  assert told[0] == told[1] and told[0].split()[1:] == ["2", "2"]
-  assert len(list((tmp_path / "w" / "wandb").glob(f"offline-run-*-{told[0].split()[0]}"))) == 2
+  assert printed[0] == printed[1] and printed[0].split()[1:] == ["2", "2"]
+  assert len(list((tmp_path / "w" / "wandb").glob(f"offline-run-*-{printed[0].split()[0]}"))) == 2
   assert not (tmp_path / "wandb").exists()

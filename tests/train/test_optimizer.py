@@ -198,7 +198,7 @@ def test_muon_makes_matrices_orthogonal():
       assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.3), "the rms is that of Adam"
 
 
-def test_muon_takes_what_it_is_told():
+def test_muon_takes_what_it_is_reported():
   of = lambda **fields: paths(train(Muon(**fields))[1])
   names = lambda state: {path.split("/mu/")[1] for path in state if "/muon/" in path and "/mu/" in path}
   assert names(of()) == {"blocks/mlp/in/kernel", "blocks/qkv/kernel", "level/kernel"}

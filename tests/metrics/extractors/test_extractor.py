@@ -47,7 +47,7 @@ def test_names_are_not_taken_twice(registry):
     ("zzz", "extractor='zzz'; expected one of clip"),
   ],
 )
-def test_unknown_names_are_told(name, message):
+def test_unknown_names_are_reported(name, message):
   with pytest.raises(UserError) as error:
     find_extractor(name)
   assert message in str(error.value)

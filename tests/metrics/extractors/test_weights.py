@@ -56,7 +56,7 @@ def test_official_is_what_comes_of_the_published_file_unchanged():
     ({"fc/bias": np.float32([1, np.nan, 1])}, "fc/bias of the weights of 'inception' is not finite"),
   ],
 )
-def test_what_does_not_fit_is_told(change, message):
+def test_what_does_not_fit_is_reported(change, message):
   arrays = {name: value for name, value in (ARRAYS | change).items() if value is not None}
   with pytest.raises(UserError, match=message):
     unpack(arrays)
