@@ -206,6 +206,7 @@ def test_one_that_hangs_is_lost_after_the_limit(run):
   )
 
 
+@pytest.mark.slow
 def test_a_process_that_had_no_time_takes_no_other_for_silent(run):
   """As after a suspension of this one: what the others sent meanwhile is there."""
   whole = run(2, (0, 1))

@@ -65,6 +65,7 @@ def test_what_a_masked_model_is_reported_is_the_latents_of_what_is_known_and_whe
   np.testing.assert_array_equal(condition(model, params, "masked", (secret, KNOWN)), inputs)
 
 
+@pytest.mark.slow
 def test_a_conditioned_sample_depends_on_its_own_condition_alone(paired):
   model, params = paired
   inputs = condition(model, params, "paired", PICTURES)

@@ -430,6 +430,7 @@ def test_a_condition_leaves_the_other_draws_as_they_were(other):
   np.testing.assert_array_equal(both, one)
 
 
+@pytest.mark.slow
 def test_a_condition_trains_on_eight_devices_as_on_one_and_under_pmap():
   network = DiT(block=ModulatedBlock(heads=1), patch=2, width=8, depth=1, classes=3)
   conditioners = (ClassLabel(classes=3), Masked(dropout=0.3))

@@ -256,7 +256,11 @@ class Text(nn.Module):
     )
 
 
-@pytest.mark.parametrize("rule", [APG(3.0, 0.2, 0.5), Rescale(ClassifierFree(3.0), 0.8)], ids=repr)
+@pytest.mark.parametrize(
+  "rule",
+  [Rescale(ClassifierFree(3.0), 0.8), pytest.param(APG(3.0, 0.2, 0.5), marks=pytest.mark.slow)],
+  ids=repr,
+)
 def test_rules_that_take_norms_combine_each_part_by_itself(rule):
   objective = Diffusion(network=Text(), process=Flow(), parametrization=Predict("x0"))
   branches = [{"label": {"label": np.float32([1, 2, 3])}}, {"label": {"label": np.float32([0, 0, 0])}}]

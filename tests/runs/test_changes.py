@@ -131,7 +131,7 @@ def on_folder(experiment, tmp_path_factory):
   [
     pytest.param(48, 1, "data.held_out.examples: 4 -> 28", marks=pytest.mark.slow),
     (24, 1, "data.train.digest"),
-    (24, 0, None),
+    pytest.param(24, 0, None, marks=pytest.mark.slow),
   ],
 )
 def test_data_prepared_anew_between_the_stages(on_folder, tmp_path, count, shift, words):
@@ -153,6 +153,7 @@ def test_data_prepared_anew_between_the_stages(on_folder, tmp_path, count, shift
     assert latents == {path.name for path in (tmp_path / "w" / "latents").iterdir()}, "the latents are found"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_starts_on_other_data(on_folder, tmp_path):
   experiment, first = on_folder
   (tmp_path / "w").mkdir()

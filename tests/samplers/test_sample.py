@@ -21,6 +21,7 @@ from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.sample import draw_samples, sample, trajectory
 from tests.compiling import UNOPTIMIZED
+from tests.marks import slow_after
 from tests.samplers.gaussian import (
   FLOWS,
   IN_RATIO,
@@ -158,7 +159,7 @@ def test_a_batch_of_eight_is_four_and_four(process, sampler):
   np.testing.assert_allclose(padded[:5], whole[:5], rtol=1e-4, atol=1e-4)
 
 
-@every
+@pytest.mark.parametrize("sampler", slow_after(3, SAMPLERS), ids=repr)
 def test_jit_changes_nothing(sampler):
   process, pairs = PROCESSES[0], path(PAIRS["two"])
   plain = sample(process, network(process), sampler, Z, pairs, KEYS)
@@ -191,7 +192,7 @@ def test_numbers_that_change_between_calls_compile_nothing(make, numbers):
   assert len({np.asarray(out).tobytes() for out in outs}) == len(outs), "and each of them matters"
 
 
-@every
+@pytest.mark.parametrize("sampler", slow_after(6, SAMPLERS), ids=repr)
 def test_finite_with_a_network_in_bfloat16_in_any_number_of_steps(sampler):
   """From pure noise to clean data; pairs that go nowhere fill every path up to a thousand, for one
   compilation.

@@ -14,6 +14,7 @@ from jldm.nn.embedding import LabelEmbedding, LevelEmbedding, grid_angles, grid_
 from jldm.nn.norm import layer_norm, rms_norm
 from jldm.nn.resample import depth_to_space, space_to_depth
 from jldm.nn.transformer import ModulatedBlock, PlainBlock, modulated
+from tests.marks import slow_after
 from tests.networks import quick, random_params
 
 RNG = np.random.default_rng(0)
@@ -124,7 +125,7 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("network", VARIANTS)
+@pytest.mark.parametrize("network", slow_after(1, VARIANTS))
 def test_remat_and_unrolling_change_nothing_forward_or_backward(network):
   params = random_params(network, Z, LEVEL, INPUTS)
 
