@@ -148,6 +148,7 @@ def test_info_and_back_to_transformers(tower, tmp_path, capsys):
     assert one == other
 
 
+@pytest.mark.slow
 def test_the_page_runs_with_a_tiny_tower_in_the_place_of_the_published(tower, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   shutil.copytree(tower.parent / "text_encoder", "stable-diffusion-v1-5/text_encoder")
