@@ -6,7 +6,8 @@ imported by a name from outside: not from a workdir, a file of weights or --set.
 
 Exit codes; all but 0 come with one line on stderr:
   0    done
-  2    a mistake of the user, or a disk that is full or read-only; what was committed before is intact
+  2    a mistake of the user, a disk that is full or read-only, or too little memory; what was committed
+       before is intact
   3    training became non-finite
   4    a replay computed other numbers than the log has
   75   stopped by SIGTERM after a commit, or another process of the run has ended; the same command
@@ -32,7 +33,15 @@ from types import ModuleType
 from typing import Any
 
 import jldm
-from jldm.core.errors import RESUME_HINT, NonFiniteError, Preempted, ReplayMismatchError, UserError, printable
+from jldm.core.errors import (
+  RESUME_HINT,
+  NonFiniteError,
+  Preempted,
+  ReplayMismatchError,
+  UserError,
+  is_out_of_memory,
+  printable,
+)
 
 COMMANDS = {
   "prepare": "make a data set from digits, a folder of pictures, idx files or an npz",
@@ -46,6 +55,13 @@ COMMANDS = {
   "info": "list the arrays of a file, a folder of diffusers or a workdir, or how a PNG of jldm was made",
 }
 INTERRUPT_HINTS = {"train": RESUME_HINT, "sample": "the same command draws what is missing"}
+MEMORY_REMEDIES = {  # by command
+  "train": "make a stage's batch_size smaller or its accumulate larger, give its network remat=True, or "
+  "train on more devices with --fsdp",
+  "sample": "make --batch-size or --size smaller, or decode with --tile 32",
+  "evaluate": "make --batch-size, --n or --reference smaller",
+  "edit": "give smaller or fewer pictures, or a smaller --n",
+}
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
@@ -120,6 +136,13 @@ def run(argv: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print(f"interrupted; {INTERRUPT_HINTS.get(argv[0], 'the same command starts again')}", file=sys.stderr)
     return 130
+  except Exception as error:
+    if not is_out_of_memory(error):
+      raise
+    remedy = MEMORY_REMEDIES.get(argv[0], "give it less, or a machine with more")
+    reason = printable(f"{error}".splitlines()[0]) if str(error) else "none is left"
+    print_last(f"error: out of memory: {reason}; {remedy}")
+    return 2
   return 0
 
 

@@ -34,6 +34,7 @@ from jldm.core.words import count_text
 from jldm.distributed import sharding
 from jldm.editing.edict import EDICT
 from jldm.inference import edit
+from jldm.inference.canvas import fit_codec
 from jldm.inference.generate import Request
 from jldm.inference.load import Origin, load_with_origin
 from jldm.inference.model import Model
@@ -241,6 +242,9 @@ def main(args: argparse.Namespace) -> None:
   given = label_given(model, args.label)
   request = Request(n=getattr(args, "n", None) or 1, seed=args.seed, given=given)
   images = read_pictures(args.image, model, args.max_pixels)
+  model, line = fit_codec(model, params, images, request.n)
+  if line:
+    print(line)
   provenance = edit_provenance(args, origin, params, sampling)
   task = Task(args, model, params, images, request, sampling, provenance)
   check_guidance(args, model, given)

@@ -19,7 +19,7 @@ from jldm.core.keys import check_seed
 from jldm.core.words import count_text
 from jldm.distributed import multihost, sharding
 from jldm.inference.conditions import make_branches
-from jldm.inference.generate import Request, Samples, check_finite, generate, generate_batches
+from jldm.inference.generate import Request, Samples, check_finite, check_number, generate, generate_batches
 from jldm.inference.load import load_with_origin
 from jldm.inference.model import Model, build_model, classes_of, conditioner_of_kind
 from jldm.media import images as pictures, sheets
@@ -106,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   options.check_at_least(1, n=args.n, batch_size=args.batch_size)
+  check_number(args.n)
   check_seed(args.seed, "--seed")
   # 1. Everything that can be refused is refused before any work.
   workdir = Path(args.workdir)
@@ -163,7 +164,7 @@ def main(args: argparse.Namespace) -> None:
     return
   with options.writing(out, remedy=GOES_ON):
     if previews:
-      write_previews(out, previews, provenance)
+      write_previews(out, previews, sheets.row_titles(labels[rows], names), provenance)
     for path in earlier:
       path.unlink(missing_ok=True)
     files.finish(batches)
@@ -214,12 +215,11 @@ def refuse_idle_guidance(args: argparse.Namespace, rule: Any, guided: bool) -> N
     raise UserError(f"{text} with a guidance scale of 1, which is none; give a --guidance-scale other than 1")
 
 
-def write_previews(out: Path, previews: Samples, provenance: dict) -> None:
-  """Writes previews.png: a row per sample, its estimates of x0 and then the sample itself."""
+def write_previews(out: Path, previews: Samples, titles: list[str], provenance: dict) -> None:
+  """Writes previews.png: a row per sample, its title, its estimates of x0 and then the sample itself."""
   rows = [np.concatenate([each, image[None]]) for image, each in zip(previews.data, previews.estimates)]
   path = preview_path(out)
-  scale = max(1, round(sheets.CELL / min(previews.data.shape[1:3])))
-  pictures.write_png(path, sheets.tile_rows(rows, scale), provenance)
+  pictures.write_png(path, sheets.titled_rows(rows, titles), provenance)
 
 
 def open_files(

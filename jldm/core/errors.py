@@ -13,6 +13,13 @@ def printable(text: str, limit: int | None = None) -> str:
   return "".join(each if each.isprintable() else escape(each) for each in text[:limit])[:limit]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether the host or a device of JAX has no memory left."""
+  return isinstance(error, MemoryError) or (
+    isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+  )
+
+
 class UserError(ValueError):
   """A mistake of the user, in one line: what came, what is legal, what to do.  Exit code 2."""
 

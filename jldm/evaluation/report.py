@@ -24,8 +24,10 @@ from jldm.inference.generate import Request, generate
 from jldm.inference.load import load
 from jldm.inference.model import conditioner_of_kind
 from jldm.media import images as pictures, sheets
+from jldm.metrics.extractors.extractor import EXTRACTORS
 from jldm.models.conditioners.label import ClassLabel
 from jldm.storage import workdir as workdirs
+from jldm.storage.class_names import read_class_names
 
 MOST_SHEETS = 6  # sheets of a stage, over time
 PREVIEWS, MOST_DRAWN = 8, 10  # steps and pictures of the denoising trajectory
@@ -39,6 +41,13 @@ NO_CHART = {
   "psnr",
 }  # no chart of their own
 HELD_OUT_LOSS = "held_out_loss"  # and "held_out_loss/t0.1" by noise level
+FURTHER_TILES = ("agreement", "psnr", "reconstruction_frechet")
+BLIND = (
+  "precision",
+  "recall",
+  "density",
+  "coverage",
+)  # metrics that look perfect if features do not see a fault
 NAMES = {  # of metrics
   "frechet": "Fréchet distance",
   "kid": "kernel distance (KID)",
@@ -83,17 +92,17 @@ def build_report(workdir: Path, devices: int | None = None) -> str:
   """
   experiment = workdirs.read_experiment(workdir)
   logged, evaluations = list(read_metrics(workdir / "metrics.jsonl")), read_evaluations(workdir)
-  denoiser, codec = shown_stages(experiment)
+  (denoiser, codec), names = shown_stages(experiment), read_class_names(workdir)
   newest = [last for name in (denoiser, codec) if (last := last_evaluation(evaluations, name))]
   parts = [
     summary_tiles(newest),
     sheets_section(workdir, denoiser, "Samples over time", "One seed, one noise: only the network changes."),
-    denoising_section(workdir, devices),
-    figures_section(last_evaluation(evaluations, denoiser), "Metrics of samples"),
+    denoising_section(workdir, devices, names),
+    figures_section(last_evaluation(evaluations, denoiser), "Metrics of samples", names),
     neighbours_section(workdir, evaluations, denoiser),
     over_time_section(evaluations, denoiser),
     sheets_section(workdir, codec, "Reconstructions", "Held-out pictures, each above its reconstruction."),
-    figures_section(last_evaluation(evaluations, codec), "Metrics of reconstructions"),
+    figures_section(last_evaluation(evaluations, codec), "Metrics of reconstructions", names),
     worst_section(workdir, evaluations, codec),
     *(
       training_section(stage, [row for row in logged if row.get("stage") == stage.name])
@@ -121,7 +130,8 @@ def summary_tiles(newest: list[Record]) -> str:
   """The main metrics of the newest evaluations."""
   facts = []
   for record in newest:
-    for name in ("frechet", "recall", "agreement", "psnr", "reconstruction_frechet"):
+    shown = ("frechet", *(() if blindness(record) else ("recall",)), *FURTHER_TILES)
+    for name in shown:
       if score := record["metrics"].get(name):
         title = figure_names(record)[name]
         title += " of reconstructions" if name == "reconstruction_frechet" else ""
@@ -188,7 +198,7 @@ def sheets_section(workdir: Path, stage: str | None, title: str, note: str) -> s
   return page.section(title, page.side_by_side(*figures), note=note)
 
 
-def denoising_section(workdir: Path, devices: int | None) -> str:
+def denoising_section(workdir: Path, devices: int | None, names: list[str]) -> str:
   """The sampler's estimates of a few pictures, step by step."""
   title = "Denoising"
   try:
@@ -202,7 +212,7 @@ def denoising_section(workdir: Path, devices: int | None) -> str:
   except UserError as error:
     return page.section(title, page.paragraph(f"Not drawn: {error}"))
   rows = [np.concatenate([steps, sample[None]]) for steps, sample in zip(estimates, samples)]
-  sheet = sheets.tile_rows(rows, sheets.sheet_scale(samples))
+  sheet = sheets.titled_rows(rows, [] if name is None else sheets.row_titles(np.arange(count), names))
   sampling = sampling_to_dict(model.sampling)
   note = (
     f"Each row is one picture, from noise on the left: the estimates at {PREVIEWS} of the steps, and the "
@@ -214,7 +224,7 @@ def denoising_section(workdir: Path, devices: int | None) -> str:
   )
 
 
-def figures_section(record: Record | None, title: str) -> str:
+def figures_section(record: Record | None, title: str, names: list[str]) -> str:
   """All metrics of an evaluation, with their intervals and those of real pictures."""
   if record is None:
     return ""
@@ -233,13 +243,23 @@ def figures_section(record: Record | None, title: str) -> str:
     spans = [(part["low"], part["value"], part["high"]) for part in (score, real) if part]
     marks.append(page.whisker(*spans[0], *spans[1:]))
   head = ("", "value", "95 % interval", "real against real", "n", "intervals, real below")
-  remarks = [MEANINGS.get(name, "") for name in record["metrics"]]
-  parts = [page.html_table(head, lines, remarks, marks), class_table(record.get("classes", {}))]
+  unseen = blindness(record)
+  remarks = [
+    MEANINGS.get(name, "") + (f"; these features do not see {unseen}" if unseen and name in BLIND else "")
+    for name in record["metrics"]
+  ]
+  parts = [page.html_table(head, lines, remarks, marks), class_table(record.get("classes", {}), names)]
   parts += [
     page.paragraph(f"{NAMES.get(name, name)} is left out: {reason}.")
     for name, reason in record.get("left_out", {}).items()
   ]
   return page.section(title, *parts, note=f"Step {record['step']:,}. {describe_conditions(record)}")
+
+
+def blindness(record: Record) -> str:
+  """What of pictures the features of an evaluation do not see; nothing if it is not known."""
+  name = record["extractor"]["name"]
+  return EXTRACTORS[name].blind if name in EXTRACTORS else ""
 
 
 def figure_names(record: Record) -> dict[str, str]:
@@ -264,15 +284,16 @@ def describe_conditions(record: Record) -> str:
   return text
 
 
-def class_table(classes: dict[str, Record]) -> str:
-  """The metrics of each class."""
+def class_table(classes: dict[str, Record], class_names: list[str]) -> str:
+  """The metrics of each class, by its name if the classes have names."""
   if not classes:
     return ""
   names = list(next(iter(classes.values())))
   lines = []
   for label, scores in classes.items():
     values = [f"{scores[name]['value']:.3g}" if name in scores else "" for name in names]
-    lines.append((label, *values, *(str(score["n"]) for score in list(scores.values())[:1])))
+    title = class_names[int(label)] if label.isdecimal() and int(label) < len(class_names) else label
+    lines.append((title, *values, *(str(score["n"]) for score in list(scores.values())[:1])))
   return page.html_table(("class", *(NAMES.get(name, name) for name in names), "n"), lines)
 
 

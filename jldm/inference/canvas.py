@@ -3,13 +3,20 @@
 Colours are edited over white, as in training; alpha is kept unchanged.
 """
 
+import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jldm.core.errors import UserError
-from jldm.inference.model import Model, resize_model
+from jldm.core.specs import batch_shapes
+from jldm.distributed import memory
+from jldm.inference.model import Model, resize_data, resize_model
+from jldm.models.codecs.images import ImageCodec
+from jldm.models.codecs.tiled import Tiled
+from jldm.models.codecs.tiling import Blended
 
 
 class Canvas(NamedTuple):
@@ -48,6 +55,31 @@ def side_multiple(model: Model) -> int:
 def image_channels(model: Model) -> int:
   """How many channels its pictures have."""
   return dict(model.data)["image"].shape[-1]
+
+
+def fit_codec(model: Model, params: dict, images: np.ndarray, copies: int = 1) -> tuple[Model, str]:
+  """The model for pictures [N, H, W, ...], each edited `copies` times, and a line if it works in tiles.
+
+  The codec encodes and decodes in tiles if pictures larger than those of training cannot fit into memory.
+  """
+  count, *size = images.shape[:3]
+  if not isinstance(model.codec, ImageCodec):
+    return model, ""
+  if math.prod(size) <= math.prod(dict(model.data)["image"].shape[:2]):
+    return model, ""
+  large = resize_data(model, tuple(side + -side % model.codec.factor for side in size))
+  needed = max(
+    memory.largest_operation(model.codec.encode, params["codec"], batch_shapes(large.data, count)),
+    memory.largest_operation(model.codec.decode, params["codec"], large.latents(count * copies)),
+  )
+  there, tiles = memory.available_memory(), Blended()
+  if needed <= there.size:
+    return model, ""
+  what = f"{size[1]}x{size[0]} pixels in one piece need at least {memory.bytes_text(needed)} of memory"
+  how = (
+    f"in tiles of {tiles.tile * model.codec.factor} pixels, blended over {tiles.overlap * model.codec.factor}"
+  )
+  return dataclasses.replace(model, codec=Tiled(model.codec, tiles)), f"{what}, and there are {there}: {how}"
 
 
 def open_canvas(model: Model, images: Any) -> Canvas:

@@ -19,10 +19,11 @@ from jldm.config.experiment import Sampling
 from jldm.core.errors import UserError
 from jldm.core.keys import check_seed, fold_each, row_keys, seed_key
 from jldm.core.shapes import batch_rows
-from jldm.core.specs import Loaded
+from jldm.core.specs import Loaded, batch_shapes
 from jldm.core.trees import traced
+from jldm.core.words import count_text
 from jldm.diffusion.target import refuse_singular
-from jldm.distributed import sharding
+from jldm.distributed import memory, sharding
 from jldm.inference.conditions import (
   Branch,
   branches_per_conditioner,
@@ -30,13 +31,14 @@ from jldm.inference.conditions import (
   embed_branches,
   make_branches,
 )
-from jldm.inference.model import Model, resize_model
+from jldm.inference.model import Model, resize_data, resize_model
 from jldm.models.codecs.codec import decode_latents
 from jldm.objectives.denoiser import bind, ravel, unravel
 from jldm.samplers.per_conditioner import PerConditioner
 from jldm.samplers.sample import Denoise, draw_start, scan_steps
 
 Array = jax.Array
+NUMBERS_BYTES = 16  # of a sample's label and key
 
 SLIPS = {  # what people write for generate(model, params, Request(...), Sampling(...))
   "labels": "Request(n=…, given={'label': …})",
@@ -287,12 +289,16 @@ def generate_batches(
     UserError: as `generate`, before anything is drawn.
   """
   check_count("batch_size", batch_size)
+  check_number(request.n)
   sampling = complete_sampling(model, sampling)
-  model = model if request.size is None else resize_model(model, tuple(request.size))
+  mesh, batch_size = sharding.mesh_for_samples(request.n, batch_size, devices)
+  if request.size is not None:
+    size = tuple(request.size)
+    check_batch(resize_data(model, size), params, batch_size // sharding.batch_shard_count(mesh))
+    model = resize_model(model, size)
   setup = set_up(model, {}, request, sampling, request.n)
   noise = check_noise(request, setup.like(model))
   shown = shown_steps(len(setup.pairs), request.estimates)
-  mesh, batch_size = sharding.mesh_for_samples(request.n, batch_size, devices)
   whole = (setup.sampler, setup.pairs, setup.rule, setup.transforms)
   sampler, pairs, rule, transforms = sharding.replicate(mesh, whole)
   params, drawn = sharding.shard(mesh, params), sharding.with_mesh(mesh, sample_batch)
@@ -311,6 +317,28 @@ def generate_batches(
       yield rows, Batch(*jax.tree.map(lambda x, rows=rows: x[: len(rows)], samples))
 
   return batches, draw()
+
+
+def check_number(n: int) -> None:
+  """Raises a UserError if the labels and keys of n samples do not fit into memory."""
+  memory.check_memory(
+    f"n={n}", NUMBERS_BYTES * n, "draw fewer", memory.Memory(memory.host_memory(), shared=True)
+  )
+
+
+def check_batch(model: Model, params: dict, count: int) -> None:
+  """Raises a UserError if `count` samples at a time cannot fit into memory.
+
+  What is counted: their latents and their data in float32, or the largest operation of decoding them.
+  """
+  latents, data = model.latents(count), batch_shapes(model.data, count)
+  there, floats = memory.available_memory(), [x.size for x in jax.tree.leaves((latents, data))]
+  shapes = ", ".join("x".join(map(str, x.shape)) for _, x in model.data if len(x.shape) == 3)
+  what = f"{count_text(count, 'sample')} of {shapes} at a time"
+  remedy = "make --size or --batch-size smaller, or decode with --tile 32"
+  memory.check_memory(what, 4 * sum(floats), remedy, there)
+  largest = memory.largest_operation(model.codec.decode, params["codec"], latents)
+  memory.check_memory(what, largest, remedy, there)
 
 
 def check_finite(finite: np.ndarray) -> None:

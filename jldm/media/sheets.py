@@ -92,12 +92,27 @@ def text_line(text: str, width: int) -> np.ndarray:
 def samples_grid(images: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
   """The grid of `class_rows`, ten to a row; each row has the name of its class, if there are several."""
   shown = np.unique(labels)[:MOST_ROWS]
-  if len(shown) < 2 or not 0 <= shown.min() <= shown.max() < len(names):
+  titles = row_titles(shown, names)
+  if len(shown) < 2 or not titles:
     return class_rows(images, labels, 10, sheet_scale(images))
-  titles = [printable(names[label])[:MOST_LETTERS] for label in shown]
-  if len(set(titles)) < len(titles):  # rows are told apart by their titles
-    titles = [f"{label} {title}" for label, title in zip(shown, titles, strict=True)]
-  return sheet({title: images[labels == label][:10] for title, label in zip(titles, shown, strict=True)})
+  return titled_rows([images[labels == label][:10] for label in shown], titles)
+
+
+def row_titles(labels: Sequence[int], names: Sequence[str]) -> list[str]:
+  """The name of the class of each row, no two alike; [] unless every label has a name."""
+  labels = [int(label) for label in labels]
+  if not all(0 <= label < len(names) for label in labels):
+    return []
+  titles = [printable(names[label])[:MOST_LETTERS] for label in labels]
+  if len(set(titles)) == len(titles):
+    return titles
+  numbers = labels if len(set(labels)) == len(labels) else range(len(labels))
+  return [f"{number} {title}" for number, title in zip(numbers, titles, strict=True)]
+
+
+def titled_rows(rows: list[np.ndarray], titles: list[str]) -> np.ndarray:
+  """As `tile_rows`, enlarged, with a title on the left of each row if there are titles."""
+  return sheet(dict(zip(titles, rows, strict=True))) if titles else tile_rows(rows, sheet_scale(rows[0]))
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.runs import selection
 from jldm.runs.held_out import measure_loss
 from jldm.runs.run import Run, layout_of_mesh
+from jldm.storage.class_names import read_class_names
 from jldm.train.logging import Log
 from jldm.train.loop import Hook
 
@@ -111,7 +112,13 @@ def sample_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh
   request = Request(n=len(labels), seed=run.seed, given=given_labels(model, labels))
   drawn = generate(model, params, request, devices=layout_of_mesh(mesh), progress=run.notice.checked)
   shown, _ = split_pictures(drawn.data if model.parts else {"": drawn.data})
-  return next((sheets.class_rows(each, labels, PREVIEW_COLUMNS) for each in shown.values()), None)
+  images = next(iter(shown.values()), None)
+  if images is None:
+    return None
+  titles = sheets.row_titles(np.unique(labels), read_class_names(run.workdir))
+  if not titles:
+    return sheets.class_rows(images, labels, PREVIEW_COLUMNS)
+  return sheets.titled_rows([images[labels == label] for label in np.unique(labels)], titles)
 
 
 def conditioned_sheet(run: Run, model: Model, params: dict, held_out: Any, mesh: Mesh) -> np.ndarray:

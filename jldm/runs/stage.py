@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jldm.core.errors import NonFiniteError
 from jldm.core.keys import stage_keys
 from jldm.data.balance import balance, describe_classes, read_labels
 from jldm.data.batches import batches
+from jldm.data.tfds import ImageData
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import load_finished
 from jldm.runs.frozen import load_frozen
@@ -115,6 +117,7 @@ def fit_stage(
       stage.batch_size,
       run.wandb,
       stage.optimizer.learning_rate(stage.steps),
+      shorter_training(run),
     ) as log,
     clock.measure("step"),
   ):
@@ -131,11 +134,33 @@ def fit_stage(
         hooks = log_hooks + saves + stop + preview_hooks + patience_hooks
         return fit(step, state, clock.waiting(train_batches), key_steps, frozen, end, hooks, changes)
     except NonFiniteError as error:
-      last = saved.latest()
-      where = f"last good checkpoint: step {last}" if last else "no checkpoint yet"
-      raise NonFiniteError(
-        f"{error}; {where}; start again with a lower {stage.name}.optimizer.schedule.peak"
-      ) from error
+      rate = f"start again with a lower {stage.name}.optimizer.schedule.peak"
+      raise NonFiniteError(f"{error}; {last_good(saved)}; {rate}{step_back(saved)}") from error
+
+
+def last_good(saved: Checkpoints) -> str:
+  """Which checkpoint a diverged stage goes on from."""
+  last = saved.latest()
+  return f"last good checkpoint: step {last}" if last else "no checkpoint yet"
+
+
+def step_back(saved: Checkpoints) -> str:
+  """How to go on from the checkpoint before, since weights may be finite and too large already."""
+  *_, before, last = (None, None, *saved.steps())
+  if not before:
+    return ""
+  return f", and if it diverges again, from step {before}: rm {saved.folder / str(last)}.manifest.json"
+
+
+def shorter_training(run: Run) -> str:
+  """What makes a stage shorter: a smaller config of its kind of data, or its own fields."""
+  stage, data = run.stage, run.experiment.data
+  network = stage.objective.network
+  widths = [field.name for field in dataclasses.fields(network) if field.name in ("width", "widths")]
+  fields = [f"{stage.name}.steps", *(f"{stage.name}.objective.network.{name}" for name in widths)]
+  large = isinstance(data, ImageData) and data.channels == 3 and min(data.height, data.width) > 64
+  config = "configs/photos_small.py is a smaller config for one's own photographs; " if large else ""
+  return f"{config}smaller {' or '.join(fields)} take less"
 
 
 def logging_hooks(run: Run, saved: Checkpoints, log: Log, end: End) -> tuple[Callable, tuple[Hook, ...]]:

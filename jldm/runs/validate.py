@@ -1,13 +1,13 @@
 """Checks a run before anything is written: numbers, shapes, and one loss of each stage, traced as shapes."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
-from jldm.distributed import sharding
+from jldm.distributed import memory, sharding
 from jldm.inference.generate import sampling_pairs
 from jldm.inference.load import check_finished
 from jldm.inference.model import (
@@ -56,7 +56,8 @@ def validate_run(places: list[StagePlace], devices: sharding.Devices) -> Any:
   drawn = [stage for stage in experiment.stages if stage.makes == "denoiser"]
   models = [check_model(experiment, stage.name) for stage in drawn]
   for at in places:
-    trace_one_loss(at)
+    if traced := trace_one_loss(at):
+      check_fits(at, devices, traced)
   return selection.check_selection(experiment, models[-1]) if models else None
 
 
@@ -180,10 +181,41 @@ def check_class_counts(model: Model, data: Any, name: str) -> None:
     )
 
 
-def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
+class Traced(NamedTuple):
+  """A step of a stage as shapes, and the bytes of the largest operation of its loss."""
+
+  state: TrainState
+  batch: dict
+  frozen: Any
+  largest: int
+
+
+def check_fits(at: StagePlace, devices: sharding.Devices, traced: Traced) -> None:
+  """Raises a UserError if the state of a stage and one step cannot fit into memory, before it is allocated.
+
+  What is counted: parameters, optimizer, averages, gradients, a batch, and the largest operation.
+  """
+  stage, mesh, there = at.stage, mesh_for_stage(at.stage, devices), memory.available_memory()
+  shards, parts = mesh.shape["fsdp"] * mesh.shape["tensor"], sharding.batch_shard_count(mesh)
+  kept = (memory.tree_bytes(traced.state) + memory.tree_bytes(traced.state.params)) / shards
+  passing = (memory.tree_bytes(traced.batch) + traced.largest / stage.accumulate) / (
+    parts * mesh.shape["tensor"]
+  )
+  copies = len(mesh.local_devices) if there.shared else 1
+  name = stage.name
+  memory.check_memory(
+    f"a step of {name} (parameters, optimizer, averages and gradients {memory.bytes_text(copies * kept)})",
+    copies * (kept + passing),
+    f"make the network narrower, {name}.batch_size smaller or {name}.accumulate larger, give the network "
+    "remat=True, or train on more devices with --fsdp",
+    there,
+  )
+
+
+def trace_one_loss(at: StagePlace) -> Traced | None:
   """Traces one loss of a stage as shapes, which raises if anything does not fit together.
 
-  Returns the shapes of (state, batch, frozen); None if the stage has no steps.
+  Returns None if the stage has no steps.
   """
   stage, objective = at.stage, check_objective(at.stage.objective, at.stage.name)
   if not stage.steps:
@@ -195,5 +227,6 @@ def trace_one_loss(at: StagePlace) -> tuple[TrainState, dict, Any] | None:
   init = lambda key, batch, frozen: init_state(*objective.init(key, batch, frozen), tx, stage.ema)
   state = jax.eval_shape(init, key, batch, frozen)
   check_started_shapes(at, state)
-  jax.eval_shape(objective.loss, state.params, state.extra, state.ema[0], frozen, batch, key)
-  return state, batch, frozen
+  loss = lambda *arrays: objective.loss(*arrays, key)
+  largest = memory.largest_operation(loss, state.params, state.extra, state.ema[0], frozen, batch)
+  return Traced(state, batch, frozen, largest)

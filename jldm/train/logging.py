@@ -23,6 +23,7 @@ from jldm.core.files import replace_file
 from jldm.distributed import multihost
 from jldm.train.step import SKIPS_ALLOWED
 
+LONG_S = 3600  # of a stage, which are told of
 FLUSH_S = 10  # of the board, whose flush waits for the disk
 
 
@@ -151,6 +152,9 @@ class Log:
   `learning_rate` maps the number of updates made to the rate of the next; every line has the rate of
   its last update.
 
+  The second line of a process, the first without compilation, tells of an hour or more that is left, with
+  `advice` on what takes less.
+
   `wandb` is a run of `start_wandb`.  It gets every line under names such as "denoiser/loss" over
   "denoiser/step": all stages share one run, whose own step count must never go back.
   """
@@ -164,6 +168,7 @@ class Log:
     batch_size: int,
     wandb: Any = None,
     learning_rate: Callable[[int], Any] | None = None,
+    advice: str = "",
   ):
     self.path, self.stage, self.batch_size = workdir / "metrics.jsonl", stage, batch_size
     self.writes = multihost.is_primary()
@@ -182,6 +187,7 @@ class Log:
     self.bar = Bar(**shown, **quiet)
     self.pending, self.since = [], time.perf_counter()
     self.wandb, self.learning_rate = wandb, learning_rate and jax.jit(learning_rate)  # op by op is 9 programs
+    self.advice, self.stop, self.lines = advice, stop, 0
     if wandb is not None:
       wandb.define_metric(f"{stage}/step")
       wandb.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -213,8 +219,20 @@ class Log:
     averages, speed = mean_metrics(rows), len(rows) * self.batch_size / elapsed
     rate = {} if self.learning_rate is None else {"learning_rate": float(self.learning_rate(step - 1))}
     self.record(step, averages | rate | {"images_per_second": round(speed, 1)})
+    self.lines += 1
+    if self.lines == 2:
+      self.tell_long_training(step, elapsed / len(rows))
     loss = averages.get("loss", float("nan"))
     self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
+
+  def tell_long_training(self, step: int, seconds: float) -> None:
+    """Prints how long the rest of the stage takes at so many seconds per step, if it is LONG_S or more."""
+    left = (self.stop - step) * seconds
+    if left >= LONG_S:
+      more = f"; {self.advice}" if self.advice else ""
+      self.print_line(
+        f"{self.stage}: about {left / 3600:.1f} hours are left at {seconds:.2g} s per step{more}"
+      )
 
   def record(self, step: int, values: dict[str, float]) -> None:
     """Writes one line to metrics.jsonl, and each value to TensorBoard and to Weights & Biases."""

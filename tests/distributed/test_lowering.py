@@ -30,7 +30,7 @@ def marked(name: str, stage: str) -> object:
 def test_the_step_lowers_for_accelerators(name, stage):
   experiment = config(name)
   part = experiment.stage(stage)
-  state, batch, frozen = validate.trace_one_loss(StagePlace(experiment, part))
+  state, batch, frozen, _ = validate.trace_one_loss(StagePlace(experiment, part))
   step = make_step(part.objective.loss, part.optimizer.build(part.steps), part.ema, part.accumulate)
   key = jax.eval_shape(jax.random.key, 0)
   lowered = export.export(step, platforms=("tpu", "cuda"))(state, batch, key, frozen)

@@ -98,7 +98,7 @@ def test_samples_are_the_same_on_every_mesh(trained, layout):
 @functools.cache
 def first_state(name: str) -> object:
   """A stage's state as zeros of the right shapes, with every value told apart."""
-  state, _, _ = validate.trace_one_loss(StagePlace(experiment(), experiment().stage(name)))
+  state, *_ = validate.trace_one_loss(StagePlace(experiment(), experiment().stage(name)))
   count = itertools.count()
   numbered = lambda x: (np.arange(np.prod(x.shape, dtype=int)).reshape(x.shape) % 1009 + next(count)).astype(
     x.dtype

@@ -72,6 +72,19 @@ def page_or_line(workdir) -> str | None:
   return text
 
 
+def test_recall_of_features_that_do_not_see_blur_is_no_headline():
+  other = RECORD | {"extractor": RECORD["extractor"] | {"name": "fashion"}}
+  assert "recall" in report.summary_tiles([other]) and "recall" not in report.summary_tiles([RECORD])
+  unseen = "these features do not see blur"
+  assert unseen in report.figures_section(RECORD, "", [])
+  assert unseen not in report.figures_section(other, "", [])
+
+
+def test_classes_are_called_by_their_names():
+  table = report.figures_section(RECORD, "", ["ant & bee", "cat"])
+  assert "ant &amp; bee" in table and "cat" in table and "ant" not in report.figures_section(RECORD, "", [])
+
+
 def test_a_sound_evaluation_is_shown(workdir):
   (workdir / "evaluation" / "2.json").write_text(json.dumps(RECORD))
   (workdir / "metrics.jsonl").write_text(json.dumps(ROW))

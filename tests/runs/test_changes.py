@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 import shutil
 
 import numpy as np
@@ -14,6 +15,7 @@ from jldm.core.errors import NonFiniteError, UserError
 from jldm.data.tfds import ImageData
 from jldm.inference.load import load
 from jldm.runs.replay import replay
+from jldm.runs.stage import last_good, step_back
 from jldm.runs.train import train
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -55,6 +57,19 @@ def without_last_step(unbroken, workdir):
   for path in (workdir / "denoiser" / "latest").glob(f"{STEPS}*"):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   return workdir, max(committed(workdir, "denoiser"))
+
+
+def test_after_a_stop_by_nan_the_line_names_the_way_one_checkpoint_further_back(unbroken, tmp_path):
+  shutil.copytree(unbroken / "denoiser", tmp_path / "denoiser")
+  folder = tmp_path / "denoiser" / "latest"
+  with Checkpoints(folder) as saved:
+    *_, before, last = saved.steps()
+    text = step_back(saved)
+  assert text == f", and if it diverges again, from step {before}: rm {folder}/{last}.manifest.json"
+  Path(text.split("rm ")[1]).unlink()
+  with Checkpoints(folder) as saved:
+    assert saved.latest() == before and f"last good checkpoint: step {before}" == last_good(saved)
+    assert len(saved.steps()) > 1 or step_back(saved) == ""
 
 
 def test_after_a_stop_by_nan_a_lower_rate_goes_on_from_the_last_good_checkpoint(

@@ -54,6 +54,20 @@ def test_pictures_name_their_class(tmp_path):
   assert json.dumps(texts)
 
 
+def test_titles_of_rows_are_names_that_differ():
+  assert sheets.row_titles([1, 0], ["ant", "bee"]) == ["bee", "ant"]
+  assert sheets.row_titles([0, 0, 1], ["ant", "bee"]) == ["0 ant", "1 ant", "2 bee"]
+  assert sheets.row_titles([3, 5], ["ant"] * 6) == ["3 ant", "5 ant"]
+  assert sheets.row_titles([0, 2], ["ant", "bee"]) == sheets.row_titles([-1], ["ant"]) == []
+
+
+def test_rows_have_their_titles_on_the_left():
+  rows = [np.full((3, 32, 32, 1), 7, np.uint8)] * 2
+  plain, titled = sheets.titled_rows(rows, []), sheets.titled_rows(rows, ["ant", "bee"])
+  np.testing.assert_array_equal(titled[:, -plain.shape[1] :], np.broadcast_to(plain, (*plain.shape[:2], 3)))
+  assert titled.shape[1] > plain.shape[1] and (titled[:, : -plain.shape[1]] == 0).any()
+
+
 def test_the_grid_has_a_named_row_per_class():
   images = np.random.default_rng(0).integers(0, 200, (6, 32, 32, 3), np.uint8)
   labels = np.array([0, 0, 1, 1, 1, 2])

@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.media.images import encode_png
+from jldm.train import logging
 from jldm.train.logging import Log, drop_rows_after, read_rows, start_wandb
 from jldm.train.optimizer import WarmupCosine
 from jldm.train.step import SKIPS_ALLOWED
@@ -116,6 +117,22 @@ def test_nine_in_a_row_do_not(tmp_path):
     collect(log, range(1, 11), dict(enumerate([*range(1, 10), 0], 1)))
     log.write(10, None, {})
   assert lines(tmp_path)[0]["skipped"] == 9
+
+
+@pytest.mark.parametrize(("stop", "hours"), [(10_000, "2.8"), (3_000, None)])
+def test_a_training_of_hours_is_told_of_once_by_the_rate_without_compilation(
+  tmp_path, monkeypatch, capsys, stop, hours
+):
+  """Two steps in 100 s, which compile, then one a second."""
+  now = iter([0.0, 100.0, 100.0, 102.0, 102.0, 104.0, 104.0])
+  monkeypatch.setattr(logging.time, "perf_counter", lambda: next(now))
+  with Log(tmp_path, "denoiser", 0, stop, 4, advice="smaller denoiser.steps take less") as log:
+    for step in (2, 4, 6):
+      collect(log, (step - 1, step))
+      log.write(step, None, {})
+  told = [line for line in capsys.readouterr().out.splitlines() if "hours" in line]
+  line = f"denoiser: about {hours} hours are left at 1 s per step; smaller denoiser.steps take less"
+  assert told == ([line] if hours else [])
 
 
 def test_other_values_are_recorded_as_they_are(tmp_path):

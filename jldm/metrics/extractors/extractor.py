@@ -47,7 +47,7 @@ class Extractor:
   apply: (params, images) -> Extracted, traced; images are the result of `prepare`.
   prepare: uint8 [B, H, W, C] -> images, on the host; UserError for pictures that do not fit.
   load: the arrays of a file of weights by name -> params; None -> the params that ship with jldm.
-  blake2b: the hash of the weights that ship.
+  blake2b: the hash of the weights that ship.   blind: what of pictures the features do not see.
   """
 
   name: str
@@ -57,6 +57,7 @@ class Extractor:
   prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
   load: Callable[[Mapping[str, np.ndarray] | None], Any] = refuse_weights
   blake2b: str = ""
+  blind: str = ""
   batch_size: int = 250
 
 

@@ -47,5 +47,6 @@ PIXELS = register_extractor(
     preprocessing=f"means over {SIDE}x{SIDE} places, in [-1, 1]",
     apply=extract_pixels,
     prepare=check_large_enough,
+    blind="blur",
   )
 )
