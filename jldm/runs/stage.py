@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -135,7 +136,7 @@ def fit_stage(
         return fit(step, state, clock.waiting(train_batches), key_steps, frozen, end, hooks, changes)
     except NonFiniteError as error:
       rate = f"start again with a lower {stage.name}.optimizer.schedule.peak"
-      raise NonFiniteError(f"{error}; {last_good(saved)}; {rate}{step_back(saved)}") from error
+      raise NonFiniteError(f"{error}; {last_good(saved)}; {rate}{step_back(run.workdir, saved)}") from error
 
 
 def last_good(saved: Checkpoints) -> str:
@@ -144,12 +145,12 @@ def last_good(saved: Checkpoints) -> str:
   return f"last good checkpoint: step {last}" if last else "no checkpoint yet"
 
 
-def step_back(saved: Checkpoints) -> str:
-  """How to go on from the checkpoint before, since weights may be finite and too large already."""
-  *_, before, last = (None, None, *saved.steps())
+def step_back(workdir: Path, saved: Checkpoints) -> str:
+  """How to begin from the checkpoint before, since the last weights may be finite and too large already."""
+  *_, before, _ = (None, None, *saved.steps())
   if not before:
     return ""
-  return f", and if it diverges again, from step {before}: rm {saved.folder / str(last)}.manifest.json"
+  return f", and if it diverges again, go one back: --workdir NEW --from {workdir} --step {before}"
 
 
 def shorter_training(run: Run) -> str:

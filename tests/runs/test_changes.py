@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 import shutil
 
 import numpy as np
@@ -14,6 +13,7 @@ from jldm.config.override import override
 from jldm.core.errors import NonFiniteError, UserError
 from jldm.data.tfds import ImageData
 from jldm.inference.load import load
+from jldm.runs.fork import fork
 from jldm.runs.replay import replay
 from jldm.runs.stage import last_good, step_back
 from jldm.runs.train import train
@@ -59,17 +59,16 @@ def without_last_step(unbroken, workdir):
   return workdir, max(committed(workdir, "denoiser"))
 
 
-def test_after_a_stop_by_nan_the_line_names_the_way_one_checkpoint_further_back(unbroken, tmp_path):
-  shutil.copytree(unbroken / "denoiser", tmp_path / "denoiser")
-  folder = tmp_path / "denoiser" / "latest"
-  with Checkpoints(folder) as saved:
+def test_after_a_stop_by_nan_the_line_names_the_way_one_checkpoint_back(experiment, unbroken, tmp_path):
+  with Checkpoints(workdirs.checkpoints_folder(unbroken, "denoiser"), read_only=True) as saved:
     *_, before, last = saved.steps()
-    text = step_back(saved)
-  assert text == f", and if it diverges again, from step {before}: rm {folder}/{last}.manifest.json"
-  Path(text.split("rm ")[1]).unlink()
-  with Checkpoints(folder) as saved:
-    assert saved.latest() == before and f"last good checkpoint: step {before}" == last_good(saved)
-    assert len(saved.steps()) > 1 or step_back(saved) == ""
+    assert last_good(saved) == f"last good checkpoint: step {last}"
+    text = step_back(unbroken, saved)
+  assert text.endswith(f"--workdir NEW --from {unbroken} --step {before}")
+  fork(experiment, tmp_path / "NEW", unbroken, before)
+  assert committed(tmp_path / "NEW", "denoiser") == [before]
+  with Checkpoints(workdirs.checkpoints_folder(tmp_path / "NEW", "denoiser"), read_only=True) as saved:
+    assert step_back(unbroken, saved) == "", "there is none before"
 
 
 def test_after_a_stop_by_nan_a_lower_rate_goes_on_from_the_last_good_checkpoint(
