@@ -65,7 +65,9 @@ def test_rows_have_their_titles_on_the_left():
   rows = [np.full((3, 32, 32, 1), 7, np.uint8)] * 2
   plain, titled = sheets.titled_rows(rows, []), sheets.titled_rows(rows, ["ant", "bee"])
   np.testing.assert_array_equal(titled[:, -plain.shape[1] :], np.broadcast_to(plain, (*plain.shape[:2], 3)))
-  assert titled.shape[1] > plain.shape[1] and (titled[:, : -plain.shape[1]] == 0).any()
+  margin = titled[:, : -plain.shape[1]].min((1, 2))  # of each line of pixels
+  above, below = np.split(margin, 2)
+  assert above.min() < sheets.PAPER > below.min() and margin.max() == sheets.PAPER, "a title beside each row"
 
 
 def test_the_grid_has_a_named_row_per_class():
