@@ -4,9 +4,11 @@
   python train.py --config configs/photos_small.py --workdir runs/mine
   python sample.py --workdir runs/mine
 
-An f4 KL autoencoder and a small DiT, unconditional, sized for minutes of two cores: the autoencoder's
-700 steps took 231 CPU-seconds on the data of configs/photos_kl.py; the whole was not measured.  With a
-GPU or a TPU: configs/folder.py.
+An f4 KL autoencoder and a small DiT, unconditional.  Measured once, on 300 random crops of the six
+photographs of scikit-learn and scikit-image: both stages took 2,177 CPU-seconds and 1.8 GB, and 62 minutes
+by the clock, at a low priority on two cores that other programs shared, where two free cores would share
+2,177 seconds as 18 minutes.  Held-out PSNR was 25.4 dB; samples showed the photographs' subjects, blurred.
+With a GPU or a TPU: configs/folder.py.
 """
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
