@@ -122,12 +122,12 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   stored = json.loads(str(np.load(SD.parent / "dit.npz")["told"]))["lightningdit"]
   arrays = parameters(stored["shapes"], stored["seed"]) | {"pos_embed": places(4, 32)}
   safetensors.write("lightningdit-xl.safetensors", arrays)
-  told = json.loads(str(np.load(SD.parent / "unet.npz")["told"]))["sd1"]
-  for part, file, content in (("unet", locate.CONFIG, told["config"]), ("scheduler", scheduler.FILE, {})):
+  unet = json.loads(str(np.load(SD.parent / "unet.npz")["told"]))["sd1"]
+  for part, file, content in (("unet", locate.CONFIG, unet["config"]), ("scheduler", scheduler.FILE, {})):
     (Path("stable-diffusion-v1-5") / part).mkdir(parents=True)
     (Path("stable-diffusion-v1-5") / part / file).write_text(json.dumps(content))
   weights = f"stable-diffusion-v1-5/unet/{locate.WEIGHTS}"
-  safetensors.write(weights, parameters(told["shapes"], told["seed"]))
+  safetensors.write(weights, parameters(unet["shapes"], unet["seed"]))
   given = {
     "images": np.zeros((2, 16, 16, 3), np.uint8),
     "keys": jax.random.split(jax.random.key(0), 2),
@@ -146,4 +146,4 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
     == "runs/sd"
   )
   assert names["mean"].shape == (2, 2, 2, 4) and Path("latents.npz").exists()
-  assert safetensors.read(f"unet/{locate.WEIGHTS}").keys() == told["shapes"].keys()
+  assert safetensors.read(f"unet/{locate.WEIGHTS}").keys() == unet["shapes"].keys()

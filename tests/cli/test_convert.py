@@ -441,27 +441,27 @@ def test_a_file_of_compvis_needs_a_scale(tmp_path, capsys):
 def test_an_out_that_exists_stays_whatever_the_kind(tmp_path, capsys, kind):
   out = tmp_path / "out.safetensors"
   out.write_text("somebody's")
-  told = refused(capsys, tmp_path / "none", out, "--to", "jldm", "--kind", kind)
-  assert "out.safetensors' exists; choose another OUT" in told and out.read_text() == "somebody's"
+  reason = refused(capsys, tmp_path / "none", out, "--to", "jldm", "--kind", kind)
+  assert "out.safetensors' exists; choose another OUT" in reason and out.read_text() == "somebody's"
 
 
 @pytest.mark.parametrize("option", [["--scaling-factor", "2"], ["--shift-factor", "1"], ["--allow-nan"]])
 @pytest.mark.parametrize("kind", ["params", "lpips", "dinov2"])
 def test_options_of_a_published_autoencoder_are_of_no_other_kind(tmp_path, capsys, kind, option):
-  told = refused(capsys, tmp_path / "none", tmp_path / "o", "--to", "jldm", "--kind", kind, *option)
-  assert f"{option[0]}" in told and "expected only with a published autoencoder" in told
+  reason = refused(capsys, tmp_path / "none", tmp_path / "o", "--to", "jldm", "--kind", kind, *option)
+  assert f"{option[0]}" in reason and "expected only with a published autoencoder" in reason
 
 
 def test_an_out_in_no_folder_that_can_be_written_is_refused_before_the_work(tmp_path, capsys):
   (tmp_path / "file").write_text("in the way")
-  told = refused(capsys, tmp_path / "none", tmp_path / "file" / "o", "--to", "jldm", "--kind", "lpips")
-  assert "cannot write to OUT" in told
+  reason = refused(capsys, tmp_path / "none", tmp_path / "file" / "o", "--to", "jldm", "--kind", "lpips")
+  assert "cannot write to OUT" in reason
 
 
 def transformer(path: Path, family: str = "dit") -> Path:
   """A small file in its authors' names, of the shapes that tests/parity/dit.npz keeps."""
-  told = json.loads(str(np.load(PARITY / "dit.npz")["told"]))[family]
-  safetensors.write(path, parameters(told["shapes"], told["seed"]) | {"pos_embed": places(4, 32)})
+  reason = json.loads(str(np.load(PARITY / "dit.npz")["told"]))[family]
+  safetensors.write(path, parameters(reason["shapes"], reason["seed"]) | {"pos_embed": places(4, 32)})
   return path
 
 
@@ -497,7 +497,7 @@ def test_a_transformer_and_its_autoencoder_draw_samples(family, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-  ("family", "options", "told"),
+  ("family", "options", "reason"),
   [
     ("dit", (), "has no autoencoder; give --codec"),
     ("lightningdit", ("--codec", SD), "--kind lightningdit without --latents-stats; expected"),
@@ -513,7 +513,7 @@ def test_a_transformer_and_its_autoencoder_draw_samples(family, tmp_path, capsys
     ("repa", ("--codec", SD), "lacks 2 of 31 tensors"),
   ],
 )
-def test_a_transformer_that_cannot_be_converted(family, options, told, tmp_path, monkeypatch, capsys):
+def test_a_transformer_that_cannot_be_converted(family, options, reason, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   safetensors.write(tmp_path / "stats", {"mean": np.zeros(3, np.float32), "std": np.ones(4, np.float32)})
   safetensors.write(tmp_path / "flat", {"mean": np.zeros(4, np.float32), "std": np.zeros(4, np.float32)})
@@ -523,4 +523,4 @@ def test_a_transformer_that_cannot_be_converted(family, options, told, tmp_path,
     safetensors.write(file, {name: value for name, value in arrays.items() if "t_embedder.mlp.2" not in name})
   assert main(convert_transformer(file, tmp_path / "w", family, *options)) == 2
   error = capsys.readouterr().err
-  assert told in error and error.count("\n") == 1 and not (tmp_path / "w").exists()
+  assert reason in error and error.count("\n") == 1 and not (tmp_path / "w").exists()

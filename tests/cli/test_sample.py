@@ -264,31 +264,31 @@ def test_an_npz_of_others_is_never_replaced_and_says_how_it_was_drawn(workdir, t
   out.unlink()
   assert draw() == 0 and draw() == 0
   with np.load(out) as arrays:
-    told = json.loads(str(arrays["provenance"]))
-  assert told["command"] == "sample" and told["steps"] == 2 and told["resolved"]["steps"] == 2
+    note = json.loads(str(arrays["provenance"]))
+  assert note["command"] == "sample" and note["steps"] == 2 and note["resolved"]["steps"] == 2
 
 
 def test_a_picture_says_which_model_drew_it_and_how(workdir, tmp_path, capsys):
   out = tmp_path / "O"
   assert main(["sample", "--workdir", workdir, "--n", "1", "--label", "3", "--out", str(out)]) == 0
-  told = pictures.read_provenance(out / "00000.png")
+  note = pictures.read_provenance(out / "00000.png")
   sampling = workdirs.read_experiment(Path(workdir)).sampling
-  assert told["resolved"] == {
+  assert note["resolved"] == {
     "sampler": repr(sampling.sampler),
     "steps": sampling.steps,
     "grid": repr(sampling.grid),
     "guidance": repr(sampling.guidance),
     "transforms": "()",
   }
-  assert (told["model"], told["stage"], told["step"]) == (Path(workdir).name, "denoiser", STEPS)
-  assert told["version"] == jldm.__version__ and told["label"] == 3
+  assert (note["model"], note["stage"], note["step"]) == (Path(workdir).name, "denoiser", STEPS)
+  assert note["version"] == jldm.__version__ and note["label"] == 3
   _, params = load(workdir)
-  assert told["params_sha256"] == arrays_digest(flat.flatten(params))
+  assert note["params_sha256"] == arrays_digest(flat.flatten(params))
   capsys.readouterr()
   for name in ("00000.png", "grid.png"):
     assert main(["info", str(out / name)]) == 0
     shown = capsys.readouterr().out
-    assert f"  params_sha256: {told['params_sha256']}\n" in shown and f"  step: {STEPS}\n" in shown
+    assert f"  params_sha256: {note['params_sha256']}\n" in shown and f"  step: {STEPS}\n" in shown
   assert main(["info", str(out / "grid.png"), "--statistics"]) == 2
   assert "--statistics of" in capsys.readouterr().err
 

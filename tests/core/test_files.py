@@ -89,7 +89,7 @@ with replace_folder(pathlib.Path(sys.argv[1])) as folder:
 
 @pytest.fixture
 def holder(tmp_path):
-  """A process that is making the folder `a` until it is told to end."""
+  """A process that is making the folder `a` until it is asked to end."""
   command = [sys.executable, "-c", HOLDER, str(tmp_path / "a")]
   environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[2])}
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -152,7 +152,7 @@ def run(what: str, folder: Path, row: Row) -> None:
 
 
 def measured(folder: Path, rows: Iterable[Row]) -> dict[Row, dict]:
-  """All rows, ONE among them: how far each is from it, and what it told of restoring."""
+  """All rows, ONE among them: how far each is from it, and what it restored."""
   rows, one = tuple(dict.fromkeys((ONE, *rows))), folder / str(ONE)
   for what in ("make", "restore"):
     for row in tqdm(rows, unit="row", desc=what):

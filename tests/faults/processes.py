@@ -75,7 +75,7 @@ def free_port() -> int:
 
 
 def log_lines(log: Path) -> list[str]:
-  """The lines that a training said which are not of its progress bars."""
+  """The lines that a training printed besides its progress bars."""
   lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
   return [
     line
@@ -98,7 +98,7 @@ def running(config: Path, workdir: Path, **options):
 
 @contextlib.contextmanager
 def both(config: Path, workdir: Path, others: Path | None = None):
-  """Two processes of a training, and their logs; `others` is the workdir that the second is told."""
+  """Two processes of a training, and their logs; `others` is the workdir that the second is given."""
   port = free_port()
   with contextlib.ExitStack() as stack:
     logs = [workdir.with_suffix(f".{process}.log") for process in range(2)]

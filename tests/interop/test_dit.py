@@ -20,7 +20,7 @@ from tests.networks import quick
 from tests.parity.drawn import parameters, places
 
 KEPT = np.load(Path(__file__).parents[1] / "parity" / "dit.npz")
-TOLD = json.loads(str(KEPT["told"]))
+STORED = json.loads(str(KEPT["told"]))
 HEADS, STEPS, CLASSES = 2, 5, 10
 Z, LEVEL = KEPT["z"], KEPT["level"]
 LABEL = np.where(KEPT["label"] == CLASSES, -1, KEPT["label"])
@@ -34,7 +34,7 @@ def families(*quick_ones: str):
 
 
 def tensors(family: str) -> dict[str, np.ndarray]:
-  arrays = parameters(TOLD[family]["shapes"], TOLD[family]["seed"])
+  arrays = parameters(STORED[family]["shapes"], STORED[family]["seed"])
   if family == "diffusers":
     for name in arrays:
       if ".norm1.emb." in name:
@@ -50,7 +50,7 @@ def written(path: Path, family: str, **changes) -> Path:
     safetensors.write(path / "x.safetensors", arrays)
     return path / "x.safetensors"
   safetensors.write(path / locate.WEIGHTS, arrays)
-  (path / locate.CONFIG).write_text(json.dumps(TOLD[family]["config"]))
+  (path / locate.CONFIG).write_text(json.dumps(STORED[family]["config"]))
   return path
 
 
@@ -196,7 +196,7 @@ def test_heads(heads, stored, tmp_path):
 )
 def test_a_folder_that_does_not_fit(values, stored, tmp_path):
   written(tmp_path, "diffusers")
-  (tmp_path / locate.CONFIG).write_text(json.dumps(TOLD["diffusers"]["config"] | values))
+  (tmp_path / locate.CONFIG).write_text(json.dumps(STORED["diffusers"]["config"] | values))
   with pytest.raises(UserError) as error:
     denoisers.read_dit(tmp_path, "dit")
   assert stored in str(error.value)

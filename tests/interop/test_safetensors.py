@@ -45,14 +45,14 @@ def refused(path, content: bytes) -> str:
   path.write_bytes(content)
   with pytest.raises(UserError) as error:
     safetensors.read(path)
-  told = str(error.value)
+  reason = str(error.value)
   assert (
-    repr(str(path)) in told
-    and f"of {len(content)} bytes" in told
-    and told.isprintable()
-    and len(told) < 500 + len(str(path))
+    repr(str(path)) in reason
+    and f"of {len(content)} bytes" in reason
+    and reason.isprintable()
+    and len(reason) < 500 + len(str(path))
   )
-  return told
+  return reason
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_nothing_but_the_header_is_read_before_use(path):
 
 
 @pytest.mark.parametrize(
-  "content, told",
+  "content, reason",
   [
     (b"", "0 bytes"),
     (struct.pack("<Q", 2**63) + b"{}", "header too large"),
@@ -158,12 +158,12 @@ def test_nothing_but_the_header_is_read_before_use(path):
     (stored(one("BOOL", (2,), (0, 2)), b"\x01\x02"), "neither 0 nor 1"),
   ],
 )
-def test_what_breaks_the_format_is_reported(path, content, told):
-  assert told in refused(path, content)
+def test_what_breaks_the_format_is_reported(path, content, reason):
+  assert reason in refused(path, content)
 
 
 @pytest.mark.parametrize(
-  "content, told",
+  "content, reason",
   [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     (b"<!doctype html><html></html>", "it is a web page: download the file itself"),
@@ -175,16 +175,16 @@ def test_what_breaks_the_format_is_reported(path, content, told):
     (stored(one(shape=(1,) * 17 + (2,)), bytes(8)), "write the file without it"),
   ],
 )
-def test_the_advice_is_true_of_the_fault(path, content, told):
+def test_the_advice_is_true_of_the_fault(path, content, reason):
   """A new download is advised only where the file may differ from its source."""
   message = refused(path, content)
-  assert told in message and ("download it again" in message) == ("compare its size" in message)
+  assert reason in message and ("download it again" in message) == ("compare its size" in message)
 
 
 def test_what_is_no_file_is_reported(tmp_path):
   os.mkfifo(tmp_path / "pipe")
-  for name, told in (("missing", "No such file"), (".", "directory"), ("pipe", "not a regular file")):
-    with pytest.raises(UserError, match=told):
+  for name, reason in (("missing", "No such file"), (".", "directory"), ("pipe", "not a regular file")):
+    with pytest.raises(UserError, match=reason):
       safetensors.read(tmp_path / name)
 
 

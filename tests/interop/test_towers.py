@@ -17,7 +17,7 @@ from tests.parity.drawn import parameters
 
 PARITY = Path(__file__).parents[1] / "parity"
 CLIP, T5 = (np.load(PARITY / f"{name}.npz") for name in ("clip", "t5"))
-TOLD = {name: json.loads(str(kept["told"])) for name, kept in (("clip", CLIP), ("t5", T5))}
+STORED = {name: json.loads(str(kept["told"])) for name, kept in (("clip", CLIP), ("t5", T5))}
 SMALL = ("quick", "exact", "projected")
 LARGE = ("CLIP-L", "OpenCLIP-H", "OpenCLIP-bigG")
 FIVES = ("relu", "gated")
@@ -25,7 +25,7 @@ CLOSE = 1e-5
 
 
 def stored(name: str) -> dict:
-  return next(each[name] for each in TOLD.values() if name in each)
+  return next(each[name] for each in STORED.values() if name in each)
 
 
 def folder(name: str, path: Path, rename_tensor=lambda name: name, **config) -> Path:

@@ -18,7 +18,7 @@ from tests.networks import quick
 from tests.parity.drawn import parameters
 
 KEPT = np.load(Path(__file__).parents[1] / "parity" / "unet.npz")
-TOLD = json.loads(str(KEPT["told"]))
+STORED = json.loads(str(KEPT["told"]))
 FAMILIES, PUBLISHED = ("sd1", "inpaint", "sd2", "xl"), {"sd15": 686, "sd21": 686, "sdxl": 1680}
 PARAMETERS = {"sd15": 859_520_964, "sd21": 865_910_724, "sdxl": 2_567_463_684}  # as diffusers counts them
 TOLERANCE = 2e-5
@@ -29,20 +29,20 @@ slow_but = lambda *names: [
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
-  return parameters(TOLD[name]["shapes"], TOLD[name]["seed"])
+  return parameters(STORED[name]["shapes"], STORED[name]["seed"])
 
 
 def written(path: Path, name: str, **values) -> Path:
   """The folder that diffusers saved, written anew, with other values in its config."""
   path.mkdir(exist_ok=True)
   safetensors.write(path / locate.WEIGHTS, tensors(name))
-  (path / locate.CONFIG).write_text(json.dumps(TOLD[name]["config"] | values))
+  (path / locate.CONFIG).write_text(json.dumps(STORED[name]["config"] | values))
   return path
 
 
 def single(path: Path, name: str) -> Path:
   """The same as a single file of CompVis, between other parts of a model."""
-  theirs = TOLD[name]["compvis"]
+  theirs = STORED[name]["compvis"]
   arrays = {unet.PREFIX + theirs[key]: value for key, value in tensors(name).items()}
   safetensors.write(path / "x.safetensors", arrays | {"first_stage_model.x": np.zeros(1, np.int64)})
   return path / "x.safetensors"
@@ -103,7 +103,7 @@ def test_it_writes_what_it_read(name, tmp_path):
   assert again.keys() == before.keys()
   for key, value in before.items():
     np.testing.assert_array_equal(again[key], value)
-  theirs, ours = TOLD[name]["config"], json.loads((tmp_path / "out" / locate.CONFIG).read_text())
+  theirs, ours = STORED[name]["config"], json.loads((tmp_path / "out" / locate.CONFIG).read_text())
   assert unet.network(ours) == unet.network(theirs)
   assert not {key for key in ours if key != "_diffusers_version" and ours[key] != theirs[key]}
 
@@ -112,19 +112,19 @@ def test_it_writes_what_it_read(name, tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_trees_have_the_published_names_and_shapes(name):
   """Nothing is allocated; in a single file too."""
-  network, shape = unet.network(TOLD[name]["config"])
+  network, shape = unet.network(STORED[name]["config"])
   like = denoisers.shapes(network, (128, 128, shape.out_channels), denoisers.unet_inputs(network, shape))
-  theirs = {key: tuple(value) for key, value in TOLD[name]["shapes"].items()}
+  theirs = {key: tuple(value) for key, value in STORED[name]["shapes"].items()}
   assert rename.published_shapes(unet.table(network), like) == theirs
   assert len(theirs) == PUBLISHED[name] and count(like) == PARAMETERS[name]
-  names = {TOLD[name]["compvis"][key]: value for key, value in theirs.items()}
+  names = {STORED[name]["compvis"][key]: value for key, value in theirs.items()}
   assert rename.published_shapes(unet.table(network, "CompVis"), like) == names
   assert unet.compvis_network(names) == (network, shape)
 
 
 def test_the_published_networks():
   """Heads: a number of them in 1, of a width of 64 in 2 and XL, whatever the field is called."""
-  networks = {name: unet.network(TOLD[name]["config"])[0] for name in PUBLISHED}
+  networks = {name: unet.network(STORED[name]["config"])[0] for name in PUBLISHED}
   assert networks["sd15"] == UNet(token_width=768)
   assert networks["sd21"] == UNet(token_width=1024, head_width=64)
   assert networks["sdxl"] == UNet(

@@ -16,7 +16,7 @@ from tests.parity.drawn import inputs, parameters
 
 PARITY = Path(__file__).parents[1] / "parity"
 KEPT = np.load(PARITY / "vae.npz")
-TOLD = json.loads(str(KEPT["told"]))
+STORED = json.loads(str(KEPT["told"]))
 FOLDERS = ("sd", "sdxl", "sd3", "vq", "large_mean")
 FILES = ("kl_f4", "kl_f8", "kl_f16", "kl_f32", "vq_f4", "vq_f8", "vq_f16")
 QUICK = ("kl_f4", "vq_f8")
@@ -27,12 +27,12 @@ def folder(name: str, path: Path) -> Path:
   if name == "sd":
     return PARITY / "vae_sd"
   path.mkdir(exist_ok=True)
-  arrays = parameters(TOLD[name]["shapes"], TOLD[name]["seed"])
+  arrays = parameters(STORED[name]["shapes"], STORED[name]["seed"])
   if name == "large_mean":
     for side in ("encoder", "decoder"):
       arrays[f"{side}.conv_in.bias"] += 100
   safetensors.write(path / locate.WEIGHTS, arrays)
-  (path / locate.CONFIG).write_text(json.dumps(TOLD[name]["config"]))
+  (path / locate.CONFIG).write_text(json.dumps(STORED[name]["config"]))
   return path
 
 
@@ -63,7 +63,7 @@ def test_a_folder_of_diffusers_gives_the_same(name, tmp_path):
 )
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_a_file_of_compvis_gives_the_same(name, prefix, tmp_path):
-  arrays = parameters(TOLD[name]["shapes"], TOLD[name]["seed"])
+  arrays = parameters(STORED[name]["shapes"], STORED[name]["seed"])
   other = {"loss.logvar": np.zeros(()), "model.diffusion_model.out.0.weight": np.zeros(3)}
   safetensors.write(
     tmp_path / "x.safetensors", {prefix + name: value for name, value in arrays.items()} | other

@@ -70,7 +70,7 @@ class Exact(nn.Module):
 
 
 class Translated(nn.Module):
-  """One opinion of the data, told as an output of any kind."""
+  """One opinion of the data, as an output of any kind."""
 
   process: Any
   parametrization: Any
@@ -82,7 +82,7 @@ class Translated(nn.Module):
 
 
 class Told(nn.Module):
-  """Something of all that the network is told."""
+  """Something of all of the network's inputs."""
 
   def __call__(self, z, noise_level, inputs, estimate=None):
     return Output(jnp.sin(z) + noise_level[:, None, None, None] + inputs["label"][:, None, None, None])
@@ -217,7 +217,7 @@ WEIGHTINGS = [MinSNR(), Sigmoid(), EDMWeighting(), TargetWeighting("eps")]
   "times", [LogitNormal(0.2, 0.7), pytest.param(Uniform(), marks=pytest.mark.slow)], ids=repr
 )
 def test_a_weighted_loss_does_not_depend_on_the_target(weighting, times):
-  """The same opinion of the data costs the same, whatever it is told in."""
+  """The same opinion of the data costs the same, whatever the target."""
   losses_of = lambda row: losses(
     Translated(Cosine(), row), parametrization=row, weighting=weighting, times=times
   )
@@ -376,7 +376,7 @@ def test_its_result_is_what_another_starts_from():
 
 
 class Beside(nn.Module):
-  """What it is told, summed over channels."""
+  """Its condition, summed over channels."""
 
   def __call__(self, z, noise_level, inputs, estimate=None):
     return Output(jnp.zeros_like(z) + inputs["concat"].sum(-1, keepdims=True))
@@ -401,7 +401,7 @@ def test_a_pair_is_reported_standardised():
 
 
 def test_what_is_known_is_encoded_by_the_frozen_parameters_and_what_is_hidden_is_not_told():
-  """A network that says what it is told has the loss of standardised pixels where nothing is hidden,
+  """A network that returns its condition has the loss of standardised pixels where nothing is hidden,
   and where all is of 0.
   """
 

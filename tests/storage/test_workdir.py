@@ -185,8 +185,8 @@ def test_a_lower_rate_comes_with_more_steps_of_a_finished_stage(tmp_path):
 def test_a_best_denoiser_was_chosen_by_its_metric(tmp_path):
   workdirs.claim_workdir(tmp_path, DIGITS)
   commit(tmp_path, "denoiser", 100, "best")
-  told = refused(workdirs.claim_workdir, tmp_path, changed_by("evaluation.metric=kid"))
-  assert f"remove {tmp_path / 'denoiser' / 'best'}" in told
+  refusal = refused(workdirs.claim_workdir, tmp_path, changed_by("evaluation.metric=kid"))
+  assert f"remove {tmp_path / 'denoiser' / 'best'}" in refusal
   workdirs.claim_workdir(tmp_path, changed_by("evaluation.every_steps=9"))
   shutil.rmtree(tmp_path / "denoiser" / "best")
   workdirs.claim_workdir(tmp_path, changed_by("evaluation.metric=kid"))
@@ -216,9 +216,9 @@ def test_other_data_are_refused_with_the_difference(tmp_path):
   workdirs.check_data(tmp_path, other)  # nothing has been trained on the data
   commit(tmp_path, "autoencoder", 250)
   workdirs.claim_workdir(tmp_path, DIGITS, DATA)
-  told = refused(workdirs.check_data, tmp_path, other)
-  assert "data.train.examples: 24 -> 48" in told and "data.train.digest: 'a' -> 'c'" in told
-  assert told == refused(workdirs.claim_workdir, tmp_path, DIGITS, other)
+  refusal = refused(workdirs.check_data, tmp_path, other)
+  assert "data.train.examples: 24 -> 48" in refusal and "data.train.digest: 'a' -> 'c'" in refusal
+  assert refusal == refused(workdirs.claim_workdir, tmp_path, DIGITS, other)
   assert workdirs.read_data_identity(tmp_path) == DATA
 
 
@@ -274,8 +274,10 @@ def test_a_folder_that_is_not_shared_is_reported_of(tmp_path):
   workdirs.claim_workdir(tmp_path / "w", DIGITS)
   workdirs.check_shared_workdir(tmp_path / "w", DIGITS)
   sampling = override(DIGITS, "sampling.steps", "5")
-  told = refused(workdirs.check_shared_workdir, tmp_path / "w", sampling)
-  assert "holds another experiment: sampling.steps" in told and "every process the same settings" in told
+  refusal = refused(workdirs.check_shared_workdir, tmp_path / "w", sampling)
+  assert (
+    "holds another experiment: sampling.steps" in refusal and "every process the same settings" in refusal
+  )
   other = override(DIGITS, "seed", "5")
   assert "holds another experiment: seed" in refused(workdirs.check_shared_workdir, tmp_path / "w", other)
 

@@ -261,7 +261,7 @@ def test_a_resumed_stage_continues_its_lines(tmp_path):
 
 
 class Run:
-  """What a run of the package is told."""
+  """The calls that a run makes of the package."""
 
   def __init__(self, **options):
     self.options, self.rows, self.metrics = options, [], {}
