@@ -367,10 +367,10 @@ def test_estimates_are_shown_to_networks_that_read_them(network, share):
 def test_its_result_is_what_another_starts_from():
   """A conditioner that the trained one did not have stays new."""
   objective = Diffusion(network=Told(), process=Flow())
-  result = objective.result({"denoiser": "trained"}, {}, {})
+  result = objective.result({"denoiser": {"kernel": "trained"}}, {}, {})
   assert result.model is objective and objective.makes == "denoiser"
-  assert objective.start({"denoiser": "new", "text": "new"}, {}, result.params) == (
-    {"denoiser": "trained", "text": "new"},
+  assert objective.start({"denoiser": {"kernel": "new"}, "text": "new"}, {}, result.params) == (
+    {"denoiser": {"kernel": "trained"}, "text": "new"},
     {},
   )
 
