@@ -68,9 +68,7 @@ def test_other_classes_get_a_new_label_table_and_all_else_is_kept(
   tables = [network.pop("label", {}).get("table") for network in (theirs, ours)]
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)
   assert tables[0].shape == (11, 8) and (tables[1] is None or tables[1].shape == (classes + 1, 8))
-  if classes == 10:
-    np.testing.assert_array_equal(*tables)
-  if classes == 4:
+  if classes:
     assert 0.005 < np.std(tables[1]) < 0.05 and not np.isin(tables[1], tables[0]).any(), "drawn anew"
 
 
