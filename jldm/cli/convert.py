@@ -148,7 +148,7 @@ def detect_kind(source: Path, to: str) -> str:
     return "autoencoder"
   if source.is_dir():
     if locate.is_folder(source):
-      return "autoencoder"
+      return "dit" if locate.config_class(source / locate.CONFIG) == dit.CLASS else "autoencoder"
     if (source / "experiment.json").is_file():
       return "params"
     raise UserError(
@@ -292,9 +292,10 @@ def read_codec(source: Path, codec: str | None, latents_stats: str | None, **giv
         f"{str(source)!r} has no autoencoder; give --codec: a folder of diffusers, or a workdir"
       )
     codec = str(source / locate.PART)
+  workdir = is_workdir(Path(codec))
+  refuse_idle_scale(workdir, latents_stats is not None, given)
   if latents_stats is not None and given["scaling_factor"] is None:
     given["scaling_factor"] = 1.0
-  workdir = is_workdir(Path(codec))
   network, params = load_codec(codec) if workdir else pretrained.read_pretrained(codec, **given)
   if latents_stats is None:
     return network, params
@@ -302,6 +303,15 @@ def read_codec(source: Path, codec: str | None, latents_stats: str | None, **giv
     safetensors.read(latents_stats), network.latent_channels, latents_stats
   )
   return network, params | {"mean": mean, "std": std / given["scaling_factor"]}
+
+
+def refuse_idle_scale(workdir: bool, statistics: bool, given: dict[str, Any]) -> None:
+  """Raises a UserError for a scale that would reach nothing: a workdir has its own, statistics a mean."""
+  idle = {"scaling_factor": workdir and not statistics, "shift_factor": workdir or statistics}
+  for name, reaches_nothing in idle.items():
+    if reaches_nothing and given[name] is not None:
+      what = "--latents-stats" if statistics else "--codec, a workdir,"
+      raise UserError(f"{options.option_text(name, given[name])}: {what} has it already; leave it out")
 
 
 def export_autoencoder(source: Path, out: Path, **given: Any) -> str:

@@ -20,7 +20,8 @@ from jldm.core.errors import UserError, printable
 from jldm.data import builder
 from jldm.inference.load import restore_result
 from jldm.inference.model import find_stage
-from jldm.interop import flat, locate, msgpack, pretrained, safetensors, towers
+from jldm.interop import denoisers, flat, locate, msgpack, pretrained, safetensors, towers
+from jldm.interop.scheduler import find_scheduler, read_scheduler
 from jldm.media.images import read_provenance
 from jldm.storage import workdir as workdirs
 from jldm.storage.checkpoint import Checkpoints
@@ -97,7 +98,11 @@ def describe_published(path: Path, statistics: bool) -> Iterator[str]:
     found, file = path / locate.CONFIG, locate.weights_file(path)
   else:
     found, file = locate.find_config(path), path
-  if path.is_dir() or (found and locate.config_class(found) in pretrained.CLASSES):
+  name = locate.config_class(found) if found else ""
+  if name in denoisers.CLASSES:
+    yield f"{path}: {name} of diffusers"
+    yield from describe_denoiser(found, name)
+  elif path.is_dir() or name in pretrained.CLASSES:
     config = pretrained.read_config(found)
     network = pretrained.CLASSES[config["_class_name"]].network(config)
     mean, std = pretrained.read_statistics(config, network.latent_channels)
@@ -117,6 +122,17 @@ def describe_published(path: Path, statistics: bool) -> Iterator[str]:
     entry = arrays.entry(name)
     yield f"  {name}  {entry.dtype} {list(entry.shape)}, a dtype that is not read here"
   yield from array_lines(pretrained.Renamed(arrays, legible), statistics)
+
+
+def describe_denoiser(config: Path, name: str) -> Iterator[str]:
+  """The lines of a denoiser of diffusers: the network, and what its scheduler says of it."""
+  yield from describe_latent_network(denoisers.CLASSES[name](denoisers.read_config(config.parent, name)))
+  scheduler = find_scheduler(config.parent)
+  if scheduler is None:
+    yield "  no scheduler is beside it, which would say what it predicts"
+  else:
+    process, parametrization = read_scheduler(scheduler)
+    yield f"  {parametrization} of {process}"
 
 
 def describe_workdir(path: Path, statistics: bool) -> Iterator[str]:

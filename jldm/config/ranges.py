@@ -143,6 +143,7 @@ RANGES = {  # class -> field -> interval
   "ModulatedBlock": BLOCK,
   "PlainBlock": BLOCK,
   "ClassLabel": {"dropout": SHARE, "classes": SIZE},
+  "Sizes": {"dropout": SHARE, "height": SIZE, "width": SIZE, "features": SIZE},
   "Vector": {"dropout": SHARE, "scale": POSITIVE},
   "Masked": {"dropout": SHARE},
   "Paired": {"dropout": SHARE},

@@ -37,6 +37,7 @@ from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Grey, Missing, Mixture, Noisy
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
+from jldm.models.conditioners.sizes import Sizes
 from jldm.models.conditioners.text import Text
 from jldm.models.conditioners.vector import Vector
 from jldm.models.denoisers.dit import DiT
@@ -87,7 +88,7 @@ ROLES = (  # classes of one row may replace each other
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),
-  (ClassLabel, Vector, Masked, Paired, Text),
+  (ClassLabel, Vector, Sizes, Masked, Paired, Text),
   (CLIPText, T5Encoder),
   (Tokenizer,),
   (Tower,),

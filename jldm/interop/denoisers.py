@@ -27,6 +27,9 @@ SMALLEST = 128  # side of latents that every U-Net can divide, for its shapes
 SINGLE = "give a whole model of Stable Diffusion 1, 2 or XL"
 
 
+CLASSES = {unet.CLASS: lambda config: unet.network(config)[0], dit.CLASS: dit.network}  # of diffusers
+
+
 class Denoiser(NamedTuple):
   """A published denoiser.   latent: [h, w, C] of the size that it was trained on."""
 
@@ -189,11 +192,11 @@ def save_unet(
   folder = Path(folder)
   vector = params["vector"]["in"]["kernel"].shape[0] if network.vector_layers == 2 else 0
   channels = params["in"]["kernel"].shape[2], params["out"]["kernel"].shape[3]
-  told = unet.config(network, unet.Shape(*channels, vector, side), size_features)
+  config = unet.config(network, unet.Shape(*channels, vector, side), size_features)
   tensors = rename.publish(unet.table(network), params)
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
   except OSError as error:
     raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
   safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})

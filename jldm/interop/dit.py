@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jldm.core.errors import UserError
+from jldm.core.errors import UserError, printable
 from jldm.diffusion.process import Discrete, Flow, LinearBetas
 from jldm.diffusion.target import Predict
 from jldm.interop.config import config_choice, config_number
@@ -175,7 +175,7 @@ def read(tensors: Mapping[str, np.ndarray], family: str, heads: int | None = Non
   features = side_of(shapes, f"{LAST}.weight", 0)
   doubled = features == 2 * patch**2 * channels
   rms_norm = "blocks.0.norm1.weight" in shapes
-  network = DiT(
+  made = DiT(
     block=ModulatedBlock(
       heads=count_heads(shapes, width, heads),
       mlp_ratio=mlp_ratio(shapes, width, swiglu),
@@ -195,7 +195,7 @@ def read(tensors: Mapping[str, np.ndarray], family: str, heads: int | None = Non
     first_half = functools.partial(without_variance, places=patch**2, channels=channels)
     edits |= {f"{LAST}.weight": first_half, f"{LAST}.bias": first_half}
   edited = Edited(tensors, prefix, edits)
-  return Read(network, edited, table(swiglu), OTHERS, patch * check_places(edited, width), channels)
+  return Read(made, edited, table(swiglu), OTHERS, patch * check_places(edited, width), channels)
 
 
 def shapes_of(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
@@ -231,11 +231,11 @@ def count_heads(shapes: Mapping[str, tuple[int, ...]], width: int, heads: int | 
   """The heads of attention, which no tensor shows unless queries are normalised."""
   norm = shapes.get("blocks.0.attn.q_norm.weight")
   known = width // norm[0] if norm else HEADS.get(width)
-  heads = heads or known
+  heads = known if heads is None else heads
   if heads is None:
     published = ", ".join(f"{each} of width {width}" for width, each in HEADS.items())
     raise UserError(f"a width of {width} says nothing about heads (published: {published}); give --heads")
-  if width % heads:
+  if heads < 1 or width % heads:
     raise UserError(f"--heads {heads} does not divide a width of {width}; expected a divisor")
   return heads
 
@@ -268,6 +268,32 @@ def check_places(tensors: Mapping[str, np.ndarray], width: int) -> int:
   return side
 
 
+def network(config: Mapping[str, Any], as_diffusers: bool = False) -> DiT:
+  """The network of a config.json of diffusers; `as_diffusers` as in `read_diffusers`.
+
+  Raises:
+    UserError: a field that is none, or that we do not have.
+  """
+  for name, only in ONLY.items():
+    if config.get(name, only) != only:
+      raise UserError(f"config.json has {name}={printable(str(config[name])[:80])}; expected {only!r}")
+  heads = config_number(config, "num_attention_heads", 16)
+  channels = config_number(config, "in_channels", 4)
+  doubled = config_choice(config, "out_channels", channels, (channels, 2 * channels)) != channels
+  epsilon = config.get("norm_eps", DIFFUSERS_EPSILON)
+  if type(epsilon) is not float or not 0 < epsilon < 1:
+    raise UserError(f"config.json has norm_eps={printable(str(epsilon)[:40])}; expected a number from 0 to 1")
+  return DiT(
+    block=ModulatedBlock(heads=heads, mlp_epsilon=epsilon if as_diffusers else 1e-6),
+    patch=config_number(config, "patch_size", 2),
+    width=heads * config_number(config, "attention_head_dim", 72),
+    depth=config_number(config, "num_layers", 28, MOST_DEPTH),
+    classes=config_number(config, "num_embeds_ada_norm", 1000),
+    frequency_shift=int(as_diffusers),
+    out_channels=2 * channels if doubled else 0,
+  )
+
+
 def read_diffusers(
   config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], as_diffusers: bool = False
 ) -> Read:
@@ -279,30 +305,14 @@ def read_diffusers(
   Raises:
     UserError: a field that we do not have, or blocks with embedders of their own.
   """
-  for name, only in ONLY.items():
-    if config.get(name, only) != only:
-      raise UserError(f"config.json has {name}={config[name]!r}; expected {only!r}")
-  heads = config_number(config, "num_attention_heads", 16)
-  width = heads * config_number(config, "attention_head_dim", 72)
-  channels, patch = config_number(config, "in_channels", 4), config_number(config, "patch_size", 2)
-  doubled = config_choice(config, "out_channels", channels, (channels, 2 * channels)) != channels
+  made = network(config, as_diffusers)
   check_copies(tensors)
-  epsilon = config.get("norm_eps", DIFFUSERS_EPSILON)
-  if type(epsilon) is not float or not 0 < epsilon < 1:
-    raise UserError(f"config.json has norm_eps={str(epsilon)[:40]}; expected a number from 0 to 1")
-  network = DiT(
-    block=ModulatedBlock(heads=heads, mlp_epsilon=epsilon if as_diffusers else 1e-6),
-    patch=patch,
-    width=width,
-    depth=config_number(config, "num_layers", 28, MOST_DEPTH),
-    classes=config_number(config, "num_embeds_ada_norm", 1000),
-    frequency_shift=int(as_diffusers),
-    out_channels=2 * channels if doubled else 0,
-  )
   edited = Edited(tensors, "", {"pos_embed.proj.weight": patch_kernel})
-  return Read(
-    network, edited, DIFFUSERS, COPIES, config_number(config, "sample_size", 32, MOST_SIDE), channels
+  side, channels = (
+    config_number(config, "sample_size", 32, MOST_SIDE),
+    config_number(config, "in_channels", 4),
   )
+  return Read(made, edited, DIFFUSERS, COPIES, side, channels)
 
 
 def check_copies(tensors: Mapping[str, np.ndarray]) -> None:

@@ -25,13 +25,9 @@ from jldm.models.denoisers.unet import UNet
 
 CLASS = "UNet2DConditionModel"
 PREFIX = "model.diffusion_model."  # before a U-Net's names in a whole model's file
-GROUPS, HEADS, HEAD_WIDTH = (
-  32,
-  8,
-  64,
-)  # of a single file: Stable Diffusion 1 has 8 heads, 2 and XL heads of 64
+# Of a single file: Stable Diffusion 1 has 8 heads, 2 and XL heads of a width of 64.
+GROUPS, HEADS, HEAD_WIDTH = 32, 8, 64
 MOST_RESNETS, MOST_BLOCKS, MOST_HEADS = 16, 64, 1024
-SIZES = 6  # numbers of XL: original height and width, top and left of the crop, target height and width
 ONLY = {  # fields of a config.json of which we have one value
   "act_fn": "silu",
   "attention_type": "default",
@@ -251,12 +247,18 @@ def attention_of(config: Mapping[str, Any], levels: int) -> tuple[bool, ...]:
   for side, kinds in (("down", DOWN), ("up", UP)):
     name = f"{side}_block_types"
     types = config_value(config, name, published[side])
-    if not isinstance(types, (list, tuple)) or len(types) != levels or not set(types) <= set(kinds.values()):
+    if (
+      not isinstance(types, (list, tuple))
+      or len(types) != levels
+      or any(kind not in kinds.values() for kind in types)
+    ):
       raise refused(name, types, f"{levels} of {' or '.join(kinds.values())}")
     attends = tuple(kind == kinds[True] for kind in types)
     sides[side] = attends if side == "down" else attends[::-1]
   if sides["down"] != sides["up"]:
-    raise refused("up_block_types", config["up_block_types"], "attention at the scales of down_block_types")
+    raise refused(
+      "up_block_types", config.get("up_block_types"), "attention at the scales of down_block_types"
+    )
   return sides["down"]
 
 

@@ -300,7 +300,7 @@ def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
 def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
   path = shutil.copy(SD / locate.WEIGHTS, tmp_path)
   line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
-  kinds = "params, lpips, autoencoder, inception, dinov2, clip, dit, sit, repa, lightningdit"
+  kinds = "params, lpips, autoencoder, text, inception, dinov2, clip, dit, sit, repa, lightningdit"
   assert f"does not state its kind; give --kind, one of {kinds}, or put its config.json" in line
 
 
@@ -460,8 +460,8 @@ def test_an_out_in_no_folder_that_can_be_written_is_refused_before_the_work(tmp_
 
 def transformer(path: Path, family: str = "dit") -> Path:
   """A small file in its authors' names, of the shapes that tests/parity/dit.npz keeps."""
-  reason = json.loads(str(np.load(PARITY / "dit.npz")["told"]))[family]
-  safetensors.write(path, parameters(reason["shapes"], reason["seed"]) | {"pos_embed": places(4, 32)})
+  saved = json.loads(str(np.load(PARITY / "dit.npz")["told"]))[family]
+  safetensors.write(path, parameters(saved["shapes"], saved["seed"]) | {"pos_embed": places(4, 32)})
   return path
 
 
@@ -497,13 +497,19 @@ def test_a_transformer_and_its_autoencoder_draw_samples(family, tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-  ("family", "options", "reason"),
+  ("family", "options", "message"),
   [
     ("dit", (), "has no autoencoder; give --codec"),
     ("lightningdit", ("--codec", SD), "--kind lightningdit without --latents-stats; expected"),
     ("dit", ("--codec", PARITY / "tiny_flux"), "--codec has latents of 16 channels, and "),
     ("dit", ("--codec", "nowhere"), "'nowhere' does not exist"),
     ("dit", ("--codec", SD, "--as-diffusers"), "--as-diffusers: "),
+    ("dit", ("--codec", "codec", "--scaling-factor", 2), "--scaling-factor 2.0: --codec, a workdir, has it"),
+    (
+      "dit",
+      ("--codec", SD, "--latents-stats", "flat", "--shift-factor", 1),
+      "--shift-factor 1.0: --latents-stats has it already; leave it out",
+    ),
     ("dit", ("--codec", SD, "--latents-stats", "stats"), "'stats' has 3 values of mean; expected 4, one per"),
     (
       "dit",
@@ -513,14 +519,26 @@ def test_a_transformer_and_its_autoencoder_draw_samples(family, tmp_path, capsys
     ("repa", ("--codec", SD), "lacks 2 of 31 tensors"),
   ],
 )
-def test_a_transformer_that_cannot_be_converted(family, options, reason, tmp_path, monkeypatch, capsys):
+def test_a_transformer_that_cannot_be_converted(family, options, message, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   safetensors.write(tmp_path / "stats", {"mean": np.zeros(3, np.float32), "std": np.ones(4, np.float32)})
   safetensors.write(tmp_path / "flat", {"mean": np.zeros(4, np.float32), "std": np.zeros(4, np.float32)})
+  (tmp_path / "codec").mkdir()
+  (tmp_path / "codec" / "experiment.json").touch()
   file = transformer(tmp_path / "x", "lightningdit" if family == "lightningdit" else "dit")
   if family == "repa":
     arrays = safetensors.read(file)
     safetensors.write(file, {name: value for name, value in arrays.items() if "t_embedder.mlp.2" not in name})
   assert main(convert_transformer(file, tmp_path / "w", family, *options)) == 2
   error = capsys.readouterr().err
-  assert reason in error and error.count("\n") == 1 and not (tmp_path / "w").exists()
+  assert message in error and error.count("\n") == 1 and not (tmp_path / "w").exists()
+
+
+def test_a_folder_of_a_transformer_states_its_kind(tmp_path, capsys):
+  (tmp_path / "f").mkdir()
+  safetensors.write(tmp_path / "f" / locate.WEIGHTS, {"x": np.zeros(1, np.float32)})
+  (tmp_path / "f" / locate.CONFIG).write_text(
+    json.dumps({"_class_name": dit.CLASS, "norm_type": "layer_norm"})
+  )
+  message = refused(capsys, tmp_path / "f", tmp_path / "w", "--to", "jldm", "--codec", SD)
+  assert "config.json has norm_type=layer_norm; expected 'ada_norm_zero'" in message

@@ -58,6 +58,21 @@ def test_a_folder_of_diffusers_and_a_workdir(tmp_path, capsys):
   assert "params/decoder/in/bias " in workdir and "0 values not finite" in workdir
 
 
+@pytest.mark.parametrize(("name", "kept"), [("sd2", "unet"), ("diffusers", "dit")])
+def test_a_denoiser_of_diffusers_says_what_it_predicts(name, kept, tmp_path, capsys):
+  saved = json.loads(str(np.load(SD.parent / f"{kept}.npz")["told"]))[name]
+  folder, scheduler = tmp_path / "unet", tmp_path / "scheduler"
+  folder.mkdir()
+  safetensors.write(folder / locate.WEIGHTS, {"x": np.zeros(3, np.float32)})
+  (folder / locate.CONFIG).write_text(json.dumps(saved["config"]))
+  assert "no scheduler is beside it" in printed(capsys, folder)
+  scheduler.mkdir()
+  (scheduler / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+  lines = printed(capsys, folder)
+  assert f"{saved['config']['_class_name']} of diffusers" in lines and "prediction_type='v'" in lines
+  assert {"unet": "UNet(widths=(16, 32)", "dit": "classes=10"}[kept] in lines and "LinearBetas" in lines
+
+
 def test_a_file_of_diffusers_beside_its_config(tmp_path, capsys):
   """As its folder; with the config of a class that is not read here, as a file."""
   shutil.copytree(SD, tmp_path / "vae")
@@ -71,7 +86,7 @@ def test_a_file_of_diffusers_beside_its_config(tmp_path, capsys):
     tmp_path / "vae" / "x.safetensors", {"a": np.zeros(3)}, {"format": "jldm", "kind": "lpips"}
   )
   assert "AutoencoderKL" not in printed(capsys, tmp_path / "vae" / "x.safetensors")  # it describes itself
-  config.write_text('{"_class_name": "UNet2DConditionModel"}')
+  config.write_text('{"_class_name": "UNetMotionModel"}')
   assert "a file of arrays" in (listed := printed(capsys, file)) and "decoder.conv_in.bias " in listed
 
 

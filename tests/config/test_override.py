@@ -14,7 +14,10 @@ from jldm.models.denoisers.unet import UNet
 from jldm.train.ema import Power
 from tests.config.examples import SMALL, Pair, field, refused
 
-CONDITIONERS = "a tuple of ClassLabel(...) or Vector(...) or Masked(...) or Paired(...), such as (), (A(),)"
+CONDITIONERS = (
+  "a tuple of ClassLabel(...) or Vector(...) or Sizes(...) or Masked(...) or Paired(...) or Text(...), "
+  "such as (), (A(),)"
+)
 
 
 @pytest.mark.parametrize(

@@ -113,13 +113,13 @@ def test_a_pipelines_folder_has_its_scheduler(tmp_path):
   (tmp_path / "transformer").mkdir()
   (tmp_path / "scheduler").mkdir()
   written(tmp_path / "transformer", "diffusers")
-  stored = {
+  config = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.001,
     "beta_end": 0.01,
     "prediction_type": "v_prediction",
   }
-  (tmp_path / "scheduler" / scheduler.FILE).write_text(json.dumps(stored))
+  (tmp_path / "scheduler" / scheduler.FILE).write_text(json.dumps(config))
   actual = denoisers.read_dit(tmp_path, "dit")
   assert (actual.process, actual.parametrization) == (Discrete(ScaledLinearBetas(0.001, 0.01)), Predict("v"))
 
@@ -146,7 +146,7 @@ def test_a_file_of_several_devices_and_half_precision(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("family", "changes", "stored"),
+  ("family", "changes", "message"),
   [
     ("dit", {"pos_embed": places(4, 32) + 0.1}, "up to 0.1 off the fixed sinusoids; expected those"),
     ("dit", {"pos_embed": places(4, 32)[:, :15]}, "is [1, 15, 32]; expected [1, side * side, 32]"),
@@ -160,46 +160,47 @@ def test_a_file_of_several_devices_and_half_precision(tmp_path):
     ),
   ],
 )  # fmt: skip
-def test_a_file_that_does_not_fit(family, changes, stored, tmp_path):
+def test_a_file_that_does_not_fit(family, changes, message, tmp_path):
   with pytest.raises(UserError) as error:
     denoisers.read_dit(written(tmp_path, family, **changes), family, HEADS)
-  assert stored in str(error.value)
+  assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-  ("heads", "stored"),
+  ("heads", "message"),
   [
     (None, "a width of 32 says nothing about heads (published: 6 of width 384, 12 of width 768, "),
+    (-2, "--heads -2 does not divide a width of 32; expected a divisor"),
     (3, "--heads 3 does not divide a width of 32; expected a divisor"),
   ],
 )
-def test_heads(heads, stored, tmp_path):
+def test_heads(heads, message, tmp_path):
   with pytest.raises(UserError) as error:
     denoisers.read_dit(written(tmp_path, "dit"), "dit", heads)
-  assert stored in str(error.value)
+  assert message in str(error.value)
   assert denoisers.read_dit(written(tmp_path, "lightningdit"), "lightningdit").network.block.heads == HEADS
 
 
 @pytest.mark.parametrize(
-  ("values", "stored"),
+  ("values", "message"),
   [
     (
       {"_class_name": "SD3Transformer2DModel"},
       "is of 'SD3Transformer2DModel'; expected DiTTransformer2DModel",
     ),
-    ({"activation_fn": "relu"}, "config.json has activation_fn='relu'; expected 'gelu-approximate'"),
-    ({"norm_type": "layer_norm"}, "config.json has norm_type='layer_norm'; expected 'ada_norm_zero'"),
+    ({"activation_fn": "relu"}, "config.json has activation_fn=relu; expected 'gelu-approximate'"),
+    ({"norm_type": "layer_norm"}, "config.json has norm_type=layer_norm; expected 'ada_norm_zero'"),
     ({"out_channels": 5}, "config.json has out_channels=5; expected one of 4, 8"),
     ({"num_layers": "2"}, "config.json has num_layers=2; expected a whole number from 1 to 256"),
     ({"num_layers": 3}, "lacks"),
   ],
 )
-def test_a_folder_that_does_not_fit(values, stored, tmp_path):
+def test_a_folder_that_does_not_fit(values, message, tmp_path):
   written(tmp_path, "diffusers")
   (tmp_path / locate.CONFIG).write_text(json.dumps(STORED["diffusers"]["config"] | values))
   with pytest.raises(UserError) as error:
     denoisers.read_dit(tmp_path, "dit")
-  assert stored in str(error.value)
+  assert message in str(error.value)
 
 
 def test_blocks_with_embedders_of_their_own_are_refused(tmp_path):
@@ -210,7 +211,7 @@ def test_blocks_with_embedders_of_their_own_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("config", "stored"),
+  ("config", "message"),
   [
     ({"prediction_type": "flow"}, "prediction_type=flow; expected one of epsilon, v_prediction, sample"),
     (
@@ -222,8 +223,8 @@ def test_blocks_with_embedders_of_their_own_are_refused(tmp_path):
     ([], "is a list; expected a scheduler_config.json of diffusers"),
   ],
 )
-def test_a_scheduler_that_is_none(config, stored, tmp_path):
+def test_a_scheduler_that_is_none(config, message, tmp_path):
   (tmp_path / scheduler.FILE).write_text(json.dumps(config))
   with pytest.raises(UserError) as error:
     scheduler.read_scheduler(scheduler.find_scheduler(tmp_path))
-  assert stored in str(error.value)
+  assert message in str(error.value)

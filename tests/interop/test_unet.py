@@ -12,8 +12,8 @@ from jldm.core.trees import count
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
 from jldm.interop import denoisers, locate, rename, safetensors, scheduler, unet
+from jldm.models.conditioners.sizes import Sizes
 from jldm.models.denoisers.unet import UNet
-from jldm.nn.embedding import sinusoids
 from tests.networks import quick
 from tests.parity.drawn import parameters
 
@@ -54,8 +54,8 @@ def check_output(name: str, actual: denoisers.Denoiser, rows: slice) -> None:
   if given["z"].shape[-1] > 4:
     inputs["concat"] = given["z"][..., 4:]
   if name == "xl":  # the text first, then sinusoids of each size
-    text, sizes = (KEPT[f"{name}/{key}"][rows] for key in ("text", "sizes"))
-    inputs["vector"] = np.concatenate([text, np.asarray(sinusoids(sizes, 8)).reshape(len(sizes), -1)], -1)
+    sizes = Sizes(features=8).embed({}, {"sizes": KEPT[f"{name}/sizes"][rows]}, None)["vector"]
+    inputs["vector"] = np.concatenate([KEPT[f"{name}/text"][rows], sizes], -1)
   with jax.default_matmul_precision("highest"):
     value = quick(actual.network.apply)(
       {"params": actual.params}, given["z"][..., :4], given["level"], inputs

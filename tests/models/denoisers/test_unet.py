@@ -98,6 +98,11 @@ def test_shapes_and_dtypes(widths, attention, resnets, height, width, dtype, res
       (Z, LEVEL, INPUTS),
       "attention=(True,); expected one bool for each of widths=(8, 12)",
     ),
+    (
+      {"transformer_layers": (1,)},
+      (Z, LEVEL, INPUTS),
+      "transformer_layers=(1,); expected one number for each of widths=(8, 12)",
+    ),
     ({"head_width": 3}, (Z, LEVEL, INPUTS), "head_width=3 does not divide a width of 8"),
     ({"heads": 3}, (Z, LEVEL, INPUTS), "heads=3 does not divide a width of 8"),
     ({"groups": 3}, (Z, LEVEL, INPUTS), "groups=3 does not divide 8 channels"),
