@@ -34,8 +34,7 @@ def train(
   Raises:
     UserError: a data set that is missing or does not fit, a batch that the devices do not divide,
       another experiment or other data in the workdir, another training in it, a stage that needs an
-      unfinished one,
-      wandb that is not installed, a disk that is full or read-only.
+      unfinished one, wandb that is not installed, a disk that is full or read-only.
     NonFiniteError: ten non-finite updates in a row.
     Preempted: SIGTERM or SIGINT came; the current step is committed.
   """
