@@ -49,7 +49,7 @@ def test_the_denoiser_alone_needs_a_finished_autoencoder(experiment, tmp_path):
   [
     (
       "parametrization=Predict('eps')",
-      "Predict(prediction_type='eps') says nothing about the data at t = 1 of Flow(); use Predict('v') or",
+      "time_scale=1.0) says nothing about the data at t = 1 of Flow(); use Predict('v') or",
     ),
     ("parametrization=Precondition()", "at t = 1 of Flow(); use Predict('v') or Predict('flow')"),
     (
