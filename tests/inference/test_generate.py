@@ -179,7 +179,8 @@ def test_a_target_that_is_singular_at_pure_noise_is_refused(tiny, process):
   model = dataclasses.replace(model, objective=objective)
   with pytest.raises(
     UserError,
-    match=r"Predict\(prediction_type='eps', .*\) says nothing about the data at t = 1 of .*; use Predict\('v'\)",
+    match=r"Predict\(prediction_type='eps'.*\) says nothing about the data at t = 1 of .*"
+    r"; use Predict\('v'\)",
   ):
     draw(model, params, [1])
 
