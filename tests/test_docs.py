@@ -90,6 +90,7 @@ def test_blocks_are_a_codec(folder):
     codec.latent_spec((("image", np.zeros((7, 8, 3))),))
 
 
+@pytest.mark.slow
 def test_the_sparse_latents_are_a_term_of_the_loss(folder):
   """In proportion to its weight; without one the loss is that of a reconstruction."""
   sparse, network = (

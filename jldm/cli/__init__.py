@@ -56,7 +56,7 @@ COMMANDS = {
 }
 INTERRUPT_HINTS = {"train": RESUME_HINT, "sample": "the same command draws what is missing"}
 MEMORY_REMEDIES = {  # by command
-  "train": "make a stage's batch_size smaller or its accumulate larger, give its network remat=True, or "
+  "train": "make a stage's batch_size smaller or its accumulate larger, give its network remat='full', or "
   "train on more devices with --fsdp",
   "sample": "make --batch-size or --size smaller, or decode with --tile 32",
   "evaluate": "make --batch-size, --n or --reference smaller",

@@ -207,7 +207,7 @@ def check_fits(at: StagePlace, devices: sharding.Devices, traced: Traced) -> Non
     f"a step of {name} (parameters, optimizer, averages and gradients {memory.bytes_text(copies * kept)})",
     copies * (kept + passing),
     f"make the network narrower, {name}.batch_size smaller or {name}.accumulate larger, give the network "
-    "remat=True, or train on more devices with --fsdp",
+    "remat='full', or train on more devices with --fsdp",
     there,
   )
 

@@ -283,6 +283,7 @@ def test_a_half_precision_variant_of_the_hub(variants, part, hub, tmp_path):
 
 
 @pytest.mark.parametrize("name", [locate.WEIGHTS, locate.INDEX])
+@pytest.mark.slow
 def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
   folder = tmp_path / "vae"
   shutil.copytree(SD, folder)

@@ -215,6 +215,7 @@ def test_other_data_than_those_of_the_training_are_one_line(workdir, tmp_path, c
   assert lines[0] == "the data are not those that the run was trained on: data.train.digest: 'a' -> 'b'"
 
 
+@pytest.mark.slow
 def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
   """The example in docs/evaluation.md, in a workdir where it says."""
   text = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()

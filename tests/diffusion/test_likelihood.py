@@ -84,6 +84,7 @@ def test_the_flow_is_of_fourth_order():
   assert 3.7 < np.log(errors[0] / errors[1]) / np.log(4) < 4.3
 
 
+@pytest.mark.slow
 def test_one_probe_of_signs_is_exact_where_places_do_not_mix():
   with jax.enable_x64(True):
     process, z = Cosine(), jnp.linspace(-1, 2, 48).reshape(8, 3, 2)
@@ -180,6 +181,7 @@ def test_the_bound_comes_down_to_the_density_of_a_mixture():
   assert gaps[1] > 0.1 and 1.7 < gaps[0] / gaps[1] < 2.4, gaps
 
 
+@pytest.mark.slow
 def test_all_of_it_in_float32():
   process, x0 = Flow(), mixture.data(jax.random.key(0), 8)
   grid = times(process, 100)

@@ -86,6 +86,7 @@ def pair_of_normals(process, correlation):
   return denoise
 
 
+@pytest.mark.slow
 def test_repaint_draws_from_the_conditional_and_plain_replacement_does_not():
   process, rho, seen, count = Flow(), 0.9, 1.5, 4096
   x0 = jnp.full((count, 1, 2, 1), seen)

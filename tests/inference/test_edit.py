@@ -96,6 +96,7 @@ def test_what_is_known_is_kept_and_masks_compile_nothing(tiny):
   np.testing.assert_array_equal(unseen, run(KNOWN), "what is hidden is not seen")
 
 
+@pytest.mark.slow
 def test_edict_comes_back(tiny):
   actual = latent_edit.invert(*tiny, IMAGES, THREE, ways(EDICT(), 4, 1.0))
   assert actual.noise.shape == (2, 4, 4, 8) and (actual.psnr > 60).all()
@@ -133,6 +134,7 @@ def test_a_direction_of_no_length_changes_nothing_and_controls_are_as_long(tiny)
   assert all(same(row[0], reconstruction(*tiny)[0]) and not same(row[1], row[0]) for row in moved)
 
 
+@pytest.mark.slow
 def test_restoration_keeps_the_pixels_that_are_there_and_compiles_once(tiny):
   before = edit.run_restore._cache_size()
   for known, noise in ((KNOWN, 0.0), (KNOWN[::-1], 0.0), (KNOWN, 0.2)):

@@ -30,6 +30,7 @@ def test_every_parameter_states_its_dtype(x64, name):
     assert not wide
 
 
+@pytest.mark.slow
 def test_samples_of_a_workdir_are_the_same(unbroken):
   def drawn():
     model, params = load(unbroken)

@@ -3,12 +3,13 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.interop import dc
 from jldm.models.autoencoders.dc import Convolutions, DCAutoencoder, Level, LinearAttention
+from tests.marks import slow_after
 from tests.published import changed, check_outputs, check_written
 
 NAMES = ("dc_sana", "dc_in")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_after(1, NAMES))
 def test_equals_diffusers(name):
   check_outputs(name)
 

@@ -12,6 +12,7 @@ import pytest
 from jldm.interop import locate, pretrained, safetensors
 from jldm.models.codecs import images as codecs
 from tests.compiling import UNOPTIMIZED
+from tests.marks import slow_after
 from tests.parity.drawn import inputs, parameters
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -52,7 +53,7 @@ def check_outputs(name: str, network, codec: dict, tolerance: float) -> None:
         assert np.array_equal(quantize(variables, latents)[1], KEPT[f"{name}/{size}/codes"])
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", slow_after(1, FOLDERS))
 def test_a_folder_of_diffusers_gives_the_same(name, tmp_path):
   network, codec = pretrained.read_pretrained(folder(name, tmp_path))
   check_outputs(name, network, codec, 2e-4 if name == "large_mean" else 2e-5)

@@ -68,6 +68,7 @@ def test_the_gradient_is_finite_where_features_vanish():
   assert np.isfinite(gradient(b, params("alex"))).all() and np.abs(gradient(b, params("alex"))).max() > 0
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences():
   a, b = (signed(FIXTURE[f"colour_{side}"]) for side in "ab")
   slope = quick(jax.grad(lambda b: perceptual.lpips_distance(params("alex"), a, b).sum()))(b)

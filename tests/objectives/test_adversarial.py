@@ -235,6 +235,7 @@ def test_pmap_agrees(whole):
     assert_near(jax.tree.map(lambda x, d=device: np.asarray(x)[d], (state, metrics)), whole)
 
 
+@pytest.mark.slow
 def test_a_codebook_is_the_inner_objectives():
   network = VQAutoencoder(
     quantizer=Codebook(size=5), channels=1, latent_channels=2, widths=(4,), resnets=0, groups=2, patch=2

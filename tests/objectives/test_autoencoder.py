@@ -111,6 +111,7 @@ def test_terms_are_what_the_loss_is_of():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), (values, aux), (same, same_aux))
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_through_the_codes():
   params, extra = state_of(VQ)
   only = dataclasses.replace(VQ, commitment_weight=0.0)
@@ -147,6 +148,7 @@ def test_init_is_of_the_network(objective, collections):
   assert objective.refresh_every_steps == (3 if objective is VQ else 0)
 
 
+@pytest.mark.slow
 def test_a_codebook_begins_with_latents_of_the_first_batch():
   params, extra = quick(VQ.init)(KEY, BATCH, {})
   assert loss_of(VQ)(params, extra, BATCH, KEY)[1].metrics["usage"] == 1
@@ -180,6 +182,7 @@ def test_perceptual_distance(monkeypatch):
 # ---- regularisers
 
 
+@pytest.mark.slow
 def test_equivariance_is_the_distance_of_halved_and_turned():
   params, extra = state_of(OBJECTIVE)
   batch = batch_of(3, 8, 8)

@@ -226,6 +226,7 @@ def test_a_weighted_loss_does_not_depend_on_the_target(weighting, times):
     np.testing.assert_allclose(losses_of(row), v, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loss_over_log_snr_does_not_depend_on_how_times_are_drawn():
   """What a weighting in the measure of log SNR is for: its mean is an integral that knows no density."""
   size = 4096

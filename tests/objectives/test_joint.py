@@ -115,6 +115,7 @@ def test_weights_are_of_parts_that_there_are():
     )
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree():
   params = randomised(jax.eval_shape(OBJECTIVE.init, KEY, batch_of(8), FROZEN)[0])
   gradient = lambda params, batch: jax.grad(
@@ -146,6 +147,7 @@ def trained(training):
   return run(state(), 0, STEPS)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_with_the_same_bits(training, trained, tmp_path):
   state, run = training
   half = STEPS // 2

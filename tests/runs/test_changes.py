@@ -71,6 +71,7 @@ def test_after_a_stop_by_nan_the_line_names_the_way_one_checkpoint_back(experime
     assert step_back(unbroken, saved) == "", "there is none before"
 
 
+@pytest.mark.slow
 def test_after_a_stop_by_nan_a_lower_rate_goes_on_from_the_last_good_checkpoint(
   experiment, unbroken, tmp_path, capsys
 ):
@@ -91,6 +92,7 @@ def test_after_a_stop_by_nan_a_lower_rate_goes_on_from_the_last_good_checkpoint(
   assert sorted(rows(workdir, "denoiser")) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_what_changes_no_step_leaves_the_bits(experiment, unbroken, tmp_path):
   """Other intervals of lines and checkpoints, another sampling: resumed amid the denoiser."""
   workdir, _ = without_last_step(unbroken, tmp_path / "w")

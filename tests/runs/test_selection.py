@@ -148,6 +148,7 @@ def test_a_run_that_was_stopped_keeps_the_same(judged, run, unjudged_run, tmp_pa
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_judgement_is_left_at_its_next_batch_and_its_step_kept(judged, unjudged_run, tmp_path, monkeypatch):
   path, draw = begun(judged, unjudged_run, tmp_path / "w"), selection.evaluate.generate_samples
 

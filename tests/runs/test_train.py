@@ -91,6 +91,7 @@ def test_an_autoencoder_with_a_discriminator(experiment, tmp_path):
   assert drawn(model, params, [0], steps=1).shape == (1, 32, 32, 1)
 
 
+@pytest.mark.slow
 def test_ten_non_finite_updates_in_a_row_stop_the_run(experiment, tmp_path, monkeypatch):
   endless, loss = override(experiment, "autoencoder.steps", "30"), Reconstruction.loss
 

@@ -20,6 +20,7 @@ from jldm.samplers.grid import log_snr_uniform, uniform
 from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from tests.compiling import UNOPTIMIZED
+from tests.marks import slow_after
 from tests.samplers.gaussian import NOISY, STD, gaussian, network, walk
 from tests.samplers.orders import STOCHASTIC, weak_errors
 
@@ -68,7 +69,7 @@ def drawn_many(process, sampler, pairs, keys):
   return sample.draw_samples(process, gaussian(process), sampler, jnp.zeros((len(keys), 4)), pairs, keys)
 
 
-@pytest.mark.parametrize("sampler", AFFINE, ids=repr)
+@pytest.mark.parametrize("sampler", slow_after(3, AFFINE), ids=repr)
 def test_moments_of_many_samples_are_the_solver_s_own(monkeypatch, sampler):
   process, pairs = Cosine(), adjacent_pairs(uniform(12))
   mean, variance = moments(monkeypatch, process, sampler, pairs)

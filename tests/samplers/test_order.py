@@ -14,11 +14,12 @@ from jldm.samplers.heun import Heun
 from jldm.samplers.pairs import adjacent_pairs
 from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.unipc import UniPC
+from tests.marks import slow_after
 from tests.samplers.gaussian import flow, gaussian, measured_order, walk
 from tests.samplers.orders import DETERMINISTIC, on_gaussian, on_mixture, tolerance
 
 
-@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("name", slow_after(8, DETERMINISTIC))
 def test_on_a_gaussian(name):
   row = DETERMINISTIC[name]
   low, high = tolerance(row.order)

@@ -105,6 +105,7 @@ def test_and_up_to_rounding_when_it_is_compiled(process, sampler):
   np.testing.assert_allclose(run(pad_pairs(REQUESTS), KEYS), alone(run), rtol=5e-6, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_each_sample_has_its_own_numbers_of_a_sampler():
   numbers = {"eta": jnp.array([0.0, 1.0, 0.3, 0.6]), "gamma": jnp.array([0.1, 0.0, 0.4, 0.2])}
   for make in (

@@ -107,6 +107,7 @@ def test_codecs_that_cannot_be(make, message):
     make()
 
 
+@pytest.mark.slow
 def test_a_tiled_codec_is_the_codec_in_tiles():
   params = randomised(init_shapes(IMAGES)) | {"mean": np.float32([0.5, -1]), "std": np.float32([2, 0.5])}
   z, images = np.float32(RNG.normal(size=(1, 5, 6, 2))), np.float32(RNG.uniform(-1, 1, (1, 10, 12, 1)))

@@ -365,6 +365,7 @@ class Sowing(PlainBlock):
     return out
 
 
+@pytest.mark.slow
 def test_what_a_block_sows_comes_out_and_costs_nothing_otherwise():
   """Without a collection to sow into the program is that of the block that sows nothing, forward and
   backward.

@@ -195,6 +195,7 @@ def test_without_resampling_convolutions_it_takes_means_and_neighbours(params):
   np.testing.assert_allclose(out, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_every_parameter_learns():
   network = WITH_TOKENS.clone(
     attention=(False, False), head_width=4, self_conditioning=True, log_variance=True
