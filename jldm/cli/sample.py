@@ -23,15 +23,18 @@ from jldm.inference.generate import Request, Samples, check_finite, check_number
 from jldm.inference.load import load_with_origin
 from jldm.inference.model import Model, build_model, classes_of, conditioner_of_kind
 from jldm.media import images as pictures, sheets
-from jldm.media.draws import ArrayFile, DrawFiles, PartFolder, PictureFolder
+from jldm.media.draws import ArrayFile, Captions, DrawFiles, PartFolder, PictureFolder
+from jldm.media.open import open_regular
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.text import Text
 from jldm.samplers.guidance import APG, ClassifierFree, FirstChannels, Interval, Rescale
 from jldm.storage import workdir as workdirs
 from jldm.storage.class_names import read_class_names
 
 PREVIEW_STEPS, PREVIEW_COUNT = 8, 10  # of previews.png: its columns and rows
+MOST_PROMPT_BYTES = 2**24  # of a file of prompts
 GOES_ON = "make room, and the same command goes on, or choose another"
 RECORDED_OPTIONS = (  # written to the provenance of each picture if they are given
   "sampler",
@@ -41,6 +44,7 @@ RECORDED_OPTIONS = (  # written to the provenance of each picture if they are gi
   "guidance_rescale",
   "guidance_channels",
   "negative_label",
+  "negative",
   "size",
   "sigma_rel",
   "tile",
@@ -81,6 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="guide the first N channels of the latents, 0 for all (default: the experiment's)",
   )
   parser.add_argument("--negative-label", help="guide away from this class, not from no class")
+  parser.add_argument(
+    "--prompt",
+    metavar="TEXT",
+    help="what to draw, of a model that reads captions: a text, several as 'A|B', or a .txt file of lines",
+  )
+  parser.add_argument("--negative", metavar="TEXT", help="guide away from this text, not from the empty one")
   parser.add_argument("--size", help="HxW, or one number for both (default: the size of the training data)")
   parser.add_argument(
     "--tile", type=int, metavar="LATENTS", help="decode in tiles of this side: the same pictures, less memory"
@@ -119,13 +129,14 @@ def main(args: argparse.Namespace) -> None:
   labels = parse_labels(args.label, args.n, classes_of(model_shape), names)
   if args.negative_label is not None:
     args.negative_label = options.parse_label("--negative-label", args.negative_label, names)
-  request = request_from_args(model_shape, args, labels)
+  prompts = parse_prompts(args.prompt, args.n)
+  request = request_from_args(model_shape, args, labels, prompts)
   tiles = parse_tiles(args.tile, args.overlap)
   if model_shape.parts and (args.previews or args.tile):
     raise UserError(
       f"--previews and --tile with samples in parts ({', '.join(model_shape.parts)}); leave them out"
     )
-  refuse_idle_guidance(args, sampling.guidance, bool((labels != -1).any()))
+  refuse_idle_guidance(args, sampling.guidance, bool((labels != -1).any() or prompts))
   out = Path(args.out) if args.out else workdir / "samples"
   options.check_writable(out)
   earlier = claim_names(out, model_shape, args)
@@ -139,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
   provenance |= options.model_provenance(workdir, origin, params, sampling)
   provenance |= {"guidance_scale": guidance_scale(args, experiment)} if args.guidance else {}
   provenance |= {name: getattr(args, name) for name in RECORDED_OPTIONS if getattr(args, name) is not None}
-  files = open_files(out, model.parts, labels, provenance, names)
+  files = open_files(out, model.parts, Captions(labels, names, prompts), provenance)
   batches, drawn = generate_batches(
     *(model, params, request, sampling),
     **batching,
@@ -203,11 +214,15 @@ def refuse_idle_guidance(args: argparse.Namespace, rule: Any, guided: bool) -> N
     "guidance_rescale",
     "guidance_channels",
     "negative_label",
+    "negative",
   )
   given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-  if given and not guided and args.negative_label is None and args.guidance_scale != 1:
+  pushed = args.negative_label is not None or args.negative is not None
+  if given and not guided and not pushed and args.guidance_scale != 1:
     text = options.option_text(*next(iter(given.items())))
-    raise UserError(f"{text} without a class to guide to; give a --label, or leave it out")
+    raise UserError(
+      f"{text} without a class to guide to, or a text; give a --label or a --prompt, or leave it out"
+    )
   rule = inner_rule(rule)
   further = {name: value for name, value in given.items() if name in names[2:]}
   if further and isinstance(rule, (ClassifierFree, APG)) and np.all(rule.guidance_scale == 1):
@@ -222,15 +237,13 @@ def write_previews(out: Path, previews: Samples, titles: list[str], provenance: 
   pictures.write_png(path, sheets.titled_rows(rows, titles), provenance)
 
 
-def open_files(
-  out: Path, parts: Sequence[str], labels: np.ndarray, provenance: dict, names: Sequence[str]
-) -> DrawFiles:
+def open_files(out: Path, parts: Sequence[str], captions: Captions, provenance: dict) -> DrawFiles:
   """What is written of a draw: a file ending in .npz, or a folder of pictures, or of parts."""
   if out.suffix == ".npz":
-    return ArrayFile(out, labels, provenance)
+    return ArrayFile(out, captions, provenance)
   if parts:
-    return PartFolder(out, parts, labels, provenance)
-  return PictureFolder(out, labels, provenance, names)
+    return PartFolder(out, parts, captions, provenance)
+  return PictureFolder(out, captions, provenance)
 
 
 def guidance_from_args(args: argparse.Namespace, experiment: Experiment) -> Any:
@@ -259,28 +272,36 @@ def guidance_scale(args: argparse.Namespace, experiment: Experiment) -> float:
   return rule.guidance_scale if isinstance(rule, ClassifierFree) else 1.0
 
 
-def request_from_args(model: Model, args: argparse.Namespace, labels: np.ndarray) -> Request:
+def request_from_args(
+  model: Model, args: argparse.Namespace, labels: np.ndarray, prompts: Sequence[str]
+) -> Request:
   """The request that the options describe.
 
   Raises:
     UserError: conditions that the model does not have, or lacks and needs.
   """
-  name, negative = conditioner_of_kind(model, ClassLabel), args.negative_label
-  if name is None and ((labels != -1).any() or negative is not None):
+  label, negative = conditioner_of_kind(model, ClassLabel), args.negative_label
+  text = conditioner_of_kind(model, Text)
+  if label is None and ((labels != -1).any() or negative is not None):
     raise UserError(
       f"label={args.label}, negative_label={negative}; expected -1 (unconditional): "
       "this model knows no classes"
     )
-  given = {} if name is None else {name: labels}
-  against = ({},) if negative is None else ({name: negative},)
-  make_branches(model, given, against, len(labels))
+  if text is None and (prompts or args.negative is not None):
+    raise UserError(
+      f"prompt={args.prompt!r}, negative={args.negative!r}; expected neither: this model reads no captions"
+    )
+  given = ({} if label is None else {label: labels}) | ({text: prompts} if prompts else {})
+  pushed = {} if negative is None else {label: negative}
+  pushed |= {} if args.negative is None else {text: args.negative}
+  make_branches(model, given, (pushed,), len(labels))
   size = parse_size(args.size) if args.size else None
-  return Request(n=args.n, seed=args.seed, given=given, against=against, size=size)
+  return Request(n=args.n, seed=args.seed, given=given, against=(pushed,), size=size)
 
 
 def select_rows(request: Request, rows: np.ndarray) -> Request:
   """The request for some of its samples, with the estimates that previews show."""
-  given = {name: value[rows] for name, value in request.given.items()}
+  given = {name: np.asarray(value)[rows] for name, value in request.given.items()}
   return dataclasses.replace(request, n=len(rows), given=given, rows=rows, estimates=PREVIEW_STEPS)
 
 
@@ -295,8 +316,36 @@ def parse_labels(text: str, n: int, classes: int, names: Sequence[str] = ()) -> 
   else:
     parts = [text] if text in names else text.split(",")
     chosen = [options.parse_label("--label", part, names) for part in parts]
+  return np.asarray(spread(chosen, n))
+
+
+def spread(chosen: Sequence[Any], n: int) -> list[Any]:
+  """n / len(chosen) of each, one more of the first ones."""
   each, rest = divmod(n, len(chosen))
-  return np.repeat(chosen, [each + (i < rest) for i in range(len(chosen))])
+  return [value for i, value in enumerate(chosen) for _ in range(each + (i < rest))]
+
+
+def parse_prompts(text: str | None, n: int) -> list[str]:
+  """The prompts, n or none, that `--prompt` chooses: n / count of each, one more of the first ones.
+
+  Raises:
+    UserError: a file that is not there, or no text.
+  """
+  if text is None:
+    return []
+  if not text.endswith(".txt"):
+    return spread(text.split("|"), n)
+  try:
+    with open_regular(text) as file:
+      lines = file.read(MOST_PROMPT_BYTES).decode().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or "no UTF-8 text"
+    raise UserError(
+      f"--prompt {text!r}: {reason}; expected a file of UTF-8 text with a prompt per line"
+    ) from error
+  if not lines:
+    raise UserError(f"--prompt {text!r} is empty; expected a prompt per line")
+  return spread(lines, n)
 
 
 def parse_tiles(tile: int | None, overlap: int | None) -> Exact | Blended | None:

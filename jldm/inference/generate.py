@@ -48,6 +48,8 @@ SLIPS = {  # what people write for generate(model, params, Request(...), Samplin
   "size": "Request(size=(H, W))",
   "noise": "Request(noise=…)",
   "negative_label": "Request(against=({'label': …},))",
+  "prompt": "Request(n=…, given={'text': …})",
+  "negative_prompt": "Request(against=({'text': …},))",
   "guidance": "Sampling(guidance=ClassifierFree(…))",
   "guidance_scale": "Sampling(guidance=ClassifierFree(…))",
   "sampler": "Sampling(sampler=…)",

@@ -2,7 +2,7 @@
 
 A batch that is there, with the provenance of the same draw, need not be drawn again:
 
-  files = PictureFolder(out, labels, provenance)
+  files = PictureFolder(out, Captions(labels), provenance)
   for rows in batches:
     if not files.has(rows):
       files.write(rows, draw(rows))
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import json
 from pathlib import Path
 import shutil
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 import zipfile
 
 import numpy as np
@@ -27,8 +27,27 @@ from jldm.media.parts import Parts, split_pictures
 FIRST_OF_ONE_CLASS, FIRST_OF_CLASS = 100, 10  # pictures on grid.png
 
 
+class Captions(NamedTuple):
+  """What a draw was asked for.   labels: int [N]; names: of the classes; prompts: N texts, or none."""
+
+  labels: np.ndarray
+  names: Sequence[str] = ()
+  prompts: Sequence[str] = ()
+
+  def of(self, row: int) -> dict:
+    """The label of a sample, and the name of its class and its prompt if there are any."""
+    label = int(self.labels[row])
+    name = {"class": self.names[label]} if 0 <= label < len(self.names) else {}
+    prompt = {"prompt": self.prompts[row]} if self.prompts else {}
+    return {"label": label} | name | prompt
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    prompts = {"prompts": np.asarray(self.prompts)} if self.prompts else {}
+    return {"labels": np.asarray(self.labels, np.int64)} | prompts
+
+
 class DrawFiles(Protocol):
-  """What a draw of labels [N] writes; `rows` are those of a batch."""
+  """What a draw of N samples writes; `rows` are those of a batch."""
 
   def has(self, rows: range) -> bool:
     """Whether these samples of the same draw are there, and the draw is not finished."""
@@ -43,8 +62,8 @@ class DrawFiles(Protocol):
 class PictureFolder:
   """00000.png ... and, once the draw is finished, grid.png."""
 
-  def __init__(self, folder: Path, labels: np.ndarray, provenance: dict, names: Sequence[str] = ()):
-    self.folder, self.labels, self.provenance, self.names = folder, labels, provenance, names
+  def __init__(self, folder: Path, captions: Captions, provenance: dict):
+    self.folder, self.captions, self.provenance = folder, captions, provenance
     self.grid = folder / "grid.png"
     self.finished = self.grid.exists()
 
@@ -53,9 +72,7 @@ class PictureFolder:
 
   def text(self, row: int) -> dict:
     """The provenance of a picture."""
-    label = int(self.labels[row])
-    name = {"class": self.names[label]} if 0 <= label < len(self.names) else {}
-    return self.provenance | {"label": label} | name | {"index": row}
+    return self.provenance | self.captions.of(row) | {"index": row}
 
   def has(self, rows: range) -> bool:
     return not self.finished and all(is_of(self.path(row), self.text(row)) for row in rows)
@@ -67,43 +84,49 @@ class PictureFolder:
       pictures.write_png(self.path(row), image, self.text(row))
 
   def finish(self, batches: Sequence[range]) -> None:
-    rows = shown_rows(self.labels)
+    labels = self.captions.labels
+    rows = shown_rows(labels)
     images = np.stack([read_image(self.path(row)) for row in rows])
-    grid = sheets.samples_grid(images, self.labels[rows], self.names)
+    grid = sheets.samples_grid(images, labels[rows], self.captions.names)
     pictures.write_png(self.grid, grid, self.provenance)
 
 
 class ArrayFile:
   """One .npz, made of a file per batch in a hidden folder beside it once the draw is finished."""
 
-  def __init__(self, path: Path, labels: np.ndarray, provenance: dict):
-    self.path, self.labels, self.provenance = path, labels, provenance
+  def __init__(self, path: Path, captions: Captions, provenance: dict):
+    self.path, self.captions, self.provenance = path, captions, provenance
     self.batches = path.with_name(f".{path.name}.batches")
 
   def batch(self, rows: range) -> Path:
     return self.batches / f"{rows.start:010d}-{rows.stop:010d}.npz"
 
+  def text(self, rows: range) -> dict:
+    """The provenance of the file of a batch, which knows what each sample was asked to be."""
+    return self.provenance | {"samples": [self.captions.of(row) for row in rows]}
+
   def has(self, rows: range) -> bool:
-    return is_of(self.batch(rows), self.provenance)
+    return is_of(self.batch(rows), self.text(rows))
 
   def write(self, rows: range, data: np.ndarray | Parts) -> None:
     """Writes arrays [B, ...] by name; one array alone is called images."""
     arrays = data if isinstance(data, dict) else {"images": data}
-    pictures.write_arrays(self.batch(rows), arrays, self.provenance)
+    pictures.write_arrays(self.batch(rows), arrays, self.text(rows))
 
   def finish(self, batches: Sequence[range]) -> None:
     paths = [self.batch(rows) for rows in batches]
     if array_names(paths[0]):
-      write_joined(self.path, paths, {"labels": np.asarray(self.labels, np.int64)})
+      text = {pictures.PROVENANCE: np.array(json.dumps(self.provenance))}
+      write_joined(self.path, paths, text | self.captions.arrays())
     shutil.rmtree(self.batches)
 
 
 class PartFolder:
   """Samples in parts: a PictureFolder per part of pictures; all other parts are arrays of parts.npz."""
 
-  def __init__(self, folder: Path, parts: Sequence[str], labels: np.ndarray, provenance: dict):
-    self.others = ArrayFile(folder / "parts.npz", labels, provenance)
-    self.shown = [PictureFolder(folder / name, labels, provenance | {"part": name}) for name in parts]
+  def __init__(self, folder: Path, parts: Sequence[str], captions: Captions, provenance: dict):
+    self.others = ArrayFile(folder / "parts.npz", captions, provenance)
+    self.shown = [PictureFolder(folder / name, captions, provenance | {"part": name}) for name in parts]
 
   def has(self, rows: range) -> bool:
     return self.others.has(rows)
@@ -152,8 +175,6 @@ def write_joined(path: Path, batches: Sequence[Path], further: dict[str, np.ndar
 
   The arrays are copied batch by batch, as numpy itself would write them whole.
   """
-  with np.load(batches[0], allow_pickle=False) as first:
-    further = {pictures.PROVENANCE: first[pictures.PROVENANCE]} | further
   with replace_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
     for name, array in further.items():
       with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

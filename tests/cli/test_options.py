@@ -40,7 +40,9 @@ SHARED = (
   "--workdir",
   "--image",
   "--import",
-)  # places, each with tests of its own
+  "--prompt",
+  "--negative",
+)  # places, and texts of models that read captions, each with tests of its own
 PROCESSES = ("--distributed", "--coordinator", "--processes", "--process")  # tests/distributed
 
 

@@ -209,6 +209,9 @@ def test_tiles_are_the_same_pictures(workdir, tmp_path):
     (["--tile", "4", "--overlap", "4"], "overlap=4 of tiles of 4 latents; expected 0 to 3"),
     (["--overlap", "4"], "--overlap 4 without --tile; give the side of tiles too"),
     (["--devices", "99"], "devices=99; expected 1 to 8"),
+    (["--prompt", "a cat"], "prompt='a cat', negative=None; expected neither: this model reads no captions"),
+    (["--negative", "x"], "prompt=None, negative='x'; expected neither: this model reads no captions"),
+    (["--prompt", "none.txt"], "--prompt 'none.txt': No such file or directory; expected a file of UTF-8"),
   ],
 )
 def test_mistakes(workdir, tmp_path, capsys, options, message):
@@ -216,6 +219,19 @@ def test_mistakes(workdir, tmp_path, capsys, options, message):
   error = capsys.readouterr().err
   assert message in error and error.count("\n") == 1
   assert not (tmp_path / "O").exists()
+
+
+def test_prompts_are_shared_out(tmp_path):
+  """Texts of other scripts, empty ones and long ones are prompts."""
+  assert sample.parse_prompts(None, 3) == [] and sample.parse_prompts("", 2) == ["", ""]
+  assert sample.parse_prompts("a|b", 3) == ["a", "a", "b"] and sample.parse_prompts("a|b", 1) == ["a"]
+  file = tmp_path / "p.txt"
+  file.write_text("赤い猫\n\n" + "x" * 10_000 + "\n")
+  assert sample.parse_prompts(str(file), 3) == ["赤い猫", "", "x" * 10_000]
+  for data, reason in ((b"", "is empty"), (b"\xff\xfe", "no UTF-8 text")):
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=reason):
+      sample.parse_prompts(str(file), 1)
 
 
 @pytest.mark.slow
@@ -401,9 +417,10 @@ def test_an_interrupted_draw_goes_on_to_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("another", [["--seed", "1"], ["--label", "3"]], ids=" ".join)
 @pytest.mark.parametrize("name", ["O", "S.npz"])
 def test_another_draw_takes_nothing_of_an_interrupted_or_a_finished_one(
-  whole, workdir, tmp_path, monkeypatch, name
+  whole, workdir, tmp_path, monkeypatch, name, another
 ):
   out, drawn = tmp_path / name, []
   command = ["sample", "--workdir", workdir, *DRAW, "--out", str(out)]
@@ -411,7 +428,7 @@ def test_another_draw_takes_nothing_of_an_interrupted_or_a_finished_one(
   with monkeypatch.context() as context:
     context.setattr(sample.ArrayFile if name == "S.npz" else sample.PictureFolder, "finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-      main([*command, "--seed", "1"])
+      main([*command, *another])
   drawn.clear()
   assert main(command) == 0 and len(drawn) == 4 and contents(out) == whole[name], "after an interrupted one"
   drawn.clear()

@@ -14,12 +14,14 @@ from jldm.data.synthetic import Synthetic
 from jldm.diffusion.process import Flow
 from jldm.inference.generate import Request, generate
 from jldm.inference.load import load, text_conditioner
+from jldm.media.images import provenance_or_none
 from jldm.models.codecs.images import Identity
 from jldm.models.denoisers.dit import DiT
 from jldm.nn.transformer import ModulatedBlock
 from jldm.objectives.diffusion import Diffusion
 from jldm.runs.train import train
 from jldm.samplers.ddim import DDIM
+from jldm.samplers.guidance import ClassifierFree
 from tests.configs import ROOT
 from tests.networks import randomised
 from tests.towers import NETWORK, write_tower
@@ -76,6 +78,27 @@ def test_prompts_per_sample_and_what_they_push_from(trained):
   assert np.abs(plain[2].astype(int) - drawn[2]).max() <= 1, "no prompt is the empty prompt"
   with pytest.raises(UserError, match="2 values of 'text' for 3 samples"):
     draw(given={"text": ["a", "b"]})
+
+
+@pytest.mark.slow
+def test_prompts_from_the_command_line(trained, tmp_path, capsys):
+  """In Python the same; the prompt stands in each picture, in the .npz and in no other model's options."""
+  (tmp_path / "prompts.txt").write_text("waves of class 0\ncat\n")
+  words = ["sample", "--workdir", str(trained), "--n", "3", "--devices", "1", "--guidance-scale", "2"]
+  model, params = load(trained)
+  sampling = dataclasses.replace(model.sampling, guidance=ClassifierFree(2.0))
+  prompts = ["waves of class 0", "waves of class 0", "cat"]
+  request = Request(n=3, given={"text": prompts}, against=({"text": "waves"},))
+  wanted = generate(model, params, request, sampling).data
+  for option, out in (("waves of class 0|cat", "a.npz"), (str(tmp_path / "prompts.txt"), "b.npz")):
+    path = str(tmp_path / out)
+    assert main([*words, "--prompt", option, "--negative", "waves", "--out", path]) == 0
+    drawn = np.load(path)
+    np.testing.assert_array_equal(drawn["images"], wanted)
+    assert drawn["prompts"].tolist() == prompts and drawn["labels"].tolist() == [-1] * 3
+  assert main([*words, "--prompt", "cat", "--negative", "waves", "--out", str(tmp_path / "O")]) == 0
+  text = provenance_or_none(tmp_path / "O" / "00002.png")
+  assert (text["prompt"], text["negative"], text["guidance_scale"]) == ("cat", "waves", 2.0)
 
 
 @pytest.mark.slow
