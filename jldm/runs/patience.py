@@ -43,7 +43,7 @@ def watch_figure(
     values = logged_values(log, measure.measures, n)
     best = multihost.broadcast(best_place(values, measure.measures in LOWER))
     since = multihost.broadcast(len(values)) - 1 - best
-    if since >= stage.patience:
+    if since >= stage.patience and n < end.step:
       end.step = min(n + 1, end.step)
       log.print_line(
         f"{stage.name} step {n}: {measure.measures} has not improved in the last {since} measurements "

@@ -132,7 +132,7 @@ def fit_stage(
     try:
       with snapshot_averages(run, state) as snapshot_hooks:
         saves = tuple(clock.hook("save", hook) for hook in snapshot_hooks)
-        hooks = log_hooks + saves + stop + preview_hooks + patience_hooks
+        hooks = log_hooks + saves + stop + preview_hooks + patience_hooks + (seconds_hook(run, log),)
         return fit(step, state, clock.waiting(train_batches), key_steps, frozen, end, hooks, changes)
     except NonFiniteError as error:
       rate = f"start again with a lower {stage.name}.optimizer.schedule.peak"
@@ -185,10 +185,13 @@ def logging_hooks(run: Run, saved: Checkpoints, log: Log, end: End) -> tuple[Cal
     Hook(stage.save_every_steps, log.write),
     clock.hook("save", Hook(stage.save_every_steps, save)),
     clock.hook("save", Hook(1, lambda n, state, metrics: saved.commit())),
-    Hook(
-      stage.save_every_steps, lambda n, state, metrics: log.record(n, clock.seconds_by_part()), at_end=True
-    ),
   )
+
+
+def seconds_hook(run: Run, log: Log) -> Hook:
+  """Logs where the time went.  It comes last, so that it counts what other hooks took."""
+  record = lambda n, state, metrics: log.record(n, run.clock.seconds_by_part())
+  return Hook(run.stage.save_every_steps, record, at_end=True)
 
 
 def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mesh: Mesh, start: int) -> tuple:
