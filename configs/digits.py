@@ -4,8 +4,8 @@
   python train.py --config configs/digits.py --workdir runs/digits
   python sample.py --workdir runs/digits
 
-Two x86 cores, which the tests shared, caches cold: `make demo` takes 272 s after installation; of
-1,000 samples 96.6 % are of the class asked for, and their spread within a class is 0.94 of the real
+Two x86 cores, caches cold: `make demo` takes 179 s after installation; of
+1,000 samples 96.5 % are of the class asked for, and their spread within a class is 0.94 of the real
 digits'.
 """
 
