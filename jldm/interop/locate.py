@@ -104,8 +104,7 @@ def weights_file(folder: Path) -> Path:
       f"{str(folder)!r} has {others[0][:80]!r}, none of {WEIGHTS}, its fp16 and bf16 variants, or their "
       "indexes; give the path of that file if it is the autoencoder's"
     )
-  if pickles := [path for path in there if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]:
-    raise UserError(safetensors.pickle_message(pickles[0]))
+  safetensors.refuse_pickles(folder)
   raise UserError(
     f"{str(folder)!r} has none of {WEIGHTS}, its fp16 and bf16 variants, their indexes, {FLAX}; put one there"
   )

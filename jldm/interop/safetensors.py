@@ -225,6 +225,13 @@ def remedy_of(beginning: bytes, size: int, otherwise: str) -> str:
   return COMPARE if is_cut else otherwise
 
 
+def refuse_pickles(folder: Path) -> None:
+  """Raises a UserError with `pickle_message` if a folder has a pickle."""
+  for path in sorted(folder.iterdir()):
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt") and path.is_file():
+      raise UserError(pickle_message(path))
+
+
 def pickle_message(path: Path) -> str:
   """What to do with a pickle, by one line for a shell that has torch."""
   line = (

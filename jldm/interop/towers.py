@@ -158,9 +158,7 @@ def weights_file(folder: Path) -> Path:
   for name in WEIGHT_FILES:
     if (folder / name).exists():
       return folder / name
-  pickles = sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-  if pickles:
-    raise UserError(safetensors.pickle_message(pickles[0]))
+  safetensors.refuse_pickles(folder)
   raise UserError(f"{str(folder)!r} has no {WEIGHTS}, its index or fp16 variant; put one there")
 
 

@@ -64,8 +64,8 @@ def accumulate_gradients(
 def choose(condition: Array, update: Callable, skip: Callable, state: TrainState) -> TrainState:
   """update(state) if `condition`, bool [], else skip(state).
 
-  A CPU branches: it would copy what both results need, twice the time of the update.  A GPU selects: its
-  host would wait for the condition.
+  A CPU branches, since selecting takes it several times as long as AdamW.  Others select: the host of a
+  GPU would wait for the condition.
   """
 
   def branch() -> TrainState:
