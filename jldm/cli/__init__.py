@@ -65,6 +65,7 @@ MEMORY_REMEDIES = {  # by command
 EXIT_CODES = {UserError: 2, NonFiniteError: 3, ReplayMismatchError: 4}
 COLLECTIVE_CODES = (0, 3, Preempted.EXIT_CODE)  # all processes of a run exit with these at the same step
 
+LOST_INTERRUPT_S = 0.05  # until a Ctrl-C that was lost is sent again
 NEGATIVE = re.compile(r"-\.?\d[\d.,eE+-]*$")  # a number, or a list of numbers, that begins with a minus
 
 
@@ -80,8 +81,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def unraisable(error: Any) -> None:
-  """Python's hook, without the errors of TensorStore's writes after one that failed and was raised."""
-  if not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
+  """Python's hook, but for two kinds of errors.
+
+  A Ctrl-C that Python delivers within a callback of the garbage collector, of which JAX has one, ends
+  nothing: it is sent again soon afterwards.  The errors of TensorStore's writes after one that failed and
+  was raised are dropped.
+  """
+  if error.exc_type is KeyboardInterrupt:
+    again = threading.Timer(LOST_INTERRUPT_S, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+  elif not (error.exc_type is RuntimeError and str(error.exc_value) == "Event loop is closed"):
     sys.__unraisablehook__(error)
 
 

@@ -83,3 +83,30 @@ def test_other_exit_codes(capsys, monkeypatch, error, code):
   monkeypatch.setattr(jldm.cli.prepare, "main", fail)
   assert main(["prepare", "digits"]) == code
   assert capsys.readouterr().err.count("\n") == 1
+
+
+INTERRUPTED_WITHIN_A_CALLBACK = """
+import gc, signal, sys, time
+import jldm.cli, jldm.cli.info
+
+def callback(phase, info):
+  gc.callbacks.remove(callback)
+  signal.raise_signal(signal.SIGINT)
+
+def work(args):
+  gc.callbacks.append(callback)
+  gc.collect()
+  print("goes on")
+  time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+jldm.cli.info.main = work
+sys.exit(jldm.cli.main(["info", "W"]))
+"""
+
+
+def test_ctrl_c_within_a_callback_of_the_garbage_collector_is_not_lost():
+  command = [sys.executable, "-c", INTERRUPTED_WITHIN_A_CALLBACK]
+  ended = subprocess.run(command, capture_output=True, text=True, timeout=50)
+  assert ended.returncode == 130 and ended.stdout == "goes on\n"
+  assert ended.stderr.startswith("interrupted") and ended.stderr.count("\n") == 1
