@@ -4,6 +4,7 @@ import argparse
 
 from jldm.core.errors import UserError, printable
 from jldm.data.builder import describe_contents, describe_dataset
+from jldm.data.captions import WAYS
 from jldm.data.contents import MAX_BYTES
 from jldm.data.prepare import KINDS, prepare
 from jldm.media.open import MAX_PIXELS
@@ -44,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     'a source of two folders such as "train" and "val" has them already',
   )
   parser.add_argument(
+    "--captions",
+    choices=WAYS,
+    default="auto",
+    help="for folder: where captions are: in metadata.jsonl or metadata.csv with file_name and text, in .txt "
+    "files next to pictures, in the pictures' names, or nowhere (default: the first two, by what is there)",
+  )
+  parser.add_argument(
     "--skip-damaged", action="store_true", help="leave out pictures that cannot be read, and name them"
   )
   parser.add_argument(
@@ -56,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--max-bytes",
     type=int,
     default=MAX_BYTES,
-    help=f"refuse larger arrays of npz and idx files before they are read (default: {MAX_BYTES})",
+    help=f"refuse larger arrays of npz and idx files, and metadata files (default: {MAX_BYTES})",
   )
   parser.add_argument(
     "--if-missing", action="store_true", help="do nothing if a data set of that name exists"
@@ -88,6 +96,7 @@ def main(args: argparse.Namespace) -> None:
     skip_damaged=args.skip_damaged,
     max_pixels=args.max_pixels,
     max_bytes=args.max_bytes,
+    captions=args.captions,
   )
   for line in (describe_dataset(folder), *describe_contents(folder)):
     print(printable(line))

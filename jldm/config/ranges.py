@@ -47,6 +47,7 @@ PICTURES = {
   "labelled": SHARE,
   "labelled_times": COUNT,
   "buckets": SIZE,
+  "caption": SIZE_OR_NONE,
 }
 BLOCK = {"heads": SIZE, "mlp_ratio": POSITIVE, "mlp_epsilon": "[0, 1]"}
 IDS = "[0, 1048576]"
@@ -78,7 +79,7 @@ RANGES = {  # class -> field -> interval
   "Sampling": {"steps": SIZE},
   "Evaluation": {"n": COUNT, "every_steps": COUNT_OR_NONE},
   "ImageData": PICTURES,
-  "Synthetic": PICTURES | {"count": COUNT, "caption": SIZE_OR_NONE},
+  "Synthetic": PICTURES | {"count": COUNT},
   "Reconstruction": {
     "l1_weight": FROM_ZERO,
     "l2_weight": FROM_ZERO,

@@ -1,6 +1,7 @@
 """Prepared TFDS data sets on disk: finds, opens and describes them."""
 
 from collections.abc import Iterator
+import itertools
 import json
 from pathlib import Path
 import re
@@ -12,6 +13,8 @@ from jldm.core.words import count_text
 from jldm.data.buckets import Shape, format_shapes
 
 MOST_CLASSES = 40  # of a description
+MOST_LOOKED = 100  # examples of a split that are read to show a caption
+MOST_SHOWN = 200  # characters of that
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path:
@@ -104,6 +107,21 @@ def class_names(builder: Any) -> list[str] | None:
   return names if isinstance(names, list) else None
 
 
+def has_captions(builder: Any) -> bool:
+  """Whether the examples have a text called `caption`."""
+  import tensorflow_datasets as tfds
+
+  return isinstance(dataset_features(builder).get("caption"), tfds.features.Text)
+
+
+def caption_lengths(builder: Any) -> dict[str, dict[int, int]]:
+  """By split, how many captions have how many bytes; {} if a data set does not state it."""
+  every = (builder.info.metadata or {}).get("captions", {})
+  return {
+    split: {int(length): count for length, count in lengths.items()} for split, lengths in every.items()
+  }
+
+
 def stored_shapes(builder: Any) -> list[Shape]:
   """The shapes that a data set was prepared with; [] if it does not state them."""
   return [tuple(shape) for shape in (builder.info.metadata or {}).get("shapes", ())]
@@ -134,8 +152,42 @@ def describe_contents(folder: Path) -> Iterator[str]:
   if len(names) > MOST_CLASSES:
     yield f"  and {len(names) - MOST_CLASSES} more classes, up to {names[-1]!r}"
   yield from (f"  unlabelled: {split} {count}" for split, count in unlabelled.items())
+  yield from describe_captions(builder)
   for key, title in (("converted", "converted"), ("left_out", "left out")):
     for reason, files in metadata.get(key, {}).items():
       more = ", ..." if files["count"] > len(files["first"]) else ""
       yield f"  {title}: {files['count']} {reason} ({', '.join(files['first'])}{more})"
   yield from (f"  {note}" for note in metadata.get("notes", ()))
+
+
+def describe_captions(builder: Any) -> Iterator[str]:
+  """Lines about captions: how many of each split, the longest, and one of them."""
+  if not has_captions(builder):
+    return
+  splits, lengths = builder.info.splits, caption_lengths(builder)
+  if lengths:
+    counts = ", ".join(
+      f"{split} {sum(each.values())} of {splits[split].num_examples}" for split, each in lengths.items()
+    )
+    longest = max(length for each in lengths.values() for length in each)
+    yield f"  captions: {counts}; the longest fits with data.caption={longest}"
+  for split in splits:
+    for example in itertools.islice(open_records(builder, split), MOST_LOOKED):
+      if example["caption"]:
+        yield f"  for example: {example['caption'].decode('utf-8', 'replace')[:MOST_SHOWN]}"
+        return
+
+
+def describe_cut(name: str, builder: Any, length: int) -> Iterator[str]:
+  """A line about captions of more than `length` bytes, if there are any."""
+  lengths = caption_lengths(builder)
+  cut = {
+    split: sum(count for size, count in each.items() if size > length) for split, each in lengths.items()
+  }
+  if any(cut.values()):
+    counts = ", ".join(f"{split} {count} of {sum(lengths[split].values())}" for split, count in cut.items())
+    longest = max(size for each in lengths.values() for size in each)
+    yield (
+      f"captions of {name!r} are cut to data.caption={length} bytes: {counts}; the longest fits with "
+      f"data.caption={longest}"
+    )

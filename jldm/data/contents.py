@@ -27,6 +27,7 @@ class SourceOptions(NamedTuple):
   held_out: Path | None = None
   max_pixels: int = MAX_PIXELS
   max_bytes: int = MAX_BYTES
+  captions: str = "auto"  # one of captions.WAYS
 
 
 class Example(NamedTuple):
@@ -35,6 +36,7 @@ class Example(NamedTuple):
   origin: str  # its name in errors
   measure: Callable[[], Measured] | None = None  # of files: decodes one to check it; None: measured by `load`
   levels: Levels | None = None  # black and white of a float picture, which `load` takes
+  caption: str = ""  # empty: none
 
 
 class Contents(NamedTuple):
@@ -44,11 +46,15 @@ class Contents(NamedTuple):
   notes: tuple[str, ...] = ()  # lines about how the source was understood
 
 
-def array_examples(images: Iterable[np.ndarray], labels: Iterable[int], origin: str) -> list[Example]:
-  """Examples from uint8 images [N, H, W] or [N, H, W, 3]."""
+def array_examples(
+  images: Iterable[np.ndarray], labels: Iterable[int], origin: str, captions: Iterable[str] | None = None
+) -> list[Example]:
+  """Examples from uint8 images [N, H, W] or [N, H, W, 3], and perhaps as many captions."""
+  pairs = list(zip(images, labels, strict=True))
+  texts = [""] * len(pairs) if captions is None else captions
   return [
-    Example(functools.partial(Image.fromarray, image), int(label), f"{origin} {number}")
-    for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    Example(functools.partial(Image.fromarray, image), int(label), f"{origin} {number}", caption=text)
+    for number, ((image, label), text) in enumerate(zip(pairs, texts, strict=True))
   ]
 
 

@@ -49,6 +49,10 @@ class Dataset(abc.ABC):
     """The names of the classes in the order of their labels; [] if there are none, or they are not known."""
     return []
 
+  def notes(self) -> list[str]:
+    """Lines that a run says about the data when it begins; [] if there is nothing to say."""
+    return []
+
   def without_augmentation(self) -> Self:
     """The same data set with every label kept and no picture changed: what samples are compared with."""
     return dataclasses.replace(self, **self.augmentation)

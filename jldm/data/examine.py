@@ -1,5 +1,6 @@
 """The first pass over all pictures of a data set: what is sound, how large it is, and what is converted."""
 
+import collections
 from collections.abc import Callable, Iterator
 import os
 from typing import Any, NamedTuple
@@ -121,14 +122,22 @@ def build_metadata(contents: Contents, examined: Examined) -> dict[str, Any]:
     for split, group in labels.items()
   }
   unlabelled = {split: group.count(-1) for split, group in labels.items() if contents.classes and -1 in group}
+  lengths = {split: caption_lengths(group) for split, group in contents.splits.items()}
   some = lambda files: {"count": len(files), "first": files[:MOST_NAMED]}
   optional = {
     "unlabelled": unlabelled,
+    "captions": lengths if any(lengths.values()) else {},
     "converted": {note: some(files) for note, files in examined.conversions.items()},
     "left_out": {reason: some(files) for reason, files in contents.left_out.items()},
     "notes": list(contents.notes),
   }
   return {"classes": contents.classes, "counts": counts} | {key: v for key, v in optional.items() if v}
+
+
+def caption_lengths(examples: list[Example]) -> dict[str, int]:
+  """How many captions have how many bytes, as JSON has it: {"12": 3}."""
+  lengths = collections.Counter(len(each.caption.encode()) for each in examples if each.caption)
+  return {str(length): lengths[length] for length in sorted(lengths)}
 
 
 def map_in_threads(function: Callable[[Example], Any], examples: list[Example], label: str) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jldm.core.errors import UserError
 from jldm.data import transforms
+from jldm.data.captions import METADATA, Found, find_captions
 from jldm.data.contents import Contents, Example, SourceOptions, require_source
 from jldm.media.open import extensions
 
@@ -24,10 +25,10 @@ class Group(NamedTuple):
 
 
 class LeftOut:
-  """The files and folders that are not read, by reason."""
+  """The files and folders that are not read, by reason; and the texts, which may turn out to be captions."""
 
   def __init__(self, root: Path):
-    self.root, self.reasons = root, {}
+    self.root, self.reasons, self.texts = root, {}, []
 
   def add(self, reason: str, path: Path) -> None:
     self.reasons.setdefault(reason, []).append(os.path.relpath(path, self.root))
@@ -39,7 +40,7 @@ def folder_contents(source: SourceOptions) -> Contents:
   Folders "train" and "val" or "test" are the splits, if nothing else lies next to them.
 
   Raises:
-    UserError: no pictures, or pictures next to sub-folders.
+    UserError: no pictures, or pictures next to sub-folders; what `find_captions` raises.
   """
   root = require_source(
     source.path, "folder", "a folder of pictures, or of one sub-folder per class", Path.is_dir
@@ -59,25 +60,41 @@ def folder_contents(source: SourceOptions) -> Contents:
       f"({', '.join(natural_order(groups['train'].by_class))}); remove it or add it to them"
     )
   labels = {name: label for label, name in enumerate(classes)}
-  splits = {
-    split: [make_example(path, -1, source.max_pixels) for path in group.flat]
-    + [
-      make_example(path, labels[name], source.max_pixels)
-      for name in natural_order(group.by_class)
-      for path in group.by_class[name]
-    ]
+  rows = {
+    split: [(path, -1) for path in group.flat]
+    + [(path, labels[name]) for name in natural_order(group.by_class) for path in group.by_class[name]]
     for split, group in groups.items()
   }
-  return Contents(splits, classes, left_out.reasons, tuple(describe_reading(root, folders, classes)))
+  found = read_captions(source, root, folders, left_out, [path for each in rows.values() for path, _ in each])
+  splits = {
+    split: [
+      make_example(path, label, source.max_pixels, found.captions.get(path, "")) for path, label in each
+    ]
+    for split, each in rows.items()
+  }
+  notes = (*describe_reading(root, folders, classes), *found.notes)
+  return Contents(splits, classes, left_out.reasons, notes)
 
 
-def make_example(path: Path, label: int, max_pixels: int) -> Example:
+def read_captions(
+  source: SourceOptions, root: Path, folders: dict[str, Path], left_out: LeftOut, pictures: list[Path]
+) -> Found:
+  """The captions of pictures; the texts that have none are left out."""
+  above = [root / name for name in METADATA if folders["train"] != root and (root / name).is_file()]
+  found = find_captions(source.captions, above + left_out.texts, pictures, source.max_bytes)
+  for path in left_out.texts:
+    if path not in found.files:
+      left_out.add(unread_extension(path.suffix), path)
+  return found
+
+
+def make_example(path: Path, label: int, max_pixels: int, caption: str) -> Example:
   def load(levels: transforms.Levels | None = None):
     form = functools.partial(transforms.to_8_bit, levels=levels)
     return transforms.read_picture(path, form, max_pixels)
 
   measure = functools.partial(transforms.read_picture, path, transforms.measure_picture, max_pixels)
-  return Example(load, label, str(path), measure)
+  return Example(load, label, str(path), measure, caption=caption)
 
 
 def split_folders(root: Path, held_out: Path | None) -> dict[str, Path]:
@@ -173,6 +190,8 @@ def find_pictures(folder: Path, left_out: LeftOut, seen: set, within: bool = Tru
         left_out.add("hidden", path)
     elif entry.is_dir():
       pictures += find_pictures(path, left_out, seen)
+    elif is_text(entry):
+      left_out.texts.append(path)
     elif reason := reason_to_leave_out(entry):
       left_out.add(reason, path)
     else:
@@ -186,8 +205,19 @@ def reason_to_leave_out(entry: os.DirEntry) -> str:
   if entry.name.startswith("."):
     return "hidden"
   if suffix[1:] not in extensions():
-    return f"with the extension {suffix}, which is not read" if suffix else "without an extension"
+    return unread_extension(suffix) if suffix else "without an extension"
   return "" if entry.is_file() else "no file (a link that leads nowhere, a FIFO or a device)"
+
+
+def unread_extension(suffix: str) -> str:
+  return f"with the extension {suffix.lower()}, which is not read"
+
+
+def is_text(entry: os.DirEntry) -> bool:
+  """Whether a file may have captions."""
+  name = entry.name
+  of_captions = name in METADATA or name.lower().endswith(".txt")
+  return of_captions and not name.startswith(".") and entry.is_file()
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

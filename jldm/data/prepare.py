@@ -23,6 +23,7 @@ from jldm.data import photos as photographs, transforms
 from jldm.data.arrays import read_idx, read_npz
 from jldm.data.buckets import Shape, format_shapes, nearest_shape
 from jldm.data.builder import find_dataset
+from jldm.data.captions import WAYS
 from jldm.data.contents import (
   MAX_BYTES,
   Contents,
@@ -128,6 +129,7 @@ def prepare(
   skip_damaged: bool = False,
   max_pixels: int = MAX_PIXELS,
   max_bytes: int = MAX_BYTES,
+  captions: str = "auto",
 ) -> Path:
   """Writes data set `name` from a source of a kind in KINDS and returns its folder, data_dir/name/1.0.0.
 
@@ -138,23 +140,26 @@ def prepare(
   exist_ok: whether an existing data set is left as it is, rather than refused.
   held_out: for folder: another folder, which becomes the split "test".
   skip_damaged: whether pictures that cannot be read are left out, rather than refused.
-  max_pixels: of one picture.   max_bytes: of one array in an .npz or idx file.
+  max_pixels: of one picture.   max_bytes: of one array in an .npz or idx file, or of one metadata file.
+  captions: for folder: in which way of captions.WAYS its pictures have captions.
 
-  Features: image, png [H, W, C]; label int64, -1 unknown.  metadata.json has the names of the
-  "classes", the "counts" of each split by class and, if there are any, all "shapes", the examples
-  that are "unlabelled", what was "converted" or "left_out" and "notes".
+  Features: image, png [H, W, C]; label int64, -1 unknown; if any example has one, caption, UTF-8, empty
+  without one.  metadata.json has the names of the "classes", the "counts" of each split by class and, if
+  there are any, all "shapes", the examples that are "unlabelled", how many "captions" of each split have
+  how many bytes, what was "converted" or "left_out" and "notes".
 
   Raises: UserError; then nothing half-written is left.
   """
   check_request(kind, name, size, pad, channels, buckets)
   check_limits(kind, held_out, max_pixels, max_bytes)
+  check_captions(kind, captions)
   target = Path(data_dir).expanduser() / name
   if os.path.exists(target):
     check_existing(target, exist_ok)
     return find_dataset(name, data_dir)
   check_data_dir(target.parent)
   options = SourceOptions(
-    expand(source), size, held_out=expand(held_out), max_pixels=max_pixels, max_bytes=max_bytes
+    expand(source), size, expand(held_out), max_pixels=max_pixels, max_bytes=max_bytes, captions=captions
   )
   contents, examined = examine(KINDS[kind](options), size, buckets, skip_damaged)
   shapes, channels = (examined.size, *buckets), channels or examined.channels
@@ -214,6 +219,14 @@ def check_limits(kind: str, held_out: Any, max_pixels: int, max_bytes: int) -> N
     raise UserError(f"held_out='{held_out}' with {kind}; expected none: only folder takes --held-out")
 
 
+def check_captions(kind: str, captions: str) -> None:
+  """Raises a UserError for an unknown way of captions, or one of a kind that has no choice of them."""
+  if captions not in WAYS:
+    raise UserError(f"captions={captions!r}; expected one of {list(WAYS)}")
+  if captions != "auto" and kind != "folder":
+    raise UserError(f"captions={captions!r} with {kind}; expected 'auto': only folder takes --captions")
+
+
 def expand(path: str | Path | None) -> Path | None:
   return Path(path).expanduser() if path else None
 
@@ -228,13 +241,13 @@ def check_data_dir(directory: Path) -> None:
 
 
 def encode_example(example: Example, shapes: tuple[Shape, ...], pad: int, mode: str) -> dict[str, Any]:
-  """An example as it is stored: a PNG of the nearest of `shapes` and padding in `mode`, and the label."""
+  """An example as it is stored: a PNG of the nearest of `shapes` and padding in `mode`, label, caption."""
   image = example.load(example.levels) if example.levels else example.load()
   size = nearest_shape((image.height, image.width), shapes)
   image = image if (image.height, image.width) == size else transforms.resize_to_cover(image, size)
   file = io.BytesIO()
   transforms.pad_black(image.convert(mode), pad).save(file, "png")
-  return {"image": file.getvalue(), "label": example.label}
+  return {"image": file.getvalue(), "label": example.label, "caption": example.caption.encode()}
 
 
 def write_dataset(
@@ -251,6 +264,7 @@ def write_dataset(
 
   shape = shapes[0] if len(shapes) == 1 else (None, None)
   metadata = description | ({"shapes": shapes} if len(shapes) > 1 else {})
+  captioned = "captions" in description
 
   class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
@@ -259,7 +273,7 @@ def write_dataset(
       features = {
         "image": tfds.features.Image(shape=(*shape, channels), encoding_format="png"),
         "label": tfds.features.Scalar(np.int64),
-      }
+      } | ({"caption": tfds.features.Text()} if captioned else {})
       return tfds.core.DatasetInfo(
         builder=self, features=tfds.features.FeaturesDict(features), metadata=tfds.core.MetadataDict(metadata)
       )
@@ -268,7 +282,8 @@ def write_dataset(
       return {split: self._generate_examples(split) for split in contents.splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-      return enumerate(map_in_threads(record, contents.splits[split], f"writing {split}"))
+      for number, each in enumerate(map_in_threads(record, contents.splits[split], f"writing {split}")):
+        yield number, {name: each[name] for name in self.info.features}
 
   Prepared.name = name
   tfds.disable_progress_bar()

@@ -9,6 +9,7 @@ from jldm.core.errors import UserError
 from jldm.core.specs import Spec
 from jldm.data import views
 from jldm.data.buckets import Buckets, bucket_shapes, picture_specs
+from jldm.data.captions import pad_captions
 from jldm.data.dataset import Dataset
 from jldm.data.source import Arrays, Source
 
@@ -75,8 +76,7 @@ class Synthetic(Dataset):
 
   def captions(self, kind: np.ndarray) -> np.ndarray:
     """UTF-8 bytes uint8 [n, caption], cut or padded with zeros: "waves of class 3"."""
-    texts = [f"waves of class {each}".encode()[: self.caption].ljust(self.caption, b"\0") for each in kind]
-    return np.frombuffer(b"".join(texts), np.uint8).reshape(len(kind), self.caption)
+    return pad_captions([f"waves of class {each}".encode() for each in kind], self.caption)
 
   def waves(
     self, shape: tuple[int, int], kind: np.ndarray, phase: np.ndarray, contrast: np.ndarray

@@ -1,8 +1,8 @@
 """Prepared TFDS data sets (array_record) as sources: no TensorFlow, no network.
 
 Any data set in data_dir/name/[config/]version/ with a dataset_info.json can be read.  Its features
-must have an `image` and, for conditional training, an integer `label`.  A data set that fits into
-memory is decoded once.
+must have an `image` and, for conditional training, an integer `label` or a text `caption`.  A data
+set that fits into memory is decoded once.
 """
 
 import collections
@@ -22,11 +22,14 @@ from jldm.data.buckets import Buckets, Shape, bucket_shapes, format_shapes, pict
 from jldm.data.builder import (
   class_names,
   dataset_features,
+  describe_cut,
   find_dataset,
+  has_captions,
   open_builder,
   open_records,
   stored_shapes,
 )
+from jldm.data.captions import pad_captions
 from jldm.data.dataset import Dataset
 from jldm.data.source import Arrays, Batch, Source
 from jldm.media import open as opening
@@ -53,12 +56,14 @@ class ImageData(Dataset):
   labelled: float = 1.0  # share of training labels that are kept; the others become -1
   labelled_times: int = 1  # how often labelled examples repeat in an epoch, if labelled < 1
   buckets: tuple[tuple[int, int], ...] = ()  # further (height, width) that images have
+  caption: int = 0  # bytes of an example's caption, longer ones are cut; 0: none
   augmentation = views.NO_AUGMENTATION
 
   @property
   def specs(self) -> tuple[Spec, ...]:
     """The arrays of one example, one spec per shape of pictures."""
-    return picture_specs(self)
+    caption = {"caption": (np.uint8, (self.caption,))} if self.caption else {}
+    return picture_specs(self, **caption)
 
   def title(self) -> str:
     """The name of the prepared data set."""
@@ -68,8 +73,14 @@ class ImageData(Dataset):
     """The names that the data set was prepared with, or that TFDS has; [] without labels or names."""
     return (class_names(open_builder(find_dataset(self.name, self.data_dir))) or []) if self.classes else []
 
+  def notes(self) -> list[str]:
+    """A line about captions that are cut, by split."""
+    folder = find_dataset(self.name, self.data_dir)
+    return list(describe_cut(self.name, open_builder(folder), self.caption)) if self.caption else []
+
   def open(self, split: str) -> Source | Buckets:
-    """The examples of a split: image uint8 [B, H, W, C], label int32 [B]; one shape per batch.
+    """The examples of a split: image uint8 [B, H, W, C], label int32 [B], perhaps caption uint8 [B, L];
+    one shape per batch.
 
     Raises: UserError if the data set is missing, not array_record, or does not match the fields.
     If it is too large for memory, only the first image is checked now and the others when they are
@@ -80,6 +91,7 @@ class ImageData(Dataset):
     builder = open_builder(find_dataset(self.name, self.data_dir))
     check_image(self, builder)
     check_class_count(self, builder)
+    check_captions(self, builder)
     records, training = open_records(builder, split), split == self.train
     sources = [Records(records, self)]
     if self.buckets or (training and (self.labelled < 1 or self.balance)):
@@ -95,7 +107,9 @@ class ImageData(Dataset):
         for (height, width), rows in groups.items()
       ]
     # The features may leave the size open, so the first image is measured.
-    size = sum(len(source) * source[np.array([0])]["image"].nbytes for source in sources)
+    size = sum(
+      len(source) * sum(array.nbytes for array in source[np.array([0])].values()) for source in sources
+    )
     if size <= IN_MEMORY_BYTES:
       sources = [load_into_memory(source, f"{self.name} {split}") for source in sources]
     if training and self.mirror:
@@ -110,18 +124,22 @@ class ImageData(Dataset):
     """
     builder = open_builder(find_dataset(self.name, self.data_dir))
     splits = {"train": self.train, "held_out": self.held_out}
-    parts = {key: split_fingerprint(open_records(builder, split)) for key, split in splits.items()}
+    parts = {
+      key: split_fingerprint(open_records(builder, split), self.caption) for key, split in splits.items()
+    }
     return parts | {"classes": class_names(builder)}
 
 
-def split_fingerprint(records: Any) -> dict[str, Any]:
-  """The number of examples and a digest of their encoded images and labels."""
+def split_fingerprint(records: Any, caption: int) -> dict[str, Any]:
+  """The number of examples and a digest of their encoded images and labels, and captions if they are read."""
   count, digest = len(records), hashlib.blake2b(digest_size=16)
   rows = sorted({round(row) for row in np.linspace(0, count - 1, min(count, FINGERPRINTED))})
   for start in range(0, len(rows), CHUNK):
     for example in records.__getitems__(rows[start : start + CHUNK]):
       image, label = example["image"], str(example.get("label")).encode()
       digest.update(b"%d %d " % (len(image), len(label)) + image + label)
+      if caption:
+        digest.update(b"%d " % len(example["caption"]) + example["caption"])
   return {"examples": count, "digest": digest.hexdigest()}
 
 
@@ -137,10 +155,13 @@ class Records:
 
   def __getitem__(self, rows: np.ndarray) -> Batch:
     examples = self.records.__getitems__([int(row) for row in rows])
-    return {
+    batch = {
       "image": np.stack([decode_image(example["image"], self.data) for example in examples]),
       "label": read_labels(examples, self.data),
     }
+    if self.data.caption:
+      batch["caption"] = pad_captions([example["caption"] for example in examples], self.data.caption)
+    return batch
 
 
 def read_labels(examples: list[dict[str, Any]], data: ImageData) -> np.ndarray:
@@ -283,4 +304,13 @@ def check_class_count(data: ImageData, builder: Any) -> None:
     raise UserError(
       f"data set {data.name!r} has {len(names)} classes but the experiment says {data.classes}; "
       f"set data.classes={len(names)}"
+    )
+
+
+def check_captions(data: ImageData, builder: Any) -> None:
+  """Raises a UserError if data.caption > 0 and the data set has no captions."""
+  if data.caption and not has_captions(builder):
+    raise UserError(
+      f"data set {data.name!r} has features {sorted(dataset_features(builder))} and no text called 'caption' "
+      f"for data.caption={data.caption}; set data.caption=0, or prepare it with captions"
     )

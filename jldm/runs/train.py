@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jldm.config.experiment import Experiment
 from jldm.config.serialize import to_data
-from jldm.core.errors import UserError
+from jldm.core.errors import UserError, printable
 from jldm.data.balance import check_balance
 from jldm.distributed import multihost, sharding
 from jldm.inference.model import StagePlace
@@ -67,6 +67,9 @@ def train(
   with watch_signals() as notice, disk_errors, claim_for_run(workdir, experiment, identity):
     logged = start_wandb(wandb, workdir, to_data(experiment)) if wandb and multihost.is_primary() else None
     clock = Goodput()
+    if multihost.is_primary():
+      for note in data.notes():
+        print(printable(note), flush=True)
 
     # 4. The stages.  Running the same command again resumes the run:
     #   a. A stage whose last step is committed, or that its patience ended, is finished and is skipped.
