@@ -14,18 +14,27 @@ from jldm.core.keys import check_seed
 from jldm.data.dataset import check_dataset
 from jldm.distributed import multihost, sharding
 from jldm.evaluation import evaluate
+from jldm.evaluation.captions import SCORERS
 from jldm.evaluation.choose import fit_to_data
 from jldm.evaluation.evaluate import EvaluationSettings, Record
 from jldm.evaluation.judge import METRICS, USUAL
 from jldm.evaluation.report import figure_names
 from jldm.inference.conditions import make_branches
 from jldm.inference.load import load_needed, restore_result
-from jldm.inference.model import StagePlace, build_model, conditioner_of_kind, sampling_stage, with_frozen
+from jldm.inference.model import (
+  Model,
+  StagePlace,
+  build_model,
+  conditioner_of_kind,
+  sampling_stage,
+  with_frozen,
+)
 from jldm.interop import safetensors
 from jldm.media import images as pictures
 from jldm.metrics import perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS
 from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.text import TextConditioner
 from jldm.storage import workdir as workdirs
 
 
@@ -57,6 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--metrics",
     help=f"a comma list of {', '.join(METRICS)} (default: all but cmmd, and frechet if pictures are enough)",
+  )
+  parser.add_argument(
+    "--scorer",
+    help=f"what judges pictures by their captions: {', '.join(sorted(SCORERS))}, or a function of a file "
+    "that --import names (default: the experiment's)",
+  )
+  parser.add_argument(
+    "--captions",
+    metavar="SPLIT",
+    help="the split whose captions samples are given (default: the experiment's, else the held-out one)",
   )
   options.add_shared(parser, "--sampler", "--steps", "--grid", "--guidance-scale", "--seed")
   parser.add_argument(
@@ -93,9 +112,7 @@ def main(args: argparse.Namespace) -> None:
   model = dataclasses.replace(model, codec=codec.model)
   if at:
     step, denoiser = restore_result(at, frozen, best=bool(args.best))
-    label = conditioner_of_kind(model, ClassLabel)
-    # Raises if the model needs a condition that the samples of an evaluation are not given.
-    make_branches(model, {label: -1} if label else {}, (), settings.n)
+    check_conditions(model, experiment, settings.n)
   real = evaluate.prepare_real_images(experiment, loaded, settings, folder)
 
   if codec_at:
@@ -118,6 +135,16 @@ def main(args: argparse.Namespace) -> None:
       record["memorisation"] = audit.record
       write_sheet(folder / f"{stem}-nearest.png", audit.sheet, "samples and their nearest pictures")
     write_results(folder / f"{stem}.json", record)
+
+
+def check_conditions(model: Model, experiment: Experiment, n: int) -> None:
+  """Raises a UserError if the model needs what samples of an evaluation are not given, or reads no captions
+  and there is a scorer.
+  """
+  label, text = (conditioner_of_kind(model, kind) for kind in (ClassLabel, TextConditioner))
+  if experiment.evaluation.scorer and text is None:
+    raise UserError(f"--scorer {experiment.evaluation.scorer}; expected none: this model reads no captions")
+  make_branches(model, ({label: -1} if label else {}) | ({text: ""} if text else {}), (), n)
 
 
 def print_notes(chosen: str, changed: list[str]) -> None:
@@ -155,8 +182,8 @@ def refuse_unused(args: argparse.Namespace, at: StagePlace | None, codec_at: Sta
 
 def override_evaluation(experiment: Experiment, args: argparse.Namespace) -> Experiment:
   """The experiment with the data folder and the evaluation that the options choose."""
-  chosen = {"extractor": args.extractor, "weights": args.weights, "n": args.n}
-  chosen = {name: value for name, value in chosen.items() if value is not None}
+  names = ("extractor", "weights", "n", "scorer", "captions")
+  chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
   if "extractor" in chosen:
     chosen = {"weights": ""} | chosen  # the weights of the experiment belong to its own extractor
   evaluator = dataclasses.replace(experiment.evaluation, **chosen)

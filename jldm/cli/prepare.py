@@ -1,11 +1,11 @@
-"""`jldm prepare {digits,folder,idx,npz,photos}`: writes pictures as a data set to train on."""
+"""`jldm prepare {clothes,digits,emoji,folder,idx,npz,photos}`: writes pictures as a data set to train on."""
 
 import argparse
 
 from jldm.core.errors import UserError, printable
 from jldm.data.builder import describe_contents, describe_dataset
 from jldm.data.captions import WAYS
-from jldm.data.contents import MAX_BYTES
+from jldm.data.contents import MAX_BYTES, PACKAGED
 from jldm.data.prepare import KINDS, prepare
 from jldm.media.open import MAX_PIXELS
 
@@ -15,14 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "kind",
     choices=list(KINDS),
-    help="what the source is; digits come with scikit-learn, photos with it and scikit-image",
+    help="what the source is; digits come with scikit-learn, photos with it and scikit-image, clothes with "
+    "Debian's dataset-fashion-mnist, emoji with its fonts-noto-color-emoji and unicode-data",
   )
   parser.add_argument(
     "--source",
     help="folder: pictures, or a sub-folder a class; idx: a folder of MNIST-style files; "
-    "npz: a file with images [N, H, W] or [N, H, W, C] and perhaps labels [N]",
+    "npz: a file with images [N, H, W] or [N, H, W, C] and perhaps labels [N]; "
+    "clothes, emoji: a folder of the packages' files, if they are not installed",
   )
-  parser.add_argument("--name", help="name of the data set (default for digits and photos: the kind)")
+  parser.add_argument("--name", help=f"name of the data set (default for {', '.join(PACKAGED)}: the kind)")
   parser.add_argument("--data-dir", default="data", help="where data sets are (default: data)")
   parser.add_argument(
     "--size", help="resize and crop every picture to this size: 64, or HEIGHTxWIDTH as in 64x96"
@@ -73,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
   """Prepares the data set and prints it: folder, splits, size, classes, what was converted or left out."""
-  name = args.name or (args.kind if args.kind in ("digits", "photos") else None)
+  name = args.name or (args.kind if args.kind in PACKAGED else None)
   if name is None:
     raise UserError(f"prepare {args.kind} without a name; give one with --name")
   size = parse_size(args.size) if args.size is not None else None

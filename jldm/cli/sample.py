@@ -28,7 +28,7 @@ from jldm.media.open import open_regular
 from jldm.models.codecs.tiled import Tiled
 from jldm.models.codecs.tiling import Blended, Exact
 from jldm.models.conditioners.label import ClassLabel
-from jldm.models.conditioners.text import Text
+from jldm.models.conditioners.text import TextConditioner
 from jldm.samplers.guidance import APG, ClassifierFree, FirstChannels, Interval, Rescale
 from jldm.storage import workdir as workdirs
 from jldm.storage.class_names import read_class_names
@@ -281,7 +281,7 @@ def request_from_args(
     UserError: conditions that the model does not have, or lacks and needs.
   """
   label, negative = conditioner_of_kind(model, ClassLabel), args.negative_label
-  text = conditioner_of_kind(model, Text)
+  text = conditioner_of_kind(model, TextConditioner)
   if label is None and ((labels != -1).any() or negative is not None):
     raise UserError(
       f"label={args.label}, negative_label={negative}; expected -1 (unconditional): "

@@ -147,7 +147,8 @@ class Evaluation:
 
   Every `every_steps` steps, and at the last one, `n` samples are drawn.  The denoiser with the best
   `metric` is kept in addition to the newest.  `weights` is a file of the extractor's parameters, if
-  it needs one.
+  it needs one.  Samples of a model that reads captions are given those of the split `captions`, by default
+  the held-out one, and judged by `scorer`.
   """
 
   extractor: str = ""  # a name of jldm.metrics.extractors
@@ -155,6 +156,8 @@ class Evaluation:
   n: int = 1000
   every_steps: int = 0  # 0: no evaluations while training
   metric: str = "frechet"
+  scorer: str = ""  # a name of jldm.evaluation.captions
+  captions: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,14 +38,15 @@ from jldm.models.conditioners.degradation import Blurred, Downsampled, Edges, Gr
 from jldm.models.conditioners.label import ClassLabel
 from jldm.models.conditioners.pictures import Masked, Paired
 from jldm.models.conditioners.sizes import Sizes
-from jldm.models.conditioners.text import Text
+from jldm.models.conditioners.text import Text, Words
 from jldm.models.conditioners.vector import Vector
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.models.towers.clip import CLIPText
 from jldm.models.towers.t5 import T5Encoder
 from jldm.models.towers.tokenizers import Tokenizer
-from jldm.nn.transformer import ModulatedBlock, PlainBlock
+from jldm.models.towers.words import Hashed, WordEncoder
+from jldm.nn.transformer import JointBlock, ModulatedBlock, PlainBlock
 from jldm.objectives.adversarial import Adversarial
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
@@ -88,12 +89,14 @@ ROLES = (  # classes of one row may replace each other
   (Codebook, FSQ),
   (Diffusion,),
   (DiT, UNet),
-  (ClassLabel, Vector, Sizes, Masked, Paired, Text),
+  (ClassLabel, Vector, Sizes, Masked, Paired, Text, Words),
   (CLIPText, T5Encoder),
   (Tokenizer,),
+  (WordEncoder,),
+  (Hashed,),
   (Tower,),
   (Grey, Edges, Noisy, Blurred, Downsampled, Missing, Mixture),
-  (ModulatedBlock, PlainBlock),
+  (ModulatedBlock, PlainBlock, JointBlock),
   (Cosine, Flow, LinearVP, EDM, Discrete, Shifted),
   (LinearBetas, ScaledLinearBetas, CosineBetas, Betas),
   (Predict, Precondition),

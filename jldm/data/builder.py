@@ -11,6 +11,7 @@ from typing import Any
 from jldm.core.errors import UserError
 from jldm.core.words import count_text
 from jldm.data.buckets import Shape, format_shapes
+from jldm.data.contents import PACKAGED
 
 MOST_CLASSES = 40  # of a description
 MOST_LOOKED = 100  # examples of a split that are read to show a caption
@@ -49,7 +50,7 @@ def missing_dataset_message(name: str, data_dir: str | Path) -> str:
   where, it = shlex.quote(str(data_dir)), shlex.quote(name)
   ways = (
     f"jldm prepare {name} --data-dir {where}"
-    if name in ("digits", "photos")
+    if name in PACKAGED
     else (
       f"jldm prepare {{folder,idx,npz}} --name {it} --source SOURCE --data-dir {where}; "
       "or, for a stock TFDS set: "

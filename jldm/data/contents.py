@@ -17,6 +17,7 @@ from jldm.media.open import MAX_PIXELS
 MAX_BYTES = 4 * 2**30  # of arrays that are read whole, from .npz and idx files
 MAX_CLASSES = 10**6
 MOST_NAMED = 3  # files that a note names
+PACKAGED = ("clothes", "digits", "emoji", "photos")  # kinds that come with packages, and need no --name
 
 
 class SourceOptions(NamedTuple):

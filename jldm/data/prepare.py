@@ -24,6 +24,7 @@ from jldm.data.arrays import read_idx, read_npz
 from jldm.data.buckets import Shape, format_shapes, nearest_shape
 from jldm.data.builder import find_dataset
 from jldm.data.captions import WAYS
+from jldm.data.clothes import clothes_contents
 from jldm.data.contents import (
   MAX_BYTES,
   Contents,
@@ -34,6 +35,7 @@ from jldm.data.contents import (
   refuse_source,
   require_source,
 )
+from jldm.data.emoji import emoji_contents
 from jldm.data.examine import build_metadata, examine, map_in_threads
 from jldm.data.folder import folder_contents
 from jldm.media.open import MAX_PIXELS
@@ -107,7 +109,9 @@ def photos_contents(source: SourceOptions) -> Contents:
 
 
 KINDS = {
+  "clothes": clothes_contents,
   "digits": digits_contents,
+  "emoji": emoji_contents,
   "folder": folder_contents,
   "idx": idx_contents,
   "npz": npz_contents,

@@ -29,7 +29,8 @@ from jldm.data.buckets import Buckets
 from jldm.data.dataset import Dataset, check_dataset
 from jldm.data.source import Source
 from jldm.distributed import sharding
-from jldm.evaluation import features, judge as judging
+from jldm.evaluation import captions, features, judge as judging
+from jldm.evaluation.captions import Captioned
 from jldm.evaluation.judge import Judge, Record, Sets
 from jldm.inference.generate import Request, generate
 from jldm.inference.model import Model, conditioner_of_kind
@@ -39,6 +40,7 @@ from jldm.metrics import intervals, memorisation, perceptual
 from jldm.metrics.extractors.extractor import EXTRACTORS, LoadedExtractor, find_extractor, load_extractor
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.text import TextConditioner
 
 MOST_REAL = 50_000  # training pictures in the reference, at most
 PACKAGES = ("jldm", "jax", "jaxlib", "flax", "numpy", "scipy")
@@ -68,12 +70,14 @@ class RealImages(NamedTuple):
   """The real pictures that samples are compared with.
 
   judge: their features.   record: where they and their features come from, as JSON.
+  captioned: the captions that samples are given; None if the data have none.
   """
 
   sets: Sets
   judge: Judge
   extractor: LoadedExtractor
   record: Record
+  captioned: Captioned | None = None
 
 
 def open_extractor(evaluation: Evaluation) -> LoadedExtractor:
@@ -170,7 +174,8 @@ def prepare_real_images(
   }
   judge = judging.make_judge(reference, real, settings.metrics)
   judge = judge._replace(left_out={**settings.left_out, **judge.left_out})
-  return RealImages(sets, judge, extractor, record)
+  captioned = captions.open_captions(data, experiment.evaluation, settings.n)
+  return RealImages(sets, judge, extractor, record, captioned)
 
 
 class EvaluatedSamples(NamedTuple):
@@ -182,10 +187,17 @@ class EvaluatedSamples(NamedTuple):
 def generate_samples(
   model: Model, params: dict, real: RealImages, settings: EvaluationSettings, progress: Any = iter
 ) -> EvaluatedSamples:
-  """Draws settings.n samples, with labels in the proportion of the reference, and extracts their features."""
+  """Draws settings.n samples, with labels in the proportion of the reference, and extracts their features.
+
+  A model that reads captions is given those of real pictures, with their labels.
+  """
   labels = judging.proportional_labels(real.judge.reference.labels, settings.n)
-  name = conditioner_of_kind(model, ClassLabel)
-  request = Request(n=settings.n, seed=settings.seed, given={} if name is None else {name: labels})
+  label, text = (conditioner_of_kind(model, kind) for kind in (ClassLabel, TextConditioner))
+  given = {}
+  if text and real.captioned:
+    labels, given = real.captioned.labels, {text: real.captioned.captions}
+  given |= {label: labels} if label else {}
+  request = Request(n=settings.n, seed=settings.seed, given=given)
   options = {"batch_size": settings.batch_size, "devices": settings.devices, "progress": progress}
   images = generate(model, params, request, settings.sampling, **options).data
   return EvaluatedSamples(
@@ -204,6 +216,13 @@ def judge_samples(
   sampling = {"n": settings.n, "seed": settings.seed} | sampling_to_dict(settings.sampling or model.sampling)
   left_out = {"left_out": real.judge.left_out} if real.judge.left_out else {}
   metrics = real.judge.compare_with_real(samples.features, real_scores)
+  captioned = real.captioned
+  if captioned and conditioner_of_kind(model, TextConditioner):
+    sampling["captions"] = captioned.record
+    if captioned.scorer:
+      metrics |= captions.judge_captions(
+        captioned.scorer, samples.images, captioned.images, captioned.captions
+      )
   return {"samples": sampling} | real.record | {"metrics": metrics} | left_out
 
 
@@ -265,6 +284,7 @@ class Reconstructions(NamedTuple):
   images: np.ndarray  # uint8 [N, H, W, C]
   labels: np.ndarray  # int32 [N]
   values: dict[str, np.ndarray]  # float64 [N] by metric
+  captions: list[str]  # none if the data have none
 
 
 def reconstruct_held_out(
@@ -288,7 +308,8 @@ def reconstruct_held_out(
   values, images = judging.measure_reconstructions(
     lambda images: reconstruct_batch(model, codec, images), batches(), distance
   )
-  return Reconstructions(originals["image"], images, originals["label"], values)
+  texts = captions.texts_of(originals) if captions.CAPTION in originals else []
+  return Reconstructions(originals["image"], images, originals["label"], values, texts)
 
 
 def judge_reconstructions(
@@ -316,6 +337,11 @@ def judge_reconstructions(
   )
   scores = real.judge._replace(real=originals, metrics=tuple(names)).compare_with_real(found)
   metrics |= {f"reconstruction_{name}": score for name, score in scores.items()}
+  if real.captioned and real.captioned.scorer:
+    pictures = (reconstructions.images, reconstructions.originals)
+    metrics |= captions.judge_captions(
+      real.captioned.scorer, *pictures, reconstructions.captions, "reconstruction_caption"
+    )
   classes = {
     str(label): mean_scores(reconstructions, labels == label) for label in np.unique(labels[labels >= 0])
   }

@@ -265,7 +265,8 @@ def blindness(record: Record) -> str:
 def figure_names(record: Record) -> dict[str, str]:
   """NAMES, with the Fréchet distance called as the extractor's weights allow."""
   distance = record["extractor"].get("distance", NAMES["frechet"])
-  return NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), distance)
+  by_caption = {name: name.replace("_", " ") for name in record["metrics"] if "caption_" in name}
+  return by_caption | NAMES | dict.fromkeys(("frechet", "reconstruction_frechet"), distance)
 
 
 def describe_conditions(record: Record) -> str:

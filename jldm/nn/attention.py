@@ -108,6 +108,45 @@ class SelfAttention(nn.Module):
     return Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)
 
 
+class JointAttention(nn.Module):
+  """Multi-head self-attention over two streams at once, each with its own layers.
+
+  MMDiT, Esser et al. 2024 (2403.03206), figure 2: queries, keys and values of both are concatenated.  The
+  layers of the first stream are named as in `SelfAttention`, those of the second end in "_tokens".
+  """
+
+  heads: int
+  qk_norm: bool = False
+  kernel: Kernel = attend
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(
+    self, x: Array, tokens: Array, angles: Array | None = None, mask: Array | None = None
+  ) -> tuple[Array, Array]:
+    """x [B, L, C], tokens [B, M, C], rotary angles of x [L, C / heads / 2], mask of tokens bool [B, M]
+    -> [B, L, C], [B, M, C].
+    """
+    init, length = nn.initializers.xavier_uniform(), x.shape[1]
+    dense = lambda features, name: Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+    one, other = self.parts(dense, x, ""), self.parts(dense, tokens, "_tokens")
+    if angles is not None:
+      one = [rotate(one[0], angles), rotate(one[1], angles), one[2]]
+    if mask is not None:
+      mask = jnp.concatenate([jnp.ones(x.shape[:2], bool), mask], 1)  # [B, L + M]
+    q, k, v = (jnp.concatenate(pair, 1) for pair in zip(one, other))  # [B, L + M, N, D]
+    out = self.kernel(q, k, v, mask).reshape(len(x), -1, x.shape[-1])  # [B, L + M, N D]
+    return dense(x.shape[-1], "out")(out[:, :length]), dense(x.shape[-1], "out_tokens")(out[:, length:])
+
+  def parts(self, dense: Callable[..., Dense], x: Array, ending: str) -> list[Array]:
+    """Queries, keys and values of a stream [B, L, C], [B, L, N, D] each."""
+    qkv = jnp.split(dense(3 * x.shape[-1], f"qkv{ending}")(x), 3, -1)  # [B, L, C] each
+    q, k, v = (by_heads(split_heads(part, self.heads)) for part in qkv)  # [B, L, N, D]
+    if self.qk_norm:
+      q, k = (RMSNorm(dtype=self.dtype, name=f"norm_{n}{ending}")(part) for n, part in (("q", q), ("k", k)))
+    return [q, k, v]
+
+
 class CrossAttention(nn.Module):
   """Multi-head attention from tokens to other tokens: LDM (2112.10752), section 3.3.
 

@@ -1,4 +1,4 @@
-"""Transformer blocks, conditioned by modulation, by further tokens, or by cross-attention."""
+"""Transformer blocks, conditioned by modulation, by further tokens, by cross-attention or joint attention."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from jldm.nn.attention import CrossAttention, SelfAttention
+from jldm.nn.attention import CrossAttention, JointAttention, SelfAttention
 from jldm.nn.dense import Dense
 from jldm.nn.mlp import GEGLU, Mlp, SwiGLU
 from jldm.nn.norm import GroupNorm, LayerNorm, RMSNorm
@@ -58,6 +58,7 @@ class Block(nn.Module):
   dtype: str = "float32"
 
   modulates: ClassVar[bool]  # whether the block uses the condition vector
+  joint: ClassVar[bool] = False  # whether it carries (x, tokens) from block to block, in place of x
 
   def norm(self, x: Array, name: str, epsilon: float = 1e-6) -> Array:
     return block_norm(self, name, epsilon)(x)
@@ -73,11 +74,11 @@ class Block(nn.Module):
     attention = CrossAttention(self.heads, zero_init=True, dtype=self.dtype, name="cross_attention")
     return x + attention(norm(dtype=self.dtype, name="norm_cross")(x), tokens, mask)
 
-  def feed(self, x: Array) -> Array:
+  def feed(self, x: Array, name: str = "mlp") -> Array:
     hidden = int(self.mlp_ratio * x.shape[-1])
     if self.swiglu:
-      return SwiGLU(int(2 / 3 * hidden), self.dtype, name="mlp")(x)
-    return Mlp(hidden, self.dtype, name="mlp")(x)
+      return SwiGLU(int(2 / 3 * hidden), self.dtype, name=name)(x)
+    return Mlp(hidden, self.dtype, name=name)(x)
 
 
 def block_norm(block: Block, name: str, epsilon: float = 1e-6) -> nn.Module:
@@ -135,6 +136,45 @@ class PlainBlock(Block):
     x = x + self.attend(self.norm(x, "norm1"), angles)
     x = self.attend_to_tokens(x, tokens, mask)
     return whole_width(x + self.feed(self.norm(x, "norm2", self.mlp_epsilon)))
+
+
+class JointBlock(Block):
+  """Two streams, latents and tokens, that meet in one attention: MMDiT, Esser et al. 2024 (2403.03206),
+  figure 2.
+
+  Either stream is shifted, scaled and gated by the condition, by layers of its own.  Those of the tokens end
+  in "_tokens"; the others have the names of `ModulatedBlock`.
+  """
+
+  modulates = True
+  joint = True
+
+  @nn.compact
+  def __call__(
+    self,
+    streams: tuple[Array, Array],
+    condition: Array,
+    angles: Array | None = None,
+    tokens: None = None,
+    mask: Array | None = None,
+  ) -> tuple[Array, Array]:
+    """streams x [B, L, C] and its tokens [B, M, C]; other shapes as in `ModulatedBlock` -> both.
+
+    `tokens` are none besides those of the streams.
+    """
+    del tokens
+    width, ends = streams[0].shape[-1], ("", "_tokens")
+    modulation = lambda end: Modulation(6, width, self.dtype, name=f"modulation{end}")(condition)
+    mods = [modulation(end) for end in ends]  # shift, scale and gate, of attention and of the MLP
+    normed = [modulated(self.norm(x, f"norm1{end}"), *mod[:2]) for x, mod, end in zip(streams, mods, ends)]
+    attention = JointAttention(self.heads, self.qk_norm, dtype=self.dtype, name="attention")
+    attended = attention(*normed, angles, mask)
+    made = []
+    for x, out, mod, end in zip(streams, attended, mods, ends):
+      x = x + mod[2] * out
+      h = modulated(self.norm(x, f"norm2{end}", self.mlp_epsilon), *mod[3:5])
+      made.append(whole_width(x + mod[5] * self.feed(h, f"mlp{end}")))
+    return tuple(made)
 
 
 class CrossBlock(nn.Module):

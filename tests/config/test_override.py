@@ -15,8 +15,8 @@ from jldm.train.ema import Power
 from tests.config.examples import SMALL, Pair, field, refused
 
 CONDITIONERS = (
-  "a tuple of ClassLabel(...) or Vector(...) or Sizes(...) or Masked(...) or Paired(...) or Text(...), "
-  "such as (), (A(),)"
+  "a tuple of ClassLabel(...) or Vector(...) or Sizes(...) or Masked(...) or Paired(...) or Text(...) "
+  "or Words(...), such as (), (A(),)"
 )
 
 

@@ -10,6 +10,7 @@ from jldm.nn.embedding import grid_angles
 from jldm.nn.mlp import GEGLU, Mlp, SwiGLU
 from jldm.nn.transformer import (
   CrossBlock,
+  JointBlock,
   ModulatedBlock,
   Modulation,
   PlainBlock,
@@ -138,6 +139,51 @@ def test_attention_to_tokens_starts_as_the_identity(block):
   params |= {name: fresh[name] for name in ("norm_cross", "cross_attention")}
   apply = quick(lambda *tokens: block.apply({"params": params}, X, CONDITION, ANGLES, *tokens))
   np.testing.assert_allclose(apply(CONTEXT), apply(), atol=1e-5)  # rounded otherwise within another program
+
+
+TOKENS = np.float32(RNG.normal(size=(2, 3, 8)))  # [B, M, C]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_joint_block_without_tokens_is_a_modulated_block(variant):
+  """All tokens are hidden: the latents pass the layers of `ModulatedBlock`, whose names they have."""
+  block = JointBlock(heads=2, mlp_ratio=2.0, **variant)
+  params = random_params(block, (X, TOKENS), CONDITION, ANGLES)
+  plain = BLOCK.clone(**variant)
+  names = jax.eval_shape(plain.init, jax.random.key(0), X, CONDITION, ANGLES)["params"]
+  own = {name: params[name] for name in names}
+  own["attention"] = {name: params["attention"][name] for name in names["attention"]}
+  hidden = np.zeros(TOKENS.shape[:2], bool)
+  out, _ = quick(block.apply)({"params": params}, (X, TOKENS), CONDITION, ANGLES, None, hidden)
+  np.testing.assert_allclose(out, quick(plain.apply)({"params": own}, X, CONDITION, ANGLES), atol=1e-5)
+
+
+def test_streams_of_a_joint_block_trade_places_with_their_layers():
+  """Without rotary embeddings neither is first: layers and streams exchanged give outputs exchanged."""
+  block = JointBlock(heads=2)
+  params = random_params(block, (X, TOKENS), CONDITION)
+
+  def exchanged(tree):
+    other = lambda name: name.removesuffix("_tokens") if name.endswith("_tokens") else f"{name}_tokens"
+    return {other(name): value for name, value in tree.items()}
+
+  swapped = exchanged({name: value for name, value in params.items() if name != "attention"})
+  swapped["attention"] = exchanged(params["attention"])
+  apply = quick(lambda params, streams: block.apply({"params": params}, streams, CONDITION))
+  for one, other in zip(apply(params, (X, TOKENS)), apply(swapped, (TOKENS, X))[::-1]):
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_joint_block_starts_as_the_identity_and_hides_what_is_masked():
+  block, mask = JointBlock(heads=2), np.array([[True, False, True]] * 2)
+  out, _ = quick(block.init_with_output)(jax.random.key(0), (X, TOKENS), CONDITION, ANGLES)
+  for one, other in zip(out, (X, TOKENS)):
+    np.testing.assert_array_equal(one, other)
+  params = random_params(block, (X, TOKENS), CONDITION, ANGLES)
+  apply = quick(lambda t, *mask: block.apply({"params": params}, (X, t), CONDITION, ANGLES, None, *mask)[0])
+  masked = apply(TOKENS, mask)
+  np.testing.assert_allclose(masked, apply(TOKENS[:, [0, 2]]), atol=1e-5)
+  assert np.abs(masked - apply(TOKENS)).max() > 1e-3
 
 
 def test_the_published_hidden_width_of_swiglu():

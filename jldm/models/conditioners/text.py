@@ -1,13 +1,14 @@
-"""Captions and prompts as a condition, through a text tower that was trained elsewhere.
+"""Captions and prompts as a condition, through a text tower that was trained elsewhere or is trained here.
 
 A data set has captions as UTF-8 bytes, padded with zeros.  They become ids on the host, once per example,
-and the tower's outputs are kept with the latents.  The null is the empty caption, as published models have
-it: Rombach et al. 2022 (2112.10752), section 4.3.1; Ho & Salimans 2022 (2207.12598).
+and the outputs of a tower trained elsewhere are kept with the latents.  The null is the empty caption, as
+published models have it: Rombach et al. 2022 (2112.10752), section 4.3.1; Ho & Salimans 2022 (2207.12598).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,29 +17,28 @@ from jldm.core.errors import UserError, printable
 from jldm.core.specs import Spec, spec
 from jldm.models.conditioners.conditioner import Conditioner, Encode, Inputs, Settled, check_field
 from jldm.models.towers.tokenizers import Tokenizer, check_vocabulary
+from jldm.models.towers.words import Hashed, WordEncoder
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Text(Conditioner):
-  """The tokens of a text by an imported tower: `frozen[name]`, so a stage needs Need("text", "runs/clip").
+class TextConditioner(Conditioner):
+  """What texts have in common: captions as ids on the host, prompts, and the empty caption as null.
 
-  tower: the network, such as CLIPText(), whose parameters that workdir has.
-  tokenizer: its ids, Tokenizer("runs/clip/tokenizer").
+  network, tokenizer: what makes tokens of ids, and ids of texts.
   field: the captions of the data, uint8 [L].
-  masked: whether padding is hidden, from the tower and from the denoiser.  Stable Diffusion does not hide it.
-  pooled: whether the denoiser also gets the tower's vector of the whole text.
+  masked: whether padding is hidden, from the network and from the denoiser.
+  pooled: whether the denoiser also gets one vector of the whole text.
   """
 
-  tower: Any
-  tokenizer: Tokenizer
+  tokenizer: Any
   field: str = "caption"
   masked: bool = False
   pooled: bool = False
   name: str = "text"
 
-  cached = True
+  network: ClassVar[nn.Module]
 
   @property
   def fields(self) -> tuple[str, ...]:
@@ -75,27 +75,59 @@ class Text(Conditioner):
 
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
     known = inputs["known"]
-    encoded = self.tower.apply({"params": params}, inputs["ids"], known if self.masked else None)
+    encoded = self.network.apply({"params": params}, inputs["ids"], known if self.masked else None)
     condition = {"tokens": encoded.tokens}  # [B, L, D]
     if self.masked:
       condition["mask"] = known  # [B, L]
     if self.pooled:
       if encoded.pooled is None:
         raise UserError(
-          f"pooled=True of conditioner {self.name!r}, and {type(self.tower).__name__} has no vector of the "
+          f"pooled=True of conditioner {self.name!r}, and {type(self.network).__name__} has no vector of the "
           "whole text; expected False"
         )
       condition["vector"] = encoded.pooled  # [B, P]
     return condition
 
+  def embed_empty(self, params: Any) -> dict[str, Array]:
+    """The condition of the empty caption, [1, ...]."""
+    ids, known = self.tokenizer([""])
+    return self.embed(params, {"ids": jnp.asarray(ids), "known": jnp.asarray(known)}, None)
+
+  def null(self, params: Any, like: dict[str, Array]) -> dict[str, Array]:
+    """The empty caption."""
+    return broadcast_to(self.embed_empty(params), like)
+
+
+def broadcast_to(empty: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
+  """A condition [1, ...] in the shapes of `like`."""
+  return {key: jnp.broadcast_to(empty[key], value.shape) for key, value in like.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text(TextConditioner):
+  """The tokens of a text by an imported tower: `frozen[name]`, so a stage needs Need("text", "runs/clip").
+
+  tower: the network, such as CLIPText(), whose parameters that workdir has.
+  tokenizer: its ids, Tokenizer("runs/clip/tokenizer").
+  masked: Stable Diffusion does not hide padding.
+  """
+
+  tower: Any
+  tokenizer: Tokenizer
+
+  cached = True
+
+  @property
+  def network(self) -> nn.Module:
+    return self.tower
+
   def null(self, params: Any, like: dict[str, Array]) -> dict[str, Array]:
     """The empty caption, of parameters as they are or settled."""
     empty = params if isinstance(params, Settled) else self.settle(params)
-    return {key: jnp.broadcast_to(empty.null[key], value.shape) for key, value in like.items()}
+    return broadcast_to(empty.null, like)
 
   def settle(self, params: Any) -> Settled:
-    ids, known = self.tokenizer([""])
-    return Settled(self.embed(params, {"ids": jnp.asarray(ids), "known": jnp.asarray(known)}, None))
+    return Settled(self.embed_empty(params))
 
   def check_tower(self, network: Any) -> None:
     """Raises a UserError unless the imported network is that of the fields, and its tokenizer fits."""
@@ -105,6 +137,27 @@ class Text(Conditioner):
         f"{network!r}; make them equal"
       )
     check_vocabulary(self.tokenizer, self.tower)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Words(TextConditioner):
+  """The tokens of a text by a network that is trained with the denoiser; no need names it.
+
+  encoder: the network, whose parameters stand beside the denoiser's, in the average and the checkpoints too.
+  masked: padding is hidden, and the start of the text is all that the empty caption has.
+  """
+
+  encoder: WordEncoder = WordEncoder()
+  tokenizer: Hashed = Hashed()
+  masked: bool = True
+  pooled: bool = True
+
+  @property
+  def network(self) -> nn.Module:
+    return self.encoder
+
+  def init(self, key: Array, inputs: Inputs) -> Any:
+    return self.encoder.init(key, inputs["ids"], inputs["known"])["params"]
 
 
 def caption_text(caption: np.ndarray) -> str:

@@ -1,5 +1,7 @@
 """Diffusion transformer, Peebles & Xie 2023 (2212.09748)."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,8 @@ class DiT(nn.Module):
 
   block: the template of the blocks.
   classes: 0 is unconditional.
-  token_width: if above 0, the blocks attend to further tokens of that width, such as a text's.
+  token_width: if above 0, the blocks attend to further tokens of that width, such as a text's.  With
+    JointBlock these go through the blocks too.
   in_context: the condition vectors are also tokens before the patches (section 3.2), the only way
     for a block that is not modulated.
   rotary: rotary position embeddings in attention, besides the fixed sinusoids.
@@ -85,7 +88,12 @@ class DiT(nn.Module):
     if leading:
       x = jnp.concatenate([jnp.stack(vectors, 1), x], 1)  # [B, leading + L, width]
     angles = grid_angles(rows, columns, self.width // template.heads, leading) if self.rotary else None
-    x = self.blocks(template, x, sum(vectors), angles, tokens, mask)[:, leading:]  # [B, L, width]
+    if template.joint:
+      tokens = self.dense(self.width, nn.initializers.xavier_uniform(), "tokens")(tokens)  # [B, M, width]
+      x, _ = self.blocks(template, (x, tokens), sum(vectors), angles, None, mask)
+    else:
+      x = self.blocks(template, x, sum(vectors), angles, tokens, mask)
+    x = x[:, leading:]  # [B, L, width]
     x = block_norm(template, "norm")(x)  # [B, L, width]
     if template.modulates:
       x = modulated(x, *Modulation(2, self.width, self.dtype, name="modulation")(sum(vectors)))
@@ -113,6 +121,8 @@ class DiT(nn.Module):
       )
     if not (self.block.modulates or self.in_context):
       raise UserError(f"{type(self.block).__name__} does not see the noise level; expected in_context=True")
+    if self.block.joint and not self.token_width:
+      raise UserError(f"token_width=0 with {type(self.block).__name__}; expected the width of its tokens")
 
   def dense(self, features: int, init: nn.initializers.Initializer, name: str) -> Dense:
     return Dense(features, kernel_init=init, dtype=self.dtype, name=name)
@@ -128,15 +138,15 @@ class DiT(nn.Module):
   def blocks(
     self,
     block: Block,
-    x: Array,
+    x: Any,
     condition: Array,
     angles: Array | None,
     tokens: Array | None,
     mask: Array | None,
-  ) -> Array:
+  ) -> Any:
     """All blocks as one scan, x [B, L, width] -> [B, L, width]: the program is as long as one block.
 
-    Values that blocks sow are stacked, [depth, ...].
+    Joint blocks take and give x with its tokens.  Values that blocks sow are stacked, [depth, ...].
     """
     call = lambda block, x, *condition: (block(x, *condition), None)
     scanned = nn.scan(
