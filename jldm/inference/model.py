@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jldm.config.experiment import Experiment, Stage
 from jldm.core.errors import UserError
+from jldm.core.shapes import trace_shapes
 from jldm.core.specs import Loaded, Spec, batch_shapes, key_shapes
 from jldm.models.autoencoders.posterior import posterior_moments
 from jldm.models.codecs import codec as codecs
@@ -199,7 +200,8 @@ def result_shapes(at: StagePlace) -> Loaded:
 def trained_shapes(at: StagePlace, frozen: dict) -> tuple[Any, Any]:
   """What a stage trains, (params, extra), as shapes."""
   key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(at.stage.objective.init, key, stage_example(at, frozen), frozen)
+  objective = at.stage.objective
+  return trace_shapes(type(objective).init, objective, key, stage_example(at, frozen), frozen)
 
 
 def stage_example(at: StagePlace, frozen: dict, size: int = 1) -> dict:
@@ -255,25 +257,26 @@ def denoiser_shapes(model: Model) -> dict:
   """What the denoising stage trains, {"denoiser": …, a conditioner's name: …}, as shapes, nothing
   allocated.
   """
-  init = lambda batch, frozen: model.objective.init(jax.random.key(0), batch, frozen)
-  return jax.eval_shape(init, denoising_batch_shapes(model), frozen_codec(model))[0]
+  key, objective = jax.eval_shape(lambda: jax.random.key(0)), model.objective
+  batch, frozen = denoising_batch_shapes(model), frozen_codec(model)
+  return trace_shapes(type(objective).init, objective, key, batch, frozen)[0]
 
 
 def denoising_batch_shapes(model: Model, size: int = 1, frozen: dict | None = None) -> dict:
   """A batch that the denoising stage trains on, as shapes; `frozen` is what it needs, by default the
   codec alone.
   """
-
-  def kept(frozen: dict, batch: dict, keys: Array) -> dict:
-    codec = frozen["codec"]
-    return posterior_moments(codec.model.encode(codec.params, batch)) | model.objective.cache(
-      frozen, batch, keys
-    )
-
   model.codec.latent_spec(model.data)
   frozen = frozen_codec(model) if frozen is None else frozen
   example = with_derived(tuple(model.conditioners.values()), model.data)
-  return jax.eval_shape(kept, frozen, batch_shapes(example, size), key_shapes(size)) | batch_fields(size)
+  arrays = trace_shapes(kept_arrays, model.objective, frozen, batch_shapes(example, size), key_shapes(size))
+  return arrays | batch_fields(size)
+
+
+def kept_arrays(objective: Any, frozen: dict, batch: dict, keys: Array) -> dict:
+  """What of a batch of the data is computed once and kept: its latents, and what the conditioners cache."""
+  codec = frozen["codec"]
+  return posterior_moments(codec.model.encode(codec.params, batch)) | objective.cache(frozen, batch, keys)
 
 
 def resize_model(model: Model, size: tuple[int, int]) -> Model:

@@ -21,6 +21,7 @@ from jldm.inference.model import (
   sampling_stage,
   stage_example,
   stage_model,
+  trained_shapes,
 )
 from jldm.models.conditioners.conditioner import tower_params
 from jldm.models.conditioners.label import ClassLabel
@@ -224,8 +225,7 @@ def trace_one_loss(at: StagePlace) -> Traced | None:
   frozen = frozen_with_weights(at)
   batch, key = stage_example(at, frozen, stage.batch_size), jax.random.key(0)
   tx = stage.optimizer.build(stage.steps)
-  init = lambda key, batch, frozen: init_state(*objective.init(key, batch, frozen), tx, stage.ema)
-  state = jax.eval_shape(init, key, batch, frozen)
+  state = jax.eval_shape(lambda *made: init_state(*made, tx, stage.ema), *trained_shapes(at, frozen))
   check_started_shapes(at, state)
   loss = lambda *arrays: objective.loss(*arrays, key)
   largest = memory.largest_operation(loss, state.params, state.extra, state.ema[0], frozen, batch)

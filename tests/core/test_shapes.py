@@ -1,8 +1,11 @@
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jldm.core.shapes import batch_rows, expand
+from jldm.core.shapes import batch_rows, expand, trace_shapes
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 3, 2), (4, 5, 3, 2)])
@@ -27,3 +30,22 @@ def test_batches_of_one_shape_hold_every_row_once_and_the_last_repeats_the_last(
   assert all(rows.shape == (size,) for rows in batches)
   rows = np.concatenate(batches)
   assert rows[:count].tolist() == list(range(count)) and set(rows[count:]) <= {count - 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+  width: int
+
+  def init(self, traced, x):
+    return {"kernel": jnp.zeros((x.shape[-1], 2 * self.width)), "sum": traced["offset"] + x.sum()}
+
+
+def test_shapes_are_those_of_eval_shape_and_nothing_is_traced_twice(monkeypatch):
+  init, calls = Doubled.init, []
+  monkeypatch.setattr(Doubled, "init", lambda *args: calls.append(args[0].width) or init(*args))
+  given = {"offset": np.float32(1)}
+  for width, size in ((4, 3), (4, 3), (5, 3), (4, 2), (5, 3)):
+    shapes = trace_shapes(Doubled.init, Doubled(width), given, jnp.ones((1, size)))
+    assert shapes == jax.eval_shape(lambda x, one=Doubled(width): init(one, given, x), jnp.ones((1, size)))
+    shapes.clear()  # what a caller does with them is its own
+  assert calls == [4, 5, 4]
