@@ -11,7 +11,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from jldm.core.errors import UserError
 from jldm.diffusion.process import Discrete, Process
@@ -327,4 +326,6 @@ def beta_quantiles(count: int, alpha: float, beta: float) -> np.ndarray:
   """`count` evenly spaced quantiles of Beta(alpha, beta) from 1 to 0; only 1 if count is 1."""
   if alpha <= 0 or beta <= 0:
     raise UserError(f"alpha={alpha}, beta={beta}; expected both above 0")
+  from scipy import special  # not at the top: no other command waits for its import
+
   return special.betaincinv(alpha, beta, np.linspace(1, 0, count))
