@@ -34,7 +34,7 @@ def pytest_configure(config):
 
 AS_SHIPPED = (  # those of seconds run in both suites, in the slow one as XLA optimizes them
   "tests/nn/*",
-  "tests/interop/test_[vtdp]*",
+  "tests/interop/test_[dtuv]*",
   "tests/train/test_[seo]*",
   "tests/samplers/test_ddim.py",
   "tests/test_configs.py",

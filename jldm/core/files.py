@@ -1,6 +1,6 @@
 """Atomic writes: files and folders appear complete or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import errno
 import os
@@ -9,6 +9,8 @@ import shutil
 from typing import BinaryIO
 
 from filelock import lock_descriptor
+
+from jldm.core.pids import exists
 
 # Of a file system that has no locks, such as NFS without its daemon.
 UNKNOWN_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
@@ -42,6 +44,16 @@ def replace_file(
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
+
+
+def remove_partials(paths: Iterable[Path]) -> None:
+  """Removes what ended processes left of `replace_file` for these paths, all in one folder."""
+  paths = set(paths)
+  folder = next(iter(paths)).parent
+  for left in folder.glob(".*.*"):
+    name, _, pid = left.name[1:].rpartition(".")
+    if folder / name in paths and pid.isdecimal() and not exists(int(pid)):
+      left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import zipfile
 
 import numpy as np
 
-from jldm.core.files import replace_file
+from jldm.core.files import remove_partials, replace_file
 from jldm.media import images as pictures, open as opening, sheets
 from jldm.media.parts import Parts, split_pictures
 
@@ -89,6 +89,7 @@ class PictureFolder:
     images = np.stack([read_image(self.path(row)) for row in rows])
     grid = sheets.samples_grid(images, labels[rows], self.captions.names)
     pictures.write_png(self.grid, grid, self.provenance)
+    remove_partials([self.grid, *(self.path(row) for row in range(len(labels)))])
 
 
 class ArrayFile:

@@ -4,7 +4,7 @@ Images are uint8 [N, H, W, C] or [H, W, C], C 1 (grey) or 3.  Every PNG says `ai
 and `jldm` = a JSON object in its text chunks.  A file appears whole or not at all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import io
 import itertools
 import json
@@ -18,9 +18,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from jldm.core.errors import UserError
-from jldm.core.files import replace_file
+from jldm.core.files import remove_partials, replace_file
 from jldm.media import open as opening
-from jldm.media.sheets import as_rgb, samples_grid, sheet, sheet_scale
+from jldm.media.sheets import as_rgb, sheet, sheet_scale
 
 NAMES = ("grid.png", "previews.png", "sheet.png", "noise.npz", "interpolation.gif", "interpolation.mp4")
 PROVENANCE = "provenance"  # the array of an .npz
@@ -175,24 +175,6 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, Any], provenance: di
     np.savez_compressed(file, **further | arrays)
 
 
-def write_samples(
-  folder: str | os.PathLike,
-  images: np.ndarray,
-  labels: np.ndarray,
-  provenance: dict,
-  names: Sequence[str] = (),
-) -> None:
-  """Writes images uint8 [N, H, W, C] as 00000.png ..., and grid.png, ten to a row.
-
-  The provenance of each file is `provenance` with its `index` and `label`, and its `class` if the
-  classes have `names`.
-  """
-  named = [{"class": names[label]} if 0 <= label < len(names) else {} for label in labels]
-  each = [{"label": int(label)} | name for label, name in zip(labels, named, strict=True)]
-  write_numbered(folder, images, [provenance | own for own in each])
-  write_png(Path(folder) / "grid.png", samples_grid(images, labels, names), provenance)
-
-
 def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: list[dict]) -> None:
   """Writes images uint8 [N, H, W, C] as 00000.png ..., each with its provenance and `index`.
 
@@ -208,6 +190,7 @@ def write_numbered(folder: str | os.PathLike, images: np.ndarray, provenances: l
       path.unlink()
   for index, (path, image, provenance) in enumerate(zip(paths, images, provenances, strict=True)):
     write_png(path, image, provenance | {"index": index})
+  remove_partials(paths)
 
 
 def numbered_paths(folder: str | os.PathLike, count: int) -> list[Path]:

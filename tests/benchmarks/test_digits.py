@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.digits import class_agreement, enlarge, main, real_digits, std_ratio
 from jldm.data import prepare
-from jldm.media.images import write_samples
+from tests.draws import write_draw
 
 HOW = {"sampler": "ddim", "steps": 20, "guidance_scale": 2.0, "seed": 0}
 
@@ -57,7 +57,7 @@ def test_shuffled_labels_agree_by_chance(real):
 
 def test_check_is_written_and_printed(real, tmp_path, capsys):
   images, labels = (each[:40] for each in real)
-  write_samples(tmp_path / "samples", images, labels, HOW)
+  write_draw(tmp_path / "samples", images, labels, HOW)
   main([str(tmp_path)])
   result = json.loads((tmp_path / "check.json").read_text())
   assert list(result) == ["class_agreement", "std_ratio", "guidance_scale", "n", "steps", "seed"]
@@ -70,8 +70,8 @@ def test_check_is_written_and_printed(real, tmp_path, capsys):
 
 def test_two_draws_in_one_folder_are_refused(real, tmp_path, capsys):
   images, labels = (each[:6] for each in real)
-  write_samples(tmp_path / "other", images, labels, HOW | {"seed": 1})
-  write_samples(tmp_path / "samples", images[:4], labels[:4], HOW)
+  write_draw(tmp_path / "other", images, labels, HOW | {"seed": 1})
+  write_draw(tmp_path / "samples", images[:4], labels[:4], HOW)
   (tmp_path / "other" / "00005.png").rename(tmp_path / "samples" / "00005.png")
   with pytest.raises(SystemExit) as stopped:
     main([str(tmp_path)])

@@ -68,29 +68,18 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_samples_are_numbered_and_know_their_label(tmp_path):
-  images, labels = noise(12, 8, 8, 3), np.arange(12) % 3
-  pictures.write_samples(tmp_path / "out", images, labels, {"seed": 7})
-  names = sorted(path.name for path in (tmp_path / "out").iterdir())
-  assert names == [f"{i:05d}.png" for i in range(12)] + ["grid.png"]
-  assert pictures.read_provenance(tmp_path / "out" / "00010.png") == {"seed": 7, "index": 10, "label": 1}
-  assert pictures.read_provenance(tmp_path / "out" / "grid.png") == {"seed": 7}
-  with Image.open(tmp_path / "out" / "grid.png") as grid:
-    assert grid.size == (4 * 66 + 2, 3 * 66 + 2)  # four to a class, enlarged to 64 pixels
-
-
 def test_a_shorter_draw_leaves_no_pictures_of_a_longer_one(tmp_path):
-  pictures.write_samples(tmp_path, noise(3, 4, 4, 1), np.arange(3), {"seed": 1})
+  pictures.write_numbered(tmp_path, noise(3, 4, 4, 1), 3 * [{"seed": 1}])
   Image.fromarray(noise(4, 4)).save(tmp_path / "00007.png")  # somebody else's
-  pictures.write_samples(tmp_path, noise(1, 4, 4, 1), np.arange(1), {"seed": 2})
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00007.png", "grid.png"]
+  pictures.write_numbered(tmp_path, noise(1, 4, 4, 1), [{"seed": 2}])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.png", "00007.png"]
 
 
 def test_pictures_of_others_are_never_replaced(tmp_path):
   Image.fromarray(noise(4, 4)).save(tmp_path / "00001.png")
   before = (tmp_path / "00001.png").read_bytes()
   with pytest.raises(UserError, match=r"00001\.png' was not made by jldm"):
-    pictures.write_samples(tmp_path, noise(3, 4, 4, 1), np.arange(3), {"seed": 1})
+    pictures.write_numbered(tmp_path, noise(3, 4, 4, 1), 3 * [{"seed": 1}])
   assert [path.name for path in tmp_path.iterdir()] == ["00001.png"]
   assert (tmp_path / "00001.png").read_bytes() == before
 

@@ -1,7 +1,6 @@
 """The names of the classes go from the folders to the workdir, and from there into labels and PNG text."""
 
 import dataclasses
-import json
 
 import numpy as np
 from PIL import Image
@@ -10,7 +9,7 @@ import pytest
 from jldm.core.errors import UserError
 from jldm.data.prepare import prepare
 from jldm.data.tfds import ImageData
-from jldm.media import images as pictures, sheets
+from jldm.media import sheets
 from jldm.runs import train as training
 from jldm.storage.class_names import read_class_names, write_class_names
 from tests.configs import config, shrunk
@@ -44,14 +43,6 @@ def test_a_damaged_file_is_one_line(tmp_path, text):
   with pytest.raises(UserError, match=r"classes\.json.*delete it, and give labels as numbers") as caught:
     read_class_names(tmp_path)
   assert "\n" not in str(caught.value)
-
-
-def test_pictures_name_their_class(tmp_path):
-  pictures.write_samples(tmp_path, np.zeros((3, 4, 4, 1), np.uint8), np.array([1, 0, -1]), {}, ["ant", "bee"])
-  texts = [pictures.read_provenance(tmp_path / f"{i:05d}.png") for i in range(3)]
-  assert [text.get("class") for text in texts] == ["bee", "ant", None]
-  assert [text["label"] for text in texts] == [1, 0, -1]
-  assert json.dumps(texts)
 
 
 def test_titles_of_rows_are_names_that_differ():
