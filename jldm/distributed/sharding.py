@@ -290,6 +290,11 @@ def shard(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(put_array, tree, shardings_like(mesh, tree))
 
 
+def place_named(mesh: Mesh, path: str, x: Any) -> jax.Array:
+  """One leaf, by its path, split as `shard` splits it."""
+  return put_array(x, NamedSharding(mesh, partition_spec(path, x.shape, mesh)))
+
+
 def put_array(x: Any, at: Sharding) -> jax.Array:
   """`jax.device_put` that also works across processes: each holds the same whole `x` and puts its shards."""
   if at.is_fully_addressable or not getattr(x, "is_fully_addressable", True):

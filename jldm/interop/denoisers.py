@@ -113,18 +113,26 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
   return {name: value for name, value in config.items() if value is not None}
 
 
-def read_unet(source: str | Path, prediction_type: str | None = None, allow_nan: bool = False) -> Denoiser:
-  """A U-Net of Stable Diffusion, parameters in float32.
+def read_unet(
+  source: str | Path,
+  prediction_type: str | None = None,
+  allow_nan: bool = False,
+  dtype: str = "float32",
+  place: rename.Place = rename.on_default_device,
+) -> Denoiser:
+  """A U-Net of Stable Diffusion.
 
   source: a folder of diffusers' UNet2DConditionModel or of a pipeline, or a single .safetensors file of
     CompVis or Stability.
   prediction_type: eps or v, of a source that does not state it: a folder without a scheduler beside it, and
     single files of Stable Diffusion 2.
+  dtype, place: as in `towers.load_tower`.
 
   Raises:
     UserError: the source does not exist or is of another kind, tensors do not fit, or it is not known
       what is predicted.
   """
+  rename.check_dtype(dtype)
   path = Path(source)
   if path.is_dir():
     folder = path / UNET if (path / UNET / CONFIG).is_file() else path
@@ -141,9 +149,17 @@ def read_unet(source: str | Path, prediction_type: str | None = None, allow_nan:
       prediction_type = prediction_type or "eps"
   process, parametrization = stated_process(path, stated, prediction_type)
   latent = (shape.side, shape.side, shape.out_channels)
+  network = network.clone(dtype=dtype)
   like = shapes(network, (SMALLEST, SMALLEST, shape.out_channels), unet_inputs(network, shape))
   params = rename.import_tensors(
-    unet.table(network, family, linear=True), like, tensors, "", allow_nan, repr(str(path)), remedy
+    unet.table(network, family, linear=True),
+    rename.in_dtype(like, dtype),
+    tensors,
+    "",
+    allow_nan,
+    repr(str(path)),
+    remedy,
+    place,
   )
   return Denoiser(network, params, process, parametrization, latent)
 

@@ -15,6 +15,7 @@ such as the shortcut of a block without one; these exist on neither side.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -26,7 +27,27 @@ from jldm.core.errors import UserError
 from jldm.core.trees import named_leaves
 
 MOST_NAMES = 3  # in a message
+ALIGNMENT = 64  # bytes
+PART = 2**20  # values that are looked at together
+DTYPES = ("float32", "bfloat16")  # of parameters in memory
 OWN_CONFIG = "give the config.json that belongs to it"
+
+
+Place = Callable[[str, np.ndarray], Any]
+
+
+def on_default_device(name: str, value: np.ndarray) -> jax.Array:
+  """An array on the default device, without a copy if that is the CPU."""
+  del name
+  return jax.device_put(value)
+
+
+def aligned_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """An empty array as JAX has its own on a CPU: it takes what is aligned like this as it is."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  whole = np.empty(size + ALIGNMENT, np.uint8)
+  start = -whole.ctypes.data % ALIGNMENT
+  return whole[start : start + size].view(dtype).reshape(shape)
 
 
 class Axes(NamedTuple):
@@ -87,15 +108,12 @@ class Leaf(NamedTuple):
     one = ours[1:] if self.stacked else ours
     return self.axes.shape((*one[:-1], one[-1] // len(self.theirs)))
 
-  def imported(self, ours: tuple[int, ...], read: Callable[[str], np.ndarray]) -> np.ndarray:
-    """Theirs, each read by its name -> ours; a stack is filled one of theirs at a time."""
-    rows = ([self.axes.imported(read(name)) for name in row] for row in self.numbered(ours))
-    joined = (np.concatenate(row, -1) if len(row) > 1 else row[0] for row in rows)
-    if not self.stacked:
-      return next(joined)
-    whole = np.empty(ours, np.float32)
-    for i, one in enumerate(joined):
-      whole[i] = one
+  def imported(self, like: Any, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Theirs, each read by its name -> ours, in the shape and dtype of `like`, one of theirs at a time."""
+    whole = aligned_array(like.shape, like.dtype)
+    for block, row in zip(whole if self.stacked else whole[None], self.numbered(like.shape)):
+      for part, name in zip(np.split(block, len(row), -1), row):
+        part[...] = self.axes.imported(read(name))
     return whole
 
   def published(self, ours: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,11 +166,14 @@ def import_tensors(
   allow_nan: bool = False,
   where: str = "the file",
   remedy: str = OWN_CONFIG,
+  place: Place = on_default_device,
 ) -> Any:
-  """Converts their tensors to our tree, in the structure and shapes of `like`, float32, one tensor at a time.
+  """Converts their tensors to our tree, in the structure, shapes and dtypes of `like`, one tensor at a time.
+
+  The largest are read first, so that what a tensor takes while it is read adds to little.
 
   leave_out: a regular expression for the names of other things in the file.   where: what errors call the
-  source.   remedy: what to do if it does not fit.
+  source.   remedy: what to do if it does not fit.   place: puts an array of ours, by its name, on devices.
 
   Raises:
     UserError: tensors are missing, unknown, of a wrong shape, no floats, or (unless `allow_nan`) not finite;
@@ -160,11 +181,26 @@ def import_tensors(
   """
   wanted = published_shapes(table, like)
   check_tensor_names(wanted, [name for name in tensors if not re.fullmatch(leave_out, name)], where, remedy)
-  read = lambda name: checked_tensor(name, tensors[name], wanted[name], allow_nan, where, remedy)
-  made = [
-    jnp.array(leaf.imported(ours.shape, read), ours.dtype) for ours, leaf in leaves(table, like).values()
-  ]
-  return jax.tree.unflatten(jax.tree.structure(like), made)
+  for name, shape in wanted.items():
+    check_tensor(name, tensors[name], shape, where, remedy)
+  read = lambda name: finite_tensor(name, tensors[name], allow_nan, where).reshape(wanted[name])
+  ours = leaves(table, like)
+  made = {
+    name: place(name, leaf.imported(one, read))
+    for name, (one, leaf) in sorted(ours.items(), key=lambda item: -math.prod(item[1][0].shape))
+  }
+  return jax.tree.unflatten(jax.tree.structure(like), [made[name] for name in ours])
+
+
+def check_dtype(dtype: str) -> None:
+  """Raises a UserError unless parameters are read in a dtype of this name."""
+  if dtype not in DTYPES:
+    raise UserError(f"dtype={dtype!r} of parameters; expected one of {', '.join(DTYPES)}")
+
+
+def in_dtype(like: Any, dtype: str) -> Any:
+  """Shapes in another dtype."""
+  return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, dtype), like)
 
 
 def check_tensor_names(
@@ -188,12 +224,8 @@ def check_tensor_names(
     )
 
 
-def checked_tensor(
-  name: str, value: Any, shape: tuple[int, ...], allow_nan: bool, where: str, remedy: str = OWN_CONFIG
-) -> np.ndarray:
-  """One tensor in float32; UserError unless it is of floats, finite, and of that shape (a dense kernel
-  may end in 1, 1).
-  """
+def check_tensor(name: str, value: Any, shape: tuple[int, ...], where: str, remedy: str = OWN_CONFIG) -> None:
+  """Raises a UserError unless a tensor is of floats and of that shape (a dense kernel may end in 1, 1)."""
   if not jnp.issubdtype(value.dtype, jnp.floating):
     raise UserError(
       f"{name} of {where} is {value.dtype}; expected float32, float16 or bfloat16: cast it and write the "
@@ -201,13 +233,22 @@ def checked_tensor(
     )
   if value.shape not in (shape, (*shape, 1, 1)):
     raise UserError(f"{name} of {where} is {list(value.shape)}, expected {list(shape)}; {remedy}")
-  value = np.asarray(value, np.float32).reshape(shape)
-  if not allow_nan and (bad := value.size - np.count_nonzero(np.isfinite(value))):
+
+
+def finite_tensor(name: str, value: np.ndarray, allow_nan: bool, where: str) -> np.ndarray:
+  """One tensor; UserError unless all of it is finite in float32."""
+  if not allow_nan and (bad := count_not_finite(value.reshape(-1))):
     raise UserError(
       f"{name} of {where} has {bad} values that are not finite; give another file, or accept them: "
       "--allow-nan, in Python allow_nan=True"
     )
   return value
+
+
+def count_not_finite(values: np.ndarray) -> int:
+  """How many of the values [N] are not finite in float32, a part at a time."""
+  parts = (values[start : start + PART].astype(np.float32) for start in range(0, values.size, PART))
+  return sum(part.size - np.count_nonzero(np.isfinite(part)) for part in parts)
 
 
 def publish(table: tuple, tree: Any) -> dict[str, np.ndarray]:

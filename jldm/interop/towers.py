@@ -38,7 +38,6 @@ WEIGHT_FILES = (  # of a folder, in the order in which one of them is taken
 MODULES = {"clip_text_model": clip, "clip": clip, "t5": t5}  # by model_type of config.json
 OURS = {CLIPText: clip, T5Encoder: t5}
 PART = "text_encoder"  # of a pipeline's folder
-DTYPES = ("float32", "bfloat16")
 WHOSE = "a text encoder's"
 
 
@@ -67,26 +66,32 @@ class Published(NamedTuple):
 
 
 def load_tower(
-  source: str | Path, part: str = "", allow_nan: bool = False, dtype: str = "float32", **fields: Any
+  source: str | Path,
+  part: str = "",
+  allow_nan: bool = False,
+  dtype: str = "float32",
+  place: rename.Place = rename.on_default_device,
+  **fields: Any,
 ) -> tuple[TextTower, dict]:
   """The text tower and its parameters.
 
   part: of a pipeline's folder which one, "text_encoder" by default; of a whole model's file what comes
     before the tower's names, if there are several.
   dtype: of parameters and products, "float32" or "bfloat16".
+  place: puts an array, by its name, on devices: `functools.partial(sharding.place_named, mesh)` splits them.
   fields: other values of the network's fields, such as skip=1, final_norm=False for Stable Diffusion XL.
 
   Raises:
     UserError: the source does not exist, jldm has no such network, tensors or tokenizer do not fit.
   """
-  if dtype not in DTYPES:
-    raise UserError(f"dtype={dtype!r} of a text tower; expected one of {', '.join(DTYPES)}")
+  rename.check_dtype(dtype)
   published = find_published(Path(source), part)
   network = change_fields(published.network, fields | {"dtype": dtype})
-  cast = lambda shape: jax.ShapeDtypeStruct(shape.shape, dtype)
-  like = jax.tree.map(cast, init_shapes(network))
+  like = rename.in_dtype(init_shapes(network), dtype)
   where = repr(str(published.file))
-  params = rename.import_tensors(published.table, like, published.tensors, published.others, allow_nan, where)
+  params = rename.import_tensors(
+    published.table, like, published.tensors, published.others, allow_nan, where, place=place
+  )
   tokenizer = find_tokenizer(published.file.parent)
   if tokenizer is not None:
     check_vocabulary(tokenizer, network)

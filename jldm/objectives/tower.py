@@ -22,7 +22,8 @@ class Tower(Objective):
   network: nn.Module
 
   def init(self, key: Array, batch: dict, frozen: dict) -> tuple[Any, Any]:
-    return self.network.init(key, jnp.zeros((1, 1), jnp.int32))["params"], {}
+    params = self.network.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return jax.tree.map(lambda x: x.astype(self.network.dtype), params), {}  # as it was imported
 
   def loss(
     self, params: Any, extra: Any, ema: Any, frozen: dict, batch: dict, key: Array
