@@ -22,7 +22,7 @@ MAY_IMPORT = {  # part of jldm -> parts it may import; nobody imports cli or con
   "train": "core distributed",
   "objectives": "core nn diffusion models samplers metrics",
   "editing": "core diffusion samplers",
-  "interop": "core nn diffusion models",
+  "interop": "core nn diffusion models samplers",
   "config": "core nn diffusion models samplers objectives data train",
   "storage": "core data distributed objectives config",
   "inference": "core distributed media diffusion models samplers metrics train objectives editing config "

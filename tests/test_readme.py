@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from jldm.cli import COMMANDS, Parser, import_option, main
-from jldm.interop import locate, safetensors, scheduler
+from jldm.interop import locate, safetensors
 from jldm.storage import workdir as workdirs
 from tests.configs import config
 from tests.parity.drawn import SD, old_flax, parameters, places
+from tests.pipelines import STORED, write_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -122,12 +123,8 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   stored = json.loads(str(np.load(SD.parent / "dit.npz")["told"]))["lightningdit"]
   arrays = parameters(stored["shapes"], stored["seed"]) | {"pos_embed": places(4, 32)}
   safetensors.write("lightningdit-xl.safetensors", arrays)
-  unet = json.loads(str(np.load(SD.parent / "unet.npz")["told"]))["sd1"]
-  for part, file, content in (("unet", locate.CONFIG, unet["config"]), ("scheduler", scheduler.FILE, {})):
-    (Path("stable-diffusion-v1-5") / part).mkdir(parents=True)
-    (Path("stable-diffusion-v1-5") / part / file).write_text(json.dumps(content))
-  weights = f"stable-diffusion-v1-5/unet/{locate.WEIGHTS}"
-  safetensors.write(weights, parameters(unet["shapes"], unet["seed"]))
+  write_pipeline(Path("stable-diffusion-v1-5"), "sd1")
+  assert main(["convert", "stable-diffusion-v1-5", "runs/sd15", "--to", "jldm"]) == 0
   given = {
     "images": np.zeros((2, 16, 16, 3), np.uint8),
     "keys": jax.random.split(jax.random.key(0), 2),
@@ -137,7 +134,9 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
   names = dict(given)
   exec(compile(PYTHON[1], "README.md", "exec"), names)
   assert names["images"].shape == (2, 16, 16, 3) and names["latents"].shape == (2, 2, 2, 4)
-  first, *others = PAGE
+  whole, first, *others = PAGE
+  exec(compile(whole, "docs/pretrained.md", "exec"), drawn := {})
+  assert drawn["pictures"].shape == (4, 16, 16, 3)
   exec(compile(first, "docs/pretrained.md", "exec"), names | given)
   exec(compile("".join(others), "docs/pretrained.md", "exec"), names := names | given)
   assert (
@@ -146,4 +145,7 @@ def test_the_published_autoencoder_runs(tmp_path, monkeypatch):
     == "runs/sd"
   )
   assert names["mean"].shape == (2, 2, 2, 4) and Path("latents.npz").exists()
-  assert safetensors.read(f"unet/{locate.WEIGHTS}").keys() == unet["shapes"].keys()
+  assert (
+    safetensors.read(f"unet/{locate.WEIGHTS}").keys()
+    == STORED["sd1"]["shapes"][f"unet/{locate.WEIGHTS}"].keys()
+  )

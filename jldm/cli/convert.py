@@ -9,6 +9,7 @@ params        from a workdir to one .safetensors with its experiment and average
               to a workdir to sample from
 text          from the folder of a text encoder, CLIP's or T5's, or of a pipeline that has one
               to a workdir with its tokenizer, or back to a folder of transformers
+pipeline      from the folder of a text-to-image pipeline of diffusers to a workdir to sample from
 lpips         from a .safetensors of the lpips package's parameters to the file that jldm's LPIPS reads
 inception, dinov2, clip
               likewise for the networks of `jldm evaluate --extractor`: tests/parity/inception.py makes
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from jldm.cli import options
+from jldm.cli.pipelines import import_pipeline
 from jldm.cli.text_encoders import export_tower, import_tower, is_tower_workdir
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import dumps, loads
@@ -47,6 +49,7 @@ from jldm.interop import (
   latent_scale,
   locate,
   lpips as packaged,
+  pipeline,
   pretrained,
   safetensors,
   towers,
@@ -110,10 +113,16 @@ def main(args: argparse.Namespace) -> None:
     raise UserError(f"--kind {kind} --to {args.to}: there is no such conversion; expected one of {legal}")
   transformer = kind in dit.FAMILIES
   read = transformer or (kind == "autoencoder" and not is_workdir(source))
-  options.settle(args, tuple(options.Only(name, lambda _: read, PUBLISHED) for name in OPTIONS))
+  whole = kind == "pipeline"
+  options.settle(args, tuple(options.Only(name, lambda _: read, PUBLISHED) for name in SCALE))
+  options.settle(args, (options.Only(ALLOW_NAN, lambda _: read or whole, PUBLISHED),))
   options.settle(args, tuple(options.Only(name, lambda _: transformer, TRANSFORMER) for name in OF_DENOISER))
   options.check_writable(out.parent, "OUT")
-  names = (*(OPTIONS if read else ()), *(OF_DENOISER if transformer else ()))
+  names = (
+    *(SCALE if read else ()),
+    *([ALLOW_NAN] if read or whole else ()),
+    *(OF_DENOISER if transformer else ()),
+  )
   given = {name: getattr(args, name) for name in names}
   with alone(out), options.writing(out, "OUT"):
     check_free(out)
@@ -146,6 +155,8 @@ def detect_kind(source: Path, to: str) -> str:
     return "text"
   if to == "diffusers" or not source.exists():
     return "autoencoder"
+  if pipeline.is_pipeline(source):
+    return "pipeline"
   if source.is_dir():
     if locate.is_folder(source):
       return "dit" if locate.config_class(source / locate.CONFIG) == dit.CLASS else "autoencoder"
@@ -180,7 +191,12 @@ def export_params(workdir: Path, out: Path) -> str:
     dataclasses.replace(codec, needs=(), start=codec.start if not codec.steps else "") for codec in trained
   ]
   (source,) = [codec.name for codec in trained] or [at.given()["codec"]]
-  kept = [need for need in at.stage.needs if need.role in model.conditioners]  # towers stay where they are
+  inner = {stage.name: str(workdir) for stage in at.experiment.stages}  # towers stay where they are
+  kept = [
+    Need(need.role, inner.get(need.source, need.source))
+    for need in at.stage.needs
+    if need.role in model.conditioners
+  ]
   needs = (Need("codec", source), *kept)
   stage = dataclasses.replace(at.stage, objective=model.objective, needs=needs, start="")
   experiment = dataclasses.replace(at.experiment, stages=(*trained, stage))
@@ -376,10 +392,11 @@ RULES = {  # (kind, format of OUT) -> conversion
   ("autoencoder", "diffusers"): export_autoencoder,
   ("text", "jldm"): import_tower,
   ("text", "diffusers"): export_tower,
+  ("pipeline", "jldm"): import_pipeline,
 }
 RULES |= {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
 RULES |= {(family, "jldm"): functools.partial(import_transformer, family) for family in dit.FAMILIES}
-OPTIONS = ("scaling_factor", "shift_factor", "allow_nan")  # of `pretrained.read_pretrained`
+SCALE, ALLOW_NAN = ("scaling_factor", "shift_factor"), "allow_nan"  # of `pretrained.read_pretrained`
 PUBLISHED = "a published autoencoder or denoiser, which is no workdir"
 OF_DENOISER = ("codec", "latents_stats", "heads", "as_diffusers")
 TRANSFORMER = f"--kind {', '.join(dit.FAMILIES)}"

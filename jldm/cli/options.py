@@ -44,7 +44,10 @@ SHARED: dict[str, dict[str, Any]] = {
     '"Churn(Heun(), gamma=0.1)" (default: the experiment\'s)'
   ),
   "--steps": dict(type=int, help="number of sampling steps (default: the experiment's)"),
-  "--grid": dict(help=f"how the steps are spaced: {', '.join(GRIDS)} (default: the experiment's)"),
+  "--grid": dict(
+    help=f"how the steps are spaced: {', '.join(GRIDS)}, or written out, such as "
+    "\"Timesteps('linspace', dropped=1)\" (default: the experiment's)"
+  ),
   "--eta": dict(type=finite, help="noise of ddim or dpmpp: 0 is deterministic, 1 ancestral or SDE"),
   "--guidance-scale": dict(type=finite, help="1 is no guidance (default: the experiment's)"),
   "--seed": dict(type=int, default=0, help="the same seed gives the same pictures (default: 0)"),

@@ -27,7 +27,7 @@ from jldm.samplers.runge_kutta import RK4
 from jldm.samplers.sample import Sampler
 from jldm.samplers.unipc import UniPC
 
-SAMPLER_CLASSES, CLOCKS = role_of_class(DDIM), role_of_class(Line)
+SAMPLER_CLASSES, CLOCKS, GRID_CLASSES = role_of_class(DDIM), role_of_class(Line), role_of_class(Grid)
 SAMPLERS = {  # short names; any other choice is written out, such as DPMSolverPP(3, exact_d2=True)
   "ddim": DDIM,
   "ddpm": Ancestral,
@@ -100,6 +100,21 @@ def check_sampler(name: str, sampler: Any) -> None:
   check_ranges(sampler, f"sampler {name}")
 
 
+def make_grid(name: str) -> Any:
+  """A grid by name, or written as in Python: "Timesteps('linspace', dropped=1)".
+
+  Raises:
+    UserError: an unknown name, or an object that is no grid.
+  """
+  if "(" not in name:
+    return Grid(name)
+  grid = parse_object(name, "grid", {cls.__name__: cls for cls in GRID_CLASSES})
+  if type(grid) not in GRID_CLASSES:
+    raise UserError(f"grid={name!r} is no grid; expected one such as Timesteps('linspace', dropped=1)")
+  check_ranges(grid, f"grid {name}")
+  return grid
+
+
 def override_sampling(
   sampling: Sampling,
   sampler: str | None = None,
@@ -113,7 +128,7 @@ def override_sampling(
   if choices and sampler is None and sampling.sampler is None:
     raise UserError(f"eta={eta} without a sampler; name one that has it, such as --sampler ddim")
   made = make_sampler(sampler, **choices) if sampler else replace_fields(sampling.sampler, **choices)
-  changes = {"sampler": made, "steps": steps, "grid": grid and Grid(grid), "guidance": guidance}
+  changes = {"sampler": made, "steps": steps, "grid": grid and make_grid(grid), "guidance": guidance}
   changed = dataclasses.replace(
     sampling, **{name: value for name, value in changes.items() if value is not None}
   )

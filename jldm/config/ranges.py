@@ -185,6 +185,7 @@ RANGES = {  # class -> field -> interval
   "Churn": {"gamma": "[0, 100]", "s_tmin": "[0, inf]", "s_tmax": "[0, inf]", "s_noise": "[0, 100]"},
   "PredictorCorrector": {"step_size": "[0, 100]", "correct_steps": "[0, 1000]"},
   "Pairs": {"pairs": SHARE},
+  "Timesteps": {"steps_offset": COUNT_OR_NONE, "dropped": COUNT_OR_NONE},
   "ClassifierFree": {"guidance_scale": SCALE},
   "APG": {"guidance_scale": SCALE, "eta": SCALE, "norm_threshold": "(0, inf]"},
   "CFGZero": {"guidance_scale": SCALE, "zero_init_above": LOG_SNR},

@@ -43,8 +43,9 @@ from jldm.models.conditioners.vector import Vector
 from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 from jldm.models.towers.clip import CLIPText
+from jldm.models.towers.joined import JoinedText
 from jldm.models.towers.t5 import T5Encoder
-from jldm.models.towers.tokenizers import Tokenizer
+from jldm.models.towers.tokenizers import JoinedTokenizer, Tokenizer
 from jldm.models.towers.words import Hashed, WordEncoder
 from jldm.nn.transformer import JointBlock, ModulatedBlock, PlainBlock
 from jldm.objectives.adversarial import Adversarial
@@ -66,6 +67,7 @@ from jldm.samplers.per_conditioner import PerConditioner
 from jldm.samplers.predictor_corrector import PredictorCorrector
 from jldm.samplers.resample import Resample
 from jldm.samplers.runge_kutta import RK4
+from jldm.samplers.timesteps import Timesteps
 from jldm.samplers.transforms import Threshold
 from jldm.samplers.unipc import UniPC
 from jldm.train.ema import Decay, Power
@@ -90,8 +92,8 @@ ROLES = (  # classes of one row may replace each other
   (Diffusion,),
   (DiT, UNet),
   (ClassLabel, Vector, Sizes, Masked, Paired, Text, Words),
-  (CLIPText, T5Encoder),
-  (Tokenizer,),
+  (CLIPText, T5Encoder, JoinedText),
+  (Tokenizer, JoinedTokenizer),
   (WordEncoder,),
   (Hashed,),
   (Tower,),
@@ -121,7 +123,7 @@ ROLES = (  # classes of one row may replace each other
     Resample,
   ),
   (Line, Ratio),
-  (Grid, Pairs),
+  (Grid, Pairs, Timesteps),
   (ClassifierFree, FirstChannels, Interval, Rescale, CFGPlusPlus, APG, CFGZero, PerConditioner),
   (Threshold,),
 )
@@ -139,6 +141,9 @@ OPEN_FIELDS = {  # (class, field) whose annotation and default say too little ->
   ("Stage", "objective"): (Reconstruction, Diffusion, Tower),
   ("Tower", "network"): (CLIPText,),
   ("Text", "tower"): (CLIPText,),
+  ("Text", "tokenizer"): (Tokenizer,),
+  ("JoinedText", "first"): (CLIPText,),
+  ("JoinedText", "second"): (CLIPText,),
   ("Sampling", "sampler"): (DDIM, type(None)),
   ("ImageCodec", "network"): (KLAutoencoder,),
   ("Reconstruction", "network"): (KLAutoencoder,),

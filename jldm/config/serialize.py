@@ -12,6 +12,8 @@ from jldm.config.fields import check_fields
 from jldm.config.registry import CLASSES, EXECUTION_FIELDS, field_names, unknown_class_message
 from jldm.core.errors import UserError
 
+HERE = "{workdir}"  # in a path of experiment.json: the folder that it is in
+
 
 def to_data(value: Any) -> Any:
   """Converts an experiment, or a part of one, to JSON data.
@@ -69,13 +71,14 @@ def from_data(data: Any) -> Any:
     raise UserError(f"{name} of the experiment does not fit this version of jldm: {reason}") from error
 
 
-def dumps(experiment: Experiment) -> str:
-  """The text of experiment.json."""
-  return json.dumps(to_data(experiment), indent=2) + "\n"
+def dumps(experiment: Experiment, workdir: str = "") -> str:
+  """The text of experiment.json; paths of what the workdir itself holds move with it."""
+  data = to_data(experiment)
+  return json.dumps(with_paths(data, workdir, HERE) if workdir else data, indent=2) + "\n"
 
 
-def loads(text: str | bytes) -> Experiment:
-  """Reads what `dumps` wrote.
+def loads(text: str | bytes, workdir: str = "") -> Experiment:
+  """Reads what `dumps` wrote into a workdir that is there now.
 
   Raises:
     UserError: not JSON, or not an experiment.
@@ -84,11 +87,21 @@ def loads(text: str | bytes) -> Experiment:
     data = json.loads(text)
     if not isinstance(data, dict) or data.get("class") != "Experiment":
       raise UserError("not an experiment: its class is not 'Experiment'")
-    return from_data(data)
+    return from_data(with_paths(data, HERE, workdir) if workdir else data)
   except UserError:
     raise
   except (ValueError, RecursionError) as error:
     raise UserError(f"not an experiment: {error}") from error
+
+
+def with_paths(data: Any, old: str, new: str) -> Any:
+  """An experiment as data, every path below the folder `old` below `new` instead."""
+  if isinstance(data, dict):
+    return {name: with_paths(value, old, new) for name, value in data.items()}
+  if isinstance(data, list):
+    return [with_paths(value, old, new) for value in data]
+  is_below = isinstance(data, str) and data.startswith(f"{old}/")
+  return f"{new}{data.removeprefix(old)}" if is_below else data
 
 
 def without_execution_fields(data: Any) -> Any:

@@ -68,7 +68,7 @@ def make_branches(
         f"without; "
         f"give it: Request(given={{{name!r}: …}})"
       )
-  values = {name: given.get(name) for name in conditioners}
+  values = {name: given.get(name, each.default_request(model.data)) for name, each in conditioners.items()}
   first = make_branch(model, values, n, conditioners)
   guided = any(each.guided and values[name] is not None for name, each in conditioners.items())
   if not guided and not any(against):
@@ -156,11 +156,13 @@ def branches_per_conditioner(
 def embed_branches(model: Model, params: dict, given: Sequence[Branch]) -> list[Conditions]:
   """The network's conditions in each branch; within jit, before the scan.  Shared inputs are embedded
   once.
+
+  They are in the order of the model's conditioners, as in training; jit sorts a dict that passes it.
   """
   encode = functools.partial(encode_mean, Loaded(model.codec, params["codec"]))
   conditioners = known_conditioners(model, given[0].inputs)
   call = lambda name, inputs: conditioners[name].embed(params.get(name, {}), inputs, encode)
-  first = {name: call(name, inputs) for name, inputs in given[0].inputs.items()}
+  first = {name: call(name, given[0].inputs[name]) for name in conditioners if name in given[0].inputs}
   conditions = []
   for one in given:
     fresh = first | {name: call(name, inputs) for name, inputs in one.inputs.items() if one is not given[0]}

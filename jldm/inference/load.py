@@ -3,6 +3,7 @@
 model, params = load("runs/digits")     # params: {"denoiser": …, "codec": …, a trained conditioner's name: …}
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,16 +160,21 @@ def load_codec(workdir: str | Path) -> tuple[Any, dict]:
 
 
 def text_conditioner(workdir: str | Path, **fields: Any) -> Text:
-  """The conditioner of the text tower that `jldm convert` made a workdir of; `fields` are those of Text.
+  """The conditioner of the text tower that `jldm convert` made a workdir of, or of a whole pipeline's;
+  `fields` are those of Text.
 
   Raises:
     UserError: not a workdir, or one without a text tower.
   """
-  stage = workdirs.read_experiment(Path(workdir)).last("tower")
+  experiment = workdirs.read_experiment(Path(workdir))
+  stage, denoiser = experiment.last("tower"), experiment.last("denoiser")
   if stage is None:
     raise UserError(
       f"workdir {str(workdir)!r} has no text tower; make one: jldm convert FOLDER {workdir} --to jldm"
     )
+  if denoiser is not None:
+    texts = [each for each in denoiser.objective.conditioners if isinstance(each, Text)]
+    return dataclasses.replace(texts[0], **fields)
   defaults = {"tower": stage.objective.network, "tokenizer": Tokenizer(str(Path(workdir) / TOKENIZER))}
   return Text(**(defaults | fields))
 

@@ -103,8 +103,15 @@ class StagePlace(NamedTuple):
 
   def needed(self) -> "dict[str, StagePlace]":
     """By role, the stages whose results this one needs."""
+    kinds = {"codec": "codec"} | dict.fromkeys(self.towers(), "tower")
     named = [need for need in self.stage.needs if isinstance(need.source, str)]
-    return {need.role: self.source(need.source, "codec" if need.role == "codec" else None) for need in named}
+    return {need.role: self.source(need.source, kinds.get(need.role)) for need in named}
+
+  def towers(self) -> list[str]:
+    """The roles of text towers: the names of the conditioners that read through one."""
+    if self.stage.makes != "denoiser":
+      return []
+    return [each.name for each in self.stage.objective.conditioners if each.tower is not None]
 
   def given(self) -> dict[str, Any]:
     """By role, the codecs that the stage names, which nobody trains."""

@@ -39,8 +39,8 @@ def config_real(config: Mapping[str, Any], name: str, default: float, most: floa
   return float(value)
 
 
-def config_flag(config: Mapping[str, Any], name: str) -> bool:
-  value = config_value(config, name, True)
+def config_flag(config: Mapping[str, Any], name: str, default: bool = True) -> bool:
+  value = config_value(config, name, default)
   if type(value) is not bool:
     raise refused(name, value, "true or false")
   return value

@@ -4,21 +4,98 @@ It stands beside a denoiser's folder.  The config of the network itself says nei
 Diffusion 2.1 and of its base version have equal configs, and predict v and eps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jldm.core.errors import UserError
 from jldm.diffusion.process import Betas, CosineBetas, Discrete, LinearBetas, ScaledLinearBetas
 from jldm.diffusion.target import Predict
-from jldm.interop.config import config_choice, config_number, config_value
+from jldm.interop.config import config_choice, config_flag, config_number, config_value
 from jldm.interop.locate import parse_config
+from jldm.samplers.ancestral import Ancestral
+from jldm.samplers.clock import Ratio
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.deis import DEIS, PNDM
+from jldm.samplers.dpm_solver import SOLVER_TYPES, DPMSolverPP
+from jldm.samplers.grid import Grid
+from jldm.samplers.heun import Heun
+from jldm.samplers.timesteps import SPACINGS, Timesteps
+from jldm.samplers.unipc import UniPC
 
 FILE = "scheduler_config.json"
 MOST_STEPS = 2**16
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 BETAS = {"linear": LinearBetas, "scaled_linear": ScaledLinearBetas}
 COSINE = "squaredcos_cap_v2"
+
+
+def dpm_solver(config: Mapping[str, Any]) -> DPMSolverPP:
+  algorithm = config_choice(config, "algorithm_type", ALGORITHMS[0], ALGORITHMS)
+  return DPMSolverPP(
+    config_number(config, "solver_order", 2, 3),
+    float(algorithm != ALGORITHMS[0]),
+    config_choice(config, "solver_type", "midpoint", SOLVER_TYPES),
+  )
+
+
+class Scheduler(NamedTuple):
+  """A scheduler of diffusers as ours: (its config) -> sampler, and how it makes its timesteps."""
+
+  sampler: Callable[[Mapping[str, Any]], Any]
+  timestep_spacing: str = "linspace"  # by default
+  dropped: int = 0
+  rounded: bool = True
+  strided: bool = False
+  set_alpha_to_one: bool = True  # by default
+
+
+SCHEDULERS = {
+  "DDIMScheduler": Scheduler(lambda config: DDIM(), "leading", strided=True),
+  "DDPMScheduler": Scheduler(lambda config: Ancestral(), "leading"),
+  "DPMSolverMultistepScheduler": Scheduler(dpm_solver, dropped=1),
+  "EulerAncestralDiscreteScheduler": Scheduler(lambda config: DDIM(1.0), rounded=False),
+  "EulerDiscreteScheduler": Scheduler(lambda config: DDIM(), rounded=False),
+  "HeunDiscreteScheduler": Scheduler(lambda config: Heun(Ratio()), rounded=False),
+  "LMSDiscreteScheduler": Scheduler(lambda config: DEIS(4), rounded=False),
+  "PNDMScheduler": Scheduler(
+    lambda config: PNDM("plms" if config_flag(config, "skip_prk_steps", False) else "prk"),
+    "leading",
+    strided=True,
+    set_alpha_to_one=False,
+  ),
+  "UniPCMultistepScheduler": Scheduler(
+    lambda config: UniPC(config_number(config, "solver_order", 2, 3)), dropped=1
+  ),
+}
+SIGMAS = ("karras", "exponential")  # use_karras_sigmas, …: names of grids
+ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++")
+
+
+def read_sampling(path: Path) -> tuple[Any, Any]:
+  """The sampler and the grid of a scheduler's file.
+
+  Raises:
+    UserError: a scheduler that is none of SCHEDULERS, or numbers that are not legal.
+  """
+  config = read_object(path)
+  kind = config_choice(config, "_class_name", "", SCHEDULERS)
+  found = SCHEDULERS[kind]
+  sampler = found.sampler(config)
+  if named := [name for name in SIGMAS if config_flag(config, f"use_{name}_sigmas", False)]:
+    return sampler, Grid(named[0])
+  config_choice(config, "use_beta_sigmas", False, (False,))
+  to_zero = config_choice(config, "final_sigmas_type", "zero", ("zero", "sigma_min")) == "zero"
+  # other schedulers keep the field of the one that a pipeline had before, and do not read it
+  to_one = config_flag(config, "set_alpha_to_one", found.set_alpha_to_one) if found.strided else to_zero
+  return sampler, Timesteps(
+    config_choice(config, "timestep_spacing", found.timestep_spacing, SPACINGS),
+    config_number(config, "steps_offset", 0, MOST_STEPS, least=0),
+    found.dropped,
+    found.rounded,
+    found.strided,
+    to_one,
+  )
 
 
 def find_scheduler(folder: Path) -> Path | None:
@@ -29,10 +106,16 @@ def find_scheduler(folder: Path) -> Path | None:
 
 def read_scheduler(path: Path) -> tuple[Discrete, Predict]:
   """The process and the parametrization of a file; UserError as `process_of` and `parametrization_of`."""
+  config = read_object(path)
+  return process_of(config), parametrization_of(config)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """The config of a file; UserError for other JSON."""
   config = parse_config(path, "a scheduler's")
   if not isinstance(config, dict):
     raise UserError(f"{str(path)!r} is a {type(config).__name__}; expected a {FILE} of diffusers")
-  return process_of(config), parametrization_of(config)
+  return config
 
 
 def parametrization_of(config: Mapping[str, Any]) -> Predict:

@@ -52,7 +52,7 @@ def read_experiment(workdir: Path) -> Experiment:
     if not path.is_file():
       what = "has no experiment.json" if workdir.is_dir() else "does not exist"
       raise UserError(f"workdir {str(workdir)!r} {what}; expected a folder that train.py made (--workdir)")
-    return loads(path.read_bytes())
+    return loads(path.read_bytes(), str(workdir))
   except OSError as error:
     raise UserError(
       f"cannot read workdir {str(workdir)!r}: {error.strerror}; choose another --workdir"
@@ -164,7 +164,7 @@ def claim_workdir(workdir: Path, experiment: Experiment, identity: dict | None =
   Every change of an experiment that is there is a line of output and of changes.jsonl.
   """
   changed = check_workdir(workdir, experiment)
-  text = dumps(experiment)
+  text = dumps(experiment, str(workdir))
   if identity:
     check_data(workdir, identity)
     with replace_file(workdir / DATA, partial=DATA_PARTIAL) as file:

@@ -301,7 +301,7 @@ def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
 def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
   path = shutil.copy(SD / locate.WEIGHTS, tmp_path)
   line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
-  kinds = "params, lpips, autoencoder, text, inception, dinov2, clip, dit, sit, repa, lightningdit"
+  kinds = "params, lpips, autoencoder, text, pipeline, inception, dinov2, clip, dit, sit, repa, lightningdit"
   assert f"does not state its kind; give --kind, one of {kinds}, or put its config.json" in line
 
 

@@ -8,7 +8,9 @@ from jldm.samplers import guidance
 from jldm.samplers.churn import Churn
 from jldm.samplers.clock import Ratio
 from jldm.samplers.dpm_solver import DPMSolverPP
+from jldm.samplers.grid import Grid
 from jldm.samplers.heun import Heun
+from jldm.samplers.timesteps import Timesteps
 
 
 def test_guidance_by_name():
@@ -25,6 +27,11 @@ def test_samplers_by_name_and_written_out():
   assert presets.make_sampler("Churn(Heun(Ratio()), gamma=0.1)") == Churn(Heun(Ratio()), 0.1)
 
 
+def test_grids_by_name_and_written_out():
+  assert presets.make_grid("karras") == Grid("karras")
+  assert presets.make_grid("Timesteps('linspace', dropped=1)") == Timesteps("linspace", dropped=1)
+
+
 @pytest.mark.parametrize(
   "call, message",
   [
@@ -37,6 +44,17 @@ def test_samplers_by_name_and_written_out():
     (lambda: presets.make_sampler("exit(1)"), "sampler: no class 'exit'"),
     (lambda: presets.make_sampler("DPMSolverPP(7)"), "order=7; expected 1 to 3"),
     (lambda: presets.make_sampler("DPMSolverPP(order=2.5)"), "order=2.5"),
+    (lambda: presets.make_grid("spirals"), "grid='spirals'; expected one of ['align_your_steps', 'beta',"),
+    (
+      lambda: presets.make_grid("Timesteps('spirals')"),
+      "timestep_spacing='spirals'; expected one of leading",
+    ),
+    (lambda: presets.make_grid("Timesteps(dropped=-1)"), "dropped=-1"),
+    (
+      lambda: presets.make_grid("('karras')"),
+      "grid=\"('karras')\" is no grid; expected one such as Timesteps",
+    ),
+    (lambda: presets.make_grid("exit(1)"), "grid: no class 'exit'"),
     (lambda: presets.make_sampler("(DDIM()"), "expected an object written as in Python"),
   ],
 )

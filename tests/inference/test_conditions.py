@@ -9,6 +9,7 @@ import pytest
 
 from jldm.core.errors import UserError
 from jldm.core.keys import row_keys
+from jldm.core.specs import spec
 from jldm.inference import generate as generating
 from jldm.inference.conditions import embed_branches, make_branches
 from jldm.inference.generate import Request, set_up
@@ -16,7 +17,10 @@ from jldm.inference.likelihood import bits_per_dim
 from jldm.inference.model import denoiser_shapes
 from jldm.models.codecs import codec as codecs
 from jldm.models.conditioners import masks
+from jldm.models.conditioners.conditioner import join_conditions
 from jldm.models.conditioners.pictures import Masked, Paired
+from jldm.models.conditioners.sizes import Sizes
+from jldm.models.conditioners.vector import Vector
 from jldm.samplers.guidance import ClassifierFree
 from jldm.samplers.per_conditioner import PerConditioner
 from tests.inference.drawing import draw, randomised
@@ -99,6 +103,20 @@ def test_guidance_by_the_condition(masked):
   )
   np.testing.assert_array_equal(run(PICTURES, both(0.0, 0.0)), run(255 - PICTURES, both(0.0, 0.0)))
   assert generating.sample_batch._cache_size() == before + 1
+
+
+def test_conditions_are_joined_in_the_order_of_the_conditioners_not_of_their_names(tiny):
+  """As in training: the network reads the channels of `vector` by their place."""
+  model, params = tiny
+  conditioners = (Vector(name="last"), Sizes(features=2, name="first"))
+  objective = dataclasses.replace(model.objective, conditioners=conditioners)
+  model = dataclasses.replace(
+    model, objective=objective, data=(*model.data, *spec(vector=(np.float32, (3,))))
+  )
+  given = make_branches(model, {"last": np.ones((1, 3), np.float32)}, (), 1)
+  whole = jax.jit(lambda given: join_conditions(embed_branches(model, params, given)[0])["vector"])(given)
+  assert whole.shape == (1, 4 + 12)  # three values and that they are known, then sinusoids of six sizes
+  np.testing.assert_array_equal(whole[0, :4], 1)
 
 
 def test_a_class_and_a_mask_are_guided_each_with_its_own_scale(masked):

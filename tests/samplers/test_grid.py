@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from jldm.diffusion.process import (
 from jldm.samplers import grid
 from jldm.samplers.grid import GRIDS, log_snr_uniform, sigma_ratio, uniform
 from jldm.samplers.pairs import adjacent_pairs, repaint, restart
+from jldm.samplers.timesteps import Timesteps
 from tests.parity.schedulers import REPAINT, STEPS, TABLE_STEPS, TABLES
 from tests.samplers.gaussian import PROCESSES
 
@@ -131,6 +133,33 @@ def test_levels_between_knots_are_nearly_those_of_diffusers(name, make):
     with jax.enable_x64(True):
       timesteps = np.asarray(timestep(CHAIN, make(CHAIN, steps)[:-1])) * 1000
     assert np.abs(timesteps - FIXTURE[f"{name}.{steps}"]).max() < 0.06
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(
+  ("name", "made"),
+  [
+    ("leading_one_on", Timesteps("leading", steps_offset=1)),
+    ("leading_one_on", Timesteps("leading", steps_offset=1, strided=True)),
+    ("leading_spare", Timesteps("leading", dropped=1)),
+    ("trailing", Timesteps("trailing")),
+    ("linspace_spare", Timesteps("linspace", dropped=1)),
+  ],
+)
+def test_timesteps_are_those_of_schedulers(name, made, steps):
+  pairs = np.asarray(made(CHAIN, steps), np.float64) * 1000
+  np.testing.assert_allclose(pairs[:, 0] - 1, FIXTURE[f"{name}.{steps}"], atol=1e-3)
+  down = np.full(steps - 1, 1000 // steps) if made.strided else -np.diff(pairs[:, 0])
+  np.testing.assert_allclose((pairs[:, 0] - pairs[:, 1])[:-1], down, atol=1e-3)
+  last = np.asarray(dataclasses.replace(made, set_alpha_to_one=False)(CHAIN, steps))[-1, 1]
+  assert pairs[-1, 1] == 0 and last == np.float32(0.001)
+
+
+def test_another_spacing_is_refused():
+  with pytest.raises(
+    UserError, match="timestep_spacing='karras'; expected one of leading, linspace, trailing"
+  ):
+    Timesteps("karras")
 
 
 def test_strides_need_not_adjoin():

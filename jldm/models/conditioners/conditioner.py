@@ -88,6 +88,10 @@ class Conditioner:
     """The inputs of a request's value, on the host: arrays [n, ...] or [1, ...]; UserError if not legal."""
     raise NotImplementedError
 
+  def default_request(self, data: Spec) -> Any:
+    """What a request gives that does not name this conditioner, of data of these shapes; None is null."""
+    del data
+
   def init(self, key: Array, inputs: Inputs) -> Any:
     """The parameters that are trained with the denoiser; {} for none."""
     del key, inputs

@@ -54,6 +54,10 @@ class Sizes(Conditioner):
       )
     return {"sizes": sizes}
 
+  def default_request(self, data: Spec) -> Any:
+    """The height and width of the pictures that are drawn."""
+    return dict(data)["image"].shape[:2]
+
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
     waves = sinusoids(inputs["sizes"], self.features)  # [B, 6, features]
     return {"vector": waves.reshape(len(waves), -1)}  # [B, 6 features]

@@ -16,7 +16,7 @@ import numpy as np
 from jldm.core.errors import UserError, printable
 from jldm.core.specs import Spec, spec
 from jldm.models.conditioners.conditioner import Conditioner, Encode, Inputs, Settled, check_field
-from jldm.models.towers.tokenizers import Tokenizer, check_vocabulary
+from jldm.models.towers.tokenizers import JoinedTokenizer, Tokenizer, check_vocabulary
 from jldm.models.towers.words import Hashed, WordEncoder
 
 Array = jax.Array
@@ -110,10 +110,12 @@ class Text(TextConditioner):
   tower: the network, such as CLIPText(), whose parameters that workdir has.
   tokenizer: its ids, Tokenizer("runs/clip/tokenizer").
   masked: Stable Diffusion does not hide padding.
+  zero_null: whether the null is zeros and not the empty caption, as Stable Diffusion XL has it.
   """
 
   tower: Any
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | JoinedTokenizer
+  zero_null: bool = False
 
   cached = True
 
@@ -122,7 +124,9 @@ class Text(TextConditioner):
     return self.tower
 
   def null(self, params: Any, like: dict[str, Array]) -> dict[str, Array]:
-    """The empty caption, of parameters as they are or settled."""
+    """The empty caption, of parameters as they are or settled, or zeros."""
+    if self.zero_null:
+      return jax.tree.map(jnp.zeros_like, like)
     empty = params if isinstance(params, Settled) else self.settle(params)
     return broadcast_to(empty.null, like)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jldm.core.errors import UserError, printable
+from jldm.models.towers.joined import JoinedText
 
 START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's
 PIECE_END = "</s>"  # T5's
@@ -70,8 +71,36 @@ class Tokenizer:
     return read_folder(self.path).vocabulary
 
 
-def check_vocabulary(tokenizer: Tokenizer, network: Any) -> None:
+@dataclasses.dataclass(frozen=True)
+class JoinedTokenizer:
+  """The ids of two tokenizers side by side, for a JoinedText: those of `first` come first."""
+
+  first: Tokenizer
+  second: Tokenizer
+
+  def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `Tokenizer`, [n, 2 L]; UserError if they have texts of two lengths."""
+    if self.first.ids != self.second.ids:
+      raise UserError(
+        f"texts of {self.first.ids} and {self.second.ids} ids; expected as many of both tokenizers"
+      )
+    return tuple(np.concatenate(both, 1) for both in zip(self.first(texts), self.second(texts)))
+
+  @property
+  def ids(self) -> int:
+    """How many ids a text has."""
+    return self.first.ids + self.second.ids
+
+
+def check_vocabulary(tokenizer: Any, network: Any) -> None:
   """Raises a UserError unless a tokenizer has the ids of a tower, whose table may be rounded up."""
+  if isinstance(tokenizer, JoinedTokenizer) or isinstance(network, JoinedText):
+    if not (isinstance(tokenizer, JoinedTokenizer) and isinstance(network, JoinedText)):
+      both = type(tokenizer).__name__, type(network).__name__
+      raise UserError(f"a {both[0]} of a {both[1]}; expected a JoinedTokenizer of a JoinedText")
+    check_vocabulary(tokenizer.first, network.first)
+    check_vocabulary(tokenizer.second, network.second)
+    return
   ids, rows = tokenizer.vocabulary, network.vocabulary
   if not rows - ROUNDED < ids <= rows:
     raise UserError(

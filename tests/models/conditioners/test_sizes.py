@@ -21,6 +21,11 @@ def test_a_picture_in_training_is_whole_and_of_its_own_size():
   np.testing.assert_array_equal(SIZES.null({}, {"vector": vector})["vector"], vector)
 
 
+def test_a_request_that_does_not_name_them_has_those_of_its_pictures():
+  other = spec(image=(np.uint8, (16, 24, 3)))
+  assert SIZES.default_request(DATA) == (8, 4) and SIZES.default_request(other) == (16, 24)
+
+
 def test_height_comes_first_and_each_number_has_its_own_waves():
   one = embed(SIZES.read_request((5, 6, 1, 2, 7, 8), DATA)).reshape(6, 6)
   for i, number in enumerate((5, 6, 1, 2, 7, 8)):

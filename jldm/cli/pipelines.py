@@ -1,0 +1,100 @@
+"""Whole pipelines for `jldm convert`: to a workdir that draws from prompts."""
+
+from pathlib import Path
+from typing import Any
+
+from jldm.config.experiment import Experiment, Need, Sampling, Stage
+from jldm.config.serialize import HERE
+from jldm.core import trees
+from jldm.data.tfds import ImageData
+from jldm.inference.load import TOKENIZER
+from jldm.interop import towers
+from jldm.interop.pipeline import Pipeline, read_pipeline
+from jldm.models.conditioners.conditioner import Conditioner
+from jldm.models.conditioners.sizes import Sizes
+from jldm.models.conditioners.text import Text
+from jldm.models.towers.joined import JoinedText
+from jldm.models.towers.tokenizers import JoinedTokenizer, Tokenizer
+from jldm.objectives.autoencoder import Reconstruction
+from jldm.objectives.diffusion import Diffusion
+from jldm.objectives.tower import Tower
+from jldm.samplers.guidance import ClassifierFree
+from jldm.storage import workdir as workdirs
+from jldm.storage.checkpoint import Checkpoints
+
+AUTOENCODER, TEXT, DENOISER = "autoencoder", "text", "denoiser"
+TOKENIZERS = (TOKENIZER, f"{TOKENIZER}_2")
+STEPS = 50  # as diffusers' pipelines have by default
+
+
+def import_pipeline(source: Path, out: Path, allow_nan: bool = False) -> str:
+  """Writes a published pipeline as a workdir that holds all that sampling needs."""
+  pipeline = read_pipeline(source, allow_nan)
+  experiment = pipeline_experiment(pipeline)
+  workdirs.claim_workdir(out, experiment)
+  for tower, name in zip(pipeline.towers, TOKENIZERS):
+    towers.copy_tokenizer(tower.tokenizer, out / name)
+  items = {
+    AUTOENCODER: {"codec": pipeline.codec},
+    TEXT: {"ema": joined_tower(pipeline)[1]},
+    DENOISER: {"ema": {"denoiser": pipeline.denoiser.params}},
+  }
+  for stage in experiment.stages:
+    with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:
+      saved.save(stage.steps, items[stage.name])
+  count = trees.count(pipeline.denoiser.params) / 1e6
+  left_out = f"; left out: {', '.join(pipeline.left_out)}" if pipeline.left_out else ""
+  return f"{out}: a workdir to sample from, UNet, {count:.2f} M parameters{left_out}"
+
+
+def joined_tower(pipeline: Pipeline) -> tuple[Any, dict]:
+  """The one tower, or both as one, and its parameters."""
+  if len(pipeline.towers) == 1:
+    return pipeline.towers[0].network, pipeline.tower_params[0]
+  networks = (tower.network for tower in pipeline.towers)
+  return JoinedText(*networks), dict(zip(("first", "second"), pipeline.tower_params))
+
+
+def pipeline_experiment(pipeline: Pipeline, folder: str = HERE) -> Experiment:
+  """A pipeline as finished stages, its tokenizers in a folder."""
+  tower = joined_tower(pipeline)[0]
+  denoiser, network = pipeline.denoiser, pipeline.autoencoder
+  height, width = (side * network.factor for side in denoiser.latent[:2])
+  objective = Diffusion(
+    network=denoiser.network,
+    process=denoiser.process,
+    parametrization=denoiser.parametrization,
+    conditioners=pipeline_conditioners(pipeline, folder, tower, height, width),
+  )
+  return Experiment(
+    data=ImageData(name="captioned", height=height, width=width, channels=network.channels),
+    stages=(
+      Stage(name=AUTOENCODER, objective=Reconstruction(network=network), steps=0),
+      Stage(name=TEXT, objective=Tower(network=tower), steps=0),
+      Stage(
+        name=DENOISER, needs=(Need("codec", AUTOENCODER), Need(TEXT, TEXT)), objective=objective, steps=0
+      ),
+    ),
+    sampling=Sampling(
+      sampler=pipeline.sampler,
+      steps=STEPS,
+      grid=pipeline.grid,
+      guidance=ClassifierFree(pipeline.kind.guidance_scale),
+    ),
+  )
+
+
+def pipeline_conditioners(
+  pipeline: Pipeline, folder: str, tower: Any, height: int, width: int
+) -> tuple[Conditioner, ...]:
+  """The text, and XL's sizes after it."""
+  tokenizers = [Tokenizer(f"{folder}/{name}") for _, name in zip(pipeline.towers, TOKENIZERS)]
+  features = pipeline.size_features
+  text = Text(
+    name=TEXT,
+    tower=tower,
+    tokenizer=tokenizers[0] if len(tokenizers) == 1 else JoinedTokenizer(*tokenizers),
+    pooled=bool(features),
+    zero_null=pipeline.zero_null,
+  )
+  return (text, Sizes(height=height, width=width, features=features)) if features else (text,)
