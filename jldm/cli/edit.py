@@ -24,6 +24,7 @@ from jldm.cli.edit_kinds import (
   run_invert,
   run_restore,
   run_translate,
+  text_given,
 )
 from jldm.cli.options import Only
 from jldm.config import presets
@@ -39,6 +40,7 @@ from jldm.inference.generate import Request
 from jldm.inference.load import Origin, load_with_origin
 from jldm.inference.model import Model
 from jldm.media import images as pictures
+from jldm.models.conditioners.text import TextConditioner
 from jldm.storage.class_names import read_class_names
 
 
@@ -77,6 +79,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
   "--space": dict(choices=("noise", "latents"), help="the space in which to move"),
   "--film": dict(action="store_true", help="also write interpolation.mp4; needs pip install 'jldm[video]'"),
   "--onto": dict(metavar="CLASS", help="the target class; leave it out if the model was trained on pairs"),
+  "--onto-prompt": dict(metavar="TEXT", help="the text to turn it into, of a model that reads captions"),
   "--degradation": dict(
     choices=("noise", "blur", "downsample", "missing"),
     help="what was done to the picture; leave it out if the model was trained on pairs",
@@ -139,6 +142,10 @@ def edict_in_noise(args: argparse.Namespace) -> Any:
   return EDICT() if args.space == "noise" else None
 
 
+def has_target(args: argparse.Namespace) -> bool:
+  return args.onto is not None or args.onto_prompt is not None
+
+
 KINDS = {
   "image-to-image": Kind(run_image_to_image, "variations of a picture", ("--strength LIST", "--n")),
   "inpaint": Kind(
@@ -160,13 +167,13 @@ KINDS = {
   ),
   "translate": Kind(
     run_translate,
-    "turn a picture into another class, or apply a model that was trained on pairs",
-    ("--onto", "--strength", "--n"),
+    "turn a picture into another class or text, or apply a model that was trained on pairs",
+    ("--onto", "--onto-prompt", "--strength", "--n"),
     rules=(
-      Only("strength", lambda args: args.onto is not None, "--onto CLASS", 1.0),
-      Only("n", lambda args: args.onto is None, "a model that was trained on pairs, without --onto", 1),
+      Only("strength", has_target, "--onto CLASS or --onto-prompt TEXT", 1.0),
+      Only("n", lambda args: not has_target(args), "a model that was trained on pairs, without --onto", 1),
     ),
-    sampler=lambda args: None if args.onto is None else EDICT(),
+    sampler=lambda args: EDICT() if has_target(args) else None,
   ),
   "restore": Kind(
     run_restore,
@@ -221,6 +228,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
       "--label", default="-1", help="the picture's class by name or number (default: -1, unknown)"
     )
+    command.add_argument(
+      "--prompt", metavar="TEXT", help="what the picture shows or will show, of a model that reads captions"
+    )
+    command.add_argument(
+      "--negative", metavar="TEXT", help="guide away from this text, not from the empty one"
+    )
     options.add_shared(
       command,
       "--sampler",
@@ -239,8 +252,9 @@ def main(args: argparse.Namespace) -> None:
   sharding.configure(1)
   origin, model, params = load_with_origin(args.workdir, best=bool(args.best))
   sampling = edit_sampling(args, model.sampling)
-  given = label_given(model, args.label)
-  request = Request(n=getattr(args, "n", None) or 1, seed=args.seed, given=given)
+  given = label_given(model, args.label) | text_given(model, "--prompt", args.prompt)
+  against = text_given(model, "--negative", args.negative)
+  request = Request(n=getattr(args, "n", None) or 1, seed=args.seed, given=given, against=(against,))
   images = read_pictures(args.image, model, args.max_pixels)
   model, line = fit_codec(model, params, images, request.n)
   if line:
@@ -311,10 +325,17 @@ def check_guidance(args: argparse.Namespace, model: Model, given: dict) -> None:
   """Raises a UserError for a guidance scale where there is nothing to guide to."""
   onto = getattr(args, "onto", None)
   against = any(value not in (None, -1) for value in (args.label, onto))
-  further = [name for name, each in model.conditioners.items() if each.guided and name not in given]
+  against |= any(
+    text is not None for text in (args.prompt, args.negative, getattr(args, "onto_prompt", None))
+  )
+  texts = [name for name, each in model.conditioners.items() if isinstance(each, TextConditioner)]
+  further = [
+    name for name, each in model.conditioners.items() if each.guided and name not in (*given, *texts)
+  ]
   if args.guidance_scale not in (None, 1) and not against and not further:
     raise UserError(
-      f"--guidance-scale {args.guidance_scale} without a class to guide to; give --label, or leave it out"
+      f"--guidance-scale {args.guidance_scale} without a class to guide to, or a text; give --label or "
+      "--prompt, or leave it out"
     )
 
 

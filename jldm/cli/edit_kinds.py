@@ -18,6 +18,7 @@ from jldm.inference.model import Model, conditioner_of_kind
 from jldm.media import images as pictures, sheets
 from jldm.models.conditioners.degradation import Blurred, Downsampled
 from jldm.models.conditioners.label import ClassLabel
+from jldm.models.conditioners.text import TextConditioner
 
 
 class Task(NamedTuple):
@@ -178,12 +179,14 @@ def run_interpolate(task: Task) -> Edited:
 
 def run_translate(task: Task) -> Edited:
   args = task.args
-  if args.onto is None:
+  onto = {} if args.onto is None else label_given(task.model, args.onto)
+  onto |= text_given(task.model, "--onto-prompt", args.onto_prompt)
+  if not onto:
     images = edit.paired(task.model, task.params, task.image, *task.last)
     return Edited(images, {"source": task.image} | sheet_rows("translated", images, len(task.image)))
-  images = latent_edit.translate(
-    task.model, task.params, task.image, label_given(task.model, args.onto), args.strength, *task.last
-  )
+  images = latent_edit.translate(task.model, task.params, task.image, onto, args.strength, *task.last)
+  if args.onto_prompt is not None:
+    return Edited(images, {args.prompt or "source": task.image, args.onto_prompt or "no text": images})
   return Edited(images, {f"class {args.label}": task.image, f"class {args.onto}": images})
 
 
@@ -278,3 +281,11 @@ def label_given(model: Model, label: int) -> dict:
   if name is None and label != -1:
     raise UserError(f"label={label}; expected -1: this model knows no classes")
   return {} if name is None else {name: label}
+
+
+def text_given(model: Model, option: str, text: str | None) -> dict:
+  """What a request gives for a text; UserError for a text if the model reads none."""
+  name = conditioner_of_kind(model, TextConditioner)
+  if name is None and text is not None:
+    raise UserError(f"{option} {text!r}: this model reads no captions; leave it out")
+  return {} if text is None else {name: text}

@@ -15,7 +15,7 @@ from jldm.core.errors import UserError, printable
 from jldm.interop import denoisers, pretrained, towers, unet
 from jldm.interop.config import config_flag, config_number
 from jldm.interop.locate import parse_config
-from jldm.interop.scheduler import find_scheduler, read_sampling
+from jldm.interop.scheduler import find_scheduler, read_sampling, read_scheduler
 
 INDEX = "model_index.json"
 VAE, UNET, SCHEDULER = "vae", "unet", "scheduler"
@@ -80,6 +80,7 @@ def read_pipeline(folder: str | Path, allow_nan: bool = False) -> Pipeline:
   kind = CLASSES[index["_class_name"]]
   config = unet_config(folder)
   with naming(SCHEDULER):
+    read_scheduler(scheduler_file(folder))
     sampler, grid = read_sampling(scheduler_file(folder))
   with naming(INDEX):
     zero_null = config_flag(index, "force_zeros_for_empty_prompt", kind is XL)

@@ -42,6 +42,7 @@ SHARED = (
   "--import",
   "--prompt",
   "--negative",
+  "--onto-prompt",
 )  # places, and texts of models that read captions, each with tests of its own
 PROCESSES = ("--distributed", "--coordinator", "--processes", "--process")  # tests/distributed
 

@@ -1,6 +1,8 @@
 """Pipelines draw the pictures that diffusers draws: tests/parity/pipeline.py made pipeline.npz."""
 
+import fnmatch
 import functools
+import glob
 from pathlib import Path
 import shutil
 
@@ -15,10 +17,21 @@ from jldm.config.presets import make_guidance, override_sampling
 from jldm.inference.generate import Request, set_up
 from jldm.inference.load import load, text_conditioner
 from jldm.inference.model import build_model, resize_model
+from jldm.interop import safetensors
 from jldm.interop.pipeline import read_pipeline
 from jldm.samplers.sample import scan_steps
 from tests.networks import quick
-from tests.pipelines import KEPT, NEGATIVE, PROMPT, SCALE, STEPS, change_scheduler, write_pipeline
+from tests.pipelines import (
+  KEPT,
+  NEGATIVE,
+  PROMPT,
+  SCALE,
+  STEPS,
+  change_json,
+  change_scheduler,
+  write_pipeline,
+)
+from tests.towers import write_tokenizer
 
 TOLERANCE = 1e-5  # of the grey range
 CASES = [("sd1", "ddim"), ("sd1", "dpm"), ("sd1", "pndm"), ("sd2", "ddim"), ("xl", "dpm")]
@@ -77,3 +90,132 @@ def test_a_workdir_draws_what_its_prompt_says_and_may_be_moved(folders, tmp_path
   assert np.asarray(Image.open(tmp_path / "o" / "00000.png")).shape == (16, 24, 3)
   model, _ = load(moved)
   assert text_conditioner(moved) == model.conditioners["text"]
+
+
+def config_of(part, **fields):
+  return lambda folder: change_json(folder / part / "config.json", **fields)
+
+
+def without(name):
+  return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+
+
+def scheduler_with(**fields):
+  return lambda folder: change_json(folder / "scheduler" / "scheduler_config.json", **fields)
+
+
+def index_with(**fields):
+  return lambda folder: change_json(folder / "model_index.json", **fields)
+
+
+def of_dtype(file, dtype):
+  def change(folder):
+    arrays = safetensors.read(folder / file)
+    safetensors.write(folder / file, {name: value.astype(dtype) for name, value in arrays.items()})
+
+  return change
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+BAD = [  # what is done to a folder, and what the one line says
+  (
+    index_with(_class_name="FluxPipeline"),
+    "model_index.json: _class_name=FluxPipeline; expected one of Stable",
+  ),
+  (
+    index_with(_class_name=...),
+    "model_index.json: _class_name=None; expected one of StableDiffusionPipeline",
+  ),
+  (
+    lambda folder: (folder / "model_index.json").write_text("[]"),
+    "model_index.json: _class_name=None; expected",
+  ),
+  (lambda folder: (folder / "model_index.json").write_text("{"), "model_index.json' is no JSON"),
+  (without("unet"), "unet: "),
+  (without("tokenizer"), "tokenizer: "),
+  (without(f"unet/{WEIGHTS}"), f"unet: * has none of {WEIGHTS}"),
+  (without("vae/config.json"), "vae: "),
+  (without("scheduler/scheduler_config.json"), "scheduler_config.json; put it there"),
+  (without("text_encoder/model.safetensors"), "text_encoder: * has no model.safetensors"),
+  (without("tokenizer/tokenizer.json"), "tokenizer: there are no files of tokenizer.json, vocab.json"),
+  (
+    lambda folder: write_tokenizer(folder / "tokenizer"),
+    "* has 10 ids, and vocab_size of the text encoder is 523",
+  ),
+  (
+    config_of("unet", cross_attention_dim=32),
+    "unet: cross_attention_dim=32; expected 24, hidden_size of the text",
+  ),
+  (config_of("unet", act_fn="gelu"), "unet: config.json has act_fn=gelu; expected 'silu'"),
+  (
+    config_of("unet", down_block_types=["A", "B"]),
+    "unet: config.json has down_block_types=['A', 'B']; expected 2 of",
+  ),
+  (config_of("unet", in_channels=5), "unet: in_channels=5; expected 4"),
+  (
+    config_of("unet", _class_name="UNet3DConditionModel"),
+    "unet: * is of 'UNet3DConditionModel'; expected UNet2D",
+  ),
+  (
+    config_of("unet", addition_embed_type="text_time", projection_class_embeddings_input_dim=64),
+    "unet: addition_embed_type=text_time; expected null",
+  ),
+  (of_dtype(f"unet/{WEIGHTS}", np.int32), "unet: *is int32; expected float32, float16 or bfloat16"),
+  (
+    of_dtype("text_encoder/model.safetensors", np.uint8),
+    "text_encoder: *is uint8; expected float32, float16 or bfloat16",
+  ),
+  (config_of("vae", _class_name="AutoencoderOobleck"), "vae: *AutoencoderOobleck"),
+  (config_of("vae", latent_channels=8), "vae: "),
+  (
+    config_of("text_encoder", hidden_act="relu"),
+    "text_encoder: config.json has hidden_act=relu; expected one of",
+  ),
+  (
+    config_of("text_encoder", model_type="bert"),
+    "text_encoder: *model_type='bert'; expected one of clip_text_model",
+  ),
+  (
+    scheduler_with(_class_name="EDMEulerScheduler"),
+    "scheduler: config.json has _class_name=EDMEulerScheduler; expected",
+  ),
+  (
+    scheduler_with(prediction_type="rain"),
+    "scheduler: config.json has prediction_type=rain; expected one of epsilon",
+  ),
+  (
+    scheduler_with(timestep_spacing="odd"),
+    "scheduler: config.json has timestep_spacing=odd; expected one of leading",
+  ),
+]
+BAD_XL = [
+  (without("tokenizer_2"), "tokenizer_2: "),
+  (
+    config_of("unet", addition_embed_type=...),
+    "unet: addition_embed_type=None; expected text_time of a pipeline with 2",
+  ),
+  (
+    config_of("unet", projection_class_embeddings_input_dim=60),
+    "unet: projection_class_embeddings_input_dim=60; expected 64: 16 of the text and 48 of sizes",
+  ),
+  (
+    config_of("unet", cross_attention_dim=16),
+    "unet: cross_attention_dim=16; expected 24, hidden_size of the text encoders",
+  ),
+  (config_of("text_encoder_2", num_attention_heads=3), "text_encoder_2: "),
+]
+
+
+@pytest.mark.parametrize(
+  ("family", "change", "said"), [("sd1", *row) for row in BAD] + [("xl", *row) for row in BAD_XL]
+)
+def test_a_bad_folder_is_one_line_that_names_the_part_and_nothing_is_written(
+  family, change, said, folders, tmp_path, capsys
+):
+  shutil.copytree(folders(family), tmp_path / "f")
+  change(tmp_path / "f")
+  assert main(["convert", str(tmp_path / "f"), str(tmp_path / "w"), "--to", "jldm"]) == 2
+  line = capsys.readouterr().err
+  assert line.startswith("error: ") and line.count("\n") == 1
+  assert fnmatch.fnmatchcase(line, f"*{glob.escape(said).replace('[*]', '*')}*"), line
+  assert not (tmp_path / "w").exists()
