@@ -1,15 +1,16 @@
-"""Forward passes and training steps beside torch's, with the same weights and inputs.
+"""Forward passes, training steps and samples beside torch's, with the same weights and inputs.
 
   python -m benchmarks.speed --rows dit64,unet,kl --torch /path/to/python --json speed.json
 
 A training step is loss, gradient, clipping, AdamW and the average of parameters: jldm's own
-`make_step`, as `jldm train` runs it.  Calls are interleaved; ratios are medians of pairs, to the best
+`make_step`, as `jldm train` runs it.  A sample is fifty steps of DDIM, one program here and a loop over
+diffusers' scheduler there.  Calls are interleaved; ratios are medians of pairs, to the best
 variant of torch of the row.  `foreign` is what other processes used of a core meanwhile.  Without --torch
 its columns are left out.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import functools
 import json
 import os
@@ -24,9 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jldm.core.keys import row_keys
+from jldm.core.specs import Output
+from jldm.diffusion.process import Discrete, LinearBetas
+from jldm.diffusion.target import Predict, denoiser
 from jldm.distributed import sharding
 from jldm.interop import denoisers, pretrained
 from jldm.objectives.objective import Aux
+from jldm.samplers.ddim import DDIM
+from jldm.samplers.grid import leading, strided
+from jldm.samplers.sample import scan_steps
 from jldm.train.ema import Decay
 from jldm.train.optimizer import AdamW, Constant
 from jldm.train.state import init_state
@@ -34,6 +42,8 @@ from jldm.train.step import make_step
 
 WORKER = Path(__file__).with_name("speed_torch.py")
 CORES = len(os.sched_getaffinity(0))
+CALLS = ("forward", "train", "sample")
+CHAIN, STEPS = Discrete(LinearBetas()), 50  # diffusers' DDIMScheduler has the same by default
 
 
 class Row(NamedTuple):
@@ -42,6 +52,7 @@ class Row(NamedTuple):
   x: tuple[int, int, int]
   batch: int
   read: Callable
+  denoises: bool = False
 
 
 def read_transformer(folder: Path, dtype: str) -> tuple:
@@ -81,9 +92,9 @@ def autoencoder_reader(parts: str) -> Callable:
 
 
 ROWS = {
-  "dit64": Row((16, 16, 4), 16, read_transformer),
-  "dit256": Row((32, 32, 4), 16, read_transformer),
-  "unet": Row((16, 16, 4), 16, read_unet),
+  "dit64": Row((16, 16, 4), 16, read_transformer, denoises=True),
+  "dit256": Row((32, 32, 4), 16, read_transformer, denoises=True),
+  "unet": Row((16, 16, 4), 16, read_unet, denoises=True),
   "kl": Row((64, 64, 3), 4, autoencoder_reader("encode, decode")),
   "encoder": Row((64, 64, 3), 4, autoencoder_reader("encode")),
   "decoder": Row((16, 16, 4), 4, autoencoder_reader("decode")),
@@ -120,12 +131,35 @@ class Torch:
     self.process.stdin.flush()
     return self.answer()
 
+  def outputs(self, inputs: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """What its network gives for the arrays of a file, and what it draws from them."""
+    folder = inputs.parent
+    self.ask(read=str(inputs), write={name: str(folder / f"{name}.npy") for name in names})
+    return {name: np.load(folder / f"{name}.npy") for name in names}
+
   def seconds(self, call: str, variant: str) -> float:
     return self.ask(call=call, variant=variant)["seconds"]
 
 
+def sample(apply: Callable, pairs: jax.Array, params: Any, batch: dict) -> jax.Array:
+  """DDIM along pairs of times [N, 2] from the noise x [B, H, W, C]; the network's first C channels are eps."""
+  z = batch["x"]  # [B, H, W, C]
+
+  def predict(z, noise_level, estimate, to):
+    return Output(apply(params, z, 1000 * noise_level, batch["other"])[..., : z.shape[-1]])
+
+  denoise = denoiser(CHAIN, Predict("eps"), predict)
+  keys = row_keys(jax.random.key(0), jnp.arange(len(z)))
+  return scan_steps(CHAIN, denoise, DDIM(), z, pairs, keys)[0].z
+
+
+def sampler_of(apply: Callable) -> Callable:
+  """The program of fifty steps, sample(params, batch)."""
+  return jax.jit(functools.partial(sample, apply, strided(CHAIN, leading(CHAIN, STEPS))))
+
+
 def ours(params: Any, apply: Callable, arrays: dict, devices: int) -> dict[str, Callable[[], float]]:
-  """Seconds of a forward pass and of a training step, by name, on so many devices."""
+  """Seconds of each of CALLS, by name, on so many devices."""
   mesh = sharding.mesh_for(len(arrays["x"]), devices)
   batch = sharding.shard_batch(mesh, arrays)
   params = sharding.replicate(mesh, params)
@@ -137,12 +171,13 @@ def ours(params: Any, apply: Callable, arrays: dict, devices: int) -> dict[str, 
   tx, ema = AdamW(schedule=Constant(peak=1e-4), weight_decay=0.01).build(1000), Decay(0.999)
   state = jax.tree.map(jnp.copy, init_state(params, {}, tx, ema))
   forward = sharding.with_mesh(mesh, jax.jit(lambda p, b: apply(p, b["x"], b["level"], b["other"])))
+  draw = sharding.with_mesh(mesh, sampler_of(apply))
   step = sharding.with_mesh(mesh, make_step(loss, tx, ema, 1, sharding.shardings_like(mesh, state)))
   key = sharding.replicate(mesh, jax.random.key(0))
 
-  def time_forward() -> float:
+  def time_call(call: Callable) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(forward(params, batch))
+    jax.block_until_ready(call(params, batch))
     return time.perf_counter() - start
 
   def time_step() -> float:
@@ -152,7 +187,14 @@ def ours(params: Any, apply: Callable, arrays: dict, devices: int) -> dict[str, 
     jax.block_until_ready((state, metrics))
     return time.perf_counter() - start
 
-  return {"forward": time_forward, "train": time_step}
+  timed = {
+    name: functools.partial(time_call, call) for name, call in (("forward", forward), ("sample", draw))
+  }
+  return timed | {"train": time_step}
+
+
+def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def busy_seconds() -> float:
@@ -203,21 +245,24 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     output = np.asarray(jax.jit(apply)(params, *(arrays[key] for key in ("x", "level", "other"))))
     arrays["target"] = 0.5 * np.roll(output, 1, 0).astype(np.float32)
     result = {"row": name, "dtype": args.dtype, "batch": row.batch}
+    calls = [call for call in args.calls.split(",") if row.denoises or call != "sample"]
     if other:
       np.savez(file := Path(temporary) / "inputs.npz", **arrays)
-      other.ask(read=str(file), write=str(written := Path(temporary) / "output.npy"))
-      theirs = np.load(written)
+      outputs = {"output": output}
+      if "sample" in calls:
+        outputs["samples"] = np.asarray(sampler_of(apply)(params, arrays))
+      theirs = other.outputs(file, outputs)
       result |= {
         "parameters": other.parameters,
-        "difference": float(np.abs(output - theirs).max() / np.abs(theirs).max()),
+        "differences": {name: relative_difference(each, theirs[name]) for name, each in outputs.items()},
       }
     counts = [n for n in (1, CORES) if row.batch % n == 0 and n <= jax.device_count()]
     variants = args.variants.split(",") if other else []
     timed = {n: ours(params, apply, arrays, n) for n in dict.fromkeys(counts)}
-    for call in args.calls.split(","):
-      calls = {f"jldm {n}": timed[n][call] for n in timed}
-      calls |= {f"torch {variant}": functools.partial(other.seconds, call, variant) for variant in variants}
-      result[call] = compare(calls, args.reps, other)
+    for call in calls:
+      each = {f"jldm {n}": timed[n][call] for n in timed}
+      each |= {f"torch {variant}": functools.partial(other.seconds, call, variant) for variant in variants}
+      result[call] = compare(each, args.reps, other)
       print(json.dumps({"row": name, "call": call} | result[call]), flush=True)
     if other:
       other.process.stdin.close()
@@ -230,7 +275,7 @@ def main() -> None:
   parser.add_argument(
     "--rows", default=",".join(ROWS), help=f"a comma list of {', '.join(ROWS)} (default: all)"
   )
-  parser.add_argument("--calls", default="forward,train")
+  parser.add_argument("--calls", default=",".join(CALLS), help="a comma list (default: %(default)s)")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--batch", type=int, help="examples (default: the row's)")
   parser.add_argument("--reps", type=int, default=10)

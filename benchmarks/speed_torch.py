@@ -1,7 +1,7 @@
 """The torch side of `benchmarks.speed`, which starts it in an environment that has torch and diffusers.
 
 It makes the networks of diffusers with random parameters, writes them to a folder, and answers lines of
-JSON: {"call": "forward" or "train", "variant": one of VARIANTS} -> {"seconds": s}.
+JSON: {"call": "forward", "train" or "sample", "variant": one of VARIANTS} -> {"seconds": s}.
 """
 
 import json
@@ -9,11 +9,12 @@ from pathlib import Path
 import sys
 import time
 
-from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 import numpy as np
 import torch
 
 VARIANTS = ("eager", "channels_last", "compiled")
+STEPS = 50
 
 
 def transformer(side: int) -> torch.nn.Module:
@@ -91,22 +92,31 @@ class Row:
     arrays = {name: torch.from_numpy(array) for name, array in np.load(file).items()}
     images = lambda x: x.permute(0, 3, 1, 2).contiguous()  # [B, C, H, W]
     self.x, self.target = images(arrays["x"]), images(arrays["target"])
-    self.inputs = arrays["level"], arrays["other"]
+    self.level, self.other = arrays["level"], arrays["other"]
 
-  def forward(self, x: torch.Tensor) -> torch.Tensor:
+  def forward(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, self.half):
-      return self.apply(self.model, x, *self.inputs)
+      return self.apply(self.model, x, level, self.other)
+
+  def sample(self, forward, x: torch.Tensor) -> torch.Tensor:
+    """Fifty steps of DDIM from the noise x [B, C, H, W]."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    for t in scheduler.timesteps:
+      eps = forward(x, t.expand(len(x))).float()[:, : x.shape[1]]
+      x = scheduler.step(eps, t, x).prev_sample
+    return x
 
   def run(self, call: str, variant: str) -> None:
     layout = torch.channels_last if variant == "channels_last" else torch.contiguous_format
     forward = self.compiled if variant == "compiled" else self.forward
     self.model.to(memory_format=layout)
     x = self.x.to(memory_format=layout)
-    if call == "forward":
+    if call != "train":
       with torch.inference_mode():
-        forward(x)
+        self.sample(forward, x) if call == "sample" else forward(x, self.level)
       return
-    torch.nn.functional.mse_loss(forward(x).float(), self.target).backward()
+    torch.nn.functional.mse_loss(forward(x, self.level).float(), self.target).backward()
     torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
     self.optimizer.step()
     self.optimizer.zero_grad()
@@ -121,9 +131,13 @@ def main(name: str, folder: str, dtype: str, threads: str) -> None:
     request = json.loads(line)
     if "read" in request:
       row.read(request["read"])
-      with torch.inference_mode():
-        output = row.forward(row.x).float().permute(0, 2, 3, 1).numpy()  # [B, H, W, C]
-      np.save(request["write"], output)
+      results = {
+        "output": lambda: row.forward(row.x, row.level),
+        "samples": lambda: row.sample(row.forward, row.x),
+      }
+      for name, file in request["write"].items():
+        with torch.inference_mode():
+          np.save(file, results[name]().float().permute(0, 2, 3, 1).numpy())  # [B, H, W, C]
       print(json.dumps({}), flush=True)
       continue
     start = time.perf_counter()
