@@ -153,9 +153,9 @@ def sample(apply: Callable, pairs: jax.Array, params: Any, batch: dict) -> jax.A
   return scan_steps(CHAIN, denoise, DDIM(), z, pairs, keys)[0].z
 
 
-def sampler_of(apply: Callable) -> Callable:
-  """The program of fifty steps, sample(params, batch)."""
-  return jax.jit(functools.partial(sample, apply, strided(CHAIN, leading(CHAIN, STEPS))))
+def sampler_of(apply: Callable, steps: int = STEPS) -> Callable:
+  """The program of so many steps, sample(params, batch)."""
+  return jax.jit(functools.partial(sample, apply, strided(CHAIN, leading(CHAIN, steps))))
 
 
 def ours(params: Any, apply: Callable, arrays: dict, devices: int) -> dict[str, Callable[[], float]]:
