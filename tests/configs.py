@@ -45,6 +45,7 @@ def shrunk(experiment: Experiment, steps: int = 2) -> Experiment:
       classes=data.classes,
       count=20,
       mirror=data.mirror,
+      caption=data.caption,
     ),
     stages=tuple(
       replace(

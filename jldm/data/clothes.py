@@ -30,7 +30,7 @@ COLOURS = {  # name -> red, green, blue; 60 degrees of hue apart
 }
 THINGS = (  # Fashion-MNIST's classes, in its order
   "t-shirt",
-  "pair of trousers",
+  "trousers",
   "pullover",
   "dress",
   "coat",
@@ -47,7 +47,8 @@ FILES = {"train": "train", "test": "t10k", "unseen": "t10k"}  # split -> the pre
 SIDE, MARGIN = 28, 2  # of a thing, and of the canvas around it
 SHAPE = (SIDE + 2 * MARGIN, 2 * (SIDE + 2 * MARGIN), 3)  # of a picture
 NOTE = "clothes of Fashion-MNIST (Zalando SE, MIT licence)"
-CAPTION = re.compile(r"a (\S+) (.+) (left|right) of a (\S+) (.+)")
+PLURAL = "trousers"  # without an article
+CAPTION = re.compile(r"(?:a )?(\S+) (\S+) (left|right) of (?:a )?(\S+) (\S+)")
 
 Thing = tuple[int, int]  # of COLOURS and of THINGS
 
@@ -64,9 +65,15 @@ def is_unseen(colour: int, thing: int) -> bool:
   return colour == thing % len(COLOURS)
 
 
+def name_thing(colour: int, thing: int) -> str:
+  """ "a red bag", "blue trousers"."""
+  article = "" if THINGS[thing] == PLURAL else "a "
+  return f"{article}{list(COLOURS)[colour]} {THINGS[thing]}"
+
+
 def write_caption(scene: Scene, left_first: bool) -> str:
   """The caption that names the left or the right thing first."""
-  left, right = (f"a {list(COLOURS)[colour]} {THINGS[thing]}" for colour, thing in scene)
+  left, right = (name_thing(*each) for each in scene)
   return f"{left} left of {right}" if left_first else f"{right} right of {left}"
 
 

@@ -27,12 +27,12 @@ Array = jax.Array
 
 PADDING, START = 0, 1
 HASHES = 2**31 - 2  # ids of words are 2 to 2^31 - 1
-WORD = re.compile(r"\w+|[^\w\s]")
+WORD = re.compile(r"\w+(?:[-'\u2019]\w+)*|[^\w\s]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hashed:
-  """Words and signs of punctuation as ids, without regard to case.
+  """Words and signs of punctuation as ids, without regard to case; "t-shirt" and "don't" are one word each.
 
   length: the number of ids of a text, the start among them; longer texts are cut, shorter ones padded.
   """
@@ -87,7 +87,7 @@ class WordEncoder(nn.Module):
     places = ids.shape[1]
     if places > self.length:
       raise UserError(f"ids [B, {places}]; expected at most length={self.length} per text")
-    init = nn.initializers.normal(0.02)
+    init = nn.initializers.normal(0.7)  # words and places outweigh what the first block adds
     table = nn.Embed(self.rows, self.width, embedding_init=init, dtype=self.dtype, name="words")
     x = table(ids % self.rows) + table(ids // self.rows % self.rows)  # [B, L, width]
     x = x + self.param("places", init, (self.length, self.width), jnp.float32)[:places].astype(self.dtype)

@@ -16,7 +16,8 @@ ENCODER = WordEncoder(rows=16, length=6, width=8, depth=1, heads=2, hidden=12)
 
 
 def test_words_are_without_case_and_signs_stand_alone():
-  assert split_words("A red-ish CAT,  twice!") == ["a", "red", "-", "ish", "cat", ",", "twice", "!"]
+  assert split_words("A red-ish CAT,  twice!") == ["a", "red-ish", "cat", ",", "twice", "!"]
+  assert split_words("- don't; -t-") == ["-", "don't", ";", "-", "t", "-"]
   assert split_words(" \t\n") == [] and split_words("Straße") == split_words("STRASSE")
   assert split_words("cafe\u0301") == split_words("caf\u00e9"), "of one normal form"
 
