@@ -16,6 +16,7 @@ import pytest
 from jldm.cli import evaluate as evaluate_command, main
 from jldm.core.errors import UserError
 from jldm.data.synthetic import Synthetic
+from jldm.evaluation import captions
 from jldm.media import images as pictures
 from jldm.metrics.extractors import extractor
 from jldm.runs.train import train
@@ -215,11 +216,20 @@ def test_other_data_than_those_of_the_training_are_one_line(workdir, tmp_path, c
   assert lines[0] == "the data are not those that the run was trained on: data.train.digest: 'a' -> 'b'"
 
 
+def test_the_scorer_of_the_page_is_one(monkeypatch):
+  text = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+  monkeypatch.setattr(captions, "SCORERS", {})
+  exec(re.findall(r"```python\n(.*?)```", text, re.S)[0], {})
+  images = np.stack([np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 200, np.uint8)])
+  record = captions.score(captions.find_scorer("bright"), images[[0, 1, 1]], ["dark", "bright", "dark"])
+  assert record["bright"]["value"] == pytest.approx(2 / 3)
+
+
 @pytest.mark.slow
 def test_the_extractor_of_the_page_is_one(workdir, tmp_path, monkeypatch):
   """The example in docs/evaluation.md, in a workdir where it says."""
   text = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
-  (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+  _, code = re.findall(r"```python\n(.*?)```", text, re.S)
   monkeypatch.setattr(extractor, "EXTRACTORS", dict(extractor.EXTRACTORS))
   monkeypatch.chdir(tmp_path)
   shutil.copytree(workdir, "runs/digits")
