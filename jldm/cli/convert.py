@@ -9,7 +9,7 @@ params        from a workdir to one .safetensors with its experiment and average
               to a workdir to sample from
 text          from the folder of a text encoder, CLIP's or T5's, or of a pipeline that has one
               to a workdir with its tokenizer, or back to a folder of transformers
-pipeline      from the folder of a text-to-image pipeline of diffusers to a workdir to sample from
+pipeline      from the folder of a text-to-image pipeline of diffusers to a workdir to sample from, and back
 lpips         from a .safetensors of the lpips package's parameters to the file that jldm's LPIPS reads
 inception, dinov2, clip
               likewise for the networks of `jldm evaluate --extractor`: tests/parity/inception.py makes
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from jldm.cli import options
-from jldm.cli.pipelines import import_pipeline
+from jldm.cli.pipelines import export_pipeline, import_pipeline, is_pipeline_workdir
 from jldm.cli.text_encoders import export_tower, import_tower, is_tower_workdir
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import dumps, loads
@@ -112,18 +112,14 @@ def main(args: argparse.Namespace) -> None:
     legal = ", ".join(f"--kind {known} --to {to}" for known, to in RULES)
     raise UserError(f"--kind {kind} --to {args.to}: there is no such conversion; expected one of {legal}")
   transformer = kind in dit.FAMILIES
-  read = transformer or (kind == "autoencoder" and not is_workdir(source))
-  whole = kind == "pipeline"
-  options.settle(args, tuple(options.Only(name, lambda _: read, PUBLISHED) for name in SCALE))
-  options.settle(args, (options.Only(ALLOW_NAN, lambda _: read or whole, PUBLISHED),))
-  options.settle(args, tuple(options.Only(name, lambda _: transformer, TRANSFORMER) for name in OF_DENOISER))
+  is_read = lambda *kinds: transformer or (kind in kinds and not is_workdir(source))
+  takes = dict.fromkeys(SCALE, (is_read("autoencoder"), PUBLISHED))
+  takes[ALLOW_NAN] = is_read("autoencoder", "pipeline"), PUBLISHED
+  takes |= dict.fromkeys(OF_DENOISER, (transformer, TRANSFORMER))
+  rules = (options.Only(name, lambda _, holds=holds: holds, needs) for name, (holds, needs) in takes.items())
+  options.settle(args, tuple(rules))
   options.check_writable(out.parent, "OUT")
-  names = (
-    *(SCALE if read else ()),
-    *([ALLOW_NAN] if read or whole else ()),
-    *(OF_DENOISER if transformer else ()),
-  )
-  given = {name: getattr(args, name) for name in names}
+  given = {name: getattr(args, name) for name, (holds, _) in takes.items() if holds}
   with alone(out), options.writing(out, "OUT"):
     check_free(out)
     print(RULES[kind, args.to](source, out, **given))
@@ -153,10 +149,10 @@ def detect_kind(source: Path, to: str) -> str:
   """The kind of a source, read from it; UserError if it does not state one."""
   if source.is_dir() and (towers.is_tower(source) or is_tower_workdir(source)):
     return "text"
+  if is_pipeline_workdir(source) if to == "diffusers" else pipeline.is_pipeline(source):
+    return "pipeline"
   if to == "diffusers" or not source.exists():
     return "autoencoder"
-  if pipeline.is_pipeline(source):
-    return "pipeline"
   if source.is_dir():
     if locate.is_folder(source):
       return "dit" if locate.config_class(source / locate.CONFIG) == dit.CLASS else "autoencoder"
@@ -332,8 +328,8 @@ def refuse_idle_scale(workdir: bool, statistics: bool, given: dict[str, Any]) ->
 
 def export_autoencoder(source: Path, out: Path, **given: Any) -> str:
   """Writes the autoencoder of a workdir, or a published one, as a folder of diffusers."""
-  found = load_codec(source) if is_workdir(source) else pretrained.read_pretrained(str(source), **given)
-  network, codec = found
+  read = load_codec if is_workdir(source) else pretrained.read_pretrained
+  network, codec = read(str(source), **given)
   pretrained.save(out, network, codec)
   return f"{out}: a folder for diffusers, {describe_network(network, codec['params'])}"
 
@@ -393,6 +389,7 @@ RULES = {  # (kind, format of OUT) -> conversion
   ("text", "jldm"): import_tower,
   ("text", "diffusers"): export_tower,
   ("pipeline", "jldm"): import_pipeline,
+  ("pipeline", "diffusers"): export_pipeline,
 }
 RULES |= {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
 RULES |= {(family, "jldm"): functools.partial(import_transformer, family) for family in dit.FAMILIES}

@@ -6,13 +6,18 @@ from typing import Any
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import HERE
 from jldm.core import trees
+from jldm.core.errors import UserError
 from jldm.data.tfds import ImageData
-from jldm.inference.load import TOKENIZER
+from jldm.inference.load import TOKENIZER, load
 from jldm.interop import towers
-from jldm.interop.pipeline import Pipeline, read_pipeline
+from jldm.interop.denoisers import Denoiser
+from jldm.interop.pipeline import STABLE, XL, Pipeline, read_pipeline, save_pipeline
+from jldm.interop.towers import TextTower
 from jldm.models.conditioners.conditioner import Conditioner
+from jldm.models.conditioners.pictures import Masked
 from jldm.models.conditioners.sizes import Sizes
 from jldm.models.conditioners.text import Text
+from jldm.models.denoisers.unet import UNet
 from jldm.models.towers.joined import JoinedText
 from jldm.models.towers.tokenizers import JoinedTokenizer, Tokenizer
 from jldm.objectives.autoencoder import Reconstruction
@@ -87,7 +92,7 @@ def pipeline_experiment(pipeline: Pipeline, folder: str = HERE) -> Experiment:
 def pipeline_conditioners(
   pipeline: Pipeline, folder: str, tower: Any, height: int, width: int
 ) -> tuple[Conditioner, ...]:
-  """The text, and XL's sizes after it."""
+  """The text, XL's sizes after it, and what is known of a picture."""
   tokenizers = [Tokenizer(f"{folder}/{name}") for _, name in zip(pipeline.towers, TOKENIZERS)]
   features = pipeline.size_features
   text = Text(
@@ -97,4 +102,54 @@ def pipeline_conditioners(
     pooled=bool(features),
     zero_null=pipeline.zero_null,
   )
-  return (text, Sizes(height=height, width=width, features=features)) if features else (text,)
+  sizes = (Sizes(height=height, width=width, features=features),) if features else ()
+  return (text, *sizes, *((Masked(as_diffusers=True),) if pipeline.masked else ()))
+
+
+def is_pipeline_workdir(source: Path) -> bool:
+  """Whether a workdir draws by a U-Net from what text towers of published kinds read."""
+  if not (source / "experiment.json").is_file():
+    return False
+  stage = workdirs.read_experiment(source).last("denoiser")
+  return (
+    stage is not None
+    and isinstance(stage.objective, Diffusion)
+    and isinstance(stage.objective.network, UNet)
+    and any(isinstance(each, Text) for each in stage.objective.conditioners)
+  )
+
+
+def export_pipeline(source: Path, out: Path) -> str:
+  """Writes a workdir that draws from prompts as a folder of diffusers; UserError as `save_pipeline`."""
+  model, params = load(source)
+  text = next(each for each in model.conditioners.values() if isinstance(each, Text))
+  sizes = next((each for each in model.conditioners.values() if isinstance(each, Sizes)), None)
+  joined = isinstance(text.tower, JoinedText)
+  others = [name for name, each in model.conditioners.items() if not isinstance(each, (Text, Sizes, Masked))]
+  if others:
+    raise UserError(f"workdir {str(source)!r} has conditioners {', '.join(others)}; diffusers has Text alone")
+  networks, tokenizers, own = (text.tower,), (text.tokenizer,), (params[text.name],)
+  if joined:
+    networks, tokenizers = ((both.first, both.second) for both in (text.tower, text.tokenizer))
+    own = (params[text.name]["first"], params[text.name]["second"])
+  objective = model.objective
+  save_pipeline(
+    out,
+    Pipeline(
+      kind=XL if joined else STABLE,
+      denoiser=Denoiser(
+        objective.network, params["denoiser"], model.process, objective.parametrization, model.latent_shape
+      ),
+      autoencoder=model.codec.network,
+      codec=params["codec"],
+      towers=tuple(map(TextTower, networks, tokenizers)),
+      tower_params=own,
+      sampler=model.sampling.sampler,
+      grid=model.sampling.grid,
+      size_features=sizes.features if sizes else 0,
+      zero_null=text.zero_null,
+      masked=any(isinstance(each, Masked) for each in model.conditioners.values()),
+      left_out=(),
+    ),
+  )
+  return f"{out}: a folder for diffusers, UNet, {trees.count(params['denoiser']) / 1e6:.2f} M parameters"

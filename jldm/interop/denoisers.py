@@ -7,7 +7,6 @@
 """
 
 from collections.abc import Mapping
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jldm.core.errors import UserError
 from jldm.diffusion.process import Discrete, ScaledLinearBetas
 from jldm.diffusion.target import Predict
 from jldm.interop import dit, rename, safetensors, unet
-from jldm.interop.locate import CONFIG, WEIGHTS, parse_config, weights_file
+from jldm.interop.locate import CONFIG, parse_config, save_folder, weights_file
 from jldm.interop.pretrained import Renamed
 from jldm.interop.scheduler import find_scheduler, read_scheduler
 
@@ -210,9 +209,4 @@ def save_unet(
   channels = params["in"]["kernel"].shape[2], params["out"]["kernel"].shape[3]
   config = unet.config(network, unet.Shape(*channels, vector, side), size_features)
   tensors = rename.publish(unet.table(network), params)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-  except OSError as error:
-    raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
-  safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
+  save_folder(folder, config, tensors)

@@ -1,5 +1,6 @@
 """Where a published autoencoder is: its folder, its file of weights and its config.json, or the hub."""
 
+from collections.abc import Mapping
 import json
 from pathlib import Path
 import re
@@ -153,3 +154,24 @@ def parse_config(path: Path, whose: str = "an autoencoder's") -> Any:
   except (ValueError, RecursionError) as error:
     reason = printable(str(error), MOST_REASON)
     raise UserError(f"{str(path)!r} is no JSON ({reason}); expected {whose} {CONFIG}") from error
+
+
+def save_json(path: Path, data: Mapping[str, Any]) -> None:
+  """Writes a JSON object and the folders above it; UserError if they cannot be written."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n")
+  except OSError as error:
+    raise UserError(f"cannot write {str(path.parent)!r}: {error.strerror}; choose another") from error
+
+
+def save_folder(
+  folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], weights: str = WEIGHTS
+) -> None:
+  """Writes the folder of a network: config.json and a file of weights.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  save_json(folder / CONFIG, config)
+  safetensors.write(folder / weights, tensors, {"format": "pt"})

@@ -14,8 +14,14 @@ from typing import Any, NamedTuple
 from jldm.core.errors import UserError, printable
 from jldm.interop import denoisers, pretrained, towers, unet
 from jldm.interop.config import config_flag, config_number
-from jldm.interop.locate import parse_config
-from jldm.interop.scheduler import find_scheduler, read_sampling, read_scheduler
+from jldm.interop.locate import CONFIG, parse_config, save_json
+from jldm.interop.scheduler import (
+  FILE as SCHEDULER_FILE,
+  find_scheduler,
+  read_sampling,
+  read_scheduler,
+  scheduler_config,
+)
 
 INDEX = "model_index.json"
 VAE, UNET, SCHEDULER = "vae", "unet", "scheduler"
@@ -39,6 +45,7 @@ CLASSES = {
   "StableDiffusionXLImg2ImgPipeline": XL,
   "StableDiffusionXLInpaintPipeline": XL,
 }
+DEFAULTS = {"skip": 0, "final_norm": True}  # of a tower's fields that its files do not say
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # parts that no picture needs
 
 
@@ -48,6 +55,7 @@ class Pipeline(NamedTuple):
   towers, tower_params: in the order in which their tokens are joined.
   size_features: sinusoids of each of XL's sizes; 0 for none.
   zero_null: whether the null of guidance is zeros, and not the empty caption.
+  masked: whether the U-Net reads a masked picture, for inpainting.
   left_out: parts that it has and that are not read.
   """
 
@@ -61,6 +69,7 @@ class Pipeline(NamedTuple):
   grid: Any
   size_features: int
   zero_null: bool
+  masked: bool
   left_out: tuple[str, ...]
 
 
@@ -95,7 +104,9 @@ def read_pipeline(folder: str | Path, allow_nan: bool = False) -> Pipeline:
   )
   left_out = tuple(name for name in LEFT_OUT if is_there(index.get(name)))
   return Pipeline(
-    *(kind, denoiser, autoencoder, codec), *zip(*made), *(sampler, grid, features, zero_null, left_out)
+    *(kind, denoiser, autoencoder, codec),
+    *zip(*made),
+    *(sampler, grid, features, zero_null, is_masked(config), left_out),
   )
 
 
@@ -141,6 +152,11 @@ def unet_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_masked(config: Mapping[str, Any]) -> bool:
+  _, shape = unet.network(config)
+  return shape.in_channels > shape.out_channels
+
+
 def read_tower(folder: Path, part: str, kind: Kind, allow_nan: bool) -> tuple[towers.TextTower, dict]:
   """A text tower with its tokenizer, as the kind of pipelines uses it."""
   with naming(part):
@@ -182,5 +198,51 @@ def check_fit(config: Mapping[str, Any], autoencoder: Any, networks: list[Any]) 
       f"{VAE}: latent_channels={autoencoder.latent_channels}; expected {shape.out_channels}, out_channels of "
       f"the {UNET}"
     )
-  if shape.in_channels != shape.out_channels:
-    raise UserError(f"{UNET}: in_channels={shape.in_channels}; expected {shape.out_channels}")
+  if shape.in_channels not in (shape.out_channels, 2 * shape.out_channels + 1):
+    raise UserError(
+      f"{UNET}: in_channels={shape.in_channels}; expected {shape.out_channels}, or "
+      f"{2 * shape.out_channels + 1} for inpainting"
+    )
+
+
+def save_pipeline(folder: str | Path, pipeline: Pipeline) -> None:
+  """Writes the folder that diffusers' pipeline reads; the inverse of `read_pipeline`.
+
+  Raises:
+    UserError: a part that diffusers does not have, or a folder that cannot be written.
+  """
+  folder, denoiser = Path(folder), pipeline.denoiser
+  steps = scheduler_config(denoiser.process, denoiser.parametrization, pipeline.sampler, pipeline.grid)
+  features = pipeline.size_features or 256
+  denoisers.save_unet(folder / UNET, denoiser.network, denoiser.params, denoiser.latent[0], features)
+  pretrained.save(folder / VAE, pipeline.autoencoder, pipeline.codec)
+  save_json(folder / SCHEDULER / SCHEDULER_FILE, steps)
+  parts = {
+    UNET: ["diffusers", unet.CLASS],
+    VAE: ["diffusers", parse_config(folder / VAE / CONFIG)["_class_name"]],
+    SCHEDULER: ["diffusers", steps["_class_name"]],
+  }
+  for part, tower, params in zip(pipeline.kind.towers, pipeline.towers, pipeline.tower_params):
+    network = towers.change_fields(tower.network, {name: DEFAULTS[name] for name in pipeline.kind.fields})
+    towers.save_tower(folder / part, network, params)
+    tokenizer = part.replace("text_encoder", "tokenizer")
+    towers.copy_tokenizer(tower.tokenizer, folder / tokenizer)
+    (kind,) = parse_config(folder / part / CONFIG)["architectures"]
+    parts |= {part: ["transformers", kind], tokenizer: ["transformers", "CLIPTokenizer"]}
+  save_json(folder / INDEX, index_of(pipeline) | parts)
+
+
+def index_of(pipeline: Pipeline) -> dict[str, Any]:
+  """What model_index.json says besides its parts."""
+  name = {True: "StableDiffusionXL", False: "StableDiffusion"}[pipeline.kind is XL]
+  return {
+    "_class_name": f"{name}{'Inpaint' if pipeline.masked else ''}Pipeline",
+    "_diffusers_version": "0.42.0",
+    **(
+      {"force_zeros_for_empty_prompt": pipeline.zero_null}
+      if pipeline.kind is XL
+      else {"safety_checker": [None, None], "requires_safety_checker": False}
+    ),
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+  }

@@ -12,7 +12,6 @@ std come from the config.json (`latent_scale`) and are never measured.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
-import json
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ import numpy as np
 from jldm.core.errors import UserError
 from jldm.interop import dc, flat, msgpack, rename, safetensors, tiny, vae
 from jldm.interop.latent_scale import read_statistics, write_statistics
-from jldm.interop.locate import CONFIG, WEIGHTS, find_config, find_source, parse_config, weights_file
+from jldm.interop.locate import CONFIG, find_config, find_source, parse_config, save_folder, weights_file
 from jldm.models.autoencoders.dc import DCAutoencoder
 from jldm.models.autoencoders.kl import KLAutoencoder
 from jldm.models.autoencoders.posterior import Gaussian
@@ -280,12 +279,7 @@ def save(folder: str | Path, network: Any, codec: dict) -> None:
     name.replace("running_mean", "num_batches_tracked") for name in tensors if name.endswith(".running_mean")
   ]
   tensors |= {name: np.zeros((), np.int64) for name in counts}  # of a batch norm's steps, which says nothing
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-  except OSError as error:
-    raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
-  safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
+  save_folder(folder, config, tensors)
 
 
 def read_config(path: Path) -> dict[str, Any]:

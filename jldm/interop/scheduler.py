@@ -40,7 +40,10 @@ def dpm_solver(config: Mapping[str, Any]) -> DPMSolverPP:
 
 
 class Scheduler(NamedTuple):
-  """A scheduler of diffusers as ours: (its config) -> sampler, and how it makes its timesteps."""
+  """A scheduler of diffusers as ours: (its config) -> sampler, and how it makes its timesteps.
+
+  fields: the inverse of `sampler`, what its config says of a sampler.
+  """
 
   sampler: Callable[[Mapping[str, Any]], Any]
   timestep_spacing: str = "linspace"  # by default
@@ -48,12 +51,18 @@ class Scheduler(NamedTuple):
   rounded: bool = True
   strided: bool = False
   set_alpha_to_one: bool = True  # by default
+  fields: Callable[[Any], dict[str, Any]] = lambda sampler: {}
+
+
+def dpm_fields(sampler: DPMSolverPP) -> dict[str, Any]:
+  algorithm = ALGORITHMS[1 if sampler.eta else 0]
+  return {"algorithm_type": algorithm, "solver_order": sampler.order, "solver_type": sampler.solver_type}
 
 
 SCHEDULERS = {
   "DDIMScheduler": Scheduler(lambda config: DDIM(), "leading", strided=True),
   "DDPMScheduler": Scheduler(lambda config: Ancestral(), "leading"),
-  "DPMSolverMultistepScheduler": Scheduler(dpm_solver, dropped=1),
+  "DPMSolverMultistepScheduler": Scheduler(dpm_solver, dropped=1, fields=dpm_fields),
   "EulerAncestralDiscreteScheduler": Scheduler(lambda config: DDIM(1.0), rounded=False),
   "EulerDiscreteScheduler": Scheduler(lambda config: DDIM(), rounded=False),
   "HeunDiscreteScheduler": Scheduler(lambda config: Heun(Ratio()), rounded=False),
@@ -63,9 +72,12 @@ SCHEDULERS = {
     "leading",
     strided=True,
     set_alpha_to_one=False,
+    fields=lambda sampler: {"skip_prk_steps": sampler.warmup == "plms"},
   ),
   "UniPCMultistepScheduler": Scheduler(
-    lambda config: UniPC(config_number(config, "solver_order", 2, 3)), dropped=1
+    lambda config: UniPC(config_number(config, "solver_order", 2, 3)),
+    dropped=1,
+    fields=lambda sampler: {"solver_order": sampler.order},
   ),
 }
 SIGMAS = ("karras", "exponential")  # use_karras_sigmas, …: names of grids
@@ -96,6 +108,59 @@ def read_sampling(path: Path) -> tuple[Any, Any]:
     found.strided,
     to_one,
   )
+
+
+def scheduler_config(process: Any, parametrization: Any, sampler: Any, grid: Any) -> dict[str, Any]:
+  """The config of a scheduler; the inverse of `read_scheduler` and `read_sampling`.
+
+  A sampler or a grid that no scheduler has becomes DDIM with Stable Diffusion's timesteps.
+
+  Raises:
+    UserError: a process or a prediction that diffusers does not have.
+  """
+  predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+  if not isinstance(process, Discrete) or parametrization not in map(Predict, predictions):
+    raise UserError(
+      f"process {process} of {parametrization}; expected a Discrete process and one of "
+      f"{', '.join(predictions)}: schedulers of diffusers have no other"
+    )
+  kind = next((name for name, each in SCHEDULERS.items() if matches(each, sampler, grid)), None)
+  found = SCHEDULERS[kind or "DDIMScheduler"]
+  spaced = grid if kind else Timesteps("leading", 1, strided=True, set_alpha_to_one=False)
+  last = {"set_alpha_to_one": spaced.set_alpha_to_one} if found.strided else {}
+  return {
+    "_class_name": kind or "DDIMScheduler",
+    "_diffusers_version": "0.42.0",
+    **betas_of(process),
+    "prediction_type": predictions[parametrization.prediction_type],
+    "rescale_betas_zero_snr": process.rescale_betas_zero_snr,
+    "timestep_spacing": spaced.timestep_spacing,
+    "steps_offset": spaced.steps_offset,
+    "clip_sample": False,
+    **last,
+    **(found.fields(sampler) if kind else {}),
+  }
+
+
+def matches(found: Scheduler, sampler: Any, grid: Any) -> bool:
+  """Whether a scheduler draws with this sampler on this grid."""
+  if type(found.sampler({})) is not type(sampler) or not isinstance(grid, Timesteps):
+    return False
+  ours = (grid.dropped, grid.rounded, grid.strided, grid.set_alpha_to_one or found.strided)
+  theirs = (found.dropped, found.rounded, found.strided, True)
+  return found.sampler(found.fields(sampler)) == sampler and ours == theirs
+
+
+def betas_of(process: Discrete) -> dict[str, Any]:
+  """The inverse of `process_of`."""
+  schedule = process.beta_schedule
+  count = {"num_train_timesteps": schedule.num_train_timesteps}
+  for name, kind in BETAS.items():
+    if isinstance(schedule, kind):
+      return count | {"beta_schedule": name, "beta_start": schedule.beta_start, "beta_end": schedule.beta_end}
+  if schedule == CosineBetas(num_train_timesteps=schedule.num_train_timesteps):
+    return count | {"beta_schedule": COSINE}
+  return count | {"trained_betas": schedule.betas().tolist()}
 
 
 def find_scheduler(folder: Path) -> Path | None:

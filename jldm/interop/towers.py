@@ -10,7 +10,6 @@ open_clip_config.json, the folder of a pipeline, or the file of a whole model of
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from pathlib import Path
 import shutil
 from typing import Any, NamedTuple
@@ -268,9 +267,4 @@ def save_tower(folder: str | Path, network: Any, params: dict) -> None:
   config = module.config(network)
   tensors = rename.publish(module.table(network), jax.tree.map(np.asarray, params))
   tensors = {module.saved_name(name): value for name, value in tensors.items()}
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-  except OSError as error:
-    raise UserError(f"cannot write {str(folder)!r}: {error.strerror}; choose another") from error
-  safetensors.write(folder / WEIGHTS, tensors, {"format": "pt"})
+  locate.save_folder(folder, config, tensors, WEIGHTS)

@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import glob
+import json
 from pathlib import Path
 import shutil
 
@@ -13,13 +14,17 @@ import pytest
 
 from jldm.cli import main
 from jldm.cli.pipelines import joined_tower, pipeline_experiment
-from jldm.config.presets import make_guidance, override_sampling
+from jldm.config.presets import make_guidance, make_sampler, override_sampling
+from jldm.diffusion.process import Discrete, LinearBetas
+from jldm.diffusion.target import Predict
 from jldm.inference.generate import Request, set_up
 from jldm.inference.load import load, text_conditioner
 from jldm.inference.model import build_model, resize_model
-from jldm.interop import safetensors
-from jldm.interop.pipeline import read_pipeline
+from jldm.interop import safetensors, scheduler
+from jldm.interop.pipeline import read_pipeline, save_pipeline
+from jldm.samplers.ddim import DDIM
 from jldm.samplers.sample import scan_steps
+from jldm.samplers.timesteps import Timesteps
 from tests.networks import quick
 from tests.pipelines import (
   KEPT,
@@ -27,6 +32,7 @@ from tests.pipelines import (
   PROMPT,
   SCALE,
   STEPS,
+  STORED,
   change_json,
   change_scheduler,
   write_pipeline,
@@ -57,10 +63,10 @@ def run(model, setup, z):
   return setup.decode(model, state.z)
 
 
-def draw(model, params) -> np.ndarray:
+def draw(model, params, **given) -> np.ndarray:
   """The picture [1, H, W, 3] in [0, 1] that tests/parity/pipeline.py asks for, from the same latents."""
   model = resize_model(model, tuple(2 * side for side in KEPT["latents"].shape[1:3]))
-  request = Request(given={"text": PROMPT}, against=({"text": NEGATIVE},))
+  request = Request(given={"text": PROMPT} | given, against=({"text": NEGATIVE},))
   sampling = override_sampling(model.sampling, steps=STEPS, guidance=make_guidance(scale=SCALE))
   with jax.default_matmul_precision("highest"):
     decoded = run(model, set_up(model, params, request, sampling, 1), KEPT["latents"])
@@ -79,6 +85,49 @@ def test_the_picture_is_that_of_diffusers(family, scheduler, folders, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_inpainting_network_is_given_the_mask_and_what_is_known(folders):
+  """Its picture is that of diffusers; without a picture all of it is painted."""
+  model, params = in_memory(folders("inpaint"))
+  drawn = draw(model, params, masked=(KEPT["image"], KEPT["known"]))
+  assert np.abs(drawn - KEPT["inpaint/ddim"]).max() <= TOLERANCE
+  nothing = np.zeros_like(KEPT["image"]), np.zeros_like(KEPT["known"])
+  np.testing.assert_array_equal(draw(model, params), draw(model, params, masked=nothing))
+
+
+@pytest.mark.parametrize("family", ["sd1", "xl", "inpaint"])
+def test_it_writes_the_pipeline_that_it_read(family, folders, tmp_path):
+  """The same networks and tensors, bit for bit, and the same sampler on the same timesteps."""
+  before = read_pipeline(folders(family))
+  save_pipeline(tmp_path / "f", before)
+  after, index = read_pipeline(tmp_path / "f"), json.loads((tmp_path / "f" / "model_index.json").read_text())
+  stored = json.loads(STORED[family]["texts"]["model_index.json"])
+  assert {
+    name: value for name, value in stored.items() if not name.startswith("_diff")
+  }.items() <= index.items()
+  assert [tower.network for tower in after.towers] == [tower.network for tower in before.towers]
+  for field in ("kind", "autoencoder", "sampler", "grid", "size_features", "zero_null", "masked"):
+    assert getattr(after, field) == getattr(before, field), field
+  assert after.denoiser._replace(params={}) == before.denoiser._replace(params={})
+  trees = ((each.denoiser.params, each.codec, each.tower_params) for each in (after, before))
+  jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde", "pndm", "unipc", "ddim", "rk4"])
+def test_a_scheduler_is_written_as_it_is_read(name, tmp_path):
+  """What no scheduler has becomes DDIM."""
+  process, predicted = Discrete(LinearBetas(0.001, 0.02, 100), True), Predict("v")
+  dropped = name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
+  grid = Timesteps("linspace", dropped=1) if dropped else Timesteps(strided=True)
+  made = scheduler.scheduler_config(process, predicted, make_sampler(name), grid)
+  (tmp_path / scheduler.FILE).write_text(json.dumps(made))
+  assert scheduler.read_scheduler(tmp_path / scheduler.FILE) == (process, predicted)
+  expected = make_sampler(name), grid
+  if name == "rk4":
+    expected = DDIM(), Timesteps("leading", 1, strided=True, set_alpha_to_one=False)
+  assert scheduler.read_sampling(tmp_path / scheduler.FILE) == expected
+
+
+@pytest.mark.slow
 def test_a_workdir_draws_what_its_prompt_says_and_may_be_moved(folders, tmp_path, capsys):
   folder = tmp_path / "f"
   shutil.copytree(folders("sd1"), folder)
@@ -90,6 +139,12 @@ def test_a_workdir_draws_what_its_prompt_says_and_may_be_moved(folders, tmp_path
   assert np.asarray(Image.open(tmp_path / "o" / "00000.png")).shape == (16, 24, 3)
   model, _ = load(moved)
   assert text_conditioner(moved) == model.conditioners["text"]
+  assert main(["convert", str(moved), str(tmp_path / "back"), "--to", "diffusers"]) == 0
+  for name in STORED["sd1"]["shapes"]:
+    ours, theirs = (safetensors.read(each / name) for each in (tmp_path / "back", folders("sd1")))
+    assert {key.removeprefix("text_model.") for key in ours} == set(theirs)
+    for key, value in ours.items():
+      np.testing.assert_array_equal(value, theirs[key.removeprefix("text_model.")])
 
 
 def config_of(part, **fields):
@@ -151,7 +206,7 @@ BAD = [  # what is done to a folder, and what the one line says
     config_of("unet", down_block_types=["A", "B"]),
     "unet: config.json has down_block_types=['A', 'B']; expected 2 of",
   ),
-  (config_of("unet", in_channels=5), "unet: in_channels=5; expected 4"),
+  (config_of("unet", in_channels=5), "unet: in_channels=5; expected 4, or 9 for inpainting"),
   (
     config_of("unet", _class_name="UNet3DConditionModel"),
     "unet: * is of 'UNet3DConditionModel'; expected UNet2D",

@@ -45,7 +45,9 @@ DRAWN = {  # family -> schedulers, with what is further in their configs
   "sd1": {"ddim": {}, "dpm": {}, "pndm": {}},
   "sd2": {"ddim": V, "dpm": V},
   "xl": {"euler": {}, "ddim": {}, "dpm": {}},
+  "inpaint": {"ddim": {}},
 }
+CLASSES = {"inpaint": diffusers.StableDiffusionInpaintPipeline}  # of what is not the common one
 TOWER = {
   "intermediate_size": 48,
   "num_attention_heads": 4,
@@ -56,6 +58,7 @@ TOWER = {
 TOWERS = {  # family -> class, config of each tower
   "sd1": [(transformers.CLIPTextModel, {"hidden_size": 24, "hidden_act": "quick_gelu"})],
   "sd2": [(transformers.CLIPTextModel, {"hidden_size": 24, "hidden_act": "gelu"})],
+  "inpaint": [(transformers.CLIPTextModel, {"hidden_size": 24, "hidden_act": "quick_gelu"})],
   "xl": [
     (transformers.CLIPTextModel, {"hidden_size": 8, "hidden_act": "quick_gelu"}),
     (
@@ -108,7 +111,7 @@ def pipeline(family: str) -> diffusers.DiffusionPipeline:
     return diffusers.StableDiffusionXLPipeline(
       **parts, text_encoder_2=towers[1], tokenizer_2=tokenizers[1], add_watermarker=False
     )
-  return diffusers.StableDiffusionPipeline(
+  return CLASSES.get(family, diffusers.StableDiffusionPipeline)(
     **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
   )
 
@@ -135,7 +138,16 @@ def randomise(made: diffusers.DiffusionPipeline, shapes: dict[str, dict]) -> Non
     assert not surplus and all("position_ids" in key for key in missing), (missing, surplus)
 
 
-def draw(made: diffusers.DiffusionPipeline, latents: np.ndarray) -> np.ndarray:
+def masked(made: diffusers.DiffusionPipeline, image: np.ndarray, known: np.ndarray) -> dict:
+  """A picture and its mask for inpainting; the posterior's mean stands for what diffusers draws of it."""
+  image, known = (torch.from_numpy(value).permute(0, 3, 1, 2) for value in (image, known))
+  with torch.no_grad():
+    mean = made.vae.encode(image * known).latent_dist.mode()
+  latents = mean * made.vae.config.scaling_factor
+  return {"image": image, "mask_image": 1 - known, "masked_image_latents": latents, "strength": 1.0}
+
+
+def draw(made: diffusers.DiffusionPipeline, latents: np.ndarray, **further) -> np.ndarray:
   """[1, H, W, 3] in [0, 1]."""
   made.set_progress_bar_config(disable=True)
   return made(
@@ -147,12 +159,17 @@ def draw(made: diffusers.DiffusionPipeline, latents: np.ndarray) -> np.ndarray:
     width=latents.shape[2] * FACTOR,
     latents=torch.from_numpy(latents).permute(0, 3, 1, 2),
     output_type="np",
+    **further,
   ).images
 
 
 def main() -> None:
   latents = np.random.RandomState(0).standard_normal((1, SIDE, SIDE + 4, 4)).astype(np.float32)
-  told, kept = {}, {"latents": latents}
+  rng, height, width = np.random.RandomState(1), SIDE * FACTOR, (SIDE + 4) * FACTOR
+  image = rng.uniform(-1, 1, (1, height, width, 3)).astype(np.float32)
+  known = np.ones((1, height, width, 1), np.float32)
+  known[:, 3:9, 5:16] = 0
+  told, kept = {}, {"latents": latents, "image": image, "known": known}
   for family, schedulers in DRAWN.items():
     made = pipeline(family)
     texts, shapes = saved(made)
@@ -162,9 +179,10 @@ def main() -> None:
       kind, config = SCHEDULERS[name]
       made.scheduler = kind(**config | further)
       told[family]["schedulers"][name] = json.loads(made.scheduler.to_json_string())
-      kept[f"{family}/{name}"] = image = draw(made, latents)
-      edge = float(np.mean((image <= 0) | (image >= 1)))
-      print(family, name, f"mean {image.mean():.3f}, std {image.std():.3f}, at the ends {edge:.2f}")
+      further = masked(made, image, known) if family == "inpaint" else {}
+      kept[f"{family}/{name}"] = drawn = draw(made, latents, **further)
+      edge = float(np.mean((drawn <= 0) | (drawn >= 1)))
+      print(family, name, f"mean {drawn.mean():.3f}, std {drawn.std():.3f}, at the ends {edge:.2f}")
   np.savez_compressed(HERE / "pipeline.npz", told=json.dumps(told), **kept)
 
 

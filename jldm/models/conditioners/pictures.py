@@ -31,9 +31,13 @@ class Masked(Conditioner):
 
   A request gives (images, known): uint8 or float in [-1, 1], [n, H, W, C], and 1 where a pixel is
   known, [n, H, W, 1] or [H, W].
+
+  as_diffusers: the channels of Stable Diffusion's inpainting network: where to paint, then the latents of
+    the picture with grey there.  A request that does not name it paints all.
   """
 
   shapes: tuple[str, ...] = tuple(masks.SHAPES)
+  as_diffusers: bool = False
   name: str = "masked"
   guided: bool = False
 
@@ -61,9 +65,19 @@ class Masked(Conditioner):
       )
     return {"image": images, "known": np.broadcast_to(known, (len(images), *known.shape[1:]))}
 
+  def default_request(self, data: Spec) -> Any:
+    if not self.as_diffusers:
+      return None
+    height, width, channels = dict(data)["image"].shape
+    return np.zeros((1, height, width, channels), np.float32), np.zeros((1, height, width, 1), np.float32)
+
   def embed(self, params: Any, inputs: Inputs, encode: Encode) -> dict[str, Array]:
     """What is hidden is filled before it is encoded: [B, h, w, c + 1]."""
     images, known = inputs["image"], inputs["known"]
+    if self.as_diffusers:
+      z = encode({"image": images * known})
+      factor = images.shape[1] // z.shape[1]
+      return {"concat": jnp.concatenate([1 - known[:, ::factor, ::factor], z], -1)}  # [B, h, w, 1 + c]
     z = encode({"image": masks.fill_hidden(images, known)})
     return {"concat": jnp.concatenate([z, masks.known_share(known, images.shape[1] // z.shape[1])], -1)}
 

@@ -69,6 +69,18 @@ def test_a_masked_picture_is_the_latent_of_what_it_leaves_and_its_share_of_each_
   np.testing.assert_array_equal(conditions(Masked(dropout=0.0), batch={"image": secret}), given)
 
 
+def test_the_published_channels_are_the_mask_and_then_the_picture_grey_where_it_is_hidden():
+  conditioner = Masked(as_diffusers=True)
+  images, known = np.asarray(pixels(BATCH["image"][:2])), np.ones((2, 8, 12, 1), np.float32)
+  known[:, 2:4, 4:8] = 0
+  given = conditioner.embed({}, conditioner.read_request((images, known), DATA), encoded)["concat"]
+  np.testing.assert_array_equal(given[..., :1], 1 - known[:, ::2, ::2])
+  np.testing.assert_array_equal(given[..., 1:], encoded({"image": images * known}))
+  every = conditioner.read_request(conditioner.default_request(DATA), DATA)
+  assert not every["known"].any() and not every["image"].any(), "all is painted"
+  assert Masked().default_request(DATA) is None
+
+
 def test_a_pair_is_its_source_standardised():
   source = RNG.normal(size=(400, 4, 6, 3)).astype(np.float32)
   encode = lambda fields: standardised(CODEC, source)
