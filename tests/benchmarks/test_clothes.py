@@ -1,0 +1,17 @@
+"""The sheet and the table of benchmarks/clothes.py."""
+
+import numpy as np
+
+from benchmarks import clothes
+from jldm.data.clothes import is_unseen, read_caption
+
+
+def test_the_sheet_has_pairs_of_training_and_pairs_that_no_training_picture_has():
+  unseen = [[is_unseen(*thing) for thing in read_caption(caption)] for caption in clothes.SHEET]
+  assert unseen == [[False, False]] * 2 + [[True, True]] * 2
+
+
+def test_a_row_has_every_figure_that_says_something():
+  images = np.zeros((2, 32, 64, 3), np.uint8)
+  cells = clothes.row("black", images, [clothes.SHEET[0]] * 2).split("|")
+  assert [cell.strip() for cell in cells[1:3]] == ["black", "0.000"] or len(cells) == 7
