@@ -172,8 +172,8 @@ def text_conditioner(workdir: str | Path, **fields: Any) -> Text:
     raise UserError(
       f"workdir {str(workdir)!r} has no text tower; make one: jldm convert FOLDER {workdir} --to jldm"
     )
-  if denoiser is not None:
-    texts = [each for each in denoiser.objective.conditioners if isinstance(each, Text)]
+  conditioners = () if denoiser is None else denoiser.objective.conditioners
+  if texts := [each for each in conditioners if isinstance(each, Text)]:
     return dataclasses.replace(texts[0], **fields)
   defaults = {"tower": stage.objective.network, "tokenizer": Tokenizer(str(Path(workdir) / TOKENIZER))}
   return Text(**(defaults | fields))
