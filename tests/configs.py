@@ -13,6 +13,7 @@ from jldm.models.denoisers.dit import DiT
 from jldm.models.denoisers.unet import UNet
 
 ROOT = Path(__file__).resolve().parents[1]
+OF_PUBLISHED = ("sd15_finetune",)  # configs that start from a pipeline: tests/runs/test_finetune.py
 STAGES = ("autoencoder", "denoiser")  # of every config that has an autoencoder
 
 

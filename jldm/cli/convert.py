@@ -10,6 +10,7 @@ params        from a workdir to one .safetensors with its experiment and average
 text          from the folder of a text encoder, CLIP's or T5's, or of a pipeline that has one
               to a workdir with its tokenizer, or back to a folder of transformers
 pipeline      from the folder of a text-to-image pipeline of diffusers to a workdir to sample from, and back
+unet          from a workdir, its averaged U-Net to a folder that diffusers loads
 lpips         from a .safetensors of the lpips package's parameters to the file that jldm's LPIPS reads
 inception, dinov2, clip
               likewise for the networks of `jldm evaluate --extractor`: tests/parity/inception.py makes
@@ -22,7 +23,6 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from jldm.cli import options
-from jldm.cli.pipelines import export_pipeline, import_pipeline, is_pipeline_workdir
+from jldm.cli.extractors import EXTRACTORS, describe_arrays, import_extractor, import_lpips
+from jldm.cli.pipelines import export_pipeline, export_unet, import_pipeline, is_pipeline_workdir
 from jldm.cli.text_encoders import export_tower, import_tower, is_tower_workdir
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import dumps, loads
@@ -45,20 +46,15 @@ from jldm.interop import (
   denoisers,
   dit,
   flat,
-  inception,
   latent_scale,
   locate,
-  lpips as packaged,
   pipeline,
   pretrained,
+  rename,
   safetensors,
   towers,
   vae,
-  vit,
 )
-from jldm.metrics import perceptual
-from jldm.metrics.extractors import weights
-from jldm.metrics.extractors.extractor import find_extractor
 from jldm.models.conditioners.label import ClassLabel
 from jldm.objectives.autoencoder import Reconstruction
 from jldm.objectives.diffusion import Diffusion
@@ -99,6 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--heads", type=int, help="heads of attention, for a transformer of a width that is not published"
   )
   parser.add_argument(
+    "--dtype",
+    choices=rename.DTYPES,
+    help="of the parameters in OUT, of a text encoder to jldm or a U-Net to diffusers (default: float32)",
+  )
+  parser.add_argument(
     "--as-diffusers",
     action="store_true",
     help="compute what diffusers computes of a DiT, not what its weights were trained with",
@@ -116,7 +117,11 @@ def main(args: argparse.Namespace) -> None:
   takes = dict.fromkeys(SCALE, (is_read("autoencoder"), PUBLISHED))
   takes[ALLOW_NAN] = is_read("autoencoder", "pipeline"), PUBLISHED
   takes |= dict.fromkeys(OF_DENOISER, (transformer, TRANSFORMER))
-  rules = (options.Only(name, lambda _, holds=holds: holds, needs) for name, (holds, needs) in takes.items())
+  takes[DTYPE] = (kind, args.to) in DTYPED, OF_DTYPE
+  rules = (
+    options.Only(name, lambda _, holds=holds: holds, needs, DEFAULTS.get(name))
+    for name, (holds, needs) in takes.items()
+  )
   options.settle(args, tuple(rules))
   options.check_writable(out.parent, "OUT")
   given = {name: getattr(args, name) for name, (holds, _) in takes.items() if holds}
@@ -348,39 +353,6 @@ def check_free(out: Path) -> None:
     raise UserError(f"{str(out)!r} exists; choose another OUT")
 
 
-def import_lpips(source: Path, out: Path) -> str:
-  """Converts the parameters of the lpips package."""
-  params = perceptual.unpack_lpips(packaged.rename(safetensors.tensors(source)))
-  arrays = flat.flatten(params)
-  safetensors.write(out, arrays, {"format": "jldm", "kind": "lpips"})
-  return f"{out}: {describe_arrays(arrays)}"
-
-
-def import_extractor(kind: str, source: Path, out: Path) -> str:
-  """Converts the published weights of a feature extractor; OUT records the hash of the published file."""
-  metadata, theirs = safetensors.read_header(source).metadata, safetensors.tensors(source)
-  if "source" in metadata and metadata.get("digest") != weights.arrays_digest(theirs):
-    raise UserError(f"{str(source)!r} was changed after it was made from a published file; make it again")
-  with source.open("rb") as file:
-    origin = metadata.get("source") or hashlib.file_digest(file, "sha256").hexdigest()
-  arrays = flat.flatten(find_extractor(kind).load(EXTRACTORS[kind](theirs)))
-  safetensors.write(
-    out, arrays, {"format": "jldm", "kind": kind, "source": origin, "digest": weights.arrays_digest(arrays)}
-  )
-  name = weights.OFFICIAL.get(origin)
-  status = f"official, for {name}" if name else "not known as official"
-  return f"{out}: {describe_arrays(arrays)}, from a file of sha256 {origin}: {status}"
-
-
-def describe_arrays(arrays: dict[str, Any]) -> str:
-  return f"{len(arrays)} arrays, {sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB"
-
-
-EXTRACTORS = {  # how the names of the published arrays are changed
-  "inception": inception.rename,
-  "dinov2": functools.partial(vit.rename, "dinov2"),
-  "clip": functools.partial(vit.rename, "clip"),
-}
 RULES = {  # (kind, format of OUT) -> conversion
   ("params", "jldm"): convert_params,
   ("lpips", "jldm"): import_lpips,
@@ -390,10 +362,14 @@ RULES = {  # (kind, format of OUT) -> conversion
   ("text", "diffusers"): export_tower,
   ("pipeline", "jldm"): import_pipeline,
   ("pipeline", "diffusers"): export_pipeline,
+  ("unet", "diffusers"): export_unet,
 }
 RULES |= {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
 RULES |= {(family, "jldm"): functools.partial(import_transformer, family) for family in dit.FAMILIES}
 SCALE, ALLOW_NAN = ("scaling_factor", "shift_factor"), "allow_nan"  # of `pretrained.read_pretrained`
 PUBLISHED = "a published autoencoder or denoiser, which is no workdir"
 OF_DENOISER = ("codec", "latents_stats", "heads", "as_diffusers")
+DTYPE, DTYPED = "dtype", (("text", "jldm"), ("unet", "diffusers"))
+DEFAULTS = {DTYPE: rename.DTYPES[0]}
+OF_DTYPE = "--kind text --to jldm, or --kind unet --to diffusers"
 TRANSFORMER = f"--kind {', '.join(dit.FAMILIES)}"

@@ -1,15 +1,19 @@
-"""Whole pipelines for `jldm convert`: to a workdir that draws from prompts."""
+"""Whole pipelines for `jldm convert`: to a workdir that draws from prompts, and their U-Nets back."""
 
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from jldm.config.experiment import Experiment, Need, Sampling, Stage
 from jldm.config.serialize import HERE
 from jldm.core import trees
 from jldm.core.errors import UserError
 from jldm.data.tfds import ImageData
-from jldm.inference.load import TOKENIZER, load
-from jldm.interop import towers
+from jldm.inference.load import TOKENIZER, load, restore_result
+from jldm.inference.model import build_model, find_stage
+from jldm.interop import denoisers, towers
 from jldm.interop.denoisers import Denoiser
 from jldm.interop.pipeline import STABLE, XL, Pipeline, read_pipeline, save_pipeline
 from jldm.interop.towers import TextTower
@@ -153,3 +157,18 @@ def export_pipeline(source: Path, out: Path) -> str:
     ),
   )
   return f"{out}: a folder for diffusers, UNet, {trees.count(params['denoiser']) / 1e6:.2f} M parameters"
+
+
+def export_unet(source: Path, out: Path, dtype: str = "float32") -> str:
+  """Writes the averaged U-Net of a workdir as a folder of diffusers, such as `unet` of a pipeline's."""
+  at = find_stage(source)
+  objective = at.stage.objective
+  if not isinstance(objective.network, UNet):
+    raise UserError(
+      f"{str(source)!r} has a {type(objective.network).__name__}; expected a UNet with --kind unet"
+    )
+  params = jax.tree.map(lambda x: np.asarray(x, dtype), restore_result(at)[1].params[DENOISER])
+  side = build_model(at.experiment).latent_shape[0]
+  features = [each.features for each in objective.conditioners if isinstance(each, Sizes)]
+  denoisers.save_unet(out, objective.network, params, side, *features[:1])
+  return f"{out}: a folder for diffusers, UNet, {trees.count(params) / 1e6:.2f} M parameters"

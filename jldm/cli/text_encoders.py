@@ -15,9 +15,9 @@ from jldm.storage.checkpoint import Checkpoints
 STAGE = "text"
 
 
-def import_tower(source: Path, out: Path) -> str:
+def import_tower(source: Path, out: Path, dtype: str = "float32") -> str:
   """Writes a published text tower as a workdir that stages need, with its tokenizer."""
-  tower, params = towers.load_tower(source)
+  tower, params = towers.load_tower(source, dtype=dtype)
   stage = Stage(name=STAGE, objective=Tower(network=tower.network), steps=0)
   workdirs.claim_workdir(out, Experiment(stages=(stage,)))
   with Checkpoints(workdirs.checkpoints_folder(out, stage.name)) as saved:

@@ -40,7 +40,8 @@ class Need:
   `source` is one of
 
   - the name of an earlier stage,
-  - the path of a workdir, whose last stage is used (its last codec if the role is "codec"),
+  - the path of a workdir, whose last stage is used (its last codec if the role is "codec", its last tower
+    if a conditioner of this name has one),
   - a codec without parameters: with Need("codec", Identity()) a denoiser works on pixels.
   """
 

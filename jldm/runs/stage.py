@@ -16,7 +16,7 @@ from jldm.data.batches import batches
 from jldm.data.tfds import ImageData
 from jldm.distributed import multihost, sharding
 from jldm.inference.load import load_finished
-from jldm.inference.model import trained_shapes
+from jldm.inference.model import frozen_shapes, trained_shapes
 from jldm.runs.frozen import load_frozen
 from jldm.runs.latents import encode_training_set, measure_latents
 from jldm.runs.patience import watch_figure
@@ -208,7 +208,8 @@ def start_or_resume(run: Run, source: Any, frozen: dict, saved: Checkpoints, mes
     return init_state(*(made if started is None else stage.objective.start(*made, started)), tx, stage.ema)
 
   example = sharding.place_local_rows(mesh, size, next(batches(source, seed, size, 0, 1, local_rows)))
-  shapes = jax.eval_shape(lambda *made: init_state(*made, tx, stage.ema), *trained_shapes(run.at, frozen))
+  made = trained_shapes(run.at, frozen_shapes(run.at))  # of towers whole: those of a step are settled
+  shapes = jax.eval_shape(lambda *made: init_state(*made, tx, stage.ema), *made)
   places = sharding.shardings_like(mesh, shapes)
   if start:
     like = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)

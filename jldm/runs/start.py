@@ -9,6 +9,7 @@ from jldm.inference.model import StagePlace, result_shapes
 from jldm.train.state import TrainState
 
 CLASSES = "objective.network.classes"  # the field of a stage that may differ: its label table is drawn anew
+DTYPE = "objective.network.dtype"  # may differ too: parameters are float32
 
 
 def network_changes(at: StagePlace) -> list[Change]:
@@ -26,8 +27,9 @@ def class_change(at: StagePlace) -> Change | None:
 
 
 def check_start(at: StagePlace) -> None:
-  """Raises a UserError if a stage starts from another network than its own, but for its classes."""
-  if changed := [str(change) for change in network_changes(at) if change != class_change(at)]:
+  """Raises a UserError if a stage starts from another network than its own, but for classes and dtype."""
+  legal = [f"{at.stage.name}.{field}" for field in (CLASSES, DTYPE)]
+  if changed := [str(change) for change in network_changes(at) if change.path not in legal]:
     raise UserError(
       f"{at.stage.name}.start={at.stage.start!r} has another network: {'; '.join(changed[:3])}; make them "
       "equal"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from jldm.cli import main
-from jldm.inference.load import load, load_codec
+from jldm.inference.load import load, load_codec, load_finished
+from jldm.inference.model import find_stage
 from jldm.interop import denoisers, dit, locate, pretrained, safetensors
 from jldm.metrics import perceptual
 from jldm.metrics.extractors import dino, vit, weights
@@ -25,6 +26,7 @@ from jldm.samplers.guidance import FirstChannels
 from jldm.storage import workdir as workdirs
 from tests.interop.later import add_later
 from tests.parity.drawn import SD, parameters, places
+from tests.towers import write_tower
 
 PARITY = SD.parent
 
@@ -301,7 +303,9 @@ def test_a_file_of_diffusers_by_its_path(name, tmp_path, capsys):
 def test_a_file_of_diffusers_without_its_config(tmp_path, capsys):
   path = shutil.copy(SD / locate.WEIGHTS, tmp_path)
   line = refused(capsys, path, tmp_path / "w", "--to", "jldm")
-  kinds = "params, lpips, autoencoder, text, pipeline, inception, dinov2, clip, dit, sit, repa, lightningdit"
+  kinds = (
+    "params, lpips, autoencoder, text, pipeline, unet, inception, dinov2, clip, dit, sit, repa, lightningdit"
+  )
   assert f"does not state its kind; give --kind, one of {kinds}, or put its config.json" in line
 
 
@@ -543,3 +547,21 @@ def test_a_folder_of_a_transformer_states_its_kind(tmp_path, capsys):
   )
   message = refused(capsys, tmp_path / "f", tmp_path / "w", "--to", "jldm", "--codec", SD)
   assert "config.json has norm_type=layer_norm; expected 'ada_norm_zero'" in message
+
+
+def test_a_text_encoder_keeps_the_dtype_that_it_is_read_in(tmp_path):
+  write_tower(tmp_path / "text_encoder")
+  words = ["convert", str(tmp_path / "text_encoder"), str(tmp_path / "clip"), "--to", "jldm"]
+  assert main([*words, "--dtype", "bfloat16"]) == 0
+  loaded = load_finished(find_stage(tmp_path / "clip", "text"))
+  assert loaded.model.dtype == "bfloat16"
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {"bfloat16"}
+  assert main(["convert", str(tmp_path / "clip"), str(tmp_path / "again"), "--to", "diffusers"]) == 0
+  entries = safetensors.read_header(tmp_path / "again" / "model.safetensors").entries.values()
+  assert {entry.dtype for entry in entries} == {"BF16"}
+
+
+def test_a_dtype_of_what_has_none_is_refused(tmp_path, capsys):
+  words = ["convert", str(tmp_path), str(tmp_path / "out"), "--kind", "autoencoder", "--to", "diffusers"]
+  assert main([*words, "--dtype", "bfloat16"]) == 2
+  assert "--dtype bfloat16" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -62,6 +62,18 @@ def trained(tower, tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_tokens_are_kept_in_half_precision(trained):
+  (kept,) = (trained / "conditions").glob("*/0-0/text__tokens.npy")
+  tokens = np.load(kept)
+  model, params = load(trained)
+  batch = model.conditioners["text"].derive({"caption": Synthetic(caption=20).captions(np.zeros(16, int))})
+  ids = batch["text_ids"]
+  expected = NETWORK.apply({"params": params["text"]}, ids).tokens
+  assert tokens.dtype == np.float16 and tokens.shape == (16, 6, NETWORK.width)
+  np.testing.assert_allclose(tokens, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.slow
 def test_prompts_per_sample_and_what_they_push_from(trained):
   model, params = load(trained)
   assert params["text"]["tokens"]["embedding"].shape == (NETWORK.vocabulary, NETWORK.width)

@@ -49,6 +49,7 @@ class Conditioner:
   guided: whether guidance pushes away from `null` if a request names nothing else.
   fields: the arrays of a batch that `draw_inputs` reads.
   cached: `embed` is computed once per example, and kept with the latents.
+  kept_as: the dtype in which what `embed` gives is kept, if it is cached; the network sees float32.
   tower: a network that was trained elsewhere; `embed` and `null` take its parameters, frozen[name].
 
   Raises:
@@ -61,6 +62,7 @@ class Conditioner:
 
   fields = ()
   cached = False
+  kept_as = "float32"
   tower = None
 
   def __post_init__(self):
@@ -178,7 +180,9 @@ def cached_conditions(
       embedded = conditioner.embed(
         params.get(conditioner.name, {}), conditioner.draw_inputs(batch, keys), encode
       )
-      kept |= {array_name(conditioner, key): value for key, value in embedded.items()}
+      kept |= {
+        array_name(conditioner, key): in_dtype(value, conditioner.kept_as) for key, value in embedded.items()
+      }
     else:
       kept |= {field: batch[field] for field in conditioner.fields}
   return kept
@@ -195,13 +199,21 @@ def draw_conditions(
     if conditioner.cached:
       prefix = array_name(conditioner, "")
       embedded = {
-        name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)
+        name.removeprefix(prefix): in_dtype(value, "float32")
+        for name, value in batch.items()
+        if name.startswith(prefix)
       }
     else:
       embedded = conditioner.embed(own, conditioner.draw_inputs(batch, key_draw), encode)
     keep = jax.vmap(jax.random.uniform)(key_drop) >= conditioner.dropout
     conditions[conditioner.name] = select_per_sample(keep, embedded, conditioner.null(own, embedded))
   return conditions
+
+
+def in_dtype(value: Any, dtype: str) -> Any:
+  """The float arrays of a tree in a dtype, others as they are."""
+  is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+  return jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, value)
 
 
 def select_per_sample(keep: Array, some: dict[str, Array], others: dict[str, Array]) -> dict[str, Array]:

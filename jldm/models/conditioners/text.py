@@ -118,6 +118,7 @@ class Text(TextConditioner):
   zero_null: bool = False
 
   cached = True
+  kept_as = "float16"  # half of the disk: 77 tokens of a text are larger than the latents of its picture
 
   @property
   def network(self) -> nn.Module:

@@ -88,14 +88,20 @@ def test_null_is_the_empty_caption_settled_or_not(text, params):
 def test_what_is_cached_is_what_a_step_reads(text, params):
   cache = quick(lambda params, batch: cached_conditions([text], {"text": params}, batch, None, KEYS))
   kept = cache(params, batch(text))
-  assert kept.keys() == {"text__tokens", "text__mask", "text__vector"}
-  for dropout, wanted in ((0.0, CAPTIONS), (1.0, [""] * len(CAPTIONS))):
+  assert {name: str(value.dtype) for name, value in kept.items()} == {
+    "text__tokens": "float16",
+    "text__mask": "bool",
+    "text__vector": "float16",
+  }
+  half = 2.0**-11  # the relative error of rounding to float16; the null is not kept
+  for dropout, wanted, rtol in ((0.0, CAPTIONS, half), (1.0, [""] * len(CAPTIONS), 0)):
     one = dataclasses.replace(text, dropout=dropout)
     settled = {"text": quick(text.settle)(params)}
     drawn = draw_conditions([one], settled, kept, None, [KEYS])["text"]
     expected = embed(text, params, wanted)
     for name, value in expected.items():
-      np.testing.assert_allclose(drawn[name], value, atol=1e-5)
+      assert drawn[name].dtype == value.dtype
+      np.testing.assert_allclose(drawn[name], value, rtol=rtol, atol=1e-5)
 
 
 def test_masked_padding_changes_no_token_of_t5(tmp_path):
