@@ -6,7 +6,9 @@
   jldm sample --workdir runs/clothes --prompt "a red bag right of a blue t-shirt" --n 16
   jldm evaluate --workdir runs/clothes --n 2000 --captions unseen
 
-Measured results are in docs/text_to_image.md.
+One thread of a machine that other work shared: 613 CPU-seconds for both stages; of 500 samples, ten guided
+steps each, 0.89 of the things are of the class asked (0.83 of pairs that no training picture has), all have
+their colour, and none is on the wrong side.  docs/text_to_image.md has shorter runs, and what they give.
 """
 
 from jldm.config.experiment import Evaluation, Experiment, Need, Sampling, Stage
