@@ -125,7 +125,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = parse_config(folder / INDEX, "a pipeline's")
     kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind not in CLASSES:
-      raise UserError(f"_class_name={printable(str(kind)[:60])}; expected one of {', '.join(CLASSES)}")
+      raise UserError(
+        f"_class_name={printable(str(kind)[:60])}; expected one of {', '.join(CLASSES)}; of others give "
+        "--kind autoencoder, or another part that is read alone"
+      )
   tokenizers = [part.replace("text_encoder", "tokenizer") for part in CLASSES[kind].towers]
   for part in (UNET, VAE, SCHEDULER, *CLASSES[kind].towers, *tokenizers):
     if not (folder / part).is_dir():

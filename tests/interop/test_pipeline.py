@@ -175,7 +175,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 BAD = [  # what is done to a folder, and what the one line says
   (
     index_with(_class_name="FluxPipeline"),
-    "model_index.json: _class_name=FluxPipeline; expected one of Stable",
+    "model_index.json: _class_name=FluxPipeline; expected one of Stable*; of others give --kind autoencoder",
   ),
   (
     index_with(_class_name=...),
