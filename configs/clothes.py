@@ -8,7 +8,7 @@
 
 One thread of a machine that other work shared: 613 CPU-seconds for both stages; of 500 samples, ten guided
 steps each, 0.89 of the things are of the class asked (0.83 of pairs that no training picture has), all have
-their colour, and none is on the wrong side.  docs/text_to_image.md has shorter runs, and what they give.
+their colour, and none (0.01) is on the wrong side.  docs/text_to_image.md has shorter runs, and what they give.
 """
 
 from jldm.config.experiment import Evaluation, Experiment, Need, Sampling, Stage
