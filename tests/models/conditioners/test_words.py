@@ -16,6 +16,7 @@ from jldm.models.denoisers.unet import UNet
 from jldm.models.towers.words import Hashed, WordEncoder
 from jldm.nn.transformer import JointBlock, ModulatedBlock
 from jldm.objectives.diffusion import Diffusion
+from tests.marks import slow_after
 from tests.networks import quick, randomised
 
 CAPTIONS = ["a red cat", "cat", "", "two dogs left of a cat"]
@@ -72,7 +73,7 @@ def test_dropout_is_the_empty_caption():
   np.testing.assert_array_equal(draw(0.0, batch)["mask"], batch["text_known"])
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_after(1, WAYS))
 def test_gradients_reach_the_words_that_are_in_the_captions(way):
   objective = Diffusion(
     network=WAYS[way], process=Flow(), conditioners=(dataclasses.replace(WORDS, dropout=0),)
