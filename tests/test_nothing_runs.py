@@ -137,7 +137,7 @@ def test_the_commands_are_files_of_the_package():
     "importlib.util.module_from_spec(spec)",
     "importlib.util.spec_from_file_location(name, file)",  # of run_file
   ]
-  shared = {"__init__.py", "options.py", "edit_kinds.py", "text_encoders.py"}
+  shared = {"__init__.py", "options.py", "edit_kinds.py", "extractors.py", "pipelines.py", "text_encoders.py"}
   files = {path.name for path in (ROOT / "jldm" / "cli").glob("*.py")}
   assert files == shared | {f"{name}.py" for name in COMMANDS}
 

@@ -368,7 +368,10 @@ def test_a_plain_npy_is_refused(tmp_path):
 # ---- requests
 
 REQUESTS = {
-  "kind": ({"kind": "tar"}, r"kind='tar'; expected one of \['digits', 'folder', 'idx', 'npz', 'photos'\]"),
+  "kind": (
+    {"kind": "tar"},
+    r"kind='tar'; expected one of \['clothes', 'digits', 'emoji', 'folder', 'idx', 'npz', 'photos'\]",
+  ),
   "name": ({"name": "../a"}, "name='../a'; expected letters"),
   "size": ({"size": (0, 8)}, "size=0x8; expected HEIGHTxWIDTH"),
   "pad": ({"pad": -1}, "pad=-1"),
