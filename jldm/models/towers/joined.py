@@ -22,6 +22,11 @@ class JoinedText(nn.Module):
   first: Any
   second: Any
 
+  @property
+  def dtype(self) -> str:
+    """Of the parameters of both, which are read alike."""
+    return self.first.dtype
+
   @nn.compact
   def __call__(self, ids: Array, mask: Array | None = None) -> Encoded:
     """ids int [B, 2 L] -> tokens [B, L, D_first + D_second] and pooled [B, P].
