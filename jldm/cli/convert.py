@@ -128,6 +128,14 @@ def main(args: argparse.Namespace) -> None:
   with alone(out), options.writing(out, "OUT"):
     check_free(out)
     print(RULES[kind, args.to](source, out, **given))
+    keep_card(source, out)
+
+
+def keep_card(source: Path, out: Path) -> None:
+  """Copies a folder's model card, which has its licence, into the folder that was made of it."""
+  card = source / CARD
+  if card.is_file() and out.is_dir() and card.stat().st_size <= MOST_CARD_BYTES:
+    (out / CARD).write_bytes(card.read_bytes())
 
 
 @contextlib.contextmanager
@@ -366,6 +374,7 @@ RULES = {  # (kind, format of OUT) -> conversion
 }
 RULES |= {(kind, "jldm"): functools.partial(import_extractor, kind) for kind in EXTRACTORS}
 RULES |= {(family, "jldm"): functools.partial(import_transformer, family) for family in dit.FAMILIES}
+CARD, MOST_CARD_BYTES = "README.md", 2**20
 SCALE, ALLOW_NAN = ("scaling_factor", "shift_factor"), "allow_nan"  # of `pretrained.read_pretrained`
 PUBLISHED = "a published autoencoder or denoiser, which is no workdir"
 OF_DENOISER = ("codec", "latents_stats", "heads", "as_diffusers")

@@ -549,8 +549,9 @@ def test_a_folder_of_a_transformer_states_its_kind(tmp_path, capsys):
   assert "config.json has norm_type=layer_norm; expected 'ada_norm_zero'" in message
 
 
-def test_a_text_encoder_keeps_the_dtype_that_it_is_read_in(tmp_path):
-  write_tower(tmp_path / "text_encoder")
+def test_a_text_encoder_keeps_its_model_card_and_the_dtype_that_it_is_read_in(tmp_path):
+  card = write_tower(tmp_path / "text_encoder") / "README.md"
+  card.write_text("---\nlicense: openrail\n---\n")
   words = ["convert", str(tmp_path / "text_encoder"), str(tmp_path / "clip"), "--to", "jldm"]
   assert main([*words, "--dtype", "bfloat16"]) == 0
   loaded = load_finished(find_stage(tmp_path / "clip", "text"))
@@ -559,6 +560,8 @@ def test_a_text_encoder_keeps_the_dtype_that_it_is_read_in(tmp_path):
   assert main(["convert", str(tmp_path / "clip"), str(tmp_path / "again"), "--to", "diffusers"]) == 0
   entries = safetensors.read_header(tmp_path / "again" / "model.safetensors").entries.values()
   assert {entry.dtype for entry in entries} == {"BF16"}
+  for folder in ("clip", "again"):
+    assert (tmp_path / folder / "README.md").read_bytes() == card.read_bytes()
 
 
 def test_a_dtype_of_what_has_none_is_refused(tmp_path, capsys):
