@@ -65,7 +65,7 @@ def hash_word(word: str) -> int:
 class WordEncoder(nn.Module):
   """A transformer over the words of a text, each of which sees all others.
 
-  rows: of the table of embeddings.  1,024 tell some ten thousand words apart.
+  rows: of the table of embeddings.  Of n words some (n / rows)^2 pairs have the same two rows.
   length: of the longest text.
   """
 
